@@ -1,0 +1,40 @@
+# Everything a fresh clone needs: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PIP_FLAGS := -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: install demo test test-fast check rivals clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[bench]' --group test --group check
+	touch $@
+
+demo: install
+	$(BIN)/chreode demo
+
+test: install
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m 'not slow'
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# scvi-tools, scib-metrics and scanpy, for benchmarks and oracle values only
+rivals: .venv-rivals/.installed
+
+.venv-rivals/.installed: benchmarks/rivals.txt constraints.txt
+	$(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install $(PIP_FLAGS) -r benchmarks/rivals.txt
+	touch $@
+
+clean:
+	rm -rf .venv .venv-rivals chreode-demo

@@ -1,0 +1,211 @@
+"""From a data object and a schema to a `Source`: learn a `Spec` once, then follow it for every query."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .check import as_category, findings, require
+from .data.source import Source
+from .errors import DataError, SchemaError, near
+from .read import Data, column, matrix, where
+from .schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, Place, Schema, Spec
+
+#: A query whose shared features carry less than this share of the model's weight is refused.
+MIN_WEIGHT = 0.5
+
+
+class MissingFeatures(UserWarning):
+    """A query lacks features that the model was trained on."""
+
+
+def learn_spec(
+    data: Data, schema: Schema, roles: Collection[str], rows: np.ndarray, old: Spec | None = None
+) -> Spec:
+    """Return the names and sizes of `roles`, seen on `rows` alone.
+
+    Parameters
+    ----------
+    old
+        The spec of the fit to start from: its features are kept, and categories it does not know
+        become a new block behind its own.
+    """
+    features: dict[str, tuple[str, ...]] = {}
+    categories: dict[str, tuple[str, ...]] = {}
+    blocks: dict[str, tuple[int, ...]] = {}
+    covariates: dict[str, list[str]] = {"categorical": [], "continuous": []}
+    for role, place in _wanted(schema, roles):
+        base, _, name = role.partition("/")
+        if base in MATRIX_ROLES:
+            features[role] = tuple(str(n) for n in matrix(data, place, role)[1])
+        if base in covariates:
+            covariates[base].append(name)
+        if base in CATEGORY_ROLES or base == "categorical":
+            key = name or role
+            values = as_category(column(data, place, role).iloc[rows], schema.missing).dropna()
+            before = old.categories.get(key, ()) if old else ()
+            fresh = tuple(sorted(set(values) - set(before)))
+            categories[key] = (*before, *fresh)
+            blocks[key] = (
+                *(old.blocks.get(key, ()) if old else ()),
+                *([len(fresh)] if fresh else []),
+            )
+    spec = Spec(
+        tuple(roles), features, categories, blocks,
+        tuple(covariates["categorical"]), tuple(covariates["continuous"]), len(rows),
+    )  # fmt: skip
+    return replace(spec, features=old.features) if old else spec
+
+
+def open_source(
+    data: Data,
+    schema: Schema,
+    spec: Spec,
+    roles: Collection[str],
+    *,
+    weight: Mapping[str, np.ndarray] | None = None,
+    rows: np.ndarray | None = None,
+) -> Source:
+    """Return the cells of `data` aligned to `spec`, with `roles` alone.
+
+    Features are put in the spec's order; missing ones are reported with their share of `weight`
+    (per role, one non-negative value per feature), and refused when too much of it is missing.
+
+    Raises
+    ------
+    DataError
+        If too much of the model's weight is missing, or categories are unknown on `rows`.
+    """
+    matrices: dict[str, Any] = {}
+    places: dict[str, np.ndarray] = {}
+    take: dict[str, np.ndarray] = {}
+    columns: dict[str, Any] = {}
+    for role, place in _wanted(schema, roles):
+        base, _, name = role.partition("/")
+        if base in MATRIX_ROLES:
+            matrices[role], names = matrix(data, place, role)
+            at = where(data, place)
+            if at is not None:
+                places[role] = at
+            found = names.astype(str).get_indexer(pd.Index(spec.features[role]))
+            if not np.array_equal(found, np.arange(len(names))):
+                take[role] = found
+                _report_missing(role, place, found, names, spec, (weight or {}).get(role))
+        elif base in CATEGORY_ROLES or base == "categorical":
+            key = name or role
+            columns[role] = _codes(column(data, place, role), key, schema, spec, rows)
+        elif base in NUMBER_ROLES or base == "continuous":
+            columns[role] = column(data, place, role).to_numpy(np.float32)
+    for stacked in ("categorical", "continuous"):
+        names_ = getattr(spec, stacked)
+        if names_ and any(r.startswith(f"{stacked}/") for r in columns):
+            columns[stacked] = np.stack([columns.pop(f"{stacked}/{n}") for n in names_], axis=1)
+    return Source(spec, data.obs_names.to_numpy(), matrices, places, take, columns)
+
+
+def open_query(
+    data: Data,
+    schema: Schema,
+    spec: Spec,
+    roles: Collection[str],
+    weight: Mapping[str, np.ndarray] | None = None,
+) -> Source:
+    """Check the values of `roles`, then return the cells aligned to `spec`.
+
+    Raises
+    ------
+    SchemaError, DataError
+        If a role is absent or its values are wrong.
+    """
+    kept = {role for role, _ in _wanted(schema, roles)}
+    narrow = schema.with_(
+        **{
+            f: type(getattr(schema, f))() if isinstance(getattr(schema, f), tuple) else None
+            for f in schema.as_dict()
+            if f not in ("missing", "fractional")
+            and not any(r.partition("/")[0] == f for r in kept)
+        }
+    )
+    if narrow.control is not None:
+        narrow = narrow.with_(control=None)
+    require(findings(data, narrow, query=True))
+    return open_source(data, schema, spec, roles, weight=weight)
+
+
+def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, int | float]:
+    """Return (column of a batch, position in it, code) of a condition such as ``batch="p3"``.
+
+    `key` is a role, or the column name of a categorical or continuous covariate.
+
+    Raises
+    ------
+    SchemaError
+        If the model was not fitted with it, or never saw the value.
+    """
+    if key in spec.continuous:
+        return "continuous", spec.continuous.index(key), float(value)
+    if key not in spec.categories:
+        known = [*spec.categories, *spec.continuous]
+        raise SchemaError(f"This model was not fitted with a condition {key!r}.{near(key, known)}")
+    names = spec.categories[key]
+    if str(value) not in names:
+        raise SchemaError(f"{key}={value!r} was never seen in the fit.{near(str(value), names)}")
+    code = names.index(str(value))
+    if key in spec.categorical:
+        return "categorical", spec.categorical.index(key), code
+    return key, None, code
+
+
+def _wanted(schema: Schema, roles: Collection[str]) -> list[tuple[str, Place]]:
+    return [(role, place) for role, place in schema.places() if role.partition("/")[0] in roles]
+
+
+def _codes(
+    values: pd.Series, key: str, schema: Schema, spec: Spec, rows: np.ndarray | None
+) -> np.ndarray:
+    text = as_category(values, schema.missing)
+    codes = pd.Index(spec.categories[key]).get_indexer(pd.Index(text)).astype(np.int64)
+    if key == "label":
+        return codes  # an unknown label is an unlabelled cell: nothing is decoded from it
+    checked = text if rows is None else text.iloc[rows]
+    unknown = sorted(set(checked.dropna()) - set(spec.categories[key]))
+    if unknown:
+        raise DataError(
+            f"{key}: the model never saw {unknown[:5]}"
+            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}. It knows "
+            f"{', '.join(spec.categories[key][:10])}. Map the new cells first: "
+            "fitted.model.fit(query, schema, from_=fitted)."
+        )
+    return codes
+
+
+def _report_missing(
+    role: str,
+    place: Place,
+    found: np.ndarray,
+    names: pd.Index,
+    spec: Spec,
+    weight: np.ndarray | None,
+) -> None:
+    missing = found < 0
+    if not missing.any():
+        return
+    trained = spec.features[role]
+    share = missing.mean() if weight is None else weight[missing].sum() / max(weight.sum(), 1e-30)
+    said = (
+        f"{role} ({place}): {int(missing.sum()):,} of {len(trained):,} trained features are missing "
+        f"(such as {trained[int(np.argmax(missing))]!r}); they carry {share:.0%} of the model's weight."
+    )
+    if missing.all() or share > 1 - MIN_WEIGHT:
+        if missing.all():
+            said += (
+                f" No feature is shared: the model knows names such as {trained[0]!r}, the query has "
+                f"{str(names[0])!r}. Put names of the same kind (symbols or Ensembl ids) in var_names."
+            )
+        raise DataError(said + f" At least {MIN_WEIGHT:.0%} of the weight must be found.")
+    warnings.warn(said, MissingFeatures, stacklevel=4)

@@ -1,0 +1,295 @@
+"""Does an embedding keep cell types apart and mix batches? Against PCA, Harmony and a ceiling."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float
+
+from .. import __version__, read
+from ..check import as_category
+from ..errors import CapabilityError, SchemaError, near
+from ..fitted import Fitted
+from ..learn.phase import bar
+from ..metrics.integration import METRICS, integration_scores, summary
+from ..metrics.score import Score
+from ..model import Model
+from ..models.pca import PCA
+from ..read import Data
+from ..schema import Schema
+from .table import Bench
+
+#: Rows of the table beside the ones asked for: two baselines and a ceiling.
+BASELINE, HARMONY, CEILING = "PCA", "Harmony", "label oracle"
+#: Bootstrap resamples behind each interval.
+DRAWS = 200
+
+
+@dataclass
+class _Row:
+    """One method: how to embed the cells under a seed."""
+
+    name: str
+    role: str
+    embed: Callable[[int], Float[np.ndarray, "cells z"]]
+    seeds: Sequence[int]
+    note: str = ""
+    converged: list[bool] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+def integration(
+    data: Data | str | Path,
+    schema: Schema,
+    methods: Sequence[str | Model | Fitted],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    rows: Any = None,
+    metrics: Sequence[str] | None = None,
+    progress: bool | None = None,
+) -> Bench:
+    """Score embeddings of the same cells by conservation of labels and mixing of batches.
+
+    Parameters
+    ----------
+    data
+        AnnData, MuData or a path.
+    schema
+        Must name `batch`, `label`, and what the methods need.
+    methods
+        Keys of ``obsm`` (``"X_scvi"`` or ``"scvi"``; one seed, and marked so), fitted models (their
+        own seed), or models to be fitted here, once per seed.
+    seeds
+        Seeds of fits and of clusterings.
+    rows
+        Cells to score (default: all). Models are fitted on all cells, as integration is used.
+    metrics
+        Keys of `chreode.metrics.integration.METRICS` (default: all).
+
+    Returns
+    -------
+    Bench
+        Raw scores with bootstrap intervals; PCA and Harmony as baselines; a label oracle (one-hot
+        labels with a little noise) as what these labels and batches allow at best.
+
+    Raises
+    ------
+    SchemaError
+        If `batch` or `label` is not named, or a key is not in ``obsm``.
+    """
+    data = read.read(data)
+    for role in ("batch", "label"):
+        if getattr(schema, role) is None:
+            raise SchemaError(f"bench.integration needs {role}: Schema({role}='obs/…').")
+    cells = read.positions(data, rows)
+    named = {r: as_category(_column(data, schema, r), schema.missing) for r in ("label", "batch")}
+    pca = _fit_and_embed(PCA(n_latent=min(50, data.n_obs - 2)), data, schema, progress)
+    table = [
+        _Row(BASELINE, "baseline", pca, seeds[:1]),
+        _harmony(pca, named["batch"], seeds),
+        *(_row(m, data, schema, seeds, progress) for m in methods),
+        _Row(CEILING, "ceiling", lambda seed: _oracle(named["label"], seed), seeds[:1]),
+    ]
+    found, pictures = [], {}
+    draws: dict[str, np.ndarray] = {}
+    scored = len(METRICS) if metrics is None else len(metrics)
+    with bar(sum(len(r.seeds) for r in table) * scored, "judge", progress) as shown:
+        for row in table:
+            totals = []
+            for seed in row.seeds:
+                start = time.perf_counter()
+                shown.set_postfix_str(row.name)
+                try:
+                    x = row.embed(seed)
+                except CapabilityError as error:
+                    row.note = str(error)
+                    shown.update(scored)
+                    continue
+                row.seconds.append(time.perf_counter() - start)
+                pictures.setdefault(row.name, x)
+                scores = integration_scores(
+                    x[cells],
+                    named["label"].to_numpy()[cells],
+                    named["batch"].to_numpy()[cells],
+                    pre=pictures[BASELINE][cells],
+                    seed=seed,
+                    metrics=metrics,
+                    progress=lambda _: shown.update(),
+                )
+                whole = {**scores, **summary(scores)}
+                found += [_scored(row.name, seed, key, score) for key, score in whole.items()]
+                totals.append(_resampled(whole["total"]))
+            if totals:
+                draws[row.name] = np.mean(totals, 0)
+    return Bench(
+        kind="integration",
+        scores=pd.DataFrame(found),
+        methods=pd.DataFrame([_summary(r, draws) for r in table]).set_index("method"),
+        metrics=_metric_table(metrics),
+        about=_about(data, schema, cells, named),
+        embeddings={name: x[cells] for name, x in pictures.items()},
+        labels={role: values.iloc[cells] for role, values in named.items()},
+    )
+
+
+def _row(
+    method: str | Model | Fitted,
+    data: Data,
+    schema: Schema,
+    seeds: Sequence[int],
+    progress: bool | None,  # noqa: FBT001 (tri-state)
+) -> _Row:
+    if isinstance(method, str):
+        key = next((k for k in (method, f"X_{method}") if k in data.obsm), None)
+        if key is None:
+            raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
+        values = np.asarray(data.obsm[key], np.float32)
+        return _Row(key, "method", lambda _: values, seeds[:1], "one seed: a ready-made embedding")
+    if isinstance(method, Fitted):
+        fitted = method
+        row = _Row(
+            type(fitted.model).__name__,
+            "method",
+            lambda _: fitted.embed(_shallow(data), progress=progress),
+            [fitted.provenance["seed"]],
+            "one seed: a fitted model",
+        )
+        row.converged.append(bool(fitted.provenance["converged"]))
+        return row
+    row = _Row(type(method).__name__, "method", lambda _: np.empty((0, 0)), seeds)
+    row.embed = _fit_and_embed(method, data, schema, progress, row.converged)
+    return row
+
+
+def _fit_and_embed(
+    model: Model,
+    data: Data,
+    schema: Schema,
+    progress: bool | None,  # noqa: FBT001 (tri-state)
+    converged: list[bool] | None = None,
+) -> Callable[[int], Float[np.ndarray, "cells z"]]:
+    def embed(seed: int) -> Float[np.ndarray, "cells z"]:
+        fitted = model.fit(data, schema, seed=seed, progress=progress)
+        if converged is not None:
+            converged.append(bool(fitted.provenance["converged"]))
+        return fitted.embed(_shallow(data), progress=progress)
+
+    return embed
+
+
+def _harmony(
+    pca: Callable[[int], Float[np.ndarray, "cells z"]], batch: pd.Series, seeds: Sequence[int]
+) -> _Row:
+    def embed(seed: int) -> Float[np.ndarray, "cells z"]:
+        try:
+            import harmonypy
+        except ImportError as error:
+            raise CapabilityError(
+                "not run: harmonypy is not installed, pip install 'chreode[bench]'"
+            ) from error
+        if batch.nunique() < 2:
+            raise CapabilityError("not run: there is one batch only")
+        x = pca(seed)
+        kept = np.isfinite(x).all(1)
+        table = pd.DataFrame({"batch": batch[kept].to_numpy()})
+        fixed = harmonypy.run_harmony(x[kept], table, "batch", random_state=seed, verbose=False)
+        out = np.full_like(x, np.nan)
+        corrected = np.asarray(fixed.Z_corr, np.float32)
+        out[kept] = corrected if corrected.shape == x[kept].shape else corrected.T
+        return out
+
+    return _Row(HARMONY, "baseline", embed, seeds)
+
+
+def _oracle(label: pd.Series, seed: int) -> Float[np.ndarray, "cells z"]:
+    codes = pd.factorize(label)[0]
+    hot = np.eye(codes.max() + 1, dtype=np.float32)[np.maximum(codes, 0)]
+    noise = np.random.default_rng(seed).normal(scale=0.1, size=hot.shape)
+    return hot + noise.astype(np.float32)
+
+
+def _scored(method: str, seed: int, metric: str, score: Score) -> dict[str, Any]:
+    low, high = score.interval(n=DRAWS)
+    return {
+        "method": method, "seed": seed, "metric": metric,
+        "value": score.value, "low": low, "high": high,
+    }  # fmt: skip
+
+
+def _resampled(total: Score) -> Float[np.ndarray, " draws"]:
+    """Return the total over the resamples that `Score.interval` draws, the same for every method."""
+    rng = np.random.default_rng(0)
+    n = total.n_cells
+    return np.array([total.resampled(rng.integers(n, size=n)) for _ in range(DRAWS)])
+
+
+def _summary(row: _Row, draws: dict[str, np.ndarray]) -> dict[str, Any]:
+    notes = [row.note] if row.note else []
+    if row.role == "method" and row.name in draws:
+        # paired: both totals are over the same resamples of cells
+        if np.nanquantile(draws[row.name] - draws[BASELINE], 0.025) <= 0:
+            notes.append("not better than PCA")
+        if not all(row.converged):
+            notes.append("unconverged")
+    return {
+        "method": row.name, "role": row.role, "seeds": len(row.seconds),
+        "converged": all(row.converged), "seconds": float(np.mean(row.seconds or [np.nan])),
+        "note": "; ".join(notes),
+    }  # fmt: skip
+
+
+def _metric_table(metrics: Sequence[str] | None) -> pd.DataFrame:
+    rows: Iterator[Any] = (m for m in METRICS if metrics is None or m.key in metrics)
+    table = [
+        {"metric": m.key, "name": m.name, "group": m.kind, "best": m.best, "about": m.description}
+        for m in rows
+    ]
+    for key, said in (
+        ("bio", "mean of the bio metrics, raw"),
+        ("batch", "mean of the batch metrics, raw"),
+        ("total", "0.6 bio + 0.4 batch"),
+    ):
+        table.append({"metric": key, "name": key, "group": "total", "best": 1.0, "about": said})
+    return pd.DataFrame(table).set_index("metric")
+
+
+def _column(data: Data, schema: Schema, role: str) -> pd.Series:
+    return next(read.column(data, place, role) for r, place in schema.places() if r == role)
+
+
+def _shallow(data: Data) -> Data:
+    """Return the same cells in a new object, so that a verb writes nothing to the user's."""
+    if isinstance(data, anndata.AnnData):
+        return anndata.AnnData(
+            data.X, obs=data.obs, var=data.var, layers=dict(data.layers), obsm=dict(data.obsm),
+            raw=data.raw,
+        )  # fmt: skip
+    return data.copy()
+
+
+def _about(
+    data: Data, schema: Schema, cells: np.ndarray, named: dict[str, pd.Series]
+) -> dict[str, Any]:
+    digest = hashlib.sha256("\n".join(map(str, data.obs_names[cells])).encode())
+    for role, place in schema.places():
+        if role.partition("/")[0] in ("counts", "expression"):
+            values = read.matrix(data, place, role)[0]
+            digest.update(np.asarray(values.data if sp.issparse(values) else values).tobytes())
+    return {
+        "data": digest.hexdigest()[:16], "cells": len(cells), "schema": schema.as_dict(),
+        "labels": int(named["label"].nunique()), "batches": int(named["batch"].nunique()),
+        "unlabelled": int(named["label"].iloc[cells].isna().sum()),
+        "chreode": __version__, "torch": torch.__version__, "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip

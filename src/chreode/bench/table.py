@@ -1,0 +1,105 @@
+"""The result of a bench: raw scores with intervals, one row per method, seed and metric."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import store
+from ..errors import StoreError
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Scores of several methods on the same cells.
+
+    Attributes
+    ----------
+    kind
+        Which bench: ``"integration"``, …
+    scores
+        Long table: method, seed, metric, value, low, high (95 % bootstrap interval over cells).
+    methods
+        One row per method: role (baseline, method, ceiling), seeds, converged, seconds, note.
+    metrics
+        One row per metric: name, group, best value, description.
+    about
+        Data fingerprint, cells, schema, versions, machine: what a reader needs to repeat it.
+    embeddings
+        Coordinates of the cells by method (first seed), for pictures; not saved.
+    labels
+        Categories of the cells by what they are called, for pictures; not saved.
+    """
+
+    kind: str
+    scores: pd.DataFrame
+    methods: pd.DataFrame
+    metrics: pd.DataFrame
+    about: Mapping[str, Any]
+    embeddings: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    labels: Mapping[str, pd.Series] = field(default_factory=dict, repr=False)
+
+    def table(self) -> pd.DataFrame:
+        """Return methods x metrics, means over seeds of raw scores, with seeds and a note."""
+        wide = self._wide("value")
+        wide.insert(0, "role", self.methods["role"])
+        return wide.join(self.methods[["seeds", "note"]])
+
+    def intervals(self) -> pd.DataFrame:
+        """Return methods x metrics as ``low to high``: the union of the seeds' bootstrap intervals."""
+        low, high = self._wide("low", "min"), self._wide("high", "max")
+        return low.combine(high, lambda a, b: a.map("{:.3f}".format) + " to " + b.map("{:.3f}".format))
+
+    def save(self, path: str | Path) -> Path:
+        """Write scores, methods and provenance as JSON.
+
+        Raises
+        ------
+        StoreError
+            If the place cannot be written.
+        """
+        tables = {n: getattr(self, n).reset_index().to_dict("records") for n in ("scores", "methods", "metrics")}
+        with store.aside(path) as made:
+            made.write_text(json.dumps({"kind": self.kind, "about": dict(self.about), **tables}, indent=1))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bench:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        StoreError
+            If the file is absent, cut short or no bench.
+        """
+        try:
+            read = json.loads(Path(path).read_text())
+            tables = {n: pd.DataFrame(read[n]) for n in ("scores", "methods", "metrics")}
+            return cls(
+                read["kind"],
+                tables["scores"].drop(columns="index"),
+                tables["methods"].set_index("method"),
+                tables["metrics"].set_index("metric"),
+                read["about"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} is no saved bench ({error!r}).") from error
+
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page with tables and pictures, and return its path."""
+        from ..report import write_bench
+
+        return write_bench(path, self)
+
+    def _wide(self, value: str, how: str = "mean") -> pd.DataFrame:
+        wide = self.scores.pivot_table(
+            index="method", columns="metric", values=value, aggfunc=how, dropna=False, sort=False
+        )
+        wide.columns.name = None
+        return wide.reindex(index=self.methods.index, columns=self.metrics.index)

@@ -1,0 +1,1 @@
+"""Rows read, cells chosen, tensors made."""

@@ -1,0 +1,50 @@
+"""What chreode says when something is wrong: what happened, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ChreodeError(Exception):
+    """Anything that a user can mend; its text says how."""
+
+
+class SchemaError(ChreodeError, ValueError):
+    """A role or place is misspelt, absent, or of the wrong kind."""
+
+
+class DataError(ChreodeError, ValueError):
+    """The values of a role are not what the role promises (negative counts, one-cell batches, …)."""
+
+
+class ConfigError(ChreodeError, ValueError):
+    """A hyper-parameter has an unknown name or a value out of range."""
+
+
+class CapabilityError(ChreodeError, NotImplementedError):
+    """The model cannot answer this question; the text lists what it can answer."""
+
+
+class FitError(ChreodeError, RuntimeError):
+    """Learning had to stop (non-finite loss, likelihood going down, …)."""
+
+
+class StoreError(ChreodeError, OSError):
+    """A file or model folder is cut short, tampered with, newer than this version, or unwritable."""
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"`, or, with nothing near, the list of what is known.
+
+    Examples
+    --------
+    >>> near("batchs", ["batch", "label"])
+    " Did you mean 'batch'?"
+    """
+    known = [str(k) for k in known]
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if match:
+        return f" Did you mean {match[0]!r}?"
+    shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
+    return f" There is: {shown}." if known else " There is none."

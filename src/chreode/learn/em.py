@@ -1,0 +1,99 @@
+"""Expectation maximisation: sums over all cells, then an update; the likelihood may never fall."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..data.source import Source
+from ..errors import FitError
+from ..module import Module
+from .phase import Phase, Run, Split, Trace, bar
+
+
+@dataclass(frozen=True)
+class EM:
+    """Alternate ``module.collect(batch)`` over all cells and ``module.update(sums)``.
+
+    Attributes
+    ----------
+    max_epochs
+        Passes over the data at most.
+    tol
+        Stop when the log-likelihood gains less than this share of its gain so far, twice running.
+    slack
+        Relative fall of the log-likelihood that rounding may cause.
+    """
+
+    validates: ClassVar[bool] = False
+    max_epochs: int
+    tol: float
+    slack: float = 1e-9
+
+    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+        """Train in place on all rows; Ctrl-C keeps the last update.
+
+        Raises
+        ------
+        FitError
+            If the log-likelihood falls or stops being finite.
+        """
+        target, rows = phase.target(module), split.train
+        with torch.no_grad(), run.rng.scope("noise"):
+            target.prepare(source, rows, run.rng)
+        log: list[dict[str, float]] = []
+        calm, notes = 0, []
+        with torch.no_grad(), bar(self.max_epochs, phase.name, run.progress) as shown:
+            for epoch in range(self.max_epochs):
+                start = time.perf_counter()
+                try:
+                    sums = add_up(target.collect(b) for b in source.batches(rows, run.device))
+                    ll = float(sums["log_likelihood"]) / len(rows)
+                    self._guard(log, ll)
+                    target.update(sums)
+                except KeyboardInterrupt:
+                    notes.append(f"interrupted in epoch {epoch}; the last update is kept")
+                    break
+                log.append(
+                    {
+                        "epoch": epoch,
+                        "train_log_likelihood": ll,
+                        "seconds": time.perf_counter() - start,
+                    }
+                )
+                gain = ll - log[-2]["train_log_likelihood"] if epoch else np.inf
+                so_far = ll - log[0]["train_log_likelihood"]
+                calm = calm + 1 if epoch and gain <= self.tol * max(so_far, 1e-12) else 0
+                shown.set_postfix_str(f"log-likelihood {ll:.2f}", refresh=False)
+                shown.update()
+                if calm == 2:
+                    break
+        return Trace(pd.DataFrame(log), calm == 2, tuple(notes))
+
+    def _guard(self, log: list[dict[str, float]], ll: float) -> None:
+        before = log[-1]["train_log_likelihood"] if log else -np.inf
+        if not np.isfinite(ll):
+            raise FitError(
+                f"The log-likelihood became {ll} in epoch {len(log)}; look for constant features."
+            )
+        if ll < before - self.slack * max(abs(before), 1.0):
+            raise FitError(
+                f"The log-likelihood fell from {before:.8g} to {ll:.8g} in epoch {len(log)}: EM never does "
+                "that, so the numbers are ill-conditioned. Try fewer factors or drop near-constant features."
+            )
+
+
+def add_up(parts: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return the sum of every statistic."""
+    total: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total[name] + value if name in total else value
+    return total

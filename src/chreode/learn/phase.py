@@ -1,0 +1,133 @@
+"""A fit is a list of phases on one split; each hands a part of the module to a learner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from ..data.sampler import Sampler
+from ..data.source import Source
+from ..module import Module
+from .rng import Rng
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers to learn from and to validate on."""
+
+    train: np.ndarray
+    validation: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a fit is run: nothing here changes what is learned, except precision.
+
+    Attributes
+    ----------
+    rng
+        Source of named random streams.
+    device
+        ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    precision
+        ``"fp32"``, or ``"bf16"`` for autocast.
+    compile
+        Use `torch.compile` on the loss.
+    progress
+        Show bars (None: on a terminal).
+    checkpoint
+        File to resume from and to write after every epoch, or None.
+    fingerprint
+        What a checkpoint must agree with: model, data and seed.
+    """
+
+    rng: Rng
+    device: str = "cpu"
+    precision: str = "fp32"
+    compile: bool = False
+    progress: bool | None = None
+    checkpoint: Path | None = None
+    fingerprint: str = ""
+
+    def for_phase(self, number: int) -> Run:
+        """Return the run of one phase: a stream and a checkpoint of its own."""
+        file = self.checkpoint / f"phase{number}.safetensors" if self.checkpoint else None
+        return replace(self, rng=self.rng.child(f"phase{number}"), checkpoint=file)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a learner reports: a row per epoch, and whether it had come to rest.
+
+    `converged` is False where the objective was still improving when the epochs ran out.
+    """
+
+    history: pd.DataFrame
+    converged: bool
+    notes: tuple[str, ...] = ()
+
+
+class Learner(Protocol):
+    """Moves the parameters of a part; knows steps and convergence, no biology."""
+
+    #: Whether rows should be held out for it.
+    validates: ClassVar[bool]
+
+    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+        """Train ``phase.part`` of `module` in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stage of a fit.
+
+    Attributes
+    ----------
+    learner
+        How parameters are moved.
+    part
+        Dotted name of the submodule that learns; the rest stays as it is. Empty: all of it.
+    data
+        How minibatches are drawn (None where the learner reads everything in order).
+    """
+
+    learner: Learner
+    part: str = ""
+    data: Sampler | None = None
+    name: str = field(default="fit")
+
+    def target(self, module: Module) -> Any:
+        """Return the submodule that learns."""
+        return module.get_submodule(self.part)
+
+
+@contextmanager
+def bar(total: int, what: str, run_progress: bool | None) -> Iterator[Any]:  # noqa: FBT001 (tri-state)
+    """Yield a progress bar that appears after two seconds (None: only on a terminal)."""
+    disable = None if run_progress is None else not run_progress
+    with tqdm(total=total, desc=what, delay=2, disable=disable, leave=False) as shown:
+        yield shown
+
+
+def choose_device(wish: str) -> str:
+    """Return a device that exists; ``"auto"`` takes CUDA, then MPS, then the CPU."""
+    if wish != "auto":
+        return wish
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def join_histories(traces: Sequence[Trace], names: Sequence[str]) -> pd.DataFrame:
+    """Return one table with a column `phase`."""
+    tables = [t.history.assign(phase=n) for t, n in zip(traces, names, strict=True)]
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,350 @@
+"""Stochastic gradients in plain torch: several players, EMA, early stopping, bit-exact resume."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .. import store
+from ..data.batch import CellBatch
+from ..data.sampler import Sampler
+from ..data.source import Source
+from ..errors import DataError, FitError, StoreError
+from ..module import Loss, Module, Step
+from .phase import Phase, Run, Split, Trace, bar
+
+#: Cells that a fit by minibatches needs at the least: batch norm and a split must make sense.
+MIN_CELLS = 10
+
+
+def default_epochs(n_cells: int) -> int:
+    """Return 400 up to 20,000 cells and, above, as many as show 8 million cells (at least one)."""
+    return max(1, min(400, round(8e6 / n_cells)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Minimise ``module.loss`` by Adam on minibatches.
+
+    Attributes
+    ----------
+    lr
+        Learning rate at the start.
+    max_epochs
+        Passes over the training rows (None: see `default_epochs`).
+    weight_decay
+        L2 penalty of Adam; decoupled (AdamW) where `decoupled`.
+    eps
+        Adam's denominator term.
+    schedule
+        Constant, or cosine from `lr` to 0 over the run.
+    clip
+        Largest norm of a player's gradient (None: free).
+    ema
+        Decay of an average of the weights, which is then what is validated and kept (None: off).
+    patience
+        Epochs without a better validation objective before stopping (None: run to the end). The
+        best weights are kept when it is set, the last ones otherwise.
+    settle
+        Share of the run before which early stopping does not act (a warm-up's length).
+    """
+
+    validates: ClassVar[bool] = True
+    lr: float
+    max_epochs: int | None = None
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    eps: float = 1e-8
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: float | None = None
+    ema: float | None = None
+    patience: int | None = None
+    settle: float = 0.0
+
+    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+        """Train ``phase.part`` in place. Ctrl-C keeps the best weights so far and says so.
+
+        Raises
+        ------
+        DataError
+            If there are too few cells.
+        FitError
+            At the first non-finite value, naming tensors and cells.
+        """
+        if len(split.train) < MIN_CELLS:
+            raise DataError(
+                f"{len(split.train)} training cells are fewer than the {MIN_CELLS} that minibatches "
+                "need. Give more cells, or a model in closed form (PCA, PPCA)."
+            )
+        assert phase.data is not None, "SGD needs a sampler"
+        loop = _Loop(self, module, phase.target(module), phase.data, source, split, run)
+        loop.resume()
+        with bar(loop.epochs, phase.name, run.progress) as shown:
+            shown.update(loop.epoch)
+            try:
+                while loop.epoch < loop.epochs and not loop.stopped:
+                    row = loop.run_epoch()
+                    objective = row.get("validation_objective", row["train_objective"])
+                    shown.set_postfix_str(f"objective {objective:.2f}", refresh=False)
+                    shown.update()
+                    loop.save()
+            except KeyboardInterrupt:
+                if not loop.log:
+                    raise
+                loop.notes.append(
+                    f"interrupted after epoch {loop.epoch - 1}; the weights of epoch {loop.best_epoch} are kept"
+                )
+                loop.finish(keep_best=True)
+            else:
+                loop.finish(keep_best=self.patience is not None)
+        return Trace(pd.DataFrame(loop.log), loop.converged(), tuple(loop.notes))
+
+
+@dataclass
+class _Loop:
+    """The moving parts of one fit; everything that a checkpoint must hold is here."""
+
+    sgd: SGD
+    root: Module
+    target: Module
+    sampler: Sampler
+    source: Source
+    split: Split
+    run: Run
+    epoch: int = 0
+    index: int = 0
+    best: float = math.inf
+    best_epoch: int = -1
+    stopped: bool = False
+    log: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.epochs = self.sgd.max_epochs or default_epochs(len(self.split.train))
+        self.steps = self.epochs * self.sampler.n_batches(self.source, self.split.train)
+        self.players = {
+            name: [p for p in parameters if p.requires_grad]
+            for name, parameters in self.target.players().items()
+        }
+        # A query's fit moves new parameters alone: dropout and batch norm then stay as fitted.
+        self.whole = all(p.requires_grad for p in self.target.parameters())
+        kind = torch.optim.AdamW if self.sgd.decoupled else torch.optim.Adam
+        self.optimisers = {
+            name: kind(
+                parameters, lr=self.sgd.lr, eps=self.sgd.eps,
+                weight_decay=self.sgd.weight_decay, fused=True,
+            )
+            for name, parameters in self.players.items()
+        }  # fmt: skip
+        self.average = store.clone_state(self.target) if self.sgd.ema else {}
+        self.best_state = store.clone_state(self.target)
+        self.forward = self.target
+        if self.run.compile:
+            self.forward = torch.compile(self.target, dynamic=False)  # type: ignore[assignment]  # OptimizedModule
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch, validate, and remember the best."""
+        start = time.perf_counter()
+        row: dict[str, float] = {"epoch": self.epoch, "lr": self._set_lr()}
+        row |= self._train()
+        if len(self.split.validation):
+            row |= self._validate()
+        row["seconds"] = time.perf_counter() - start
+        value = row.get("validation_objective", row["train_objective"])
+        if value < self.best or self.best_epoch < 0:
+            self.best, self.best_epoch = value, self.epoch
+            with self._averaged():
+                self.best_state = store.clone_state(self.target)
+        patience, settled = self.sgd.patience, (self.epoch + 1) / self.epochs >= self.sgd.settle
+        first = max(self.best_epoch, math.ceil(self.sgd.settle * self.epochs) - 1)
+        self.stopped = patience is not None and settled and self.epoch - first >= patience
+        self.log.append(row)
+        self.epoch += 1
+        return row
+
+    def finish(self, *, keep_best: bool) -> None:
+        """Leave the final weights in the module."""
+        final = self.best_state if keep_best else {**self.target.state_dict(), **self.average}
+        self.target.load_state_dict(final)
+        self.target.eval()
+
+    def converged(self) -> bool:
+        """Return whether the objective had stopped improving before the epochs ran out."""
+        return self.stopped or self.best_epoch < self.epochs - max(1, math.ceil(0.05 * self.epochs))
+
+    # one epoch
+
+    def _set_lr(self) -> float:
+        share = self.epoch / self.epochs
+        factor = 0.5 * (1 + math.cos(math.pi * share)) if self.sgd.schedule == "cosine" else 1.0
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = self.sgd.lr * factor
+        return self.sgd.lr * factor
+
+    def _train(self) -> dict[str, float]:
+        self.root.eval()
+        self.target.train(self.whole)
+        generator = self.run.rng.numpy("data", self.epoch)
+        mean = _Mean("train")
+        for rows in self.sampler.batches(self.source, self.split.train, self.epoch, generator):
+            batch = self.source.batch(rows, self.run.device)
+            step = Step(self.run.rng, self.index, self.index / self.steps)
+            with self.run.rng.scope("noise", self.index):
+                with self._autocast():
+                    loss = self.forward(batch, step)
+                self._move(loss, batch)
+                self.target.after_step(step)
+            if self.sgd.ema:
+                self._update_average()
+            mean.add(loss, len(batch))
+            self.index += 1
+        return mean.result()
+
+    def _move(self, loss: Loss, batch: CellBatch) -> None:
+        """Give every player the gradient of its own objective, then step them all."""
+        if not all(bool(torch.isfinite(v)) for v in loss.objectives.values()):
+            raise FitError(_diagnosis(self, loss, batch))
+        last = len(self.players) - 1
+        gradients = {}
+        for i, (name, parameters) in enumerate(self.players.items()):
+            gradients[name] = torch.autograd.grad(
+                loss.objectives[name], parameters, retain_graph=i < last, allow_unused=True
+            )
+        for name, parameters in self.players.items():
+            for parameter, gradient in zip(parameters, gradients[name], strict=True):
+                parameter.grad = gradient
+            norm = nn.utils.clip_grad_norm_(parameters, self.sgd.clip or math.inf)
+            if not bool(torch.isfinite(norm)):
+                raise FitError(_diagnosis(self, loss, batch))
+            self.optimisers[name].step()
+
+    def _validate(self) -> dict[str, float]:
+        self.target.eval()
+        mean = _Mean("validation")
+        step = Step(self.run.rng, self.index, 1.0)
+        with self._averaged(), torch.no_grad():
+            for i, batch in enumerate(self.source.batches(self.split.validation, self.run.device)):
+                # the same noise in every epoch: differences are then the weights' own
+                with self.run.rng.scope("validation", i), self._autocast():
+                    mean.add(self.forward(batch, step), len(batch))
+        return mean.result()
+
+    def _autocast(self) -> torch.autocast:
+        kind = torch.device(self.run.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.run.precision == "bf16")
+
+    # the average of the weights
+
+    def _update_average(self) -> None:
+        assert self.sgd.ema is not None
+        for name, value in self.target.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - self.sgd.ema)
+            else:
+                self.average[name].copy_(value)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Look at the averaged weights, if there are any."""
+        if not self.sgd.ema:
+            yield
+            return
+        own = store.clone_state(self.target)
+        self.target.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            self.target.load_state_dict(own)
+
+    # resume
+
+    def save(self) -> None:
+        """Write the whole state, aside and renamed."""
+        if self.run.checkpoint is None:
+            return
+        tensors = store.prefixed("root", self.root.state_dict())
+        tensors |= store.prefixed("best", self.best_state) | store.prefixed("average", self.average)
+        for name, optimiser in self.optimisers.items():
+            for i, state in optimiser.state_dict()["state"].items():
+                tensors |= store.prefixed(f"optimiser/{name}/{i}", state)
+        info = {
+            "fingerprint": self.run.fingerprint, "epoch": self.epoch, "index": self.index,
+            "best": self.best, "best_epoch": self.best_epoch, "stopped": self.stopped,
+            "log": self.log, "notes": self.notes,
+        }  # fmt: skip
+        with store.aside(self.run.checkpoint) as path:
+            store.write_tensors(path, tensors, info)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one of the same fit."""
+        if self.run.checkpoint is None or not self.run.checkpoint.exists():
+            return
+        tensors, info = store.read_tensors(self.run.checkpoint)
+        if info.get("fingerprint") != self.run.fingerprint:
+            raise StoreError(
+                f"{self.run.checkpoint} belongs to another fit (model, data, rows or seed differ). "
+                "Remove it or name another checkpoint."
+            )
+        self.root.load_state_dict(store.under("root", tensors))
+        self.best_state = _like(self.best_state, store.under("best", tensors))
+        self.average = _like(self.average, store.under("average", tensors))
+        for name, optimiser in self.optimisers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in store.under(f"optimiser/{name}", tensors).items():
+                i, _, what = key.partition("/")
+                state.setdefault(int(i), {})[what] = value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        for key in ("epoch", "index", "best", "best_epoch", "stopped", "log", "notes"):
+            setattr(self, key, info[key])
+
+
+def _like(state: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: read[name].to(value.device) for name, value in state.items()}
+
+
+class _Mean:
+    """Means over the cells of an epoch."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix, self.n, self.sums = prefix, 0, dict[str, Any]()
+
+    def add(self, loss: Loss, n: int) -> None:
+        named = {
+            f"{p}_objective" if p != "model" else "objective": v for p, v in loss.objectives.items()
+        }
+        for name, value in {**named, **loss.terms}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach() * n
+        self.n += n
+
+    def result(self) -> dict[str, float]:
+        return {f"{self.prefix}_{k}": float(v) / self.n for k, v in self.sums.items()}
+
+
+def _diagnosis(loop: _Loop, loss: Loss, batch: CellBatch) -> str:
+    """Say what is not finite, and for which cells."""
+    terms = [k for k, v in {**loss.objectives, **loss.terms}.items() if not bool(torch.isfinite(v))]
+    tensors = [
+        name
+        for name, p in loop.target.named_parameters()
+        if not bool(torch.isfinite(p).all())
+        or (p.grad is not None and not bool(torch.isfinite(p.grad).all()))
+    ]
+    largest = {role: float(torch.nan_to_num(x).abs().max()) for role, x in batch.views.items()}
+    heavy = next(iter(batch.views.values())).nan_to_num().abs().sum(1)
+    cells = loop.source.obs_names[batch.rows[heavy.argsort(descending=True)[:3]].cpu().numpy()]
+    return (
+        f"Learning stopped in epoch {loop.epoch}, step {loop.index}: "
+        f"{', '.join(terms) or 'a gradient'} is not finite. "
+        f"Tensors: {', '.join(tensors) or 'all parameters are still finite'}. "
+        f"Largest input values: {largest}; heaviest cells of the minibatch: {', '.join(map(str, cells))}. "
+        f"Nothing was written. Try a lower lr (now {loop.sgd.lr:g}), or remove extreme cells."
+    )

@@ -1,0 +1,227 @@
+"""A score with its bootstrap, and the checks on what scores are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Float64, Int, Shaped
+
+from chreode.errors import ConfigError, DataError
+
+Labels: TypeAlias = Sequence[object] | np.ndarray | pd.Series | pd.Categorical
+"""One value per cell; NaN, None, `""` and -1 mean that there is none."""
+
+Statistic: TypeAlias = Callable[[Int[np.ndarray, " b"]], float]
+"""A score as a function of how often each cell is counted."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number computed over cells, and the way to compute it again over a resample of them.
+
+    The statistic sees only how often each cell is counted. Whatever is dear to compute
+    (neighbours, clusterings, distances) is held fixed, so a bootstrap costs milliseconds and
+    speaks of the cells sampled, not of the seed of the clustering.
+
+    Attributes
+    ----------
+    value
+        The score over all cells, each counted once; NaN where it is undefined.
+    n_cells
+        Number of cells that a resample draws from.
+    statistic
+        The score given how often each of the cells is counted.
+    excluded
+        How many of the cells never count, having no label.
+    reason
+        Why the value is NaN; empty where there is one.
+
+    Examples
+    --------
+    >>> values = np.array([0.0, 1.0, 1.0, 1.0])
+    >>> score = Score.of(lambda counts: float(np.average(values, weights=counts)), 4)
+    >>> score.value, score.resampled(np.array([0, 0, 0, 1]))
+    (0.75, 0.25)
+    """
+
+    value: float
+    n_cells: int
+    statistic: Statistic = field(repr=False, compare=False)
+    excluded: int = 0
+    reason: str = ""
+
+    @classmethod
+    def of(cls, statistic: Statistic, n_cells: int) -> Score:
+        """Evaluate `statistic` with every cell counted once."""
+        return cls(statistic(np.ones(n_cells, dtype=np.int64)), n_cells, statistic)
+
+    @classmethod
+    def undefined(cls, reason: str, n_cells: int) -> Score:
+        """Hold a NaN and the reason for it."""
+        return cls(float("nan"), n_cells, lambda _: float("nan"), reason=reason)
+
+    def resampled(self, rows: Int[np.ndarray, " r"]) -> float:
+        """Compute the score over the cells `rows`, which may repeat; NaN where undefined there."""
+        return self.statistic(np.bincount(rows, minlength=self.n_cells))
+
+    def within(self, kept: Bool[np.ndarray, " n"]) -> Score:
+        """Turn a score of the `kept` cells into one that is resampled over all of them."""
+        statistic = self.statistic
+        return replace(
+            self,
+            n_cells=len(kept),
+            statistic=lambda counts: statistic(counts[kept]),
+            excluded=int((~kept).sum()),
+        )
+
+    def interval(self, n: int = 200, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+        """Bootstrap over cells: percentile interval of `n` resamples with replacement.
+
+        The same seed draws the same cells for every score of equally many cells, so that
+        embeddings of the same cells can be compared draw by draw.
+
+        Raises
+        ------
+        ConfigError
+            `n` below 1, or `level` outside (0, 1).
+        """
+        if n < 1 or not 0 < level < 1:
+            raise ConfigError(f"n={n}, level={level}: expected n >= 1 and 0 < level < 1.")
+        if np.isnan(self.value):
+            return float("nan"), float("nan")
+        rng = np.random.default_rng(seed)
+        draws = [self.resampled(rng.integers(self.n_cells, size=self.n_cells)) for _ in range(n)]
+        tail = (1 - level) / 2
+        low, high = np.nanquantile(draws, [tail, 1 - tail])
+        return float(low), float(high)
+
+
+def combined(parts: Sequence[tuple[float, Score]]) -> Score:
+    """Weight scores of the same cells into one; undefined where any of them is.
+
+    Examples
+    --------
+    >>> one, zero = (Score.of(lambda _, v=v: v, 3) for v in (1.0, 0.0))
+    >>> combined([(0.6, one), (0.4, zero)]).value
+    0.6
+    """
+    n_cells = parts[0][1].n_cells
+    reasons = [score.reason for _, score in parts if score.reason]
+    if reasons:
+        return Score.undefined(" ".join(reasons), n_cells)
+    return Score.of(lambda counts: sum(w * s.statistic(counts) for w, s in parts), n_cells)
+
+
+def mean_over_labels(values: Float[np.ndarray, " b"], labels: Int[np.ndarray, " b"]) -> Score:
+    """Average cells within labels, then labels; cells that are NaN do not count.
+
+    Every label weighs the same, however many cells it has; one without a counted cell is left
+    out.
+
+    Examples
+    --------
+    >>> mean_over_labels(np.array([1.0, 0.0, 0.0, np.nan]), np.array([0, 1, 1, 2])).value
+    0.5
+    """
+    counted = ~np.isnan(values)
+    cells, labels, values = np.flatnonzero(counted), labels[counted], values[counted]
+
+    def statistic(counts: Int[np.ndarray, " b"]) -> float:
+        weights = counts[cells]
+        size = np.bincount(labels, weights)
+        mean = np.bincount(labels, weights * values)[size > 0] / size[size > 0]
+        return float(mean.mean()) if len(mean) else float("nan")
+
+    return Score.of(statistic, len(counted))
+
+
+def column(values: Labels, role: str, n_cells: int) -> Shaped[np.ndarray, " b"]:
+    """Check that there is one value per cell, and give them as an array of objects.
+
+    Raises
+    ------
+    DataError
+        Not one value per cell.
+    """
+    array = np.asarray(values, dtype=object)
+    if array.shape != (n_cells,):
+        raise DataError(
+            f"{role} has shape {array.shape}, but there are {n_cells} cells: "
+            f"give one {role} per cell, in the same order."
+        )
+    return array
+
+
+def missing(values: Shaped[np.ndarray, " b"]) -> Bool[np.ndarray, " b"]:
+    """Tell which cells have no value: NaN, None, the empty string, or the code -1.
+
+    Examples
+    --------
+    >>> missing(np.array(["B", None, "", float("nan"), -1], dtype=object)).tolist()
+    [False, True, True, True, True]
+    """
+    series = pd.Series(values)
+    return (series.isna() | series.isin(["", -1])).to_numpy(dtype=bool)
+
+
+def encode(values: Labels, role: str, n_cells: int, *, at_least: int = 1) -> Int[np.ndarray, " b"]:
+    """Number the distinct values 0, 1, … in order of appearance.
+
+    Raises
+    ------
+    DataError
+        Not one value per cell, a missing value, or fewer than `at_least` distinct ones.
+
+    Examples
+    --------
+    >>> encode(["B", "T", "B"], "label", 3).tolist()
+    [0, 1, 0]
+    """
+    array = column(values, role, n_cells)
+    absent = int(missing(array).sum())
+    if absent:
+        raise DataError(
+            f"{absent} of {n_cells} cells have no {role}: leave them out of every argument, "
+            "or call integration_scores, which does so for labels."
+        )
+    codes, distinct = pd.factorize(array)
+    if len(distinct) < at_least:
+        raise DataError(
+            f"{role} has {len(distinct)} distinct value, and this score compares at least "
+            f"{at_least}: it is undefined here."
+        )
+    return codes.astype(np.int64)
+
+
+def as_embedding(
+    x: Float[np.ndarray, "b z"], name: str = "embedding"
+) -> Float64[np.ndarray, "b z"]:
+    """Check that cells have finite coordinates, not all the same, and give them as float64.
+
+    Raises
+    ------
+    DataError
+        Not a table, fewer than two cells, values that are not finite, or a collapsed embedding
+        (the same coordinates for every cell, to the precision of float32).
+    """
+    x = np.asarray(x, dtype=np.float64)
+    if x.ndim != 2 or len(x) < 2 or x.shape[1] < 1:
+        raise DataError(
+            f"{name} has shape {x.shape}: expected (cells, dimensions), 2 cells or more."
+        )
+    broken = int((~np.isfinite(x)).any(axis=1).sum())
+    if broken:
+        raise DataError(
+            f"{name} is NaN or infinite for {broken} of {len(x)} cells: "
+            "the model that made it diverged, or these cells were never embedded."
+        )
+    if np.ptp(x, axis=0).max() <= 1e-6 * np.abs(x).max():
+        raise DataError(
+            f"{name} has collapsed: all {len(x)} cells share the same coordinates, so nothing "
+            "is near or far. Train again, or choose another embedding."
+        )
+    return x

@@ -1,0 +1,275 @@
+"""A model: hyper-parameters, the roles it needs, how to build its tensors and how to learn them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from . import __version__, config, read
+from .align import learn_spec, open_source
+from .check import findings, require
+from .data.source import Source
+from .errors import ConfigError, DataError, SchemaError
+from .learn.exact import Exact
+from .learn.phase import Phase, Run, Split, choose_device, join_histories
+from .learn.rng import Rng
+from .module import Module
+from .read import Data
+from .schema import MATRIX_ROLES, Schema, Spec
+
+if TYPE_CHECKING:
+    from .fitted import Fitted
+
+
+class Model:
+    """Base of every model: subclass it once, with `config` as decorator.
+
+    Class attributes
+    ----------------
+    needs
+        Roles that must be named; ``"expression|counts"`` means either.
+    uses
+        Roles that are read where they are named.
+    tolerates
+        Matrix roles in which NaN (not measured) is understood.
+    partial
+        Whether cells that lack a whole modality can be used.
+    scale
+        What the values that `reconstruct` and `predict` return are.
+    """
+
+    needs: ClassVar[tuple[str, ...]]
+    uses: ClassVar[tuple[str, ...]] = ()
+    tolerates: ClassVar[tuple[str, ...]] = ()
+    partial: ClassVar[bool] = False
+    scale: ClassVar[Literal["counts", "log1p CP10k"]] = "counts"
+
+    def build(self, spec: Spec) -> Module:
+        """Return the untrained tensors for data of this form."""
+        raise NotImplementedError
+
+    def phases(self) -> list[Phase]:
+        """Return the stages of a fit."""
+        raise NotImplementedError
+
+    def reads(self, verb: str) -> tuple[str, ...]:  # noqa: ARG002 (subclasses read it)
+        """Return the roles that `verb` reads (by default all that the model knows)."""
+        return (*(r for need in self.needs for r in need.split("|")), *self.uses)
+
+    @property
+    def key(self) -> str:
+        """Name in the registry, in slots and on the command line."""
+        return type(self).__name__.lower()
+
+    def fit(
+        self,
+        data: Data | str | Path,
+        schema: Schema,
+        *,
+        seed: int = 0,
+        rows: Any = None,
+        from_: Fitted | None = None,
+        validation: Any = 0.1,
+        device: str = "auto",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        compile: bool = False,  # noqa: A002 (torch's word)
+        checkpoint: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> Fitted:
+        """Learn from data.
+
+        Parameters
+        ----------
+        data
+            AnnData, MuData, or the path of an .h5ad or .h5mu file. It is not changed.
+        schema
+            Where each role lives. Every role named is checked, used or not.
+        seed
+            Same seed, same bits, on one machine, thread count and precision.
+        rows
+            Cells to learn from: mask, positions or names (default: all).
+        from_
+            A fit to start from. If `data` has categories it never saw, only their parameters are
+            learned (query mapping: what it said of the old cells stays true); otherwise training
+            goes on from its weights.
+        validation
+            Share of `rows` to hold out, or these rows themselves.
+        device
+            ``"auto"`` takes CUDA, then MPS, then the CPU.
+        precision
+            ``"bf16"`` for autocast; pays on GPUs and large minibatches.
+        compile
+            Use `torch.compile`; pays on long fits (half a minute to start).
+        checkpoint
+            Folder to write the state to after every epoch, and to resume from, bit for bit.
+        progress
+            Show progress bars (default: on a terminal).
+
+        Raises
+        ------
+        SchemaError, DataError
+            Before any compute, if a role is absent or its values are wrong.
+        FitError
+            If learning meets a non-finite value.
+        """
+        from .fitted import Fitted
+
+        data = read.read(data)
+        positions = read.positions(data, rows)
+        require(findings(data, schema, positions))
+        roles = self._roles(schema)
+        if from_ is not None and from_.model.key != self.key:
+            raise ConfigError(f"from_ is a fitted {from_.model.key}, this is {self.key}.")
+        if from_ is not None and all(isinstance(p.learner, Exact) for p in self.phases()):
+            raise ConfigError(
+                f"{self.key} is solved in closed form: there is nothing to start from."
+            )
+        positions = self._complete(data, schema, roles, positions)
+        spec = learn_spec(data, schema, roles, positions, from_.spec if from_ else None)
+        source = open_source(
+            data,
+            schema,
+            spec,
+            roles,
+            rows=positions,
+            weight=from_.feature_weight() if from_ else None,
+        )
+        self._refuse_missing(source)
+        rng = Rng(int(seed))
+        validates = any(p.learner.validates for p in self.phases())
+        split = _split(data, positions, validation if validates else 0, rng)
+        run = Run(
+            rng=rng, device=choose_device(device), precision=precision, compile=compile,
+            progress=progress, checkpoint=Path(checkpoint) if checkpoint else None,
+            fingerprint=self._fingerprint(spec, seed, split, source),
+        )  # fmt: skip
+        module, traces = self._learn(spec, source, split, run, from_)
+        return Fitted(
+            model=self,
+            schema=schema,
+            spec=spec,
+            module=module.to("cpu").eval(),
+            history=join_histories(traces, [p.name for p in self.phases()]),
+            statistics=_reservoir(source, split.train, rng),
+            provenance={
+                "model": self.key, "version": __version__, "config": config.as_dict(self),
+                "spec": spec.hash, "seed": int(seed), "cells": len(split.train),
+                "validation_cells": len(split.validation), "torch": torch.__version__,
+                "converged": all(t.converged for t in traces),
+                "notes": [note for t in traces for note in t.notes],
+            },
+        )  # fmt: skip
+
+    def _learn(
+        self, spec: Spec, source: Source, split: Split, run: Run, from_: Fitted | None
+    ) -> tuple[Module, list[Any]]:
+        with run.rng.scope("init"):
+            module = self.build(spec)
+        if from_ is not None:
+            _start_from(module, from_)
+        module.to(run.device)
+        with run.rng.scope("prepare"):
+            module.prepare(source, split.train, run.rng)
+        traces = []
+        for number, phase in enumerate(self.phases()):
+            traces.append(phase.learner.learn(module, phase, source, split, run.for_phase(number)))
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+        return module, traces
+
+    def _roles(self, schema: Schema) -> list[str]:
+        """Return the roles to read: all that are needed, and those that are used and named."""
+        named = {role.partition("/")[0] for role, _ in schema.places()}
+        roles = []
+        for need in self.needs:
+            options = need.split("|")
+            there = [role for role in options if role in named]
+            if not there:
+                raise SchemaError(
+                    f"{type(self).__name__} needs {' or '.join(options)}; name its place, "
+                    f"as in Schema({options[-1]}='layers/counts')."
+                )
+            roles.append(there[0])
+        return [*roles, *(r for r in self.uses if r in named)]
+
+    def _complete(
+        self, data: Data, schema: Schema, roles: list[str], rows: np.ndarray
+    ) -> np.ndarray:
+        """Drop the cells that lack a modality, for models that need every one."""
+        if self.partial:
+            return rows
+        for role, place in schema.places():
+            at = read.where(data, place) if role.partition("/")[0] in roles else None
+            if at is not None and role.partition("/")[0] in MATRIX_ROLES:
+                rows = rows[at[rows] >= 0]
+        if len(rows) == 0:
+            raise DataError("No cell has every modality that this model reads.")
+        return rows
+
+    def _refuse_missing(self, source: Source) -> None:
+        for role, values in source.matrices.items():
+            if role.partition("/")[0] in self.tolerates:
+                continue
+            stored: Any = values.data if sp.issparse(values) else values
+            if stored.dtype.kind == "f" and np.isnan(stored).any():
+                raise DataError(
+                    f"{role} holds NaN (not measured), which {type(self).__name__} does not understand. "
+                    "PPCA and FactorAnalysis do; or remove these cells or features."
+                )
+
+    def _fingerprint(self, spec: Spec, seed: int, split: Split, source: Source) -> str:
+        """Return what must agree for a checkpoint to be resumed."""
+        digest = hashlib.sha256(
+            json.dumps([self.key, config.as_dict(self), spec.hash, int(seed)]).encode()
+        )
+        for rows in (split.train, split.validation):
+            digest.update(rows.tobytes())
+        first = next(source.batches(split.train[:256]))
+        for role in sorted(first.views):
+            digest.update(first.views[role].numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+
+def _split(data: Data, rows: np.ndarray, validation: Any, rng: Rng) -> Split:
+    if isinstance(validation, float | int) and not isinstance(validation, bool):
+        if not 0 <= validation < 1:
+            raise ConfigError(
+                f"validation={validation}: expected a share from 0 to below 1, or rows."
+            )
+        shuffled = rng.numpy("split").permutation(rows)
+        n = round(len(rows) * validation)
+        return Split(np.sort(shuffled[n:]), np.sort(shuffled[:n]))
+    held_out = np.intersect1d(read.positions(data, validation), rows)
+    return Split(np.setdiff1d(rows, held_out), held_out)
+
+
+def _start_from(module: Module, from_: Fitted) -> None:
+    """Copy the old parameters; if there are new ones beside them, freeze the old."""
+    missing, unexpected = module.load_state_dict(from_.module.state_dict(), strict=False)
+    if unexpected:
+        raise ConfigError(f"from_ has tensors that this model lacks: {unexpected[:3]}.")
+    if missing:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in missing)
+
+
+def _reservoir(
+    source: Source, rows: np.ndarray, rng: Rng, size: int = 10_000
+) -> dict[str, np.ndarray]:
+    """Return the conditions and depths of up to `size` training cells, drawn as they occur together.
+
+    `generate` draws from it whatever the user leaves open.
+    """
+    kept = np.sort(rng.numpy("reservoir").permutation(rows)[:size])
+    table = {name: values[kept] for name, values in source.columns.items()}
+    if "counts" in source.matrices:
+        table["library"] = np.concatenate(
+            [b["counts"].sum(1).numpy() for b in source.batches(kept)]
+        )
+    return table

@@ -1,0 +1,92 @@
+"""Principal component analysis of log-expression: the baseline that every bench shows."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config import config, param
+from ..data.batch import CellBatch
+from ..errors import DataError
+from ..learn.exact import Batches, Exact, moments, top_eigen
+from ..learn.phase import Phase
+from ..learn.rng import Rng
+from ..model import Model
+from ..module import Module
+from ..schema import Spec
+
+
+class PCAModule(Module):
+    """Mean, axes and variances."""
+
+    mean: Tensor
+    axes: Tensor
+    variance: Tensor
+
+    def __init__(self, n_features: int, n_latent: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("axes", torch.zeros(n_features, n_latent))
+        self.register_buffer("variance", torch.zeros(n_latent))
+
+    def solve(self, batches: Batches, rng: Rng) -> None:  # noqa: ARG002 (the contract)
+        """Take the leading eigenvectors of the covariance."""
+        n, mean, covariance = moments(batches)
+        k = self.axes.shape[1]
+        if k > min(n - 1, len(mean)):
+            raise DataError(
+                f"PCA(n_latent={k}) needs more than {k} cells and as many features; got {n} x {len(mean)}."
+            )
+        values, axes = top_eigen(covariance, k)
+        for name, value in (("mean", mean), ("axes", axes), ("variance", values)):
+            getattr(self, name).copy_(value)
+
+    def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
+        """Project centred log-expression; features that a query lacks count as average."""
+        x = batch.log_expression() - self.mean
+        for observed in batch.observed.values():
+            x = x * observed
+        return x @ self.axes
+
+    def reconstruct(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:  # noqa: ARG002 (no conditions)
+        """Return the projection in feature space."""
+        return self.embed(batch) @ self.axes.T + self.mean
+
+    def loadings(self) -> Float[Tensor, "g z"]:
+        """Return the axes."""
+        return self.axes
+
+    def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
+        """Return each feature's share of the variance kept."""
+        weight = self.axes.square() @ self.variance
+        return {"counts": weight, "expression": weight}
+
+
+@config
+class PCA(Model):
+    """Principal component analysis of log1p counts per 10,000 (or of `expression`, where named).
+
+    ``embed = (x − mean) W`` with W the leading eigenvectors of the covariance, computed exactly in
+    one pass over the data.
+
+    References
+    ----------
+    Pearson (1901), Philosophical Magazine 2:559; Jolliffe, *Principal Component Analysis*, §1.1.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("expression|counts",)
+    scale: ClassVar[Literal["counts", "log1p CP10k"]] = "log1p CP10k"
+
+    n_latent: int = param(50, "Number of principal components.", low=1)
+
+    def build(self, spec: Spec) -> PCAModule:
+        """Return the untrained tensors."""
+        role = "expression" if "expression" in spec.features else "counts"
+        return PCAModule(spec.n_features(role), self.n_latent)
+
+    def phases(self) -> list[Phase]:
+        """One closed form."""
+        return [Phase(Exact(), name="PCA")]

@@ -1,0 +1,351 @@
+"""scVI: a variational autoencoder of counts, with batches and depth taken out of the latent space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..config import config, param
+from ..data.batch import CellBatch
+from ..data.sampler import Shuffled
+from ..data.source import Source
+from ..distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from ..learn.phase import Phase
+from ..learn.rng import Rng
+from ..learn.sgd import SGD
+from ..losses.kl import kl_normal, kl_standard_normal
+from ..model import Model
+from ..module import Loss, Module, Step
+from ..nn.blocks import (
+    MLP,
+    CategoryStatistics,
+    CategoryTable,
+    ConditionedLinear,
+    GaussianEncoder,
+    input_weight,
+    reparametrise,
+)
+from ..schema import Spec
+
+Likelihood = NegativeBinomial | ZeroInflatedNegativeBinomial | Poisson
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """The posterior of some cells: mean and variance of q(z|x), and of q(log ℓ|x) where ℓ is latent."""
+
+    mean: Float[Tensor, "b z"]
+    variance: Float[Tensor, "b z"]
+    library: tuple[Float[Tensor, "b 1"], Float[Tensor, "b 1"]] | None
+
+
+class SCVIModule(Module):
+    """Encoder, decoder, dispersion and library of scVI."""
+
+    covariate_mean: Tensor
+    covariate_scale: Tensor
+
+    def __init__(self, options: SCVI, spec: Spec) -> None:
+        super().__init__()
+        self.options = options
+        self.unable = () if options.linear_decoder else ("loadings",)
+        genes, categories = spec.n_features("counts"), spec.condition_blocks()
+        covariates: dict[str, Any] = {
+            "categories": categories,
+            "n_continuous": len(spec.continuous),
+        }
+        seen = covariates if options.encode_covariates else {}
+        self.encoder = GaussianEncoder(
+            genes,
+            options.n_latent,
+            options.n_hidden,
+            options.n_layers,
+            dropout=options.dropout,
+            **seen,
+        )
+        self.scaled = "size_factor" in spec.roles
+        self.library_encoder: GaussianEncoder | None = None
+        if options.latent_library:
+            self.library_encoder = GaussianEncoder(
+                genes, 1, options.n_hidden, 1, dropout=options.dropout, **seen
+            )
+            batches = spec.blocks.get("batch", (1,))
+            self.library_prior = CategoryStatistics(batches)
+        if options.linear_decoder:
+            self.linear = ConditionedLinear(options.n_latent, genes, **covariates)
+            width = options.n_latent
+        else:
+            self.trunk = MLP(options.n_latent, options.n_hidden, options.n_layers, **covariates)
+            self.head = nn.Linear(options.n_hidden, genes)
+            width = options.n_hidden
+        if options.likelihood == "zinb":
+            self.dropout_logits = nn.Linear(width, genes)
+        if options.likelihood != "poisson":
+            self.per_batch = options.dispersion == "gene-batch" and "batch" in spec.blocks
+            self.log_theta = CategoryTable(spec.blocks["batch"] if self.per_batch else (1,), genes)
+        self.register_buffer("covariate_mean", torch.zeros(len(spec.continuous)))
+        self.register_buffer("covariate_scale", torch.ones(len(spec.continuous)))
+
+    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
+        """Take the scale of continuous covariates and each batch's prior of the log library."""
+        fresh = all(p.requires_grad for p in self.parameters())
+        if fresh and "continuous" in source.columns:
+            values = torch.from_numpy(source.columns["continuous"][rows])
+            self.covariate_mean.copy_(values.mean(0))
+            self.covariate_scale.copy_(values.std(0).clamp_min(1e-6))
+        if self.options.latent_library:
+            library = torch.cat([b["counts"].sum(1).log() for b in source.batches(rows)])
+            codes = source.columns.get("batch", np.zeros(len(source), np.int64))[rows]
+            self.library_prior.fill(library.cpu(), torch.from_numpy(codes))
+
+    # the model
+
+    def encode(self, batch: CellBatch) -> Latent:
+        """Return q(z|x): means and variances, and those of the log library where it is latent."""
+        log_x = torch.log1p(batch["counts"])
+        inputs = (log_x, *self._covariates(batch)) if self.options.encode_covariates else (log_x,)
+        mean, variance = self.encoder(*inputs)
+        return Latent(
+            mean, variance, self.library_encoder(*inputs) if self.library_encoder else None
+        )
+
+    def decode(
+        self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
+    ) -> Likelihood:
+        """Return p(x|z, ℓ, covariates)."""
+        covariates = self._covariates(batch)
+        if self.options.linear_decoder:
+            h, logits = z, self.linear(z, *covariates)
+        else:
+            h = self.trunk(z, *covariates)
+            logits = self.head(h)
+        mu = log_library.exp() * (F.softplus(logits) if self.scaled else logits.softmax(-1))
+        if self.options.likelihood == "poisson":
+            return Poisson(mu)
+        theta = self.theta(batch)
+        if self.options.likelihood == "nb":
+            return NegativeBinomial(mu, theta)
+        return ZeroInflatedNegativeBinomial(mu, theta, self.dropout_logits(h))
+
+    def theta(self, batch: CellBatch) -> Float[Tensor, "#b g"]:
+        """Return inverse dispersions, per gene or per gene and batch."""
+        if self.per_batch:
+            return self.log_theta(batch["batch"]).exp()
+        return self.log_theta.table().exp()
+
+    def log_library(self, batch: CellBatch, latent: Latent | None = None) -> Float[Tensor, "b 1"]:
+        """Return the log library: a size factor, a latent variable's mean, or the observed total."""
+        if self.scaled:
+            return batch["size_factor"].log()[:, None]
+        if latent is not None and latent.library is not None:
+            return latent.library[0]
+        total = batch["counts"].sum(1) if "counts" in batch else batch["library"]
+        return total.log()[:, None]
+
+    def loss(self, batch: CellBatch, step: Step) -> Loss:
+        """Return the negative evidence lower bound; the KL term of z warms up over `kl_warmup`."""
+        latent = self.encode(batch)
+        z = reparametrise(latent.mean, latent.variance)
+        reconstruction = (
+            -self.decode(z, self._draw_library(batch, latent), batch)
+            .log_prob(batch["counts"])
+            .sum(-1)
+        )
+        kl = kl_standard_normal(latent.mean, latent.variance)
+        kl_library = self._library_kl(batch, latent)
+        weight = min(1.0, step.progress / self.options.kl_warmup) if self.options.kl_warmup else 1.0
+        objective = (reconstruction + weight * kl + kl_library).mean()
+        terms = {
+            "reconstruction": reconstruction.mean(),
+            "kl": kl.mean(),
+            "elbo": -(reconstruction + kl + kl_library).mean(),
+        }
+        if self.library_encoder is not None:
+            terms["kl_library"] = kl_library.mean()
+        return Loss({"model": objective}, terms)
+
+    # what a fitted model can do
+
+    def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
+        """Return the posterior mean."""
+        return self.encode(batch).mean
+
+    def posterior(self, batch: CellBatch, n_samples: int) -> Float[Tensor, "s b z"]:
+        """Return posterior draws."""
+        latent = self.encode(batch)
+        shape = (n_samples, *latent.mean.shape)
+        return reparametrise(latent.mean.expand(shape), latent.variance.expand(shape))
+
+    def reconstruct(
+        self, batch: CellBatch, to: CellBatch, library: float | None = None
+    ) -> Float[Tensor, "b g"]:
+        """Return expected counts at the cell's depth, or frequencies scaled to `library`.
+
+        Expected counts include the extra zeros; frequencies, ℓρ, do not, and sum to `library`.
+        """
+        latent = self.encode(batch)
+        log_library = self.log_library(batch, latent)
+        if library is None:
+            return self.decode(latent.mean, log_library, to).mean
+        return self.decode(latent.mean, torch.full_like(log_library, math.log(library)), to).mu
+
+    def predict(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:
+        """Return posterior predictive counts under the conditions of `to`."""
+        latent = self.encode(batch)
+        z = reparametrise(latent.mean, latent.variance)
+        return self.decode(z, self._draw_library(batch, latent), to).sample()
+
+    def generate(self, batch: CellBatch) -> Float[Tensor, "b g"]:
+        """Return counts of cells drawn from the prior; their depth is that of training cells alike."""
+        z = torch.randn(len(batch), self.options.n_latent)
+        if self.library_encoder is not None:
+            mean, scale = self._library_prior(batch)
+            log_library = mean + scale * torch.randn_like(mean)
+        else:
+            log_library = self.log_library(batch)
+        return self.decode(z, log_library, batch).sample()
+
+    def score(
+        self,
+        batch: CellBatch,
+        n_samples: int,
+        importance: bool,  # noqa: FBT001 (the contract)
+    ) -> Float[Tensor, " b"]:
+        """Return the ELBO, or the importance-weighted bound (Burda 2016, Eq. 8)."""
+        latent = self.encode(batch)
+        draws = []
+        for _ in range(n_samples):
+            z = reparametrise(latent.mean, latent.variance)
+            log_library = self._draw_library(batch, latent)
+            ll = self.decode(z, log_library, batch).log_prob(batch["counts"]).sum(-1)
+            draws.append(ll + self._log_ratio(batch, latent, z, log_library) if importance else ll)
+        stacked = torch.stack(draws).double()
+        if importance:
+            return stacked.logsumexp(0) - math.log(n_samples)
+        kl = kl_standard_normal(latent.mean, latent.variance) + self._library_kl(batch, latent)
+        return stacked.mean(0) - kl
+
+    def loadings(self) -> Float[Tensor, "g z"]:
+        """Return the linear decoder's weights: change of log frequency per unit of z, up to softmax."""
+        return self.linear.linear.weight
+
+    def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
+        """Return the norm of the encoder's weights per gene."""
+        return {"counts": input_weight(self.encoder)}
+
+    # details
+
+    def _covariates(
+        self, batch: CellBatch
+    ) -> tuple[Int[Tensor, "b c"], Float[Tensor, "b k"] | None]:
+        if "continuous" not in batch:
+            return batch.conditions(), None
+        return batch.conditions(), (
+            batch["continuous"] - self.covariate_mean
+        ) / self.covariate_scale
+
+    def _draw_library(self, batch: CellBatch, latent: Latent) -> Float[Tensor, "b 1"]:
+        return reparametrise(*latent.library) if latent.library else self.log_library(batch)
+
+    def _library_prior(self, batch: CellBatch) -> tuple[Float[Tensor, "b 1"], Float[Tensor, "b 1"]]:
+        codes = batch["batch"] if "batch" in batch else torch.zeros_like(batch.rows)
+        mean, scale = self.library_prior(codes).split(1, dim=1)
+        return mean, scale
+
+    def _library_kl(self, batch: CellBatch, latent: Latent) -> Float[Tensor, " b"]:
+        if latent.library is None:
+            return torch.zeros_like(latent.mean[:, 0])
+        mean, variance = latent.library
+        return kl_normal(mean, variance.sqrt(), *self._library_prior(batch)).squeeze(-1)
+
+    def _log_ratio(
+        self,
+        batch: CellBatch,
+        latent: Latent,
+        z: Float[Tensor, "b z"],
+        log_library: Float[Tensor, "b 1"],
+    ) -> Float[Tensor, " b"]:
+        """Return log p(z, ℓ) − log q(z, ℓ|x)."""
+        normal = torch.distributions.Normal
+        ratio = normal(0.0, 1.0).log_prob(z) - normal(latent.mean, latent.variance.sqrt()).log_prob(
+            z
+        )
+        total = ratio.sum(-1)
+        if latent.library is not None:
+            prior, q = (
+                normal(*self._library_prior(batch)),
+                normal(latent.library[0], latent.library[1].sqrt()),
+            )
+            total = total + (prior.log_prob(log_library) - q.log_prob(log_library)).squeeze(-1)
+        return total
+
+
+@config
+class SCVI(Model):
+    """Single-cell variational inference.
+
+    Generative story, for cell n and gene g::
+
+        z_n ~ N(0, I)                      state of the cell
+        ρ_n = softmax(f(z_n, s_n))         expected frequencies; s_n: batch and covariates
+        x_ng ~ ZINB(ℓ_n ρ_ng, θ_g, π_ng)   counts; ℓ_n: library size (observed, or log-normal)
+
+    Fitted by maximising E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with w rising to 1.
+
+    References
+    ----------
+    Lopez et al. (2018), Nature Methods 15:1053, Eq. 1 and 2; linear decoder: Svensson et al. (2020),
+    Bioinformatics 36:3418.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("counts",)
+    uses: ClassVar[tuple[str, ...]] = ("batch", "categorical", "continuous", "size_factor")
+
+    n_latent: int = param(10, "Dimensions of the latent space.", low=1)
+    n_hidden: int = param(128, "Width of the hidden layers.", low=1)
+    n_layers: int = param(1, "Hidden layers of encoder and decoder.", low=1, high=20)
+    dropout: float = param(0.1, "Dropout in the encoder.", low=0, high=0.95)
+    likelihood: Literal["zinb", "nb", "poisson"] = param("zinb", "Distribution of the counts.")
+    dispersion: Literal["gene", "gene-batch"] = param("gene", "What θ depends on.")
+    latent_library: bool = param(
+        False, "Infer the library size instead of taking the observed one."
+    )
+    linear_decoder: bool = param(False, "Decode linearly (LDVAE), for loadings.")
+    encode_covariates: bool = param(False, "Show batch and covariates to the encoder.")
+    kl_warmup: float = param(
+        0.5, "Share of the run over which the KL weight rises to 1.", low=0, high=1
+    )
+    batch_size: int = param(128, "Cells per minibatch.", low=2)
+    max_epochs: int | None = param(
+        None, "Passes over the training cells; None: 400 up to 20,000 cells, fewer above.", low=1
+    )
+    lr: float = param(1e-3, "Learning rate of Adam.", low=0)
+    weight_decay: float = param(1e-6, "L2 penalty of Adam.", low=0)
+    patience: int | None = param(
+        None, "Stop after so many epochs without a better validation ELBO.", low=1
+    )
+
+    def build(self, spec: Spec) -> SCVIModule:
+        """Return the untrained tensors."""
+        return SCVIModule(self, spec)
+
+    def phases(self) -> list[Phase]:
+        """One phase of gradients."""
+        learner = SGD(
+            lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay, eps=0.01,
+            patience=self.patience, settle=self.kl_warmup,
+        )  # fmt: skip
+        return [Phase(learner, data=Shuffled(self.batch_size), name="SCVI")]
+
+    def reads(self, verb: str) -> tuple[str, ...]:
+        """Return the roles that `verb` reads; an encoder without covariates embeds cells of any batch."""
+        if verb in ("embed", "posterior") and not self.encode_covariates:
+            return ("counts",)
+        return super().reads(verb)

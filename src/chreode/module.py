@@ -1,0 +1,107 @@
+"""The contract between a model's mathematics and everything that feeds and trains it: tensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .data.batch import CellBatch
+    from .data.source import Source
+    from .learn.rng import Rng
+
+#: What a fitted model may be able to answer; a module answers what it has a method for.
+CAPABILITIES = (
+    "embed", "posterior", "reconstruct", "classify", "generate",
+    "predict", "score", "loadings", "trajectory", "rank",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """The clock of a fit: warm-ups, temperatures and momenta read it.
+
+    Attributes
+    ----------
+    rng
+        Source of named random streams.
+    index
+        Steps taken so far.
+    progress
+        Share of the planned run, 0 to 1; 1 in validation, so that a warm-up never flatters it.
+    """
+
+    rng: Rng
+    index: int
+    progress: float
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is minimised, and what is written to the history.
+
+    Attributes
+    ----------
+    objectives
+        One scalar per player, each the mean over the minibatch's cells.
+    terms
+        Named scalars to log, alike.
+    """
+
+    objectives: Mapping[str, Float[Tensor, ""]]
+    terms: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+class Module(nn.Module):
+    """Base of every model's tensors.
+
+    A module trained by gradients has `loss`; one trained by EM or in closed form has `collect` and
+    `update` instead. What it can answer is found by its methods (see `CAPABILITIES`).
+    """
+
+    #: Capabilities that this configuration lacks although the class has the method.
+    unable: tuple[str, ...] = ()
+
+    def prepare(self, source: Source, rows: Any, rng: Rng) -> None:
+        """Take statistics of the training rows: library prior, protein background, latent scale."""
+
+    def loss(self, batch: CellBatch, step: Step) -> Loss:
+        """Return the objectives of a minibatch."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by gradients")
+
+    def forward(self, *args: Any) -> Loss:
+        """Return `loss`, so that wrappers such as DDP and `compile` apply."""
+        return self.loss(*args)
+
+    def players(self) -> Mapping[str, Iterable[nn.Parameter]]:
+        """Return the parameters that each objective moves; an adversary is a second player."""
+        return {"model": self.parameters()}
+
+    def after_step(self, step: Step) -> None:
+        """Change what gradients do not: EMA targets, queues, proximal steps, pruning."""
+
+    def collect(self, batch: CellBatch) -> dict[str, Tensor]:
+        """Return sums of sufficient statistics over the cells of `batch` (EM, closed forms)."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by EM")
+
+    def update(self, statistics: Mapping[str, Tensor]) -> None:
+        """Set the parameters from the sums over all cells."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by EM")
+
+    def solve(self, batches: Any, rng: Rng) -> None:
+        """Set the parameters in closed form; ``batches()`` streams all cells, as often as called."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed form")
+
+    def feature_weight(self) -> dict[str, Tensor]:
+        """Return, per matrix role, how much each feature matters to `embed` (non-negative)."""
+        return {}
+
+
+def capabilities(module: Module) -> list[str]:
+    """Return the questions that `module` can answer."""
+    unable = getattr(module, "unable", ())
+    return [n for n in CAPABILITIES if callable(getattr(module, n, None)) and n not in unable]

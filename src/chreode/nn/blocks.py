@@ -1,0 +1,183 @@
+"""Layers conditioned on covariates, and the encoders and decoders made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class CategoryTable(nn.Module):
+    """A row of parameters per category, kept in blocks.
+
+    Categories that a later fit brings get a block of their own, so that neither a gradient nor
+    weight decay can touch the older rows.
+    """
+
+    def __init__(self, blocks: Sequence[int], width: int, bound: float | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.ParameterList(nn.Parameter(torch.empty(n, width)) for n in blocks)
+        for block in self.blocks:
+            if bound is None:
+                nn.init.normal_(block)
+            else:
+                nn.init.uniform_(block, -bound, bound)
+
+    def forward(self, codes: Int[Tensor, " b"]) -> Float[Tensor, "b w"]:
+        """Return the row of each cell's category."""
+        return F.embedding(codes, self.table())
+
+    def table(self) -> Float[Tensor, "categories w"]:
+        """Return all rows."""
+        return self.blocks[0] if len(self.blocks) == 1 else torch.cat(list(self.blocks))
+
+
+class CategoryStatistics(nn.Module):
+    """Mean and standard deviation of a quantity per category, kept in blocks like `CategoryTable`."""
+
+    def __init__(self, blocks: Sequence[int]) -> None:
+        super().__init__()
+        for i, n in enumerate(blocks):
+            self.register_buffer(f"block_{i}", torch.full((n, 2), torch.nan))
+
+    def fill(self, values: Float[Tensor, " cells"], codes: Int[Tensor, " cells"]) -> None:
+        """Take the statistics of the categories that have none yet.
+
+        A spread cannot be told from one cell or equal cells: it is kept above 0.01.
+        """
+        start = 0
+        for block in self.buffers():
+            for row in range(len(block)):
+                mine = values[codes == start + row]
+                if bool(block[row].isnan().any()):
+                    scale = mine.std(correction=0).clamp_min(0.01)
+                    block[row] = torch.stack([mine.mean(), scale])
+            start += len(block)
+
+    def forward(self, codes: Int[Tensor, " b"]) -> Float[Tensor, "b 2"]:
+        """Return (mean, standard deviation) of each cell's category."""
+        return F.embedding(codes, torch.cat(list(self.buffers())))
+
+
+class ConditionedLinear(nn.Module):
+    """A linear layer of features and covariates: ``W h + Σ_c V_c[category] + U continuous + bias``.
+
+    It equals a linear layer on [h, one-hots, continuous], without making the one-hots.
+    """
+
+    def __init__(
+        self, n_in: int, n_out: int, categories: Sequence[Sequence[int]] = (), n_continuous: int = 0
+    ) -> None:
+        super().__init__()
+        fan_in = n_in + sum(sum(blocks) for blocks in categories) + n_continuous
+        bound = 1 / math.sqrt(fan_in)
+        self.linear = nn.Linear(n_in, n_out)
+        for parameter in self.linear.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+        self.tables = nn.ModuleList(CategoryTable(blocks, n_out, bound) for blocks in categories)
+        self.slope = nn.Linear(n_continuous, n_out, bias=False) if n_continuous else None
+
+    def forward(
+        self,
+        h: Float[Tensor, "b n_in"],
+        categories: Int[Tensor, "b c"] | None = None,
+        continuous: Float[Tensor, "b k"] | None = None,
+    ) -> Float[Tensor, "b n_out"]:
+        """Return the layer's output."""
+        out = self.linear(h)
+        for i, table in enumerate(self.tables):
+            assert categories is not None
+            out = out + table(categories[:, i])
+        return out if self.slope is None or continuous is None else out + self.slope(continuous)
+
+
+class MLP(nn.Module):
+    """Linear → batch norm → ReLU → dropout, with the covariates entering at every layer."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_hidden: int,
+        n_layers: int,
+        *,
+        dropout: float = 0.0,
+        categories: Sequence[Sequence[int]] = (),
+        n_continuous: int = 0,
+    ) -> None:
+        super().__init__()
+        widths = [n_in, *[n_hidden] * n_layers]
+        self.layers = nn.ModuleList(
+            ConditionedLinear(a, b, categories, n_continuous)
+            for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm1d(b, eps=1e-3, momentum=0.01) for b in widths[1:])
+        self.dropout = dropout
+
+    def forward(
+        self,
+        h: Float[Tensor, "b n_in"],
+        categories: Int[Tensor, "b c"] | None = None,
+        continuous: Float[Tensor, "b k"] | None = None,
+    ) -> Float[Tensor, "b n_hidden"]:
+        """Return the last layer's activations."""
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            h = F.relu(norm(layer(h, categories, continuous)))
+            h = F.dropout(h, self.dropout, self.training)
+        return h
+
+
+class GaussianEncoder(nn.Module):
+    """An MLP with two heads: mean and variance of a diagonal Gaussian."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_latent: int,
+        n_hidden: int,
+        n_layers: int,
+        *,
+        dropout: float = 0.0,
+        categories: Sequence[Sequence[int]] = (),
+        n_continuous: int = 0,
+        min_variance: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.trunk = MLP(
+            n_in,
+            n_hidden,
+            n_layers,
+            dropout=dropout,
+            categories=categories,
+            n_continuous=n_continuous,
+        )
+        width = n_hidden if n_layers else n_in
+        self.mean = nn.Linear(width, n_latent)
+        self.log_variance = nn.Linear(width, n_latent)
+        self.min_variance = min_variance
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n_in"],
+        categories: Int[Tensor, "b c"] | None = None,
+        continuous: Float[Tensor, "b k"] | None = None,
+    ) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"]]:
+        """Return mean and variance."""
+        h = self.trunk(x, categories, continuous)
+        return self.mean(h), torch.exp(self.log_variance(h)) + self.min_variance
+
+
+def input_weight(encoder: GaussianEncoder) -> Float[Tensor, " n_in"]:
+    """Return the norm of the first layer's weights, per input."""
+    first = encoder.trunk.layers[0].linear if len(encoder.trunk.layers) else encoder.mean
+    return first.weight.detach().norm(dim=0)
+
+
+def reparametrise(
+    mean: Float[Tensor, "*b z"], variance: Float[Tensor, "*b z"]
+) -> Float[Tensor, "*b z"]:
+    """Draw from a diagonal Gaussian so that gradients reach its parameters (Kingma & Welling 2014)."""
+    return mean + variance.sqrt() * torch.randn_like(mean)

@@ -1,0 +1,268 @@
+"""Where each role lives in a data object, and what a fitted model remembers of it.
+
+`Schema` is what the user writes: role -> place. `Spec` is what a fit learns from it: names of
+features and categories, as JSON. Neither knows any model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import SchemaError, near
+
+#: Roles that hold a matrix of cells x features.
+MATRIX_ROLES = ("counts", "expression", "protein", "accessibility", "views")
+#: Roles that hold one category per cell.
+CATEGORY_ROLES = ("batch", "label", "trajectory", "perturbation")
+#: Roles that hold one number per cell.
+NUMBER_ROLES = ("size_factor", "time", "dose")
+#: Roles that are tuples of places.
+TUPLE_ROLES = ("views", "categorical", "continuous")
+#: Roles whose values must be non-negative whole numbers.
+COUNT_ROLES = ("counts", "protein", "accessibility")
+ROLES = (
+    "counts", "expression", "protein", "accessibility", "views",
+    "batch", "label", "categorical", "continuous", "size_factor",
+    "time", "trajectory", "perturbation", "control", "dose",
+)  # fmt: skip
+
+_SPELLING = (
+    "A place is 'X', 'raw', 'layers/NAME', 'obs/NAME' or 'obsm/NAME', "
+    "with 'MODALITY:' before it inside a MuData (as in 'rna:layers/counts')"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A slot of an AnnData or MuData, as in ``rna:layers/counts``.
+
+    Examples
+    --------
+    >>> Place.parse("rna:layers/counts")
+    Place(slot='layers', key='counts', modality='rna')
+    """
+
+    slot: str
+    key: str = ""
+    modality: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Read the spelling used in a `Schema`.
+
+        Raises
+        ------
+        SchemaError
+            If the text is no place.
+        """
+        if not isinstance(text, str) or not text:
+            raise SchemaError(f"{text!r} is no place. {_SPELLING}.")
+        head, colon, tail = text.partition(":")
+        modality, rest = (head, tail) if colon and "/" not in head else ("", text)
+        slot, _, key = rest.partition("/")
+        if slot in ("X", "raw") and not key:
+            return cls(slot, "", modality)
+        if slot in ("layers", "obs", "obsm") and key:
+            return cls(slot, key, modality)
+        raise SchemaError(f"{text!r} is no place. {_SPELLING}.")
+
+    def __str__(self) -> str:
+        tail = f"{self.slot}/{self.key}" if self.key else self.slot
+        return f"{self.modality}:{tail}" if self.modality else tail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """Name the place of every role; nothing is guessed.
+
+    Matrix roles (`counts`, `expression`, `protein`, `accessibility`, each of `views`) live in
+    ``X``, ``raw``, ``layers/…`` or ``obsm/…``; the others are columns, ``obs/…``.
+
+    Attributes
+    ----------
+    counts
+        Raw counts: finite, non-negative whole numbers.
+    expression
+        Log-normalised or otherwise continuous values.
+    protein, accessibility
+        Raw counts of proteins (NaN: not measured) and of peaks.
+    views
+        Places of several continuous matrices, for factor models (NaN: not measured).
+    batch, label, trajectory, perturbation
+        One category per cell. Empty or NaN in `label`: unlabelled.
+    categorical, continuous
+        Further covariates, called by their column names from then on.
+    size_factor, time, dose
+        One number per cell.
+    control
+        The value of `perturbation` that means "unperturbed".
+    missing
+        Strings in category columns that mean "not known", such as ``("nan", "unknown")``.
+    fractional
+        Accept counts that are not whole (ambient-corrected or full-length data).
+
+    Examples
+    --------
+    >>> Schema(counts="layers/counts", batch="obs/donor").with_(label="obs/cell_type").label
+    'obs/cell_type'
+    """
+
+    counts: str | None = None
+    expression: str | None = None
+    protein: str | None = None
+    accessibility: str | None = None
+    views: tuple[str, ...] = ()
+    batch: str | None = None
+    label: str | None = None
+    categorical: tuple[str, ...] = ()
+    continuous: tuple[str, ...] = ()
+    size_factor: str | None = None
+    time: str | None = None
+    trajectory: str | None = None
+    perturbation: str | None = None
+    control: str | None = None
+    dose: str | None = None
+    missing: tuple[str, ...] = ()
+    fractional: bool = False
+
+    def __post_init__(self) -> None:
+        for role in (*TUPLE_ROLES, "missing"):
+            value = getattr(self, role)
+            if isinstance(value, str):
+                raise SchemaError(f"{role}={value!r}: expected a tuple, as in {role}=({value!r},).")
+            object.__setattr__(self, role, tuple(value))
+        for role, place in self.places():
+            if role.partition("/")[0] in MATRIX_ROLES:
+                if place.slot == "obs":
+                    raise SchemaError(
+                        f"{role}={str(place)!r}: {role} is a matrix; it lives in X, raw, layers/NAME or obsm/NAME."
+                    )
+            elif place.slot != "obs":
+                raise SchemaError(
+                    f"{role}={str(place)!r}: {role} is one value per cell; it lives in obs/NAME."
+                )
+        columns = [p.key for r, p in self.places() if r.startswith(("categorical/", "continuous/"))]
+        clash = {c for c in columns if columns.count(c) > 1 or c in ROLES}
+        if clash:
+            raise SchemaError(
+                f"Columns {sorted(clash)} of categorical/continuous are named twice or like a role; "
+                "conditions are given by these names, so they must differ. Rename them in obs."
+            )
+        if self.control is not None and self.perturbation is None:
+            raise SchemaError(
+                "control names a value of perturbation, but no perturbation is named."
+            )
+
+    def with_(self, **roles: Any) -> Schema:
+        """Return a copy with some roles changed."""
+        for name in roles:
+            if name not in {f.name for f in dataclasses.fields(self)}:
+                raise SchemaError(f"There is no role {name!r}.{near(name, ROLES)}")
+        return dataclasses.replace(self, **roles)
+
+    def places(self) -> list[tuple[str, Place]]:
+        """Return (role, place) of every role named; members of tuples as ``categorical/donor``."""
+        found = []
+        for role in ROLES:
+            value = getattr(self, role)
+            if role == "control" or not value:
+                continue
+            if role in TUPLE_ROLES:
+                for i, text in enumerate(value):
+                    place = Place.parse(text)
+                    name = (place.modality or str(i)) if role == "views" else place.key
+                    found.append((f"{role}/{name}", place))
+            else:
+                found.append((role, Place.parse(value)))
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the roles named, JSON-able."""
+        return {
+            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Schema:
+        """Build from JSON or TOML values."""
+        return cls().with_(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a fit remembers of the data's form: names and sizes, no values.
+
+    Attributes
+    ----------
+    roles
+        Roles that the fit read.
+    features
+        Names of the features of each matrix role, in the order of the tensors.
+    categories
+        Names of the categories of each role, and of each column of `categorical`.
+    blocks
+        How many of these categories came with the first fit, the first query mapping, and so on:
+        every block has parameters of its own, so an older block cannot be disturbed.
+    continuous
+        Columns of the role `continuous`.
+    n_cells
+        Cells that were learned from.
+    """
+
+    roles: tuple[str, ...]
+    features: Mapping[str, tuple[str, ...]]
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    categorical: tuple[str, ...] = ()
+    continuous: tuple[str, ...] = ()
+    n_cells: int = 0
+
+    def n_features(self, role: str) -> int:
+        """Return the number of features of a matrix role."""
+        return len(self.features[role])
+
+    def condition_blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Return the blocks of `batch` (if named) and of every categorical covariate, in this order."""
+        names = [*(["batch"] if "batch" in self.categories else []), *self.categorical]
+        return tuple(self.blocks[name] for name in names)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Spec:
+        """Build from what `as_dict` returned; wrong shapes are refused."""
+        try:
+            tables = {
+                name: {str(k): tuple(v) for k, v in values[name].items()}
+                for name in ("features", "categories", "blocks")
+            }
+            spec = cls(
+                roles=tuple(values["roles"]),
+                **tables,
+                categorical=tuple(values["categorical"]),
+                continuous=tuple(values["continuous"]),
+                n_cells=int(values["n_cells"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise SchemaError(f"The stored spec is malformed ({error!r}).") from error
+        for name, blocks in spec.blocks.items():
+            if sum(blocks) != len(spec.categories.get(name, ())):
+                raise SchemaError(
+                    f"The stored spec is malformed (blocks of {name!r} do not add up)."
+                )
+        return spec
+
+    @property
+    def hash(self) -> str:
+        """Short fingerprint, written with every result."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

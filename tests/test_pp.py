@@ -1,0 +1,118 @@
+"""Pearson residual variance against scanpy and hand-made truth."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from chreode import pp
+from chreode.errors import ConfigError
+from chreode.pp import pearson_residual_variance, rank_genes
+
+ORACLE = np.load(Path(__file__).parent / "fixtures" / "genes" / "oracle.npz")
+COUNTS = sparse.csr_matrix(ORACLE["counts"], dtype=np.float32)
+BATCH = ORACLE["batch"].astype(int)
+
+
+@pytest.mark.parametrize("block", [pp._BLOCK, 150 * 7, 1])
+def test_variance_is_scanpys_for_any_block_size(block, monkeypatch):
+    monkeypatch.setattr(pp, "_BLOCK", block)
+    ours = [pearson_residual_variance(COUNTS[b == BATCH]) for b in range(3)]
+    ours += [pearson_residual_variance(COUNTS), pearson_residual_variance(COUNTS, theta=10.0)]
+    np.testing.assert_allclose(ours, ORACLE["variance"], rtol=1e-9, atol=1e-12)
+
+
+def test_order_within_batches_is_scanpys():
+    order = ORACLE["order"]
+    np.testing.assert_array_equal(rank_genes(COUNTS, BATCH, len(order)), order)
+
+
+def test_sparse_arrays_are_taken_too():
+    np.testing.assert_array_equal(
+        pearson_residual_variance(sparse.csr_array(COUNTS)), pearson_residual_variance(COUNTS)
+    )
+
+
+def test_the_oracle_reaches_the_clip():
+    x = COUNTS.toarray().astype(np.float64)[:, 3:]
+    mu = np.outer(x.sum(axis=1), x.sum(axis=0)) / x.sum()
+    residual = (x - mu) / np.sqrt(mu + mu**2 / 100)
+    limit = np.sqrt(len(x))
+    assert (np.abs(residual) > limit).any()
+    np.testing.assert_allclose(
+        pearson_residual_variance(sparse.csr_matrix(x)),
+        np.clip(residual, -limit, limit).var(axis=0),
+    )
+
+
+def test_silent_genes_and_empty_cells_have_no_variance():
+    counts = COUNTS.toarray()
+    counts[7] = 0
+    counts[:, 9] = 0
+    counts = sparse.csr_matrix(counts)
+    variance = pearson_residual_variance(counts)
+    assert variance[9] == 0
+    assert np.isfinite(variance).all()
+    np.testing.assert_array_equal(variance[:2], pearson_residual_variance(counts)[:2])
+    assert (pearson_residual_variance(sparse.csr_matrix((5, 4))) == 0).all()
+
+
+def planted(rng, n_cells=800, n_genes=300):
+    """Counts with type effects on genes 0 to 29 and a batch effect alone on 30 to 39."""
+    types, batch = rng.integers(4, size=n_cells), rng.integers(2, size=n_cells)
+    log_rate = np.tile(rng.normal(-1, 0.7, n_genes), (n_cells, 1))
+    log_rate[:, :30] += rng.permuted(np.tile([-1.5, -0.5, 0.5, 1.5], (30, 1)), axis=1).T[types]
+    log_rate[:, 30:40] += np.array([-2, 2])[batch][:, None]
+    counts = rng.poisson(rng.lognormal(0, 0.3, (n_cells, 1)) * np.exp(log_rate))
+    return sparse.csr_matrix(counts, dtype=np.float32), batch
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_planted_genes_come_first_and_batch_genes_only_without_batches(seed):
+    counts, batch = planted(np.random.default_rng(seed))
+    aware = rank_genes(counts, batch, 40)
+    assert np.isin(np.arange(30), aware[:33]).mean() >= 0.9
+    assert np.isin(np.arange(30, 40), aware).mean() <= 0.3  # 4 % of the flat genes fit in anyway
+    blind = rank_genes(counts, np.zeros_like(batch), 40)
+    assert np.isin(np.arange(30, 40), blind).all()
+
+
+def test_gene_flat_everywhere_has_variance_near_one():
+    rng = np.random.default_rng(0)
+    share = rng.dirichlet(np.full(400, 2.0))
+    counts = rng.poisson(np.outer(rng.lognormal(6, 0.5, 2000), share))
+    variance = pearson_residual_variance(sparse.csr_matrix(counts, dtype=np.float32))
+    # The null model expects Poisson noise and a little more: variances scatter just below 1.
+    assert 0.95 < np.median(variance) < 1.01
+    assert variance.max() < 1.25
+
+
+def test_a_batch_that_lacks_a_gene_has_no_say_in_it():
+    rng = np.random.default_rng(3)
+    counts, batch = planted(rng)
+    dense = counts.toarray()
+    dense[batch == 1, :10] = 0
+    order = rank_genes(sparse.csr_matrix(dense), batch, 40)
+    assert np.isin(np.arange(10, 30), order[:25]).mean() >= 0.9  # chosen by both batches
+    # A gene silent in batch 1 is chosen by batch 0 alone, even where few genes are left to choose.
+    few = rank_genes(sparse.csr_matrix(dense[:, :12]), batch, 12)
+    assert set(few[:2]) == {10, 11}
+
+
+def test_one_cell_batches_and_n_above_the_number_of_genes():
+    counts, batch = planted(np.random.default_rng(4), n_cells=60, n_genes=50)
+    batch[0] = 2
+    order = rank_genes(counts, batch, 500)
+    assert sorted(order) == list(range(50))
+
+
+@pytest.mark.parametrize("theta", [0.0, -1.0, np.nan])
+def test_theta_must_be_positive(theta):
+    with pytest.raises(ConfigError, match="theta"):
+        pearson_residual_variance(COUNTS, theta=theta)
+
+
+def test_n_must_be_positive():
+    with pytest.raises(ConfigError, match="at least one gene"):
+        rank_genes(COUNTS, BATCH, 0)
