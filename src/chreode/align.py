@@ -62,40 +62,68 @@ def learn_spec(
     return replace(spec, features=old.features) if old else spec
 
 
+def match_features(
+    data: Data,
+    schema: Schema,
+    spec: Spec,
+    roles: Collection[str],
+    weight: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return, for each matrix role whose features are not the spec's own, the column of each (-1: missing).
+
+    Missing ones are reported with their share of `weight` (per role, one non-negative value per
+    feature), and refused when too much of it is missing.
+
+    Raises
+    ------
+    DataError
+        If too much of the model's weight is missing.
+    """
+    take: dict[str, np.ndarray] = {}
+    for role, place in _wanted(schema, roles):
+        if role.partition("/")[0] in MATRIX_ROLES:
+            names = matrix(data, place, role)[1]
+            if not names.is_unique:
+                continue  # the check of the values, which follows, says so
+            found = names.astype(str).get_indexer(pd.Index(spec.features[role]))
+            if not np.array_equal(found, np.arange(len(names))):
+                take[role] = found
+                _report_missing(role, place, found, names, spec, (weight or {}).get(role))
+    return take
+
+
 def open_source(
     data: Data,
     schema: Schema,
     spec: Spec,
     roles: Collection[str],
-    *,
-    weight: Mapping[str, np.ndarray] | None = None,
+    take: Mapping[str, np.ndarray],
     rows: np.ndarray | None = None,
 ) -> Source:
     """Return the cells of `data` aligned to `spec`, with `roles` alone.
 
-    Features are put in the spec's order; missing ones are reported with their share of `weight`
-    (per role, one non-negative value per feature), and refused when too much of it is missing.
+    Parameters
+    ----------
+    take
+        What `match_features` returned.
+    rows
+        Cells whose categories must be known (default: all).
 
     Raises
     ------
     DataError
-        If too much of the model's weight is missing, or categories are unknown on `rows`.
+        If categories are unknown on `rows`.
     """
     matrices: dict[str, Any] = {}
     places: dict[str, np.ndarray] = {}
-    take: dict[str, np.ndarray] = {}
     columns: dict[str, Any] = {}
     for role, place in _wanted(schema, roles):
         base, _, name = role.partition("/")
         if base in MATRIX_ROLES:
-            matrices[role], names = matrix(data, place, role)
+            matrices[role] = matrix(data, place, role)[0]
             at = where(data, place)
             if at is not None:
                 places[role] = at
-            found = names.astype(str).get_indexer(pd.Index(spec.features[role]))
-            if not np.array_equal(found, np.arange(len(names))):
-                take[role] = found
-                _report_missing(role, place, found, names, spec, (weight or {}).get(role))
         elif base in CATEGORY_ROLES or base == "categorical":
             key = name or role
             columns[role] = _codes(column(data, place, role), key, schema, spec, rows)
@@ -122,19 +150,11 @@ def open_query(
     SchemaError, DataError
         If a role is absent or its values are wrong.
     """
-    kept = {role for role, _ in _wanted(schema, roles)}
-    narrow = schema.with_(
-        **{
-            f: type(getattr(schema, f))() if isinstance(getattr(schema, f), tuple) else None
-            for f in schema.as_dict()
-            if f not in ("missing", "fractional")
-            and not any(r.partition("/")[0] == f for r in kept)
-        }
-    )
-    if narrow.control is not None:
-        narrow = narrow.with_(control=None)
+    read = {f for f in schema.as_dict() if f in roles or f in ("missing", "fractional")}
+    narrow = Schema().with_(**{f: getattr(schema, f) for f in read})
+    take = match_features(data, narrow, spec, roles, weight)
     require(findings(data, narrow, query=True))
-    return open_source(data, schema, spec, roles, weight=weight)
+    return open_source(data, narrow, spec, roles, take)
 
 
 def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, int | float]:

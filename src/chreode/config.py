@@ -31,7 +31,7 @@ def config(cls: type[T]) -> type[T]:
     plain_init = data_cls.__init__
 
     @functools.wraps(plain_init)
-    def __init__(self: Any, **values: Any) -> None:
+    def checked_init(self: Any, **values: Any) -> None:
         known = [f.name for f in dataclasses.fields(data_cls)]
         for name in values:
             if name not in known:
@@ -42,7 +42,7 @@ def config(cls: type[T]) -> type[T]:
             value = _checked(cls.__name__, field, hints[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
 
-    data_cls.__init__ = __init__
+    data_cls.__init__ = checked_init
     return data_cls
 
 

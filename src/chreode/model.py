@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from . import __version__, config, read
-from .align import learn_spec, open_source
+from .align import learn_spec, match_features, open_source
 from .check import findings, require
 from .data.source import Source
 from .errors import ConfigError, DataError, SchemaError
@@ -132,14 +132,8 @@ class Model:
             )
         positions = self._complete(data, schema, roles, positions)
         spec = learn_spec(data, schema, roles, positions, from_.spec if from_ else None)
-        source = open_source(
-            data,
-            schema,
-            spec,
-            roles,
-            rows=positions,
-            weight=from_.feature_weight() if from_ else None,
-        )
+        take = match_features(data, schema, spec, roles, from_.feature_weight() if from_ else None)
+        source = open_source(data, schema, spec, roles, take, positions)
         self._refuse_missing(source)
         rng = Rng(int(seed))
         validates = any(p.learner.validates for p in self.phases())
@@ -213,10 +207,11 @@ class Model:
         return rows
 
     def _refuse_missing(self, source: Source) -> None:
+        values: Any
         for role, values in source.matrices.items():
             if role.partition("/")[0] in self.tolerates:
                 continue
-            stored: Any = values.data if sp.issparse(values) else values
+            stored = values.data if sp.issparse(values) else values
             if stored.dtype.kind == "f" and np.isnan(stored).any():
                 raise DataError(
                     f"{role} holds NaN (not measured), which {type(self).__name__} does not understand. "

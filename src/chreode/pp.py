@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Integer
 from scipy import sparse
 
-from chreode.errors import ConfigError
+from . import read
+from .check import findings, require
+from .errors import ConfigError, SchemaError
+from .schema import Schema
+
+
+def select_genes(
+    data: read.Data | str | Path, schema: Schema, n: int = 2000, *, rows: Any = None
+) -> pd.Index:
+    """Return the names of the `n` most variable genes, in the data's order.
+
+    Use it as ``data = data[:, ch.pp.select_genes(data, schema)]``.
+
+    Parameters
+    ----------
+    data
+        AnnData, MuData or a path.
+    schema
+        Must name `counts`; genes are judged within each `batch`, where that is named.
+    rows
+        Cells to look at: the training cells, where some are held out (default: all).
+
+    Raises
+    ------
+    SchemaError, DataError
+        If `counts` is not named, or its values are no raw counts.
+    """
+    data = read.read(data)
+    if schema.counts is None:
+        raise SchemaError("select_genes needs raw counts: Schema(counts='layers/counts').")
+    places = dict(schema.places())
+    judged = Schema(counts=schema.counts, batch=schema.batch, fractional=schema.fractional)
+    rows = read.positions(data, rows)
+    at = read.where(data, places["counts"])
+    rows = rows if at is None else rows[at[rows] >= 0]
+    require(findings(data, judged, rows))
+    values, names = read.matrix(data, places["counts"], "counts")
+    codes = np.zeros(len(rows), int)
+    if schema.batch is not None:
+        codes = pd.factorize(read.column(data, places["batch"], "batch").iloc[rows])[0]
+    counts = sparse.csr_matrix(values[rows if at is None else at[rows]])
+    return names[np.sort(rank_genes(counts, codes, n))]
+
 
 # Entries of one dense block of cells: 4 MiB of float64, so that the few blocks alive at once stay
 # in cache whatever the size of the data.

@@ -140,7 +140,8 @@ class Schema:
             if role.partition("/")[0] in MATRIX_ROLES:
                 if place.slot == "obs":
                     raise SchemaError(
-                        f"{role}={str(place)!r}: {role} is a matrix; it lives in X, raw, layers/NAME or obsm/NAME."
+                        f"{role}={str(place)!r}: {role} is a matrix; it lives in X, raw, "
+                        "layers/NAME or obsm/NAME."
                     )
             elif place.slot != "obs":
                 raise SchemaError(

@@ -146,13 +146,8 @@ def reconstruct(
 
     def chunks() -> Iterator[np.ndarray]:
         for _, batch in _stream(source, usable, "reconstruct", progress):
-            wanted = _under(batch, target)
-            values = (
-                self.module.reconstruct(batch, wanted, library)
-                if library
-                else self.module.reconstruct(batch, wanted)
-            )
-            yield values.numpy()
+            more = () if library is None else (library,)
+            yield self.module.reconstruct(batch, _under(batch, target), *more).numpy()
 
     obs = _own_obs(data).iloc[usable]
     return collect_cells(
@@ -227,7 +222,8 @@ def generate(
 
     Returns
     -------
-    A new AnnData (or the path `into`): integer counts in ``X`` for models of counts; conditions in ``obs``.
+    A new AnnData (or the path `into`): integer counts in ``X`` for models of counts; ``obs`` holds
+    the conditions.
     """
     _require(self, "generate")
     _at_least("n", n, 0)
@@ -297,7 +293,7 @@ def loadings(self: Fitted, data: AnnData | None = None) -> pd.DataFrame:
     Returns
     -------
     Features x latent dimensions.
-    ``varm["<model>_loadings"]`` of `data`, if given : the same as float32, NaN for features not trained.
+    ``varm["<model>_loadings"]`` of `data`, if given : the same, float32; NaN for features not trained.
     """
     _require(self, "loadings")
     names = next(iter(self.spec.features.values()))

@@ -101,7 +101,8 @@ def integration(
         *(_row(m, data, schema, seeds, progress) for m in methods),
         _Row(CEILING, "ceiling", lambda seed: _oracle(named["label"], seed), seeds[:1]),
     ]
-    found, pictures = [], {}
+    found: list[dict[str, Any]] = []
+    pictures: dict[str, np.ndarray] = {}
     draws: dict[str, np.ndarray] = {}
     scored = len(METRICS) if metrics is None else len(metrics)
     with bar(sum(len(r.seeds) for r in table) * scored, "judge", progress) as shown:

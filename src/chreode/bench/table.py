@@ -54,7 +54,9 @@ class Bench:
     def intervals(self) -> pd.DataFrame:
         """Return methods x metrics as ``low to high``: the union of the seeds' bootstrap intervals."""
         low, high = self._wide("low", "min"), self._wide("high", "max")
-        return low.combine(high, lambda a, b: a.map("{:.3f}".format) + " to " + b.map("{:.3f}".format))
+        return low.combine(
+            high, lambda a, b: a.map("{:.3f}".format) + " to " + b.map("{:.3f}".format)
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write scores, methods and provenance as JSON.
@@ -64,9 +66,14 @@ class Bench:
         StoreError
             If the place cannot be written.
         """
-        tables = {n: getattr(self, n).reset_index().to_dict("records") for n in ("scores", "methods", "metrics")}
+        tables = {
+            n: getattr(self, n).reset_index().to_dict("records")
+            for n in ("scores", "methods", "metrics")
+        }
         with store.aside(path) as made:
-            made.write_text(json.dumps({"kind": self.kind, "about": dict(self.about), **tables}, indent=1))
+            made.write_text(
+                json.dumps({"kind": self.kind, "about": dict(self.about), **tables}, indent=1)
+            )
         return Path(path)
 
     @classmethod

@@ -51,7 +51,7 @@ class CellBatch:
         return replace(self, columns={**self.columns, **columns})
 
     def conditions(self) -> Int[Tensor, "b c"]:
-        """Return codes of `batch` (if there) and of every categorical covariate, in the order of `Spec.condition_blocks`."""
+        """Return codes of `batch` and of the categorical covariates, ordered as `Spec.condition_blocks`."""
         parts = [self.columns["batch"][:, None]] if "batch" in self.columns else []
         if "categorical" in self.columns:
             parts.append(self.columns["categorical"])

@@ -23,7 +23,7 @@ import mudata
 from anndata import AnnData
 from mudata import MuData
 
-from chreode.errors import StoreError
+from ..errors import StoreError
 
 log = logging.getLogger(__name__)
 

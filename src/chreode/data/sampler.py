@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +14,7 @@ from .source import Source
 Rows = Int[np.ndarray, " b"]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Anything that yields the minibatches of one epoch, the same ones for the same generator."""
 

@@ -22,7 +22,7 @@ from mudata import MuData
 from numpy.typing import ArrayLike
 from scipy import sparse
 
-from chreode.errors import ConfigError, near
+from ..errors import ConfigError, near
 
 _BLOCK = 2**19  # entries of a dense block of cells: 4 MiB of float64
 _N_LATENT = 10

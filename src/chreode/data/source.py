@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,6 +19,7 @@ from .batch import CellBatch
 CHUNK_VALUES = 2**23
 
 
+@runtime_checkable
 class Matrix(Protocol):
     """Cells x features: a CSR matrix, a NumPy array, or anything on disk that is sliced by rows alike."""
 
@@ -96,7 +97,7 @@ class Source:
         if where is not None:
             into = np.flatnonzero(where[rows] >= 0)
             rows = where[rows[into]]
-        block = self.matrices[role][rows]
+        block: Any = self.matrices[role][rows]
         if sp.issparse(block):
             _scatter(block.tocsr(), into, take, out)
             return out

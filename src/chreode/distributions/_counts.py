@@ -1,4 +1,4 @@
-"""What the count distributions share: pieces that keep log-probabilities exact in float32.
+"""What the count distributions share: pieces that keep log-probabilities right in float32.
 
 Writing log Γ(n+1) as (n+½) log n − n + ½ log 2π + δ(n) lets the large parts of a count's
 log-probability cancel on paper instead of in floating point. What is left is a deviance, built from
@@ -26,7 +26,7 @@ _SLOPES = tuple(-(2 * i + 1) * c for i, c in enumerate(_SERIES))
 
 def broadcast(*tensors: Shaped[Tensor, ...]) -> tuple[Shaped[Tensor, ...], ...]:
     """Views of `tensors` in their common shape."""
-    return tuple(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]  # torch's own
+    return tuple(torch.broadcast_tensors(*tensors))
 
 
 def nonzeros(x: Shaped[Tensor, ...], shape: torch.Size) -> Int[Tensor, " n"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from chreode.distributions._counts import broadcast
+from ._counts import broadcast
 
 
 @final

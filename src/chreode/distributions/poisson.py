@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from chreode.distributions._counts import (
+from ._counts import (
     broadcast,
     log_ratio,
     nonzeros,

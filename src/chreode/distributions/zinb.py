@@ -12,8 +12,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from chreode.distributions._counts import broadcast
-from chreode.distributions.nb import NegativeBinomial
+from ..distributions.nb import NegativeBinomial
+from ._counts import broadcast
 
 
 @final
@@ -56,7 +56,7 @@ class ZeroInflatedNegativeBinomial:
     def log_prob(self, x: Num[Tensor, ...]) -> Float[Tensor, ...]:
         """Return the log-probability of each raw count in `x`."""
         counted = NegativeBinomial(self.mu, self.theta).log_prob(x)
-        return _Inflate.apply(x, counted, self.logits)  # type: ignore[no-untyped-call]  # torch's own
+        return _Inflate.apply(x, counted, self.logits)
 
     @torch.no_grad()
     def sample(self) -> Float[Tensor, ...]:

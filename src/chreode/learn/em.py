@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -60,6 +61,7 @@ class EM:
                     target.update(sums)
                 except KeyboardInterrupt:
                     notes.append(f"interrupted in epoch {epoch}; the last update is kept")
+                    warnings.warn(f"{phase.name}: {notes[-1]}.", stacklevel=4)
                     break
                 log.append(
                     {

@@ -59,7 +59,7 @@ def moments(
 def top_eigen(
     symmetric: Float[torch.Tensor, "g g"], k: int, *, dense_up_to: int = 3000
 ) -> tuple[Float[torch.Tensor, " k"], Float[torch.Tensor, "g k"]]:
-    """Return the k largest eigenvalues, falling, and their vectors, signed so that the largest entry is positive."""
+    """Return the k largest eigenvalues, falling, and their vectors; their largest entries are positive."""
     matrix = symmetric.cpu().numpy()
     g = len(matrix)
     if g <= dense_up_to or k > g // 4:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -75,6 +75,7 @@ class Trace:
     notes: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Learner(Protocol):
     """Moves the parameters of a part; knows steps and convergence, no biology."""
 

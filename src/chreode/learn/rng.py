@@ -45,7 +45,7 @@ class Rng:
         """
         state = self._sequence(purpose, *counters).generate_state(2, np.uint64)
         numpy_state = np.random.get_state()  # noqa: NPY002 (libraries draw from the global generator)
-        cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(int(state[0] >> np.uint64(1)))
             np.random.seed(int(state[1] % np.uint64(2**32)))  # noqa: NPY002

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,8 +101,9 @@ class SGD:
                 if not loop.log:
                     raise
                 loop.notes.append(
-                    f"interrupted after epoch {loop.epoch - 1}; the weights of epoch {loop.best_epoch} are kept"
+                    f"interrupted in epoch {loop.epoch}; the weights of epoch {loop.best_epoch} are kept"
                 )
+                warnings.warn(f"{phase.name}: {loop.notes[-1]}.", stacklevel=4)
                 loop.finish(keep_best=True)
             else:
                 loop.finish(keep_best=self.patience is not None)

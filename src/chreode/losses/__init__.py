@@ -1,0 +1,1 @@
+"""Objectives that several models share: pure functions, reduction declared."""

@@ -13,9 +13,9 @@ from scipy.sparse import triu
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from chreode.errors import CapabilityError
-from chreode.metrics.neighbours import Neighbours, connectivities
-from chreode.metrics.score import Labels, Score, as_embedding, encode
+from ..errors import CapabilityError
+from .neighbours import Neighbours, connectivities
+from .score import Labels, Score, as_embedding, encode
 
 RESOLUTIONS = tuple(0.2 * step for step in range(1, 11))
 """The resolutions among which `leiden_clusters` chooses."""
@@ -179,6 +179,6 @@ def _ari(table: Float64[np.ndarray, "l k"]) -> float:
         return float((n * (n - 1)).sum() / 2)
 
     joint, of_labels, of_clusters = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
-    expected = of_labels * of_clusters / pairs(table.sum())
+    expected = of_labels * of_clusters / pairs(table.sum(keepdims=True))
     most = (of_labels + of_clusters) / 2
     return 1.0 if most == expected else (joint - expected) / (most - expected)

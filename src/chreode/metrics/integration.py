@@ -10,15 +10,15 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from chreode.errors import ConfigError, DataError, near
-from chreode.metrics.clustering import (
+from ..errors import ConfigError, DataError, near
+from .clustering import (
     ari,
     kmeans_clusters,
     leiden_clusters,
     nmi,
     require_igraph,
 )
-from chreode.metrics.mixing import (
+from .mixing import (
     LISI_NEIGHBOURS,
     clisi,
     graph_connectivity,
@@ -26,9 +26,9 @@ from chreode.metrics.mixing import (
     kbet,
     pcr_comparison,
 )
-from chreode.metrics.neighbours import Neighbours, exact_neighbours
-from chreode.metrics.score import Labels, Score, as_embedding, column, combined, encode, missing
-from chreode.metrics.silhouette import (
+from .neighbours import Neighbours, exact_neighbours
+from .score import Labels, Score, as_embedding, column, combined, encode, missing
+from .silhouette import (
     Widths,
     bras,
     isolated_labels,
@@ -38,7 +38,7 @@ from chreode.metrics.silhouette import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cells:
     """An embedding with what is known of its cells, and what the metrics compute only once."""
 
@@ -308,7 +308,7 @@ def integration_scores(
         try:
             found = metric.compute(labelled if reads_labels else everyone)
         except DataError as error:
-            found = Score.undefined(str(error), int(known.sum()) if reads_labels else len(x))
+            found = Score.undefined(str(error), len(x))
         return found.within(known) if reads_labels else found
 
     return {metric.key: score(metric) for metric in chosen}

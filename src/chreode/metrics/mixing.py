@@ -11,15 +11,15 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 from scipy.stats import chi2
 
-from chreode.errors import DataError
-from chreode.metrics.clustering import GRAPH_NEIGHBOURS
-from chreode.metrics.neighbours import (
+from ..errors import DataError
+from .clustering import GRAPH_NEIGHBOURS
+from .neighbours import (
     Neighbours,
     connectivities,
     exact_neighbours,
     perplexity_weights,
 )
-from chreode.metrics.score import Labels, Score, as_embedding, encode, mean_over_labels
+from .score import Labels, Score, as_embedding, encode, mean_over_labels
 
 LISI_NEIGHBOURS = 90
 """Neighbours that LISI reads: three times its perplexity, the cell itself not counted."""
@@ -188,17 +188,17 @@ def _accepted(
 ) -> Float64[np.ndarray, " b"]:
     """Test the neighbourhoods of one label's cells: 1 passes, 0 fails, NaN is left out."""
     k = int(np.clip(len(batch) / len(np.unique(batch)) // 4, 10, 70))
-    _, piece = connected_components(graph, directed=False)
-    used = np.flatnonzero(np.bincount(piece)[piece] >= (3 * k if piece.any() else 0))
+    n_pieces, piece = connected_components(graph, directed=False)
+    large = np.bincount(piece) >= (3 * k if n_pieces > 1 else 0)
+    used = np.flatnonzero(large[piece])
     if len(used) < 0.75 * len(batch):
         return np.zeros(len(batch))
-    accepted = np.full(len(batch), np.nan)
-    diffused = _diffusion_map(graph[used][:, used])
-    near = exact_neighbours(diffused, k=min(k, len(used) - 1))
+    near = exact_neighbours(_diffusion_map(graph[used][:, used]), k=min(k, len(used) - 1))
     around = np.column_stack([np.arange(len(used)), near.indices])
-    accepted[used] = chi_square(around, batch[used]) <= chi2.isf(
-        alpha, len(np.unique(batch[used])) - 1
-    )
+    # where a single batch is left the critical value is NaN, and every cell fails
+    critical = chi2.isf(alpha, len(np.unique(batch[used])) - 1)
+    accepted = np.full(len(batch), np.nan)
+    accepted[used] = chi_square(around, batch[used]) <= critical
     return accepted
 
 

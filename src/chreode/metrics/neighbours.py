@@ -11,11 +11,11 @@ from jaxtyping import Float, Float32, Float64, Int
 from scipy.sparse import csr_array
 from sklearn.neighbors import NearestNeighbors
 
-from chreode.errors import DataError
-from chreode.metrics.score import as_embedding
+from ..errors import DataError
+from .score import as_embedding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neighbours:
     """The nearest cells of each cell, nearest first, the cell itself excluded.
 
@@ -158,19 +158,16 @@ def perplexity_weights(neighbours: Neighbours, perplexity: float) -> Float64[np.
     distances = neighbours.distances.astype(np.float64)
     beyond = distances - distances[:, :1]  # p does not change, and the nearest cannot underflow
 
-    def kernel(h: Float64[np.ndarray, "b 1"]) -> Float64[np.ndarray, "b k"]:
-        weights = np.exp(-beyond / h)
-        return weights / weights.sum(axis=1, keepdims=True)
-
     def entropy(h: Float64[np.ndarray, "b 1"]) -> Float64[np.ndarray, " b"]:
-        # log p is −d/h less the log of the normaliser
         weights = np.exp(-beyond / h)
         total = weights.sum(axis=1)
         return np.log(total) + (weights * beyond).sum(axis=1) / (total * h[:, 0])
 
     width = beyond.mean(axis=1, keepdims=True)
     width[width == 0] = 1  # equidistant neighbours: any width gives equal weights
-    return kernel(_solve(entropy, np.log(perplexity), low=1e-6 * width, high=1e6 * width))
+    bandwidth = _solve(entropy, np.log(perplexity), low=1e-6 * width, high=1e6 * width)
+    weights = np.exp(-beyond / bandwidth)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _solve(

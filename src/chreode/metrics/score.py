@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Float64, Int, Shaped
 
-from chreode.errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 
 Labels: TypeAlias = Sequence[object] | np.ndarray | pd.Series | pd.Categorical
 """One value per cell; NaN, None, `""` and -1 mean that there is none."""

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from scipy.sparse import csr_array
 
-from chreode.errors import DataError
-from chreode.metrics.score import Labels, Score, as_embedding, encode, mean_over_labels
+from ..errors import DataError
+from .score import Labels, Score, as_embedding, encode, mean_over_labels
 
 
 class Widths(NamedTuple):

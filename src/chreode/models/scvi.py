@@ -116,17 +116,23 @@ class SCVIModule(Module):
             mean, variance, self.library_encoder(*inputs) if self.library_encoder else None
         )
 
-    def decode(
+    def rates(
         self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
-    ) -> Likelihood:
-        """Return p(x|z, ℓ, covariates)."""
+    ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b h"]]:
+        """Return ℓρ, the mean before extra zeros, and the activations it comes from."""
         covariates = self._covariates(batch)
         if self.options.linear_decoder:
             h, logits = z, self.linear(z, *covariates)
         else:
             h = self.trunk(z, *covariates)
             logits = self.head(h)
-        mu = log_library.exp() * (F.softplus(logits) if self.scaled else logits.softmax(-1))
+        return log_library.exp() * (F.softplus(logits) if self.scaled else logits.softmax(-1)), h
+
+    def decode(
+        self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
+    ) -> Likelihood:
+        """Return p(x|z, ℓ, covariates)."""
+        mu, h = self.rates(z, log_library, batch)
         if self.options.likelihood == "poisson":
             return Poisson(mu)
         theta = self.theta(batch)
@@ -194,7 +200,7 @@ class SCVIModule(Module):
         log_library = self.log_library(batch, latent)
         if library is None:
             return self.decode(latent.mean, log_library, to).mean
-        return self.decode(latent.mean, torch.full_like(log_library, math.log(library)), to).mu
+        return self.rates(latent.mean, torch.full_like(log_library, math.log(library)), to)[0]
 
     def predict(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:
         """Return posterior predictive counts under the conditions of `to`."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,8 +113,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [n_in, *[n_hidden] * n_layers]
         self.layers = nn.ModuleList(
-            ConditionedLinear(a, b, categories, n_continuous)
-            for a, b in zip(widths, widths[1:], strict=False)
+            ConditionedLinear(a, b, categories, n_continuous) for a, b in pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(b, eps=1e-3, momentum=0.01) for b in widths[1:])
         self.dropout = dropout
@@ -172,8 +173,9 @@ class GaussianEncoder(nn.Module):
 
 def input_weight(encoder: GaussianEncoder) -> Float[Tensor, " n_in"]:
     """Return the norm of the first layer's weights, per input."""
-    first = encoder.trunk.layers[0].linear if len(encoder.trunk.layers) else encoder.mean
-    return first.weight.detach().norm(dim=0)
+    first: Any = encoder.trunk.layers[0] if len(encoder.trunk.layers) else encoder
+    layer = first.linear if len(encoder.trunk.layers) else first.mean
+    return layer.weight.detach().norm(dim=0)
 
 
 def reparametrise(

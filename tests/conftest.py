@@ -1,0 +1,70 @@
+"""What every test may use: simulated cells of a realistic size, quick models, and real data where it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import anndata as ad
+import pytest
+import torch
+
+import chreode as ch
+from chreode.data.simulate import simulate_cells
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads() -> None:
+    torch.set_num_threads(1)  # the same bits on every machine, and no fight between workers
+
+
+@pytest.fixture(scope="session")
+def _simulated() -> ad.AnnData:
+    cells = simulate_cells(500, 300, n_types=4, n_batches=3, seed=0)
+    cells.obs["plate"] = [f"plate{i % 2}" for i in range(cells.n_obs)]
+    cells.obs["age"] = [float(20 + i % 30) for i in range(cells.n_obs)]
+    return cells
+
+
+@pytest.fixture
+def cells(_simulated: ad.AnnData) -> ad.AnnData:
+    """500 cells x 300 genes, 4 types, 3 batches, two further covariates; a fresh copy."""
+    return _simulated.copy()
+
+
+@pytest.fixture
+def schema() -> ch.Schema:
+    """Where the roles of `cells` live."""
+    return ch.Schema(
+        counts="layers/counts",
+        batch="obs/batch",
+        label="obs/cell_type",
+        categorical=("obs/plate",),
+        continuous=("obs/age",),
+    )
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """Return a model that fits in a second: ``quick(cls, **options)``."""
+
+    def make(cls, **options):
+        names = {f.name for f in dataclasses.fields(cls)}
+        small = {"max_epochs": 3, "n_latent": 5, "n_factors": 5}
+        return cls(**{**{k: v for k, v in small.items() if k in names}, **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real():
+    """Return the path of a file of real data, or skip where it is absent: ``real("pbmc3k/….h5ad")``."""
+
+    def path(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"real data is absent: {name}")
+        return DATA / name
+
+    return path
