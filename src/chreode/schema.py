@@ -167,16 +167,16 @@ class Schema:
         return dataclasses.replace(self, **roles)
 
     def places(self) -> list[tuple[str, Place]]:
-        """Return (role, place) of every role named; members of tuples as ``categorical/donor``."""
+        """Return (role, place) of every role named; members of tuples as ``categorical/donor``, ``views/rna:X``."""
         found = []
         for role in ROLES:
             value = getattr(self, role)
             if role == "control" or not value:
                 continue
             if role in TUPLE_ROLES:
-                for i, text in enumerate(value):
+                for text in value:
                     place = Place.parse(text)
-                    name = (place.modality or str(i)) if role == "views" else place.key
+                    name = str(place) if role == "views" else place.key
                     found.append((f"{role}/{name}", place))
             else:
                 found.append((role, Place.parse(value)))

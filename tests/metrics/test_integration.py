@@ -617,6 +617,18 @@ def test_cells_that_mostly_coincide_do_not_crash():
     assert all(-0.5 <= score.value <= 1 for score in scores.values())
 
 
+def test_one_spot_per_label_is_perfect_whatever_the_order_of_cells():
+    labels = np.arange(1200) % 3
+    batches = np.repeat([0, 1], 600)
+    spots = np.random.default_rng(0).normal(size=(3, 7))
+    scores = integration_scores(
+        spots[labels], labels, batches, pre=spots[labels] + batches[:, None]
+    )
+    least = {"isolated_labels": 1, "ilisi": 0.9, "kbet": 0.9, "pcr_comparison": 0.99}
+    for key, score in scores.items():
+        assert score.value >= least.get(key, 1 - 1e-9), key
+
+
 def test_unknown_metrics_are_refused_and_progress_is_told():
     x, labels, batches, _ = simulate(200)
     with pytest.raises(ConfigError, match="Did you mean 'clisi'"):

@@ -224,7 +224,7 @@ def _scored(method: str, seed: int, metric: str, score: Score) -> dict[str, Any]
     low, high = score.interval(n=DRAWS)
     return {
         "method": method, "seed": seed, "metric": metric,
-        "value": score.value, "low": low, "high": high,
+        "value": score.value, "low": low, "high": high, "reason": score.reason,
     }  # fmt: skip
 
 

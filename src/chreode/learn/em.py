@@ -30,7 +30,8 @@ class EM:
     tol
         Stop when the log-likelihood gains less than this share of its gain so far, twice running.
     slack
-        Relative fall of the log-likelihood that rounding may cause.
+        Relative change of the log-likelihood that rounding may cause: such a fall is forgiven, and such
+        a gain is none.
     """
 
     validates: ClassVar[bool] = False
@@ -72,7 +73,8 @@ class EM:
                 )
                 gain = ll - log[-2]["train_log_likelihood"] if epoch else np.inf
                 so_far = ll - log[0]["train_log_likelihood"]
-                calm = calm + 1 if epoch and gain <= self.tol * max(so_far, 1e-12) else 0
+                least = max(self.tol * so_far, self.slack * max(abs(ll), 1.0))
+                calm = calm + 1 if epoch and gain <= least else 0
                 shown.set_postfix_str(f"log-likelihood {ll:.2f}", refresh=False)
                 shown.update()
                 if calm == 2:

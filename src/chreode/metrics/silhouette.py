@@ -252,6 +252,8 @@ def bras(x: Float[np.ndarray, "b z"], labels: Labels, batches: Labels) -> Score:
     with np.errstate(divide="ignore", invalid="ignore"):
         within = 1 - (units * (own - units)).sum(axis=1) / (n_own - 1)
         between = 1 - (units * (all_ - own)).sum(axis=1) / (n_all - n_own)
+        # of cells in the same direction only rounding is left
+        within, between = np.round(within, 12), np.round(between, 12)
         widths = np.nan_to_num((between - within) / np.maximum(within, between))
     return mean_over_labels(np.where(comparable, 1 - np.abs(widths), np.nan), label)
 

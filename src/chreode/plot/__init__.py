@@ -1,0 +1,12 @@
+"""Pictures: each function takes data and, if you like, `ax`, and returns the axes or the figure.
+
+Figures are made without pyplot, so nothing needs a display and nothing is left open: show one with
+``ax.figure`` in a notebook, write one with ``ax.figure.savefig("picture.svg")``.
+"""
+
+from .counts import mean_variance
+from .curves import history
+from .scatter import embedding, umap_coordinates
+from .scores import score_table
+
+__all__ = ["embedding", "history", "mean_variance", "score_table", "umap_coordinates"]

@@ -1,0 +1,136 @@
+"""The command line: one verb, one model, one file. A command loads when it is named.
+
+Exit codes: 0 done; 1 something the user can mend, said on stderr; 2 wrong usage; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from . import __version__
+from .commands.common import Answer
+from .errors import ChreodeError
+
+#: Where a command is, what it does, and an example (those with commands below them have their own).
+COMMANDS = (
+    ("demo:demo", "Fit, judge and draw real blood cells, and write a report of it.", "demo"),
+    (
+        "commands.check:check",
+        "Say what a file holds, what is wrong with it, and which models it can feed.",
+        "check pbmc.h5ad --counts layers/counts --batch obs/donor",
+    ),
+    ("commands.fit:fit", "Fit a model and save it as a folder.", ""),
+    (
+        "commands.use:embed",
+        "Write the latent coordinates of cells into a copy of their file.",
+        "embed runs/scvi query.h5ad -o query.scvi.h5ad",
+    ),
+    (
+        "commands.use:generate",
+        "Draw new cells from a fitted model.",
+        "generate runs/scvi -n 5000 --given.batch p3 -o new.h5ad",
+    ),
+    ("commands.judge:bench", "Score methods side by side, with baselines and a ceiling.", ""),
+    (
+        "commands.judge:report",
+        "Make a page of HTML of a saved bench or a fitted model.",
+        "report bench.json -o report.html",
+    ),
+    ("commands.show:models", "List the models, what each needs and what it can answer.", "models"),
+    (
+        "commands.show:show",
+        "Show what a fitted model is and what it learned from.",
+        "show runs/scvi",
+    ),
+)
+
+app = App(
+    name="chreode",
+    help="Learn the landscape of single-cell states, run cells on it, and judge the result.",
+    help_epilogue="Begin with 'chreode demo', or with 'chreode check FILE' on your own data.",
+    version=__version__,
+    help_format="plaintext",
+    default_parameter=Parameter(negative_iterable=()),
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+for order, (place, about, example) in enumerate(COMMANDS):
+    more = {"help_epilogue": f"Example: chreode {example}"} if example else {}
+    name = place.rpartition(":")[2]
+    app.command(f"chreode.{place}", name=name, help=about, sort_key=order, **more)
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own) and return the exit code."""
+    tokens = sys.argv[1:] if tokens is None else list(tokens)
+    as_json = "--json" in tokens
+    try:
+        # whatever else is printed on the way must not spoil the one JSON document
+        aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        with _warnings_as_notes(), aside:
+            answer: Any = app(tokens)
+    except ChreodeError as error:
+        return _fail(1, type(error).__name__, spoken(str(error)), as_json=as_json)
+    except CycloptsError as error:
+        command = " ".join(("chreode", *(error.command_chain or ())))
+        return _fail(2, "UsageError", f"{error} See: {command} --help", as_json=as_json)
+    except KeyboardInterrupt:
+        return _fail(130, "KeyboardInterrupt", "interrupted", as_json=as_json)
+    if not isinstance(answer, Answer):  # help and version have printed themselves
+        return 0
+    print(answer)
+    return answer.code
+
+
+def spoken(text: str) -> str:
+    """Return a message of the library in the words of the command line.
+
+    Examples
+    --------
+    >>> spoken("if 'nan' means 'not known', say Schema(missing=('nan',)).")
+    "if 'nan' means 'not known', say --missing nan."
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        name = "--" + match[1].replace("_", "-")
+        value = ast.literal_eval(match[2])
+        if value is True:
+            return name
+        return " ".join([name, *([value] if isinstance(value, str) else value)])
+
+    return re.sub(r"Schema\((\w+)=(True|'[^']*'|\('[^']*',\))\)", flag, text)
+
+
+def _fail(code: int, kind: str, text: str, *, as_json: bool) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": text, "kind": kind}))
+    return code
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Show each warning as one line, without the place in the code that a user has no use for."""
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        print("note:", " ".join(spoken(str(message)).split()), file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

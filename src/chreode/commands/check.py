@@ -1,0 +1,292 @@
+"""``chreode check FILE``: what a file holds, what is wrong with it, and which models it can feed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from ..models import find, keys
+from ..schema import Place, Schema
+from .common import Answer, Json, with_roles
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..model import Model
+    from ..read import Data
+
+#: Values looked at in one go: bounds the memory of a look.
+_PIECE = 2**22
+#: Names that columns and modalities of a role often have. They are suggested, never used.
+_COLUMN_NAMES = {
+    "batch": r"batch|donor|patient|sample|subject|lane|library|plate|replicate|(^|_)rep(_|$)|dataset|tech",
+    "label": r"cell[_ .]?type|label|annot|cluster|leiden|louvain|ident",
+    "perturbation": r"perturb|guide|grna|treatment|stim|condition|drug",
+    "time": r"time|(^|_)(day|hour|stage)s?(_|$)",
+}
+_MODALITY_NAMES = {
+    "counts": r"rna|gex|gene|expr",
+    "protein": r"adt|prot|antibod|cite",
+    "accessibility": r"atac|peak|access",
+}
+_CONTROL = r"(^|[^a-z])(ctrl|control|non[-_ ]?targeting|nt|dmso|mock|vehicle|unperturbed)([^a-z]|$)"
+
+
+@with_roles
+def check(
+    file: Path,
+    /,
+    *,
+    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Say what a file holds, what is wrong with it, and which models it can feed.
+
+    Parameters
+    ----------
+    file
+        An .h5ad or .h5mu file.
+    for_
+        Look for this model alone.
+    """
+    from ..check import Finding, findings
+    from ..read import read
+
+    wanted = [find(for_)] if for_ else [find(key) for key in keys()]
+    schema = Schema.from_dict(roles)
+    data = read(file)
+    matrices, columns = list(_matrices(data)), list(_columns(data))
+    found = findings(data, schema)
+    feeds = [_fed(model, schema) for model in wanted] if roles or for_ else []
+    if for_ and feeds[0]["missing"]:
+        found.append(Finding("error", "schema", f"{for_} needs {feeds[0]['missing'][0]}."))
+    failed = any(finding.level == "error" for finding in found)
+    suggested = None if failed else _next(file, schema, feeds, matrices, columns)
+    text = "\n".join(
+        [
+            f"{file}: {_sizes(data)}",
+            *_tables(matrices, columns),
+            *(["", "Findings", *_shown(found)] if found or roles else []),
+            *(["", "Models", *_shown_feeds(feeds)] if feeds and not failed else []),
+            *(["", "Next", f"  {suggested}"] if suggested else []),
+        ]
+    )
+    told = {
+        "file": str(file), "cells": data.n_obs, "matrices": matrices, "columns": columns,
+        "findings": [asdict(finding) for finding in found], "models": feeds, "suggested": suggested,
+    }  # fmt: skip
+    return Answer(text, told, json, code=int(failed))
+
+
+# what the file holds
+
+
+def _parts(data: Data) -> Iterator[tuple[str, Any]]:
+    """Yield (prefix of its places, object) of the data and of each modality."""
+    yield "", data
+    for name, part in getattr(data, "mod", {}).items():
+        yield f"{name}:", part
+
+
+def _sizes(data: Data) -> str:
+    parts = [f"{part.n_obs:,} cells x {part.n_vars:,} features" for _, part in _parts(data)]
+    if len(parts) == 1:
+        return f"{parts[0]}, such as {', '.join(data.var_names[:3])}"
+    inside = "; ".join(f"{n} {s}" for n, s in zip(data.mod, parts[1:], strict=True))
+    return f"{data.n_obs:,} cells in {len(data.mod)} modalities ({inside})"
+
+
+def _matrices(data: Data) -> Iterator[dict[str, Any]]:
+    """Yield what stands in every slot that a matrix role can name."""
+    from .. import read
+
+    for prefix, part in _parts(data):
+        whole = bool(getattr(data, "mod", {})) and not prefix
+        slots = [] if whole or part.X is None else ["X"]
+        slots += [] if whole or part.raw is None else ["raw"]
+        slots += [] if whole else [f"layers/{name}" for name in part.layers]
+        # a MuData keeps which cells a modality has in obsm, under the modality's name
+        slots += [f"obsm/{name}" for name in part.obsm if not (whole and name in data.mod)]
+        for slot in slots:
+            place = Place.parse(prefix + slot)
+            values, _ = read.matrix(data, place, "")
+            counts, said = _look(values)
+            yield {
+                "place": str(place), "shape": list(values.shape), "dtype": str(values.dtype),
+                "sparse": hasattr(values, "indptr"), "counts": counts, "holds": said,
+            }  # fmt: skip
+
+
+def _look(values: Any) -> tuple[bool, str]:
+    """Return whether all values look like raw counts, and what speaks for or against it."""
+    import numpy as np
+
+    stored = values.data if hasattr(values, "indptr") else values
+    if stored.dtype.kind not in "fiub":
+        return False, f"{stored.dtype}, no numbers"
+    step = _PIECE if stored.ndim == 1 else max(1, _PIECE // max(stored.shape[1], 1))
+    low, high, lacking, fraction = 0.0, 0.0, 0, None
+    for start in range(0, len(stored), step):
+        piece = np.asarray(stored[start : start + step], float)
+        known = piece[np.isfinite(piece)]
+        lacking += piece.size - known.size
+        broken = known[known != np.floor(known)]
+        fraction = broken[0] if fraction is None and broken.size else fraction
+        low, high = min(low, known.min(initial=0.0)), max(high, known.max(initial=0.0))
+    span = f"{low:,.4g} to {high:,.4g}" + (f", {lacking:,} not finite" if lacking else "")
+    if fraction is not None:
+        centred = "centred or scaled" if low < 0 else "normalised or continuous"
+        return False, f"no counts: not whole (such as {fraction:.4g}), {centred}; {span}"
+    if low < 0:
+        return False, f"no counts: negative values; {span}"
+    if high <= 1:
+        return not lacking, f"0 and 1 alone: detected or not; {span}"
+    return not lacking, f"raw counts: whole numbers, {span}"
+
+
+def _columns(data: Data) -> Iterator[dict[str, Any]]:
+    for prefix, part in _parts(data):
+        for name in part.obs.columns:
+            yield {"place": f"{prefix}obs/{name}", **_column(str(name), part.obs[name])}
+
+
+def _column(name: str, values: pd.Series) -> dict[str, Any]:
+    import pandas as pd
+
+    lacking = int(values.isna().sum())
+    levels = [str(level) for level in values.dropna().unique()]
+    numbers = pd.api.types.is_numeric_dtype(values) and values.dtype.kind in "fiu"
+    if numbers and (values.dtype.kind == "f" or len(levels) > 20):
+        kind, holds = "numbers", f"numbers, {values.min():.4g} to {values.max():.4g}"
+    elif len(levels) > len(values) / 2:
+        kind, holds = "names", f"{len(levels):,} names, such as {levels[0]}"
+    else:
+        kind = "categories"
+        shown = ", ".join(levels[:4]) + (", …" if len(levels) > 4 else "")
+        holds = f"{len(levels):,} categories: {shown}" if len(levels) != 1 else f"{levels[0]} alone"
+    control = next((level for level in levels if re.search(_CONTROL, level.lower())), None)
+    suits = [
+        role
+        for role, names in _COLUMN_NAMES.items()
+        if re.search(names, name.lower())
+        and (kind == "numbers" if role == "time" else kind == "categories" and len(levels) > 1)
+        and (role != "perturbation" or control)
+    ]
+    return {
+        "kind": kind, "holds": holds, "lacking": lacking, "suits": suits,
+        "control": control if "perturbation" in suits else None,
+    }  # fmt: skip
+
+
+# what it can feed, and what to type next
+
+
+def _fed(model: type[Model], schema: Schema) -> dict[str, Any]:
+    named = {role.partition("/")[0] for role, _ in schema.places()}
+    missing = [need for need in model.needs if not named & set(need.split("|"))]
+    return {
+        "key": model.__name__.lower(),
+        "missing": [need.replace("|", " or ") for need in missing],
+        "reads": [r for r in (*"|".join(model.needs).split("|"), *model.uses) if r in named],
+        "could_read": [role for role in model.uses if role not in named],
+    }
+
+
+def _next(
+    file: Path,
+    schema: Schema,
+    feeds: list[dict[str, Any]],
+    matrices: list[dict[str, Any]],
+    columns: list[dict[str, Any]],
+) -> str | None:
+    """Return the command line that comes next: name the roles, then fit."""
+    told = schema.as_dict()
+    if not told:
+        roles = _candidates(matrices, columns)
+        return shlex.join(["chreode", "check", str(file), *roles]) if roles else None
+    ready = [feed["key"] for feed in feeds if not feed["missing"]]
+    if not ready:
+        return None
+    model = "scvi" if "scvi" in ready else ready[0]
+    roles = []
+    for role, value in told.items():
+        flag = "--" + role.replace("_", "-")
+        roles += (
+            [flag] if value is True else [flag, *([value] if isinstance(value, str) else value)]
+        )
+    return shlex.join(["chreode", "fit", model, str(file), *roles, "-o", f"runs/{model}"])
+
+
+def _candidates(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> list[str]:
+    """Return flags for the places that look like a role."""
+    roles = dict[str, str]()
+    for role, names in _MODALITY_NAMES.items():
+        fit = [m["place"] for m in matrices if m["counts"] and _modality_suits(m, role, names)]
+        fit.sort(key=lambda place: not re.search(r"count|raw|umi", place))
+        if fit:
+            roles[role] = fit[0]
+    flags = [word for role, place in roles.items() for word in (f"--{role}", place)]
+    if not roles:
+        views = [m["place"] for m in matrices if m["place"].endswith(":X")]
+        flags = ["--views", *views] if views else _expression(matrices)
+    for role in ("batch", "label", "perturbation"):
+        fit = [c for c in columns if role in c["suits"] and ":" not in c["place"]]
+        fit.sort(key=lambda column: column["lacking"] > 0)
+        if fit and fit[0]["place"] not in flags:
+            flags += [f"--{role}", fit[0]["place"]]
+            flags += ["--control", fit[0]["control"]] if role == "perturbation" else []
+    return flags
+
+
+def _modality_suits(matrix: dict[str, Any], role: str, names: str) -> bool:
+    modality, colon, slot = matrix["place"].rpartition(":")
+    if slot.startswith("obsm/"):
+        return role != "counts" and bool(re.search(names, slot.lower()))
+    return bool(re.search(names, modality.lower())) if colon else role == "counts"
+
+
+def _expression(matrices: list[dict[str, Any]]) -> list[str]:
+    places = [m["place"] for m in matrices if m["place"] == "X" and "no numbers" not in m["holds"]]
+    return ["--expression", places[0]] if places else []
+
+
+# what is shown
+
+
+def _tables(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> Iterator[str]:
+    wide = max((len(row["place"]) for row in (*matrices, *columns)), default=0)
+    yield "\nMatrices"
+    for row in matrices:
+        shape = f"{row['shape'][0]:,} x {row['shape'][1]:,}"
+        form = f"{'sparse' if row['sparse'] else 'dense'} {row['dtype']}"
+        yield f"  {row['place']:<{wide}}  {shape:<16}{form:<16}{row['holds']}"
+    yield "\nColumns"
+    for row in columns:
+        lacking = f"; {row['lacking']:,} cells have none" if row["lacking"] else ""
+        suits = f"  ({' or '.join(row['suits'])}?)" if row["suits"] else ""
+        yield f"  {row['place']:<{wide}}  {row['holds']}{lacking}{suits}"
+
+
+def _shown(found: list[Any]) -> list[str]:
+    order = {"error": 0, "warning": 1, "note": 2}
+    found = sorted(found, key=lambda finding: order[finding.level])
+    return [f"  {f'{f.level}:':<9}{f.text}" for f in found] or ["  none: every role is sound"]
+
+
+def _shown_feeds(feeds: list[dict[str, Any]]) -> Iterator[str]:
+    for feed in feeds:
+        if feed["missing"]:
+            said = f"needs {', '.join(feed['missing'])}"
+        else:
+            more = (
+                f"; could also read {', '.join(feed['could_read'])}" if feed["could_read"] else ""
+            )
+            said = f"can be fitted, reads {', '.join(feed['reads'])}{more}"
+        yield f"  {feed['key']:<16}{said}"

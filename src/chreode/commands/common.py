@@ -1,0 +1,163 @@
+"""What the commands share: answers, flags made of dataclasses, files written whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json as json_
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from cyclopts import Group, Parameter, Token
+from cyclopts.validators import Number
+
+from ..errors import StoreError
+from ..schema import Schema
+
+ROLES_GROUP = Group("Roles: where the data lives", sort_key=1)
+RUN = Group("How to run", sort_key=3)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command says: a text for people, or one JSON document, and the exit code."""
+
+    text: str
+    data: Any
+    json: bool
+    code: int = 0
+
+    def __str__(self) -> str:
+        return json_.dumps(self.data, indent=1, allow_nan=False) if self.json else self.text
+
+
+def _whole(_: Any, tokens: Sequence[Token]) -> int | None:
+    """Read a whole number; cyclopts alone would round 5.5."""
+    word = tokens[0].value
+    try:
+        return None if word.lower() == "none" else int(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is no whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)]
+Switch = Annotated[bool, Parameter(negative="", show_default=False, group=RUN)]
+Json = Annotated[
+    Switch, Parameter(help="Print one JSON document on stdout, and all else on stderr.")
+]
+Seed = Annotated[Whole, Parameter(group=RUN, help="Same seed, same result on the same machine.")]
+Threads = Annotated[
+    Whole | None,
+    Parameter(validator=Number(gte=1), group=RUN, help="Threads of torch [default: all]."),
+]
+
+
+def flags(
+    cls: type, docs: Mapping[str, str], group: Group, hidden: Collection[str] = ()
+) -> list[inspect.Parameter]:
+    """Return a keyword per field of a dataclass: what cyclopts makes flags of."""
+    hints = get_type_hints(cls)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[
+                _strict(hints[field.name]),
+                Parameter(
+                    help=docs.get(field.name, ""),
+                    group=group,
+                    show=field.name not in hidden,
+                    consume_multiple=get_origin(hints[field.name]) is tuple,
+                    show_default=_shown(field.default),
+                ),
+            ],
+        )
+        for field in dataclasses.fields(cls)
+    ]
+
+
+def _shown(default: Any) -> bool | str:
+    """Return how the help shows a default: one that says nothing is left out."""
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or False
+    return default is not None and default is not False
+
+
+def _strict(hint: Any) -> Any:
+    if hint in (int, int | None):
+        return Annotated[hint, Parameter(converter=_whole)]
+    if get_origin(hint) is tuple:
+        return tuple[tuple(_strict(kind) for kind in get_args(hint))]  # type: ignore[misc]  # built at run time
+    return hint
+
+
+def schema_flags(hidden: Collection[str] = ()) -> list[inspect.Parameter]:
+    """Return a keyword per field of `Schema`, with the help of its docstring."""
+    docs, names = dict[str, list[str]](), list[str]()
+    section = (inspect.getdoc(Schema) or "").partition("----------\n")[2]
+    for line in section.partition("\n\n")[0].splitlines():
+        if line.startswith(" "):
+            for name in names:
+                docs.setdefault(name, []).append(line.strip())
+        else:
+            names = line.split(", ")
+    helps = {name: " ".join(lines).replace("`", "") for name, lines in docs.items()}
+    return flags(Schema, helps, ROLES_GROUP, hidden)
+
+
+def signed(call: Callable[..., Answer], *flags: inspect.Parameter) -> Callable[..., Answer]:
+    """Return `call` with these flags in place of its ``**keywords``.
+
+    A flag that is not given is not passed: the defaults stay those of the dataclass, and a
+    configuration file can tell what the command line left open.
+    """
+    hints = get_type_hints(getattr(call, "func", call), include_extras=True)
+    own = [
+        p.replace(annotation=hints[p.name])
+        for p in inspect.signature(call).parameters.values()
+        if p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    call.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]  # functions have it
+    return call
+
+
+def with_roles(call: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Decorate a command whose ``**roles`` are the fields of `Schema`."""
+    return signed(call, *schema_flags())
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the number of threads, before any work."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def write(data: Any, path: Path) -> None:
+    """Write an AnnData or a MuData: the whole file, or none."""
+    from .. import store
+
+    with store.aside(path) as made:
+        data.write(made)
+
+
+def require_suffix(path: Path, suffixes: Iterable[str]) -> None:
+    """Refuse a file name that would mislead.
+
+    Raises
+    ------
+    StoreError
+        If it ends in none of `suffixes`.
+    """
+    if path.suffix not in suffixes:
+        raise StoreError(f"{str(path)!r}: expected a name that ends in {' or '.join(suffixes)}.")
+
+
+def records(table: Any) -> list[dict[str, Any]]:
+    """Return the rows of a DataFrame with its index, JSON-able: NaN becomes null."""
+    return json_.loads(table.reset_index().to_json(orient="records", double_precision=15))

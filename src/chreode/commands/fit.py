@@ -1,0 +1,181 @@
+"""``chreode fit MODEL FILE``: a command per model, with the flags of its dataclass."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import shutil
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Group, Parameter
+
+import chreode as ch
+
+from .. import config, models
+from ..errors import ConfigError, SchemaError, StoreError, near
+from ..schema import ROLES, Place, Schema
+from .common import (
+    RUN,
+    Answer,
+    Json,
+    Seed,
+    Switch,
+    Threads,
+    Whole,
+    flags,
+    records,
+    schema_flags,
+    signed,
+    use_threads,
+)
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+fit = App(
+    name="fit",
+    help_epilogue="Example: chreode fit scvi pbmc.h5ad --counts layers/counts --batch obs/donor "
+    "-o runs/scvi\nThe flags of a model: chreode fit scvi --help",
+)
+
+
+def _first_line(key: str) -> str:
+    """Return what a model is, without importing it: that would take seconds."""
+    tree = ast.parse((Path(models.__path__[0]) / f"{key}.py").read_text(encoding="utf-8"))
+    classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    model = next(node for node in classes if node.name.lower() == key)
+    return (ast.get_docstring(model) or "").partition("\n")[0]
+
+
+for _key in models.keys():  # noqa: SIM118 (a function, no mapping)
+    fit.command(f"{__name__}:{_key}", name=_key, help=_first_line(_key))
+
+
+def __getattr__(key: str) -> App:
+    """Return the command of a model; cyclopts asks for it when it is named."""
+    if key not in models.keys():  # noqa: SIM118 (a function, no mapping)
+        raise AttributeError(f"module {__name__!r} has no attribute {key!r}")
+    model = models.find(key)
+    docs = {row["name"]: row["doc"] for row in config.describe(model)}
+    unread = [role for role in ROLES if role not in model().reads("fit")]
+    command = signed(
+        functools.partial(_fit, model),
+        *schema_flags(hidden=unread),
+        *flags(model, docs, Group(f"{model.__name__}: its options", sort_key=2)),
+    )
+    needs = ", ".join(need.replace("|", " or ") for need in model.needs)
+    return App(
+        name=key,
+        default_command=command,
+        help_epilogue=f"It needs {needs}. Roles that it does not read may be named too "
+        f"({', '.join(unread)}): their values are checked.",
+    )
+
+
+def _fit(
+    model: Any,  # type[Model]: cyclopts evaluates annotations, and that name would load torch
+    file: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
+    config: Annotated[Path | None, Parameter(group=RUN)] = None,
+    n_genes: Annotated[Whole | None, Parameter(group=RUN)] = None,
+    validation: Annotated[float, Parameter(group=RUN)] = 0.1,
+    seed: Seed = 0,
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(group=RUN)] = "auto",
+    threads: Threads = None,
+    resume: Switch = False,
+    json: Json = False,
+    **options: Any,
+) -> Answer:
+    """Fit a model and save it as a folder.
+
+    Parameters
+    ----------
+    file
+        An .h5ad or .h5mu file. It is not changed.
+    output
+        Folder to write the model to; an older model there is replaced.
+    config
+        A TOML file with tables [schema] and [model]; the command line wins over it.
+    n_genes
+        Keep the most variable genes alone, so many.
+    validation
+        Share of the cells to hold out.
+    device
+        What to compute on; auto takes CUDA, then MPS, then the CPU.
+    resume
+        Keep the state of every epoch in OUTPUT.checkpoint, and go on from there if a fit was cut short.
+    """
+    from ..read import read
+
+    asked, schema = _options(model, config, options)
+    if output.is_dir() and not (output / "model.json").is_file() and any(output.iterdir()):
+        raise StoreError(f"{output} exists and holds no model; choose another place.")
+    use_threads(threads)
+    data = read(file)
+    if n_genes is not None:
+        data = _narrowed(data, schema, n_genes)
+    checkpoint = output.with_name(f"{output.name}.checkpoint") if resume else None
+    start = time.perf_counter()
+    fitted = asked.fit(
+        data, schema, seed=seed, validation=validation, device=device, checkpoint=checkpoint
+    )
+    seconds = time.perf_counter() - start
+    fitted.save(output)
+    interrupted = any(note.startswith("interrupted") for note in fitted.provenance["notes"])
+    if checkpoint and not interrupted:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    state = "converged" if fitted.provenance["converged"] else "still improving when it stopped"
+    return Answer(
+        f"{fitted!r}.\n{state}, {seconds:.1f} s; saved to {output}",
+        {
+            "model": str(output), "seconds": seconds, **fitted.provenance, "verbs": fitted.verbs,
+            "history": records(fitted.history.tail(1))[-1:],
+        },
+        json,
+        code=130 if interrupted else 0,
+    )  # fmt: skip
+
+
+def _options(
+    model: type[Model], file: Path | None, given: Mapping[str, Any]
+) -> tuple[Model, Schema]:
+    """Return the configured model and the schema: a file's tables, then the command line."""
+    told = _tables(file) if file else {}
+    roles = {field.name for field in dataclasses.fields(Schema)}
+    options = told.get("model", {}) | {k: v for k, v in given.items() if k not in roles}
+    places = told.get("schema", {}) | {k: v for k, v in given.items() if k in roles}
+    return config.from_dict(model, options), Schema.from_dict(places)
+
+
+def _tables(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read as TOML ({error}).") from error
+    for name, table in tables.items():
+        if name not in ("schema", "model"):
+            raise ConfigError(
+                f"{file}: there is no table {name!r}.{near(name, ('schema', 'model'))}"
+            )
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: {name} is no table; write [{name}] on a line of its own.")
+    return tables
+
+
+def _narrowed(data: Any, schema: Schema, n_genes: int) -> Any:
+    """Return the data with the most variable genes alone, where the counts are."""
+    genes = ch.pp.select_genes(data, schema, n_genes)
+    place = Place.parse(schema.counts or "")
+    if place.slot not in ("X", "layers"):
+        raise SchemaError(f"--n-genes works on counts in X or layers/NAME, not in {place}.")
+    if not place.modality:
+        return data[:, genes].copy()
+    data.mod[place.modality] = data.mod[place.modality][:, genes].copy()
+    return data

@@ -1,0 +1,126 @@
+"""Commands that judge: ``bench`` and ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+import chreode as ch
+
+from ..errors import ConfigError
+from ..models import find
+from .common import (
+    RUN,
+    Answer,
+    Json,
+    Threads,
+    Whole,
+    Words,
+    records,
+    require_suffix,
+    use_threads,
+    with_roles,
+)
+
+bench = App(
+    name="bench",
+    help_epilogue="Example: chreode bench integration pbmc.h5ad --counts layers/counts "
+    "--batch obs/donor --label obs/cell_type --models scvi --report report.html",
+)
+
+
+@bench.command
+@with_roles
+def integration(
+    file: Path,
+    /,
+    *,
+    keys: Words = (),
+    models: Words = (),
+    seeds: Annotated[
+        tuple[Whole, ...], Parameter(consume_multiple=True, show_default="0 1 2", group=RUN)
+    ] = (0, 1, 2),
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
+    report: Annotated[Path | None, Parameter(group=RUN)] = None,
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Score embeddings by keeping cell types apart and mixing batches.
+
+    PCA and Harmony are always in the table, and a label oracle as a ceiling.
+
+    Parameters
+    ----------
+    file
+        An .h5ad or .h5mu file.
+    keys
+        Slots of obsm to score.
+    models
+        Models to score: keys, fitted here once per seed, or folders of fitted models.
+    seeds
+        Seeds of fits and clusterings.
+    output
+        Write the scores as JSON, which 'chreode report' reads.
+    report
+        Write a page of HTML.
+    """
+    if output:
+        require_suffix(output, [".json"])
+    if report:
+        require_suffix(report, [".html"])
+    if not (keys or models):
+        raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
+    use_threads(threads)
+    methods = [*keys, *(_method(name) for name in models)]
+    scored = ch.bench.integration(file, ch.Schema.from_dict(roles), methods, seeds=seeds)
+    written = []
+    if output:
+        written.append(scored.save(output))
+    if report:
+        written.append(scored.report(report))
+    table = scored.table()
+    text = table[["role", "bio", "batch", "total", "seeds", "note"]].to_string(float_format="%.3f")
+    return Answer(
+        "\n".join([text, *(f"written to {path}" for path in written)]),
+        {
+            "kind": scored.kind, "about": dict(scored.about), "table": records(table),
+            "scores": records(scored.scores.set_index("method")), "files": [str(p) for p in written],
+        },
+        json,
+    )  # fmt: skip
+
+
+def _method(name: str) -> Any:
+    """Return a fitted model if the name is a folder, otherwise a model to be fitted."""
+    if Path(name).is_dir():
+        return ch.load(name)
+    return find(name)()
+
+
+def report(
+    source: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=("--output", "-o"))],
+    json: Json = False,
+) -> Answer:
+    """Make a page of HTML of a saved bench or a fitted model.
+
+    Parameters
+    ----------
+    source
+        What 'chreode bench … -o bench.json' wrote, or the folder of a fitted model.
+    output
+        The .html file to write.
+    """
+    require_suffix(output, [".html"])
+    if source.is_dir():
+        fitted = ch.load(source)
+        title = f"{type(fitted.model).__name__}: {source.name}"
+        ch.report.write(output, title, ch.report.fit_sections(fitted), about=fitted.provenance)
+    else:
+        ch.bench.Bench.load(source).report(output)
+    return Answer(f"written to {output}", {"file": str(output)}, json)

@@ -1,0 +1,122 @@
+"""Commands that ask a fitted model: ``embed`` and ``generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+import chreode as ch
+
+from ..errors import ConfigError
+from .common import (
+    RUN,
+    Answer,
+    Json,
+    Seed,
+    Switch,
+    Threads,
+    Whole,
+    require_suffix,
+    use_threads,
+    with_roles,
+    write,
+)
+
+
+@with_roles
+def embed(
+    model: Path,
+    file: Path,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
+    in_place: Switch = False,
+    key_added: Annotated[str | None, Parameter(group=RUN)] = None,
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Write the latent coordinates of cells into a copy of their file.
+
+    Parameters
+    ----------
+    model
+        Folder of a fitted model.
+    file
+        An .h5ad or .h5mu file, whose features are matched by name. Its roles are looked for where
+        they were in the fit, unless named.
+    output
+        File to write [default: NAME.embedded.h5ad beside FILE].
+    in_place
+        Write to FILE itself.
+    key_added
+        Slot of obsm [default: X_MODEL].
+    """
+    from ..read import read
+
+    target = _target(file, output, in_place=in_place)
+    use_threads(threads)
+    fitted = ch.load(model)
+    data = read(file)
+    z = fitted.embed(data, key_added=key_added, schema=fitted.schema.with_(**roles))
+    write(data, target)
+    key = key_added or f"X_{fitted.model.key}"
+    return Answer(
+        f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions, written to {target}",
+        {"file": str(target), "key": key, "cells": z.shape[0], "n_latent": z.shape[1]},
+        json,
+    )
+
+
+def _target(file: Path, output: Path | None, *, in_place: bool) -> Path:
+    if in_place and output is not None:
+        raise ConfigError("--in-place writes to the file itself: leave --output out.")
+    if in_place:
+        return file
+    target = output or file.with_suffix(f".embedded{file.suffix}")
+    require_suffix(target, [file.suffix])
+    if target.exists() and file.exists() and target.samefile(file):
+        raise ConfigError(f"{target} is the input. If it is to be overwritten, say --in-place.")
+    return target
+
+
+def generate(
+    model: Path,
+    /,
+    *,
+    n_cells: Annotated[Whole, Parameter(name=("--n-cells", "-n"))],
+    output: Annotated[Path, Parameter(name=("--output", "-o"))],
+    given: Annotated[dict[str, str] | None, Parameter(metavar="VALUE")] = None,
+    guidance: float = 1.0,
+    seed: Seed = 0,
+    threads: Threads = None,
+    json: Json = False,
+) -> Answer:
+    """Draw new cells from a fitted model.
+
+    Parameters
+    ----------
+    model
+        Folder of a fitted model.
+    n_cells
+        How many.
+    output
+        The .h5ad file to write.
+    given
+        A condition, by role or covariate: --given.batch p3 --given.label NK. What is left open is
+        drawn as it occurs in the training cells.
+    guidance
+        Weight of the conditions, for models that have one.
+    """
+    require_suffix(output, [".h5ad"])
+    use_threads(threads)
+    fitted = ch.load(model)
+    fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output)
+    under = ", ".join(f"{role} {value}" for role, value in (given or {}).items())
+    return Answer(
+        f"{n_cells:,} cells{f' ({under})' if under else ''} written to {output}",
+        {"file": str(output), "cells": n_cells, "given": given or {}, "seed": seed},
+        json,
+    )

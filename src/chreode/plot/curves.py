@@ -1,0 +1,82 @@
+"""Has learning come to rest? The numbers of every epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..errors import DataError
+from ..fitted import Fitted
+from .style import PALETTE, bare
+
+_COLOURS = {"train": PALETTE[0], "validation": PALETTE[5]}
+
+
+def history(fitted: Fitted | pd.DataFrame) -> Figure:
+    """Draw what was logged over the epochs: a row per phase, a panel per quantity.
+
+    Parameters
+    ----------
+    fitted
+        A fitted model, or its `history`: one row per epoch, with columns ``train_…`` and
+        ``validation_…``. A dot marks the epoch of the lowest validation objective.
+
+    Raises
+    ------
+    DataError
+        If nothing was logged, as in a fit in closed form.
+
+    Examples
+    --------
+    >>> log = pd.DataFrame({"epoch": [0, 1, 2], "train_objective": [3.0, 2.0, 1.5]})
+    >>> history(log).axes[0].get_title()
+    'objective'
+    """
+    table = fitted.history if isinstance(fitted, Fitted) else fitted
+    phases = table.groupby("phase", sort=False) if "phase" in table else [("fit", table)]
+    rows = {str(name): (rows, logged) for name, rows in phases if (logged := _logged(rows))}
+    if not rows:
+        raise DataError(
+            "The history holds no training curve: the fit was in closed form, or of no epoch at all."
+        )
+    wide = max(len(logged) for _, logged in rows.values())
+    figure = Figure(figsize=(3.2 * wide, 2.4 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), wide, squeeze=False)
+    for line, (phase, (epochs, logged)) in zip(panels, rows.items(), strict=True):
+        for ax, quantity in zip(line, logged, strict=False):
+            _draw(ax, epochs, quantity)
+        for ax in line[len(logged) :]:
+            ax.set_visible(False)
+        if len(rows) > 1:
+            line[0].set_ylabel(phase)
+    panels[0, 0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _logged(rows: pd.DataFrame) -> list[str]:
+    """Return the quantities of a phase, the objective first."""
+    said = rows.dropna(axis=1, how="all").columns
+    names = {
+        c.removeprefix(f"{part}_"): None for part in _COLOURS for c in said if c.startswith(part)
+    }
+    return sorted(names, key=lambda name: name != "objective")
+
+
+def _draw(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
+    done = rows["epoch"].to_numpy() + 1
+    for part, colour in _COLOURS.items():
+        values = rows.get(f"{part}_{quantity}")
+        if values is None or values.isna().all():
+            continue
+        few = "o" if len(rows) < 10 else None  # a line through one point shows nothing
+        ax.plot(done, values, color=colour, linewidth=1.4, marker=few, markersize=3, label=part)
+        if part == "validation" and quantity == "objective":
+            lowest = int(np.nanargmin(values))
+            ax.plot(done[lowest], values.iloc[lowest], "o", color=colour, markersize=6)
+    ax.set_title(quantity.replace("_", " "), fontsize="medium")
+    ax.set_xlabel("epochs")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bare(ax)

@@ -1,0 +1,141 @@
+"""Methods and metrics at a glance: raw scores, on a scale that does not move with the rows."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from ..bench.table import Bench
+from .style import GREY, PALETTE, axes
+
+#: Room between groups of metrics, in columns.
+_GAP = 0.35
+#: Part of a cell's width that stands for a score of 1, and of its height that is bar.
+_WIDE, _HIGH = 0.88, 0.5
+#: Inches of a column, a line of text, the names of methods, and the names of metrics.
+_COLUMN, _LINE, _NAMES, _HEAD = 0.5, 0.13, 1.75, 1.3
+_GROUPS = (PALETTE[2], PALETTE[0], PALETTE[1], *PALETTE[3:])
+
+
+def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
+    """Draw methods x metrics: means over seeds in numbers, and as bars from 0 to 1.
+
+    A bar is the raw score on a fixed scale: it stays the same whatever else is in the table. The
+    thin line under it is the 95 % interval. Rows are sorted by the total, if there is one; baselines
+    lie on a grey band, and the ceiling stands hollow at the end. The best of each column, the
+    ceiling aside, is bold. Metrics whose best value is not 1 are given in numbers only.
+
+    Parameters
+    ----------
+    bench
+        What a function of `chreode.bench` returned.
+    ax
+        Where to draw (default: a new figure that fits).
+    """
+    methods, metrics = ranked(bench), bench.metrics
+    scores = bench.table().loc[methods, metrics.index].astype(float)
+    ends = bench.scores.groupby(["method", "metric"]).agg(low=("low", "min"), high=("high", "max"))
+    contest = scores[bench.methods.loc[methods, "role"] != "ceiling"]
+    off = (contest - metrics["best"]).abs().round(2)  # as shown
+    group = dict(zip(metrics["group"].unique(), _GROUPS, strict=False))
+    left = _columns(metrics)
+    notes = [_note(bench, method) for method in methods]
+    tall = 0.24 + _LINE * max(note.count("\n") + 1 for note in notes)
+    right = left.iloc[-1] + 1
+    if ax is None:
+        ax = axes(None, _NAMES + _COLUMN * right, _HEAD + tall * len(methods))
+    ax.set(xlim=(-_NAMES / _COLUMN, right), ylim=(len(methods), -_HEAD / tall))
+    ax.axis("off")
+    _header(ax, metrics, left, group, unit=1 / tall)
+    for y, (method, note) in enumerate(zip(methods, notes, strict=True)):
+        role = bench.methods.loc[method, "role"]
+        _row_head(ax, y, method, note, role, unit=1 / tall)
+        for metric, value in scores.loc[method].items():
+            best = off.loc[method, metric] == off[metric].min() if method in off.index else False
+            look = "bold" if best else "normal"
+            middle = (left[metric] + _WIDE / 2, y + 0.5)
+            said = "–" if pd.isna(value) else f"{value:.2f}"
+            _text(ax, *middle, said, ha="center", va="center", fontsize=7.5, fontweight=look)
+            if pd.notna(value) and metrics.loc[metric, "best"] == 1:
+                colour = group[metrics.loc[metric, "group"]]
+                low, high = ends.loc[(method, metric), ["low", "high"]]
+                _bar(ax, (left[metric], y), value, (low, high), colour, hollow=role == "ceiling")
+    return ax
+
+
+def ranked(bench: Bench) -> list[str]:
+    """Return the methods by falling total, if there is one, with the ceiling at the end.
+
+    Those without a total follow those with one.
+    """
+    table = bench.table()
+    keys = pd.DataFrame({"ceiling": table["role"] == "ceiling", "total": -table.get("total", 0.0)})
+    return list(keys.sort_values(["ceiling", "total"], kind="stable").index)
+
+
+def _columns(metrics: pd.DataFrame) -> pd.Series:
+    """Return the left edge of every metric's column."""
+    groups_before = (metrics["group"] != metrics["group"].shift()).cumsum() - 1
+    return pd.Series(range(len(metrics)), metrics.index) + _GAP * groups_before
+
+
+def _note(bench: Bench, method: str) -> str:
+    row = bench.methods.loc[method]
+    seeds = f"{row['seeds']} seed{'s' if row['seeds'] != 1 else ''}"
+    said = [row["role"] if row["role"] != "method" else seeds, *filter(None, [row["note"]])]
+    return textwrap.fill("; ".join(said), 34)
+
+
+def _header(
+    ax: Axes, metrics: pd.DataFrame, left: pd.Series, group: dict[str, str], unit: float
+) -> None:
+    """Write names of metrics aslant, and of groups under them; `unit` is the rows of one inch."""
+    for metric, name in metrics["name"].items():
+        x, y = left[metric] + 0.25, -0.32 * unit
+        _text(
+            ax, x, y, name, rotation=40, ha="left", va="bottom", rotation_mode="anchor", fontsize=8
+        )
+    for name, members in metrics.groupby("group", sort=False):
+        x, end = left[members.index[0]], left[members.index[-1]] + _WIDE
+        _text(ax, x, -0.09 * unit, name, fontsize=8, fontweight="bold", va="bottom")
+        ax.plot([x, end], [-0.05 * unit] * 2, color=group[name], linewidth=2, solid_capstyle="butt")
+
+
+def _row_head(ax: Axes, y: int, method: str, note: str, role: str, unit: float) -> None:
+    start, end = ax.get_xlim()
+    if role == "baseline":
+        ax.add_patch(Rectangle((start, y), end - start, 1, color=GREY, alpha=0.14, linewidth=0))
+    if role == "ceiling":
+        ax.plot([start, end], [y, y], color=GREY, linewidth=0.8)
+    slant = "normal" if role == "method" else "italic"
+    top = y + 0.07 * unit
+    _text(ax, start + 0.12, top, method, va="top", fontsize=9, fontweight="bold", style=slant)
+    _text(ax, start + 0.12, top + 0.16 * unit, note, va="top", fontsize=6.5, alpha=0.8)
+
+
+def _bar(
+    ax: Axes,
+    corner: tuple[float, float],
+    value: float,
+    interval: tuple[float, float],
+    colour: str,
+    *,
+    hollow: bool,
+) -> None:
+    x, y = corner[0], corner[1] + (1 - _HIGH) / 2
+    ax.add_patch(Rectangle((x, y), _WIDE, _HIGH, facecolor=GREY, alpha=0.14, linewidth=0))
+    width = _WIDE * min(max(value, 0.0), 1.0)
+    bar = Rectangle((x, y), width, _HIGH, facecolor=colour, alpha=0.45, linewidth=0, gid="bar")
+    if hollow:
+        bar.set(facecolor="none", edgecolor=colour, alpha=0.9, linewidth=1)
+    ax.add_patch(bar)
+    ends = [x + _WIDE * min(max(end, 0.0), 1.0) for end in interval]
+    ax.plot(ends, [y + _HIGH + 0.06] * 2, color=colour, linewidth=1.2, solid_capstyle="butt")
+
+
+def _text(ax: Axes, x: float, y: float, text: object, **look: Any) -> None:
+    ax.text(x, y, str(text), parse_math=False, **look)

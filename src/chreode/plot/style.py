@@ -1,0 +1,29 @@
+"""What all pictures share: colours, and axes that pyplot knows nothing of."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+#: Six colours of Okabe & Ito (2008), then colours chosen one by one to be as far as possible from
+#: the ones before, as normal, protanope and deuteranope eyes see them (Oklab, simulation by Machado
+#: et al. 2009), of a lightness that shows on white and on black. Yellow and black are not among them.
+PALETTE = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#960F4B", "#5AF0B4",
+    "#8778F0", "#B4D2FF", "#964B00", "#C3E13C", "#B4B496", "#4B4B87", "#4B7869", "#3C4BC3",
+    "#C33C4B", "#D2C369", "#00D2C3", "#3C69E1",
+)  # fmt: skip
+#: Whatever is absent, grouped or beside the point.
+GREY = "#8C9198"
+
+
+def axes(ax: Axes | None, width: float, height: float) -> Axes:
+    """Return `ax`, or new axes on a figure of this size in inches."""
+    if ax is not None:
+        return ax
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def bare(ax: Axes) -> None:
+    """Drop the upper and the right spine, which say nothing."""
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,218 @@
+"""Sections of text, tables and figures, as one HTML file that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from .. import __version__, store
+
+#: What stands for a value that is not there.
+ABSENT = "–"
+#: Pixels per inch of the parts of a figure that are drawn as pixels.
+_DPI = 150
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A part of a report. Everything in it is escaped: it is text, never HTML.
+
+    Attributes
+    ----------
+    heading
+        Its title, also in the table of contents.
+    text
+        Paragraphs, with an empty line between them; one whose lines begin with ``- `` is a list.
+    tables
+        Pairs of caption and table. The index is shown, unless it only counts the rows.
+    figures
+        Pairs of caption and figure; the caption is also what screen readers say.
+    """
+
+    heading: str
+    text: str = ""
+    tables: tuple[tuple[str, pd.DataFrame], ...] = ()
+    figures: tuple[tuple[str, Figure], ...] = ()
+
+
+def write(
+    path: str | Path,
+    title: str,
+    sections: Iterable[Section],
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write one HTML file with everything inline, and return its path.
+
+    The page forbids itself the network and any script but its own, by its content security policy.
+    The same sections give the same bytes.
+
+    Parameters
+    ----------
+    path
+        Where to write; an old file is replaced once the new one is whole.
+    title
+        Of the page.
+    sections
+        What it says, in this order.
+    about
+        How it came about (data, versions, options), for the end of the page.
+
+    Raises
+    ------
+    StoreError
+        If the place cannot be written; what was there is then untouched.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> table = pd.DataFrame({"score": [0.5]}, index=["PCA"])
+    >>> page = write(f"{tempfile.mkdtemp()}/a.html", "Scores", [Section("All", tables=(("", table),))])
+    >>> "<h1>Scores</h1>" in page.read_text(encoding="utf-8")
+    True
+    """
+    environment = Environment(
+        loader=PackageLoader("chreode", "report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    style, script = (_own(environment, name) for name in ("page.css", "page.js"))
+    html = environment.get_template("page.html").render(
+        title=title,
+        sections=[_shown(section, f"s{i}") for i, section in enumerate(sections)],
+        about=_flat(about or {}),
+        version=__version__,
+        style=style,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    with store.aside(path) as made:
+        made.write_text(html, encoding="utf-8", newline="\n")
+    return Path(path)
+
+
+def _own(environment: Environment, name: str) -> Markup:
+    """Return the text of a file of this package, which is trusted."""
+    assert environment.loader is not None
+    return Markup(environment.loader.get_source(environment, name)[0].strip())
+
+
+def _shown(section: Section, name: str) -> dict[str, Any]:
+    """Return what the template reads of a section."""
+    return {
+        "id": name,
+        "heading": section.heading,
+        "blocks": [_block(text) for text in re.split(r"\n\s*\n", section.text.strip()) if text],
+        "tables": [{"caption": caption, **_cells(table)} for caption, table in section.tables],
+        "figures": [
+            {"caption": caption, "svg": svg(figure, caption, f"{name}f{i}")}
+            for i, (caption, figure) in enumerate(section.figures)
+        ],
+    }
+
+
+def _block(text: str) -> dict[str, Any]:
+    lines = text.strip().splitlines()
+    is_list = all(line.startswith("- ") for line in lines)
+    return {"items": [line[2:] for line in lines]} if is_list else {"items": [], "text": text}
+
+
+# tables
+
+
+def _cells(table: pd.DataFrame) -> dict[str, Any]:
+    """Return heads and rows as text; a column of numbers shares its decimals."""
+    index = table.index
+    heads = 0 if isinstance(index, pd.RangeIndex) and index.name is None else index.nlevels
+    columns = [pd.Series(index.get_level_values(i)) for i in range(heads)]
+    columns += [table.iloc[:, i] for i in range(table.shape[1])]
+    return {
+        "heads": heads,
+        "columns": [
+            {"name": _head(c.name), "number": pd.api.types.is_numeric_dtype(c) and c.dtype != bool}
+            for c in columns
+        ],
+        "rows": list(zip(*(as_text(c) for c in columns), strict=True)),
+    }
+
+
+def _head(name: object) -> str:
+    if isinstance(name, tuple):
+        return " / ".join(map(str, name))
+    return "" if name is None else str(name)
+
+
+def as_text(values: pd.Series) -> list[str]:
+    """Return a column as people read it: whole numbers in thousands, others with three decimals.
+
+    Where three decimals would hide or feign something (below 0.001, or from 1,000) there are three
+    significant digits instead.
+
+    Examples
+    --------
+    >>> as_text(pd.Series([0.12345, float("nan")])), as_text(pd.Series([1234567])), as_text(pd.Series([2e-5]))
+    (['0.123', '–'], ['1,234,567'], ['2e-05'])
+    """
+    absent = values.isna()
+    if values.dtype == bool:
+        return ["yes" if v else "no" for v in values]
+    if not pd.api.types.is_numeric_dtype(values) or values.dtype.kind == "c":
+        return [ABSENT if gone else str(v) for v, gone in zip(values, absent, strict=True)]
+    known = values[~absent].to_numpy(float)
+    size = np.abs(known[np.isfinite(known) & (known != 0)])
+    if (known == np.round(known)).all():
+        form = "{:,.0f}"
+    else:
+        form = "{:.3f}" if size.min() >= 1e-3 and size.max() < 1e3 else "{:,.3g}"
+    return [ABSENT if gone else form.format(v) for v, gone in zip(values, absent, strict=True)]
+
+
+def _flat(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what is known of a report, one line each."""
+    return [
+        (
+            key,
+            "; ".join(f"{k} = {v}" for k, v in value.items())
+            if isinstance(value, Mapping)
+            else str(value),
+        )
+        for key, value in about.items()
+    ]
+
+
+# figures
+
+
+def svg(figure: Figure, caption: str, salt: str) -> Markup:
+    """Return a figure as inline SVG whose black follows the colour of the page's text.
+
+    Text stays text, in the page's font, and the background is left out. `salt` keeps identifiers of
+    several figures on one page apart.
+    """
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # The backend reads these from the global settings alone; they are back before this returns.
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": salt, "font.sans-serif": ["DejaVu Sans"]}
+    ):
+        figure.savefig(out, format="svg", dpi=_DPI, transparent=True, metadata=nothing)
+    drawn = out.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    width = round(float(figure.get_figwidth()) * 96)
+    head = f'<svg role="img" aria-label="{Markup.escape(caption)}" style="--width: {width}px" '
+    drawn = head + drawn.removeprefix("<svg ")
+    # its only style sheet would speak to the whole page; ids of groups repeat from figure to figure
+    drawn = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", drawn, count=1, flags=re.DOTALL)
+    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)
+    return Markup(re.sub(r"\s*\n\s*", "\n", drawn))

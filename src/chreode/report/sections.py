@@ -1,0 +1,273 @@
+"""What a report says of a bench and of a fitted model, the most doubtful first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from .. import config
+from ..bench.table import Bench
+from ..errors import CapabilityError
+from ..fitted import Fitted
+from ..plot import embedding, history, score_table, umap_coordinates
+from ..plot.scatter import principal_plane
+from ..plot.scores import ranked
+from .page import Section, write
+
+#: Cells in a picture at the most: UMAP of more takes minutes and shows the same.
+PICTURED = 10_000
+#: Seeds below which the spread between fits is not known.
+_FEW_SEEDS = 3
+_PLAIN = {
+    "unconverged": "{} was still improving when it stopped (unconverged): "
+    "train it for longer before you judge it.",
+    "not better than PCA": "{} is not better than PCA: over resampled cells, its total does not "
+    "stay above that of PCA.",
+}
+
+
+def write_bench(path: str | Path, bench: Bench) -> Path:
+    """Write the report of a bench, and return its path.
+
+    Raises
+    ------
+    StoreError
+        If the place cannot be written.
+    """
+    return write(path, f"{bench.kind.capitalize()} bench", bench_sections(bench), bench.about)
+
+
+def bench_sections(bench: Bench) -> list[Section]:
+    """Return findings, pictures, scores, methods and metrics of a bench.
+
+    Parameters
+    ----------
+    bench
+        What a function of `chreode.bench` returned. Without `embeddings`, as after
+        `Bench.load`, there are no pictures.
+    """
+    order = ranked(bench)
+    sections = [
+        Section(
+            "Findings",
+            "\n".join(f"- {finding}" for finding in findings(bench)),
+            figures=((_SCORES.format(_scale(bench)), _figure(bench)),),
+        )
+    ]
+    if bench.embeddings:
+        sections.append(_embeddings(bench, order))
+    scores = (
+        bench.table().loc[order, list(bench.metrics.index)].rename(columns=bench.metrics["name"])
+    )
+    intervals = bench.intervals().loc[order].replace("nan to nan", np.nan)
+    return [
+        *sections,
+        Section(
+            "Scores",
+            "\n".join(f"- {reason}" for reason in _undefined(bench)),
+            tables=(
+                ("Raw scores, means over seeds. Nothing is rescaled by the other rows.", scores),
+                (
+                    "95 % intervals: bootstrap over cells, widened to hold those of every seed.",
+                    intervals.rename(columns=bench.metrics["name"]),
+                ),
+            ),
+        ),
+        Section(
+            "Methods",
+            "Baselines and the ceiling are in every bench. Seconds are per seed, fit and embedding.",
+            tables=(("", bench.methods.loc[order]),),
+        ),
+        Section(
+            "What the metrics mean",
+            tables=(("", bench.metrics.set_index("name")[["group", "about", "best"]]),),
+        ),
+    ]
+
+
+_SCORES = "Raw scores, {}; thin lines are 95 % intervals. Grey rows are baselines, the last is the ceiling."
+
+
+def _scale(bench: Bench) -> str:
+    return "bars from 0 to 1" if (bench.metrics["best"] == 1).any() else "in numbers"
+
+
+def _figure(bench: Bench) -> Figure:
+    figure = score_table(bench).get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
+# findings
+
+
+def findings(bench: Bench) -> list[str]:
+    """Return in plain words what a reader must know before believing the table."""
+    return [*_winner(bench), *_doubts(bench), *_context(bench)]
+
+
+def _winner(bench: Bench) -> Iterator[str]:
+    """Say which method wins on the total, and from which ones it is not told apart."""
+    if "total" not in bench.metrics.index:
+        return
+    rows = bench.methods.index[bench.methods["role"] != "ceiling"]
+    totals = bench.table().loc[rows, "total"].dropna().sort_values(ascending=False, kind="stable")
+    if totals.empty:
+        return
+    ends = bench.scores[bench.scores["metric"] == "total"].groupby("method")
+    low, high = ends["low"].min(), ends["high"].max()
+    best = totals.index[0]
+    said = f"{totals[best]:.3f} (95 % interval {low[best]:.3f} to {high[best]:.3f})"
+    if bench.methods.loc[best, "role"] == "baseline" and "method" in set(bench.methods["role"]):
+        yield f"No method beats the baselines: {best}, a baseline, has the highest total, {said}."
+    else:
+        yield f"{best} has the highest total, {said}."
+    near = [m for m in totals.index[1:] if high[m] >= low[best]]
+    if near:
+        yield f"The intervals of {_and(near)} overlap with that of {best}: their order is not settled."
+
+
+def _doubts(bench: Bench) -> Iterator[str]:
+    """Put the notes on every method in words, the method's own before the baselines'."""
+    for method, row in bench.methods.sort_values("role", ascending=False, kind="stable").iterrows():
+        for note in filter(None, row["note"].split("; ")):
+            yield _PLAIN[note].format(method) if note in _PLAIN else f"{method}: {note}."
+        if (
+            row["role"] == "method"
+            and 0 < row["seeds"] < _FEW_SEEDS
+            and "one seed" not in row["note"]
+        ):
+            yield f"{method} ran under {row['seeds']} seed(s): how much fits differ is not known."
+
+
+def _context(bench: Bench) -> Iterator[str]:
+    """Say what the ceiling is, which totals cannot be compared, and which cells did not count."""
+    values = bench.table()[list(bench.metrics.index)]
+    ceilings = bench.methods.index[bench.methods["role"] == "ceiling"]
+    if "total" in values:
+        for method in ceilings:
+            yield f"The ceiling, {method}, stands at {values.loc[method, 'total']:.3f}."
+        partial = values.drop(index=ceilings).dropna(how="all").isna()
+        if len(partial.drop_duplicates()) > 1:
+            fewer = partial.index[partial.sum(axis=1) > partial.sum(axis=1).min()]
+            yield (
+                f"Totals of {_and(fewer)} average fewer metrics than the others': do not compare them."
+            )
+    cells, unlabelled = bench.about.get("cells", 0), bench.about.get("unlabelled", 0)
+    if unlabelled:
+        yield f"{unlabelled:,} of {cells:,} cells have no label; scores that read labels leave them out."
+
+
+def _undefined(bench: Bench) -> list[str]:
+    """Say why scores are not there, once per metric and reason."""
+    lacking = bench.scores[bench.scores["value"].isna()]
+    if "reason" not in lacking:
+        return []
+    found = lacking[lacking["metric"].map(bench.metrics["group"]) != "total"]
+    return [
+        f"{bench.metrics.loc[metric, 'name']} of {_and(rows['method'].unique())}: {reason}"
+        for (metric, reason), rows in found.groupby(["metric", "reason"], sort=False)
+    ]
+
+
+def _and(names: Sequence[object]) -> str:
+    *most, last = map(str, names)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+# pictures
+
+
+def _embeddings(bench: Bench, order: Sequence[str]) -> Section:
+    methods = [m for m in order if m in bench.embeddings]
+    n = len(next(iter(bench.embeddings.values())))
+    rows = np.arange(n)
+    text = (
+        "Each method's embedding of its first seed. Neighbourhoods are what counts: distances between "
+        "groups, and their sizes, mean little."
+    )
+    if n > PICTURED:
+        rows = np.sort(np.random.default_rng(0).choice(n, PICTURED, replace=False))
+        text += f" {PICTURED:,} of {n:,} cells are shown, drawn at random."
+    drawn = {method: _plane(bench.embeddings[method][rows]) for method in methods}
+    return Section(
+        "Embeddings",
+        text,
+        figures=tuple(
+            (
+                f"{method}: {name}, coloured by {_and(list(bench.labels)) or 'nothing'}.",
+                _side_by_side(plane, {k: v.iloc[rows] for k, v in bench.labels.items()}),
+            )
+            for method, (plane, name) in drawn.items()
+        ),
+    )
+
+
+def _plane(x: Float[np.ndarray, "b z"]) -> tuple[Float[np.ndarray, "b 2"], str]:
+    """Return two dimensions of every cell, and what they are."""
+    if x.shape[1] == 2:
+        return x, "its two dimensions"
+    try:
+        return umap_coordinates(x), "UMAP"
+    except CapabilityError:
+        return principal_plane(x), "two principal components (umap-learn is not installed)"
+
+
+def _side_by_side(plane: Float[np.ndarray, "b 2"], labels: dict[str, pd.Series]) -> Figure:
+    figure = Figure(figsize=(9.8, 3.5), layout="constrained")
+    colours = labels or {"": None}
+    for ax, (role, values) in zip(
+        figure.subplots(1, len(colours), squeeze=False)[0], colours.items(), strict=True
+    ):
+        embedding(plane, colour=values, ax=ax, title=role)
+        ax.set(xlabel="", ylabel="")
+    return figure
+
+
+# a fitted model
+
+
+def fit_sections(fitted: Fitted) -> list[Section]:
+    """Return what a fitted model was learned from, its training curves and its configuration."""
+    said, spec = fitted.provenance, fitted.spec
+    state = (
+        "It had converged when it stopped."
+        if said["converged"]
+        else "It was still improving when it stopped (unconverged): train it for longer."
+    )
+    sizes = [f"{len(names):,} features of {role}" for role, names in spec.features.items()]
+    sizes += [f"{len(names):,} categories of {role}" for role, names in spec.categories.items()]
+    card = [
+        state,
+        *(f"{note[:1].upper()}{note[1:]}." for note in said["notes"]),
+        f"Learned from {said['cells']:,} cells ({', '.join(sizes)}), seed {said['seed']}, "
+        f"by chreode {said['version']}.",
+        f"It can {', '.join(fitted.verbs)}.",
+    ]
+    values = config.as_dict(fitted.model)
+    options = pd.DataFrame(
+        [
+            (o["name"], str(values[o["name"]]), str(o["default"]), o["doc"])
+            for o in config.describe(type(fitted.model))
+        ],
+        columns=["option", "value", "default", "meaning"],
+    ).set_index("option")
+    return [
+        Section(type(fitted.model).__name__, "\n".join(f"- {line}" for line in card)),
+        _training(fitted),
+        Section("Configuration", tables=(("", options),)),
+    ]
+
+
+def _training(fitted: Fitted) -> Section:
+    if not any(c.startswith("train_") for c in fitted.history):
+        return Section("Training", "Solved in closed form: there is no training curve.")
+    caption = (
+        "Per epoch, over the cells learned from and the cells held out; the dot is the lowest."
+    )
+    return Section("Training", figures=((caption, history(fitted)),))

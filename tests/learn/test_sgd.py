@@ -1,0 +1,228 @@
+"""The learner by gradients: resume, interruption, stops, averages, players."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import chreode as ch
+from chreode.data.sampler import Shuffled
+from chreode.learn import SGD, Phase, Rng, Run, Split
+from chreode.learn import sgd as sgd_module
+from chreode.module import Loss, Module
+
+
+class Quadratic(Module):
+    """Minimise |w − mean(x)|² of the first gene; a toy whose answer is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[float] = []
+
+    def loss(self, batch, step):
+        if self.training:
+            self.seen.append(step.progress)
+        error = (self.w - batch["counts"][:, 0].mean()).square()
+        return Loss({"model": error}, {"w": self.w})
+
+
+@pytest.fixture
+def source(cells, schema):
+    from chreode.align import learn_spec, open_source
+
+    spec = learn_spec(cells, schema, ["counts"], np.arange(500))
+    return open_source(cells, schema, spec, ["counts"], {})
+
+
+SPLIT = Split(np.arange(400), np.arange(400, 500))
+
+
+def learn(module, source, split=SPLIT, seed=0, **options):
+    learner = SGD(**{"lr": 0.05, "max_epochs": 30, **options})
+    phase = Phase(learner, data=Shuffled(100))
+    return learner.learn(module, phase, source, split, Run(Rng(seed)))
+
+
+def state(fitted):
+    return {k: v.clone() for k, v in fitted.module.state_dict().items()}
+
+
+def test_it_minimises(source):
+    module = Quadratic()
+    trace = learn(module, source, max_epochs=200)
+    assert abs(float(module.w.detach()) - float(source.batch(SPLIT.train)["counts"][:, 0].mean())) < 0.05
+    assert trace.history["train_objective"].iloc[-1] < trace.history["train_objective"].iloc[0]
+    assert set(trace.history) >= {"epoch", "lr", "train_w", "validation_objective", "seconds"}
+
+
+def test_the_clock_runs_from_zero_to_one(source):
+    module = Quadratic()
+    learn(module, source, max_epochs=5)
+    assert module.seen == [i / 20 for i in range(20)]
+
+
+def test_the_cosine_schedule_falls(source):
+    lr = learn(Quadratic(), source, schedule="cosine", max_epochs=10).history["lr"]
+    assert lr.iloc[0] == 0.05
+    assert lr.is_monotonic_decreasing
+    assert lr.iloc[-1] < 0.002
+
+
+def test_clipping_bounds_the_gradient(source):
+    module = Quadratic()
+    norms = []
+    module.after_step = lambda step: norms.append(float(module.w.grad.abs()))
+    learn(module, source, clip=0.01, max_epochs=2)
+    assert max(norms) <= 0.01 + 1e-6
+
+
+def test_the_average_of_the_weights_is_what_is_kept(source):
+    plain, averaged = Quadratic(), Quadratic()
+    learn(plain, source, max_epochs=3)
+    learn(averaged, source, max_epochs=3, ema=0.9)
+    by_hand = torch.zeros(())
+    trace = []
+    replay = Quadratic()
+    replay.after_step = lambda step: trace.append(float(replay.w.detach()))
+    learn(replay, source, max_epochs=3)
+    for w in trace:
+        by_hand = 0.9 * by_hand + 0.1 * w
+    assert averaged.w.item() == pytest.approx(float(by_hand), rel=1e-5)
+    assert averaged.w.item() < plain.w.item()
+
+
+def test_early_stopping_keeps_the_best_and_waits_for_the_warm_up(source):
+    class Overfits(Quadratic):
+        def loss(self, batch, step):
+            up = (self.w - 1).square() if self.training else (self.w - 0.3).square()
+            return Loss({"model": up})
+
+    module = Overfits()
+    trace = learn(module, source, patience=3, max_epochs=100)
+    best = trace.history["validation_objective"].idxmin()
+    assert len(trace.history) == best + 4
+    assert trace.converged
+    assert abs(module.w.item() - 0.3) < 0.15
+    late = learn(Overfits(), source, patience=3, settle=0.5, max_epochs=40)
+    assert len(late.history) >= 20
+
+
+def test_a_run_that_still_improves_is_called_unconverged(source):
+    assert not learn(Quadratic(), source, lr=1e-4, max_epochs=10).converged
+
+
+def test_each_player_follows_its_own_objective(source):
+    class Duel(Module):
+        """The model pulls a·b up, the adversary down: with shared gradients both would move alike."""
+
+        def __init__(self):
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.ones(()))
+            self.b = torch.nn.Parameter(torch.ones(()))
+
+        def players(self):
+            return {"model": [self.a], "adversary": [self.b]}
+
+        def loss(self, batch, step):
+            return Loss({"model": -self.a * self.b, "adversary": self.a * self.b})
+
+    module = Duel()
+    learn(module, source, max_epochs=2)
+    assert module.a.item() > 1 > module.b.item()
+
+
+def test_a_non_finite_loss_names_tensor_cells_and_cure(cells, schema):
+    with pytest.raises(ch.FitError, match=r"(?s)not finite.*Tensors:.*cells of the minibatch: .*lower lr"):
+        ch.SCVI(lr=1e12, max_epochs=5).fit(cells, schema)
+
+
+def _stop_after(monkeypatch, epochs, error):
+    plain = sgd_module._Loop.run_epoch
+
+    def run_epoch(self):
+        if self.epoch == epochs:
+            raise error
+        return plain(self)
+
+    monkeypatch.setattr(sgd_module._Loop, "run_epoch", run_epoch)
+
+
+@pytest.mark.parametrize("options", [{}, {"patience": 2, "kl_warmup": 0.0}, {"latent_library": True}])
+def test_a_resumed_fit_has_the_same_bits(cells, schema, tmp_path, monkeypatch, options):
+    model = ch.SCVI(max_epochs=6, n_hidden=32, **options)
+    whole = model.fit(cells, schema, seed=3)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 3, RuntimeError("power cut"))
+        with pytest.raises(RuntimeError, match="power cut"):
+            model.fit(cells, schema, seed=3, checkpoint=tmp_path / "run")
+    resumed = model.fit(cells, schema, seed=3, checkpoint=tmp_path / "run")
+    for name, value in state(whole).items():
+        assert torch.equal(state(resumed)[name], value), name
+    assert resumed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
+
+
+def test_a_checkpoint_of_another_fit_is_refused(cells, schema, tmp_path):
+    ch.SCVI(max_epochs=2).fit(cells, schema, checkpoint=tmp_path / "run")
+    with pytest.raises(ch.StoreError, match="another fit"):
+        ch.SCVI(max_epochs=2).fit(cells, schema, seed=1, checkpoint=tmp_path / "run")
+    with pytest.raises(ch.StoreError, match="another fit"):
+        ch.SCVI(max_epochs=2, lr=0.01).fit(cells, schema, checkpoint=tmp_path / "run")
+    cells.layers["counts"] = cells.layers["counts"] * 2
+    with pytest.raises(ch.StoreError, match="another fit"):
+        ch.SCVI(max_epochs=2).fit(cells, schema, checkpoint=tmp_path / "run")
+
+
+def test_ctrl_c_keeps_the_best_so_far_and_says_so(cells, schema, monkeypatch):
+    three = ch.SCVI(max_epochs=8, patience=8).fit(cells, schema)
+    _stop_after(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.warns(UserWarning, match="interrupted in epoch 3; the weights of epoch 2 are kept"):
+        cut = ch.SCVI(max_epochs=8, patience=8).fit(cells, schema)
+    assert len(cut.history) == 3
+    assert "interrupted" in cut.provenance["notes"][0]
+    assert cut.history["train_objective"].tolist() == three.history["train_objective"][:3].tolist()
+
+
+def test_ctrl_c_in_the_first_epoch_stops(cells, schema, monkeypatch):
+    _stop_after(monkeypatch, 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        ch.SCVI(max_epochs=8).fit(cells, schema)
+
+
+def test_bf16_learns_the_same_thing_roughly(cells, schema):
+    a = ch.SCVI(max_epochs=10).fit(cells, schema).history["validation_elbo"].iloc[-1]
+    b = ch.SCVI(max_epochs=10).fit(cells, schema, precision="bf16").history["validation_elbo"].iloc[-1]
+    assert a != b
+    assert b == pytest.approx(a, rel=0.02)
+
+
+def test_randomness_by_purpose_restores_what_was_there():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with Rng(0).scope("noise", 1):
+        drawn = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with Rng(0).scope("noise", 1):
+        assert torch.equal(torch.rand(3), drawn)
+    for other in (Rng(1).scope("noise", 1), Rng(0).scope("noise", 2), Rng(0).scope("data", 1)):
+        with other:
+            assert not torch.equal(torch.rand(3), drawn)
+
+
+def test_validation_rows_may_be_named(cells, schema):
+    rows = np.arange(100, 200)
+    a = ch.SCVI(max_epochs=2).fit(cells, schema, validation=rows)
+    assert a.provenance["cells"] == 400
+    assert a.provenance["validation_cells"] == 100
+    with pytest.raises(ch.ConfigError, match="share from 0"):
+        ch.SCVI(max_epochs=2).fit(cells, schema, validation=1.0)
+
+
+@pytest.mark.slow
+def test_compiled_is_the_same_model(cells, schema):
+    a = ch.SCVI(max_epochs=2, dropout=0.0).fit(cells, schema)
+    b = ch.SCVI(max_epochs=2, dropout=0.0).fit(cells, schema, compile=True)
+    x, y = (f.history["train_objective"].to_numpy() for f in (a, b))
+    np.testing.assert_allclose(x, y, rtol=5e-3)
