@@ -168,10 +168,10 @@ class Model:
         if from_ is not None:
             _start_from(module, from_)
         module.to(run.device)
-        with run.rng.scope("prepare"):
-            module.prepare(source, split.train, run.rng)
         traces = []
         for number, phase in enumerate(self.phases()):
+            with run.rng.scope("prepare", number), torch.no_grad():
+                phase.target(module).prepare(source, split.train, run.rng)
             traces.append(phase.learner.learn(module, phase, source, split, run.for_phase(number)))
         for parameter in module.parameters():
             parameter.requires_grad_(True)

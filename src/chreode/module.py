@@ -67,7 +67,7 @@ class Module(nn.Module):
     unable: tuple[str, ...] = ()
 
     def prepare(self, source: Source, rows: Any, rng: Rng) -> None:
-        """Take statistics of the training rows: library prior, protein background, latent scale."""
+        """Take statistics of the training rows when a phase begins: library prior, latent scale, …"""
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
         """Return the objectives of a minibatch."""
@@ -92,8 +92,11 @@ class Module(nn.Module):
         """Set the parameters from the sums over all cells."""
         raise NotImplementedError(f"{type(self).__name__} is not trained by EM")
 
-    def solve(self, batches: Any, rng: Rng) -> None:
-        """Set the parameters in closed form; ``batches()`` streams all cells, as often as called."""
+    def solve(self, batches: Any, rng: Rng) -> bool | None:
+        """Set the parameters in closed form, or by a solver that returns whether it came to rest.
+
+        ``batches()`` streams all cells, as often as called.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no closed form")
 
     def feature_weight(self) -> dict[str, Tensor]:

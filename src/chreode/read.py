@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,15 +42,25 @@ def read(data: Data | str | Path) -> Data:
             import anndata
 
             return anndata.read_h5ad(path)
-        import mudata
-
-        with mudata.set_options(pull_on_update=False):
-            return mudata.read_h5mu(path)
+        return _read_mudata(path)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise StoreError(
             f"{str(path)!r} cannot be read ({type(error).__name__}: {error}). It may be cut short or "
             "not be what its name says: copy or download it again, and compare its size."
         ) from error
+
+
+def _read_mudata(path: Path) -> MuData:
+    import mudata
+
+    try:
+        with mudata.set_options(pull_on_update=False):
+            return mudata.read_h5mu(path)
+    except ValueError:
+        # mudata 0.3 cannot join modalities whose obs index has a name; its older way can
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return mudata.read_h5mu(path)
 
 
 def holder(data: Data, place: Place, role: str) -> AnnData | MuData:

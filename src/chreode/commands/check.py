@@ -23,17 +23,19 @@ if TYPE_CHECKING:
 
 #: Values looked at in one go: bounds the memory of a look.
 _PIECE = 2**22
-#: Names that columns and modalities of a role often have. They are suggested, never used.
+#: Names that columns and modalities of a role often have, the likeliest first. They are suggested,
+#: never used.
 _COLUMN_NAMES = {
-    "batch": r"batch|donor|patient|sample|subject|lane|library|plate|replicate|(^|_)rep(_|$)|dataset|tech",
-    "label": r"cell[_ .]?type|label|annot|cluster|leiden|louvain|ident",
-    "perturbation": r"perturb|guide|grna|treatment|stim|condition|drug",
-    "time": r"time|(^|_)(day|hour|stage)s?(_|$)",
-}
+    "batch": ("batch", "donor|patient|subject", "sample", "lane|library|plate|replicate",
+              "(^|_)rep(_|$)", "dataset|tech"),
+    "label": ("^cell[_ .]?type$", "cell[_ .]?type", "label|annot", "cluster|leiden|louvain|ident"),
+    "perturbation": ("^perturbation", "perturb|guide|grna", "treatment|stim|condition|drug"),
+    "time": ("time", "(^|_)(day|hour|stage)s?(_|$)"),
+}  # fmt: skip
 _MODALITY_NAMES = {
-    "counts": r"rna|gex|gene|expr",
-    "protein": r"adt|prot|antibod|cite",
-    "accessibility": r"atac|peak|access",
+    "counts": "rna|gex|gene|expr",
+    "protein": "adt|prot|antibod|cite",
+    "accessibility": "atac|peak|access",
 }
 _CONTROL = r"(^|[^a-z])(ctrl|control|non[-_ ]?targeting|nt|dmso|mock|vehicle|unperturbed)([^a-z]|$)"
 
@@ -140,7 +142,7 @@ def _look(values: Any) -> tuple[bool, str]:
         broken = known[known != np.floor(known)]
         fraction = broken[0] if fraction is None and broken.size else fraction
         low, high = min(low, known.min(initial=0.0)), max(high, known.max(initial=0.0))
-    span = f"{low:,.4g} to {high:,.4g}" + (f", {lacking:,} not finite" if lacking else "")
+    span = f"{_figure(low)} to {_figure(high)}" + (f", {lacking:,} not finite" if lacking else "")
     if fraction is not None:
         centred = "centred or scaled" if low < 0 else "normalised or continuous"
         return False, f"no counts: not whole (such as {fraction:.4g}), {centred}; {span}"
@@ -154,17 +156,21 @@ def _look(values: Any) -> tuple[bool, str]:
 def _columns(data: Data) -> Iterator[dict[str, Any]]:
     for prefix, part in _parts(data):
         for name in part.obs.columns:
+            if prefix and name in data.obs and _agree(data.obs[name], part.obs[name]):
+                continue  # a copy of the whole's column
             yield {"place": f"{prefix}obs/{name}", **_column(str(name), part.obs[name])}
 
 
-def _column(name: str, values: pd.Series) -> dict[str, Any]:
-    import pandas as pd
+def _agree(whole: pd.Series, part: pd.Series) -> bool:
+    return bool((whole.reindex(part.index).astype(str) == part.astype(str)).all())
 
-    lacking = int(values.isna().sum())
-    levels = [str(level) for level in values.dropna().unique()]
-    numbers = pd.api.types.is_numeric_dtype(values) and values.dtype.kind in "fiu"
-    if numbers and (values.dtype.kind == "f" or len(levels) > 20):
-        kind, holds = "numbers", f"numbers, {values.min():.4g} to {values.max():.4g}"
+
+def _column(name: str, values: pd.Series) -> dict[str, Any]:
+
+    absent = values.isna() | (values.astype(str) == "")
+    levels = [str(level) for level in values[~absent].unique()]
+    if values.dtype.kind == "f" or (values.dtype.kind in "iu" and len(levels) > 20):
+        kind, holds = "numbers", f"numbers, {_figure(values.min())} to {_figure(values.max())}"
     elif len(levels) > len(values) / 2:
         kind, holds = "names", f"{len(levels):,} names, such as {levels[0]}"
     else:
@@ -172,17 +178,28 @@ def _column(name: str, values: pd.Series) -> dict[str, Any]:
         shown = ", ".join(levels[:4]) + (", …" if len(levels) > 4 else "")
         holds = f"{len(levels):,} categories: {shown}" if len(levels) != 1 else f"{levels[0]} alone"
     control = next((level for level in levels if re.search(_CONTROL, level.lower())), None)
+    fits = {"time": kind == "numbers", "perturbation": kind == "categories" and bool(control)}
     suits = [
         role
-        for role, names in _COLUMN_NAMES.items()
-        if re.search(names, name.lower())
-        and (kind == "numbers" if role == "time" else kind == "categories" and len(levels) > 1)
-        and (role != "perturbation" or control)
+        for role in _COLUMN_NAMES
+        if _rank(role, name) is not None
+        and fits.get(role, kind == "categories" and len(levels) > 1)
     ]
     return {
-        "kind": kind, "holds": holds, "lacking": lacking, "suits": suits,
+        "kind": kind, "holds": holds, "lacking": int(absent.sum()), "suits": suits,
         "control": control if "perturbation" in suits else None,
     }  # fmt: skip
+
+
+def _rank(role: str, name: str) -> int | None:
+    """Return how likely a name is for a role: 0 is the likeliest, None is none of its names."""
+    return next(
+        (i for i, known in enumerate(_COLUMN_NAMES[role]) if re.search(known, name.lower())), None
+    )
+
+
+def _figure(number: float) -> str:
+    return f"{number:,.0f}" if number == round(number) else f"{number:,.4g}"
 
 
 # what it can feed, and what to type next
@@ -237,8 +254,10 @@ def _candidates(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -
         views = [m["place"] for m in matrices if m["place"].endswith(":X")]
         flags = ["--views", *views] if views else _expression(matrices)
     for role in ("batch", "label", "perturbation"):
-        fit = [c for c in columns if role in c["suits"] and ":" not in c["place"]]
-        fit.sort(key=lambda column: column["lacking"] > 0)
+        fit = sorted(
+            (c for c in columns if role in c["suits"] and ":" not in c["place"]),
+            key=lambda c: (_rank(role, c["place"].removeprefix("obs/")), c["lacking"]),
+        )
         if fit and fit[0]["place"] not in flags:
             flags += [f"--{role}", fit[0]["place"]]
             flags += ["--control", fit[0]["control"]] if role == "perturbation" else []

@@ -48,8 +48,6 @@ class EM:
             If the log-likelihood falls or stops being finite.
         """
         target, rows = phase.target(module), split.train
-        with torch.no_grad(), run.rng.scope("noise"):
-            target.prepare(source, rows, run.rng)
         log: list[dict[str, float]] = []
         calm, notes = 0, []
         with torch.no_grad(), bar(self.max_epochs, phase.name, run.progress) as shown:

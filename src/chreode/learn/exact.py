@@ -24,7 +24,7 @@ Batches = Callable[[], Iterator[CellBatch]]
 
 @dataclass(frozen=True)
 class Exact:
-    """Call ``module.solve(batches, rng)`` once."""
+    """Call ``module.solve(batches, rng)`` once; False from it means "still improving when it stopped"."""
 
     validates: ClassVar[bool] = False
 
@@ -33,8 +33,9 @@ class Exact:
         start = time.perf_counter()
         target = phase.target(module)
         with torch.no_grad():
-            target.solve(lambda: source.batches(split.train, run.device), run.rng)
-        return Trace(pd.DataFrame({"epoch": [0], "seconds": [time.perf_counter() - start]}), True)
+            rested = target.solve(lambda: source.batches(split.train, run.device), run.rng)
+        history = pd.DataFrame({"epoch": [0], "seconds": [time.perf_counter() - start]})
+        return Trace(history, rested is not False)
 
 
 def moments(

@@ -10,6 +10,7 @@ from scipy.sparse import csr_array, dia_array
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 from scipy.stats import chi2
+from threadpoolctl import threadpool_limits
 
 from ..errors import DataError
 from .clustering import GRAPH_NEIGHBOURS
@@ -228,7 +229,8 @@ def _diffusion_map(graph: csr_array, n_components: int = 100) -> Float64[np.ndar
     transitions = scaled(kernel, np.sqrt(kernel.sum(axis=0)))
     n_components = min(n_components, graph.shape[0] - 1)
     start = np.random.default_rng(0).standard_normal(graph.shape[0])  # ARPACK's own is not seeded
-    values, vectors = eigsh(transitions, n_components, v0=start)
+    with threadpool_limits(1, user_api="blas"):  # of many tiny products: threads only wait
+        values, vectors = eigsh(transitions, n_components, v0=start)
     decays = values < 1 - 1e-8
     return vectors * np.where(decays, values / np.where(decays, 1 - values, 1), 1)
 

@@ -69,7 +69,7 @@ def silhouette_widths(
     order = np.lexsort((batch, label))  # contiguous groups, so that sums are over slices
     result = Widths(np.empty(len(x)), np.empty(len(x)))
     sorted_x = torch.as_tensor((x - x.mean(axis=0))[order])
-    step = max(1, 2**20 // len(x))  # 8 MB of distances: they stay in the cache
+    step = max(1, 2**22 // len(x))  # 32 MB of distances
     for start in range(0, len(x), step):
         rows = order[start : start + step]
         by_group = np.add.reduceat(

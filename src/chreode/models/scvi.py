@@ -20,6 +20,7 @@ from ..distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinom
 from ..learn.phase import Phase
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
+from ..losses.evidence import evidence_bound, log_ratio_standard_normal
 from ..losses.kl import kl_normal, kl_standard_normal
 from ..model import Model
 from ..module import Loss, Module, Step
@@ -226,17 +227,15 @@ class SCVIModule(Module):
     ) -> Float[Tensor, " b"]:
         """Return the ELBO, or the importance-weighted bound (Burda 2016, Eq. 8)."""
         latent = self.encode(batch)
-        draws = []
-        for _ in range(n_samples):
+        kl = kl_standard_normal(latent.mean, latent.variance) + self._library_kl(batch, latent)
+
+        def draw() -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
             z = reparametrise(latent.mean, latent.variance)
             log_library = self._draw_library(batch, latent)
             ll = self.decode(z, log_library, batch).log_prob(batch["counts"]).sum(-1)
-            draws.append(ll + self._log_ratio(batch, latent, z, log_library) if importance else ll)
-        stacked = torch.stack(draws).double()
-        if importance:
-            return stacked.logsumexp(0) - math.log(n_samples)
-        kl = kl_standard_normal(latent.mean, latent.variance) + self._library_kl(batch, latent)
-        return stacked.mean(0) - kl
+            return ll, self._log_ratio(batch, latent, z, log_library)
+
+        return evidence_bound(draw, kl, n_samples, importance=importance)
 
     def loadings(self) -> Float[Tensor, "g z"]:
         """Return the linear decoder's weights: change of log frequency per unit of z, up to softmax."""
@@ -279,18 +278,12 @@ class SCVIModule(Module):
         log_library: Float[Tensor, "b 1"],
     ) -> Float[Tensor, " b"]:
         """Return log p(z, ℓ) − log q(z, ℓ|x)."""
-        normal = torch.distributions.Normal
-        ratio = normal(0.0, 1.0).log_prob(z) - normal(latent.mean, latent.variance.sqrt()).log_prob(
-            z
-        )
-        total = ratio.sum(-1)
-        if latent.library is not None:
-            prior, q = (
-                normal(*self._library_prior(batch)),
-                normal(latent.library[0], latent.library[1].sqrt()),
-            )
-            total = total + (prior.log_prob(log_library) - q.log_prob(log_library)).squeeze(-1)
-        return total
+        ratio = log_ratio_standard_normal(z, latent.mean, latent.variance)
+        if latent.library is None:
+            return ratio
+        normal, (mean, variance) = torch.distributions.Normal, latent.library
+        prior, q = normal(*self._library_prior(batch)), normal(mean, variance.sqrt())
+        return ratio + (prior.log_prob(log_library) - q.log_prob(log_library)).squeeze(-1)
 
 
 @config

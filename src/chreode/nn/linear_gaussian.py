@@ -106,7 +106,7 @@ def observed_entries(batch: CellBatch) -> tuple[Float[Tensor, "b g"], Float[Tens
     lacking = x.isnan()
     if bool(lacking.any()):
         observed, x = observed * ~lacking, x.nan_to_num()
-    return x.double(), observed.double()
+    return x, observed
 
 
 class LinearGaussian(Module):
@@ -226,7 +226,7 @@ class LinearGaussian(Module):
 
     def _residual(self, batch: CellBatch) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
         x, observed = observed_entries(batch)
-        return (x - self.mean).mul_(observed), observed
+        return (x - self.mean).mul_(observed), observed.double()
 
     # what a fitted model can do
 

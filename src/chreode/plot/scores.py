@@ -17,7 +17,7 @@ _GAP = 0.35
 #: Part of a cell's width that stands for a score of 1, and of its height that is bar.
 _WIDE, _HIGH = 0.88, 0.5
 #: Inches of a column, a line of text, the names of methods, and the names of metrics.
-_COLUMN, _LINE, _NAMES, _HEAD = 0.5, 0.13, 1.75, 1.3
+_COLUMN, _LINE, _NAMES, _HEAD = 0.5, 0.13, 1.75, 1.1
 _GROUPS = (PALETTE[2], PALETTE[0], PALETTE[1], *PALETTE[3:])
 
 
@@ -86,7 +86,9 @@ def _columns(metrics: pd.DataFrame) -> pd.Series:
 def _note(bench: Bench, method: str) -> str:
     row = bench.methods.loc[method]
     seeds = f"{row['seeds']} seed{'s' if row['seeds'] != 1 else ''}"
-    said = [row["role"] if row["role"] != "method" else seeds, *filter(None, [row["note"]])]
+    start = row["role"] if row["role"] != "method" else seeds
+    said = [row["note"]] if row["note"].startswith("one seed") else [start, row["note"]]
+    said = [text for text in said if text]
     return textwrap.fill("; ".join(said), 34)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping
@@ -24,6 +22,8 @@ from .. import __version__, store
 ABSENT = "–"
 #: Pixels per inch of the parts of a figure that are drawn as pixels.
 _DPI = 150
+#: Letters up to which a cell of a table is kept on one line.
+_SHORT = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def write(
 ) -> Path:
     """Write one HTML file with everything inline, and return its path.
 
-    The page forbids itself the network and any script but its own, by its content security policy.
+    The page has no script, and forbids itself any and all of the network by its content policy.
     The same sections give the same bytes.
 
     Parameters
@@ -87,25 +87,18 @@ def write(
         loader=PackageLoader("chreode", "report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    style, script = (_own(environment, name) for name in ("page.css", "page.js"))
+    assert environment.loader is not None
+    style = environment.loader.get_source(environment, "page.css")[0]
     html = environment.get_template("page.html").render(
         title=title,
         sections=[_shown(section, f"s{i}") for i, section in enumerate(sections)],
         about=_flat(about or {}),
         version=__version__,
-        style=style,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=Markup(style.strip()),  # ours, and no user's
     )
     with store.aside(path) as made:
         made.write_text(html, encoding="utf-8", newline="\n")
     return Path(path)
-
-
-def _own(environment: Environment, name: str) -> Markup:
-    """Return the text of a file of this package, which is trusted."""
-    assert environment.loader is not None
-    return Markup(environment.loader.get_source(environment, name)[0].strip())
 
 
 def _shown(section: Section, name: str) -> dict[str, Any]:
@@ -137,14 +130,22 @@ def _cells(table: pd.DataFrame) -> dict[str, Any]:
     heads = 0 if isinstance(index, pd.RangeIndex) and index.name is None else index.nlevels
     columns = [pd.Series(index.get_level_values(i)) for i in range(heads)]
     columns += [table.iloc[:, i] for i in range(table.shape[1])]
+    texts = [as_text(column) for column in columns]
     return {
         "heads": heads,
         "columns": [
-            {"name": _head(c.name), "number": pd.api.types.is_numeric_dtype(c) and c.dtype != bool}
-            for c in columns
+            {"name": _head(column.name), "kind": _kind(column, text)}
+            for column, text in zip(columns, texts, strict=True)
         ],
-        "rows": list(zip(*(as_text(c) for c in columns), strict=True)),
+        "rows": list(zip(*texts, strict=True)),
     }
+
+
+def _kind(values: pd.Series, text: list[str]) -> str:
+    """Return how a column is laid out."""
+    if pd.api.types.is_numeric_dtype(values) and values.dtype != bool:
+        return "number"
+    return "short" if max(map(len, text), default=0) <= _SHORT else "long"
 
 
 def _head(name: object) -> str:
@@ -154,41 +155,36 @@ def _head(name: object) -> str:
 
 
 def as_text(values: pd.Series) -> list[str]:
-    """Return a column as people read it: whole numbers in thousands, others with three decimals.
+    """Return a column as people read it: as many decimals as it needs, three at the most.
 
-    Where three decimals would hide or feign something (below 0.001, or from 1,000) there are three
-    significant digits instead.
+    Where three decimals would hide a value (below 0.001) there are three significant digits.
 
     Examples
     --------
     >>> as_text(pd.Series([0.12345, float("nan")])), as_text(pd.Series([1234567])), as_text(pd.Series([2e-5]))
     (['0.123', '–'], ['1,234,567'], ['2e-05'])
     """
-    absent = values.isna()
     if values.dtype == bool:
         return ["yes" if v else "no" for v in values]
-    if not pd.api.types.is_numeric_dtype(values) or values.dtype.kind == "c":
-        return [ABSENT if gone else str(v) for v, gone in zip(values, absent, strict=True)]
-    known = values[~absent].to_numpy(float)
-    size = np.abs(known[np.isfinite(known) & (known != 0)])
-    if (known == np.round(known)).all():
-        form = "{:,.0f}"
-    else:
-        form = "{:.3f}" if size.min() >= 1e-3 and size.max() < 1e3 else "{:,.3g}"
-    return [ABSENT if gone else form.format(v) for v, gone in zip(values, absent, strict=True)]
+    form = "{}"
+    if pd.api.types.is_numeric_dtype(values):
+        known = values.dropna().to_numpy(float)
+        known = known[np.isfinite(known)]
+        decimals = next((d for d in range(3) if np.allclose(known, known.round(d), atol=1e-9)), 3)
+        hidden = (np.abs(known) < 1e-3) & (known != 0)
+        form = "{:.3g}" if hidden.any() else f"{{:,.{decimals}f}}"
+    return [ABSENT if pd.isna(v) else form.format(v) for v in values]
 
 
 def _flat(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is known of a report, one line each."""
-    return [
-        (
-            key,
-            "; ".join(f"{k} = {v}" for k, v in value.items())
-            if isinstance(value, Mapping)
-            else str(value),
-        )
-        for key, value in about.items()
-    ]
+
+    def said(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return "; ".join(f"{k} = {v}" for k, v in value.items())
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    return [(key, said(value)) for key, value in about.items()]
 
 
 # figures

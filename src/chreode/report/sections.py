@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .. import config
 from ..bench.table import Bench
@@ -23,11 +24,12 @@ from .page import Section, write
 PICTURED = 10_000
 #: Seeds below which the spread between fits is not known.
 _FEW_SEEDS = 3
-_PLAIN = {
-    "unconverged": "{} was still improving when it stopped (unconverged): "
-    "train it for longer before you judge it.",
-    "not better than PCA": "{} is not better than PCA: over resampled cells, its total does not "
-    "stay above that of PCA.",
+#: The short notes of a bench, said in full.
+_IN_FULL = {
+    "not better than PCA": "is not better than PCA: over resampled cells, its total does not stay "
+    "above PCA's",
+    "unconverged": "was still improving when it stopped (unconverged): train it for longer before "
+    "you judge it",
 }
 
 
@@ -55,33 +57,29 @@ def bench_sections(bench: Bench) -> list[Section]:
     sections = [
         Section(
             "Findings",
-            "\n".join(f"- {finding}" for finding in findings(bench)),
+            _lead_and_list(findings(bench)),
             figures=((_SCORES.format(_scale(bench)), _figure(bench)),),
         )
     ]
     if bench.embeddings:
         sections.append(_embeddings(bench, order))
-    scores = (
-        bench.table().loc[order, list(bench.metrics.index)].rename(columns=bench.metrics["name"])
-    )
-    intervals = bench.intervals().loc[order].replace("nan to nan", np.nan)
+    names = bench.metrics["name"]
+    scores = bench.table().loc[order, list(names.index)].rename(columns=names).T
+    intervals = bench.intervals().loc[order].replace("nan to nan", np.nan).rename(columns=names).T
     return [
         *sections,
         Section(
             "Scores",
             "\n".join(f"- {reason}" for reason in _undefined(bench)),
             tables=(
-                ("Raw scores, means over seeds. Nothing is rescaled by the other rows.", scores),
-                (
-                    "95 % intervals: bootstrap over cells, widened to hold those of every seed.",
-                    intervals.rename(columns=bench.metrics["name"]),
-                ),
+                ("Raw scores, means over seeds. Nothing is rescaled by the other methods.", scores),
+                ("95 % intervals: bootstrap over cells, widened to hold every seed's.", intervals),
             ),
         ),
         Section(
             "Methods",
-            "Baselines and the ceiling are in every bench. Seconds are per seed, fit and embedding.",
-            tables=(("", bench.methods.loc[order]),),
+            "Baselines and a ceiling stand in every bench. Seconds are for one seed.",
+            tables=(("", bench.methods.loc[order].round({"seconds": 1})),),
         ),
         Section(
             "What the metrics mean",
@@ -104,6 +102,10 @@ def _figure(bench: Bench) -> Figure:
 
 
 # findings
+
+
+def _lead_and_list(lines: Sequence[str]) -> str:
+    return "\n\n".join([*lines[:1], "\n".join(f"- {line}" for line in lines[1:])])
 
 
 def findings(bench: Bench) -> list[str]:
@@ -133,16 +135,16 @@ def _winner(bench: Bench) -> Iterator[str]:
 
 
 def _doubts(bench: Bench) -> Iterator[str]:
-    """Put the notes on every method in words, the method's own before the baselines'."""
+    """Put what is noted of every method in a sentence; methods come before baselines."""
     for method, row in bench.methods.sort_values("role", ascending=False, kind="stable").iterrows():
-        for note in filter(None, row["note"].split("; ")):
-            yield _PLAIN[note].format(method) if note in _PLAIN else f"{method}: {note}."
-        if (
-            row["role"] == "method"
-            and 0 < row["seeds"] < _FEW_SEEDS
-            and "one seed" not in row["note"]
-        ):
-            yield f"{method} ran under {row['seeds']} seed(s): how much fits differ is not known."
+        notes = [n for n in row["note"].split("; ") if n and not n.startswith("one seed")]
+        said = [_IN_FULL[note] for note in notes if note in _IN_FULL]
+        if row["role"] == "method" and 0 < row["seeds"] < _FEW_SEEDS:
+            seeds = "one seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
+            said.append(f"was judged under {seeds}, so how much fits differ is not known")
+        if said:
+            yield f"{method} {'; it '.join(said)}."
+        yield from (f"{method}: {note}." for note in notes if note not in _IN_FULL)
 
 
 def _context(bench: Bench) -> Iterator[str]:
@@ -151,7 +153,10 @@ def _context(bench: Bench) -> Iterator[str]:
     ceilings = bench.methods.index[bench.methods["role"] == "ceiling"]
     if "total" in values:
         for method in ceilings:
-            yield f"The ceiling, {method}, stands at {values.loc[method, 'total']:.3f}."
+            yield (
+                f"The ceiling, {method}, stands at {values.loc[method, 'total']:.3f}: "
+                "more is hardly to be had from these cells."
+            )
         partial = values.drop(index=ceilings).dropna(how="all").isna()
         if len(partial.drop_duplicates()) > 1:
             fewer = partial.index[partial.sum(axis=1) > partial.sum(axis=1).min()]
@@ -219,12 +224,12 @@ def _plane(x: Float[np.ndarray, "b z"]) -> tuple[Float[np.ndarray, "b 2"], str]:
 
 
 def _side_by_side(plane: Float[np.ndarray, "b 2"], labels: dict[str, pd.Series]) -> Figure:
-    figure = Figure(figsize=(9.8, 3.5), layout="constrained")
+    figure = Figure(figsize=(9.8, 3.5), layout=ConstrainedLayoutEngine(wspace=0.1))
     colours = labels or {"": None}
     for ax, (role, values) in zip(
         figure.subplots(1, len(colours), squeeze=False)[0], colours.items(), strict=True
     ):
-        embedding(plane, colour=values, ax=ax, title=role)
+        embedding(plane, colour=None if values is None else values.rename(None), ax=ax, title=role)
         ax.set(xlabel="", ylabel="")
     return figure
 
@@ -258,7 +263,7 @@ def fit_sections(fitted: Fitted) -> list[Section]:
         columns=["option", "value", "default", "meaning"],
     ).set_index("option")
     return [
-        Section(type(fitted.model).__name__, "\n".join(f"- {line}" for line in card)),
+        Section(type(fitted.model).__name__, _lead_and_list(card)),
         _training(fitted),
         Section("Configuration", tables=(("", options),)),
     ]

@@ -1,0 +1,120 @@
+"""Non-negative matrix factorisation: log-expression as a sum of gene programmes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import ClassVar, Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float
+from scipy.optimize import nnls
+from sklearn import decomposition
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from ..config import config, param
+from ..data.batch import CellBatch
+from ..errors import DataError
+from ..learn.exact import Batches, Exact
+from ..learn.phase import Phase
+from ..learn.rng import Rng
+from ..model import Model
+from ..module import Module
+from ..schema import Spec
+
+
+class NMFModule(Module):
+    """The components, one non-negative row of features per factor."""
+
+    components: Tensor
+
+    def __init__(self, options: NMF, n_features: int) -> None:
+        super().__init__()
+        self.options = options
+        self.register_buffer("components", torch.zeros(options.n_factors, n_features))
+
+    def solve(self, batches: Batches, rng: Rng) -> bool:
+        """Run scikit-learn's coordinate descent on a sparse copy; return whether it came to rest."""
+        x = sp.vstack([_sparse(batch) for batch in batches()], format="csr")
+        solver = decomposition.NMF(
+            self.options.n_factors,
+            tol=self.options.tol,
+            max_iter=self.options.max_epochs,
+            random_state=int(rng.numpy("nmf").integers(2**31)),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # told by what is returned
+            solver.fit(x)
+        self.components.copy_(torch.from_numpy(solver.components_))
+        return solver.n_iter_ < self.options.max_epochs
+
+    def embed(self, batch: CellBatch) -> Float[Tensor, "b k"]:
+        """Return the non-negative activities that explain the features the cells have best.
+
+        Exact, cell by cell (Lawson & Hanson 1974), so that no cell depends on its neighbours in the
+        batch. With components = (Q R)ᵀ, ‖x − components ᵀ h‖² is ‖Qᵀ x − R h‖² and a constant.
+        """
+        components = self.components.double()
+        for known in batch.observed.values():
+            components = components * known
+        q, r = torch.linalg.qr(components.T)
+        targets, triangle = (batch.log_expression().double() @ q).cpu().numpy(), r.cpu().numpy()
+        return torch.from_numpy(np.stack([nnls(triangle, t)[0] for t in targets])).float()
+
+    def reconstruct(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:  # noqa: ARG002 (no conditions)
+        """Return the sum of the programmes."""
+        return self.embed(batch) @ self.components
+
+    def loadings(self) -> Float[Tensor, "g k"]:
+        """Return what one unit of each factor adds to each feature."""
+        return self.components.T
+
+    def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
+        """Return the squared norm of each feature's loadings."""
+        weight = self.components.square().sum(0)
+        return {"counts": weight, "expression": weight}
+
+
+def _sparse(batch: CellBatch) -> sp.csr_matrix:
+    x = batch.log_expression()
+    if bool((x < 0).any()):
+        raise DataError(
+            f"NMF needs non-negative values; expression goes down to {float(x.min()):.3g}, as after "
+            "centring or scaling. Name the place of log-normalised values, or of counts."
+        )
+    return sp.csr_matrix(x.cpu().numpy())
+
+
+@config
+class NMF(Model):
+    """Non-negative matrix factorisation of log-expression.
+
+    For cell n and gene g, with all h and w non-negative::
+
+        x_ng ≈ Σ_k h_nk w_kg     log1p counts per 10,000, or `expression` where named
+
+    minimises ‖X − H W‖² by scikit-learn's coordinate descent. New cells: the best h given W, exactly.
+
+    References
+    ----------
+    Lee & Seung (1999), Nature 401:788; coordinate descent: Cichocki & Phan (2009), IEICE Transactions
+    E92-A:708.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("expression|counts",)
+    scale: ClassVar[Literal["counts", "log1p CP10k"]] = "log1p CP10k"
+
+    n_factors: int = param(10, "Number of factors.", low=1)
+    tol: float = param(1e-4, "Stop when the steps are smaller than this share of the first.", low=0)
+    max_epochs: int = param(200, "Sweeps over all factors at most.", low=1)
+
+    def build(self, spec: Spec) -> NMFModule:
+        """Return the untrained tensors."""
+        role = "expression" if "expression" in spec.features else "counts"
+        return NMFModule(self, spec.n_features(role))
+
+    def phases(self) -> list[Phase]:
+        """One call of the solver."""
+        return [Phase(Exact(), name="NMF")]
