@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -180,7 +180,7 @@ def _pieces(values: Any, rows: np.ndarray) -> Iterator[np.ndarray]:
         yield block.data if sp.issparse(block) else np.asarray(block).ravel()
 
 
-def as_category(values: pd.Series, missing: tuple[str, ...]) -> pd.Series:
+def as_category(values: pd.Series, missing: Sequence[str]) -> pd.Series:
     """Return strings, with None where a value is NaN, empty or declared missing."""
     text = values.astype(object)
     known = values.notna().to_numpy() & ~values.astype(str).isin(("", *missing)).to_numpy()

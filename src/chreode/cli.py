@@ -5,10 +5,8 @@ Exit codes: 0 done; 1 something the user can mend, said on stderr; 2 wrong usage
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +15,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
-from .commands.common import Answer
+from .commands.common import Answer, spoken
 from .errors import ChreodeError
 
 #: Where a command is, what it does, and an example (those with commands below them have their own).
@@ -91,25 +89,6 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return 0
     print(answer)
     return answer.code
-
-
-def spoken(text: str) -> str:
-    """Return a message of the library in the words of the command line.
-
-    Examples
-    --------
-    >>> spoken("if 'nan' means 'not known', say Schema(missing=('nan',)).")
-    "if 'nan' means 'not known', say --missing nan."
-    """
-
-    def flag(match: re.Match[str]) -> str:
-        name = "--" + match[1].replace("_", "-")
-        value = ast.literal_eval(match[2])
-        if value is True:
-            return name
-        return " ".join([name, *([value] if isinstance(value, str) else value)])
-
-    return re.sub(r"Schema\((\w+)=(True|'[^']*'|\('[^']*',\))\)", flag, text)
 
 
 def _fail(code: int, kind: str, text: str, *, as_json: bool) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,18 +116,18 @@ class Schema:
     expression: str | None = None
     protein: str | None = None
     accessibility: str | None = None
-    views: tuple[str, ...] = ()
+    views: Sequence[str] = ()
     batch: str | None = None
     label: str | None = None
-    categorical: tuple[str, ...] = ()
-    continuous: tuple[str, ...] = ()
+    categorical: Sequence[str] = ()
+    continuous: Sequence[str] = ()
     size_factor: str | None = None
     time: str | None = None
     trajectory: str | None = None
     perturbation: str | None = None
     control: str | None = None
     dose: str | None = None
-    missing: tuple[str, ...] = ()
+    missing: Sequence[str] = ()
     fractional: bool = False
 
     def __post_init__(self) -> None:

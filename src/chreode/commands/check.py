@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from ..models import find, keys
 from ..schema import Place, Schema
-from .common import Answer, Json, with_roles
+from .common import Answer, Json, spoken, with_roles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +82,7 @@ def check(
     )
     told = {
         "file": str(file), "cells": data.n_obs, "matrices": matrices, "columns": columns,
-        "findings": [asdict(finding) for finding in found], "models": feeds, "suggested": suggested,
+        "findings": [asdict(f) | {"text": spoken(f.text)} for f in found], "models": feeds, "suggested": suggested,
     }  # fmt: skip
     return Answer(text, told, json, code=int(failed))
 
@@ -296,7 +296,9 @@ def _tables(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> It
 def _shown(found: list[Any]) -> list[str]:
     order = {"error": 0, "warning": 1, "note": 2}
     found = sorted(found, key=lambda finding: order[finding.level])
-    return [f"  {f'{f.level}:':<9}{f.text}" for f in found] or ["  none: every role is sound"]
+    return [f"  {f'{f.level}:':<9}{spoken(f.text)}" for f in found] or [
+        "  none: every role is sound"
+    ]
 
 
 def _shown_feeds(feeds: list[dict[str, Any]]) -> Iterator[str]:

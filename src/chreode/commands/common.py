@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import json as json_
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +130,25 @@ def signed(call: Callable[..., Answer], *flags: inspect.Parameter) -> Callable[.
 def with_roles(call: Callable[..., Answer]) -> Callable[..., Answer]:
     """Decorate a command whose ``**roles`` are the fields of `Schema`."""
     return signed(call, *schema_flags())
+
+
+def spoken(text: str) -> str:
+    """Return a message of the library in the words of the command line.
+
+    Examples
+    --------
+    >>> spoken("if 'nan' means 'not known', say Schema(missing=('nan',)).")
+    "if 'nan' means 'not known', say --missing nan."
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        name = "--" + match[1].replace("_", "-")
+        value = ast.literal_eval(match[2])
+        if value is True:
+            return name
+        return " ".join([name, *([value] if isinstance(value, str) else value)])
+
+    return re.sub(r"Schema\((\w+)=(True|'[^']*'|\('[^']*',\))\)", flag, text)
 
 
 def use_threads(threads: int | None) -> None:

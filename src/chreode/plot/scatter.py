@@ -149,7 +149,7 @@ def umap_coordinates(x: Float[np.ndarray, "b z"], seed: int = 0) -> Float32[np.n
                 "pip install 'chreode[bench]', or give two dimensions."
             ) from error
         layout = UMAP(
-            n_neighbors=neighbours.k + 1, init=principal_plane(x), random_state=seed, n_jobs=1,
+            n_neighbors=neighbours.k + 1, n_epochs=200, init=principal_plane(x), random_state=seed, n_jobs=1,
             precomputed_knn=known,
         )  # fmt: skip
         return np.asarray(layout.fit_transform(x), np.float32)

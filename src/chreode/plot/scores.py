@@ -89,7 +89,7 @@ def _note(bench: Bench, method: str) -> str:
     start = row["role"] if row["role"] != "method" else seeds
     said = [row["note"]] if row["note"].startswith("one seed") else [start, row["note"]]
     said = [text for text in said if text]
-    return textwrap.fill("; ".join(said), 34)
+    return textwrap.fill("; ".join(said), 31)
 
 
 def _header(

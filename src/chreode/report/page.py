@@ -109,7 +109,11 @@ def _shown(section: Section, name: str) -> dict[str, Any]:
         "blocks": [_block(text) for text in re.split(r"\n\s*\n", section.text.strip()) if text],
         "tables": [{"caption": caption, **_cells(table)} for caption, table in section.tables],
         "figures": [
-            {"caption": caption, "svg": svg(figure, caption, f"{name}f{i}")}
+            {
+                "caption": caption,
+                "svg": svg(figure, caption, f"{name}f{i}"),
+                "width": round(float(figure.get_figwidth()) * 96),  # pixels of CSS
+            }
             for i, (caption, figure) in enumerate(section.figures)
         ],
     }
@@ -205,8 +209,7 @@ def svg(figure: Figure, caption: str, salt: str) -> Markup:
         figure.savefig(out, format="svg", dpi=_DPI, transparent=True, metadata=nothing)
     drawn = out.getvalue()
     drawn = drawn[drawn.index("<svg") :]
-    width = round(float(figure.get_figwidth()) * 96)
-    head = f'<svg role="img" aria-label="{Markup.escape(caption)}" style="--width: {width}px" '
+    head = f'<svg role="img" aria-label="{Markup.escape(caption)}" '
     drawn = head + drawn.removeprefix("<svg ")
     # its only style sheet would speak to the whole page; ids of groups repeat from figure to figure
     drawn = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", drawn, count=1, flags=re.DOTALL)

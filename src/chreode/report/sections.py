@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .. import config
 from ..bench.table import Bench
@@ -58,7 +58,7 @@ def bench_sections(bench: Bench) -> list[Section]:
         Section(
             "Findings",
             _lead_and_list(findings(bench)),
-            figures=((_SCORES.format(_scale(bench)), _figure(bench)),),
+            figures=((_SCORES.format(_scale(bench)), _figure(score_table(bench))),),
         )
     ]
     if bench.embeddings:
@@ -95,8 +95,8 @@ def _scale(bench: Bench) -> str:
     return "bars from 0 to 1" if (bench.metrics["best"] == 1).any() else "in numbers"
 
 
-def _figure(bench: Bench) -> Figure:
-    figure = score_table(bench).get_figure(root=True)
+def _figure(ax: Axes) -> Figure:
+    figure = ax.get_figure(root=True)
     assert isinstance(figure, Figure)
     return figure
 
@@ -199,18 +199,16 @@ def _embeddings(bench: Bench, order: Sequence[str]) -> Section:
     if n > PICTURED:
         rows = np.sort(np.random.default_rng(0).choice(n, PICTURED, replace=False))
         text += f" {PICTURED:,} of {n:,} cells are shown, drawn at random."
-    drawn = {method: _plane(bench.embeddings[method][rows]) for method in methods}
-    return Section(
-        "Embeddings",
-        text,
-        figures=tuple(
-            (
-                f"{method}: {name}, coloured by {_and(list(bench.labels)) or 'nothing'}.",
-                _side_by_side(plane, {k: v.iloc[rows] for k, v in bench.labels.items()}),
-            )
-            for method, (plane, name) in drawn.items()
-        ),
-    )
+    shown = {role: values.iloc[rows].rename(None) for role, values in bench.labels.items()}
+    pictures = []
+    for method in methods:
+        plane, name = _plane(bench.embeddings[method][rows])
+        for role, values in shown.items() or {"": None}.items():
+            caption = f"{method} by {role}: {name}" if role else f"{method}: {name}"
+            ax = embedding(plane, colour=values)
+            ax.set(xlabel="", ylabel="")  # the caption says what they are
+            pictures.append((caption, _figure(ax)))
+    return Section("Embeddings", text, figures=tuple(pictures))
 
 
 def _plane(x: Float[np.ndarray, "b z"]) -> tuple[Float[np.ndarray, "b 2"], str]:
@@ -221,17 +219,6 @@ def _plane(x: Float[np.ndarray, "b z"]) -> tuple[Float[np.ndarray, "b 2"], str]:
         return umap_coordinates(x), "UMAP"
     except CapabilityError:
         return principal_plane(x), "two principal components (umap-learn is not installed)"
-
-
-def _side_by_side(plane: Float[np.ndarray, "b 2"], labels: dict[str, pd.Series]) -> Figure:
-    figure = Figure(figsize=(9.8, 3.5), layout=ConstrainedLayoutEngine(wspace=0.1))
-    colours = labels or {"": None}
-    for ax, (role, values) in zip(
-        figure.subplots(1, len(colours), squeeze=False)[0], colours.items(), strict=True
-    ):
-        embedding(plane, colour=None if values is None else values.rename(None), ax=ax, title=role)
-        ax.set(xlabel="", ylabel="")
-    return figure
 
 
 # a fitted model
