@@ -116,3 +116,24 @@ def test_theta_must_be_positive(theta):
 def test_n_must_be_positive():
     with pytest.raises(ConfigError, match="at least one gene"):
         rank_genes(COUNTS, BATCH, 0)
+
+
+def test_select_genes_reads_the_schema_and_the_training_rows_alone(cells, schema):
+    import chreode as ch
+
+    genes = ch.pp.select_genes(cells, schema, 50)
+    assert len(genes) == 50
+    assert genes.equals(cells.var_names[cells.var_names.isin(genes)])  # the data's order
+    rows = np.arange(0, 500, 2)
+    poisoned = cells.copy()
+    counts = poisoned.layers["counts"].toarray()
+    counts[1::2, :50] += np.random.default_rng(0).poisson(50, (250, 50))
+    poisoned.layers["counts"] = sparse.csr_matrix(counts)
+    kept = ch.pp.select_genes(cells, schema, 50, rows=rows)
+    assert ch.pp.select_genes(poisoned, schema, 50, rows=rows).equals(kept)
+    assert not ch.pp.select_genes(poisoned, schema, 50).equals(kept)
+    with pytest.raises(ch.SchemaError, match="needs raw counts"):
+        ch.pp.select_genes(cells, ch.Schema(batch="obs/batch"))
+    with pytest.raises(ch.DataError, match="not whole"):
+        cells.layers["counts"] = cells.layers["counts"] * 0.5
+        ch.pp.select_genes(cells, schema)

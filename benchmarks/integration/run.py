@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -111,7 +111,6 @@ class Bench:
                 python, Path(__file__).with_name(script),
                 self.scratch / "task.npz", as_json(self.settings), str(seed), out,
             ]  # fmt: skip
-            self.task  # noqa: B018 (writes the file)
             with (self.scratch / "fits.log").open("a") as log:
                 # the lock's descriptor goes along: a fit that outlives this process still holds it
                 subprocess.run(command, check=True, stdout=log, stderr=log, close_fds=False)
@@ -152,7 +151,7 @@ def jobs(bench: Bench) -> Iterator[Job]:
     for seed in SEEDS:
         for method, (_, _, rate) in FITS.items():
             cost = 15 + rate * size * bench.settings.epochs + judge
-            yield Job(bench.name, method, seed, cost, lambda s, b=bench, m=method: b.fit(m, s))
+            yield Job(bench.name, method, seed, cost, partial(bench.fit, method))
 
 
 def describe(job: Job, bench: Bench) -> dict[str, Any]:
@@ -160,8 +159,7 @@ def describe(job: Job, bench: Bench) -> dict[str, Any]:
     return {
         "task": job.task, "method": job.method, "seed": job.seed,
         "dataset": task.dataset, "sha256": task.sha256,
-        "cells": {n: len(task.rows(p)) for n, p in
-                  (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))},
+        "cells": [len(task.rows(part)) for part in (TRAIN, VALIDATION, TEST)],
         "genes": len(task.genes), "batches": len(np.unique(task.batch)),
         "labels": len(np.unique(task.label)), "settings": asdict(bench.settings),
         "threads": bench.settings.threads, "machine": machine(),
@@ -217,6 +215,8 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings(epochs=given.epochs, cells=given.cells, threads=given.threads)
     torch.set_num_threads(given.threads)
+    if not FITS["scvi-tools"][0].exists():
+        sys.exit("scvi-tools is not there: make rivals")
     # an exception, so that subprocess.run ends the fit that is under way
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended; run again to go on"))
     SCRATCH.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ KANG = "kang_pbmc_ifnb/kang_13999x14053.h5ad"
 
 
 def _mop(path: Path) -> tuple[anndata.AnnData, str]:
-    return mudata.read_h5mu(path)["rna"], "batch"
+    return mudata.read_h5ad(path, mod="rna"), "batch"
 
 
 def _kang(path: Path, condition: str) -> tuple[anndata.AnnData, str]:

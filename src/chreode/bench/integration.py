@@ -38,13 +38,14 @@ DRAWS = 200
 
 @dataclass
 class _Row:
-    """One method: how to embed the cells under a seed."""
+    """One method: how to embed the cells under a seed; `ready` where that costs nothing."""
 
     name: str
     role: str
     embed: Callable[[int], Float[np.ndarray, "cells z"]]
     seeds: Sequence[int]
     note: str = ""
+    ready: bool = False
     converged: list[bool] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
@@ -92,56 +93,56 @@ def integration(
     for role in ("batch", "label"):
         if getattr(schema, role) is None:
             raise SchemaError(f"bench.integration needs {role}: Schema({role}='obs/…').")
-    cells = read.positions(data, rows)
     named = {r: as_category(_column(data, schema, r), schema.missing) for r in ("label", "batch")}
-    pca = _fit_and_embed(PCA(n_latent=min(50, data.n_obs - 2)), data, schema, progress)
+    embed = _fit_and_embed(PCA(n_latent=min(50, data.n_obs - 2)), data, schema, progress)
+    x_pca = embed(seeds[0])
     table = [
-        _Row(BASELINE, "baseline", pca, seeds[:1]),
-        _harmony(pca, named["batch"], seeds),
+        _Row(BASELINE, "baseline", lambda _: x_pca, seeds[:1], ready=True),
+        _harmony(x_pca, named["batch"], seeds),
         *(_row(m, data, schema, seeds, progress) for m in methods),
         _Row(CEILING, "ceiling", lambda seed: _oracle(named["label"], seed), seeds[:1]),
     ]
+    cells = _everywhere(read.positions(data, rows), [r.embed(0) for r in table if r.ready])
+    label, batch = (named[r].to_numpy()[cells] for r in ("label", "batch"))
     found: list[dict[str, Any]] = []
     pictures: dict[str, np.ndarray] = {}
-    draws: dict[str, np.ndarray] = {}
+    draws: dict[str, list[np.ndarray]] = {}
     scored = len(METRICS) if metrics is None else len(metrics)
     with bar(sum(len(r.seeds) for r in table) * scored, "judge", progress) as shown:
-        for row in table:
-            totals = []
-            for seed in row.seeds:
-                start = time.perf_counter()
-                shown.set_postfix_str(row.name)
-                try:
-                    x = row.embed(seed)
-                except CapabilityError as error:
-                    row.note = str(error)
-                    shown.update(scored)
-                    continue
-                row.seconds.append(time.perf_counter() - start)
-                pictures.setdefault(row.name, x)
-                scores = integration_scores(
-                    x[cells],
-                    named["label"].to_numpy()[cells],
-                    named["batch"].to_numpy()[cells],
-                    pre=pictures[BASELINE][cells],
-                    seed=seed,
-                    metrics=metrics,
-                    progress=lambda _: shown.update(),
-                )
-                whole = {**scores, **summary(scores)}
-                found += [_scored(row.name, seed, key, score) for key, score in whole.items()]
-                totals.append(_resampled(whole["total"]))
-            if totals:
-                draws[row.name] = np.mean(totals, 0)
+        for row, seed in ((r, s) for r in table for s in r.seeds):
+            shown.set_postfix_str(row.name)
+            start = time.perf_counter()
+            try:
+                x = row.embed(seed)[cells]
+            except CapabilityError as error:
+                row.note = str(error)
+                continue
+            row.seconds.append(time.perf_counter() - start)
+            pictures.setdefault(row.name, x)
+            scores = integration_scores(
+                x, label, batch, pre=x_pca[cells], seed=seed, metrics=metrics,
+                progress=lambda _: shown.update(),
+            )  # fmt: skip
+            scores = {**scores, **summary(scores)}
+            found += [_scored(row.name, seed, key, score) for key, score in scores.items()]
+            draws.setdefault(row.name, []).append(_resampled(scores["total"]))
     return Bench(
         kind="integration",
         scores=pd.DataFrame(found),
-        methods=pd.DataFrame([_summary(r, draws) for r in table]).set_index("method"),
+        methods=pd.DataFrame(
+            [_summary(r, {k: np.mean(v, 0) for k, v in draws.items()}) for r in table]
+        ).set_index("method"),
         metrics=_metric_table(metrics),
         about=_about(data, schema, cells, named),
-        embeddings={name: x[cells] for name, x in pictures.items()},
+        embeddings=pictures,
         labels={role: values.iloc[cells] for role, values in named.items()},
     )
+
+
+def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the cells that every embedding places: some may lack the modality it is made of."""
+    placed = np.all([np.isfinite(x).all(1) for x in embeddings], axis=0)
+    return cells[placed[cells]]
 
 
 def _row(
@@ -156,7 +157,8 @@ def _row(
         if key is None:
             raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
         values = np.asarray(data.obsm[key], np.float32)
-        return _Row(key, "method", lambda _: values, seeds[:1], "one seed: a ready-made embedding")
+        said = "one seed: a ready-made embedding"
+        return _Row(key, "method", lambda _: values, seeds[:1], said, ready=True)
     if isinstance(method, Fitted):
         fitted = method
         row = _Row(
@@ -189,9 +191,7 @@ def _fit_and_embed(
     return embed
 
 
-def _harmony(
-    pca: Callable[[int], Float[np.ndarray, "cells z"]], batch: pd.Series, seeds: Sequence[int]
-) -> _Row:
+def _harmony(x: Float[np.ndarray, "cells z"], batch: pd.Series, seeds: Sequence[int]) -> _Row:
     def embed(seed: int) -> Float[np.ndarray, "cells z"]:
         try:
             import harmonypy
@@ -201,7 +201,6 @@ def _harmony(
             ) from error
         if batch.nunique() < 2:
             raise CapabilityError("not run: there is one batch only")
-        x = pca(seed)
         kept = np.isfinite(x).all(1)
         table = pd.DataFrame({"batch": batch[kept].to_numpy()})
         fixed = harmonypy.run_harmony(x[kept], table, "batch", random_state=seed, verbose=False)
@@ -239,7 +238,8 @@ def _summary(row: _Row, draws: dict[str, np.ndarray]) -> dict[str, Any]:
     notes = [row.note] if row.note else []
     if row.role == "method" and row.name in draws:
         # paired: both totals are over the same resamples of cells
-        if np.nanquantile(draws[row.name] - draws[BASELINE], 0.025) <= 0:
+        better = draws[row.name] - draws[BASELINE]
+        if np.isfinite(better).any() and np.nanquantile(better, 0.025) <= 0:
             notes.append("not better than PCA")
         if not all(row.converged):
             notes.append("unconverged")
@@ -289,7 +289,8 @@ def _about(
             digest.update(np.asarray(values.data if sp.issparse(values) else values).tobytes())
     return {
         "data": digest.hexdigest()[:16], "cells": len(cells), "schema": schema.as_dict(),
-        "labels": int(named["label"].nunique()), "batches": int(named["batch"].nunique()),
+        "labels": int(named["label"].iloc[cells].nunique()),
+        "batches": int(named["batch"].iloc[cells].nunique()),
         "unlabelled": int(named["label"].iloc[cells].isna().sum()),
         "chreode": __version__, "torch": torch.__version__, "machine": platform.machine(),
         "threads": torch.get_num_threads(),

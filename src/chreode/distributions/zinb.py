@@ -56,7 +56,7 @@ class ZeroInflatedNegativeBinomial:
     def log_prob(self, x: Num[Tensor, ...]) -> Float[Tensor, ...]:
         """Return the log-probability of each raw count in `x`."""
         counted = NegativeBinomial(self.mu, self.theta).log_prob(x)
-        return _Inflate.apply(x, counted, self.logits)
+        return _Inflate.apply(x, counted, self.logits)  # type: ignore[no-untyped-call]  # torch's own
 
     @torch.no_grad()
     def sample(self) -> Float[Tensor, ...]:

@@ -9,26 +9,27 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from jaxtyping import Float, Float32, Int, Shaped
+from jaxtyping import Float, Float32, Float64, Int
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba_array
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgba_array
 from matplotlib.lines import Line2D
 from mudata import MuData
 
 from ..errors import CapabilityError, DataError, SchemaError, near
 from ..metrics.neighbours import exact_neighbours
-from ..metrics.score import as_embedding
+from ..metrics.score import Labels, as_embedding
 from ..read import Data
-from .style import GREY, PALETTE, axes
+from .style import GREY, PALETTE, axes, short
 
-Colour: TypeAlias = str | pd.Series | pd.Categorical | Shaped[np.ndarray, " b"] | None
+Groups: TypeAlias = list[tuple[str, str]]
 
 
 def embedding(
     x: Data | Float[np.ndarray, "b z"],
     key: str | None = None,
-    colour: Colour = None,
+    colour: str | Labels | None = None,
     *,
     ax: Axes | None = None,
     title: str = "",
@@ -62,7 +63,7 @@ def embedding(
     SchemaError
         If there is no such key or column.
     DataError
-        If coordinates are not finite, or `colour` has not one value per cell.
+        If coordinates are not finite, or `colour` has not one value per cell, or none at all.
 
     Examples
     --------
@@ -76,30 +77,20 @@ def embedding(
     if points.shape[1] != 2:
         points = umap_coordinates(points, seed)
     values, listed = _values(x, colour, len(points))
-    ax = axes(ax, 4.6, 3.6)
+    paint, groups, scale = _paint(values, listed, len(points))
     order = np.random.default_rng(seed).permutation(len(points))
+    if values is not None:  # cells without a value lie under the others
+        order = order[np.argsort(values.notna().to_numpy()[order], kind="stable")]
+    ax = axes(ax, 3.6 + (0.8 if scale else _legend_width(groups)), 3.4)
     size = float(np.clip(2e4 / len(points), 1.5, 16))
-
-    def draw(rows: Int[np.ndarray, " r"], **look: Any) -> Any:
-        x, y = points[rows].T
-        return ax.scatter(x, y, s=size, linewidths=0, rasterized=True, **look)
-
-    if values is None:
-        draw(order, color=PALETTE[0])
-    else:
-        unknown = values.isna().to_numpy()
-        if unknown.any():
-            draw(order[unknown[order]], color=GREY, alpha=0.5)
-        known = order[~unknown[order]]
-        if _is_scale(values):
-            drawn = draw(known, c=values.to_numpy(float)[known], cmap="viridis")
-            figure = ax.get_figure(root=True)
-            assert isinstance(figure, Figure)
-            figure.colorbar(drawn, ax=ax, label=_plain(values.name), shrink=0.8)
-        else:
-            codes, shown = _groups(values, listed)
-            draw(known, c=to_rgba_array(list(shown.values()))[codes[known]])
-            _legend(ax, shown | ({"no value": GREY} if unknown.any() else {}), values.name)
+    ax.scatter(
+        points[order, 0], points[order, 1], s=size, c=paint[order], linewidths=0, rasterized=True
+    )
+    said = None if values is None or values.name is None else _plain(values.name)
+    if groups:
+        _legend(ax, groups, said)
+    if scale:
+        ax.figure.colorbar(scale, ax=ax, label=said or "", shrink=0.8)
     ax.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2", title=_plain(title))
     ax.spines[:].set_visible(False)
     return ax
@@ -175,7 +166,9 @@ def _coordinates(x: Any, key: str | None) -> Any:
     return x.obsm[found]
 
 
-def _values(x: Any, colour: Colour, n: int) -> tuple[pd.Series | None, Mapping[str, str]]:
+def _values(
+    x: Any, colour: str | Labels | None, n: int
+) -> tuple[pd.Series | None, Mapping[str, str]]:
     """Return one value per cell, and the colours that the data object lists for them."""
     if colour is None:
         return None, {}
@@ -194,44 +187,71 @@ def _values(x: Any, colour: Colour, n: int) -> tuple[pd.Series | None, Mapping[s
         values = pd.Series(colour)
     if len(values) != n:
         raise DataError(f"There are {len(values)} values to colour {n} cells by.")
+    if values.isna().all():
+        raise DataError("There is no value to colour by: all are missing.")
     return values, listed
 
 
-def _is_scale(values: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+def _paint(
+    values: pd.Series | None, listed: Mapping[str, str], n: int
+) -> tuple[Float64[np.ndarray, "b 4"], Groups, ScalarMappable | None]:
+    """Return the colour of every cell, and the groups or the scale that explain it."""
+    if values is None:
+        return np.tile(to_rgba_array(PALETTE[0]), (n, 1)), [], None
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        numbers = values.to_numpy(float, na_value=np.nan)
+        finite = numbers[np.isfinite(numbers)]
+        viridis = colormaps["viridis"].with_extremes(bad=GREY)
+        scale = ScalarMappable(Normalize(finite.min(), finite.max()), viridis)
+        return scale.to_rgba(np.ma.masked_invalid(numbers)), [], scale
+    codes, groups = _groups(values, listed)
+    return to_rgba_array([colour for _, colour in groups])[codes], groups, None
 
 
-def _groups(
-    values: pd.Series, listed: Mapping[str, str]
-) -> tuple[Int[np.ndarray, " b"], dict[str, str]]:
-    """Return the group of every cell (-1: none), and the colour of every group by name."""
-    groups = values.astype("category").cat.remove_unused_categories()
-    codes, names = groups.cat.codes.to_numpy(np.int64), [str(c) for c in groups.cat.categories]
+def _groups(values: pd.Series, listed: Mapping[str, str]) -> tuple[Int[np.ndarray, " b"], Groups]:
+    """Return the group of every cell, and names and colours of the groups.
+
+    A cell without a value has the code -1, which is also the place of its grey at the end.
+    """
+    known = values.astype("category").cat.remove_unused_categories()
+    codes, names = known.cat.codes.to_numpy(np.int64), [str(c) for c in known.cat.categories]
+    others: Groups = []
     if len(names) > len(PALETTE):
         sizes = np.bincount(codes[codes >= 0], minlength=len(names))
         large = np.sort(np.argsort(-sizes, kind="stable")[: len(PALETTE)])
         renumbered = np.full(len(names) + 1, len(PALETTE))
         renumbered[large], renumbered[-1] = np.arange(len(large)), -1
-        others = f"{len(names) - len(large)} others"
+        others = [(f"{len(names) - len(large)} others", GREY)]
         codes, names = renumbered[codes], [names[i] for i in large]
-        return codes, _named(names, listed) | {others: GREY}
-    return codes, _named(names, listed)
+    groups = [(n, listed.get(n, colour)) for n, colour in zip(names, PALETTE, strict=False)]
+    unknown = [("no value", GREY)] if (codes < 0).any() else []
+    return codes, groups + others + unknown
 
 
-def _named(names: list[str], listed: Mapping[str, str]) -> dict[str, str]:
-    return {name: listed.get(name, colour) for name, colour in zip(names, PALETTE, strict=False)}
+def _legend_width(groups: Groups) -> float:
+    """Return about how many inches the legend takes."""
+    longest = max((len(_short(name)) for name, _ in groups), default=0)
+    return _legend_columns(groups) * (0.3 + 0.07 * longest) if groups else 0.0
 
 
-def _legend(ax: Axes, shown: Mapping[str, str], title: object) -> None:
+def _legend_columns(groups: Groups) -> int:
+    return 1 + (len(groups) - 1) // 14
+
+
+def _legend(ax: Axes, groups: Groups, title: str | None) -> None:
     """Put the legend outside; names are taken as they are, dollar signs included."""
-    dots = [Line2D([], [], linestyle="", marker="o", markersize=5, color=c) for c in shown.values()]
+    dots = [Line2D([], [], linestyle="", marker="o", markersize=5, color=c) for _, c in groups]
     legend = ax.legend(
-        dots, list(shown), loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False,
-        fontsize="small", title=None if title is None else _plain(title), title_fontsize="small",
-        alignment="left", handletextpad=0.2, ncols=1 + (len(shown) - 1) // 14,
+        dots, [_short(name) for name, _ in groups], loc="upper left", bbox_to_anchor=(1.0, 1.0),
+        frameon=False, fontsize="small", title=title, title_fontsize="small", alignment="left",
+        handletextpad=0.2, ncols=_legend_columns(groups),
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def _short(name: str) -> str:
+    return short(name, 30)
 
 
 def _plain(text: object) -> str:

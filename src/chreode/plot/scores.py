@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from ..bench.table import Bench
-from .style import GREY, PALETTE, axes
+from .style import GREY, PALETTE, axes, short
 
 #: Room between groups of metrics, in columns.
 _GAP = 0.35
@@ -115,7 +115,16 @@ def _row_head(ax: Axes, y: int, method: str, note: str, role: str, unit: float) 
         ax.plot([start, end], [y, y], color=GREY, linewidth=0.8)
     slant = "normal" if role == "method" else "italic"
     top = y + 0.07 * unit
-    _text(ax, start + 0.12, top, method, va="top", fontsize=9, fontweight="bold", style=slant)
+    _text(
+        ax,
+        start + 0.12,
+        top,
+        short(method, 22),
+        va="top",
+        fontsize=9,
+        fontweight="bold",
+        style=slant,
+    )
     _text(ax, start + 0.12, top + 0.16 * unit, note, va="top", fontsize=6.5, alpha=0.8)
 
 

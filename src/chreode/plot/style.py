@@ -27,3 +27,9 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
 def bare(ax: Axes) -> None:
     """Drop the upper and the right spine, which say nothing."""
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def short(text: object, letters: int) -> str:
+    """Cut text that would take the room of the picture."""
+    text = str(text)
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"

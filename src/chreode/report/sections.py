@@ -96,9 +96,8 @@ def _scale(bench: Bench) -> str:
 
 
 def _figure(ax: Axes) -> Figure:
-    figure = ax.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    return figure
+    assert isinstance(ax.figure, Figure)
+    return ax.figure
 
 
 # findings

@@ -1,0 +1,180 @@
+"""Write the results section of benchmarks/README.md from the rows; no number is typed by hand."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import rows
+from evaluator import half_width
+from rows import Row
+
+from chreode.metrics.integration import METRICS
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- integration: begin -->", "<!-- integration: end -->"
+THEIRS, OURS = "scvi-tools", "chreode"
+METHODS = ("PCA", "Harmony", THEIRS, OURS)
+#: Largest loss of gain over the null, in %, that counts as parity.
+TARGET = 2.0
+#: Cores that others may keep busy during a fit that is called undisturbed.
+QUIET = 0.1
+
+
+def render(found: list[Row]) -> str:
+    """Return the section as markdown."""
+    tasks = {name: [r for r in found if r["task"] == name] for name in _distinct(found, "task")}
+    # a task is told once both libraries have a fit; intervals need two seeds
+    tasks = {
+        name: task
+        for name, task in tasks.items()
+        if min(len(_of(task, m)) for m in (THEIRS, OURS)) > 1
+    }
+    if not tasks:
+        return "No rows yet."
+    lines = [*_about(found), "", *_elbo(tasks)]
+    for name, task in tasks.items():
+        lines += ["", *_metrics(name, task)]
+    return "\n".join([*lines, "", *_times(tasks)])
+
+
+def _about(found: list[Row]) -> Iterator[str]:
+    settings = found[0]["settings"]
+    versions = {m: _distinct(_of(found, m), "version") for m in (THEIRS, OURS)}
+    yield (
+        f"{settings['epochs']} epochs, KL warm-up over the first {settings['warmup']:.0%}, "
+        f"{settings['draws']} draws of z per test cell; "
+        + ", ".join(f"{m} {' and '.join(v)}" for m, v in versions.items())
+        + f"; {settings['threads']} threads on {' and '.join(_distinct(found, 'machine'))}."
+    )
+    if settings["cells"]:
+        yield f"**A trial on {settings['cells']} cells of each task: these are no results.**"
+    yield ""
+    yield "| task | cells (train, validation, test) | genes | batches | labels | sha256 of the file |"
+    yield "|---|---|---|---|---|---|"
+    for row in _of(found, "null"):
+        cells = " + ".join(f"{n:,}" for n in row["cells"])
+        yield (
+            f"| {row['task']} | {cells} | {row['genes']:,} | {row['batches']} | {row['labels']} "
+            f"| `{row['sha256'][:16]}` |"
+        )
+
+
+def _elbo(tasks: dict[str, list[Row]]) -> Iterator[str]:
+    yield "### Held-out ELBO, nats per cell"
+    yield ""
+    yield (
+        f"| task | null | {THEIRS} | {OURS} | gain of {THEIRS} | gain of {OURS} "
+        f"| loss of gain, % | ≤ {TARGET:g} % |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    apart = {THEIRS: 0.0, OURS: 0.0}
+    for name, task in tasks.items():
+        null = _of(task, "null")[0]["elbo"]
+        elbo = {m: np.array([r["elbo"] for r in _of(task, m)]) for m in apart}
+        gain = {m: values - null for m, values in elbo.items()}
+        loss = 100 * (1 - gain[OURS] / gain[THEIRS].mean())
+        width = 100 * half_width(gain[OURS], gain[THEIRS]) / gain[THEIRS].mean()
+        marked = {m: _spread(elbo[m], 1) + _mark(_of(task, m)) for m in apart}
+        yield (
+            f"| {name} | {null:.1f} | {marked[THEIRS]} | {marked[OURS]} | {gain[THEIRS].mean():.1f} "
+            f"| {gain[OURS].mean():.1f} | {_spread(loss, 2)}, ± {width:.2f} "
+            f"| {'yes' if loss.mean() <= TARGET else '**no**'} |"
+        )
+        for m in apart:
+            off = [abs(r["own_elbo"] - r["elbo"]) for r in _of(task, m)]
+            apart[m] = max(apart[m], *off)
+    yield ""
+    yield (
+        "Mean over seeds (lowest to highest seed); ± is half of Welch's 95 % interval. Less loss is "
+        f"better, and below 0 {OURS} gains more. † a seed was still improving when it stopped. "
+        "Between the evaluator and each library's own estimate, on other draws, lie at most "
+        + " and ".join(f"{value:.2f} nats ({m})" for m, value in apart.items())
+        + "."
+    )
+
+
+def _metrics(name: str, task: list[Row]) -> Iterator[str]:
+    yield f"### Integration, {name}"
+    yield ""
+    yield f"| metric | {' | '.join(METHODS)} | margin | verdict |"
+    yield "|---" * (len(METHODS) + 3) + "|"
+    for key in [*(m.key for m in METRICS), "bio", "batch", "total"]:
+        values = {
+            m: np.array([r["scores"][key] for r in _of(task, m)], dtype=float) for m in METHODS
+        }
+        cells = " | ".join(_spread(v, 3) for v in values.values())
+        if np.isnan(values[OURS]).any() or np.isnan(values[THEIRS]).any():
+            yield f"| {key} | {cells} | | undefined |"
+            continue
+        margin = half_width(values[OURS], values[THEIRS])
+        yield f"| {key} | {cells} | {margin:.3f} | {_verdict(values[OURS], values[THEIRS], margin)} |"
+
+
+def _verdict(ours: np.ndarray, theirs: np.ndarray, margin: float) -> str:
+    difference = ours.mean() - theirs.mean()
+    if difference < -margin:
+        return "**below**"
+    return "above" if difference > margin else "within"
+
+
+def _times(tasks: dict[str, list[Row]]) -> Iterator[str]:
+    yield "### Time of a fit, seconds"
+    yield ""
+    yield "| task | method | wall, by seed | processor, by seed | cores kept busy by others |"
+    yield "|---|---|---|---|---|"
+    disturbed = False
+    for name, task in tasks.items():
+        for method in (THEIRS, OURS):
+            fits = _of(task, method)
+            foreign = [r["foreign_cores"] for r in fits]
+            disturbed |= not max(foreign) <= QUIET
+            columns = (", ".join(f"{r[k]:.0f}" for r in fits) for k in ("seconds", "cpu_seconds"))
+            others = ", ".join(f"{v:.2f}" for v in foreign)
+            yield f"| {name} | {method} | {' | '.join(columns)} | {others} |"
+    yield ""
+    yield (
+        "**Not a speed benchmark: other programs ran meanwhile.**"
+        if disturbed
+        else "The fits ran alone and one after the other."
+    )
+
+
+def _of(found: Iterable[Row], method: str) -> list[Row]:
+    return sorted((r for r in found if r["method"] == method), key=lambda r: r["seed"])
+
+
+def _distinct(found: Iterable[Row], key: str) -> list[str]:
+    return list(dict.fromkeys(r[key] for r in found))
+
+
+def _spread(values: np.ndarray, digits: int) -> str:
+    if len(values) == 0:
+        return "–"
+    mean = f"{values.mean():.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({values.min():.{digits}f} to {values.max():.{digits}f})"
+
+
+def _mark(fits: list[Row]) -> str:
+    return " †" if any(r["unconverged"] for r in fits) else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=Path, default=rows.FILE)
+    parser.add_argument("--readme", type=Path, default=README, help="page to write into")
+    given = parser.parse_args()
+    page = given.readme.read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    section = render(rows.read(given.rows))
+    given.readme.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}")
+    print(section)
+
+
+if __name__ == "__main__":
+    main()

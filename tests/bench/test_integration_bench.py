@@ -1,0 +1,107 @@
+"""The bench of integration: baselines and ceiling, honest notes, files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import chreode as ch
+
+FEW = ["nmi_kmeans", "silhouette_label", "ilisi", "graph_connectivity", "pcr_comparison"]
+
+
+@pytest.fixture(scope="module")
+def bench(request, quick):
+    cells = request.getfixturevalue("_simulated").copy()
+    rng = np.random.default_rng(0)
+    cells.obsm["X_noise"] = rng.normal(size=(500, 5)).astype(np.float32)
+    types = pd.factorize(cells.obs["cell_type"])[0]
+    cells.obsm["X_good"] = (np.eye(4)[types] * 9 + rng.normal(size=(500, 4))).astype(np.float32)
+    schema = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
+    before = list(cells.obsm)
+    out = ch.bench.integration(
+        cells, schema, ["noise", "X_good", quick(ch.SCVI)], seeds=(0, 1), metrics=FEW
+    )
+    assert list(cells.obsm) == before
+    assert "chreode" not in cells.uns
+    return out
+
+
+def test_baselines_and_ceiling_are_always_there(bench):
+    table = bench.table()
+    assert table.index.tolist() == ["PCA", "Harmony", "X_noise", "X_good", "SCVI", "label oracle"]
+    assert table["role"].tolist() == ["baseline", "baseline", "method", "method", "method", "ceiling"]
+    assert table.columns.tolist() == ["role", *FEW, "bio", "batch", "total", "seeds", "note"]
+    assert table["seeds"].tolist() == [1, 2, 1, 1, 2, 1]
+
+
+def test_scores_are_raw_and_summed_as_said(bench):
+    table = bench.table()
+    assert table.loc["PCA", "pcr_comparison"] == 0
+    bio = table[["silhouette_label", "nmi_kmeans"]].mean(axis=1)
+    np.testing.assert_allclose(table["bio"].astype(float), bio.astype(float))
+    total = 0.6 * table["bio"] + 0.4 * table["batch"]
+    np.testing.assert_allclose(table["total"].astype(float), total.astype(float))
+    assert table.loc["X_good", "bio"] > table.loc["PCA", "bio"] > table.loc["X_noise", "bio"]
+
+
+def test_what_does_not_beat_pca_says_so(bench):
+    notes = bench.table()["note"]
+    assert "not better than PCA" in notes["X_noise"]
+    assert "not better than PCA" not in notes["X_good"]
+    assert "one seed" in notes["X_good"]
+    assert "unconverged" in notes["SCVI"]
+    assert notes["PCA"] == notes["label oracle"] == ""
+
+
+def test_intervals_hold_the_values(bench):
+    scores = bench.scores
+    assert (scores["low"] <= scores["value"] + 0.02).all()
+    assert (scores["high"] >= scores["value"] - 0.02).all()
+    assert (scores["high"] > scores["low"]).mean() > 0.8
+    assert " to " in bench.intervals().loc["SCVI", "total"]
+
+
+def test_it_survives_a_file_and_a_broken_one_is_refused(bench, tmp_path):
+    path = bench.save(tmp_path / "bench.json")
+    again = ch.bench.Bench.load(path)
+    pd.testing.assert_frame_equal(again.table(), bench.table(), check_dtype=False)
+    path.write_text(path.read_text()[:300])
+    with pytest.raises(ch.StoreError, match="no saved bench"):
+        ch.bench.Bench.load(path)
+
+
+def test_provenance_tells_what_was_judged(bench):
+    assert bench.about["cells"] == 500
+    assert bench.about["labels"] == 4
+    assert bench.about["batches"] == 3
+    assert len(bench.about["data"]) == 16
+
+
+def test_roles_and_keys_must_be_there(cells, schema):
+    with pytest.raises(ch.SchemaError, match="needs label"):
+        ch.bench.integration(cells, schema.with_(label=None), [])
+    with pytest.raises(ch.SchemaError, match=r"no obsm\['X_scvii'\]"):
+        ch.bench.integration(cells, schema, ["X_scvii"])
+
+
+def test_fitted_models_are_judged_as_they_are(cells, schema, quick):
+    fitted = quick(ch.SCVI).fit(cells, schema, seed=7)
+    table = ch.bench.integration(cells, schema, [fitted], metrics=["ilisi"])
+    assert table.scores.query("method == 'SCVI'")["seed"].unique().tolist() == [7]
+
+
+def test_cells_that_lack_the_modality_are_left_out(real, quick):
+    import warnings
+
+    import mudata
+
+    path = real("midas_pbmc_rna_adt/quickstart_pbmc_mosaic.h5mu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = mudata.read_h5mu(path)
+        schema = ch.Schema(counts="rna:X", batch="obs/batch", label="obs/celltype")
+        bench = ch.bench.integration(data, schema, [], seeds=(0,), metrics=["ilisi"])
+    assert bench.about["cells"] == 1200
+    assert bench.about["batches"] == 3

@@ -1,0 +1,351 @@
+"""Pictures say what the data say: colours, order, scales; and leave nothing behind."""
+
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from chreode import plot
+from chreode.bench import Bench
+from chreode.errors import CapabilityError, DataError, SchemaError
+from chreode.plot.style import GREY, PALETTE
+
+METRICS = pd.DataFrame(
+    {
+        "metric": ["nmi", "ilisi", "total", "wasserstein"],
+        "name": ["NMI", "iLISI", "total", "Wasserstein"],
+        "group": ["bio", "batch", "total", "total"],
+        "best": [1.0, 1.0, 1.0, 0.0],
+        "about": ["labels", "batches", "both", "distance"],
+    }
+).set_index("metric")
+
+
+def bench(values: dict[str, list[float]], roles: dict[str, str] | None = None) -> Bench:
+    roles = roles or {}
+    scores = [
+        {"method": m, "seed": 0, "metric": k, "value": v, "low": v - 0.02, "high": v + 0.02}
+        for m, row in values.items()
+        for k, v in zip(METRICS.index, row, strict=True)
+    ]
+    methods = pd.DataFrame(
+        {"role": [roles.get(m, "method") for m in values], "seeds": 1, "note": ""},
+        index=pd.Index(values, name="method"),
+    )
+    return Bench("integration", pd.DataFrame(scores), methods, METRICS, {})
+
+
+def drawn(ax: Axes) -> tuple[np.ndarray, list[str]]:
+    points = ax.collections[0]
+    colours = [to_hex(c).upper() for c in points.get_facecolors()]
+    return np.asarray(points.get_offsets()), colours * (
+        1 if len(colours) > 1 else len(points.get_offsets())
+    )
+
+
+def legend(ax: Axes) -> dict[str, str]:
+    shown = ax.get_legend()
+    names = [t.get_text() for t in shown.get_texts()]
+    return dict(
+        zip(names, (to_hex(h.get_color()).upper() for h in shown.legend_handles), strict=True)
+    )
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+# colours
+
+
+def oklab(linear: np.ndarray) -> np.ndarray:
+    """Ottosson (2020), from linear sRGB."""
+    lms = linear.clip(0) @ np.array(
+        [
+            [0.4122214708, 0.2119034982, 0.0883024619],
+            [0.5363325363, 0.6806995451, 0.2817188376],
+            [0.0514459929, 0.1073969566, 0.6299787005],
+        ]
+    )
+    return np.cbrt(lms) @ np.array(
+        [
+            [0.2104542553, 1.9779984951, 0.0259040371],
+            [0.7936177850, -2.4285922050, 0.7827717662],
+            [-0.0040720468, 0.4505937099, -0.8086757660],
+        ]
+    )
+
+
+# Machado, Oliveira & Fernandes (2009), severity 1
+EYES = {
+    "normal": np.eye(3),
+    "deuteranope": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "protanope": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+}
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_colours_differ_to_every_eye(eye):
+    rgb = np.array([[int(h[i : i + 2], 16) for i in (1, 3, 5)] for h in PALETTE]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lab = oklab(linear @ np.array(EYES[eye]).T)
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(len(lab), 1)]
+    assert apart.min() > 0.06  # matplotlib's own ten colours come as near as 0.007
+    assert (oklab(linear)[:, 0] > 0.4).all()  # on black
+    assert (oklab(linear)[:, 0] < 0.9).all()  # on white
+
+
+# embedding
+
+
+def test_every_cell_has_the_colour_of_its_category_and_none_hides_another():
+    rng = np.random.default_rng(0)
+    x, label = rng.normal(size=(300, 2)), np.repeat(["B", "NK", "T"], 100)
+    ax = plot.embedding(x, colour=label)
+    points, colours = drawn(ax)
+    names = legend(ax)
+    assert list(names) == ["B", "NK", "T"]
+    assert list(names.values()) == [c.upper() for c in PALETTE[:3]]
+    rows = {tuple(p): lab for p, lab in zip(x.round(9), label, strict=True)}
+    assert [names[rows[tuple(p)]] for p in points.round(9)] == colours
+    # the last hundred drawn hold every category, not only the last one
+    assert pd.Series(colours[-100:]).value_counts().between(15, 55).sum() == 3
+    assert drawn(plot.embedding(x, colour=label))[1] == colours
+    assert drawn(plot.embedding(x, colour=label, seed=1))[1] != colours
+    assert ax.collections[0].get_rasterized()
+
+
+def test_colours_of_the_data_object_are_taken():
+    a = AnnData(np.zeros((4, 1)), obsm={"X_pca": np.eye(4)[:, :2]})
+    a.obs["type"] = pd.Categorical(["T", "B", "T", "B"], categories=["T", "unused", "B"])
+    a.uns["type_colors"] = ["#111111", "#222222", "#333333"]
+    ax = plot.embedding(a, "pca", "type", title="both")
+    assert legend(ax) == {"T": "#111111", "B": "#333333"}
+    assert (ax.get_xlabel(), ax.get_title()) == ("pca 1", "both")
+    assert ax.get_legend().get_title().get_text() == "type"
+    with pytest.raises(SchemaError, match="Did you mean 'type'"):
+        plot.embedding(a, "pca", "typo")
+    with pytest.raises(SchemaError, match="X_pca"):
+        plot.embedding(a, "X_scvi")
+
+
+def test_small_categories_beyond_twenty_share_grey():
+    label = np.repeat([f"t{i:02}" for i in range(25)], np.arange(25, 0, -1))
+    ax = plot.embedding(np.random.default_rng(0).normal(size=(len(label), 2)), colour=label)
+    names = legend(ax)
+    assert list(names) == [f"t{i:02}" for i in range(20)] + ["5 others"]
+    _, colours = drawn(ax)
+    assert colours.count(GREY.upper()) == 5 + 4 + 3 + 2 + 1
+    assert colours.count(names["t19"]) == 6
+    rendered(ax.figure)
+
+
+def test_cells_without_a_value_are_grey_and_lie_under_the_others():
+    label = pd.Series(["a", None, "b", None] * 10)
+    ax = plot.embedding(np.random.default_rng(0).normal(size=(40, 2)), colour=label)
+    _, colours = drawn(ax)
+    assert legend(ax)["no value"] == GREY.upper()
+    assert colours[:20] == [GREY.upper()] * 20
+    assert GREY.upper() not in colours[20:]
+
+
+def test_numbers_get_a_scale():
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    depth = pd.Series(np.arange(50.0), name="depth")
+    depth[:5] = np.nan
+    ax = plot.embedding(x, colour=depth)
+    points, colours = drawn(ax)
+    assert colours[:5] == [GREY.upper()] * 5
+    at = [int(np.argmin(((x - p) ** 2).sum(1))) for p in points]
+    viridis = mpl.colormaps["viridis"]
+    assert colours[-1] == to_hex(viridis((at[-1] - 5) / 44)).upper()
+    assert ax.get_legend() is None
+    assert ax.figure.axes[1].get_ylabel() == "depth"
+
+
+def test_names_are_no_formulas_and_long_ones_are_cut():
+    label = np.array(["$a", r"b$\frac", "_c", "T cell " * 20] * 5)
+    ax = plot.embedding(np.random.default_rng(0).normal(size=(20, 2)), colour=label, title="a$_b$")
+    rendered(ax.figure)  # a formula that cannot be parsed would raise
+    cut = next(n for n in legend(ax) if n.startswith("T cell"))
+    assert {"$a", r"b$\frac", "_c"} < set(legend(ax))
+    assert len(cut) == 30
+    assert cut.endswith("…")
+
+
+def test_given_axes_are_used_and_wrong_values_refused():
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    ax = Figure().add_subplot()
+    assert plot.embedding(x, ax=ax) is ax
+    with pytest.raises(DataError, match="8 values to colour 9 cells"):
+        plot.embedding(x, colour=["a"] * 8)
+    with pytest.raises(DataError, match="all are missing"):
+        plot.embedding(x, colour=[None] * 9)
+    with pytest.raises(DataError, match="NaN"):
+        plot.embedding(np.full((9, 2), np.nan))
+
+
+@pytest.mark.slow
+def test_umap_keeps_groups_apart_and_repeats_itself():
+    pytest.importorskip("umap")
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1, 2], 60)
+    x = rng.normal(size=(180, 8)) + 12 * np.eye(8)[label]
+    y = plot.umap_coordinates(x)
+    assert y.shape == (180, 2)
+    assert y.dtype == np.float32
+    distance = np.linalg.norm(y[:, None] - y[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    nearest = np.argsort(distance, axis=1)[:, :5]
+    assert (label[nearest] == label[:, None]).all()
+    np.testing.assert_array_equal(plot.umap_coordinates(x), y)
+    assert not np.array_equal(plot.umap_coordinates(x, seed=1), y)
+    ax = plot.embedding(x, colour=label.astype(str))
+    assert ax.get_xlabel() == "UMAP 1"
+    assert plot.umap_coordinates(x[:6]).shape == (6, 2)
+
+
+def test_without_umap_learn_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(CapabilityError, match=r"pip install 'chreode\[bench\]'"):
+        plot.embedding(np.random.default_rng(0).normal(size=(30, 3)))
+
+
+def test_pyplot_and_settings_are_left_alone():
+    code = """
+import sys, matplotlib, numpy as np, pandas as pd, scipy.sparse as sp
+before = matplotlib.rcParams.copy()
+from chreode import plot
+x = np.random.default_rng(0).normal(size=(30, 2))
+plot.embedding(x, colour=x[:, 0]).figure.savefig("/dev/null", format="svg")
+plot.mean_variance(sp.csr_array(np.arange(12).reshape(4, 3)))
+plot.history(pd.DataFrame({"epoch": [0, 1], "train_objective": [2.0, 1.0]}))
+assert "matplotlib.pyplot" not in sys.modules, "pyplot"
+assert dict.__eq__(matplotlib.rcParams, before)  # reading them in the usual way imports pyplot
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+# history
+
+
+def two_phases() -> pd.DataFrame:
+    first = {"phase": "vae", "epoch": [0, 1, 2], "train_objective": [3.0, 2.0, 1.0]}
+    first |= {"validation_objective": [3.5, 2.1, 2.4], "train_kl": [0.0, 0.5, 1.0], "lr": 1e-3}
+    second = {"phase": "flow", "epoch": [0, 1], "train_objective": [9.0, 8.0], "seconds": 1.0}
+    return pd.concat([pd.DataFrame(first), pd.DataFrame(second)], ignore_index=True)
+
+
+def test_history_has_a_row_per_phase_and_a_panel_per_quantity():
+    figure = plot.history(two_phases())
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in shown] == ["objective", "kl", "objective"]
+    assert [ax.get_ylabel() for ax in shown] == ["vae", "", "flow"]
+    lines = {line.get_label(): line.get_xydata().T.tolist() for line in shown[0].lines[:2]}
+    assert lines["train"] == [[1, 2, 3], [3, 2, 1]]
+    assert shown[0].lines[-1].get_xydata().tolist() == [[2, 2.1]]  # the lowest
+    assert shown[2].lines[0].get_xydata().tolist() == [[1, 9], [2, 8]]
+    rendered(figure)
+
+
+def test_a_history_without_curves_is_refused():
+    with pytest.raises(DataError, match="closed form"):
+        plot.history(pd.DataFrame({"phase": ["fit"], "epoch": [0], "seconds": [0.1]}))
+
+
+# score table
+
+
+def bars(ax: Axes) -> list[float]:
+    return [p.get_width() for p in ax.patches if p.get_gid() == "bar"]
+
+
+def test_bars_are_raw_scores_whatever_else_is_in_the_table():
+    values = {"PCA": [0.5, 0.25, 0.4, 3.0], "SCVI": [0.75, 0.125, 0.5, 2.0]}
+    both = bars(plot.score_table(bench(values)))
+    assert len(both) == 6  # Wasserstein has no scale of 0 to 1
+    np.testing.assert_allclose(
+        np.array(both) / both[0], np.array([0.75, 0.125, 0.5, 0.5, 0.25, 0.4]) / 0.75
+    )
+    alone = bars(plot.score_table(bench({"PCA": values["PCA"]})))
+    np.testing.assert_allclose(alone, both[3:])
+
+
+def test_score_table_ranks_marks_and_says_what_is_absent():
+    values = {
+        "PCA": [0.5, 0.2, 0.4, 3.0],
+        "worse": [0.1, 0.1, 0.1, 9.0],
+        "better": [0.9, np.nan, 0.8, 1.0],
+        "oracle": [1.0, 1.0, 1.0, 0.0],
+    }
+    ax = plot.score_table(bench(values, {"PCA": "baseline", "oracle": "ceiling"}))
+    texts = {t.get_text(): t for t in ax.texts}
+    height = {name: texts[name].get_position()[1] for name in values}
+    assert sorted(height, key=height.__getitem__) == ["better", "PCA", "worse", "oracle"]
+    assert texts["0.80"].get_fontweight() == "bold"  # the ceiling is not in the contest
+    assert texts["0.40"].get_fontweight() == "normal"
+    assert texts["9.00"].get_fontweight() == "normal"
+    assert texts["–"].get_fontweight() == "normal"
+    assert texts["PCA"].get_style() == "italic"
+    assert texts["better"].get_style() == "normal"
+    hollow = [p for p in ax.patches if p.get_gid() == "bar" and p.get_facecolor()[3] == 0]
+    assert len(hollow) == 3
+    assert {"bio", "batch", "total"} < set(texts)
+    assert rendered(ax.figure).std() > 0
+
+
+def test_scores_beyond_the_scale_stay_in_their_cell():
+    widths = bars(plot.score_table(bench({"a": [1.5, -0.5, 1.0, 0.0]})))
+    assert widths[0] == widths[2]
+    assert widths[1] == 0
+
+
+# mean and variance
+
+
+def test_moments_are_numpys_and_sparse_counts_stay_sparse():
+    counts = np.random.default_rng(0).poisson(2.0, size=(40, 12))
+    counts[:, 3] = 0
+    ax = plot.mean_variance(sp.csr_matrix(counts), counts[:20], theta=2.0, names=("a", "b"))
+    seen = np.arange(12) != 3
+    np.testing.assert_allclose(
+        ax.collections[0].get_offsets(),
+        np.column_stack([counts.mean(0), counts.var(0, ddof=1)])[seen],
+    )
+    np.testing.assert_allclose(ax.collections[1].get_offsets()[:, 0], counts[:20].mean(0)[seen])
+    poisson, binomial = (line.get_xydata() for line in ax.lines)
+    np.testing.assert_allclose(poisson[:, 0], poisson[:, 1])
+    np.testing.assert_allclose(binomial[:, 1], binomial[:, 0] + binomial[:, 0] ** 2 / 2)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    # 80 GB if it were dense
+    wide = sp.csr_array(
+        (np.array([1.0, 2.0, 4.0]), ([0, 1, 99_999], [5, 5, 7])), shape=(100_000, 100_000)
+    )
+    assert len(plot.mean_variance(wide).collections[0].get_offsets()) == 2
+
+
+def test_counts_without_variance_are_refused():
+    with pytest.raises(DataError, match="No gene of data varies"):
+        plot.mean_variance(np.ones((4, 3)))
+    with pytest.raises(DataError, match="two or more"):
+        plot.mean_variance(np.ones((1, 3)))
