@@ -21,8 +21,8 @@ from chreode.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- from the code: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-#: Commands with others below them, and the ones to describe.
-BELOW = {"fit": ["scvi"], "bench": ["integration"]}
+#: Commands with others below them, and the one to describe.
+BELOW = {"fit": "scvi", "bench": "integration"}
 
 
 def pages() -> list[Path]:
@@ -79,34 +79,39 @@ def metrics_table(_: Path) -> str:
 def command_sections(_: Path) -> str:
     """Return a section per command: usage, what it does, its flags."""
     sections = []
-    for name in (place.rpartition(":")[2] for place, *_ in COMMANDS):
+    for place, about, _example in COMMANDS:
+        name = place.rpartition(":")[2]
         command = app[name]
-        for word in BELOW.get(name, []):
-            command = command[word]
-        words = "fit MODEL" if name == "fit" else " ".join([name, *BELOW.get(name, [])])
-        sections.append(_section(words, command))
+        words = name
+        if name in BELOW:
+            command = command[BELOW[name]]
+            words = "fit MODEL" if name == "fit" else f"{name} {BELOW[name]}"
+        sections.append(_section(words, about, command))
     return "\n\n".join(sections)
 
 
-def _section(words: str, command: Any) -> str:
+def _section(words: str, about: str, command: Any) -> str:
     flags = list(command.assemble_argument_collection(parse_docstring=True))
-    groups = {id(f): f.parameter.group[0].name for f in flags}
-    own = [f for f in flags if groups[id(f)] != ROLES_GROUP.name]
-    own = [f for f in own if not groups[id(f)].endswith(": its options")]
+    shared = [f for f in flags if _group(f) == ROLES_GROUP.name]
+    options = [f for f in flags if _group(f).endswith(": its options")]
+    own = [f for f in flags if f not in shared and f not in options]
     usage = ["chreode", words, *(f"{f.name} …" for f in own if f.required and f.name[0] == "-")]
     usage += [f.name for f in own if f.name[0] != "-"]
-    about = inspect.cleandoc(command.help).partition("\n\nParameters\n")[0]
-    if words == "fit MODEL":
-        about = "Fit a model and save it as a folder."
-    more = ["[roles](#roles)"] if ROLES_GROUP.name in groups.values() else []
-    more += ["options of the model, each a flag"] if words == "fit MODEL" else []
+    more = [
+        *(["the [roles](#roles)"] if shared else []),
+        *(["the options of the model, each a flag"] if options else []),
+    ]
     return "\n".join(
         [
             f"## {words}", "", f"`{' '.join(usage)}`", "", about, "",
             _table(("argument", "meaning", "default"), map(_flag, own)),
-            *(["", f"And the {', and the '.join(more)}."] if more else []),
+            *(["", f"And {', and '.join(more)}."] if more else []),
         ]
     )  # fmt: skip
+
+
+def _group(flag: Any) -> str:
+    return flag.parameter.group[0].name
 
 
 def _flag(flag: Any) -> tuple[str, str, str]:
@@ -123,7 +128,8 @@ def _flag(flag: Any) -> tuple[str, str, str]:
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(c.replace('|', r'\|') for c in row)} |" for row in lines)
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 PARTS: dict[str, Callable[..., str]] = {

@@ -43,7 +43,7 @@ def kl_from_prior(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
 
 
 def held_out_elbo(counts: sp.csr_matrix, fit: dict[str, np.ndarray]) -> np.ndarray:
-    """Return each cell's ELBO in nats: the mean over draws of log p(x|z), less the KL.
+    """Return one estimate of each cell's ELBO per draw of z, in nats: log p(x|z) less the KL.
 
     Parameters
     ----------
@@ -60,14 +60,14 @@ def held_out_elbo(counts: sp.csr_matrix, fit: dict[str, np.ndarray]) -> np.ndarr
     """
     x = counts.toarray().astype(np.float64)
     theta = fit["theta"].astype(np.float64)
-    total = np.zeros(len(x))
-    for mu, logits in zip(fit["mu"], fit["logits"], strict=True):
+    kl = kl_from_prior(*(fit[k].astype(np.float64) for k in ("z_mean", "z_variance")))
+    elbo = np.empty((len(fit["mu"]), len(x)))
+    for draw, (mu, logits) in enumerate(zip(fit["mu"], fit["logits"], strict=True)):
         mu = mu.astype(np.float64)
         if not np.allclose(mu.sum(1), x.sum(1), rtol=1e-3):
             raise ValueError("means do not sum to the observed depth of the cells")
-        total += zinb_log_prob(x, mu, theta, logits.astype(np.float64)).sum(1)
-    kl = kl_from_prior(*(fit[k].astype(np.float64) for k in ("z_mean", "z_variance")))
-    return total / len(fit["mu"]) - kl
+        elbo[draw] = zinb_log_prob(x, mu, theta, logits.astype(np.float64)).sum(1) - kl
+    return elbo
 
 
 def fit_null(counts: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:

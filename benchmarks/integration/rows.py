@@ -20,6 +20,6 @@ def append(row: Row, path: Path = FILE) -> None:
     """Write aside and rename, so that a run killed here loses no row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
-    lines = [json.dumps(r, allow_nan=False) for r in [*read(path), row]]
+    lines = [json.dumps(r) for r in [*read(path), row]]
     aside.write_text("\n".join(lines) + "\n")
     aside.replace(path)

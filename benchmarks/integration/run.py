@@ -113,12 +113,16 @@ class Bench:
             ]  # fmt: skip
             with (self.scratch / "fits.log").open("a") as log:
                 # the lock's descriptor goes along: a fit that outlives this process still holds it
-                subprocess.run(command, check=True, stdout=log, stderr=log, close_fds=False)
+                ended = subprocess.run(command, stdout=log, stderr=log, close_fds=False)
+            if ended.returncode:
+                sys.exit(f"{method} on {self.name}, seed {seed}, failed: see {log.name}")
         fit = load_arrays(out)
         elbo = evaluator.held_out_elbo(self.task.counts[self.task.rows(TEST)], fit)
         curve = fit["validation_elbo"].tolist()
         row = {
-            "version": str(fit["version"]), "elbo": elbo.mean(), "own_elbo": fit["own_elbo"],
+            "version": str(fit["version"]), "elbo": elbo.mean(),
+            "elbo_error": elbo.mean(1).std(ddof=1) / math.sqrt(len(elbo)),
+            "own_elbo": fit["own_elbo"],
             "epochs": len(curve), "validation_elbo": curve,
             "unconverged": evaluator.unconverged(curve),
             "scores": self.scores(fit["embedding"], seed),
@@ -197,7 +201,7 @@ def run(plan: list[tuple[Job, Bench]], path: Path) -> None:
         told += [f"others kept {found['foreign_cores']:.1f} cores busy"]
         say(
             f"[{number}/{len(todo)}] {job.task} {job.method} seed {job.seed}: {', '.join(told)}; "
-            f"{found['seconds']:.0f} s; about {spent / finished * left / 60:.0f} minutes left"
+            f"{found['seconds']:.0f} s; about {max(0, spent / finished * left / 60):.0f} minutes left"
         )
 
 

@@ -168,7 +168,10 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, i
         If the model was not fitted with it, or never saw the value.
     """
     if key in spec.continuous:
-        return "continuous", spec.continuous.index(key), float(value)
+        try:
+            return "continuous", spec.continuous.index(key), float(value)
+        except (TypeError, ValueError) as error:
+            raise SchemaError(f"{key}={value!r}: expected a number.") from error
     if key not in spec.categories:
         known = [*spec.categories, *spec.continuous]
         raise SchemaError(f"This model was not fitted with a condition {key!r}.{near(key, known)}")

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from .. import __version__, read
 from ..check import as_category
-from ..errors import CapabilityError, SchemaError, near
+from ..errors import CapabilityError, DataError, FitError, SchemaError, near
 from ..fitted import Fitted
 from ..learn.phase import bar
 from ..metrics.integration import METRICS, integration_scores, summary
@@ -114,18 +114,18 @@ def integration(
             start = time.perf_counter()
             try:
                 x = row.embed(seed)[cells]
-            except CapabilityError as error:
-                row.note = str(error)
+                row.seconds.append(time.perf_counter() - start)
+                scores = integration_scores(
+                    x, label, batch, pre=x_pca[cells], seed=seed, metrics=metrics,
+                    progress=lambda _: shown.update(),
+                )  # fmt: skip
+            except (CapabilityError, DataError, FitError) as error:  # a failure is a row, not a gap
+                row.note = f"failed: {error}"
                 continue
-            row.seconds.append(time.perf_counter() - start)
             pictures.setdefault(row.name, x)
-            scores = integration_scores(
-                x, label, batch, pre=x_pca[cells], seed=seed, metrics=metrics,
-                progress=lambda _: shown.update(),
-            )  # fmt: skip
             scores = {**scores, **summary(scores)}
             found += [_scored(row.name, seed, key, score) for key, score in scores.items()]
-            draws.setdefault(row.name, []).append(_resampled(scores["total"]))
+            draws.setdefault(row.name, []).append(scores["total"].draws(DRAWS))
     return Bench(
         kind="integration",
         scores=pd.DataFrame(found),
@@ -197,10 +197,10 @@ def _harmony(x: Float[np.ndarray, "cells z"], batch: pd.Series, seeds: Sequence[
             import harmonypy
         except ImportError as error:
             raise CapabilityError(
-                "not run: harmonypy is not installed, pip install 'chreode[bench]'"
+                "harmonypy is not installed, pip install 'chreode[bench]'"
             ) from error
         if batch.nunique() < 2:
-            raise CapabilityError("not run: there is one batch only")
+            raise CapabilityError("there is one batch only")
         kept = np.isfinite(x).all(1)
         table = pd.DataFrame({"batch": batch[kept].to_numpy()})
         fixed = harmonypy.run_harmony(x[kept], table, "batch", random_state=seed, verbose=False)
@@ -225,13 +225,6 @@ def _scored(method: str, seed: int, metric: str, score: Score) -> dict[str, Any]
         "method": method, "seed": seed, "metric": metric,
         "value": score.value, "low": low, "high": high, "reason": score.reason,
     }  # fmt: skip
-
-
-def _resampled(total: Score) -> Float[np.ndarray, " draws"]:
-    """Return the total over the resamples that `Score.interval` draws, the same for every method."""
-    rng = np.random.default_rng(0)
-    n = total.n_cells
-    return np.array([total.resampled(rng.integers(n, size=n)) for _ in range(DRAWS)])
 
 
 def _summary(row: _Row, draws: dict[str, np.ndarray]) -> dict[str, Any]:

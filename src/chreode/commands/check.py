@@ -82,7 +82,8 @@ def check(
     )
     told = {
         "file": str(file), "cells": data.n_obs, "matrices": matrices, "columns": columns,
-        "findings": [asdict(f) | {"text": spoken(f.text)} for f in found], "models": feeds, "suggested": suggested,
+        "findings": [asdict(f) | {"text": spoken(f.text)} for f in found],
+        "models": feeds, "suggested": suggested,
     }  # fmt: skip
     return Answer(text, told, json, code=int(failed))
 
@@ -142,7 +143,7 @@ def _look(values: Any) -> tuple[bool, str]:
         broken = known[known != np.floor(known)]
         fraction = broken[0] if fraction is None and broken.size else fraction
         low, high = min(low, known.min(initial=0.0)), max(high, known.max(initial=0.0))
-    span = f"{_figure(low)} to {_figure(high)}" + (f", {lacking:,} not finite" if lacking else "")
+    span = f"{_figure(low)} to {_figure(high)}" + (f", {lacking:,} NaN or infinite" if lacking else "")
     if fraction is not None:
         centred = "centred or scaled" if low < 0 else "normalised or continuous"
         return False, f"no counts: not whole (such as {fraction:.4g}), {centred}; {span}"
@@ -199,7 +200,7 @@ def _rank(role: str, name: str) -> int | None:
 
 
 def _figure(number: float) -> str:
-    return f"{number:,.0f}" if number == round(number) else f"{number:,.4g}"
+    return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.4g}"
 
 
 # what it can feed, and what to type next

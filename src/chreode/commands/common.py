@@ -180,5 +180,6 @@ def require_suffix(path: Path, suffixes: Iterable[str]) -> None:
 
 
 def records(table: Any) -> list[dict[str, Any]]:
-    """Return the rows of a DataFrame with its index, JSON-able: NaN becomes null."""
-    return json_.loads(table.reset_index().to_json(orient="records", double_precision=15))
+    """Return the rows of a DataFrame (with its index, if that has a name): NaN becomes null."""
+    table = table.reset_index() if table.index.name else table
+    return json_.loads(table.to_json(orient="records", double_precision=15))

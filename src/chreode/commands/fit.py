@@ -135,8 +135,8 @@ def _fit(
     return Answer(
         f"{fitted!r}.\n{state}, {seconds:.1f} s; saved to {output}",
         {
-            "model": str(output), "seconds": seconds, **fitted.provenance, "verbs": fitted.verbs,
-            "history": records(fitted.history.tail(1))[-1:],
+            "folder": str(output), "seconds": seconds, **fitted.provenance,
+            "verbs": fitted.verbs, "last_epoch": records(fitted.history)[-1],
         },
         json,
         code=130 if interrupted else 0,

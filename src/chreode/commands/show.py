@@ -85,10 +85,10 @@ def show(model: Path, /, *, json: Json = False) -> Answer:
         f"{role:<16}{len(names)}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
         for role, names in sizes["categories"].items()
     ]
-    tail = fitted.history.tail(3).to_string(index=False, float_format="%.4g")
+    tail = fitted.history.tail(3).map(lambda v: f"{v:.4g}" if isinstance(v, float) else v)
     text = "\n".join(
         [fitted.card(), "Roles", *roles, *(["", "Categories", *groups] if groups else []),
-         "", "Last epochs", tail]
+         "", "Last epochs", tail.T.to_string(header=False)]
     )  # fmt: skip
     return Answer(
         text,

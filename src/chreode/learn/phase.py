@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.sampler import Sampler
 from ..data.source import Source
+from ..errors import ConfigError
 from ..module import Module
 from .rng import Rng
 
@@ -120,12 +121,20 @@ def bar(total: int, what: str, run_progress: bool | None) -> Iterator[Any]:  # n
 
 
 def choose_device(wish: str) -> str:
-    """Return a device that exists; ``"auto"`` takes CUDA, then MPS, then the CPU."""
-    if wish != "auto":
-        return wish
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """Return a device that exists; ``"auto"`` takes CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    ConfigError
+        If this machine has no such device.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    found = [*(device for device, is_there in there.items() if is_there), "cpu"]
+    if wish == "auto":
+        return found[0]
+    if wish.partition(":")[0] not in found:
+        raise ConfigError(f"device={wish!r}: this machine has {' and '.join(found)}.")
+    return wish
 
 
 def join_histories(traces: Sequence[Trace], names: Sequence[str]) -> pd.DataFrame:

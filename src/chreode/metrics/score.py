@@ -78,8 +78,11 @@ class Score:
             excluded=int((~kept).sum()),
         )
 
-    def interval(self, n: int = 200, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-        """Bootstrap over cells: percentile interval of `n` resamples with replacement.
+    def draws(self, n: int = 200, seed: int = 0) -> Float[np.ndarray, " n"]:
+        """Bootstrap over cells: the score of `n` resamples with replacement, centred on `value`.
+
+        A resample holds cells twice, which lifts some scores (NMI, explained variance) whatever
+        the embedding; the mean of the draws is therefore moved to the value.
 
         The same seed draws the same cells for every score of equally many cells, so that
         embeddings of the same cells can be compared draw by draw.
@@ -87,16 +90,30 @@ class Score:
         Raises
         ------
         ConfigError
+            `n` below 1.
+        """
+        if n < 1:
+            raise ConfigError(f"n={n}: expected n >= 1.")
+        if np.isnan(self.value):
+            return np.full(n, np.nan)
+        rng = np.random.default_rng(seed)
+        found = [self.resampled(rng.integers(self.n_cells, size=self.n_cells)) for _ in range(n)]
+        return np.array(found) - np.nanmean(found) + self.value
+
+    def interval(self, n: int = 200, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+        """Return the interval that holds the share `level` of the `draws`.
+
+        Raises
+        ------
+        ConfigError
             `n` below 1, or `level` outside (0, 1).
         """
-        if n < 1 or not 0 < level < 1:
-            raise ConfigError(f"n={n}, level={level}: expected n >= 1 and 0 < level < 1.")
+        if not 0 < level < 1:
+            raise ConfigError(f"level={level}: expected 0 < level < 1.")
         if np.isnan(self.value):
             return float("nan"), float("nan")
-        rng = np.random.default_rng(seed)
-        draws = [self.resampled(rng.integers(self.n_cells, size=self.n_cells)) for _ in range(n)]
         tail = (1 - level) / 2
-        low, high = np.nanquantile(draws, [tail, 1 - tail])
+        low, high = np.nanquantile(self.draws(n, seed), [tail, 1 - tail])
         return float(low), float(high)
 
 

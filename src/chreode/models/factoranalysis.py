@@ -21,7 +21,7 @@ class FactorAnalysis(Model):
         z_n ~ N(0, I)
         x_n ~ N(W z_n + μ, diag ψ)     log1p counts per 10,000, or `expression` where named
 
-    Fitted by EM from the closed form of probabilistic PCA. NaN in `expression` (not measured) is
+    Fitted by EM, on the covariance first and then on the cells. NaN in `expression` (not measured) is
     integrated out. New cells are projected exactly, whichever features they have.
 
     References

@@ -38,6 +38,11 @@ class NMFModule(Module):
     def solve(self, batches: Batches, rng: Rng) -> bool:
         """Run scikit-learn's coordinate descent on a sparse copy; return whether it came to rest."""
         x = sp.vstack([_sparse(batch) for batch in batches()], format="csr")
+        if self.options.n_factors > min(x.shape):
+            raise DataError(
+                f"NMF(n_factors={self.options.n_factors}) needs as many cells and features; got "
+                f"{x.shape[0]} x {x.shape[1]}."
+            )
         solver = decomposition.NMF(
             self.options.n_factors,
             tol=self.options.tol,
@@ -108,7 +113,7 @@ class NMF(Model):
 
     n_factors: int = param(10, "Number of factors.", low=1)
     tol: float = param(1e-4, "Stop when the steps are smaller than this share of the first.", low=0)
-    max_epochs: int = param(200, "Sweeps over all factors at most.", low=1)
+    max_epochs: int = param(1000, "Sweeps over all factors at most.", low=1)
 
     def build(self, spec: Spec) -> NMFModule:
         """Return the untrained tensors."""

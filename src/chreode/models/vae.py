@@ -67,25 +67,23 @@ class VAEModule(Module):
 
     # the model
 
-    def encode(self, batch: CellBatch) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"]]:
-        """Return mean and variance of q(z|x); features that a query lacks count as average."""
-        x, observed = observed_entries(batch)
+    def encode(
+        self, x: Float[Tensor, "b g"], observed: Float[Tensor, "#b #g"]
+    ) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"]]:
+        """Return mean and variance of q(z|x); what is not observed counts as average."""
         return self.encoder((x - self.centre) * observed)
 
-    def decode(self, z: Float[Tensor, "*b z"]) -> Normal:
+    def decode(self, z: Float[Tensor, "b z"]) -> Normal:
         """Return p(x|z)."""
         scale = (self.log_variance.exp() + MIN_VARIANCE).sqrt()
         return Normal(self.head(self.trunk(z)) + self.centre, scale)
 
-    def log_likelihood(self, batch: CellBatch, z: Float[Tensor, "b z"]) -> Float[Tensor, " b"]:
-        """Return log p(x|z) of the features that the cells have."""
-        x, observed = observed_entries(batch)
-        return (self.decode(z).log_prob(x) * observed).sum(-1)
-
     def loss(self, batch: CellBatch, step: Step) -> Loss:
         """Return the negative evidence lower bound; the KL term warms up over `kl_warmup`."""
-        mean, variance = self.encode(batch)
-        reconstruction = -self.log_likelihood(batch, reparametrise(mean, variance))
+        x, observed = observed_entries(batch)
+        mean, variance = self.encode(x, observed)
+        values = self.decode(reparametrise(mean, variance))
+        reconstruction = -(values.log_prob(x) * observed).sum(-1)
         kl = kl_standard_normal(mean, variance)
         weight = min(1.0, step.progress / self.options.kl_warmup) if self.options.kl_warmup else 1.0
         terms = {
@@ -99,11 +97,11 @@ class VAEModule(Module):
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
         """Return the posterior mean."""
-        return self.encode(batch)[0]
+        return self.encode(*observed_entries(batch))[0]
 
     def posterior(self, batch: CellBatch, n_samples: int) -> Float[Tensor, "s b z"]:
         """Return posterior draws."""
-        mean, variance = self.encode(batch)
+        mean, variance = self.encode(*observed_entries(batch))
         shape = (n_samples, *mean.shape)
         return reparametrise(mean.expand(shape), variance.expand(shape))
 
@@ -125,12 +123,14 @@ class VAEModule(Module):
         n_samples: int,
         importance: bool,  # noqa: FBT001 (the contract)
     ) -> Float[Tensor, " b"]:
-        """Return the ELBO or the importance-weighted bound."""
-        mean, variance = self.encode(batch)
+        """Return the ELBO or the importance-weighted bound of the features that the cells have."""
+        x, observed = observed_entries(batch)
+        mean, variance = self.encode(x, observed)
 
         def draw() -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
             z = reparametrise(mean, variance)
-            return self.log_likelihood(batch, z), log_ratio_standard_normal(z, mean, variance)
+            ll = (self.decode(z).log_prob(x) * observed).sum(-1)
+            return ll, log_ratio_standard_normal(z, mean, variance)
 
         kl = kl_standard_normal(mean, variance)
         return evidence_bound(draw, kl, n_samples, importance=importance)

@@ -32,6 +32,8 @@ from ..module import Module
 #: Least noise variance, as a share of the mean variance of the features: a constant feature would
 #: otherwise have an infinite density.
 FLOOR = 1e-6
+#: Steps of EM on the covariance before those on the cells; one costs features squared.
+COVARIANCE_STEPS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ def infer(
     Examples
     --------
     >>> one = torch.ones(1, 1)
-    >>> infer(2 * one, one, weight=one, noise=torch.ones(1)).mean
+    >>> infer(2 * one, one, weight=one, noise=torch.ones(1)).mean.round(decimals=4)
     tensor([[1.]])
     """
     k = weight.shape[1]
@@ -133,9 +135,11 @@ class LinearGaussian(Module):
     # learning
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Take the maximum-likelihood solution of probabilistic PCA, if there are no parameters yet.
+        """Fit the covariance of the cells, unless there are parameters already.
 
-        Entries that are not measured stand at their feature's mean.
+        For shared noise in closed form; otherwise by steps of EM from there. Entries that are not
+        measured stand at their feature's mean: this is the solution if there are none, and a start
+        if there are some.
 
         Raises
         ------
@@ -161,6 +165,22 @@ class LinearGaussian(Module):
         sigma2 = ((variance.sum() - values.sum()) / (g - k)).clamp_min(self.floor)
         weight = axes * (values - sigma2).clamp_min(0).sqrt()
         self._set(mean, weight, variance - weight.square().sum(1), torch.ones_like(mean))
+        for _ in range(0 if self.shared_noise else COVARIANCE_STEPS):
+            self.update(self._collect_covariance(covariance))
+
+    def _collect_covariance(self, covariance: Float[Tensor, "g g"]) -> dict[str, Tensor]:
+        """Return what `collect` sums, per cell, over complete cells about μ with covariance S."""
+        complete = torch.ones(1, 1).to(covariance)
+        # the posterior mean is linear, B x: with rows of S in the place of cells it is S Bᵀ
+        rows = infer(covariance, complete, self.weight, self.noise)
+        explained = infer(rows.mean.T, complete, self.weight, self.noise).mean  # B S Bᵀ
+        products = torch.block_diag(rows.covariance[0] + explained, complete)
+        return {
+            "products": products[None],
+            "cross": F.pad(rows.mean, (0, 1)),
+            "squares": covariance.diagonal(),
+            "latent": products,
+        }
 
     def collect(self, batch: CellBatch) -> dict[str, Tensor]:
         """Return the sums that the regressions of x − μ on (z, 1) need, and the log-likelihood."""

@@ -59,9 +59,8 @@ def history(fitted: Fitted | pd.DataFrame) -> Figure:
 def _logged(rows: pd.DataFrame) -> list[str]:
     """Return the quantities of a phase, the objective first."""
     said = rows.dropna(axis=1, how="all").columns
-    names = {
-        c.removeprefix(f"{part}_"): None for part in _COLOURS for c in said if c.startswith(part)
-    }
+    split = [c.partition("_") for c in said]
+    names = dict.fromkeys(quantity for part, _, quantity in split if part in _COLOURS)
     return sorted(names, key=lambda name: name != "objective")
 
 

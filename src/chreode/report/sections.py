@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import config
+from ..bench.integration import BASELINE
 from ..bench.table import Bench
 from ..errors import CapabilityError
 from ..fitted import Fitted
@@ -26,8 +27,8 @@ PICTURED = 10_000
 _FEW_SEEDS = 3
 #: The short notes of a bench, said in full.
 _IN_FULL = {
-    "not better than PCA": "is not better than PCA: over resampled cells, its total does not stay "
-    "above PCA's",
+    f"not better than {BASELINE}": f"is not better than {BASELINE}: over resampled cells, its total "
+    f"does not stay above {BASELINE}'s",
     "unconverged": "was still improving when it stopped (unconverged): train it for longer before "
     "you judge it",
 }
@@ -128,7 +129,10 @@ def _winner(bench: Bench) -> Iterator[str]:
         yield f"No method beats the baselines: {best}, a baseline, has the highest total, {said}."
     else:
         yield f"{best} has the highest total, {said}."
-    near = [m for m in totals.index[1:] if high[m] >= low[best]]
+    # against PCA there is a paired comparison, which is sharper: its outcome is in the notes
+    top = bench.methods.loc[best]
+    settled = top["role"] == "method" and f"not better than {BASELINE}" not in top["note"]
+    near = [m for m in totals.index[1:] if high[m] >= low[best] and not (settled and m == BASELINE)]
     if near:
         yield f"The intervals of {_and(near)} overlap with that of {best}: their order is not settled."
 
@@ -179,7 +183,7 @@ def _undefined(bench: Bench) -> list[str]:
     ]
 
 
-def _and(names: Sequence[object]) -> str:
+def _and(names: Iterable[object]) -> str:
     *most, last = map(str, names)
     return f"{', '.join(most)} and {last}" if most else last
 

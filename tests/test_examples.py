@@ -1,0 +1,70 @@
+"""The examples run offline, stay short, and print what they are there to show."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    match = re.search(pattern, text)
+    assert match, f"{pattern!r} is not in:\n{text}"
+    return [float(group.replace(",", "")) for group in match.groups()]
+
+
+def integrate(said: str) -> None:
+    for row in ("PCA .*baseline", "Harmony .*baseline", "SCVI .*method", "label oracle .*ceiling"):
+        assert re.search(row, said)
+    assert numbers(r"SCVI against PCA: ([+-][\d.]+)", said)[0] > 0.05
+
+
+def generate(said: str) -> None:
+    real, real_zeros = numbers(r"real cells: +([\d.]+) counts per cell, ([\d.]+)%", said)
+    drawn, drawn_zeros = numbers(r"generated cells: +([\d.]+) counts per cell, ([\d.]+)%", said)
+    assert drawn == pytest.approx(real, rel=0.2)
+    assert drawn_zeros == pytest.approx(real_zeros, abs=3)
+    assert numbers(r"log means: ([\d.]+)", said)[0] > 0.95
+    assert "got ['batch_1']" in said
+    assert numbers(r"add up to ([\d,]+)", said) == [10_000]
+
+
+def query_mapping(said: str) -> None:
+    assert "never saw ['batch_2']" in said
+    assert "batches known now: batch_0, batch_1, batch_2" in said
+    assert "unchanged, bit for bit: True" in said
+    before, after = numbers(r"(-[\d.]+) nats taken for batch_0, (-[\d.]+) mapped", said)
+    assert after > before + 1
+
+
+def factors(said: str) -> None:
+    assert len(re.findall(r"nmf_\d: mean activity [\d.]+, led by gene_\d+", said)) == 4
+    one, three = (numbers(rf"{n} factors: (-[\d.]+) nats", said)[0] for n in (1, 3))
+    assert three > one
+    found, guessed = numbers(r"error ([\d.]+) with pPCA, ([\d.]+) with", said)
+    assert found < guessed / 2
+
+
+def select_genes_and_check(said: str) -> None:
+    assert re.search(r"warning: .*'unknown' \(7 cells\)", said)
+    assert re.search(r"refused: .*looks normalised", said)
+    assert "kept 200 of 1000 genes" in said
+
+
+SHOWN = {
+    show.__name__: show
+    for show in (integrate, generate, query_mapping, factors, select_genes_and_check)
+}
+
+
+@pytest.mark.parametrize("example", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_it_runs_and_shows_its_point(example, capsys, monkeypatch, tmp_path):
+    assert len(example.read_text(encoding="utf-8").splitlines()) <= 60
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example), run_name="__main__")
+    SHOWN[example.stem](capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())  # an example leaves nothing behind

@@ -1,0 +1,451 @@
+"""The report is one file that runs nothing, fetches nothing, hides nothing and says the worst first."""
+
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree as ET
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+import chreode as ch
+from chreode.bench import Bench
+from chreode.errors import StoreError
+from chreode.report import Section, bench_sections, fit_sections, sections, write
+from chreode.report.page import as_text
+
+HOSTILE = "<script>alert('x')</script>\"onload=\"alert(1)"
+METRICS = pd.DataFrame(
+    {
+        "metric": ["nmi", "ilisi", "total"],
+        "name": ["NMI", "iLISI", "total"],
+        "group": ["bio", "batch", "total"],
+        "best": 1.0,
+        "about": ["labels and clusters agree", "batches mix", "0.6 bio + 0.4 batch"],
+    }
+).set_index("metric")
+ROLES = {"PCA": "baseline", "Harmony": "baseline", "oracle": "ceiling"}
+
+
+def bench(totals, notes=None, seeds=3, about=None, embeddings=None, labels=None):
+    """Make a bench in which every score of a method is its total, ± 0.01."""
+    notes = notes or {}
+    scores = [
+        {
+            "method": m, "seed": s, "metric": k, "value": v, "low": v - 0.01, "high": v + 0.01,
+            "reason": "" if v == v else "There is one batch only.",
+        }
+        for m, v in totals.items()
+        for s in range(seeds)
+        for k in METRICS.index
+    ]  # fmt: skip
+    methods = pd.DataFrame(
+        {
+            "role": [ROLES.get(m, "method") for m in totals],
+            "seeds": seeds,
+            "converged": ["unconverged" not in notes.get(m, "") for m in totals],
+            "seconds": 1.25,
+            "note": [notes.get(m, "") for m in totals],
+        },
+        index=pd.Index(totals, name="method"),
+    )
+    return Bench(
+        "integration", pd.DataFrame(scores), methods, METRICS, about or {}, embeddings or {}, labels or {}
+    )  # fmt: skip
+
+
+def pictured(n=120, z=2, label="NK"):
+    rng = np.random.default_rng(0)
+    labels = {
+        "label": pd.Series(np.repeat([label, "B", None], n // 3), name="celltype"),
+        "batch": pd.Series(np.tile(["p1", "p2"], n // 2), name="batch"),
+    }
+    return {m: rng.normal(size=(n, z)).astype(np.float32) for m in ("PCA", "SCVI")}, labels
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, text by section, of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+def line() -> Figure:
+    figure = Figure(figsize=(3, 2))
+    figure.add_subplot().plot([0, 1], [1, 0])
+    return figure
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A report in which every name that a user may choose is an attack."""
+    embeddings, labels = pictured(label=HOSTILE)
+    made = bench(
+        {"PCA": 0.5, HOSTILE: 0.4},
+        {HOSTILE: f"not run: {HOSTILE}"},
+        about={HOSTILE: {HOSTILE: HOSTILE}},
+        embeddings={"PCA": embeddings["PCA"], HOSTILE: embeddings["SCVI"]},
+        labels={**labels, HOSTILE: labels["batch"]},
+    )
+    own = Section(
+        HOSTILE,
+        f"{HOSTILE}\n\n- {HOSTILE}",
+        tables=((HOSTILE, pd.DataFrame({HOSTILE: [HOSTILE]}, index=[HOSTILE])),),
+        figures=((HOSTILE, line()),),
+    )
+    path = tmp_path_factory.mktemp("report") / "r.html"
+    return write(path, HOSTILE, [*bench_sections(made), own], made.about)
+
+
+# the page
+
+
+def test_names_are_text_and_never_markup(hostile):
+    html = hostile.read_text(encoding="utf-8")
+    page = Page(html)
+    assert not page.named("script")
+    assert not [a for _, attrs in page.tags for a in attrs if a.startswith("on")]
+    assert page.text.count("<script>alert") > 15  # it is there, as text
+    assert {a["aria-label"] for a in page.named("svg")} >= {
+        HOSTILE,
+        f"{HOSTILE} by {HOSTILE}: its two dimensions",
+    }
+    policy = next(a["content"] for a in page.named("meta") if a.get("http-equiv"))
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+
+
+def test_nothing_is_fetched(hostile):
+    html = hostile.read_text(encoding="utf-8")
+    page = Page(html)
+    for _, attrs in page.tags:
+        for name, value in attrs.items():
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                assert value.startswith(("#", "data:image/png;base64,")), value[:80]
+    assert not page.named("link")
+    assert set(re.findall(r"url\((.)", html)) <= {"#"}
+    assert "@import" not in html
+    spaces = re.sub(r'xmlns(:xlink)?="http://www\.w3\.org/[^"]*"', "", html)
+    assert not re.search("https?://", spaces)
+
+
+def test_contents_lead_to_every_section_and_identifiers_are_unique(hostile):
+    page = Page(hostile.read_text(encoding="utf-8"))
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    goals = [a["href"][1:] for a in page.named("a")]
+    assert goals == [a["id"] for a in page.named("section")]
+    assert len(goals) == 7
+    used = {a["xlink:href"][1:] for a in page.named("use")}
+    assert used <= set(ids)
+
+
+def test_figures_are_drawings_that_follow_the_colours_of_the_page(hostile):
+    html = hostile.read_text(encoding="utf-8")
+    drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    assert len(drawings) == 1 + 2 * 3 + 1
+    for drawing in drawings:
+        ET.fromstring(drawing)
+        assert "<style" not in drawing
+        assert not re.search(r"<text[^>]*fill:", drawing)  # text takes the colour of the page
+    assert html.count("data:image/png") == 6  # points, as pixels
+    assert "<text" in drawings[0]
+
+
+def test_the_same_report_has_the_same_bytes_and_settings_come_back(tmp_path):
+    before = mpl.rcParams.copy()
+    embeddings, labels = pictured()
+    made = [
+        bench({"PCA": 0.5, "SCVI": 0.6}, embeddings=embeddings, labels=labels).report(tmp_path / n)
+        for n in ("a.html", "b.html")
+    ]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    assert dict.__eq__(mpl.rcParams, before)  # `==` would import pyplot
+
+
+def test_text_is_paragraphs_and_lists(tmp_path):
+    text = "One\nparagraph.\n\n- first\n- second\n\n- no\nlist"
+    html = write(tmp_path / "a.html", "T", [Section("S", text)]).read_text(encoding="utf-8")
+    page = Page(html)
+    assert (len(page.named("p")), len(page.named("ul")), len(page.named("li"))) == (2, 1, 3)
+    assert "<p>One\nparagraph.</p>" in html
+    assert "<li>second</li>" in html
+
+
+def test_tables_show_names_numbers_and_what_is_absent(tmp_path):
+    table = pd.DataFrame(
+        {"score": [0.5, np.nan], "cells": [12345, 7], "good": [True, False], "note": ["a", None]},
+        index=pd.Index(["PCA", "SCVI"], name="method"),
+    )
+    counted = pd.DataFrame({("a", "b"): [1]})
+    path = write(tmp_path / "a.html", "T", [Section("S", tables=(("C", table), ("", counted)))])
+    html = path.read_text(encoding="utf-8")
+    rows = re.findall(r"<tr>(.*?)</tr>", html)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    assert cells == [
+        ["method", "score", "cells", "good", "note"],
+        ["PCA", "0.5", "12,345", "yes", "a"],
+        ["SCVI", "–", "7", "no", "–"],
+        ["a / b"],
+        ["1"],
+    ]
+    assert html.count('<td class="number">') == 5
+    assert html.count('<th scope="row">') == 2
+
+
+def test_numbers_have_the_decimals_they_need():
+    assert as_text(pd.Series([0.5, 0.25])) == ["0.50", "0.25"]
+    assert as_text(pd.Series([1 / 3, 1234.5])) == ["0.333", "1,234.500"]
+    assert as_text(pd.Series([1e-5, 0.0])) == ["1e-05", "0"]
+    assert as_text(pd.Series([np.inf, 2.0])) == ["inf", "2"]
+    assert as_text(pd.Series([], dtype=float)) == []
+    assert as_text(pd.Series([1, None], dtype="Int64")) == ["1", "–"]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    old = write(tmp_path / "a.html", "old", [])
+    (tmp_path / "dir.html").mkdir()
+    (tmp_path / "dir.html" / "x").touch()
+    with pytest.raises(StoreError):
+        write(old / "b.html", "new", [])
+    with pytest.raises(StoreError):
+        write(tmp_path / "dir.html", "new", [])
+    assert "<h1>old</h1>" in old.read_text(encoding="utf-8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "dir.html"]
+
+
+# what is said of a bench
+
+
+def said(*args, **options) -> str:
+    return "\n".join(sections.findings(bench(*args, **options)))
+
+
+def test_the_winner_is_named_first():
+    lines = sections.findings(bench({"PCA": 0.5, "SCVI": 0.7, "oracle": 0.9}))
+    assert lines[0] == "SCVI has the highest total, 0.700 (95 % interval 0.690 to 0.710)."
+    assert len(lines) == 2
+    assert "oracle, stands at 0.900" in lines[1]
+
+
+def test_a_baseline_that_wins_is_the_first_finding():
+    text = said({"PCA": 0.5, "Harmony": 0.8, "SCVI": 0.7})
+    assert text.startswith("No method beats the baselines: Harmony, a baseline, has the highest")
+
+
+def test_baselines_alone_are_no_defeat():
+    assert said({"PCA": 0.5, "Harmony": 0.8}).startswith("Harmony has the highest total")
+
+
+def test_overlapping_intervals_settle_no_order():
+    text = said({"PCA": 0.5, "A": 0.7, "B": 0.695, "C": 0.685})
+    assert "The intervals of B and C overlap with that of A: their order is not settled." in text
+    assert "overlap" not in said({"PCA": 0.5, "A": 0.7, "B": 0.6})
+
+
+def test_the_paired_comparison_with_pca_goes_before_intervals():
+    totals = {"PCA": 0.695, "A": 0.7}
+    assert "overlap" not in said(totals)
+    assert "The intervals of PCA overlap with that of A" in said(
+        totals, {"A": "not better than PCA"}
+    )
+
+
+def test_notes_are_put_in_words():
+    notes = {
+        "A": "not better than PCA; unconverged",
+        "Harmony": "not run: harmonypy is not installed",
+        "X_b": "one seed: a ready-made embedding",
+    }
+    totals = {"PCA": 0.5, "Harmony": np.nan, "A": 0.4, "X_b": 0.7}
+    text = said(totals, notes, seeds=1)
+    assert "A is not better than PCA" in text
+    assert "it was still improving when it stopped (unconverged)" in text
+    assert "Harmony: not run: harmonypy is not installed." in text
+    assert "X_b was judged under one seed" in text
+    assert "ready-made" not in text
+    assert "judged under" not in said(totals, notes, seeds=3)
+    assert "PCA was judged" not in text  # a baseline in closed form needs one seed only
+
+
+def test_totals_of_fewer_metrics_are_not_compared():
+    made = bench({"PCA": 0.5, "A": 0.6, "B": 0.7})
+    lost = (made.scores["method"] == "B") & (made.scores["metric"] == "ilisi")
+    made.scores.loc[lost, ["value", "low", "high"]] = np.nan
+    made.scores.loc[lost, "reason"] = "There is one batch only."
+    text = "\n".join(sections.findings(made))
+    assert "Totals of B average fewer metrics" in text
+    scores = next(s for s in bench_sections(made) if s.heading == "Scores")
+    assert scores.text == "- iLISI of B: There is one batch only."
+    (_, raw), (_, intervals) = scores.tables
+    assert np.isnan(raw.loc["iLISI", "B"])
+    assert pd.isna(intervals.loc["iLISI", "B"])
+    assert intervals.loc["NMI", "B"] == "0.690 to 0.710"
+
+
+def test_a_baseline_that_was_not_run_has_a_row_of_dashes(tmp_path):
+    made = bench({"PCA": 0.5, "A": 0.6, "Harmony": 0.0}, {"Harmony": "not run: no harmonypy"})
+    made.scores.drop(made.scores.index[made.scores["method"] == "Harmony"], inplace=True)
+    findings, scores, *_ = bench_sections(made)
+    assert "Harmony: not run: no harmonypy." in findings.text
+    assert scores.tables[0][1].columns.tolist() == ["A", "PCA", "Harmony"]
+    html = made.report(tmp_path / "r.html").read_text(encoding="utf-8")
+    assert html.count(">–<") == 3 * 3  # in the figure and both tables
+
+
+def test_cells_without_a_label_are_mentioned():
+    assert "7 of 1,200 cells have no label" in said(
+        {"PCA": 0.5}, about={"cells": 1200, "unlabelled": 7}
+    )
+    assert "have no label" not in said({"PCA": 0.5}, about={"cells": 1200, "unlabelled": 0})
+
+
+def test_a_bench_without_total_is_reported_too(tmp_path):
+    made = bench({"PCA": 0.5, "A": 0.6}, {"A": "not better than PCA"})
+    made.metrics.drop(index="total", inplace=False)
+    bare = Bench(
+        "generation", made.scores[made.scores["metric"] != "total"], made.methods,
+        made.metrics.drop(index="total").assign(best=0.0), {},
+    )  # fmt: skip
+    html = bare.report(tmp_path / "g.html").read_text(encoding="utf-8")
+    assert "<h1>Generation bench</h1>" in html
+    assert "A is not better than PCA" in html
+
+
+def test_scores_come_before_what_explains_them():
+    embeddings, labels = pictured()
+    made = bench_sections(bench({"PCA": 0.5, "SCVI": 0.6}, embeddings=embeddings, labels=labels))
+    assert [s.heading for s in made] == [
+        "Findings", "Embeddings", "Scores", "Methods", "What the metrics mean",
+    ]  # fmt: skip
+    assert len(made[0].figures) == 1
+    assert [c for c, _ in made[1].figures] == [
+        f"{m} by {role}: its two dimensions" for m in ("SCVI", "PCA") for role in ("label", "batch")
+    ]
+    assert made[2].tables[0][1].columns.tolist() == ["SCVI", "PCA"]
+
+
+def test_a_saved_bench_is_reported_without_pictures(tmp_path):
+    embeddings, labels = pictured()
+    made = bench({"PCA": 0.5, "SCVI": 0.6}, embeddings=embeddings, labels=labels)
+    again = Bench.load(made.save(tmp_path / "b.json"))
+    assert "Embeddings" not in [s.heading for s in bench_sections(again)]
+    assert next(s.text for s in bench_sections(again)) == bench_sections(made)[0].text
+
+
+def test_many_cells_are_sampled_for_the_pictures(monkeypatch):
+    monkeypatch.setattr(sections, "PICTURED", 50)
+    embeddings, labels = pictured()
+    made = bench_sections(bench({"PCA": 0.5, "SCVI": 0.6}, embeddings=embeddings, labels=labels))
+    assert "50 of 120 cells are shown" in made[1].text
+    assert len(made[1].figures[0][1].axes[0].collections[0].get_offsets()) == 50
+
+
+def test_without_umap_learn_principal_components_stand_in(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    embeddings, labels = pictured(z=5)
+    made = bench_sections(bench({"PCA": 0.5, "SCVI": 0.6}, embeddings=embeddings, labels=labels))
+    caption, figure = made[1].figures[0]
+    assert "principal components (umap-learn is not installed)" in caption
+    x = embeddings["SCVI"] - embeddings["SCVI"].mean(0)
+    spread = np.linalg.svd(x, compute_uv=False)[:2]
+    drawn = np.asarray(figure.axes[0].collections[0].get_offsets())
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=0), spread, rtol=1e-5)
+
+
+# what is said of a model
+
+
+def test_a_fit_is_reported_with_its_curves(cells, schema):
+    fitted = ch.SCVI(max_epochs=1, n_latent=3).fit(cells, schema, seed=4)
+    model, training, options = fit_sections(fitted)
+    assert model.text.startswith("It was still improving when it stopped (unconverged)")
+    assert "seed 4" in model.text
+    assert "300 features of counts" in model.text
+    assert len(training.figures) == 1
+    table = options.tables[0][1]
+    assert table.loc["n_latent", ["value", "default"]].tolist() == ["3", "10"]
+
+
+def test_a_fit_in_closed_form_has_no_curve(cells, schema):
+    model, training, _ = fit_sections(ch.PCA(n_latent=3).fit(cells, schema))
+    assert model.text.startswith("It had converged")
+    assert not training.figures
+    assert "closed form" in training.text
+
+
+# in a browser
+
+CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+
+
+def browse(page, tmp_path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--hide-scrollbars",
+        *options, page.as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+
+
+@needs_chromium
+def test_a_browser_shows_it_without_complaint(hostile, tmp_path):
+    done = browse(hostile, tmp_path, "--dump-dom")
+    assert "CONSOLE" not in done.stderr  # neither errors nor breaches of the content policy
+    page = Page(done.stdout)
+    assert not page.named("script")
+    assert len(page.named("svg")) == 8
+    for heading in ("Findings", "Embeddings", "Scores", "Methods", "What the metrics mean"):
+        assert f">{heading}</h2>" in done.stdout
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_a_browser_draws_it_in_light_and_dark(hostile, tmp_path, scheme):
+    shot = tmp_path / "shot.png"
+    wish = f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"
+    browse(hostile, tmp_path, wish, "--window-size=1280,1400", f"--screenshot={shot}")
+    image = imread(shot)[..., :3]
+    assert image.shape[:2] == (1400, 1280)
+    paper = image[5, 5].mean()
+    assert paper < 0.15 if scheme == "dark" else paper > 0.95
+    # ink of the opposite tone, and the colours of the bars
+    assert (np.abs(image.mean(2) - paper) > 0.6).mean() > 0.005
+    assert (np.ptp(image, axis=2) > 0.2).mean() > 0.001
+
+
+@pytest.mark.slow
+def test_the_report_of_real_cells(cells, schema, tmp_path):
+    pytest.importorskip("umap")
+    pytest.importorskip("igraph")
+    made = ch.bench.integration(
+        cells, schema, [ch.SCVI(max_epochs=1)], seeds=(0,), metrics=["clisi", "ilisi"]
+    )
+    html = made.report(tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "unconverged" in html
+    assert ": UMAP" in html
+    assert len(Page(html).named("svg")) == 1 + 2 * len(made.embeddings)
