@@ -541,12 +541,12 @@ def test_check_suggests_sound_roles_for_real_files(say, real, file):
 def test_bench_and_report(say, there):
     code, out, err = say(
         "bench integration cells.h5ad --counts X --batch obs/batch --label obs/cell_type "
-        "--keys true_latent --models pca scvi --seeds 1 -o bench.json --json"
+        "--keys true_latent --models ./pca ./scvi --seeds 1 -o bench.json --json"
     )
     told = json.loads(out)
     assert (code, err) == (0, "")
     rows = {row["method"]: row for row in told["table"]}
-    assert {"PCA", "SCVI", "true_latent", "label oracle"} <= set(rows)
+    assert {"PCA", "PCA (2)", "SCVI", "true_latent", "label oracle"} <= set(rows)
     assert rows["label oracle"]["bio"] > rows["SCVI"]["bio"]
     assert told["files"] == ["bench.json"]
     code, out, _ = say("report bench.json -o bench.html")

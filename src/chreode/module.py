@@ -67,7 +67,7 @@ class Module(nn.Module):
     unable: tuple[str, ...] = ()
 
     def prepare(self, source: Source, rows: Any, rng: Rng) -> None:
-        """Take statistics of the training rows when a phase begins: library prior, latent scale, …"""
+        """Take statistics of the training rows when a phase begins: priors, scales."""
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
         """Return the objectives of a minibatch."""

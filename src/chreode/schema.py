@@ -167,7 +167,7 @@ class Schema:
         return dataclasses.replace(self, **roles)
 
     def places(self) -> list[tuple[str, Place]]:
-        """Return (role, place) of every role named; members of tuples as ``categorical/donor``, ``views/rna:X``."""
+        """Return (role, place) of every role named; of tuples as ``categorical/donor``, ``views/rna:X``."""
         found = []
         for role in ROLES:
             value = getattr(self, role)

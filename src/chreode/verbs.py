@@ -193,8 +193,8 @@ def predict(
     for name, value in _as_mapping(to).items():
         obs[self.column(name)] = value
     return collect_cells(
-        chunks(), obs, next(iter(self.spec.features.values())), _uns(self, "predict", to=to, seed=seed),
-        counts=self.model.scale == "counts", into=into,
+        chunks(), obs, next(iter(self.spec.features.values())),
+        _uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,
     )  # fmt: skip
 
 
@@ -245,8 +245,8 @@ def generate(
 
     obs = _decode_conditions(self, columns, n)
     return collect_cells(
-        chunks(), obs, next(iter(self.spec.features.values())), _uns(self, "generate", given=given, seed=seed),
-        counts=self.model.scale == "counts", into=into,
+        chunks(), obs, next(iter(self.spec.features.values())),
+        _uns(self, "generate", given=given, seed=seed), counts=self.model.scale == "counts", into=into,
     )  # fmt: skip
 
 

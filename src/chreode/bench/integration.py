@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..check import as_category
 from ..errors import CapabilityError, DataError, FitError, SchemaError, near
 from ..fitted import Fitted
 from ..learn.phase import bar
-from ..metrics.integration import METRICS, integration_scores, summary
+from ..metrics.integration import METRICS, integration_scores, weights
 from ..metrics.score import Score
 from ..model import Model
 from ..models.pca import PCA
@@ -102,12 +103,14 @@ def integration(
         *(_row(m, data, schema, seeds, progress) for m in methods),
         _Row(CEILING, "ceiling", lambda seed: _oracle(named["label"], seed), seeds[:1]),
     ]
+    _name_apart(table)
     cells = _everywhere(read.positions(data, rows), [r.embed(0) for r in table if r.ready])
     label, batch = (named[r].to_numpy()[cells] for r in ("label", "batch"))
     found: list[dict[str, Any]] = []
     pictures: dict[str, np.ndarray] = {}
     draws: dict[str, list[np.ndarray]] = {}
-    scored = len(METRICS) if metrics is None else len(metrics)
+    told = _metric_table(metrics)
+    scored, reported = len(told) - 3, list(told.index)
     with bar(sum(len(r.seeds) for r in table) * scored, "judge", progress) as shown:
         for row, seed in ((r, s) for r in table for s in r.seeds):
             shown.set_postfix_str(row.name)
@@ -123,20 +126,31 @@ def integration(
                 row.note = f"failed: {error}"
                 continue
             pictures.setdefault(row.name, x)
-            scores = {**scores, **summary(scores)}
-            found += [_scored(row.name, seed, key, score) for key, score in scores.items()]
-            draws.setdefault(row.name, []).append(scores["total"].draws(DRAWS))
+            drawn = {key: score.draws(DRAWS) for key, score in scores.items()}
+            for name, share in weights(k for k, s in scores.items() if not s.reason).items():
+                drawn[name] = np.sum([w * drawn[key] for key, w in share.items()], axis=0)
+            found += [_scored(row.name, seed, key, drawn.get(key), scores) for key in reported]
+            draws.setdefault(row.name, []).append(drawn.get("total", np.full(DRAWS, np.nan)))
     return Bench(
         kind="integration",
         scores=pd.DataFrame(found),
         methods=pd.DataFrame(
             [_summary(r, {k: np.mean(v, 0) for k, v in draws.items()}) for r in table]
         ).set_index("method"),
-        metrics=_metric_table(metrics),
+        metrics=told,
         about=_about(data, schema, cells, named),
         embeddings=pictures,
         labels={role: values.iloc[cells] for role, values in named.items()},
     )
+
+
+def _name_apart(table: list[_Row]) -> None:
+    """Number the methods of one name: two configurations of a model, or two fits."""
+    met: Counter[str] = Counter()
+    for row in table:
+        met[row.name] += 1
+        if met[row.name] > 1:
+            row.name = f"{row.name} ({met[row.name]})"
 
 
 def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarray:
@@ -219,11 +233,23 @@ def _oracle(label: pd.Series, seed: int) -> Float[np.ndarray, "cells z"]:
     return hot + noise.astype(np.float32)
 
 
-def _scored(method: str, seed: int, metric: str, score: Score) -> dict[str, Any]:
-    low, high = score.interval(n=DRAWS)
+def _scored(
+    method: str,
+    seed: int,
+    metric: str,
+    draws: Float[np.ndarray, " draws"] | None,
+    scores: Mapping[str, Score],
+) -> dict[str, Any]:
+    """Return one row of the table; draws are centred, so their mean is the value."""
+    if draws is None:
+        draws = np.full(DRAWS, np.nan)
+    defined = bool(np.isfinite(draws).any())
+    low, high = np.nanquantile(draws, [0.025, 0.975]) if defined else (np.nan, np.nan)
     return {
         "method": method, "seed": seed, "metric": metric,
-        "value": score.value, "low": low, "high": high, "reason": score.reason,
+        "value": float(np.nanmean(draws)) if defined else np.nan,
+        "low": float(low), "high": float(high),
+        "reason": scores[metric].reason if metric in scores else "",
     }  # fmt: skip
 
 
@@ -233,7 +259,7 @@ def _summary(row: _Row, draws: dict[str, np.ndarray]) -> dict[str, Any]:
         # paired: both totals are over the same resamples of cells
         better = draws[row.name] - draws[BASELINE]
         if np.isfinite(better).any() and np.nanquantile(better, 0.025) <= 0:
-            notes.append("not better than PCA")
+            notes.append(f"not better than {BASELINE}")
         if not all(row.converged):
             notes.append("unconverged")
     return {

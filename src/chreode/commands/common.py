@@ -73,7 +73,7 @@ def flags(
                     help=docs.get(field.name, ""),
                     group=group,
                     show=field.name not in hidden,
-                    consume_multiple=get_origin(hints[field.name]) is tuple,
+                    consume_multiple=get_origin(hints[field.name]) in (tuple, Sequence),
                     show_default=_shown(field.default),
                 ),
             ],

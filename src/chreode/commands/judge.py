@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 import chreode as ch
 
 from ..errors import ConfigError
-from ..models import find
+from ..models import find, keys
 from .common import (
     RUN,
     Answer,
@@ -59,7 +59,7 @@ def integration(
     keys
         Slots of obsm to score.
     models
-        Models to score: keys, fitted here once per seed, or folders of fitted models.
+        Models to score: keys, which are fitted here once per seed, or folders of fitted models.
     seeds
         Seeds of fits and clusterings.
     output
@@ -94,8 +94,8 @@ def integration(
 
 
 def _method(name: str) -> Any:
-    """Return a fitted model if the name is a folder, otherwise a model to be fitted."""
-    if Path(name).is_dir():
+    """Return a model to be fitted if the name is a key, otherwise the fitted one of a folder."""
+    if name not in keys() and Path(name).is_dir():
         return ch.load(name)
     return find(name)()
 

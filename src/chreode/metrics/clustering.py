@@ -162,23 +162,25 @@ def _agreement(
 
 
 def _nmi(table: Float64[np.ndarray, "l k"]) -> float:
-    def entropy(p: Float64[np.ndarray, " ..."]) -> float:
-        p = p[p > 0]
-        return float(-(p * np.log(p)).sum())
-
     joint = table / table.sum()
-    of_labels, of_clusters = entropy(joint.sum(axis=1)), entropy(joint.sum(axis=0))
+    of_labels, of_clusters = _entropy(joint.sum(axis=1)), _entropy(joint.sum(axis=0))
     if of_labels + of_clusters == 0:
         return 1.0  # one label and one cluster
-    mutual = of_labels + of_clusters - entropy(joint)
+    mutual = of_labels + of_clusters - _entropy(joint)
     return max(0.0, 2 * mutual / (of_labels + of_clusters))
 
 
 def _ari(table: Float64[np.ndarray, "l k"]) -> float:
-    def pairs(n: Float64[np.ndarray, " ..."]) -> float:
-        return float((n * (n - 1)).sum() / 2)
-
-    joint, of_labels, of_clusters = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
-    expected = of_labels * of_clusters / pairs(table.sum(keepdims=True))
+    joint, of_labels, of_clusters = _pairs(table), _pairs(table.sum(1)), _pairs(table.sum(0))
+    expected = of_labels * of_clusters / _pairs(table.sum(keepdims=True))
     most = (of_labels + of_clusters) / 2
     return 1.0 if most == expected else (joint - expected) / (most - expected)
+
+
+def _entropy(p: Float64[np.ndarray, " ..."]) -> float:
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())
+
+
+def _pairs(n: Float64[np.ndarray, " ..."]) -> float:
+    return float((n * (n - 1)).sum() / 2)

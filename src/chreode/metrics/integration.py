@@ -323,31 +323,59 @@ def _chosen(keys: Iterable[str] | None) -> tuple[Metric, ...]:
     return tuple(metric for metric in METRICS if metric.key in wanted)
 
 
-def summary(scores: Mapping[str, Score]) -> dict[str, Score]:
-    """Average raw scores: `"bio"`, `"batch"`, and `"total"` = 0.6 bio + 0.4 batch.
+def weights(defined: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Return the weight of every defined metric in `"bio"`, `"batch"` and `"total"`.
 
-    Undefined metrics are left out of the averages, so compare only embeddings for which the same
-    ones are defined. A kind without a defined metric is undefined, and so is the total. The
-    averages are scores themselves: their intervals resample the same cells for every metric.
-
-    Parameters
-    ----------
-    scores
-        What `integration_scores` gave.
+    `"bio"` and `"batch"` are means, `"total"` is 0.6 bio + 0.4 batch; one without a defined metric
+    is left out, and so is the total.
 
     References
     ----------
     Luecken et al., Nature Methods 19 (2022), for the weights; without their min-max scaling, under
     which the rank of an embedding depends on the others in the table.
+
+    Examples
+    --------
+    >>> weights(["clisi", "nmi_kmeans", "ilisi"])["total"]
+    {'nmi_kmeans': 0.3, 'clisi': 0.3, 'ilisi': 0.4}
+    """
+    known = set(defined)
+    kinds = {m.key: m.kind for m in METRICS if m.key in known}
+    out: dict[str, dict[str, float]] = {}
+    for kind in ("bio", "batch"):
+        keys = [key for key, of in kinds.items() if of == kind]
+        if keys:
+            out[kind] = {key: 1 / len(keys) for key in keys}
+    if len(out) == 2:
+        share = {"bio": 0.6, "batch": 0.4}
+        out["total"] = {k: share[kind] * w for kind in share for k, w in out[kind].items()}
+    return out
+
+
+_UNDEFINED = {
+    "bio": "No bio metric is defined.",
+    "batch": "No batch metric is defined.",
+    "total": "No bio metric or no batch metric is defined.",
+}
+
+
+def summary(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """Average raw scores by the `weights`.
+
+    Undefined metrics are left out of the averages, so compare only embeddings for which the same
+    ones are defined. The averages are scores themselves: their intervals resample the same cells
+    for every metric.
+
+    Parameters
+    ----------
+    scores
+        What `integration_scores` gave.
     """
     n_cells = max(score.n_cells for score in scores.values())
-
-    def mean(kind: str) -> Score:
-        of_kind = [scores[m.key] for m in METRICS if m.kind == kind and m.key in scores]
-        defined = [score for score in of_kind if not score.reason]
-        if not defined:
-            return Score.undefined(f"No {kind} metric is defined.", n_cells)
-        return combined([(1 / len(defined), score) for score in defined])
-
-    bio, batch = mean("bio"), mean("batch")
-    return {"bio": bio, "batch": batch, "total": combined([(0.6, bio), (0.4, batch)])}
+    parts = weights(key for key, score in scores.items() if not score.reason)
+    return {
+        name: combined([(w, scores[key]) for key, w in parts[name].items()])
+        if name in parts
+        else Score.undefined(_UNDEFINED[name], n_cells)
+        for name in ("bio", "batch", "total")
+    }
