@@ -14,6 +14,7 @@ from pathlib import Path
 import anndata as ad
 import mudata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import DATA
@@ -26,6 +27,7 @@ from chreode.data.simulate import simulate_cells, simulate_citeseq
 from chreode.learn import sgd
 from chreode.schema import Schema
 
+KEYS = models.keys()
 COMMANDS = ["demo", "check", "embed", "generate", "bench integration", "report", "models", "show"]
 ROLES = ["--counts", "layers/counts", "--batch", "obs/batch"]
 
@@ -73,7 +75,7 @@ def save(data: mudata.MuData, name: str) -> None:
 # help
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "fit", *(f"fit {k}" for k in models.keys())])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "fit", *(f"fit {k}" for k in KEYS)])
 def test_every_command_has_help(say, command):
     code, out, err = say(f"{command} --help")
     assert (code, err) == (0, "")
@@ -89,12 +91,12 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
     )
     done = in_a_process("-c", script)
     assert done.returncode == 0, done.stderr
-    for key in models.keys():
+    for key in KEYS:
         assert f" {key} " in done.stdout
     assert ch.__version__ in done.stdout
 
 
-@pytest.mark.parametrize("key", models.keys())
+@pytest.mark.parametrize("key", KEYS)
 def test_the_flags_of_fit_are_the_fields_of_the_dataclasses(key):
     command = getattr(importlib.import_module("chreode.commands.fit"), key)
     found = {argument.name: argument for argument in command.assemble_argument_collection()}
@@ -126,8 +128,10 @@ def test_only_roles_that_a_model_reads_fill_its_help(say):
 
 
 def test_fit_is_what_python_does(say, there):
-    code, out, _ = say(f"fit scvi cells.h5ad {' '.join(ROLES)} --n-latent 4 --linear-decoder "
-                       "--likelihood nb --max-epochs 2 --seed 3 --validation 0.2 -o runs/a --json")  # fmt: skip
+    code, out, _ = say(
+        f"fit scvi cells.h5ad {' '.join(ROLES)} --n-latent 4 --linear-decoder --likelihood nb "
+        "--max-epochs 2 --seed 3 --validation 0.2 -o runs/a --json"
+    )
     told = json.loads(out)
     assert code == 0
     assert told["folder"] == "runs/a"
@@ -154,7 +158,10 @@ def test_a_role_that_takes_several_places(say, there):
     cells.obs["site"] = np.where(np.arange(200) % 2, "a", "b")
     cells.obs["lane"] = np.where(np.arange(200) % 3, "a", "b")
     cells.write_h5ad("more.h5ad")
-    assert say("fit scvi more.h5ad --counts X --categorical obs/site obs/lane --max-epochs 1 -o c")[0] == 0
+    assert (
+        say("fit scvi more.h5ad --counts X --categorical obs/site obs/lane --max-epochs 1 -o c")[0]
+        == 0
+    )
     assert ch.load("c").spec.categorical == ("site", "lane")
 
 
@@ -223,8 +230,9 @@ def test_ctrl_c_keeps_the_model_and_resume_goes_on_as_if_nothing_had_been(say, t
 
     with monkeypatch.context() as patch:
         patch.setattr(sgd._Loop, "run_epoch", stop)
-        code, _, err = say(f"{line} r --resume")
+        code, out, err = say(f"{line} r --resume")
     assert code == 130
+    assert "Converged" not in out
     assert "note: SCVI: interrupted in epoch 2" in err
     assert len(ch.load("r").history) == 2
     code, *_ = say(f"{line} r --resume")
@@ -420,7 +428,7 @@ def test_check_leads_from_a_file_to_a_fit(say, there):
     second = json.loads(out)
     assert code == 0
     assert second["findings"] == []
-    assert {m["key"] for m in second["models"]} == set(models.keys())
+    assert {m["key"] for m in second["models"]} == set(KEYS)
     fit = second["suggested"].removeprefix("chreode ")
     assert fit.startswith("fit scvi cells.h5ad --counts layers/counts")
     assert say(f"{fit} --max-epochs 1")[0] == 0
@@ -438,7 +446,11 @@ def test_check_tells_counts_from_what_is_not(say, there):
     cells.write_h5ad("mixed.h5ad")
     _, out, _ = say("check mixed.h5ad --json")
     told = {m["place"]: m for m in json.loads(out)["matrices"]}
-    assert {place for place, m in told.items() if m["counts"]} == {"raw", "layers/counts", "layers/seen"}
+    assert {place for place, m in told.items() if m["counts"]} == {
+        "raw",
+        "layers/counts",
+        "layers/seen",
+    }
     assert "normalised" in told["X"]["holds"]
     assert "scaled" in told["layers/scaled"]["holds"]
     assert "detected or not" in told["layers/seen"]["holds"]
@@ -478,7 +490,7 @@ def test_check_describes_columns(say, there):
     assert columns["obs/guide"]["suits"] == []  # none of its values could be the control
     assert columns["obs/bar"]["kind"] == "names"
     assert columns["obs/annotation"]["lacking"] == 100
-    assert columns["obs/nothing"]["lacking"] == 200
+    assert columns["obs/nothing"]["holds"] == "no value at all"
     assert told["suggested"].endswith("--perturbation obs/treatment --control ctrl")
 
 
@@ -495,7 +507,10 @@ def test_check_fails_on_errors_and_names_the_flag_that_mends_them(say, there):
     assert "chreode fit" not in out
     code, out, _ = say("check half.h5ad --counts X --fractional --label obs/type --missing unknown")
     assert code == 0
-    assert "chreode fit scvi half.h5ad --counts X --label obs/type --missing unknown --fractional" in out
+    assert (
+        "chreode fit scvi half.h5ad --counts X --label obs/type --missing unknown --fractional"
+        in out
+    )
 
 
 def test_check_for_one_model(say, there):
@@ -518,6 +533,26 @@ def test_check_of_a_mudata_names_modalities_and_drops_copies_of_columns(say, the
     assert "--batch obs/batch" in told["suggested"]
     assert not any(c["place"].endswith(":obs/batch") for c in told["columns"])
     assert say(told["suggested"].removeprefix("chreode "))[0] == 0
+
+
+def test_check_survives_what_is_odd(say, there):
+    cells = ad.read_h5ad("cells.h5ad")[:20].copy()
+    cells.obs["whole"] = pd.array([1, None] * 10, dtype="Int64")
+    cells.obs["code"] = pd.Categorical([1.0, 2.0] * 10)
+    cells.obs["none"] = pd.Categorical([None] * 20, categories=["a"])
+    cells.obsm["table"] = pd.DataFrame({"a": 1, "b": "z"}, index=cells.obs_names)
+    cells.layers["zero"] = cells.X * 0
+    cells.X = None
+    cells.obs_names = ["twice", "twice", *cells.obs_names[2:]]
+    cells.write_h5ad("odd.h5ad")
+    code, out, _ = say("check odd.h5ad --counts X --json")
+    told = json.loads(out)
+    assert code == 1
+    assert "'twice'" in told["findings"][0]["text"]
+    assert "no X" in told["findings"][1]["text"]
+    assert {m["place"]: m["holds"] for m in told["matrices"]}["layers/zero"] == "zeros alone"
+    ad.AnnData(np.zeros((0, 3), np.float32)).write_h5ad("empty.h5ad")
+    assert say("check empty.h5ad")[0] == 1
 
 
 FILES = sorted(p.relative_to(DATA) for p in DATA.rglob("*.h5*")) or [Path("kang_pbmc_ifnb")]
@@ -561,11 +596,13 @@ def test_models_say_what_fitted_ones_can(say, there):
     code, out, _ = say("models --json")
     told = {row["key"]: row for row in json.loads(out)}
     assert code == 0
-    assert tuple(told) == models.keys()
+    assert tuple(told) == KEYS
     for key, row in told.items():
         assert getattr(ch, row["class"]) is models.find(key)
         assert row["verbs"]
-        assert [f["name"] for f in row["fields"]] == [f.name for f in dataclasses.fields(models.find(key))]
+        assert [f["name"] for f in row["fields"]] == [
+            f.name for f in dataclasses.fields(models.find(key))
+        ]
     for key in ("scvi", "pca"):
         assert told[key]["verbs"] == ch.load(key).verbs
     assert told["scvi"]["needs"] == ["counts"]

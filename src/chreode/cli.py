@@ -107,7 +107,7 @@ def _warnings_as_notes() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.simplefilter("ignore", FutureWarning)  # for who writes the code, not for who runs it
+        warnings.simplefilter("ignore", FutureWarning)  # news for developers
         warnings.showwarning = show
         yield
 

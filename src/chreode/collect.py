@@ -21,6 +21,26 @@ from .errors import DataError, StoreError
 MEMORY_LIMIT = 2 * 2**30
 
 
+def refuse_what_cannot_be_kept(n: int, width: int, into: str | Path | None) -> None:
+    """Say at once, before anything is computed, that a result has no place to go.
+
+    Raises
+    ------
+    DataError
+        If n x width float32 are too large for memory and `into` is not given.
+    StoreError
+        If `into` does not end in .h5ad.
+    """
+    size = 4 * n * width
+    if into is None and size > MEMORY_LIMIT:
+        raise DataError(
+            f"{n:,} cells x {width:,} features are {size / 2**30:.1f} GiB dense, more than "
+            f"the {MEMORY_LIMIT / 2**30:.0f} GiB built in memory. Stream them: into='out.h5ad'."
+        )
+    if into is not None and Path(into).suffix != ".h5ad":
+        raise StoreError(f"into={str(into)!r}: expected a name that ends in .h5ad.")
+
+
 def collect_cells(
     chunks: Iterable[np.ndarray],
     obs: pd.DataFrame,
@@ -41,19 +61,11 @@ def collect_cells(
 
     Raises
     ------
-    DataError
-        If the result is too large for memory and `into` is not given.
     StoreError
-        If `into` does not end in .h5ad or cannot be written.
+        If `into` cannot be written.
     """
     var = pd.DataFrame(index=pd.Index(list(var_names), dtype=object))
     if into is None:
-        size = 4 * len(obs) * len(var)
-        if size > MEMORY_LIMIT:
-            raise DataError(
-                f"{len(obs):,} cells x {len(var):,} features are {size / 2**30:.1f} GiB dense, more than "
-                f"the {MEMORY_LIMIT / 2**30:.0f} GiB built in memory. Stream them: into='out.h5ad'."
-            )
         blocks = [_whole(c) if counts else c.astype(np.float32) for c in chunks]
         x: Any = np.zeros((0, len(var)), np.float32)
         if counts:
@@ -66,8 +78,6 @@ def collect_cells(
             x = np.concatenate(blocks)
         return AnnData(x, obs=obs, var=var, uns=uns)
     into = Path(into)
-    if into.suffix != ".h5ad":
-        raise StoreError(f"into={str(into)!r}: expected a name that ends in .h5ad.")
     with store.aside(into) as path:
         empty: Any = sp.csr_matrix((len(obs), len(var)), dtype=np.int32)
         AnnData(empty if counts else None, obs=obs, var=var, uns=uns).write_h5ad(path)

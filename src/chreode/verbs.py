@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import read
 from .align import condition_code, open_query
-from .collect import collect_cells
+from .collect import collect_cells, refuse_what_cannot_be_kept
 from .data.batch import CellBatch
 from .data.source import CHUNK_VALUES, Source
 from .errors import CapabilityError, ConfigError, SchemaError, near
@@ -142,6 +142,7 @@ def reconstruct(
     if library is not None and self.model.scale != "counts":
         raise ConfigError(f"{self.model.key} decodes {self.model.scale}; it has no library to set.")
     source, usable = _open(self, "reconstruct", data, schema)
+    refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
     target = _encode(self, to)
 
     def chunks() -> Iterator[np.ndarray]:
@@ -182,6 +183,7 @@ def predict(
     """
     data = read.read(data)
     source, usable = _open(self, "predict", data, schema)
+    refuse_what_cannot_be_kept(len(usable), len(next(iter(self.spec.features.values()))), into)
     target = _encode(self, to)
 
     def chunks() -> Iterator[np.ndarray]:
@@ -229,8 +231,9 @@ def generate(
     _at_least("n", n, 0)
     if guidance != 1.0 and not getattr(self.module, "guided", False):
         raise CapabilityError(f"{self.model.key} has no guidance; leave it at 1.")
-    columns = _draw_conditions(self, n, given, Rng(seed).numpy("conditions"))
     width = len(next(iter(self.spec.features.values())))
+    refuse_what_cannot_be_kept(n, width, into)
+    columns = _draw_conditions(self, n, given, Rng(seed).numpy("conditions"))
     size = int(np.clip(CHUNK_VALUES // width, 16, 4096))
 
     def chunks() -> Iterator[np.ndarray]:

@@ -49,7 +49,26 @@ def holed() -> ad.AnnData:
     return simulate_linear_gaussian(500, 20, 3, noise=0.5, seed=0, missing=0.3)
 
 
-# probabilistic PCA, nothing missing
+# PCA, and probabilistic PCA with nothing missing
+
+
+def test_pca_is_scikit_learns(complete):
+    fitted = ch.PCA(n_latent=4).fit(complete, SCHEMA)
+    pca = decomposition.PCA(4, svd_solver="full").fit(dense(complete))
+    z = fitted.embed(complete.copy())
+    theirs = pca.transform(dense(complete))
+    np.testing.assert_allclose(z * np.sign((z * theirs).sum(0)), theirs, atol=1e-4)
+    np.testing.assert_allclose(
+        fitted.module.variance, pca.explained_variance_ * 499 / 500, rtol=1e-5
+    )
+    expected = pca.inverse_transform(theirs)
+    np.testing.assert_allclose(fitted.reconstruct(complete).X, expected, atol=1e-4)
+
+    filled = complete.copy()
+    filled.X[:, 2:5] = pca.mean_[2:5]
+    lacking = complete[:, [0, 1, *range(5, 20)]].copy()
+    with pytest.warns(MissingFeatures):
+        np.testing.assert_allclose(fitted.embed(lacking), fitted.embed(filled), atol=1e-4)
 
 
 @pytest.mark.parametrize(("n", "d", "k"), SHAPES)

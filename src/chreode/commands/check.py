@@ -71,12 +71,13 @@ def check(
         found.append(Finding("error", "schema", f"{for_} needs {feeds[0]['missing'][0]}."))
     failed = any(finding.level == "error" for finding in found)
     suggested = None if failed else _next(file, schema, feeds, matrices, columns)
+    pending = ", once the errors are mended" if failed else ""
     text = "\n".join(
         [
             f"{file}: {_sizes(data)}",
             *_tables(matrices, columns),
             *(["", "Findings", *_shown(found)] if found or roles else []),
-            *(["", "Models", *_shown_feeds(feeds)] if feeds and not failed else []),
+            *(["", f"Models{pending}", *_shown_feeds(feeds)] if feeds else []),
             *(["", "Next", f"  {suggested}"] if suggested else []),
         ]
     )
@@ -101,7 +102,7 @@ def _parts(data: Data) -> Iterator[tuple[str, Any]]:
 def _sizes(data: Data) -> str:
     parts = [f"{part.n_obs:,} cells x {part.n_vars:,} features" for _, part in _parts(data)]
     if len(parts) == 1:
-        return f"{parts[0]}, such as {', '.join(data.var_names[:3])}"
+        return parts[0] + (f", such as {', '.join(data.var_names[:3])}" if data.n_vars else "")
     inside = "; ".join(f"{n} {s}" for n, s in zip(data.mod, parts[1:], strict=True))
     return f"{data.n_obs:,} cells in {len(data.mod)} modalities ({inside})"
 
@@ -143,12 +144,15 @@ def _look(values: Any) -> tuple[bool, str]:
         broken = known[known != np.floor(known)]
         fraction = broken[0] if fraction is None and broken.size else fraction
         low, high = min(low, known.min(initial=0.0)), max(high, known.max(initial=0.0))
-    span = f"{_figure(low)} to {_figure(high)}" + (f", {lacking:,} NaN or infinite" if lacking else "")
+    span = f"{_figure(low)} to {_figure(high)}"
+    span += f", {lacking:,} NaN or infinite" if lacking else ""
     if fraction is not None:
         centred = "centred or scaled" if low < 0 else "normalised or continuous"
         return False, f"no counts: not whole (such as {fraction:.4g}), {centred}; {span}"
     if low < 0:
         return False, f"no counts: negative values; {span}"
+    if high == 0:
+        return False, f"zeros alone; {span}" if lacking else "zeros alone"
     if high <= 1:
         return not lacking, f"0 and 1 alone: detected or not; {span}"
     return not lacking, f"raw counts: whole numbers, {span}"
@@ -163,21 +167,25 @@ def _columns(data: Data) -> Iterator[dict[str, Any]]:
 
 
 def _agree(whole: pd.Series, part: pd.Series) -> bool:
+    if not whole.index.is_unique:
+        return False
     return bool((whole.reindex(part.index).astype(str) == part.astype(str)).all())
 
 
 def _column(name: str, values: pd.Series) -> dict[str, Any]:
-
     absent = values.isna() | (values.astype(str) == "")
     levels = [str(level) for level in values[~absent].unique()]
-    if values.dtype.kind == "f" or (values.dtype.kind in "iu" and len(levels) > 20):
-        kind, holds = "numbers", f"numbers, {_figure(values.min())} to {_figure(values.max())}"
+    if not levels:
+        kind, holds = "empty", "no value at all"
+    elif values.dtype.kind == "f" or (values.dtype.kind in "iu" and len(levels) > 20):
+        low, high = _figure(float(values.min())), _figure(float(values.max()))
+        kind, holds = "numbers", f"numbers, {low} to {high}"
     elif len(levels) > len(values) / 2:
         kind, holds = "names", f"{len(levels):,} names, such as {levels[0]}"
     else:
         kind = "categories"
         shown = ", ".join(levels[:4]) + (", …" if len(levels) > 4 else "")
-        holds = f"{len(levels):,} categories: {shown}" if len(levels) != 1 else f"{levels[0]} alone"
+        holds = f"{len(levels):,} categories: {shown}" if len(levels) > 1 else f"{levels[0]} alone"
     control = next((level for level in levels if re.search(_CONTROL, level.lower())), None)
     fits = {"time": kind == "numbers", "perturbation": kind == "categories" and bool(control)}
     suits = [
@@ -235,10 +243,9 @@ def _next(
     model = "scvi" if "scvi" in ready else ready[0]
     roles = []
     for role, value in told.items():
-        flag = "--" + role.replace("_", "-")
-        roles += (
-            [flag] if value is True else [flag, *([value] if isinstance(value, str) else value)]
-        )
+        roles.append("--" + role.replace("_", "-"))
+        if value is not True:
+            roles += [value] if isinstance(value, str) else value
     return shlex.join(["chreode", "fit", model, str(file), *roles, "-o", f"runs/{model}"])
 
 
@@ -287,7 +294,8 @@ def _tables(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> It
         shape = f"{row['shape'][0]:,} x {row['shape'][1]:,}"
         form = f"{'sparse' if row['sparse'] else 'dense'} {row['dtype']}"
         yield f"  {row['place']:<{wide}}  {shape:<16}{form:<16}{row['holds']}"
-    yield "\nColumns"
+    if columns:
+        yield "\nColumns"
     for row in columns:
         lacking = f"; {row['lacking']:,} cells have none" if row["lacking"] else ""
         suits = f"  ({' or '.join(row['suits'])}?)" if row["suits"] else ""
@@ -296,10 +304,11 @@ def _tables(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> It
 
 def _shown(found: list[Any]) -> list[str]:
     order = {"error": 0, "warning": 1, "note": 2}
-    found = sorted(found, key=lambda finding: order[finding.level])
-    return [f"  {f'{f.level}:':<9}{spoken(f.text)}" for f in found] or [
-        "  none: every role is sound"
+    lines = [
+        f"  {f'{finding.level}:':<9}{spoken(finding.text)}"
+        for finding in sorted(found, key=lambda finding: order[finding.level])
     ]
+    return lines or ["  none: every role is sound"]
 
 
 def _shown_feeds(feeds: list[dict[str, Any]]) -> Iterator[str]:
@@ -307,8 +316,8 @@ def _shown_feeds(feeds: list[dict[str, Any]]) -> Iterator[str]:
         if feed["missing"]:
             said = f"needs {', '.join(feed['missing'])}"
         else:
-            more = (
+            said = f"can be fitted, reads {', '.join(feed['reads'])}"
+            said += (
                 f"; could also read {', '.join(feed['could_read'])}" if feed["could_read"] else ""
             )
-            said = f"can be fitted, reads {', '.join(feed['reads'])}{more}"
         yield f"  {feed['key']:<16}{said}"

@@ -131,7 +131,7 @@ def _fit(
     interrupted = any(note.startswith("interrupted") for note in fitted.provenance["notes"])
     if checkpoint and not interrupted:
         shutil.rmtree(checkpoint, ignore_errors=True)
-    state = "converged" if fitted.provenance["converged"] else "still improving when it stopped"
+    state = "Converged" if fitted.provenance["converged"] else "Still improving when it stopped"
     return Answer(
         f"{fitted!r}.\n{state}, {seconds:.1f} s; saved to {output}",
         {

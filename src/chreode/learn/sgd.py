@@ -180,7 +180,9 @@ class _Loop:
 
     def converged(self) -> bool:
         """Return whether the objective had stopped improving before the epochs ran out."""
-        return self.stopped or self.best_epoch < self.epochs - max(1, math.ceil(0.05 * self.epochs))
+        ended = self.epoch >= self.epochs  # not so after Ctrl-C
+        rested = self.best_epoch < self.epochs - max(1, math.ceil(0.05 * self.epochs))
+        return self.stopped or (ended and rested)
 
     # one epoch
 

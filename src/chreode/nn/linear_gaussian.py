@@ -204,7 +204,7 @@ class LinearGaussian(Module):
         """Regress each feature on (z, 1) over the cells that measure it, then make z standard again.
 
         Letting z have any mean and covariance, and moving these into μ and W, leaves the likelihood
-        as monotone as EM does and takes tens of epochs where EM takes thousands.
+        as monotone as EM does and takes tens of epochs where EM may take thousands.
 
         References
         ----------
@@ -250,17 +250,17 @@ class LinearGaussian(Module):
 
     # what a fitted model can do
 
-    def infer(self, batch: CellBatch) -> Posterior:
+    def _infer(self, batch: CellBatch) -> Posterior:
         """Return the posterior of each cell, and the log-density of its observed entries."""
         return infer(*self._residual(batch), self.weight, self.noise)
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
         """Return the posterior mean."""
-        return self.infer(batch).mean
+        return self._infer(batch).mean
 
     def posterior(self, batch: CellBatch, n_samples: int) -> Float[Tensor, "s b z"]:
         """Return posterior draws."""
-        q = self.infer(batch)
+        q = self._infer(batch)
         root = torch.linalg.cholesky(q.covariance)
         return q.mean + torch.einsum(
             "bij,sbj->sbi", root, torch.randn(n_samples, *q.mean.shape).to(root)
@@ -285,7 +285,7 @@ class LinearGaussian(Module):
         importance: bool,  # noqa: ARG002, FBT001 (the contract)
     ) -> Float[Tensor, " b"]:
         """Return the exact log-density of the observed entries: every bound is tight here."""
-        return self.infer(batch).log_evidence
+        return self._infer(batch).log_evidence
 
     def loadings(self) -> Float[Tensor, "g z"]:
         """Return W: change of log-expression per unit of z."""
