@@ -35,6 +35,14 @@ def test_names_are_found_and_strangers_refused():
 
 def test_the_core_needs_no_framework():
     named = {re.match(r"[\w-]+", line)[0].lower() for line in requires("chreode")}
-    unwanted = {"jax", "lightning", "pytorch-lightning", "pyro-ppl", "hydra-core", "torchvision", "lightly"}
+    unwanted = {
+        "jax",
+        "lightning",
+        "pytorch-lightning",
+        "pyro-ppl",
+        "hydra-core",
+        "torchvision",
+        "lightly",
+    }
     assert named
     assert not named & unwanted

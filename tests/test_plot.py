@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -218,6 +219,7 @@ def test_umap_keeps_groups_apart_and_repeats_itself():
     nearest = np.argsort(distance, axis=1)[:, :5]
     assert (label[nearest] == label[:, None]).all()
     np.testing.assert_array_equal(plot.umap_coordinates(x), y)
+    assert torch.get_num_threads() == 1  # as the tests set it; numba sets OpenMP's
     assert not np.array_equal(plot.umap_coordinates(x, seed=1), y)
     ax = plot.embedding(x, colour=label.astype(str))
     assert ax.get_xlabel() == "UMAP 1"

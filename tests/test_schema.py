@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +16,17 @@ from chreode.schema import Place, Spec
 
 
 @pytest.mark.parametrize(
-    "text", ["X", "raw", "layers/counts", "obs/batch", "obsm/protein", "rna:X", "rna:layers/a/b", "obs/rna:batch"]
+    "text",
+    [
+        "X",
+        "raw",
+        "layers/counts",
+        "obs/batch",
+        "obsm/protein",
+        "rna:X",
+        "rna:layers/a/b",
+        "obs/rna:batch",
+    ],
 )
 def test_a_place_is_spelled_as_it_was_read(text):
     assert str(Place.parse(text)) == text
@@ -25,7 +37,9 @@ def test_a_colon_in_a_column_name_is_no_modality():
     assert Place.parse("rna:obs/batch") == Place("obs", "batch", "rna")
 
 
-@pytest.mark.parametrize("text", ["", "x", "layers", "layers/", "obs", "X/counts", "varm/a", "rna:", "rna:layer/x"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "layers", "layers/", "obs", "X/counts", "varm/a", "rna:", "rna:layer/x"]
+)
 def test_what_is_no_place_is_refused_with_the_spelling(text):
     with pytest.raises(ch.SchemaError, match="is no place.*layers/NAME"):
         Place.parse(text)
@@ -33,14 +47,14 @@ def test_what_is_no_place_is_refused_with_the_spelling(text):
 
 @given(st.text(max_size=20))
 def test_any_text_is_a_place_or_a_clear_error(text):
-    try:
+    with contextlib.suppress(ch.SchemaError):
         assert str(Place.parse(text)) == text
-    except ch.SchemaError:
-        pass
 
 
 def test_schemas_survive_json():
-    schema = ch.Schema(counts="X", categorical=("obs/a", "obs/b"), missing=("nan",), fractional=True)
+    schema = ch.Schema(
+        counts="X", categorical=("obs/a", "obs/b"), missing=("nan",), fractional=True
+    )
     assert ch.Schema.from_dict(schema.as_dict()) == schema
     assert ch.Schema().as_dict() == {}
 
@@ -78,7 +92,9 @@ def test_a_spec_is_learned_from_the_rows_alone_and_survives_json(cells, schema):
 
 
 def test_new_categories_stand_behind_the_old(cells, schema):
-    old = learn_spec(cells, schema, ["counts", "batch"], np.flatnonzero(cells.obs["batch"] == "batch_2"))
+    old = learn_spec(
+        cells, schema, ["counts", "batch"], np.flatnonzero(cells.obs["batch"] == "batch_2")
+    )
     new = learn_spec(cells, schema, ["counts", "batch"], np.arange(500), old)
     assert new.categories["batch"] == ("batch_2", "batch_0", "batch_1")
     assert new.blocks["batch"] == (1, 2)

@@ -25,7 +25,7 @@ def demo(
     output: Annotated[Path, Parameter(name=("--output", "-o"))] = Path("chreode-demo"),
     offline: Switch = False,
     seed: Seed = 0,
-    threads: Threads = None,
+    threads: Threads = 1,  # minibatches are small; and other counts of threads give other bits
 ) -> None:
     """Fit, judge and draw real blood cells, and write a report of it.
 

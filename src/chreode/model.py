@@ -134,12 +134,12 @@ class Model:
         spec = learn_spec(data, schema, roles, positions, from_.spec if from_ else None)
         take = match_features(data, schema, spec, roles, from_.feature_weight() if from_ else None)
         source = open_source(data, schema, spec, roles, take, positions)
-        self._refuse_missing(source)
+        self.refuse_missing(source)
         rng = Rng(int(seed))
         validates = any(p.learner.validates for p in self.phases())
         split = _split(data, positions, validation if validates else 0, rng)
         run = Run(
-            rng=rng, device=choose_device(device), precision=precision, compile=compile,
+            rng=rng, device=choose_device(device, double=not validates), precision=precision, compile=compile,
             progress=progress, checkpoint=Path(checkpoint) if checkpoint else None,
             fingerprint=self._fingerprint(spec, seed, split, source),
         )  # fmt: skip
@@ -206,7 +206,14 @@ class Model:
             raise DataError("No cell has every modality that this model reads.")
         return rows
 
-    def _refuse_missing(self, source: Source) -> None:
+    def refuse_missing(self, source: Source) -> None:
+        """Refuse entries that were not measured, unless the model understands them.
+
+        Raises
+        ------
+        DataError
+            If there are any.
+        """
         values: Any
         for role, values in source.matrices.items():
             if role.partition("/")[0] in self.tolerates:

@@ -39,6 +39,10 @@ class Step:
     index: int
     progress: float
 
+    def warm_up(self, share: float) -> float:
+        """Return a weight that rises from 0 to 1 over the first `share` of the run."""
+        return min(1.0, self.progress / share) if share else 1.0
+
 
 @dataclass(frozen=True)
 class Loss:

@@ -229,6 +229,10 @@ class Spec:
         """Return the number of features of a matrix role."""
         return len(self.features[role])
 
+    def either(self, *roles: str) -> str:
+        """Return the first of some matrix roles that the fit read."""
+        return next(role for role in roles if role in self.features)
+
     def condition_blocks(self) -> tuple[tuple[int, ...], ...]:
         """Return the blocks of `batch` (if named) and of every categorical covariate, in this order."""
         names = [*(["batch"] if "batch" in self.categories else []), *self.categorical]

@@ -332,6 +332,7 @@ def _open(self: Fitted, verb: str, data: Data, schema: Schema | None) -> tuple[S
     schema = schema or self.schema
     roles = [r for r in self.model.reads(verb) if r in self.spec.roles]
     source = open_query(data, schema, self.spec, roles, self.feature_weight())
+    self.model.refuse_missing(source)
     usable = np.arange(len(source))
     if not self.model.partial:
         for role in source.matrices:

@@ -31,7 +31,14 @@ def bench(request, quick):
 def test_baselines_and_ceiling_are_always_there(bench):
     table = bench.table()
     assert table.index.tolist() == ["PCA", "Harmony", "X_noise", "X_good", "SCVI", "label oracle"]
-    assert table["role"].tolist() == ["baseline", "baseline", "method", "method", "method", "ceiling"]
+    assert table["role"].tolist() == [
+        "baseline",
+        "baseline",
+        "method",
+        "method",
+        "method",
+        "ceiling",
+    ]
     assert table.columns.tolist() == ["role", *FEW, "bio", "batch", "total", "seeds", "note"]
     assert table["seeds"].tolist() == [1, 2, 1, 1, 2, 1]
 

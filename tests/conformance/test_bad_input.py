@@ -71,7 +71,7 @@ def names(which, value):
     return change
 
 
-class _nothing:  # noqa: N801 (a context manager used once)
+class _nothing:
     def __enter__(self):
         return self
 
@@ -107,7 +107,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-@pytest.mark.filterwarnings("ignore:Variable names are not unique", "ignore:Observation names are not")
+@pytest.mark.filterwarnings(
+    "ignore:Variable names are not unique", "ignore:Observation names are not"
+)
 def test_refused_before_any_compute(model, cells, schema, no_compute, case):
     change, roles, said = BAD[case]
     if change is not None:
@@ -170,7 +172,9 @@ def test_silent_genes_are_kept_and_reported(model, cells, schema):
     cells.layers["counts"] = sp.csr_matrix(counts)
     silent = int((counts.sum(0) == 0).sum())
     assert silent >= 4
-    assert any(f"{silent} features are zero in every cell" in f.text for f in findings(cells, schema))
+    assert any(
+        f"{silent} features are zero in every cell" in f.text for f in findings(cells, schema)
+    )
     assert model.fit(cells, schema).spec.n_features("counts") == 300
 
 

@@ -1,4 +1,4 @@
-"""The spike of ADR 2: five unlike methods through one contract, each in a few lines, none of them a model yet.
+"""The spike of ADR 2: unlike methods through one contract, in a few lines each, none of them a model yet.
 
 SCVI (a warm-up on the clock) is a real model and tested as one. Here: BYOL (an EMA target), an
 adversary (a second player), two phases (a part that learns while another rests), and a factor
@@ -192,7 +192,9 @@ class ViewsModule(Module):
         for name in self.widths:
             x, there, w, noise = self.view(batch, name)
             zz = torch.einsum("bi,bj->bij", mean, mean) + covariance
-            error = (x - mean @ w.T).square().sum(1) + torch.einsum("ij,bij->b", w.T @ w, covariance)
+            error = (x - mean @ w.T).square().sum(1) + torch.einsum(
+                "ij,bij->b", w.T @ w, covariance
+            )
             n = x.shape[1]
             ll = ll - 0.5 * there[:, 0] * (error / noise + n * torch.log(2 * np.pi * noise))
             sums |= {
@@ -234,7 +236,10 @@ def test_an_ema_target_follows_the_encoder_and_takes_no_gradient(cells, schema):
     with Rng(0).scope("init"):
         start = Byol().build(fitted.spec)
     online, target = fitted.module.online[0].weight, fitted.module.target[0].weight
-    moved, followed = (online - start.online[0].weight).norm(), (target - start.target[0].weight).norm()
+    moved, followed = (
+        (online - start.online[0].weight).norm(),
+        (target - start.target[0].weight).norm(),
+    )
     assert 0 < followed < moved
     assert (online - target).norm() < moved
     assert fitted.embed(cells).shape == (500, 8)
@@ -252,7 +257,9 @@ def test_a_phase_moves_its_own_part_alone(cells, schema):
     fitted = Staged().fit(cells, schema)
     assert fitted.history["phase"].unique().tolist() == ["autoencoder", "flow"]
     names = list(fitted.module.state_dict())
-    assert sum("encoder.weight" in n for n in names) == 1  # the flow's view of it is not saved twice
+    assert (
+        sum("encoder.weight" in n for n in names) == 1
+    )  # the flow's view of it is not saved twice
 
 
 def test_the_resting_part_does_not_change(cells, schema, monkeypatch):

@@ -94,14 +94,19 @@ def test_shuffled_draws_every_row_once_in_nearly_equal_minibatches(labelled):
 
 def test_no_minibatch_is_left_with_a_cell_or_two(labelled):
     for n in (10, 17, 33, 40):
-        sizes = [len(b) for b in Shuffled(16).batches(labelled, np.arange(n), 0, np.random.default_rng(0))]
+        sizes = [
+            len(b)
+            for b in Shuffled(16).batches(labelled, np.arange(n), 0, np.random.default_rng(0))
+        ]
         assert min(sizes) >= min(n, 9)
 
 
 def test_balanced_draws_labels_equally_and_never_the_unlabelled(labelled):
     drawn = np.concatenate(
         [
-            np.concatenate(list(Balanced(8).batches(labelled, np.arange(40), e, np.random.default_rng(e))))
+            np.concatenate(
+                list(Balanced(8).batches(labelled, np.arange(40), e, np.random.default_rng(e)))
+            )
             for e in range(40)
         ]
     )

@@ -52,7 +52,10 @@ def state(fitted):
 def test_it_minimises(source):
     module = Quadratic()
     trace = learn(module, source, max_epochs=200)
-    assert abs(float(module.w.detach()) - float(source.batch(SPLIT.train)["counts"][:, 0].mean())) < 0.05
+    assert (
+        abs(float(module.w.detach()) - float(source.batch(SPLIT.train)["counts"][:, 0].mean()))
+        < 0.05
+    )
     assert trace.history["train_objective"].iloc[-1] < trace.history["train_objective"].iloc[0]
     assert set(trace.history) >= {"epoch", "lr", "train_w", "validation_objective", "seconds"}
 
@@ -134,7 +137,9 @@ def test_each_player_follows_its_own_objective(source):
 
 
 def test_a_non_finite_loss_names_tensor_cells_and_cure(cells, schema):
-    with pytest.raises(ch.FitError, match=r"(?s)not finite.*Tensors:.*cells of the minibatch: .*lower lr"):
+    with pytest.raises(
+        ch.FitError, match=r"(?s)not finite.*Tensors:.*cells of the minibatch: .*lower lr"
+    ):
         ch.SCVI(lr=1e12, max_epochs=5).fit(cells, schema)
 
 
@@ -149,7 +154,9 @@ def _stop_after(monkeypatch, epochs, error):
     monkeypatch.setattr(sgd_module._Loop, "run_epoch", run_epoch)
 
 
-@pytest.mark.parametrize("options", [{}, {"patience": 2, "kl_warmup": 0.0}, {"latent_library": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"patience": 2, "kl_warmup": 0.0}, {"latent_library": True}]
+)
 def test_a_resumed_fit_has_the_same_bits(cells, schema, tmp_path, monkeypatch, options):
     model = ch.SCVI(max_epochs=6, n_hidden=32, **options)
     whole = model.fit(cells, schema, seed=3)
@@ -192,7 +199,12 @@ def test_ctrl_c_in_the_first_epoch_stops(cells, schema, monkeypatch):
 
 def test_bf16_learns_the_same_thing_roughly(cells, schema):
     a = ch.SCVI(max_epochs=10).fit(cells, schema).history["validation_elbo"].iloc[-1]
-    b = ch.SCVI(max_epochs=10).fit(cells, schema, precision="bf16").history["validation_elbo"].iloc[-1]
+    b = (
+        ch.SCVI(max_epochs=10)
+        .fit(cells, schema, precision="bf16")
+        .history["validation_elbo"]
+        .iloc[-1]
+    )
     assert a != b
     assert b == pytest.approx(a, rel=0.02)
 
@@ -221,6 +233,7 @@ def test_validation_rows_may_be_named(cells, schema):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while compiling
 def test_compiled_is_the_same_model(cells, schema):
     a = ch.SCVI(max_epochs=2, dropout=0.0).fit(cells, schema)
     b = ch.SCVI(max_epochs=2, dropout=0.0).fit(cells, schema, compile=True)

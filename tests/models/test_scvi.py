@@ -148,9 +148,12 @@ def test_a_linear_decoder_has_loadings_and_others_say_they_have_none(trained, ce
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"dispersion": "gene-batch"}, {"latent_library": True}, {"encode_covariates": True}]
+    "options",
+    [{}, {"dispersion": "gene-batch"}, {"latent_library": True}, {"encode_covariates": True}],
 )
-def test_query_mapping_learns_new_categories_and_moves_nothing_else(cells, schema, options, tmp_path):
+def test_query_mapping_learns_new_categories_and_moves_nothing_else(
+    cells, schema, options, tmp_path
+):
     known = cells[cells.obs["batch"] != "batch_2"].copy()
     query = cells[cells.obs["batch"] == "batch_2"].copy()
     model = ch.SCVI(max_epochs=5, **options)
@@ -172,7 +175,9 @@ def test_query_mapping_learns_new_categories_and_moves_nothing_else(cells, schem
 def test_query_mapping_improves_the_fit_of_the_new_batch():
     cells = simulate_cells(800, 200, n_types=3, n_batches=3, batch_strength=0.8, seed=1)
     roles = ch.Schema(counts="X", batch="obs/batch")
-    known, query = (cells[(cells.obs["batch"] == "batch_2") == flag].copy() for flag in (False, True))
+    known, query = (
+        cells[(cells.obs["batch"] == "batch_2") == flag].copy() for flag in (False, True)
+    )
     model = ch.SCVI(max_epochs=60, n_hidden=64, lr=5e-3)
     reference = model.fit(known, roles)
     mapped = model.fit(query, roles, from_=reference)

@@ -53,7 +53,7 @@ Json = Annotated[
 Seed = Annotated[Whole, Parameter(group=RUN, help="Same seed, same result on the same machine.")]
 Threads = Annotated[
     Whole | None,
-    Parameter(validator=Number(gte=1), group=RUN, help="Threads of torch [default: all]."),
+    Parameter(validator=Number(gte=1), group=RUN, help="Threads of torch; all, unless said."),
 ]
 
 

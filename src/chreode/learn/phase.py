@@ -120,20 +120,23 @@ def bar(total: int, what: str, run_progress: bool | None) -> Iterator[Any]:  # n
         yield shown
 
 
-def choose_device(wish: str) -> str:
+def choose_device(wish: str, *, double: bool) -> str:
     """Return a device that exists; ``"auto"`` takes CUDA, then MPS, then the CPU.
+
+    MPS has no float64, so what computes in `double` stays on the CPU there.
 
     Raises
     ------
     ConfigError
         If this machine has no such device.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    mps = torch.backends.mps.is_available() and not double
+    there = {"cuda": torch.cuda.is_available(), "mps": mps}
     found = [*(device for device, is_there in there.items() if is_there), "cpu"]
     if wish == "auto":
         return found[0]
     if wish.partition(":")[0] not in found:
-        raise ConfigError(f"device={wish!r}: this machine has {' and '.join(found)}.")
+        raise ConfigError(f"device={wish!r}: this model runs on {' and '.join(found)} here.")
     return wish
 
 

@@ -41,7 +41,7 @@ class FactorAnalysis(Model):
 
     def build(self, spec: Spec) -> LinearGaussian:
         """Return the untrained tensors."""
-        role = "expression" if "expression" in spec.features else "counts"
+        role = spec.either("expression", "counts")
         return LinearGaussian(spec.n_features(role), self.n_factors, shared_noise=False)
 
     def phases(self) -> list[Phase]:

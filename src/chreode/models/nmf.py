@@ -117,7 +117,7 @@ class NMF(Model):
 
     def build(self, spec: Spec) -> NMFModule:
         """Return the untrained tensors."""
-        role = "expression" if "expression" in spec.features else "counts"
+        role = spec.either("expression", "counts")
         return NMFModule(self, spec.n_features(role))
 
     def phases(self) -> list[Phase]:

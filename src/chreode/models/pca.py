@@ -84,7 +84,7 @@ class PCA(Model):
 
     def build(self, spec: Spec) -> PCAModule:
         """Return the untrained tensors."""
-        role = "expression" if "expression" in spec.features else "counts"
+        role = spec.either("expression", "counts")
         return PCAModule(spec.n_features(role), self.n_latent)
 
     def phases(self) -> list[Phase]:

@@ -42,7 +42,7 @@ class PPCA(Model):
 
     def build(self, spec: Spec) -> LinearGaussian:
         """Return the untrained tensors."""
-        role = "expression" if "expression" in spec.features else "counts"
+        role = spec.either("expression", "counts")
         return LinearGaussian(spec.n_features(role), self.n_latent, shared_noise=True)
 
     def phases(self) -> list[Phase]:

@@ -167,7 +167,7 @@ class SCVIModule(Module):
         )
         kl = kl_standard_normal(latent.mean, latent.variance)
         kl_library = self._library_kl(batch, latent)
-        weight = min(1.0, step.progress / self.options.kl_warmup) if self.options.kl_warmup else 1.0
+        weight = step.warm_up(self.options.kl_warmup)
         objective = (reconstruction + weight * kl + kl_library).mean()
         terms = {
             "reconstruction": reconstruction.mean(),

@@ -85,7 +85,7 @@ class VAEModule(Module):
         values = self.decode(reparametrise(mean, variance))
         reconstruction = -(values.log_prob(x) * observed).sum(-1)
         kl = kl_standard_normal(mean, variance)
-        weight = min(1.0, step.progress / self.options.kl_warmup) if self.options.kl_warmup else 1.0
+        weight = step.warm_up(self.options.kl_warmup)
         terms = {
             "reconstruction": reconstruction.mean(),
             "kl": kl.mean(),
@@ -187,7 +187,7 @@ class VAE(Model):
 
     def build(self, spec: Spec) -> VAEModule:
         """Return the untrained tensors."""
-        role = "expression" if "expression" in spec.features else "counts"
+        role = spec.either("expression", "counts")
         return VAEModule(self, spec.n_features(role))
 
     def phases(self) -> list[Phase]:

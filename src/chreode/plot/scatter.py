@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from jaxtyping import Float, Float32, Float64, Int
 from matplotlib import colormaps
@@ -143,7 +144,11 @@ def umap_coordinates(x: Float[np.ndarray, "b z"], seed: int = 0) -> Float32[np.n
             n_neighbors=neighbours.k + 1, n_epochs=200, init=principal_plane(x), random_state=seed, n_jobs=1,
             precomputed_knn=known,
         )  # fmt: skip
-        return np.asarray(layout.fit_transform(x), np.float32)
+        threads = torch.get_num_threads()
+        try:
+            return np.asarray(layout.fit_transform(x), np.float32)
+        finally:
+            torch.set_num_threads(threads)  # numba has set OpenMP's, which are torch's too
 
 
 def principal_plane(x: Float[np.ndarray, "b z"]) -> Float32[np.ndarray, "b 2"]:
