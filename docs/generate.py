@@ -18,6 +18,7 @@ from chreode.cli import COMMANDS, app
 from chreode.commands.common import ROLES_GROUP
 from chreode.commands.show import verbs
 from chreode.metrics import METRICS
+from chreode.schema import ROLES
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- from the code: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -65,6 +66,17 @@ def options_table(_: Path, key: str) -> str:
         for row in config.describe(models.find(key))
     )
     return _table(("option", "type", "default", "meaning"), rows)
+
+
+def roles_table(_: Path) -> str:
+    """Return a row per role: which models read it, and in which of them NaN means not measured."""
+    known = [models.find(key) for key in models.keys()]  # noqa: SIM118 (a function, no mapping)
+    rows = []
+    for role in ROLES:
+        reads = [m.__name__ for m in known if role in "|".join((*m.needs, *m.uses)).split("|")]
+        lacks = [m.__name__ for m in known if role in m.tolerates]
+        rows.append((f"`{role}`", ", ".join(reads) or "no model yet", ", ".join(lacks)))
+    return _table(("role", "read by", "NaN understood by"), rows)
 
 
 def metrics_table(_: Path) -> str:
@@ -135,6 +147,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 PARTS: dict[str, Callable[..., str]] = {
     "models": models_table,
     "options": options_table,
+    "roles": roles_table,
     "metrics": metrics_table,
     "commands": command_sections,
 }

@@ -87,11 +87,14 @@ def commands(page: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", with_blocks("sh"), ids=named)
-def test_commands_on_the_page_run(page, desk, capsys):
+@pytest.mark.usefixtures("desk")
+def test_commands_on_the_page_run(page, capsys):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
+    for _, text in blocks(page, "toml"):
+        Path("scvi.toml").write_text(text, encoding="utf-8")  # in the folder of `desk`
     for program, *words in commands(page):
         if program == "make":
             assert set(words) <= set(targets), words

@@ -17,7 +17,6 @@ _PLACES = {
     "Fitted": "fitted",
     "load": "fitted",
     "Model": "model",
-    "read": "read",
     "ChreodeError": "errors",
     "SchemaError": "errors",
     "DataError": "errors",

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import StoreError
@@ -73,7 +73,8 @@ def _flush(path: Path) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able header as one safetensors file."""
     plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
-    save_file(plain, path, metadata={"info": json.dumps(info)})
+    # as bytes, because the library's own writer makes files that only their owner can read
+    path.write_bytes(save(plain, metadata={"info": json.dumps(info)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,0 +1,173 @@
+"""``chreode check``: what a file holds, what is wrong with it, and what to type next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+
+import chreode as ch
+from chreode import models
+from chreode.data.simulate import simulate_citeseq
+
+KEYS = models.keys()
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def test_check_leads_from_a_file_to_a_fit(say, there):
+    code, out, _ = say("check cells.h5ad --json")
+    first = json.loads(out)
+    assert code == 0
+    assert first["suggested"] == (
+        "chreode check cells.h5ad --counts layers/counts --batch obs/batch --label obs/cell_type"
+    )
+    code, out, _ = say(first["suggested"].removeprefix("chreode ") + " --json")
+    second = json.loads(out)
+    assert code == 0
+    assert second["findings"] == []
+    assert {m["key"] for m in second["models"]} == set(KEYS)
+    fit = second["suggested"].removeprefix("chreode ")
+    assert fit.startswith("fit scvi cells.h5ad --counts layers/counts")
+    assert say(f"{fit} --max-epochs 1")[0] == 0
+    assert ch.load("runs/scvi").schema.label == "obs/cell_type"
+
+
+def test_check_tells_counts_from_what_is_not(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.raw = cells.copy()
+    cells.X = np.log1p(cells.X.toarray())
+    cells.layers["scaled"] = cells.X - cells.X.mean(0)
+    cells.layers["seen"] = (cells.X > 0).astype(np.float32)
+    cells.obsm["words"] = np.full((200, 2), "a", dtype=object)
+    cells.obsm["lacking"] = np.where(np.arange(400).reshape(200, 2) % 7, 2.0, np.nan)
+    cells.write_h5ad("mixed.h5ad")
+    _, out, _ = say("check mixed.h5ad --json")
+    told = {m["place"]: m for m in json.loads(out)["matrices"]}
+    assert {place for place, m in told.items() if m["counts"]} == {
+        "raw",
+        "layers/counts",
+        "layers/seen",
+    }
+    assert "normalised" in told["X"]["holds"]
+    assert "scaled" in told["layers/scaled"]["holds"]
+    assert "detected or not" in told["layers/seen"]["holds"]
+    assert "no numbers" in told["obsm/words"]["holds"]
+    assert "58 NaN" in told["obsm/lacking"]["holds"]
+    assert told["layers/counts"] == {
+        "place": "layers/counts", "shape": [200, 80], "dtype": "float32", "sparse": True,
+        "counts": True, "holds": f"raw counts: whole numbers, 0 to {int(cells.raw.X.max())}",
+    }  # fmt: skip
+
+
+def test_check_looks_at_every_value(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.layers["nearly"] = cells.X.copy()
+    cells.layers["nearly"].data[-1] += 0.5
+    cells.write_h5ad("nearly.h5ad")
+    _, out, _ = say("check nearly.h5ad --json")
+    told = {m["place"]: m["counts"] for m in json.loads(out)["matrices"]}
+    assert told["X"]
+    assert not told["layers/nearly"]
+
+
+def test_check_describes_columns(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.obs["day"] = np.linspace(0, 3.5, 200)
+    cells.obs["treatment"] = np.where(np.arange(200) % 2, "ctrl", "IFN beta")
+    cells.obs["guide"] = np.where(np.arange(200) % 2, "A", "B")
+    cells.obs["bar"] = [f"cell{i}" for i in range(200)]
+    cells.obs["annotation"] = np.where(np.arange(200) % 2, "", "T")
+    cells.obs["nothing"] = np.nan
+    cells.write_h5ad("columns.h5ad")
+    _, out, _ = say("check columns.h5ad --json")
+    told = json.loads(out)
+    columns = {c["place"]: c for c in told["columns"]}
+    assert columns["obs/day"]["suits"] == ["time"]
+    assert columns["obs/treatment"]["control"] == "ctrl"
+    assert columns["obs/guide"]["suits"] == []  # none of its values could be the control
+    assert columns["obs/bar"]["kind"] == "names"
+    assert columns["obs/annotation"]["lacking"] == 100
+    assert columns["obs/nothing"]["holds"] == "no value at all"
+    assert told["suggested"].endswith("--perturbation obs/treatment --control ctrl")
+
+
+def test_check_fails_on_errors_and_names_the_flag_that_mends_them(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.X = cells.X * 0.5
+    cells.obs["type"] = np.where(np.arange(200) % 2, "unknown", "T")
+    cells.write_h5ad("half.h5ad")
+    code, out, _ = say("check half.h5ad --counts X --label obs/type")
+    assert code == 1
+    assert "error:   counts (X) holds" in out
+    assert "say --fractional" in out
+    assert "say --missing unknown" in out
+    assert "chreode fit" not in out
+    code, out, _ = say("check half.h5ad --counts X --fractional --label obs/type --missing unknown")
+    assert code == 0
+    assert (
+        "chreode fit scvi half.h5ad --counts X --label obs/type --missing unknown --fractional"
+        in out
+    )
+
+
+def test_check_for_one_model(say, there):
+    code, out, _ = say("check cells.h5ad --batch obs/batch --for scvi")
+    assert code == 1
+    assert "scvi needs counts" in out
+    code, out, _ = say("check cells.h5ad --counts X --for pca --json")
+    told = json.loads(out)
+    assert code == 0
+    assert [m["key"] for m in told["models"]] == ["pca"]
+    assert told["suggested"] == "chreode fit pca cells.h5ad --counts X -o runs/pca"
+
+
+def test_check_of_a_mudata_names_modalities_and_drops_copies_of_columns(say, there):
+    with mudata.set_options(pull_on_update=False):
+        simulate_citeseq(120, 60, 8, n_batches=2, seed=0).write("m.h5mu")
+    code, out, _ = say("check m.h5mu --json")
+    told = json.loads(out)
+    assert code == 0
+    assert "--counts rna:" in told["suggested"]
+    assert "--batch obs/batch" in told["suggested"]
+    assert not any(c["place"].endswith(":obs/batch") for c in told["columns"])
+    assert say(told["suggested"].removeprefix("chreode "))[0] == 0
+
+
+def test_check_survives_what_is_odd(say, there):
+    cells = ad.read_h5ad("cells.h5ad")[:20].copy()
+    cells.obs["whole"] = pd.array([1, None] * 10, dtype="Int64")
+    cells.obs["code"] = pd.Categorical([1.0, 2.0] * 10)
+    cells.obs["none"] = pd.Categorical([None] * 20, categories=["a"])
+    cells.obsm["table"] = pd.DataFrame({"a": 1, "b": "z"}, index=cells.obs_names)
+    cells.layers["zero"] = cells.X * 0
+    cells.X = None
+    cells.obs_names = ["twice", "twice", *cells.obs_names[2:]]
+    cells.write_h5ad("odd.h5ad")
+    code, out, _ = say("check odd.h5ad --counts X --json")
+    told = json.loads(out)
+    assert code == 1
+    assert "'twice'" in told["findings"][0]["text"]
+    assert "no X" in told["findings"][1]["text"]
+    assert {m["place"]: m["holds"] for m in told["matrices"]}["layers/zero"] == "zeros alone"
+    ad.AnnData(np.zeros((0, 3), np.float32)).write_h5ad("empty.h5ad")
+    assert say("check empty.h5ad")[0] == 1
+
+
+FILES = sorted(p.relative_to(DATA) for p in DATA.rglob("*.h5*")) or [Path("kang_pbmc_ifnb")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_check_suggests_sound_roles_for_real_files(say, real, file):
+    code, out, _ = say(f"check {real(file)} --json")
+    suggested = json.loads(out)["suggested"]
+    assert code == 0
+    assert suggested.split()[3] in ("--counts", "--views")
+    code, out, _ = say(suggested.removeprefix("chreode ") + " --json")
+    assert code == 0
+    assert not [f for f in json.loads(out)["findings"] if f["level"] == "error"]

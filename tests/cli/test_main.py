@@ -1,0 +1,168 @@
+"""Help, errors and exit codes: in this process where that will do, in one of its own where not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import pytest
+import torch
+
+import chreode as ch
+from chreode import models
+from chreode.commands.common import spoken
+
+KEYS = models.keys()
+COMMANDS = ["demo", "check", "embed", "generate", "bench integration", "report", "models", "show"]
+ROLES = "--counts layers/counts --batch obs/batch"
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# help
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "fit", *(f"fit {k}" for k in KEYS)])
+def test_every_command_has_help(say, command):
+    code, out, err = say(f"{command} --help")
+    assert (code, err) == (0, "")
+    assert f"Usage: chreode {command}".strip() in out
+
+
+def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
+    script = (
+        "import sys; from chreode.cli import main\n"
+        "codes = [main(line.split()) for line in ('--help', 'fit --help', '--version')]\n"
+        "heavy = {'torch', 'anndata', 'numpy', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'{codes} {heavy}' if any(codes) or heavy else 0)"
+    )
+    done = in_a_process("-c", script)
+    assert done.returncode == 0, done.stderr
+    for key in KEYS:
+        assert f" {key} " in done.stdout
+    assert ch.__version__ in done.stdout
+
+
+# errors: the code, the text, and nothing left behind
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("fit scvi cells.h5ad --counts layers/count -o x", 1, "Did you mean 'counts'?"),
+        ("fit scvi cells.h5ad -o x", 1, "SCVI needs counts; name its place, as in --counts"),
+        ("fit scvi cells.h5ad --counts obsm/true_latent -o x", 1, "negative values"),
+        ("fit scvi cells.h5ad --counts X --n-latent 0 -o x", 1, "n_latent=0"),
+        ("fit scvi cells.h5ad --counts X --validation 2 -o x", 1, "validation=2"),
+        ("fit scvi cells.h5ad --counts X -o .", 1, "holds no model"),
+        ("fit scvi gone.h5ad --counts X -o x", 1, "no file 'gone.h5ad'"),
+        ("fit scvi broken.h5ad --counts X -o x", 1, "cannot be read"),
+        ("fit pca cells.h5ad --n-genes 5 -o x", 1, "--counts layers/counts"),
+        ("fit pca cells.h5ad --counts obsm/whole --n-genes 5 -o x", 1, "X or layers/NAME"),
+        ("fit pca cells.h5ad --counts X --n-latent 5.5 -o x", 2, "'5.5' is no whole number"),
+        ("fit scvi cells.h5ad --n_latnt 5 -o x", 2, "Did you mean --n-latent?"),
+        ("fit scvi cells.h5ad --likelihood nbb -o x", 2, 'Did you mean "nb"?'),
+        ("fit scvi cells.h5ad --threads 0 -o x", 2, "--threads"),
+        ("fit scvi cells.h5ad --counts X", 2, "--output"),
+        ("fit scvii cells.h5ad", 2, 'Did you mean "scvi"?'),
+        ("embed pca cells.h5ad -o out.csv", 1, "ends in .h5ad"),
+        ("embed gone cells.h5ad -o out.h5ad", 1, "no model folder"),
+        ("generate scvi -n 5 --given.batch batch_7 -o new.h5ad", 1, "never seen"),
+        ("generate scvi -n 5 --given.donor d -o new.h5ad", 1, "There is: batch"),
+        ("generate pca -n 5 -o new.h5ad", 1, "PCA cannot generate; it can"),
+        ("generate scvi -n 5 --guidance 2 -o new.h5ad", 1, "no guidance"),
+        ("generate scvi -n -1 -o new.h5ad", 1, "n=-1"),
+        ("generate scvi -n 5 -o new.csv", 1, "ends in .h5ad"),
+        ("bench integration cells.h5ad --counts X --batch obs/batch --label obs/cell_type -o b.json",
+         1, "Name what to score"),
+        ("bench integration cells.h5ad --counts X --batch obs/batch --keys true_latent -o b.json",
+         1, "needs label: --label obs/"),
+        ("bench integration cells.h5ad --keys a -o b.csv", 1, "ends in .json"),
+        ("report gone.json -o r.html", 1, "gone.json"),
+        ("report scvi -o r.pdf", 1, "ends in .html"),
+        ("show gone", 1, "no model folder"),
+        ("check cells.h5ad --for scv", 1, "Did you mean 'scvi'?"),
+    ],
+)  # fmt: skip
+def test_errors_say_what_to_do_and_leave_nothing_behind(say, there, line, code, said):
+    (there / "broken.h5ad").write_bytes(Path("cells.h5ad").read_bytes()[:5000])
+    if "whole" in line:
+        cells = ad.read_h5ad("cells.h5ad")
+        cells.obsm["whole"] = cells.X.toarray()
+        (there / "cells.h5ad").unlink()
+        cells.write_h5ad("cells.h5ad")
+    before = listing(there)
+    assert (*say(line)[:2],) == (code, "")
+    again, out, err = say(f"{line} --json")
+    assert again == code
+    assert said in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    told = json.loads(out)
+    assert said in told["error"]
+    assert told["kind"].endswith("Error")
+    assert listing(there) == before
+
+
+def test_a_device_that_is_not_there(say, there):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    code, _, err = say(f"fit scvi cells.h5ad {ROLES} --device cuda -o x")
+    assert code == 1
+    assert "device='cuda'" in err
+
+
+def test_threads_are_set_before_the_work(say, there):
+    before = torch.get_num_threads()
+    try:
+        code, *_ = say(f"fit pca cells.h5ad {ROLES} --threads 2 -o p")
+        assert (code, torch.get_num_threads()) == (0, 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("say Schema(fractional=True).", "say --fractional."),
+        ("say Schema(missing=('nan',)).", "say --missing nan."),
+        ("Schema(size_factor='obs/…').", "--size-factor obs/…."),
+        ("Schema(counts=3) stays", "Schema(counts=3) stays"),
+    ],
+)
+def test_messages_are_in_the_words_of_the_command_line(text, said):
+    assert spoken(text) == said
+
+
+def test_ctrl_c_elsewhere_is_130_with_no_traceback(say, there, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chreode.read.read", stop)
+    code, out, err = say("check cells.h5ad --json")
+    assert code == 130
+    assert json.loads(out)["kind"] == "KeyboardInterrupt"
+    assert err == "error: interrupted\n"
+
+
+# as a process
+
+
+def in_a_process(*tokens: str) -> subprocess.CompletedProcess[str]:
+    source = str(Path(ch.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *tokens], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_a_process_of_its_own(there):
+    done = in_a_process("-m", "chreode.cli", "fit", "scvi", "gone.h5ad", "--counts", "X", "-ox")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: There is no file 'gone.h5ad'.\n"

@@ -1,0 +1,145 @@
+"""Commands that ask, judge and list: embed, generate, bench, report, models, show."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import anndata as ad
+import mudata
+import numpy as np
+
+import chreode as ch
+from chreode import models
+from chreode.data.simulate import simulate_citeseq
+
+KEYS = models.keys()
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# embed
+
+
+def test_embed_writes_a_copy_beside_and_nothing_else(say, there):
+    before = listing(there)
+    code, out, _ = say("embed scvi cells.h5ad")
+    assert code == 0
+    assert "cells.embedded.h5ad" in out
+    written = ad.read_h5ad("cells.embedded.h5ad")
+    expected = ch.load("scvi").embed(ad.read_h5ad("cells.h5ad"))
+    np.testing.assert_array_equal(written.obsm["X_scvi"], expected)
+    assert set(listing(there)) - set(before) == {str(there / "cells.embedded.h5ad")}
+
+
+def test_embed_overwrites_its_input_only_when_told(say, there):
+    Path("mine.h5ad").write_bytes(Path("cells.h5ad").read_bytes())
+    for line in ("embed pca mine.h5ad -o mine.h5ad", "embed pca mine.h5ad --in-place -o x.h5ad"):
+        code, _, err = say(line)
+        assert code == 1
+        assert "--in-place" in err
+    assert "X_pca" not in ad.read_h5ad("mine.h5ad").obsm
+    code, out, _ = say("embed pca mine.h5ad --in-place --key-added X_mine --json")
+    assert code == 0
+    assert json.loads(out) == {"file": "mine.h5ad", "key": "X_mine", "cells": 200, "n_latent": 3}
+    assert "X_mine" in ad.read_h5ad("mine.h5ad").obsm
+
+
+def test_embed_takes_a_query_whose_counts_live_elsewhere(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    del cells.layers["counts"]
+    cells.write_h5ad("query.h5ad")
+    assert say("embed scvi query.h5ad -o out.h5ad")[0] == 1
+    assert say("embed scvi query.h5ad --counts X -o out.h5ad")[0] == 0
+
+
+def test_missing_genes_are_one_line_on_stderr(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells[:, 3:].write_h5ad("query.h5ad")
+    code, out, err = say("embed scvi query.h5ad -o out.h5ad --json")
+    assert code == 0
+    assert json.loads(out)["cells"] == 200
+    assert err.startswith("note: counts (layers/counts): 3 of 80 trained features are missing")
+    assert err.count("\n") == 1
+
+
+def test_embed_of_a_mudata_leaves_nan_where_the_modality_is_absent(say, there):
+    absent = {"rna": ["batch_1"]}
+    with mudata.set_options(pull_on_update=False):
+        simulate_citeseq(120, 60, 8, n_batches=2, absent=absent, seed=0).write("m.h5mu")
+    say("fit pca m.h5mu --counts rna:X --n-latent 4 -o p")
+    code, _, err = say("embed p m.h5mu -o out.h5mu")
+    assert (code, err) == (0, "")
+    with mudata.set_options(pull_on_update=False):
+        written = mudata.read_h5mu("out.h5mu")
+    lacking = np.isnan(written.obsm["X_pca"]).all(1)
+    np.testing.assert_array_equal(lacking, (written.obs["batch"] == "batch_1").to_numpy())
+
+
+# generate
+
+
+def test_generate_draws_under_conditions(say, there):
+    code, out, _ = say("generate scvi -n 30 --given.batch batch_1 --seed 5 -o new.h5ad")
+    assert code == 0
+    assert "30 cells (batch batch_1)" in out
+    new = ad.read_h5ad("new.h5ad")
+    assert set(new.obs["batch"]) == {"batch_1"}
+    same = ch.load("scvi").generate(30, given={"batch": "batch_1"}, seed=5)
+    assert (new.X != same.X).nnz == 0
+
+
+# bench, report, models, show
+
+
+def test_bench_and_report(say, there):
+    code, out, err = say(
+        "bench integration cells.h5ad --counts X --batch obs/batch --label obs/cell_type "
+        "--keys true_latent --models ./pca ./scvi --seeds 1 -o bench.json --json"
+    )
+    told = json.loads(out)
+    assert (code, err) == (0, "")
+    rows = {row["method"]: row for row in told["table"]}
+    assert {"PCA", "PCA (2)", "SCVI", "true_latent", "label oracle"} <= set(rows)
+    assert rows["label oracle"]["bio"] > rows["SCVI"]["bio"]
+    assert told["files"] == ["bench.json"]
+    code, out, _ = say("report bench.json -o bench.html")
+    assert (code, out) == (0, "written to bench.html\n")
+    assert "label oracle" in Path("bench.html").read_text()
+    code, out, _ = say("report scvi -o fit.html --json")
+    assert (code, json.loads(out)) == (0, {"file": "fit.html"})
+    assert "<svg" in Path("fit.html").read_text()
+
+
+def test_models_say_what_fitted_ones_can(say, there):
+    code, out, _ = say("models --json")
+    told = {row["key"]: row for row in json.loads(out)}
+    assert code == 0
+    assert tuple(told) == KEYS
+    for key, row in told.items():
+        assert getattr(ch, row["class"]) is models.find(key)
+        assert row["verbs"]
+        assert [f["name"] for f in row["fields"]] == [
+            f.name for f in dataclasses.fields(models.find(key))
+        ]
+    for key in ("scvi", "pca"):
+        assert told[key]["verbs"] == ch.load(key).verbs
+    assert told["scvi"]["needs"] == ["counts"]
+    code, out, _ = say("models")
+    assert code == 0
+    assert "needs expression or counts" in out
+
+
+def test_show(say, there):
+    code, out, _ = say("show scvi")
+    assert code == 0
+    for said in ("# SCVI", "| n_latent | 10 |", "layers/counts", "batch_0, batch_1", "train_elbo"):
+        assert said in out
+    _, out, _ = say("show scvi --json")
+    told = json.loads(out)
+    assert told["features"] == {"counts": 80}
+    assert told["categories"] == {"batch": ["batch_0", "batch_1"]}
+    assert [row["epoch"] for row in told["history"]] == [0, 1]
