@@ -25,7 +25,8 @@ def demo(
     output: Annotated[Path, Parameter(name=("--output", "-o"))] = Path("chreode-demo"),
     offline: Switch = False,
     seed: Seed = 0,
-    threads: Threads = 1,  # minibatches are small; and other counts of threads give other bits
+    # minibatches are small, and other counts of threads give other bits
+    threads: Annotated[Threads, Parameter(help="Threads of torch.")] = 1,
 ) -> None:
     """Fit, judge and draw real blood cells, and write a report of it.
 

@@ -93,8 +93,12 @@ class Schema:
         Raw counts of proteins (NaN: not measured) and of peaks.
     views
         Places of several continuous matrices, for factor models (NaN: not measured).
-    batch, label, trajectory, perturbation
-        One category per cell. Empty or NaN in `label`: unlabelled.
+    batch
+        Donor, library or laboratory of each cell: what should not matter.
+    label
+        Type or state of each cell. Empty or NaN: unlabelled.
+    trajectory, perturbation
+        Which series a cell belongs to; what was done to it (combinations as ``A+B``).
     categorical, continuous
         Further covariates, called by their column names from then on.
     size_factor, time, dose

@@ -141,7 +141,7 @@ def reconstruct(
         raise SchemaError(f"This model does not decode {role!r}.{near(role, self.spec.features)}")
     if library is not None and self.model.scale != "counts":
         raise ConfigError(f"{self.model.key} decodes {self.model.scale}; it has no library to set.")
-    source, usable = _open(self, "reconstruct", data, schema)
+    source, usable = _open(self, "reconstruct", data, schema, to)
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
     target = _encode(self, to)
 
@@ -182,7 +182,7 @@ def predict(
     cells' own, with the columns of `to` replaced.
     """
     data = read.read(data)
-    source, usable = _open(self, "predict", data, schema)
+    source, usable = _open(self, "predict", data, schema, to)
     refuse_what_cannot_be_kept(len(usable), len(next(iter(self.spec.features.values()))), into)
     target = _encode(self, to)
 
@@ -326,11 +326,18 @@ def _at_least(name: str, value: int, least: int) -> None:
         raise ConfigError(f"{name}={value!r}: expected a whole number of at least {least}.")
 
 
-def _open(self: Fitted, verb: str, data: Data, schema: Schema | None) -> tuple[Source, np.ndarray]:
-    """Return the aligned cells and the rows that have every modality the verb reads."""
+def _open(
+    self: Fitted, verb: str, data: Data, schema: Schema | None, to: Conditions | str | None = None
+) -> tuple[Source, np.ndarray]:
+    """Return the aligned cells and the rows that have every modality the verb reads.
+
+    A condition that `to` replaces is not read, unless the encoder looks at it: so cells of a batch
+    that was never seen can be decoded as cells of a known one.
+    """
     _require(self, verb)
     schema = schema or self.schema
-    roles = [r for r in self.model.reads(verb) if r in self.spec.roles]
+    replaced = set(_as_mapping(to)) - set(self.model.reads("embed"))
+    roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
     source = open_query(data, schema, self.spec, roles, self.feature_weight())
     self.model.refuse_missing(source)
     usable = np.arange(len(source))

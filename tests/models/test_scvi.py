@@ -225,3 +225,12 @@ def test_generated_cells_can_be_learned_from(trained, tmp_path):
     new = trained.generate(60, seed=0, into=tmp_path / "new.h5ad")
     again = ch.SCVI(max_epochs=1).fit(ad.read_h5ad(new), ch.Schema(counts="X", batch="obs/batch"))
     assert again.spec.n_cells == 60
+
+
+def test_cells_of_an_unseen_batch_can_be_decoded_as_those_of_a_known_one(trained, cells):
+    known = trained.reconstruct(cells, to={"batch": "batch_0"}).X
+    cells.obs["batch"] = "elsewhere"
+    with pytest.raises(ch.DataError, match="never saw"):
+        trained.reconstruct(cells)
+    np.testing.assert_array_equal(trained.reconstruct(cells, to={"batch": "batch_0"}).X, known)
+    assert trained.predict(cells, to={"batch": "batch_0"}).n_obs == 500

@@ -23,6 +23,7 @@ from ..check import as_category
 from ..errors import CapabilityError, DataError, FitError, SchemaError, near
 from ..fitted import Fitted
 from ..learn.phase import bar
+from ..metrics.clustering import require_igraph
 from ..metrics.integration import METRICS, integration_scores, weights
 from ..metrics.score import Score
 from ..model import Model
@@ -89,12 +90,16 @@ def integration(
     ------
     SchemaError
         If `batch` or `label` is not named, or a key is not in ``obsm``.
+    CapabilityError
+        If a metric of Leiden clusters is wanted and igraph is not installed.
     """
     data = read.read(data)
     for role in ("batch", "label"):
         if getattr(schema, role) is None:
             raise SchemaError(f"bench.integration needs {role}: Schema({role}='obs/…').")
     named = {r: as_category(_column(data, schema, r), schema.missing) for r in ("label", "batch")}
+    if any(key.endswith("leiden") for key in _metric_table(metrics).index):
+        require_igraph()
     embed = _fit_and_embed(PCA(n_latent=min(50, data.n_obs - 2)), data, schema, progress)
     x_pca = embed(seeds[0])
     table = [

@@ -30,6 +30,7 @@ def find(key: str) -> type[Model]:
     if key not in keys():
         raise ConfigError(f"There is no model {key!r}.{near(key, keys())}")
     module = importlib.import_module(f"{__name__}.{key}")
-    return next(
-        v for name, v in vars(module).items() if name.lower() == key and isinstance(v, type)
-    )
+    found = [v for name, v in vars(module).items() if name.lower() == key and isinstance(v, type)]
+    if not found:
+        raise ConfigError(f"{module.__file__} defines no class whose lower-cased name is {key!r}.")
+    return found[0]
