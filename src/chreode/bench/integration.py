@@ -34,6 +34,12 @@ from .table import Bench
 
 #: Rows of the table beside the ones asked for: two baselines and a ceiling.
 BASELINE, HARMONY, CEILING = "PCA", "Harmony", "label oracle"
+#: Averages of the metrics.
+_TOTALS = {
+    "bio": "mean of the bio metrics, raw",
+    "batch": "mean of the batch metrics, raw",
+    "total": "0.6 bio + 0.4 batch",
+}
 #: Bootstrap resamples behind each interval.
 DRAWS = 200
 
@@ -115,8 +121,8 @@ def integration(
     pictures: dict[str, np.ndarray] = {}
     draws: dict[str, list[np.ndarray]] = {}
     told = _metric_table(metrics)
-    scored, reported = len(told) - 3, list(told.index)
-    with bar(sum(len(r.seeds) for r in table) * scored, "judge", progress) as shown:
+    steps = sum(len(r.seeds) for r in table) * (len(told) - len(_TOTALS))
+    with bar(steps, "judge", progress) as shown:
         for row, seed in ((r, s) for r in table for s in r.seeds):
             shown.set_postfix_str(row.name)
             start = time.perf_counter()
@@ -127,15 +133,13 @@ def integration(
                     x, label, batch, pre=x_pca[cells], seed=seed, metrics=metrics,
                     progress=lambda _: shown.update(),
                 )  # fmt: skip
+                drawn = _draws(scores)
             except (CapabilityError, DataError, FitError) as error:  # a failure is a row, not a gap
                 row.note = f"failed: {error}"
                 continue
             pictures.setdefault(row.name, x)
-            drawn = {key: score.draws(DRAWS) for key, score in scores.items()}
-            for name, share in weights(k for k, s in scores.items() if not s.reason).items():
-                drawn[name] = np.sum([w * drawn[key] for key, w in share.items()], axis=0)
-            found += [_scored(row.name, seed, key, drawn.get(key), scores) for key in reported]
-            draws.setdefault(row.name, []).append(drawn.get("total", np.full(DRAWS, np.nan)))
+            found += [_scored(row.name, seed, key, drawn[key], scores) for key in told.index]
+            draws.setdefault(row.name, []).append(drawn["total"])
     return Bench(
         kind="integration",
         scores=pd.DataFrame(found),
@@ -238,16 +242,24 @@ def _oracle(label: pd.Series, seed: int) -> Float[np.ndarray, "cells z"]:
     return hot + noise.astype(np.float32)
 
 
+def _draws(scores: Mapping[str, Score]) -> dict[str, Float[np.ndarray, " draws"]]:
+    """Return resamples of every metric and of the totals, over the same cells; NaN where undefined."""
+    drawn = {key: score.draws(DRAWS) for key, score in scores.items()}
+    shares = weights(key for key, score in scores.items() if not score.reason)
+    for name in _TOTALS:
+        parts = [w * drawn[key] for key, w in shares.get(name, {}).items()]
+        drawn[name] = np.sum(parts, axis=0) if parts else np.full(DRAWS, np.nan)
+    return drawn
+
+
 def _scored(
     method: str,
     seed: int,
     metric: str,
-    draws: Float[np.ndarray, " draws"] | None,
+    draws: Float[np.ndarray, " draws"],
     scores: Mapping[str, Score],
 ) -> dict[str, Any]:
     """Return one row of the table; draws are centred, so their mean is the value."""
-    if draws is None:
-        draws = np.full(DRAWS, np.nan)
     defined = bool(np.isfinite(draws).any())
     low, high = np.nanquantile(draws, [0.025, 0.975]) if defined else (np.nan, np.nan)
     return {
@@ -280,11 +292,7 @@ def _metric_table(metrics: Sequence[str] | None) -> pd.DataFrame:
         {"metric": m.key, "name": m.name, "group": m.kind, "best": m.best, "about": m.description}
         for m in rows
     ]
-    for key, said in (
-        ("bio", "mean of the bio metrics, raw"),
-        ("batch", "mean of the batch metrics, raw"),
-        ("total", "0.6 bio + 0.4 batch"),
-    ):
+    for key, said in _TOTALS.items():
         table.append({"metric": key, "name": key, "group": "total", "best": 1.0, "about": said})
     return pd.DataFrame(table).set_index("metric")
 
