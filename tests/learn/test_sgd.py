@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -233,9 +236,18 @@ def test_validation_rows_may_be_named(cells, schema):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while compiling
-def test_compiled_is_the_same_model(cells, schema):
-    a = ch.SCVI(max_epochs=2, dropout=0.0).fit(cells, schema)
-    b = ch.SCVI(max_epochs=2, dropout=0.0).fit(cells, schema, compile=True)
-    x, y = (f.history["train_objective"].to_numpy() for f in (a, b))
-    np.testing.assert_allclose(x, y, rtol=5e-3)
+def test_compiled_is_the_same_model():
+    """In a process of its own: torch cannot compile through the tests' type checks."""
+    script = """
+import chreode as ch
+cells = ch.simulate.simulate_cells(500, 300, n_batches=3, seed=0)
+schema = ch.Schema(counts="X", batch="obs/batch")
+for compiled in (False, True):
+    fitted = ch.SCVI(max_epochs=2, dropout=0.0).fit(cells, schema, compile=compiled)
+    print(*fitted.history["train_objective"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    eager, compiled = (np.array(line.split(), float) for line in done.stdout.splitlines())
+    np.testing.assert_allclose(eager, compiled, rtol=5e-3)

@@ -150,7 +150,7 @@ class _Loop:
         self.best_state = store.clone_state(self.target)
         self.forward = self.target
         if self.run.compile:
-            self.forward = torch.compile(self.target, dynamic=False)  # type: ignore[assignment]  # OptimizedModule
+            self.forward = torch.compile(self.target)  # type: ignore[assignment]  # OptimizedModule
 
     def run_epoch(self) -> dict[str, float]:
         """Train one epoch, validate, and remember the best."""
