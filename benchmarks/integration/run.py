@@ -40,7 +40,6 @@ FITS = {
     "scvi-tools": (ROOT / ".venv-rivals/bin/python", "fit_scvi_tools.py", 0.22),
     "chreode": (Path(sys.executable), "fit_chreode.py", 0.12),
 }
-SEEDS = (0, 1, 2)
 
 
 @dataclass
@@ -143,16 +142,16 @@ class Job:
     work: Callable[[int], dict[str, Any]]
 
 
-def jobs(bench: Bench) -> Iterator[Job]:
+def jobs(bench: Bench, seeds: list[int]) -> Iterator[Job]:
     """List a task's jobs; the two libraries take turns."""
     cells, values = bench.task.counts.shape[0], bench.task.counts[:1].shape[1]
     size = cells * values / 1e6
     judge = 1.5e-3 * cells
     yield Job(bench.name, "null", 0, 1.5 * size, bench.null)
     yield Job(bench.name, "PCA", 0, judge, bench.baseline)
-    for seed in SEEDS:
+    for seed in seeds:
         yield Job(bench.name, "Harmony", seed, 2 * judge, bench.harmony)
-    for seed in SEEDS:
+    for seed in seeds:
         for method, (_, _, rate) in FITS.items():
             cost = 15 + rate * size * bench.settings.epochs + judge
             yield Job(bench.name, method, seed, cost, partial(bench.fit, method))
@@ -216,6 +215,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--cells", type=int, help="a random subset of each task, to try it out")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", choices=[*TASKS], default=[*TASKS])
     given = parser.parse_args()
     settings = Settings(epochs=given.epochs, cells=given.cells, threads=given.threads)
     torch.set_num_threads(given.threads)
@@ -230,8 +231,8 @@ def main() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit("Another run, or a fit it left behind, is under way; two at once spoil both.")
-        benches = [Bench(name, given.data, settings) for name in TASKS]
-        run([(job, bench) for bench in benches for job in jobs(bench)], given.rows)
+        benches = [Bench(name, given.data, settings) for name in given.tasks]
+        run([(job, bench) for bench in benches for job in jobs(bench, given.seeds)], given.rows)
 
 
 if __name__ == "__main__":
