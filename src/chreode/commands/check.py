@@ -246,7 +246,10 @@ def _next(
         roles.append("--" + role.replace("_", "-"))
         if value is not True:
             roles += [value] if isinstance(value, str) else value
-    return shlex.join(["chreode", "fit", model, str(file), *roles, "-o", f"runs/{model}"])
+    width = next((m["shape"][1] for m in matrices if m["place"] == schema.counts), 0)
+    # most genes of a whole transcriptome tell nothing and cost time
+    fewer = ["--n-genes", "2000"] if width > 5000 else []
+    return shlex.join(["chreode", "fit", model, str(file), *roles, *fewer, "-o", f"runs/{model}"])
 
 
 def _candidates(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> list[str]:

@@ -46,7 +46,7 @@ def evidence_bound(
     References
     ----------
     ELBO: Kingma & Welling (2014), Auto-Encoding Variational Bayes, Eq. 3. Importance-weighted
-    bound: Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, Eq. 8.
+    bound: Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders.
 
     Examples
     --------

@@ -225,7 +225,7 @@ class SCVIModule(Module):
         n_samples: int,
         importance: bool,  # noqa: FBT001 (the contract)
     ) -> Float[Tensor, " b"]:
-        """Return the ELBO, or the importance-weighted bound (Burda 2016, Eq. 8)."""
+        """Return the ELBO, or the importance-weighted bound (Burda 2016)."""
         latent = self.encode(batch)
         kl = kl_standard_normal(latent.mean, latent.variance) + self._library_kl(batch, latent)
 
@@ -300,7 +300,7 @@ class SCVI(Model):
 
     References
     ----------
-    Lopez et al. (2018), Nature Methods 15:1053, Eq. 1 and 2; linear decoder: Svensson et al. (2020),
+    Lopez et al. (2018), Nature Methods 15:1053, Methods; linear decoder: Svensson et al. (2020),
     Bioinformatics 36:3418.
     """
 
