@@ -261,10 +261,12 @@ def _scored(
 ) -> dict[str, Any]:
     """Return one row of the table; draws are centred, so their mean is the value."""
     defined = bool(np.isfinite(draws).any())
+    mean = float(np.nanmean(draws)) if defined else np.nan
+    value = scores[metric].value if metric in scores else mean
     low, high = np.nanquantile(draws, [0.025, 0.975]) if defined else (np.nan, np.nan)
     return {
         "method": method, "seed": seed, "metric": metric,
-        "value": float(np.nanmean(draws)) if defined else np.nan,
+        "value": value,
         "low": float(low), "high": float(high),
         "reason": scores[metric].reason if metric in scores else "",
     }  # fmt: skip
