@@ -100,10 +100,7 @@ def integration(
         If a metric of Leiden clusters is wanted and igraph is not installed.
     """
     data = read.read(data)
-    for role in ("batch", "label"):
-        if getattr(schema, role) is None:
-            raise SchemaError(f"bench.integration needs {role}: Schema({role}='obs/…').")
-    named = {r: as_category(_column(data, schema, r), schema.missing) for r in ("label", "batch")}
+    named = {role: _category(data, schema, role) for role in ("label", "batch")}
     if any(key.endswith("leiden") for key in _metric_table(metrics).index):
         require_igraph()
     embed = _fit_and_embed(PCA(n_latent=min(50, data.n_obs - 2)), data, schema, progress)
@@ -140,12 +137,11 @@ def integration(
             pictures.setdefault(row.name, x)
             found += [_scored(row.name, seed, key, drawn[key], scores) for key in told.index]
             draws.setdefault(row.name, []).append(drawn["total"])
+    totals = {name: np.mean(of_seeds, axis=0) for name, of_seeds in draws.items()}
     return Bench(
         kind="integration",
         scores=pd.DataFrame(found),
-        methods=pd.DataFrame(
-            [_summary(r, {k: np.mean(v, 0) for k, v in draws.items()}) for r in table]
-        ).set_index("method"),
+        methods=pd.DataFrame([_summary(r, totals) for r in table]).set_index("method"),
         metrics=told,
         about=_about(data, schema, cells, named),
         embeddings=pictures,
@@ -299,8 +295,11 @@ def _metric_table(metrics: Sequence[str] | None) -> pd.DataFrame:
     return pd.DataFrame(table).set_index("metric")
 
 
-def _column(data: Data, schema: Schema, role: str) -> pd.Series:
-    return next(read.column(data, place, role) for r, place in schema.places() if r == role)
+def _category(data: Data, schema: Schema, role: str) -> pd.Series:
+    if getattr(schema, role) is None:
+        raise SchemaError(f"bench.integration needs {role}: Schema({role}='obs/…').")
+    place = dict(schema.places())[role]
+    return as_category(read.column(data, place, role), schema.missing)
 
 
 def _shallow(data: Data) -> Data:
