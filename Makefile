@@ -11,7 +11,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[bench]' --group test --group check
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[bench,tune]' --group test --group check
 	touch $@
 
 demo: install
