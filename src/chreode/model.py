@@ -234,7 +234,7 @@ class Model:
             digest.update(rows.tobytes())
         first = next(source.batches(split.train[:256]))
         for role in sorted(first.views):
-            digest.update(first.views[role].numpy().tobytes())
+            digest.update(first[role].numpy().tobytes())
         return digest.hexdigest()[:32]
 
 

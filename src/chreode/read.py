@@ -108,7 +108,11 @@ def matrix(data: Data, place: Place, role: str) -> tuple[Any, pd.Index]:
     if isinstance(values, pd.DataFrame):
         values = values.to_numpy()
     if sp.issparse(values):
-        return values.tocsr(), names
+        values = values.tocsr()
+        if not values.has_canonical_format:
+            values = values.copy()  # the user's own stays as it is
+            values.sum_duplicates()
+        return values, names
     values = np.asarray(values)
     if values.ndim != 2:
         raise SchemaError(f"{role}={str(place)!r}: expected cells x features, got {values.shape}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,15 +14,79 @@ from ..errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
+class SparseRows:
+    """Some rows of a sparse matrix, as tensors on one device.
+
+    Attributes
+    ----------
+    indptr
+        Where each row begins in `columns` and `values`, and where the last one ends.
+    columns
+        Feature of each stored value, rising within a row.
+    values
+        What is stored, float32.
+    n_features
+        Width of the matrix.
+    """
+
+    indptr: Int[Tensor, " ends"]
+    columns: Int[Tensor, " n"]
+    values: Float[Tensor, " n"]
+    n_features: int
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "b g"]) -> SparseRows:
+        """Keep what is not 0 (NaN is kept) of a dense block."""
+        cells, columns = x.nonzero(as_tuple=True)
+        counts = torch.bincount(cells, minlength=len(x))
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return cls(indptr, columns, x[cells, columns], x.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    @cached_property
+    def cells(self) -> Int[Tensor, " n"]:
+        """Row of each stored value."""
+        return torch.repeat_interleave(
+            torch.arange(len(self), device=self.indptr.device),
+            self.indptr.diff(),
+            output_size=len(self.values),
+        )
+
+    def map(self, values: Float[Tensor, " n"]) -> SparseRows:
+        """Return other values at the same places, as log1p of these."""
+        return replace(self, values=values)
+
+    def sum(self) -> Float[Tensor, " b"]:
+        """Return the sum of each row."""
+        return self.values.new_zeros(len(self)).index_add_(0, self.cells, self.values)
+
+    def dense(self) -> Float[Tensor, "b g"]:
+        """Return the block with its zeros."""
+        out = self.values.new_zeros(len(self), self.n_features)
+        out.view(-1)[self.cells * self.n_features + self.columns] = self.values
+        return out
+
+    def to(self, device: str | torch.device) -> SparseRows:
+        """Return the same rows on `device`."""
+        indptr, columns, values = (
+            t.to(device, non_blocking=True) for t in (self.indptr, self.columns, self.values)
+        )
+        return SparseRows(indptr, columns, values, self.n_features)
+
+
+@dataclass(frozen=True, eq=False)
 class CellBatch:
-    """Some cells, one tensor per role.
+    """Some cells, one tensor per role: ``batch["counts"]`` is dense, ``batch.sparse("counts")`` is not.
 
     Attributes
     ----------
     rows
         Positions of the cells in their source, shape (b,).
     views
-        Matrix roles, dense float32, shape (b, features). NaN: not measured.
+        Matrix roles, float32, shape (b, features), dense or sparse as they are stored. NaN: not
+        measured.
     present
         For each matrix role that some cells lack altogether: which cells have it, shape (b,).
     observed
@@ -32,19 +97,32 @@ class CellBatch:
     """
 
     rows: Int[Tensor, " b"]
-    views: Mapping[str, Tensor]
+    views: Mapping[str, Tensor | SparseRows]
     present: Mapping[str, Bool[Tensor, " b"]] = field(default_factory=dict)
     observed: Mapping[str, Bool[Tensor, " g"]] = field(default_factory=dict)
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    _dense: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, role: str) -> Tensor:
-        return self.views[role] if role in self.views else self.columns[role]
+        if role not in self.views:
+            return self.columns[role]
+        view = self.views[role]
+        if isinstance(view, Tensor):
+            return view
+        if role not in self._dense:  # models read a role several times
+            self._dense[role] = view.dense()
+        return self._dense[role]
 
     def __contains__(self, role: str) -> bool:
         return role in self.views or role in self.columns
+
+    def sparse(self, role: str) -> SparseRows:
+        """Return what is stored of a matrix role, without its zeros."""
+        view = self.views[role]
+        return SparseRows.of(view) if isinstance(view, Tensor) else view
 
     def with_columns(self, **columns: Tensor) -> CellBatch:
         """Return the same cells under other conditions."""
@@ -60,9 +138,9 @@ class CellBatch:
     def log_expression(self) -> Float[Tensor, "b g"]:
         """Return `expression` if the schema names it, otherwise log1p of counts per 10,000."""
         if "expression" in self.views:
-            return self.views["expression"]
+            return self["expression"]
         if "counts" not in self.views:
             raise DataError("There is neither expression nor counts in this batch.")
-        x = self.views["counts"]
-        total = x.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        return torch.log1p(x * (1e4 / total))
+        x = self.sparse("counts")
+        scale = 1e4 / x.sum().clamp_min(torch.finfo(x.values.dtype).tiny)
+        return x.map(torch.log1p(x.values * scale[x.cells])).dense()

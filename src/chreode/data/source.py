@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..schema import Spec
-from .batch import CellBatch
+from .batch import CellBatch, SparseRows
+
+Csr: TypeAlias = sp.csr_matrix | sp.csr_array
 
 #: Dense values that one streamed chunk may hold (32 MiB of float32 per matrix).
 CHUNK_VALUES = 2**23
@@ -28,7 +30,7 @@ class Matrix(Protocol):
         """Cells, features."""
         ...
 
-    def __getitem__(self, rows: np.ndarray) -> sp.csr_matrix | sp.csr_array | np.ndarray:
+    def __getitem__(self, rows: np.ndarray) -> Csr | np.ndarray:
         """Return the rows asked for, in that order."""
         ...
 
@@ -69,7 +71,7 @@ class Source:
 
     def batch(self, rows: Int[np.ndarray, " b"], device: str = "cpu") -> CellBatch:
         """Return the cells at `rows`, in that order, as tensors on `device`."""
-        views = {role: self._dense(role, rows, device) for role in self.matrices}
+        views = {role: self._view(role, rows, device) for role in self.matrices}
         present = {r: torch.from_numpy(w[rows] >= 0).to(device) for r, w in self.where.items()}
         observed = {r: torch.from_numpy(t >= 0).to(device) for r, t in self.take.items()}
         observed = {r: mask for r, mask in observed.items() if not bool(mask.all())}
@@ -86,21 +88,21 @@ class Source:
         for start in range(0, len(rows), size):
             yield self.batch(rows[start : start + size], device)
 
-    def _dense(self, role: str, rows: Int[np.ndarray, " b"], device: str) -> Tensor:
+    def _view(self, role: str, rows: Int[np.ndarray, " b"], device: str) -> Tensor | SparseRows:
         width, take, where = (
             len(self.spec.features[role]),
             self.take.get(role),
             self.where.get(role),
         )
-        into = np.arange(len(rows))
-        out = torch.zeros((len(rows), width), device=device)
+        n, into = len(rows), np.arange(len(rows))
         if where is not None:
             into = np.flatnonzero(where[rows] >= 0)
             rows = where[rows[into]]
         block: Any = self.matrices[role][rows]
         if sp.issparse(block):
-            _scatter(block.tocsr(), into, take, out)
-            return out
+            block = block.tocsr() if take is None else _in_order(block.tocsr(), take)
+            return _as_rows(block, into, n).to(device)
+        out = torch.zeros((n, width), device=device)
         columns = slice(None) if take is None else take >= 0
         dense = torch.from_numpy(
             np.asarray(block if take is None else block[:, take[columns]], np.float32)
@@ -109,20 +111,25 @@ class Source:
         return out
 
 
-def _scatter(
-    block: sp.csr_matrix | sp.csr_array,
-    into: Int[np.ndarray, " r"],
-    take: Int[np.ndarray, " g"] | None,
-    out: Float[Tensor, "b g"],
-) -> None:
-    """Write a CSR block into rows `into` of `out`: only non-zeros travel to the device."""
-    row, column, value = np.repeat(into, np.diff(block.indptr)), block.indices, block.data
-    if take is not None:
-        position = np.full(block.shape[1], -1)
-        position[take[take >= 0]] = np.flatnonzero(take >= 0)
-        column = position[column]
-        kept = column >= 0
-        row, column, value = row[kept], column[kept], value[kept]
-    flat = torch.from_numpy(row.astype(np.int64) * out.shape[1] + column)
-    values = torch.from_numpy(np.asarray(value, np.float32))
-    out.view(-1)[flat.to(out.device)] = values.to(out.device)
+def _in_order(block: Csr, take: Int[np.ndarray, " g"]) -> Csr:
+    """Return the columns `take` (-1: an empty one)."""
+    position = np.full(block.shape[1], -1)
+    position[take[take >= 0]] = np.flatnonzero(take >= 0)
+    column = position[block.indices]
+    kept = column >= 0
+    ends = np.concatenate([[0], np.cumsum(kept)])[block.indptr]
+    found = sp.csr_matrix((block.data[kept], column[kept], ends), (block.shape[0], len(take)))
+    found.sort_indices()
+    return found
+
+
+def _as_rows(block: Csr, into: Int[np.ndarray, " r"], n: int) -> SparseRows:
+    """Return `n` rows, of which `into` are those of `block` and the others are empty."""
+    indptr = np.zeros(n + 1, np.int64)
+    indptr[into + 1] = np.diff(block.indptr)
+    return SparseRows(
+        torch.from_numpy(np.cumsum(indptr)),
+        torch.from_numpy(block.indices.astype(np.int64)),
+        torch.from_numpy(block.data.astype(np.float32)),
+        block.shape[1],
+    )

@@ -342,8 +342,8 @@ def _diagnosis(loop: _Loop, loss: Loss, batch: CellBatch) -> str:
         if not bool(torch.isfinite(p).all())
         or (p.grad is not None and not bool(torch.isfinite(p.grad).all()))
     ]
-    largest = {role: float(torch.nan_to_num(x).abs().max()) for role, x in batch.views.items()}
-    heavy = next(iter(batch.views.values())).nan_to_num().abs().sum(1)
+    largest = {role: float(batch[role].nan_to_num().abs().max()) for role in batch.views}
+    heavy = batch[next(iter(batch.views))].nan_to_num().abs().sum(1)
     cells = loop.source.obs_names[batch.rows[heavy.argsort(descending=True)[:3]].cpu().numpy()]
     return (
         f"Learning stopped in epoch {loop.epoch}, step {loop.index}: "
