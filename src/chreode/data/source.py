@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -78,15 +78,25 @@ class Source:
         columns = {k: torch.from_numpy(v[rows]).to(device) for k, v in self.columns.items()}
         return CellBatch(torch.from_numpy(rows).to(device), views, present, observed, columns)
 
+    def pieces(self, rows: Int[np.ndarray, " n"] | None = None) -> list[Int[np.ndarray, " b"]]:
+        """Cut `rows` (default: all cells), in order, into chunks of bounded size."""
+        rows = np.arange(len(self)) if rows is None else rows
+        widest = max((len(self.spec.features[role]) for role in self.matrices), default=1)
+        size = int(np.clip(CHUNK_VALUES // max(widest, 1), 16, 4096))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
     def batches(
         self, rows: Int[np.ndarray, " n"] | None = None, device: str = "cpu"
     ) -> Iterator[CellBatch]:
         """Yield `rows` (default: all cells) in order, in chunks of bounded size."""
-        rows = np.arange(len(self)) if rows is None else rows
-        widest = max((len(self.spec.features[role]) for role in self.matrices), default=1)
-        size = int(np.clip(CHUNK_VALUES // max(widest, 1), 16, 4096))
-        for start in range(0, len(rows), size):
-            yield self.batch(rows[start : start + size], device)
+        return self.minibatches(self.pieces(rows), device)
+
+    def minibatches(
+        self, rows: Iterable[Int[np.ndarray, " b"]], device: str = "cpu"
+    ) -> Iterator[CellBatch]:
+        """Yield the cells of each item of `rows`."""
+        for some in rows:
+            yield self.batch(some, device)
 
     def _view(self, role: str, rows: Int[np.ndarray, " b"], device: str) -> Tensor | SparseRows:
         width, take, where = (
