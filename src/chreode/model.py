@@ -15,6 +15,7 @@ from . import __version__, config, read
 from .align import learn_spec, match_features, open_source
 from .check import findings, require
 from .data.source import Source
+from .distributed import Group
 from .errors import ConfigError, DataError, SchemaError
 from .learn.exact import Exact
 from .learn.phase import Phase, Run, Split, choose_device, join_histories
@@ -81,6 +82,7 @@ class Model:
         compile: bool = False,  # noqa: A002 (torch's word)
         checkpoint: str | Path | None = None,
         progress: bool | None = None,
+        distributed: bool = False,
     ) -> Fitted:
         """Learn from data.
 
@@ -110,6 +112,9 @@ class Model:
             Folder to write the state to after every epoch, and to resume from, bit for bit.
         progress
             Show progress bars (default: on a terminal).
+        distributed
+            Share every minibatch with the other processes that ``torchrun`` started. All of them
+            call this with the same arguments and get the same fit; let the first one save it.
 
         Raises
         ------
@@ -120,6 +125,7 @@ class Model:
         """
         from .fitted import Fitted
 
+        group = Group.join() if distributed else Group()
         data = read.read(data)
         positions = read.positions(data, rows)
         require(findings(data, schema, positions))
@@ -140,8 +146,9 @@ class Model:
         split = _split(data, positions, validation if validates else 0, rng)
         run = Run(
             rng=rng, device=choose_device(device, double=not validates), precision=precision, compile=compile,
-            progress=progress, checkpoint=Path(checkpoint) if checkpoint else None,
-            fingerprint=self._fingerprint(spec, seed, split, source),
+            progress=progress if group.rank == 0 else False,
+            checkpoint=Path(checkpoint) if checkpoint else None,
+            fingerprint=self._fingerprint(spec, seed, split, source), group=group,
         )  # fmt: skip
         module, traces = self._learn(spec, source, split, run, from_)
         return Fitted(
@@ -168,6 +175,7 @@ class Model:
         if from_ is not None:
             _start_from(module, from_)
         module.to(run.device)
+        run.group.copy_from_first(module.state_dict().values())
         traces = []
         for number, phase in enumerate(self.phases()):
             with run.rng.scope("prepare", number), torch.no_grad():

@@ -111,7 +111,9 @@ def schema_flags(hidden: Collection[str] = ()) -> list[inspect.Parameter]:
     return flags(Schema, helps, ROLES_GROUP, hidden)
 
 
-def signed(call: Callable[..., Answer], *flags: inspect.Parameter) -> Callable[..., Answer]:
+def signed(
+    call: Callable[..., Answer | None], *flags: inspect.Parameter
+) -> Callable[..., Answer | None]:
     """Return `call` with these flags in place of its ``**keywords``.
 
     A flag that is not given is not passed: the defaults stay those of the dataclass, and a
@@ -127,7 +129,7 @@ def signed(call: Callable[..., Answer], *flags: inspect.Parameter) -> Callable[.
     return call
 
 
-def with_roles(call: Callable[..., Answer]) -> Callable[..., Answer]:
+def with_roles(call: Callable[..., Answer | None]) -> Callable[..., Answer | None]:
     """Decorate a command whose ``**roles`` are the fields of `Schema`."""
     return signed(call, *schema_flags())
 

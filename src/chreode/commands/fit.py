@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import os
 import shutil
+import sys
 import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, Group, Parameter
 
@@ -90,9 +92,10 @@ def _fit(
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(group=RUN)] = "auto",
     threads: Threads = None,
     resume: Switch = False,
+    distributed: Switch = False,
     json: Json = False,
     **options: Any,
-) -> Answer:
+) -> Answer | None:
     """Fit a model and save it as a folder.
 
     Parameters
@@ -111,9 +114,14 @@ def _fit(
         What to compute on; auto takes CUDA, then MPS, then the CPU.
     resume
         Keep the state of every epoch in OUTPUT.checkpoint, and go on from there if a fit was cut short.
+    distributed
+        Share every minibatch among processes: those that torchrun started, else one for each GPU
+        or, without GPUs, each core.
     """
     from ..read import read
 
+    if distributed and "WORLD_SIZE" not in os.environ:
+        _start_processes()
     asked, schema = _options(model, config, options)
     if output.is_dir() and not (output / "model.json").is_file() and any(output.iterdir()):
         raise StoreError(f"{output} exists and holds no model; choose another place.")
@@ -124,9 +132,12 @@ def _fit(
     checkpoint = output.with_name(f"{output.name}.checkpoint") if resume else None
     start = time.perf_counter()
     fitted = asked.fit(
-        data, schema, seed=seed, validation=validation, device=device, checkpoint=checkpoint
-    )
+        data, schema, seed=seed, validation=validation, device=device, checkpoint=checkpoint,
+        distributed=distributed,
+    )  # fmt: skip
     seconds = time.perf_counter() - start
+    if os.environ.get("RANK", "0") != "0" and distributed:
+        return None  # the first process speaks and writes for all
     fitted.save(output)
     interrupted = any(note.startswith("interrupted") for note in fitted.provenance["notes"])
     if checkpoint and not interrupted:
@@ -141,6 +152,14 @@ def _fit(
         json,
         code=130 if interrupted else 0,
     )  # fmt: skip
+
+
+def _start_processes() -> NoReturn:
+    """Become torchrun, which runs this same command in every process."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    os.execv(
+        sys.executable, [*launcher, "--nproc-per-node", "auto", "-m", "chreode", *sys.argv[1:]]
+    )
 
 
 def _options(

@@ -47,18 +47,22 @@ class EM:
         FitError
             If the log-likelihood falls or stops being finite.
         """
-        target, rows = phase.target(module), split.train
+        target, rows, group = phase.target(module), split.train, run.group
         log: list[dict[str, float]] = []
         calm, notes = 0, []
         with torch.no_grad(), bar(self.max_epochs, phase.name, run.progress) as shown:
             for epoch in range(self.max_epochs):
                 start = time.perf_counter()
                 try:
-                    sums = add_up(target.collect(b) for b in source.batches(rows, run.device))
+                    mine = source.batches(group.share(rows), run.device)
+                    sums = add_up(target.collect(b) for b in mine)
+                    group.add(list(sums.values()))
                     ll = float(sums["log_likelihood"]) / len(rows)
                     self._guard(log, ll)
                     target.update(sums)
                 except KeyboardInterrupt:
+                    if not group.alone:
+                        raise
                     notes.append(f"interrupted in epoch {epoch}; the last update is kept")
                     warnings.warn(f"{phase.name}: {notes[-1]}.", stacklevel=4)
                     break

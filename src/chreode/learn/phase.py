@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.sampler import Sampler
 from ..data.source import Source
+from ..distributed import Group
 from ..errors import ConfigError
 from ..module import Module
 from .rng import Rng
@@ -48,6 +49,8 @@ class Run:
         File to resume from and to write after every epoch, or None.
     fingerprint
         What a checkpoint must agree with: model, data and seed.
+    group
+        The processes that share the fit.
     """
 
     rng: Rng
@@ -57,6 +60,7 @@ class Run:
     progress: bool | None = None
     checkpoint: Path | None = None
     fingerprint: str = ""
+    group: Group = field(default_factory=Group)
 
     def for_phase(self, number: int) -> Run:
         """Return the run of one phase: a stream and a checkpoint of its own."""

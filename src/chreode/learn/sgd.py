@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -18,8 +18,10 @@ from .. import store
 from ..data.batch import CellBatch
 from ..data.sampler import Sampler
 from ..data.source import Source
-from ..errors import DataError, FitError, StoreError
+from ..distributed import Group
+from ..errors import ConfigError, DataError, FitError, StoreError
 from ..module import Loss, Module, Step
+from ..nn.blocks import share_statistics
 from .phase import Phase, Run, Split, Trace, bar
 
 #: Cells that a fit by minibatches needs at the least: batch norm and a split must make sense.
@@ -88,6 +90,7 @@ class SGD:
         assert phase.data is not None, "SGD needs a sampler"
         loop = _Loop(self, module, phase.target(module), phase.data, source, split, run)
         loop.resume()
+        share_statistics(module, among_processes=not run.group.alone)
         with bar(loop.epochs, phase.name, run.progress) as shown:
             shown.update(loop.epoch)
             try:
@@ -98,7 +101,7 @@ class SGD:
                     shown.update()
                     loop.save()
             except KeyboardInterrupt:
-                if not loop.log:
+                if not loop.log or not run.group.alone:
                     raise
                 loop.notes.append(
                     f"interrupted in epoch {loop.epoch}; the weights of epoch {loop.best_epoch} are kept"
@@ -107,6 +110,8 @@ class SGD:
                 loop.finish(keep_best=True)
             else:
                 loop.finish(keep_best=self.patience is not None)
+            finally:
+                share_statistics(module, among_processes=False)
         return Trace(pd.DataFrame(loop.log), loop.converged(), tuple(loop.notes))
 
 
@@ -156,9 +161,10 @@ class _Loop:
         """Train one epoch, validate, and remember the best."""
         start = time.perf_counter()
         row: dict[str, float] = {"epoch": self.epoch, "lr": self._set_lr()}
-        row |= self._train()
+        train = self._train()
+        row |= train.result()
         if len(self.split.validation):
-            row |= self._validate()
+            row |= self._validate(train.sums).result()
         row["seconds"] = time.perf_counter() - start
         value = row.get("validation_objective", row["train_objective"])
         if value < self.best or self.best_epoch < 0:
@@ -194,53 +200,73 @@ class _Loop:
                 group["lr"] = self.sgd.lr * factor
         return self.sgd.lr * factor
 
-    def _train(self) -> dict[str, float]:
+    def _train(self) -> _Mean:
         self.root.eval()
         self.target.train(self.whole)
-        generator = self.run.rng.numpy("data", self.epoch)
-        mean = _Mean("train")
-        for rows in self.sampler.batches(self.source, self.split.train, self.epoch, generator):
-            batch = self.source.batch(rows, self.run.device)
+        group, generator = self.run.group, self.run.rng.numpy("data", self.epoch)
+        joint = list(self.sampler.batches(self.source, self.split.train, self.epoch, generator))
+        if min(map(len, joint)) < 2 * group.size:
+            raise ConfigError(
+                f"Minibatches of {min(map(len, joint))} cells are too few for {group.size} processes, "
+                "which need two cells each. Raise batch_size, or start fewer."
+            )
+        mine = self.source.minibatches(map(group.share, joint), self.run.device)
+        mean = _Mean("train", group)
+        for rows, batch in zip(joint, mine, strict=True):
             step = Step(self.run.rng, self.index, self.index / self.steps)
-            with self.run.rng.scope("noise", self.index):
+            counters = (self.index,) if group.alone else (self.index, group.rank)
+            with self.run.rng.scope("noise", *counters):
                 with self._autocast():
                     loss = self.forward(batch, step)
-                self._move(loss, batch)
+                self._move(loss, batch, len(batch) / len(rows))
                 self.target.after_step(step)
             if self.sgd.ema:
                 self._update_average()
             mean.add(loss, len(batch))
             self.index += 1
-        return mean.result()
-
-    def _move(self, loss: Loss, batch: CellBatch) -> None:
-        """Give every player the gradient of its own objective, then step them all."""
-        if not all(bool(torch.isfinite(v)) for v in loss.objectives.values()):
+        if not all(bool(p.isfinite().all()) for p in self.target.parameters()):
             raise FitError(_diagnosis(self, loss, batch))
+        return mean
+
+    def _move(self, loss: Loss, batch: CellBatch, share: float) -> None:
+        """Give every player the gradient of its own objective, then step them all.
+
+        Objectives are means over the cells of this process, which are a `share` of the minibatch.
+        """
         last = len(self.players) - 1
-        gradients = {}
+        shares = {name: v.new_tensor(share) for name, v in loss.objectives.items()}
+        moved: list[Tensor] = []
         for i, (name, parameters) in enumerate(self.players.items()):
-            gradients[name] = torch.autograd.grad(
-                loss.objectives[name], parameters, retain_graph=i < last, allow_unused=True
-            )
-        for name, parameters in self.players.items():
-            for parameter, gradient in zip(parameters, gradients[name], strict=True):
+            gradients = torch.autograd.grad(
+                loss.objectives[name], parameters, shares[name],
+                retain_graph=i < last, allow_unused=True,
+            )  # fmt: skip
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-            norm = nn.utils.clip_grad_norm_(parameters, self.sgd.clip or math.inf)
-            if not bool(torch.isfinite(norm)):
-                raise FitError(_diagnosis(self, loss, batch))
+            moved += [gradient for gradient in gradients if gradient is not None]
+        # an objective that is not finite anywhere is not finite everywhere: all stop together
+        objectives = torch.stack([v.detach() for v in loss.objectives.values()])
+        self.run.group.add([*moved, objectives])
+        if not bool(objectives.isfinite().all()):
+            raise FitError(_diagnosis(self, loss, batch))
+        for name, parameters in self.players.items():
+            if self.sgd.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, self.sgd.clip)
             self.optimisers[name].step()
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, names: Iterable[str]) -> _Mean:
         self.target.eval()
-        mean = _Mean("validation")
+        group = self.run.group
+        mean = _Mean("validation", group, names)  # a process may have no chunk to see
         step = Step(self.run.rng, self.index, 1.0)
+        mine = list(enumerate(self.source.pieces(self.split.validation)))[group.rank :: group.size]
+        batches = self.source.minibatches((rows for _, rows in mine), self.run.device)
         with self._averaged(), torch.no_grad():
-            for i, batch in enumerate(self.source.batches(self.split.validation, self.run.device)):
+            for (number, _), batch in zip(mine, batches, strict=True):
                 # the same noise in every epoch: differences are then the weights' own
-                with self.run.rng.scope("validation", i), self._autocast():
+                with self.run.rng.scope("validation", number), self._autocast():
                     mean.add(self.forward(batch, step), len(batch))
-        return mean.result()
+        return mean
 
     def _autocast(self) -> torch.autocast:
         kind = torch.device(self.run.device).type
@@ -273,7 +299,7 @@ class _Loop:
 
     def save(self) -> None:
         """Write the whole state, aside and renamed."""
-        if self.run.checkpoint is None:
+        if self.run.checkpoint is None or self.run.group.rank > 0:
             return
         tensors = store.prefixed("root", self.root.state_dict())
         tensors |= store.prefixed("best", self.best_state) | store.prefixed("average", self.average)
@@ -316,10 +342,11 @@ def _like(state: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, 
 
 
 class _Mean:
-    """Means over the cells of an epoch."""
+    """Means over the cells of an epoch, whichever process saw them."""
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix, self.n, self.sums = prefix, 0, dict[str, Any]()
+    def __init__(self, prefix: str, group: Group, names: Iterable[str] = ()) -> None:
+        self.prefix, self.group, self.n = prefix, group, 0.0
+        self.sums: dict[str, Any] = dict.fromkeys(names, 0.0)
 
     def add(self, loss: Loss, n: int) -> None:
         named = {
@@ -330,7 +357,11 @@ class _Mean:
         self.n += n
 
     def result(self) -> dict[str, float]:
-        return {f"{self.prefix}_{k}": float(v) / self.n for k, v in self.sums.items()}
+        sums = {name: float(value) for name, value in self.sums.items()}
+        if not self.group.alone:
+            sums = self.group.add_numbers({**sums, "n": self.n})
+            self.n = sums.pop("n")
+        return {f"{self.prefix}_{name}": value / self.n for name, value in sums.items()}
 
 
 def _diagnosis(loop: _Loop, loss: Loss, batch: CellBatch) -> str:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..distributed import total
+
 
 class CategoryTable(nn.Module):
     """A row of parameters per category, kept in blocks.
@@ -97,6 +99,40 @@ class ConditionedLinear(nn.Module):
         return out if self.slope is None or continuous is None else out + self.slope(continuous)
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm whose statistics are those of the joint minibatch when several processes share one.
+
+    torch's own synchronised layer does not run on CPUs.
+    """
+
+    joint = False
+
+    def forward(self, x: Float[Tensor, "b h"]) -> Float[Tensor, "b h"]:
+        """Return normalised activations."""
+        if not (self.joint and self.training):
+            return super().forward(x)
+        n = total(x.new_tensor(float(len(x))))
+        mean = total(x.sum(0)) / n
+        centred = x - mean
+        variance = total(centred.square().sum(0)) / n
+        with torch.no_grad():
+            assert self.momentum is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
+            self.num_batches_tracked += 1
+        return torch.addcmul(self.bias, centred, self.weight * (variance + self.eps).rsqrt())
+
+
+def share_statistics(module: nn.Module, *, among_processes: bool) -> None:
+    """Say whether the batch norms of `module` look at all processes or at this one alone."""
+    for layer in module.modules():
+        if isinstance(layer, BatchNorm):
+            layer.joint = among_processes
+
+
 class MLP(nn.Module):
     """Linear → batch norm → ReLU → dropout, with the covariates entering at every layer."""
 
@@ -115,7 +151,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(
             ConditionedLinear(a, b, categories, n_continuous) for a, b in pairwise(widths)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(b, eps=1e-3, momentum=0.01) for b in widths[1:])
+        self.norms = nn.ModuleList(BatchNorm(b, eps=1e-3, momentum=0.01) for b in widths[1:])
         self.dropout = dropout
 
     def forward(

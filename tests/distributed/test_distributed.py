@@ -1,0 +1,102 @@
+"""Two processes over gloo learn what one learns from the joint minibatch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import chreode as ch
+from chreode.distributed import Group
+from chreode.errors import ConfigError
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(command, env=QUIET, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What one process found, and what each of two found."""
+    worker, folders = str(Path(__file__).with_name("worker.py")), {}
+    for kind, launcher in {"alone": [sys.executable], "distributed": TORCHRUN}.items():
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        run(*launcher, worker, str(folders[kind]), kind)
+    return {
+        kind: [json.loads(file.read_text()) for file in sorted(folder.iterdir())]
+        for kind, folder in folders.items()
+    }
+
+
+def test_the_gradient_is_that_of_the_joint_minibatch(found):
+    (alone,), both = found["alone"], found["distributed"]
+    assert len(both) == 2
+    largest = max(np.abs(expected).max() for expected in alone["gradient"].values())
+    assert largest > 0
+    for one in both:
+        for name, expected in alone["gradient"].items():
+            np.testing.assert_allclose(
+                one["gradient"][name], expected, atol=1e-12 * largest, rtol=0, err_msg=name
+            )
+
+
+def test_both_processes_end_with_the_same_bits(found):
+    first, second = found["distributed"]
+    assert first["fits"] == second["fits"]
+
+
+@pytest.mark.parametrize("model", ["scvi", "factoranalysis"])
+def test_a_whole_fit_agrees_with_one_process(found, model):
+    (alone,), (first, _) = found["alone"], found["distributed"]
+    one, shared = alone["fits"][model], first["fits"][model]
+    assert one["history"].keys() == shared["history"].keys()
+    for name, values in one["history"].items():
+        np.testing.assert_allclose(shared["history"][name], values, rtol=2e-4, err_msg=name)
+    for name, values in one["weights"].items():
+        np.testing.assert_allclose(shared["weights"][name], values, atol=5e-3, err_msg=name)
+
+
+def test_early_stopping_is_agreed(found):
+    (alone,), (first, second) = found["alone"], found["distributed"]
+    epochs = [len(f["fits"]["scvi"]["history"]["epoch"]) for f in (alone, first, second)]
+    assert len(set(epochs)) == 1
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(found):
+    for one in found["distributed"]:
+        assert "is not finite" in one["broken"]
+
+
+def test_shares_cover_the_rows():
+    rows = np.arange(11)
+    shares = [Group(rank, 3).share(rows) for rank in range(3)]
+    np.testing.assert_array_equal(np.concatenate(shares), rows)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert Group().share(rows) is rows
+
+
+def test_without_torchrun_it_says_what_to_type(cells, schema, quick):
+    with pytest.raises(ConfigError, match="torchrun"):
+        quick(ch.PPCA).fit(cells, schema, distributed=True)
+
+
+@pytest.mark.slow
+def test_the_command_line_shares_a_fit(cells, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    done = run(
+        *TORCHRUN, "-m", "chreode", "fit", "scvi", str(tmp_path / "cells.h5ad"), "--counts",
+        "layers/counts", "--max-epochs", "2", "-o", str(tmp_path / "model"), "--distributed", "--json",
+    )  # fmt: skip
+    said = json.loads(done.stdout)  # one document: the first process speaks for both
+    assert said["last_epoch"]["epoch"] == 1
+    assert ch.load(tmp_path / "model").embed(cells).shape == (500, 10)

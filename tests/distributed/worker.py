@@ -1,0 +1,103 @@
+"""What each process of a distributed fit does; run by torchrun, and alone for the joint minibatch.
+
+Noise is taken away, so that one process and several must agree: each process draws its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import chreode as ch
+from chreode.align import learn_spec, open_source
+from chreode.data.simulate import simulate_cells
+from chreode.distributed import Group
+from chreode.errors import FitError
+from chreode.learn import Rng
+from chreode.models import scvi, vae
+from chreode.module import Step
+from chreode.nn.blocks import share_statistics
+
+SCHEMA = ch.Schema(counts="layers/counts", batch="obs/batch")
+CELLS = simulate_cells(200, 40, n_types=3, n_batches=2, seed=0)
+ROWS = np.arange(0, 200, 3)  # 67 cells: the shares are unequal
+
+for models in (scvi, vae):
+    models.reparametrise = lambda mean, variance: mean + 0 * variance
+
+
+def gradient(group: Group) -> dict[str, list[float]]:
+    """Return the gradient of SCVI's objective on the minibatch `ROWS`, shared out."""
+    torch.set_default_dtype(torch.float64)
+    spec = learn_spec(CELLS, SCHEMA, ["counts", "batch"], np.arange(200))
+    source = open_source(CELLS, SCHEMA, spec, ["counts", "batch"], {})
+    with Rng(0).scope("init"):
+        module = ch.SCVI(dropout=0.0, n_hidden=16).build(spec).double()
+    share_statistics(module, among_processes=not group.alone)
+    mine = group.share(ROWS)
+    batch = source.batch(mine)
+    batch.views["counts"].__dict__["values"] = batch.views["counts"].values.double()
+    loss = module(batch, Step(Rng(0), 0, 1.0)).objectives["model"] * (len(mine) / len(ROWS))
+    gradients = list(torch.autograd.grad(loss, list(module.parameters())))
+    group.add(gradients)
+    torch.set_default_dtype(torch.float32)
+    names = [name for name, _ in module.named_parameters()]
+    return {n: g.flatten().tolist() for n, g in zip(names, gradients, strict=True)}
+
+
+def fits(distributed: bool) -> dict[str, object]:
+    """Return history and weights of whole fits: minibatches with early stopping, and EM."""
+    models = {
+        "scvi": ch.SCVI(
+            dropout=0.0, max_epochs=12, batch_size=40, patience=2, kl_warmup=0.1, lr=0.02
+        ),
+        "factoranalysis": ch.FactorAnalysis(n_factors=3, max_epochs=5),
+    }
+    found: dict[str, object] = {}
+    for name, model in models.items():
+        fitted = model.fit(CELLS, SCHEMA, validation=0.2, distributed=distributed)
+        found[name] = {
+            "history": fitted.history.drop(columns=["seconds", "phase"]).to_dict("list"),
+            "weights": {k: v.flatten().tolist() for k, v in fitted.module.state_dict().items()},
+        }
+    return found
+
+
+def broken(group: Group) -> str:
+    """Return what is said when the loss of one process alone is not finite."""
+    whole = scvi.SCVIModule.loss
+
+    def loss(self, batch, step):
+        found = whole(self, batch, step)
+        if group.rank == group.size - 1:
+            found.objectives["model"] = found.objectives["model"] * torch.nan
+        return found
+
+    scvi.SCVIModule.loss = loss
+    try:
+        ch.SCVI(max_epochs=2).fit(CELLS, SCHEMA, distributed=not group.alone)
+    except FitError as error:
+        return str(error)
+    finally:
+        scvi.SCVIModule.loss = whole
+    return "nothing"
+
+
+def main() -> None:
+    """Write what this process found to FOLDER/RANK.json."""
+    torch.set_num_threads(1)
+    distributed = sys.argv[2] == "distributed"
+    group = Group.join() if distributed else Group()
+    found = {"gradient": gradient(group), "fits": fits(distributed), "broken": broken(group)}
+    Path(sys.argv[1], f"{group.rank}.json").write_text(json.dumps(found))
+    if distributed:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
