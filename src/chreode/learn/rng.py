@@ -43,16 +43,26 @@ class Rng:
 
         Dropout, initialisers and torch's distributions take no generator, hence the global ones.
         """
-        state = self._sequence(purpose, *counters).generate_state(2, np.uint64)
         numpy_state = np.random.get_state()  # noqa: NPY002 (libraries draw from the global generator)
         cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(int(state[0] >> np.uint64(1)))
-            np.random.seed(int(state[1] % np.uint64(2**32)))  # noqa: NPY002
+            self.seed_global(purpose, *counters)
             try:
                 yield
             finally:
                 np.random.set_state(numpy_state)  # noqa: NPY002
+
+    def seed_global(self, purpose: str, *counters: int) -> None:
+        """Seed the global generators and leave them so: for every step of a loop inside a `scope`."""
+        state = self._sequence(purpose, *counters).generate_state(2, np.uint64)
+        seed = int(state[0] >> np.uint64(1))
+        # torch.manual_seed asks every kind of device there may be, which takes longer than a layer
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(seed)
+        if torch.backends.mps.is_available():
+            torch.mps.manual_seed(seed)
+        np.random.seed(int(state[1] % np.uint64(2**32)))  # noqa: NPY002
 
     def _sequence(self, purpose: str, *counters: int) -> np.random.SeedSequence:
         return np.random.SeedSequence([self.seed, zlib.crc32(purpose.encode()), *counters])

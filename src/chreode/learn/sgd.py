@@ -212,18 +212,19 @@ class _Loop:
             )
         mine = self.source.minibatches(map(group.share, joint), self.run.device)
         mean = _Mean("train", group)
-        for rows, batch in zip(joint, mine, strict=True):
-            step = Step(self.run.rng, self.index, self.index / self.steps)
-            counters = (self.index,) if group.alone else (self.index, group.rank)
-            with self.run.rng.scope("noise", *counters):
+        with self.run.rng.scope("noise"):
+            for rows, batch in zip(joint, mine, strict=True):
+                step = Step(self.run.rng, self.index, self.index / self.steps)
+                own = () if group.alone else (group.rank,)
+                self.run.rng.seed_global("noise", self.index, *own)
                 with self._autocast():
                     loss = self.forward(batch, step)
                 self._move(loss, batch, len(batch) / len(rows))
                 self.target.after_step(step)
-            if self.sgd.ema:
-                self._update_average()
-            mean.add(loss, len(batch))
-            self.index += 1
+                if self.sgd.ema:
+                    self._update_average()
+                mean.add(loss, len(batch))
+                self.index += 1
         if not all(bool(p.isfinite().all()) for p in self.target.parameters()):
             raise FitError(_diagnosis(self, loss, batch))
         return mean
