@@ -144,7 +144,7 @@ def test_a_linear_decoder_has_loadings_and_others_say_they_have_none(trained, ce
     linear = ch.SCVI(linear_decoder=True, max_epochs=3).fit(cells, schema)
     table = linear.loadings(cells)
     assert table.shape == (300, 10)
-    np.testing.assert_array_equal(table.to_numpy(), linear.module.linear.linear.weight.detach())
+    np.testing.assert_array_equal(table.to_numpy(), linear.module.linear.linear.weight.T.detach())
 
 
 @pytest.mark.parametrize(

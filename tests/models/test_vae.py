@@ -56,7 +56,7 @@ def test_the_linear_vae_becomes_probabilistic_pca(linear, gaussian):
 def test_bounds_lie_below_the_exact_density_and_rise_with_samples(linear, gaussian):
     """The decoder is linear, so the density that its bounds are bounds of is known."""
     module = linear.module
-    weight = module.head.weight.detach().double()
+    weight = module.head.weight.T.detach().double()
     centre = (module.head.bias.detach() + module.centre).double()
     noise = module.decode(torch.zeros(1, 3)).variance.detach().double().squeeze()
     density = torch.distributions.MultivariateNormal(

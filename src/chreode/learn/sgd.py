@@ -22,6 +22,7 @@ from ..distributed import Group
 from ..errors import ConfigError, DataError, FitError, StoreError
 from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
+from .memory import keep_freed_memory
 from .phase import Phase, Run, Split, Trace, bar
 
 #: Cells that a fit by minibatches needs at the least: batch norm and a split must make sense.
@@ -88,6 +89,7 @@ class SGD:
                 "need. Give more cells, or a model in closed form (PCA, PPCA)."
             )
         assert phase.data is not None, "SGD needs a sampler"
+        keep_freed_memory()
         loop = _Loop(self, module, phase.target(module), phase.data, source, split, run)
         loop.resume()
         share_statistics(module, among_processes=not run.group.alone)

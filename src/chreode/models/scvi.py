@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import config, param
 from ..data.batch import CellBatch
@@ -20,6 +20,7 @@ from ..distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinom
 from ..learn.phase import Phase
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
+from ..losses.counts import nb_log_likelihood, zinb_log_likelihood
 from ..losses.evidence import evidence_bound, log_ratio_standard_normal
 from ..losses.kl import kl_normal, kl_standard_normal
 from ..model import Model
@@ -30,6 +31,7 @@ from ..nn.blocks import (
     CategoryTable,
     ConditionedLinear,
     GaussianEncoder,
+    Linear,
     input_weight,
     reparametrise,
 )
@@ -84,10 +86,10 @@ class SCVIModule(Module):
             width = options.n_latent
         else:
             self.trunk = MLP(options.n_latent, options.n_hidden, options.n_layers, **covariates)
-            self.head = nn.Linear(options.n_hidden, genes)
+            self.head = Linear(options.n_hidden, genes)
             width = options.n_hidden
         if options.likelihood == "zinb":
-            self.dropout_logits = nn.Linear(width, genes)
+            self.dropout_logits = Linear(width, genes)
         if options.likelihood != "poisson":
             self.per_batch = options.dispersion == "gene-batch" and "batch" in spec.blocks
             self.log_theta = CategoryTable(spec.blocks["batch"] if self.per_batch else (1,), genes)
@@ -102,7 +104,7 @@ class SCVIModule(Module):
             self.covariate_mean.copy_(values.mean(0))
             self.covariate_scale.copy_(values.std(0).clamp_min(1e-6))
         if self.options.latent_library:
-            library = torch.cat([b["counts"].sum(1).log() for b in source.batches(rows)])
+            library = torch.cat([b.sparse("counts").sum().log() for b in source.batches(rows)])
             codes = source.columns.get("batch", np.zeros(len(source), np.int64))[rows]
             self.library_prior.fill(library.cpu(), torch.from_numpy(codes))
 
@@ -110,7 +112,8 @@ class SCVIModule(Module):
 
     def encode(self, batch: CellBatch) -> Latent:
         """Return q(z|x): means and variances, and those of the log library where it is latent."""
-        log_x = torch.log1p(batch["counts"])
+        x = batch.sparse("counts")
+        log_x = x.map(x.values.log1p())
         inputs = (log_x, *self._covariates(batch)) if self.options.encode_covariates else (log_x,)
         mean, variance = self.encoder(*inputs)
         return Latent(
@@ -121,12 +124,7 @@ class SCVIModule(Module):
         self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
     ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b h"]]:
         """Return ℓρ, the mean before extra zeros, and the activations it comes from."""
-        covariates = self._covariates(batch)
-        if self.options.linear_decoder:
-            h, logits = z, self.linear(z, *covariates)
-        else:
-            h = self.trunk(z, *covariates)
-            logits = self.head(h)
+        logits, h = self._logits(z, batch)
         return log_library.exp() * (F.softplus(logits) if self.scaled else logits.softmax(-1)), h
 
     def decode(
@@ -141,11 +139,22 @@ class SCVIModule(Module):
             return NegativeBinomial(mu, theta)
         return ZeroInflatedNegativeBinomial(mu, theta, self.dropout_logits(h))
 
+    def log_likelihood(
+        self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
+    ) -> Float[Tensor, " b"]:
+        """Return log p(x|z, ℓ, covariates), summed over genes: that of `decode`, in fewer steps."""
+        kind = self.options.likelihood
+        if kind == "poisson" or self.scaled:
+            return self.decode(z, log_library, batch).log_prob(batch["counts"]).sum(-1)
+        logits, h = self._logits(z, batch)
+        x, log_theta = batch.sparse("counts"), self._log_theta(batch)
+        if kind == "nb":
+            return nb_log_likelihood(x, logits, log_library, log_theta)
+        return zinb_log_likelihood(x, logits, log_library, log_theta, self.dropout_logits(h))
+
     def theta(self, batch: CellBatch) -> Float[Tensor, "#b g"]:
         """Return inverse dispersions, per gene or per gene and batch."""
-        if self.per_batch:
-            return self.log_theta(batch["batch"]).exp()
-        return self.log_theta.table().exp()
+        return self._log_theta(batch).exp()
 
     def log_library(self, batch: CellBatch, latent: Latent | None = None) -> Float[Tensor, "b 1"]:
         """Return the log library: a size factor, a latent variable's mean, or the observed total."""
@@ -153,18 +162,14 @@ class SCVIModule(Module):
             return batch["size_factor"].log()[:, None]
         if latent is not None and latent.library is not None:
             return latent.library[0]
-        total = batch["counts"].sum(1) if "counts" in batch else batch["library"]
+        total = batch.sparse("counts").sum() if "counts" in batch else batch["library"]
         return total.log()[:, None]
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
         """Return the negative evidence lower bound; the KL term of z warms up over `kl_warmup`."""
         latent = self.encode(batch)
         z = reparametrise(latent.mean, latent.variance)
-        reconstruction = (
-            -self.decode(z, self._draw_library(batch, latent), batch)
-            .log_prob(batch["counts"])
-            .sum(-1)
-        )
+        reconstruction = -self.log_likelihood(z, self._draw_library(batch, latent), batch)
         kl = kl_standard_normal(latent.mean, latent.variance)
         kl_library = self._library_kl(batch, latent)
         weight = step.warm_up(self.options.kl_warmup)
@@ -232,20 +237,33 @@ class SCVIModule(Module):
         def draw() -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
             z = reparametrise(latent.mean, latent.variance)
             log_library = self._draw_library(batch, latent)
-            ll = self.decode(z, log_library, batch).log_prob(batch["counts"]).sum(-1)
+            ll = self.log_likelihood(z, log_library, batch)
             return ll, self._log_ratio(batch, latent, z, log_library)
 
         return evidence_bound(draw, kl, n_samples, importance=importance)
 
     def loadings(self) -> Float[Tensor, "g z"]:
         """Return the linear decoder's weights: change of log frequency per unit of z, up to softmax."""
-        return self.linear.linear.weight
+        return self.linear.linear.weight.T
 
     def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
         """Return the norm of the encoder's weights per gene."""
         return {"counts": input_weight(self.encoder)}
 
     # details
+
+    def _logits(
+        self, z: Float[Tensor, "b z"], batch: CellBatch
+    ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b h"]]:
+        """Return the logits of the frequencies, and the activations they come from."""
+        covariates = self._covariates(batch)
+        if self.options.linear_decoder:
+            return self.linear(z, *covariates), z
+        h = self.trunk(z, *covariates)
+        return self.head(h), h
+
+    def _log_theta(self, batch: CellBatch) -> Float[Tensor, "#b g"]:
+        return self.log_theta(batch["batch"]) if self.per_batch else self.log_theta.table()
 
     def _covariates(
         self, batch: CellBatch

@@ -21,7 +21,7 @@ from ..losses.evidence import evidence_bound, log_ratio_standard_normal
 from ..losses.kl import kl_standard_normal
 from ..model import Model
 from ..module import Loss, Module, Step
-from ..nn.blocks import MLP, GaussianEncoder, input_weight, reparametrise
+from ..nn.blocks import MLP, GaussianEncoder, Linear, input_weight, reparametrise
 from ..nn.linear_gaussian import observed_entries
 from ..schema import Spec
 
@@ -42,9 +42,7 @@ class VAEModule(Module):
             n_features, options.n_latent, options.n_hidden, options.n_layers
         )
         self.trunk = MLP(options.n_latent, options.n_hidden, options.n_layers)
-        self.head = nn.Linear(
-            options.n_hidden if options.n_layers else options.n_latent, n_features
-        )
+        self.head = Linear(options.n_hidden if options.n_layers else options.n_latent, n_features)
         self.log_variance = nn.Parameter(torch.zeros(n_features if options.noise == "gene" else 1))
         self.register_buffer("centre", torch.full((n_features,), torch.nan))  # NaN: not taken yet
 
@@ -137,7 +135,7 @@ class VAEModule(Module):
 
     def loadings(self) -> Float[Tensor, "g z"]:
         """Return the linear decoder's weights: change of log-expression per unit of z."""
-        return self.head.weight
+        return self.head.weight.T
 
     def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
         """Return the norm of the encoder's weights per feature."""

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..data.batch import SparseRows
 from ..distributed import total
+from .sparse import sparse_linear
 
 
 class CategoryTable(nn.Module):
@@ -24,12 +26,15 @@ class CategoryTable(nn.Module):
 
     def __init__(self, blocks: Sequence[int], width: int, bound: float | None = None) -> None:
         super().__init__()
-        self.blocks = nn.ParameterList(nn.Parameter(torch.empty(n, width)) for n in blocks)
-        for block in self.blocks:
-            if bound is None:
-                nn.init.normal_(block)
-            else:
-                nn.init.uniform_(block, -bound, bound)
+        self.blocks = nn.ParameterList(
+            # randn, as nn.init.normal_ without memory (`load`) would import torch's compiler: a second
+            nn.Parameter(
+                torch.randn(n, width)
+                if bound is None
+                else torch.empty(n, width).uniform_(-bound, bound)
+            )
+            for n in blocks
+        )
 
     def forward(self, codes: Int[Tensor, " b"]) -> Float[Tensor, "b w"]:
         """Return the row of each cell's category."""
@@ -67,6 +72,26 @@ class CategoryStatistics(nn.Module):
         return F.embedding(codes, torch.cat(list(self.buffers())))
 
 
+class Linear(nn.Module):
+    """``h @ weight + bias`` for dense or sparse rows.
+
+    The weight is inputs x outputs, unlike that of torch: wide inputs (the genes of an encoder) and
+    wide outputs (those of a decoder) then lie in memory as the products need them.
+    """
+
+    def __init__(self, n_in: int, n_out: int, fan_in: int | None = None) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(fan_in or n_in)
+        self.weight = nn.Parameter(torch.empty(n_in, n_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
+
+    def forward(self, h: Float[Tensor, "*b n_in"] | SparseRows) -> Float[Tensor, "*b n_out"]:
+        """Return the layer's output; sparse rows are not made dense."""
+        if isinstance(h, SparseRows):
+            return sparse_linear(h, self.weight.t(), self.bias)
+        return F.linear(h, self.weight.t(), self.bias)
+
+
 class ConditionedLinear(nn.Module):
     """A linear layer of features and covariates: ``W h + Σ_c V_c[category] + U continuous + bias``.
 
@@ -79,15 +104,13 @@ class ConditionedLinear(nn.Module):
         super().__init__()
         fan_in = n_in + sum(sum(blocks) for blocks in categories) + n_continuous
         bound = 1 / math.sqrt(fan_in)
-        self.linear = nn.Linear(n_in, n_out)
-        for parameter in self.linear.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        self.linear = Linear(n_in, n_out, fan_in)
         self.tables = nn.ModuleList(CategoryTable(blocks, n_out, bound) for blocks in categories)
         self.slope = nn.Linear(n_continuous, n_out, bias=False) if n_continuous else None
 
     def forward(
         self,
-        h: Float[Tensor, "b n_in"],
+        h: Float[Tensor, "b n_in"] | SparseRows,
         categories: Int[Tensor, "b c"] | None = None,
         continuous: Float[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b n_out"]:
@@ -156,10 +179,10 @@ class MLP(nn.Module):
 
     def forward(
         self,
-        h: Float[Tensor, "b n_in"],
+        h: Float[Tensor, "b n_in"] | SparseRows,
         categories: Int[Tensor, "b c"] | None = None,
         continuous: Float[Tensor, "b k"] | None = None,
-    ) -> Float[Tensor, "b n_hidden"]:
+    ) -> Float[Tensor, "b n_hidden"] | SparseRows:
         """Return the last layer's activations."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             h = F.relu(norm(layer(h, categories, continuous)))
@@ -192,13 +215,13 @@ class GaussianEncoder(nn.Module):
             n_continuous=n_continuous,
         )
         width = n_hidden if n_layers else n_in
-        self.mean = nn.Linear(width, n_latent)
-        self.log_variance = nn.Linear(width, n_latent)
+        self.mean = Linear(width, n_latent)
+        self.log_variance = Linear(width, n_latent)
         self.min_variance = min_variance
 
     def forward(
         self,
-        x: Float[Tensor, "b n_in"],
+        x: Float[Tensor, "b n_in"] | SparseRows,
         categories: Int[Tensor, "b c"] | None = None,
         continuous: Float[Tensor, "b k"] | None = None,
     ) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"]]:
@@ -211,7 +234,7 @@ def input_weight(encoder: GaussianEncoder) -> Float[Tensor, " n_in"]:
     """Return the norm of the first layer's weights, per input."""
     first: Any = encoder.trunk.layers[0] if len(encoder.trunk.layers) else encoder
     layer = first.linear if len(encoder.trunk.layers) else first.mean
-    return layer.weight.detach().norm(dim=0)
+    return layer.weight.detach().norm(dim=1)
 
 
 def reparametrise(

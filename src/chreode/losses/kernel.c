@@ -1,0 +1,257 @@
+/* The two log-likelihoods of counts.py with all their gradients, one cell after the other.
+
+   A cell's row stays in the nearest cache from softmax to gradient. Each cell is the work of one
+   thread, so the result does not depend on their number. Formulas and names are those of the reference
+   in counts.py. exp and log are polynomials, because a call into libm would keep a loop from being
+   vectorised; so would long chains of operations, which is why there are several loops. NaN of a
+   logit comes out as NaN. Compiled, loaded and checked by kernel.py. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define FLOOR 9.8607613e-32f /* smallest_mean of float32 */
+
+/* NaN in b is kept; fmaxf and fminf would be calls, and drop it */
+static inline float max_(float a, float b) { return a > b ? a : b; }
+static inline float min_(float a, float b) { return a < b ? a : b; }
+
+static inline float as_float(int32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline int32_t as_bits(float x)
+{
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* exp(x) to 1e-7 of itself; 0 where that is no longer a normal number. */
+static inline float exp_(float x)
+{
+    float inside = min_(88.3f, max_(-87.3f, x));
+    float n = (inside * 1.44269504f + 12582912.0f) - 12582912.0f; /* the nearest integer */
+    float r = (inside - n * 0.693359375f) + n * 2.12194440e-4f;   /* inside - n log 2 */
+    float p = 0.00139504795f;
+    p = p * r + 0.00836888223f;
+    p = p * r + 0.041666206f;
+    p = p * r + 0.166665189f;
+    p = p * r + 0.5f;
+    p = p * (r * r) + (r + 1.0f);
+    return x < -87.3f ? 0.0f : p * as_float(((int32_t)n + 127) << 23);
+}
+
+/* log(x) of a positive normal number, to 1e-7 of itself. */
+static inline float log_(float x)
+{
+    int32_t bits = as_bits(x) + (0x3f800000 - 0x3f3504f3); /* mantissas from sqrt(1/2) to sqrt(2) */
+    float n = (float)((bits >> 23) - 127);
+    float f = as_float((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+    float p = 0.0870043643f;
+    p = p * f - 0.142674866f;
+    p = p * f + 0.149147676f;
+    p = p * f - 0.165775847f;
+    p = p * f + 0.199630638f;
+    p = p * f - 0.25001337f;
+    p = p * f + 0.333339107f;
+    p = (p * f - 0.5f) * (f * f) - n * 2.12194440e-4f;
+    return (p + f) + n * 0.693359375f;
+}
+
+/* log(1 + x) of x >= 0, given 1 / (1 + x): the second term is what rounding has taken from 1 + x. */
+static inline float log1p_(float x, float inverse)
+{
+    float u = 1.0f + x;
+    return log_(u) + (x - (u - 1.0f)) * inverse;
+}
+
+/* log(a / b) from a - b and min(a, b). */
+static inline float log_ratio(float difference, float smaller)
+{
+    float x = fabsf(difference) / smaller;
+    return copysignf(log1p_(x, 1.0f / (1.0f + x)), difference);
+}
+
+/* Sum of the logs of numbers between 1/2 and 2, which are spent: 64 are multiplied for each log. */
+static float sum_of_logs(int64_t n, float *x)
+{
+    float total = 0.0f;
+    for (int round = 0; round < 6; round++) {
+        int64_t half = n / 2;
+        n -= half;
+#pragma omp simd
+        for (int64_t j = 0; j < half; j++) x[j] *= x[n + j];
+    }
+#pragma omp simd reduction(+ : total)
+    for (int64_t j = 0; j < n; j++) total += log_(x[j]);
+    return total;
+}
+
+/* out = exp(x - max x); returns the sum. */
+static float exp_row(int64_t n, const float *restrict x, float *restrict out)
+{
+    float top = -INFINITY, total = 0.0f;
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < n; j++) top = max_(top, x[j]);
+#pragma omp simd reduction(+ : total)
+    for (int64_t j = 0; j < n; j++) total += out[j] = exp_(x[j] - top);
+    return total;
+}
+
+static void exp_both(int64_t n, const float *restrict x, float *restrict out, float *restrict inverse)
+{
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        out[j] = exp_(x[j]);
+        inverse[j] = exp_(-x[j]);
+    }
+}
+
+typedef struct { float ll, by_mu; } Sums; /* over the genes of a cell */
+
+/* A row as if all its counts were zeros. */
+static Sums zeros(int64_t n, float scale, const float *restrict e, const float *restrict theta,
+                  const float *restrict inverse, float *restrict by_mu, float *restrict by_dispersion)
+{
+    float ll = 0.0f, total = 0.0f;
+#pragma omp simd reduction(+ : ll, total)
+    for (int64_t j = 0; j < n; j++) {
+        float mu = e[j] * scale, q = mu * inverse[j], r = 1.0f / (1.0f + q);
+        float d = -mu * r, log_p = -theta[j] * log1p_(q, r);
+        ll += log_p;
+        total += d;
+        by_mu[j] = d;
+        by_dispersion[j] = d - log_p;
+    }
+    return (Sums){ll, total};
+}
+
+/* The same with extra zeros, from what `zeros` has left. */
+static Sums inflate(int64_t n, const float *restrict logits, float *restrict by_mu,
+                    float *restrict by_dispersion, float *restrict by_dropout, float *restrict ratio)
+{
+    float ll = 0.0f, total = 0.0f;
+#pragma omp simd reduction(+ : ll, total)
+    for (int64_t j = 0; j < n; j++) {
+        float log_p = by_mu[j] - by_dispersion[j], v = -logits[j], u = log_p + v;
+        float tail_u = exp_(-fabsf(u)), tail_v = exp_(-fabsf(v));
+        float both = 1.0f / ((1.0f + tail_u) * (1.0f + tail_v));
+        float larger_u = (1.0f + tail_v) * both, larger_v = (1.0f + tail_u) * both;
+        float counted = u < 0.0f ? tail_u * larger_u : larger_u; /* sigmoid(u) */
+        float kept = v < 0.0f ? tail_v * larger_v : larger_v;
+        float d = by_mu[j] * counted;
+        ll += log_p + max_(0.0f, -u) - max_(0.0f, -v);
+        ratio[j] = (1.0f + tail_u) * larger_v;
+        total += d;
+        by_mu[j] = d;
+        by_dispersion[j] = d - counted * log_p;
+        by_dropout[j] = kept - counted;
+    }
+    return (Sums){ll + sum_of_logs(n, ratio), total};
+}
+
+/* Gamma(v) at y = v + 4: log Gamma(v) = (v - 1/2) log y - y - log ratio + series + log(2 pi) / 2, and
+   log y - digamma(v). */
+typedef struct { float y, ratio, series, log_less_digamma; } Gamma;
+
+static inline Gamma gamma_(float v)
+{
+    float y = v + 4.0f, inverse = 1.0f / y, square = inverse * inverse;
+    float first = v * (v + 3.0f), second = first + 2.0f; /* v (v + 3) and (v + 1) (v + 2) */
+    float series = inverse * (1.0f / 12 + square * (-1.0f / 360 + square * (1.0f / 1260)));
+    float slope = square * (1.0f / 12 + square * (-1.0f / 120 + square * (1.0f / 252)));
+    float reciprocals = (2.0f * v + 3.0f) * (1.0f / first + 1.0f / second);
+    return (Gamma){y, first * square * (second * square), series, slope + 0.5f * inverse + reciprocals};
+}
+
+/* Counts k of mean m and inverse dispersion t: returns the sum of their log-probabilities, and leaves
+   their derivatives by log mu in m and by -log theta in t. */
+static float counted(int64_t n, const float *restrict k, float *restrict m, float *restrict t)
+{
+    float ll = 0.0f;
+#pragma omp simd reduction(+ : ll)
+    for (int64_t i = 0; i < n; i++) {
+        float x = k[i], mu = max_(FLOOR, m[i]), theta = t[i], both = mu + theta;
+        Gamma z = gamma_(x + theta), s = gamma_(theta), f = gamma_(x + 1.0f);
+        float of_theta = log_ratio(theta * (x - mu) - 4.0f * mu, min_(z.y * theta, s.y * both));
+        float of_x = log_ratio(theta * (mu - f.y) - mu, min_(z.y * mu, f.y * both));
+        float ratio = z.ratio / (s.ratio * f.ratio), d = (x - mu) * theta / both;
+        ll += theta * of_theta + x * of_x - 0.5f * log_(ratio * ratio * z.y * f.y / s.y);
+        ll += z.series - s.series - f.series + (5.0f - 0.918938533f);
+        m[i] = d;
+        t[i] = d + theta * (z.log_less_digamma - s.log_less_digamma - of_theta);
+    }
+    return ll;
+}
+
+/* Returns the sum of log sigmoid(-logits), and leaves its derivative in their place. */
+static float not_dropped(int64_t n, float *restrict logits)
+{
+    float ll = 0.0f;
+#pragma omp simd reduction(+ : ll)
+    for (int64_t i = 0; i < n; i++) {
+        float v = -logits[i], tail = exp_(-fabsf(v)), larger = 1.0f / (1.0f + tail);
+        ll -= max_(0.0f, -v) + log_(1.0f + tail);
+        logits[i] = (v < 0.0f ? tail * larger : larger) - 1.0f;
+    }
+    return ll;
+}
+
+/* b cells, g genes; theta has one row or b; dropout_logits and by_dropout are NULL for the negative
+   binomial. scratch: 10 rows of g for each thread, and 2. */
+void chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, const int64_t *indptr,
+                    const int64_t *columns, const float *values, const float *logits,
+                    const float *log_library, const float *log_theta, const float *dropout_logits,
+                    float *scratch, float *ll, float *by_logits, float *by_library,
+                    float *by_dispersion, float *by_dropout)
+{
+    float *shared = scratch + 10 * threads * g;
+    if (theta_rows == 1) exp_both(g, log_theta, shared, shared + g);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int64_t thread = 0; thread < threads; thread++) {
+        float *e = scratch + 10 * thread * g, *spare = e + g, *own = spare + g;
+        float *k = own + 2 * g, *m = k + g, *t = m + g, *dropped = t + g, *e_at = dropped + g;
+        int32_t *at = (int32_t *)(e_at + g);
+        for (int64_t i = b * thread / threads; i < b * (thread + 1) / threads; i++) {
+            const float *dropout = dropout_logits ? dropout_logits + i * g : NULL;
+            float *d = by_logits + i * g, *s = by_dispersion + i * g, *theta = shared;
+            float *p = dropout ? by_dropout + i * g : NULL;
+            if (theta_rows > 1) exp_both(g, log_theta + i * g, theta = own, own + g);
+            float total = exp_row(g, logits + i * g, e), scale = expf(log_library[i]) / total;
+            int64_t n = 0;
+            for (int64_t c = indptr[i]; c < indptr[i + 1]; c++) {
+                if (values[c] > 0.0f) { /* a stored zero is a zero */
+                    int64_t j = columns[c];
+                    at[n] = (int32_t)j;
+                    k[n] = values[c];
+                    m[n] = e[j] * scale;
+                    t[n] = theta[j];
+                    if (dropout) dropped[n] = dropout[j];
+                    e_at[n++] = e[j];
+                    e[j] = 0.0f; /* of a mean of 0, `zeros` makes terms of 0 */
+                }
+            }
+            Sums sums = zeros(g, scale, e, theta, theta + g, d, s);
+            if (dropout) sums = inflate(g, dropout, d, s, p, spare);
+            sums.ll += counted(n, k, m, t);
+            if (dropout) sums.ll += not_dropped(n, dropped);
+            for (int64_t c = 0; c < n; c++) {
+                int32_t j = at[c];
+                e[j] = e_at[c];
+                d[j] = m[c];
+                s[j] = t[c];
+                if (dropout) p[j] = dropped[c];
+                sums.by_mu += m[c];
+            }
+            float share = sums.by_mu / total; /* through the softmax */
+#pragma omp simd
+            for (int64_t j = 0; j < g; j++) d[j] -= e[j] * share;
+            ll[i] = sums.ll;
+            by_library[i] = sums.by_mu;
+        }
+    }
+}
