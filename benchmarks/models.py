@@ -5,14 +5,17 @@ Writes the bench beside this file and its table into README.md. Needs the packag
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import chreode as ch
+from benchmarks.common import write_section
 
 HERE = Path(__file__).parent
-BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
 
 
 def section(bench: ch.bench.Bench) -> str:
@@ -50,6 +53,4 @@ if __name__ == "__main__":
     ]
     bench = ch.bench.integration(cells, schema, models, progress=True)
     bench.save(HERE / "models.json")
-    page = (HERE / "README.md").read_text()
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    (HERE / "README.md").write_text(f"{before}{BEGIN}\n{section(bench)}\n{END}{after}")
+    write_section(HERE / "README.md", "models", section(bench))

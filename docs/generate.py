@@ -23,7 +23,7 @@ from chreode.schema import ROLES
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- from the code: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Commands with others below them, and the one to describe.
-BELOW = {"fit": "scvi", "bench": "integration"}
+BELOW = {"fit": "scvi", "tune": "scvi", "bench": "integration"}
 
 
 def pages() -> list[Path]:
@@ -97,7 +97,7 @@ def command_sections(_: Path) -> str:
         words = name
         if name in BELOW:
             command = command[BELOW[name]]
-            words = "fit MODEL" if name == "fit" else f"{name} {BELOW[name]}"
+            words = f"{name} {'MODEL' if BELOW[name] == 'scvi' else BELOW[name]}"
         sections.append(_section(words, about, command))
     return "\n\n".join(sections)
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import time
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.common import Stopwatch as Stopwatch  # the fits of both sides take it from here
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
@@ -104,35 +107,3 @@ def fit_arguments() -> tuple[Task, Settings, int, Path]:
 
 def as_json(settings: Settings) -> str:
     return json.dumps(asdict(settings), sort_keys=True)
-
-
-class Stopwatch:
-    """Wall and processor seconds of a block, and how many cores others kept busy meanwhile.
-
-    The last tells a timing taken alone from one that is worth nothing; NaN where there is no
-    /proc/stat.
-    """
-
-    def __enter__(self) -> Self:
-        self._start = time.perf_counter(), time.process_time(), _busy_seconds()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        wall, own, busy = self._start
-        self.seconds = time.perf_counter() - wall
-        self.cpu_seconds = time.process_time() - own
-        foreign = _busy_seconds() - busy - self.cpu_seconds
-        self.foreign_cores = max(0.0, foreign / self.seconds)
-
-    def times(self) -> dict[str, float]:
-        names = ("seconds", "cpu_seconds", "foreign_cores")
-        return {name: getattr(self, name) for name in names}
-
-
-def _busy_seconds() -> float:
-    try:
-        ticks = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    except OSError:
-        return float("nan")
-    user, nice, system, _, _, irq, softirq, steal = ticks
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

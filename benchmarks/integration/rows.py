@@ -1,25 +1,14 @@
-"""Results as JSON, one line per task, method and seed; every number of the tables comes from here."""
+"""Where the results are kept: JSON, one line per task, method and seed; every number of the tables."""
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
-from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.common import Row as Row
+from benchmarks.common import append as append
+from benchmarks.common import read as read
 
 FILE = Path(__file__).with_name("rows.jsonl")
-Row = dict[str, Any]
-
-
-def read(path: Path = FILE) -> list[Row]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def append(row: Row, path: Path = FILE) -> None:
-    """Write aside and rename, so that a run killed here loses no row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    lines = [json.dumps(r) for r in [*read(path), row]]
-    aside.write_text("\n".join(lines) + "\n")
-    aside.replace(path)

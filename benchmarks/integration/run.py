@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import math
-import os
-import platform
 import signal
 import subprocess
 import sys
@@ -26,6 +23,7 @@ import numpy as np
 import pandas as pd
 import rows
 import torch
+from benchmarks.common import RIVALS, ROOT, alone, machine, say
 from exchange import TEST, TRAIN, VALIDATION, Settings, Stopwatch, Task, as_json, load_arrays
 from fit_chreode import as_anndata
 from tasks import TASKS, prepare
@@ -33,11 +31,10 @@ from tasks import TASKS, prepare
 import chreode as ch
 from chreode.metrics.integration import integration_scores, summary
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / ".cache" / "benchmarks" / "integration"
 #: Method -> its interpreter, its script, and seconds of one core per epoch of a million values.
 FITS = {
-    "scvi-tools": (ROOT / ".venv-rivals/bin/python", "fit_scvi_tools.py", 0.22),
+    "scvi-tools": (RIVALS, "fit_scvi_tools.py", 0.22),
     "chreode": (Path(sys.executable), "fit_chreode.py", 0.12),
 }
 
@@ -169,15 +166,6 @@ def describe(job: Job, bench: Bench) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def run(plan: list[tuple[Job, Bench]], path: Path) -> None:
     settings = asdict(plan[0][1].settings)
     done = rows.read(path)
@@ -204,10 +192,6 @@ def run(plan: list[tuple[Job, Bench]], path: Path) -> None:
         )
 
 
-def say(text: str) -> None:
-    print(time.strftime("%H:%M:%S"), text, flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
@@ -220,17 +204,11 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings(epochs=given.epochs, cells=given.cells, threads=given.threads)
     torch.set_num_threads(given.threads)
-    if not FITS["scvi-tools"][0].exists():
+    if not RIVALS.exists():
         sys.exit("scvi-tools is not there: make rivals")
     # an exception, so that subprocess.run ends the fit that is under way
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended; run again to go on"))
-    SCRATCH.mkdir(parents=True, exist_ok=True)
-    with (SCRATCH / "lock").open("w") as lock:
-        os.set_inheritable(lock.fileno(), True)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit("Another run, or a fit it left behind, is under way; two at once spoil both.")
+    with alone():
         benches = [Bench(name, given.data, settings) for name in given.tasks]
         run([(job, bench) for bench in benches for job in jobs(bench, given.seeds)], given.rows)
 

@@ -10,19 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import rows
+from benchmarks.common import QUIET, write_section
 from evaluator import half_width
 from rows import Row
 
 from chreode.metrics.integration import METRICS
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- integration: begin -->", "<!-- integration: end -->"
 THEIRS, OURS = "scvi-tools", "chreode"
 METHODS = ("PCA", "Harmony", THEIRS, OURS)
 #: Largest loss of gain over the null, in %, that counts as parity.
 TARGET = 2.0
-#: Cores that others may keep busy during a fit that is called undisturbed.
-QUIET = 0.1
 
 
 def render(found: list[Row]) -> str:
@@ -184,11 +182,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=rows.FILE)
     parser.add_argument("--readme", type=Path, default=README, help="page to write into")
     given = parser.parse_args()
-    page = given.readme.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
     section = render(rows.read(given.rows))
-    given.readme.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}")
+    write_section(given.readme, "integration", section)
     print(section)
 
 

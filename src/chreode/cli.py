@@ -27,6 +27,7 @@ COMMANDS = (
         "check pbmc.h5ad --counts layers/counts --batch obs/donor",
     ),
     ("commands.fit:fit", "Fit a model and save it as a folder.", ""),
+    ("commands.tune:tune", "Search for better options of a model.", ""),
     (
         "commands.use:embed",
         "Write the latent coordinates of cells into a copy of their file.",
@@ -83,8 +84,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         command = " ".join(("chreode", *(error.command_chain or ())))
         return _fail(2, "UsageError", f"{error} See: {command} --help", as_json=as_json)
-    except KeyboardInterrupt:
-        return _fail(130, "KeyboardInterrupt", "interrupted", as_json=as_json)
+    except KeyboardInterrupt as stopped:
+        return _fail(130, "KeyboardInterrupt", str(stopped) or "interrupted", as_json=as_json)
     if not isinstance(answer, Answer):  # help and version have printed themselves
         return 0
     print(answer)

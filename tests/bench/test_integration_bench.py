@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 import chreode as ch
+from chreode.learn import sgd
+from chreode.model import Model
 
 FEW = ["nmi_kmeans", "silhouette_label", "ilisi", "graph_connectivity", "pcr_comparison"]
 
@@ -97,6 +102,80 @@ def test_fitted_models_are_judged_as_they_are(cells, schema, quick):
     fitted = quick(ch.SCVI).fit(cells, schema, seed=7)
     table = ch.bench.integration(cells, schema, [fitted], metrics=["ilisi"])
     assert table.scores.query("method == 'SCVI'")["seed"].unique().tolist() == [7]
+
+
+def test_a_method_that_fails_is_a_row(cells, schema, quick):
+    methods = [ch.PCA(n_latent=400), quick(ch.PCA)]
+    bench = ch.bench.integration(cells, schema, methods, seeds=(0,), metrics=["ilisi"])
+    row = bench.table().loc["PCA (2)"]
+    assert row["note"].startswith("failed: PCA(n_latent=400) needs")
+    assert row["seeds"] == 0
+    assert np.isnan(row["ilisi"])
+    assert np.isfinite(bench.table().loc["PCA (3)", "ilisi"])
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Return a list that grows by the name of each model that is fitted, and its seed."""
+    begun, fit = [], Model.fit
+
+    def recorded(self, *args, seed=0, **options):
+        begun.append((type(self).__name__, self.n_latent, seed))
+        return fit(self, *args, seed=seed, **options)
+
+    monkeypatch.setattr(Model, "fit", recorded)
+    return begun
+
+
+def test_a_bench_goes_on_where_ctrl_c_cut_it_off(cells, schema, quick, tmp_path, monkeypatch, fits):
+    def judge(*models, into=None, seeds=(0, 1)):
+        fits.clear()
+        return ch.bench.integration(
+            cells, schema, models, seeds=seeds, metrics=["ilisi"], into=into
+        )
+
+    model, pca = quick(ch.SCVI), ("PCA", 50, 0)
+    whole = judge(model)
+    epoch = sgd._Loop.run_epoch
+
+    def stop(loop):
+        if loop.epoch == 1 and fits[-1] == ("SCVI", 5, 1):
+            signal.raise_signal(signal.SIGINT)
+        return epoch(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sgd._Loop, "run_epoch", stop)
+        with pytest.raises(KeyboardInterrupt, match=r"4 results are kept in .*run, and the same"):
+            judge(model, into=tmp_path / "run")
+    again = judge(model, into=tmp_path / "run")
+    assert fits == [pca, ("SCVI", 5, 1)]
+    pd.testing.assert_frame_equal(again.scores, whole.scores, check_exact=True)
+    for name, x in whole.embeddings.items():
+        np.testing.assert_array_equal(again.embeddings[name], x)
+    # a seed, a method and other options add rows; what is there stays
+    judge(quick(ch.SCVI, n_latent=3), model, into=tmp_path / "run", seeds=(0, 1, 2))
+    assert fits == [pca, *(("SCVI", 3, seed) for seed in (0, 1, 2)), ("SCVI", 5, 2)]
+    cells.layers["counts"].data[0] += 1
+    with pytest.raises(ch.StoreError, match=r"another run \(data: "):
+        judge(model, into=tmp_path / "run")
+
+
+def test_data_on_disk_is_the_same_data(cells, schema, quick, tmp_path):
+    cells.obsm["X_ready"] = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    kinds = [
+        cells,
+        ad.read_h5ad(tmp_path / "cells.h5ad", backed="r"),
+        ch.open(tmp_path / "cells.h5ad"),
+    ]
+    here, *others = (
+        ch.bench.integration(d, schema, ["ready", quick(ch.PPCA)], seeds=(0,), metrics=["ilisi"])
+        for d in kinds
+    )
+    for other, data in zip(others, kinds[1:], strict=True):
+        assert other.about == here.about
+        pd.testing.assert_frame_equal(other.scores, here.scores)
+        assert sorted(data.obsm) == sorted(cells.obsm)
 
 
 def test_cells_that_lack_the_modality_are_left_out(real, quick):

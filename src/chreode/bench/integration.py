@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anndata
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from .. import __version__, read
+from .. import config, read
 from ..check import as_category
-from ..errors import CapabilityError, DataError, FitError, SchemaError, near
+from ..errors import CapabilityError, SchemaError, near
 from ..fitted import Fitted
 from ..learn.phase import bar
 from ..metrics.clustering import require_igraph
@@ -30,7 +28,10 @@ from ..model import Model
 from ..models.pca import PCA
 from ..read import Data
 from ..schema import Schema
+from .cluster import opened, portable
+from .ledger import digest, provenance
 from .table import Bench
+from .trials import Outcome, Result, Trial, pinned, running
 
 #: Rows of the table beside the ones asked for: two baselines and a ceiling.
 BASELINE, HARMONY, CEILING = "PCA", "Harmony", "label oracle"
@@ -44,18 +45,34 @@ _TOTALS = {
 DRAWS = 200
 
 
-@dataclass
-class _Row:
-    """One method: how to embed the cells under a seed; `ready` where that costs nothing."""
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What every trial is given; `cells` are the positions of those that are scored."""
+
+    data: Data | Path
+    schema: Schema
+    named: Mapping[str, pd.Series]
+    x_pca: Float[np.ndarray, "cells z"]
+    cells: Int[np.ndarray, " n"]
+    metrics: Sequence[str] | None
+    draws: int
+    progress: bool | None
+
+
+#: Embeds all cells under a seed, and says whether what was fitted for it had converged.
+_Embed: TypeAlias = Callable[[_Given, int], tuple[np.ndarray, bool]]
+
+
+@dataclass(eq=False)
+class _Method:
+    """How to embed the cells, under which seeds, and what the result depends on beside the seed."""
 
     name: str
     role: str
-    embed: Callable[[int], Float[np.ndarray, "cells z"]]
+    embed: _Embed
     seeds: Sequence[int]
+    about: Mapping[str, Any]
     note: str = ""
-    ready: bool = False
-    converged: list[bool] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
 
 
 def integration(
@@ -66,6 +83,8 @@ def integration(
     seeds: Sequence[int] = (0, 1, 2),
     rows: Any = None,
     metrics: Sequence[str] | None = None,
+    into: str | Path | None = None,
+    ray: bool | int = False,
     progress: bool | None = None,
 ) -> Bench:
     """Score embeddings of the same cells by conservation of labels and mixing of batches.
@@ -85,77 +104,130 @@ def integration(
         Cells to score (default: all). Models are fitted on all cells, as integration is used.
     metrics
         Keys of `chreode.metrics.integration.METRICS` (default: all).
+    into
+        Folder that keeps the result of every method and seed as it comes. The same call goes on where
+        it was cut off; what failed is tried again, and methods and seeds can be added.
+    ray
+        Run methods and seeds side by side on Ray: on the cluster of RAY_ADDRESS, or on the cores of
+        this machine. A number is the threads of each (True: one); on as many threads, the scores are
+        those of a run without Ray. Workers open a path themselves.
+    progress
+        Show progress bars (default: on a terminal).
 
     Returns
     -------
     Bench
         Raw scores with bootstrap intervals; PCA and Harmony as baselines; a label oracle (one-hot
-        labels with a little noise) as what these labels and batches allow at best.
+        labels with a little noise) as what these labels and batches allow at best. A method that fails
+        is a row that says why.
 
     Raises
     ------
     SchemaError
         If `batch` or `label` is not named, or a key is not in ``obsm``.
     CapabilityError
-        If a metric of Leiden clusters is wanted and igraph is not installed.
+        If a metric of Leiden clusters is wanted and igraph is not installed, or Ray and it is not.
+    StoreError
+        If `into` holds results of other data, settings or versions.
+    KeyboardInterrupt
+        At Ctrl-C, which ends everything at once; it says what is kept.
     """
+    sent = portable(data) if ray else None
     data = read.read(data)
     named = {role: _category(data, schema, role) for role in ("label", "batch")}
-    if any(key.endswith("leiden") for key in _metric_table(metrics).index):
-        require_igraph()
-    embed = _fit_and_embed(PCA(n_latent=min(50, data.n_obs - 2)), data, schema, progress)
-    x_pca = embed(seeds[0])
-    table = [
-        _Row(BASELINE, "baseline", lambda _: x_pca, seeds[:1], ready=True),
-        _harmony(x_pca, named["batch"], seeds),
-        *(_row(m, data, schema, seeds, progress) for m in methods),
-        _Row(CEILING, "ceiling", lambda seed: _oracle(named["label"], seed), seeds[:1]),
-    ]
-    _name_apart(table)
-    cells = _everywhere(read.positions(data, rows), [r.embed(0) for r in table if r.ready])
-    label, batch = (named[r].to_numpy()[cells] for r in ("label", "batch"))
-    found: list[dict[str, Any]] = []
-    pictures: dict[str, np.ndarray] = {}
-    draws: dict[str, list[np.ndarray]] = {}
     told = _metric_table(metrics)
-    steps = sum(len(r.seeds) for r in table) * (len(told) - len(_TOTALS))
-    with bar(steps, "judge", progress) as shown:
-        for row, seed in ((r, s) for r in table for s in r.seeds):
-            shown.set_postfix_str(row.name)
-            start = time.perf_counter()
-            try:
-                x = row.embed(seed)[cells]
-                row.seconds.append(time.perf_counter() - start)
-                scores = integration_scores(
-                    x, label, batch, pre=x_pca[cells], seed=seed, metrics=metrics,
-                    progress=lambda _: shown.update(),
-                )  # fmt: skip
-                drawn = _draws(scores)
-            except (CapabilityError, DataError, FitError) as error:  # a failure is a row, not a gap
-                row.note = f"failed: {error}"
-                continue
-            pictures.setdefault(row.name, x)
-            found += [_scored(row.name, seed, key, drawn[key], scores) for key in told.index]
-            draws.setdefault(row.name, []).append(drawn["total"])
-    totals = {name: np.mean(of_seeds, axis=0) for name, of_seeds in draws.items()}
+    if any(key.endswith("leiden") for key in told.index):
+        require_igraph()
+    with pinned(int(ray) or torch.get_num_threads()):
+        pca = PCA(n_latent=min(50, data.n_obs - 2))
+        x_pca = pca.fit(data, schema, seed=seeds[0], progress=progress).embed(_shallow(data))
+        table = _table(data, methods, seeds)
+        cells = _everywhere(read.positions(data, rows), [x_pca, *_ready(data, table)])
+        about = {
+            **provenance(data, schema), **_sizes(named, cells), "rows": digest(cells),
+            "metrics": [*told.index], "draws": DRAWS,
+        }  # fmt: skip
+        given = _Given(
+            data if sent is None else sent, schema, named, x_pca, cells, metrics, DRAWS, progress
+        )
+        trials = [
+            Trial(f"{m.name}, seed {s}", partial(_judge, m.embed, s), {**m.about, "seed": s})
+            for m in table
+            for s in m.seeds
+        ]
+        with (
+            bar(len(trials), "judge", progress) as shown,
+            running(given, about, into=into, ray=ray) as runner,
+        ):
+            done = iter(runner.run(trials, shown))
+    outcomes = {method.name: {seed: next(done) for seed in method.seeds} for method in table}
+    scored = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
+    totals = {
+        name: np.mean([o.arrays["total"] for n, _, o in scored if n == name], axis=0)
+        for name in {name for name, _, _ in scored}
+    }
+    pictures: dict[str, np.ndarray] = {}
+    for name, _, outcome in scored:
+        pictures.setdefault(name, outcome.arrays["embedding"])
     return Bench(
         kind="integration",
-        scores=pd.DataFrame(found),
-        methods=pd.DataFrame([_summary(r, totals) for r in table]).set_index("method"),
+        scores=pd.DataFrame(
+            [{"method": n, "seed": s, **score} for n, s, o in scored for score in o.row["scores"]]
+        ),
+        methods=pd.DataFrame(
+            [_summary(method, outcomes[method.name].values(), totals) for method in table]
+        ).set_index("method"),
         metrics=told,
-        about=_about(data, schema, cells, named),
+        about=about,
         embeddings=pictures,
         labels={role: values.iloc[cells] for role, values in named.items()},
     )
 
 
-def _name_apart(table: list[_Row]) -> None:
-    """Number the methods of one name: two configurations of a model, or two fits."""
+def _table(
+    data: Data, methods: Sequence[str | Model | Fitted], seeds: Sequence[int]
+) -> list[_Method]:
+    """Return the rows of the table; methods of one name (two configurations, two fits) are numbered."""
+    table = [
+        _Method(BASELINE, "baseline", _pca, seeds[:1], {"baseline": BASELINE}),
+        _Method(HARMONY, "baseline", _harmony, seeds, {"baseline": HARMONY}),
+        *(_method(method, data, seeds) for method in methods),
+        _Method(CEILING, "ceiling", _oracle, seeds[:1], {"ceiling": CEILING}),
+    ]
     met: Counter[str] = Counter()
     for row in table:
         met[row.name] += 1
         if met[row.name] > 1:
             row.name = f"{row.name} ({met[row.name]})"
+    return table
+
+
+def _method(method: str | Model | Fitted, data: Data, seeds: Sequence[int]) -> _Method:
+    if isinstance(method, str):
+        key = next((k for k in (method, f"X_{method}") if k in data.obsm), None)
+        if key is None:
+            raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
+        about: dict[str, Any] = {"obsm": key, "values": digest(_slot(data, key))}
+        said = "one seed: a ready-made embedding"
+        return _Method(key, "method", partial(_read_slot, key), seeds[:1], about, said)
+    name, key = type(method).__name__, "model"
+    if isinstance(method, Fitted):
+        weights = [tensor.numpy() for tensor in method.module.state_dict().values()]
+        about = {"fitted": dict(method.provenance), "weights": digest(*weights)}
+        name, said = type(method.model).__name__, "one seed: a fitted model"
+        return _Method(
+            name, "method", partial(_embed, method), [method.provenance["seed"]], about, said
+        )
+    about = {"model": method.key, "config": config.as_dict(method)}
+    return _Method(name, "method", partial(_fit_and_embed, method), seeds, about)
+
+
+def _ready(data: Data, table: Sequence[_Method]) -> Iterator[Float[np.ndarray, "cells z"]]:
+    yield from (_slot(data, row.about["obsm"]) for row in table if "obsm" in row.about)
+
+
+def _slot(data: Data, key: str) -> Float[np.ndarray, "cells z"]:
+    return np.asarray(data.obsm[key], np.float32)
 
 
 def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarray:
@@ -164,96 +236,81 @@ def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarr
     return cells[placed[cells]]
 
 
-def _row(
-    method: str | Model | Fitted,
-    data: Data,
-    schema: Schema,
-    seeds: Sequence[int],
-    progress: bool | None,  # noqa: FBT001 (tri-state)
-) -> _Row:
-    if isinstance(method, str):
-        key = next((k for k in (method, f"X_{method}") if k in data.obsm), None)
-        if key is None:
-            raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
-        values = np.asarray(data.obsm[key], np.float32)
-        said = "one seed: a ready-made embedding"
-        return _Row(key, "method", lambda _: values, seeds[:1], said, ready=True)
-    if isinstance(method, Fitted):
-        fitted = method
-        row = _Row(
-            type(fitted.model).__name__,
-            "method",
-            lambda _: fitted.embed(_shallow(data), progress=progress),
-            [fitted.provenance["seed"]],
-            "one seed: a fitted model",
-        )
-        row.converged.append(bool(fitted.provenance["converged"]))
-        return row
-    row = _Row(type(method).__name__, "method", lambda _: np.empty((0, 0)), seeds)
-    row.embed = _fit_and_embed(method, data, schema, progress, row.converged)
-    return row
+# how each method embeds: functions of what all are given, and a seed
 
 
-def _fit_and_embed(
-    model: Model,
-    data: Data,
-    schema: Schema,
-    progress: bool | None,  # noqa: FBT001 (tri-state)
-    converged: list[bool] | None = None,
-) -> Callable[[int], Float[np.ndarray, "cells z"]]:
-    def embed(seed: int) -> Float[np.ndarray, "cells z"]:
-        fitted = model.fit(data, schema, seed=seed, progress=progress)
-        if converged is not None:
-            converged.append(bool(fitted.provenance["converged"]))
-        return fitted.embed(_shallow(data), progress=progress)
-
-    return embed
+def _pca(given: _Given, _: int) -> tuple[np.ndarray, bool]:
+    return given.x_pca, True
 
 
-def _harmony(x: Float[np.ndarray, "cells z"], batch: pd.Series, seeds: Sequence[int]) -> _Row:
-    def embed(seed: int) -> Float[np.ndarray, "cells z"]:
-        try:
-            import harmonypy
-        except ImportError as error:
-            raise CapabilityError(
-                "harmonypy is not installed, pip install 'chreode[bench]'"
-            ) from error
-        if batch.nunique() < 2:
-            raise CapabilityError("there is one batch only")
-        kept = np.isfinite(x).all(1)
-        table = pd.DataFrame({"batch": batch[kept].to_numpy()})
-        fixed = harmonypy.run_harmony(x[kept], table, "batch", random_state=seed, verbose=False)
-        out = np.full_like(x, np.nan)
-        corrected = np.asarray(fixed.Z_corr, np.float32)
-        out[kept] = corrected if corrected.shape == x[kept].shape else corrected.T
-        return out
-
-    return _Row(HARMONY, "baseline", embed, seeds)
+def _read_slot(key: str, given: _Given, _: int) -> tuple[np.ndarray, bool]:
+    return _slot(opened(given.data), key), True
 
 
-def _oracle(label: pd.Series, seed: int) -> Float[np.ndarray, "cells z"]:
-    codes = pd.factorize(label)[0]
+def _embed(fitted: Fitted, given: _Given, _: int) -> tuple[np.ndarray, bool]:
+    x = fitted.embed(_shallow(opened(given.data)), progress=given.progress)
+    return x, bool(fitted.provenance["converged"])
+
+
+def _fit_and_embed(model: Model, given: _Given, seed: int) -> tuple[np.ndarray, bool]:
+    data = opened(given.data)
+    return _embed(model.fit(data, given.schema, seed=seed, progress=given.progress), given, seed)
+
+
+def _harmony(given: _Given, seed: int) -> tuple[np.ndarray, bool]:
+    try:
+        import harmonypy
+    except ImportError as error:
+        raise CapabilityError("harmonypy is not installed, pip install 'chreode[bench]'") from error
+    x, batch = given.x_pca, given.named["batch"]
+    if batch.nunique() < 2:
+        raise CapabilityError("there is one batch only")
+    kept = np.isfinite(x).all(1)
+    table = pd.DataFrame({"batch": batch[kept].to_numpy()})
+    fixed = harmonypy.run_harmony(x[kept], table, "batch", random_state=seed, verbose=False)
+    out = np.full_like(x, np.nan)
+    corrected = np.asarray(fixed.Z_corr, np.float32)
+    out[kept] = corrected if corrected.shape == x[kept].shape else corrected.T
+    return out, True
+
+
+def _oracle(given: _Given, seed: int) -> tuple[np.ndarray, bool]:
+    codes = pd.factorize(given.named["label"])[0]
     hot = np.eye(codes.max() + 1, dtype=np.float32)[np.maximum(codes, 0)]
     noise = np.random.default_rng(seed).normal(scale=0.1, size=hot.shape)
-    return hot + noise.astype(np.float32)
+    return hot + noise.astype(np.float32), True
 
 
-def _draws(scores: Mapping[str, Score]) -> dict[str, Float[np.ndarray, " draws"]]:
+# a trial, and what is made of all of them
+
+
+def _judge(embed: _Embed, seed: int, given: _Given) -> Result:
+    """Embed the cells and score them; the arrays are for pictures and for notes on the totals."""
+    start = time.perf_counter()
+    x, converged = embed(given, seed)
+    x, seconds = x[given.cells], time.perf_counter() - start
+    label, batch = (given.named[role].to_numpy()[given.cells] for role in ("label", "batch"))
+    scores = integration_scores(
+        x, label, batch, pre=given.x_pca[given.cells], seed=seed, metrics=given.metrics
+    )
+    drawn = _draws(scores, given.draws)
+    rows = [_scored(key, drawn[key], scores) for key in _metric_table(given.metrics).index]
+    row = {"scores": rows, "converged": converged, "seconds": seconds}
+    return row, {"embedding": x, "total": drawn["total"]}
+
+
+def _draws(scores: Mapping[str, Score], n: int) -> dict[str, Float[np.ndarray, " draws"]]:
     """Return resamples of every metric and of the totals, over the same cells; NaN where undefined."""
-    drawn = {key: score.draws(DRAWS) for key, score in scores.items()}
+    drawn = {key: score.draws(n) for key, score in scores.items()}
     shares = weights(key for key, score in scores.items() if not score.reason)
     for name in _TOTALS:
         parts = [w * drawn[key] for key, w in shares.get(name, {}).items()]
-        drawn[name] = np.sum(parts, axis=0) if parts else np.full(DRAWS, np.nan)
+        drawn[name] = np.sum(parts, axis=0) if parts else np.full(n, np.nan)
     return drawn
 
 
 def _scored(
-    method: str,
-    seed: int,
-    metric: str,
-    draws: Float[np.ndarray, " draws"],
-    scores: Mapping[str, Score],
+    metric: str, draws: Float[np.ndarray, " draws"], scores: Mapping[str, Score]
 ) -> dict[str, Any]:
     """Return one row of the table; draws are centred, so their mean is the value."""
     defined = bool(np.isfinite(draws).any())
@@ -261,25 +318,30 @@ def _scored(
     value = scores[metric].value if metric in scores else mean
     low, high = np.nanquantile(draws, [0.025, 0.975]) if defined else (np.nan, np.nan)
     return {
-        "method": method, "seed": seed, "metric": metric,
-        "value": value,
-        "low": float(low), "high": float(high),
+        "metric": metric,
+        "value": float(value), "low": float(low), "high": float(high),
         "reason": scores[metric].reason if metric in scores else "",
     }  # fmt: skip
 
 
-def _summary(row: _Row, draws: dict[str, np.ndarray]) -> dict[str, Any]:
-    notes = [row.note] if row.note else []
-    if row.role == "method" and row.name in draws:
+def _summary(
+    method: _Method, outcomes: Collection[Outcome], totals: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return the row of a method, with notes on what it failed of and on whether it beats the baseline."""
+    done = [outcome for outcome in outcomes if not outcome.failed]
+    converged = all(outcome.row["converged"] for outcome in done)
+    notes = [method.note] if method.note else []
+    notes += dict.fromkeys(f"failed: {outcome.failed}" for outcome in outcomes if outcome.failed)
+    if method.role == "method" and done:
         # paired: both totals are over the same resamples of cells
-        better = draws[row.name] - draws[BASELINE]
+        better = totals[method.name] - totals.get(BASELINE, np.nan)
         if np.isfinite(better).any() and np.nanquantile(better, 0.025) <= 0:
             notes.append(f"not better than {BASELINE}")
-        if not all(row.converged):
+        if not converged:
             notes.append("unconverged")
     return {
-        "method": row.name, "role": row.role, "seeds": len(row.seconds),
-        "converged": all(row.converged), "seconds": float(np.mean(row.seconds or [np.nan])),
+        "method": method.name, "role": method.role, "seeds": len(done), "converged": converged,
+        "seconds": float(np.mean([outcome.row["seconds"] for outcome in done] or [np.nan])),
         "note": "; ".join(notes),
     }  # fmt: skip
 
@@ -302,6 +364,14 @@ def _category(data: Data, schema: Schema, role: str) -> pd.Series:
     return as_category(read.column(data, place, role), schema.missing)
 
 
+def _sizes(named: Mapping[str, pd.Series], cells: np.ndarray) -> dict[str, int]:
+    label, batch = named["label"].iloc[cells], named["batch"].iloc[cells]
+    return {
+        "cells": len(cells), "labels": int(label.nunique()), "batches": int(batch.nunique()),
+        "unlabelled": int(label.isna().sum()),
+    }  # fmt: skip
+
+
 def _shallow(data: Data) -> Data:
     """Return the same cells in a new object, so that a verb writes nothing to the user's."""
     if isinstance(data, anndata.AnnData):
@@ -310,21 +380,3 @@ def _shallow(data: Data) -> Data:
             raw=data.raw,
         )  # fmt: skip
     return data.copy()
-
-
-def _about(
-    data: Data, schema: Schema, cells: np.ndarray, named: dict[str, pd.Series]
-) -> dict[str, Any]:
-    digest = hashlib.sha256("\n".join(map(str, data.obs_names[cells])).encode())
-    for role, place in schema.places():
-        if role.partition("/")[0] in ("counts", "expression"):
-            values = read.matrix(data, place, role)[0]
-            digest.update(np.asarray(values.data if sp.issparse(values) else values).tobytes())
-    return {
-        "data": digest.hexdigest()[:16], "cells": len(cells), "schema": schema.as_dict(),
-        "labels": int(named["label"].iloc[cells].nunique()),
-        "batches": int(named["batch"].iloc[cells].nunique()),
-        "unlabelled": int(named["label"].iloc[cells].isna().sum()),
-        "chreode": __version__, "torch": torch.__version__, "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }  # fmt: skip

@@ -18,11 +18,10 @@ from .common import Answer, Json, spoken, with_roles
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..check import Look
     from ..model import Model
     from ..read import Data
 
-#: Values looked at in one go: bounds the memory of a look.
-_PIECE = 2**22
 #: Names that columns and modalities of a role often have, the likeliest first. They are suggested,
 #: never used.
 _COLUMN_NAMES = {
@@ -64,8 +63,9 @@ def check(
     wanted = [find(for_)] if for_ else [find(key) for key in keys()]
     schema = Schema.from_dict(roles)
     data = read(file)
-    matrices, columns = list(_matrices(data)), list(_columns(data))
-    found = findings(data, schema)
+    looks: dict[str, Any] = {}
+    matrices, columns = list(_matrices(data, looks)), list(_columns(data))
+    found = findings(data, schema, looks=looks)
     feeds = [_fed(model, schema) for model in wanted] if roles or for_ else []
     if for_ and feeds[0]["missing"]:
         found.append(Finding("error", "schema", f"{for_} needs {feeds[0]['missing'][0]}."))
@@ -107,9 +107,14 @@ def _sizes(data: Data) -> str:
     return f"{data.n_obs:,} cells in {len(data.mod)} modalities ({inside})"
 
 
-def _matrices(data: Data) -> Iterator[dict[str, Any]]:
-    """Yield what stands in every slot that a matrix role can name."""
+def _matrices(data: Data, looks: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what stands in every slot that a matrix role can name; put what was seen into `looks`."""
+    import numpy as np
+
     from .. import read
+    from ..check import look
+    from ..data.disk import is_sparse
+    from ..errors import StoreError
 
     for prefix, part in _parts(data):
         whole = bool(getattr(data, "mod", {})) and not prefix
@@ -119,43 +124,36 @@ def _matrices(data: Data) -> Iterator[dict[str, Any]]:
         # a MuData keeps which cells a modality has in obsm, under the modality's name
         slots += [f"obsm/{name}" for name in part.obsm if not (whole and name in data.mod)]
         for slot in slots:
-            place = Place.parse(prefix + slot)
-            values, _ = read.matrix(data, place, "")
-            counts, said = _look(values)
+            place = str(Place.parse(prefix + slot))
+            values, _ = read.matrix(data, Place.parse(place), "")
+            counts, said = False, f"{values.dtype}, no numbers"
+            if values.dtype.kind in "fiub":
+                try:
+                    looks[place] = look(values, np.arange(values.shape[0]), f"look at {place}")
+                    counts, said = _told(looks[place])
+                except StoreError as error:  # one damaged slot does not hide the others
+                    said = str(error)
             yield {
-                "place": str(place), "shape": list(values.shape), "dtype": str(values.dtype),
-                "sparse": hasattr(values, "indptr"), "counts": counts, "holds": said,
+                "place": place, "shape": list(values.shape), "dtype": str(values.dtype),
+                "sparse": is_sparse(values), "counts": counts, "holds": said,
             }  # fmt: skip
 
 
-def _look(values: Any) -> tuple[bool, str]:
+def _told(seen: Look) -> tuple[bool, str]:
     """Return whether all values look like raw counts, and what speaks for or against it."""
-    import numpy as np
-
-    stored = values.data if hasattr(values, "indptr") else values
-    if stored.dtype.kind not in "fiub":
-        return False, f"{stored.dtype}, no numbers"
-    step = _PIECE if stored.ndim == 1 else max(1, _PIECE // max(stored.shape[1], 1))
-    low, high, lacking, fraction = 0.0, 0.0, 0, None
-    for start in range(0, len(stored), step):
-        piece = np.asarray(stored[start : start + step], float)
-        known = piece[np.isfinite(piece)]
-        lacking += piece.size - known.size
-        broken = known[known != np.floor(known)]
-        fraction = broken[0] if fraction is None and broken.size else fraction
-        low, high = min(low, known.min(initial=0.0)), max(high, known.max(initial=0.0))
-    span = f"{_figure(low)} to {_figure(high)}"
-    span += f", {lacking:,} NaN or infinite" if lacking else ""
-    if fraction is not None:
-        centred = "centred or scaled" if low < 0 else "normalised or continuous"
-        return False, f"no counts: not whole (such as {fraction:.4g}), {centred}; {span}"
-    if low < 0:
+    span = f"{_figure(seen.low)} to {_figure(seen.high)}"
+    odd = seen.lacking + seen.infinite
+    span += f", {odd:,} NaN or infinite" if odd else ""
+    if seen.broken:
+        centred = "centred or scaled" if seen.low < 0 else "normalised or continuous"
+        return False, f"no counts: not whole (such as {seen.example:.4g}), {centred}; {span}"
+    if seen.low < 0:
         return False, f"no counts: negative values; {span}"
-    if high == 0:
-        return False, f"zeros alone; {span}" if lacking else "zeros alone"
-    if high <= 1:
-        return not lacking, f"0 and 1 alone: detected or not; {span}"
-    return not lacking, f"raw counts: whole numbers, {span}"
+    if seen.high == 0:
+        return False, f"zeros alone; {span}" if odd else "zeros alone"
+    if seen.high <= 1:
+        return not odd, f"0 and 1 alone: detected or not; {span}"
+    return not odd, f"raw counts: whole numbers, {span}"
 
 
 def _columns(data: Data) -> Iterator[dict[str, Any]]:
@@ -296,7 +294,7 @@ def _tables(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> It
     for row in matrices:
         shape = f"{row['shape'][0]:,} x {row['shape'][1]:,}"
         form = f"{'sparse' if row['sparse'] else 'dense'} {row['dtype']}"
-        yield f"  {row['place']:<{wide}}  {shape:<16}{form:<16}{row['holds']}"
+        yield f"  {row['place']:<{wide}}  {shape:<20}{form:<16}{row['holds']}"
     if columns:
         yield "\nColumns"
     for row in columns:

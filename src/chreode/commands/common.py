@@ -55,6 +55,20 @@ Threads = Annotated[
     Whole | None,
     Parameter(validator=Number(gte=1), group=RUN, help="Threads of torch; all, unless said."),
 ]
+Into = Annotated[
+    Path | None,
+    Parameter(
+        group=RUN,
+        help="Folder that keeps every result as it comes; the same command goes on from there.",
+    ),
+]
+Ray = Annotated[
+    Switch,
+    Parameter(
+        help="Run side by side on Ray: on the cluster of RAY_ADDRESS, or on the cores of this "
+        "machine. THREADS are then those of each trial: one, unless said."
+    ),
+]
 
 
 def flags(
@@ -163,10 +177,18 @@ def use_threads(threads: int | None) -> None:
 
 def write(data: Any, path: Path) -> None:
     """Write an AnnData or a MuData: the whole file, or none."""
+    from anndata import AnnData
+    from anndata.io import write_elem
+
     from .. import store
 
     with store.aside(path) as made:
-        data.write(made)
+        if not isinstance(data, AnnData):
+            data.write(made)
+            return
+        data.strings_to_categoricals()
+        with store.hdf5(made) as (file, _):
+            write_elem(file, "/", data)
 
 
 def require_suffix(path: Path, suffixes: Iterable[str]) -> None:

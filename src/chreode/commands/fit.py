@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -46,7 +46,7 @@ fit = App(
 )
 
 
-def _first_line(key: str) -> str:
+def first_line(key: str) -> str:
     """Return what a model is, without importing it: that would take seconds."""
     tree = ast.parse((Path(models.__path__[0]) / f"{key}.py").read_text(encoding="utf-8"))
     classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
@@ -55,18 +55,23 @@ def _first_line(key: str) -> str:
 
 
 for _key in models.keys():  # noqa: SIM118 (a function, no mapping)
-    fit.command(f"{__name__}:{_key}", name=_key, help=_first_line(_key))
+    fit.command(f"{__name__}:{_key}", name=_key, help=first_line(_key))
 
 
 def __getattr__(key: str) -> App:
     """Return the command of a model; cyclopts asks for it when it is named."""
     if key not in models.keys():  # noqa: SIM118 (a function, no mapping)
         raise AttributeError(f"module {__name__!r} has no attribute {key!r}")
+    return per_model(key, _fit)
+
+
+def per_model(key: str, call: Callable[..., Answer | None]) -> App:
+    """Return the command of a model, with its options as flags; `call` is given its class first."""
     model = models.find(key)
     docs = {row["name"]: row["doc"] for row in config.describe(model)}
     unread = [role for role in ROLES if role not in model().reads("fit")]
     command = signed(
-        functools.partial(_fit, model),
+        functools.partial(call, model),
         *schema_flags(hidden=unread),
         *flags(model, docs, Group(f"{model.__name__}: its options", sort_key=2)),
     )
@@ -122,13 +127,12 @@ def _fit(
 
     if distributed and "WORLD_SIZE" not in os.environ:
         _start_processes()
-    asked, schema = _options(model, config, options)
-    if output.is_dir() and not (output / "model.json").is_file() and any(output.iterdir()):
-        raise StoreError(f"{output} exists and holds no model; choose another place.")
+    asked, schema = configured(model, config, options)
+    refuse_other_folder(output)
     use_threads(threads)
     data = read(file)
     if n_genes is not None:
-        data = _narrowed(data, schema, n_genes)
+        data = narrowed(data, schema, n_genes)
     checkpoint = output.with_name(f"{output.name}.checkpoint") if resume else None
     start = time.perf_counter()
     fitted = asked.fit(
@@ -162,18 +166,25 @@ def _start_processes() -> NoReturn:
     )
 
 
-def _options(
+def refuse_other_folder(output: Path) -> None:
+    """Refuse, before any compute, a folder that holds something else than a model."""
+    if output.is_dir() and not (output / "model.json").is_file() and any(output.iterdir()):
+        raise StoreError(f"{output} exists and holds no model; choose another place.")
+
+
+def configured(
     model: type[Model], file: Path | None, given: Mapping[str, Any]
 ) -> tuple[Model, Schema]:
     """Return the configured model and the schema: a file's tables, then the command line."""
-    told = _tables(file) if file else {}
+    told = tables_of(file) if file else {}
     roles = {field.name for field in dataclasses.fields(Schema)}
     options = told.get("model", {}) | {k: v for k, v in given.items() if k not in roles}
     places = told.get("schema", {}) | {k: v for k, v in given.items() if k in roles}
     return config.from_dict(model, options), Schema.from_dict(places)
 
 
-def _tables(file: Path) -> dict[str, dict[str, Any]]:
+def tables_of(file: Path) -> dict[str, dict[str, Any]]:
+    """Return the tables of a configuration file: [schema] and [model]."""
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -188,7 +199,7 @@ def _tables(file: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def _narrowed(data: Any, schema: Schema, n_genes: int) -> Any:
+def narrowed(data: Any, schema: Schema, n_genes: int) -> Any:
     """Return the data with the most variable genes alone, where the counts are."""
     genes = ch.pp.select_genes(data, schema, n_genes)
     place = Place.parse(schema.counts or "")

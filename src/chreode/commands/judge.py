@@ -14,7 +14,9 @@ from ..models import find, keys
 from .common import (
     RUN,
     Answer,
+    Into,
     Json,
+    Ray,
     Threads,
     Whole,
     Words,
@@ -44,6 +46,8 @@ def integration(
     ] = (0, 1, 2),
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
     report: Annotated[Path | None, Parameter(group=RUN)] = None,
+    into: Into = None,
+    ray: Ray = False,
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -75,7 +79,14 @@ def integration(
         raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
     use_threads(threads)
     methods = [*keys, *(_method(name) for name in models)]
-    scored = ch.bench.integration(file, ch.Schema.from_dict(roles), methods, seeds=seeds)
+    scored = ch.bench.integration(
+        file,
+        ch.Schema.from_dict(roles),
+        methods,
+        seeds=seeds,
+        into=into,
+        ray=ray and (threads or 1),
+    )
     written = []
     if output:
         written.append(scored.save(output))

@@ -21,7 +21,6 @@ from .common import (
     require_suffix,
     use_threads,
     with_roles,
-    write,
 )
 
 
@@ -45,7 +44,7 @@ def embed(
     model
         Folder of a fitted model.
     file
-        An .h5ad or .h5mu file, whose features are matched by name. Its roles are looked for where
+        An .h5ad, .h5mu or .zarr, whose features are matched by name. Its roles are looked for where
         they were in the fit, unless named.
     output
         File to write [default: NAME.embedded.h5ad beside FILE].
@@ -54,15 +53,16 @@ def embed(
     key_added
         Slot of obsm [default: X_MODEL].
     """
+    from ..collect import copy_with
     from ..read import read
 
     target = _target(file, output, in_place=in_place)
     use_threads(threads)
     fitted = ch.load(model)
-    data = read(file)
-    z = fitted.embed(data, key_added=key_added, schema=fitted.schema.with_(**roles))
-    write(data, target)
     key = key_added or f"X_{fitted.model.key}"
+    data = read(file)
+    z = fitted.embed(data, key_added=key, schema=fitted.schema.with_(**roles))
+    copy_with(file, target, {key: z}, {key: data.uns["chreode"][key]})
     return Answer(
         f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions, written to {target}",
         {"file": str(target), "key": key, "cells": z.shape[0], "n_latent": z.shape[1]},

@@ -1,0 +1,1 @@
+"""Jobs killed at random moments, and what is left of them."""

@@ -1,0 +1,57 @@
+"""Trainings of both libraries that stop for a lap between epochs; validation belongs to its epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+    from chreode.models.scvi import SCVI
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A sampler that calls `begin` before each epoch."""
+
+    sampler: Any
+    begin: Callable[[], None]
+
+    def n_batches(self, *given: Any) -> int:
+        return self.sampler.n_batches(*given)
+
+    def batches(self, *given: Any) -> Iterator[Any]:
+        self.begin()
+        yield from self.sampler.batches(*given)
+
+
+def chreode_model(begin: Callable[[Any], None], **options: Any) -> SCVI:
+    """Return chreode's SCVI, which calls ``begin(fit)`` before each epoch, of ``module`` and ``spec``."""
+    import chreode as ch
+
+    built = []
+
+    class Told(ch.SCVI):
+        def build(self, spec: Any) -> Any:
+            built.append(SimpleNamespace(module=super().build(spec), spec=spec))
+            return built[-1].module
+
+        def phases(self) -> list[Any]:
+            told = lambda: begin(built[-1])  # noqa: E731 (one line)
+            return [replace(p, data=_Told(p.data, told)) for p in super().phases()]
+
+    return Told(**options)
+
+
+def rival_callback(begin: Callable[[Any], None]) -> Callback:
+    """Return a callback of Lightning that calls ``begin(trainer)`` before each epoch."""
+    from lightning.pytorch import Callback
+
+    class Told(Callback):
+        def on_train_epoch_start(self, trainer: Any, plan: Any) -> None:  # noqa: ARG002 (Lightning's)
+            begin(trainer)
+
+    return Told()

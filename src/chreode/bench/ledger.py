@@ -1,0 +1,196 @@
+"""A folder that keeps results as they come: a line of JSON each, and arrays beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from .. import __version__, read, store
+from ..errors import StoreError
+from ..read import Data
+from ..schema import MATRIX_ROLES, Schema
+
+#: Rows of a matrix that are hashed in one go.
+_ROWS = 4096
+
+if TYPE_CHECKING:
+    from .trials import Outcome
+
+
+class Ledger:
+    """The results of a run, by key; without a folder it keeps nothing.
+
+    ``rows.jsonl`` opens with what all results depend on. Each result is one line, written and flushed
+    whole after its arrays, so that a crash can tear the last line alone; that one is dropped.
+
+    Parameters
+    ----------
+    folder
+        Where, or None.
+    about
+        What all results depend on, JSON-able.
+
+    Raises
+    ------
+    StoreError
+        If the folder holds something else, or results of another `about`.
+    """
+
+    def __init__(self, folder: str | Path | None, about: Mapping[str, Any]) -> None:
+        self.folder = Path(folder) if folder else None
+        self.kept: dict[str, dict[str, Any]] = {}
+        if self.folder is None:
+            return
+        self.file = self.folder / "rows.jsonl"
+        if not self.file.exists() and self.folder.exists() and any(self.folder.iterdir()):
+            raise StoreError(f"{self.folder} exists and holds no results; choose another place.")
+        lines = self._whole_lines()
+        if not lines:
+            self._append(dict(about))
+            return
+        self._refuse_another(lines[0], json.loads(json.dumps(dict(about))))
+        self.kept = {line["key"]: line for line in lines[1:]}
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """Return what `add` was given under `key`, unless it had failed."""
+        line = self.kept.get(key)
+        if self.folder is None or line is None or line["failed"]:
+            return None
+        arrays = {}
+        if line["arrays"]:
+            file = self.folder / f"{key}.safetensors"
+            arrays = {name: t.numpy() for name, t in store.read_tensors(file)[0].items()}
+        told = {name: line[name] for name in ("row", "seconds", "attempts")}
+        return {**told, "arrays": arrays}
+
+    def add(self, key: str, name: str, outcome: Outcome) -> None:
+        """Keep a result; it is on the disk when this returns.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or the folder cannot be written.
+        """
+        if self.folder is None:
+            return
+        if outcome.arrays:
+            with store.aside(self.folder / f"{key}.safetensors") as path:
+                tensors = {k: torch.tensor(v) for k, v in outcome.arrays.items()}
+                store.write_tensors(path, tensors, {})
+        line = {
+            "key": key, "trial": name, "failed": outcome.failed, "seconds": outcome.seconds,
+            "attempts": outcome.attempts, "arrays": sorted(outcome.arrays), "row": outcome.row,
+        }  # fmt: skip
+        self._append(line)
+        self.kept[key] = line
+
+    def told(self) -> str:
+        """Say what is kept, and how to go on."""
+        if self.folder is None:
+            return "nothing is kept, as no folder was named for it (into)"
+        done = sum(not line["failed"] for line in self.kept.values())
+        return f"{done} results are kept in {self.folder}, and the same call goes on from there"
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("ab") as file:
+                file.write(json.dumps(line).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(
+                f"{self.file} cannot be written ({error.strerror or error}); what it holds is kept. "
+                "Free some space, and the same call goes on from there."
+            ) from error
+
+    def _whole_lines(self) -> list[dict[str, Any]]:
+        """Return the lines of the file, and cut off a last one that a crash has torn."""
+        if not self.file.exists():
+            return []
+        text = self.file.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            os.truncate(self.file, whole)
+        try:
+            return [json.loads(line) for line in text[:whole].splitlines()]
+        except ValueError as error:
+            raise StoreError(
+                f"{self.file} was changed since it was written ({error}). Remove the folder or name another."
+            ) from error
+
+    def _refuse_another(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+        differ = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
+        if differ:
+            said = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differ)
+            raise StoreError(
+                f"{self.folder} holds results of another run ({said}). "
+                "Name another folder, or remove this one."
+            )
+
+
+def provenance(data: Data, schema: Schema) -> dict[str, Any]:
+    """Return what a number depends on and a reader needs to repeat it: data, schema, versions, threads."""
+    return {
+        "data": fingerprint(data, schema), "schema": schema.as_dict(),
+        "chreode": __version__, "torch": torch.__version__, "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def fingerprint(data: Data, schema: Schema) -> str:
+    """Return a hash of the names of the cells and the values of every role."""
+    parts: list[Any] = [pd.Series(data.obs_names)]
+    for role, place in schema.places():
+        if role.partition("/")[0] in MATRIX_ROLES:
+            values, names = read.matrix(data, place, role)
+            parts += [values, pd.Series(names)]
+        else:
+            parts.append(read.column(data, place, role))
+    return digest(*parts)
+
+
+def digest(*parts: Any) -> str:
+    """Return a hash of matrices (in memory, or on disk), columns, and anything that JSON can hold.
+
+    Examples
+    --------
+    >>> digest({"n_latent": 10}) == digest({"n_latent": 10}) != digest({"n_latent": 11})
+    True
+    """
+    made = hashlib.sha256()
+    for part in parts:
+        for array in _arrays(part):
+            made.update(f"{array.dtype} {array.shape}".encode())
+            made.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return made.hexdigest()[:16]
+
+
+def _arrays(part: Any) -> Iterator[np.ndarray]:
+    """Yield what `part` is made of; a matrix by rows, as one on disk may not fit into memory."""
+    if isinstance(part, pd.Series):
+        yield pd.util.hash_pandas_object(part, index=False).to_numpy()
+    elif len(getattr(part, "shape", ())) == 2:
+        yield np.array(part.shape)
+        for start in range(0, part.shape[0], _ROWS):
+            rows = part[np.arange(start, min(start + _ROWS, part.shape[0]))]
+            if sp.issparse(rows):
+                yield from (np.diff(rows.indptr).astype(np.int64), rows.indices.astype(np.int64))
+            yield rows.data if sp.issparse(rows) else rows
+    else:
+        json_able = not isinstance(part, np.ndarray)
+        yield (
+            np.frombuffer(json.dumps(part, sort_keys=True).encode(), np.uint8)
+            if json_able
+            else part
+        )

@@ -1,0 +1,222 @@
+"""Pieces of work, such as a method under a seed: run here or on Ray, kept on disk, none lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from ..errors import ChreodeError
+from .ledger import Ledger, digest
+
+#: What a trial returns: values that JSON can hold, and arrays.
+Result: TypeAlias = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One piece of work.
+
+    Attributes
+    ----------
+    name
+        What it is called, once among the trials that run together.
+    call
+        What to do with what all trials share. Ray pickles it, so it should hold no data of any size.
+    about
+        What its result depends on beside what all trials share, JSON-able.
+    """
+
+    name: str
+    call: Callable[[Any], Result]
+    about: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Name of its result on disk: the same work has the same, whatever it is called."""
+        return digest(dict(self.about))
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of a trial.
+
+    Attributes
+    ----------
+    row, arrays
+        What it returned; empty if it failed.
+    failed
+        Why it failed, or "".
+    seconds
+        How long it took.
+    attempts
+        How often it was begun: a worker that dies is replaced.
+    unforeseen
+        Whether it failed of something else than an error of `chreode.errors`.
+    """
+
+    row: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    failed: str = ""
+    seconds: float = 0.0
+    attempts: int = 1
+    unforeseen: bool = False
+
+
+#: Runs trials and yields what became of each as it finishes.
+Execute: TypeAlias = Callable[[Sequence[Trial]], Generator[tuple[Trial, Outcome], None, None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """Runs trials; `running` makes it.
+
+    Attributes
+    ----------
+    execute
+        Runs what is not on disk.
+    workers
+        How many trials run at once.
+    ledger
+        Keeps what is done.
+    """
+
+    execute: Execute
+    workers: int
+    ledger: Ledger
+
+    def run(self, trials: Sequence[Trial], shown: Any) -> list[Outcome]:
+        """Return what became of each trial, in the order given, whichever finished first.
+
+        Those that are on disk are not run again, unless they had failed. The bar `shown` moves on
+        with each.
+        """
+        done = {t.name: Outcome(**kept) for t in trials if (kept := self.ledger.find(t.key))}
+        shown.update(len(done))
+        todo = [trial for trial in trials if trial.name not in done]
+        with closing(self.execute(todo)) as finished:
+            for trial, outcome in finished:
+                if outcome.unforeseen:
+                    warnings.warn(f"{trial.name} failed: {outcome.failed}", stacklevel=3)
+                # so that a result is the same now and when it is read again
+                row = json.loads(json.dumps(outcome.row))
+                done[trial.name] = replace(outcome, row=row)
+                self.ledger.add(trial.key, trial.name, done[trial.name])
+                shown.update()
+        return [done[trial.name] for trial in trials]
+
+
+@contextmanager
+def running(
+    shared: Any,
+    about: Mapping[str, Any],
+    *,
+    into: str | Path | None = None,
+    ray: bool | int = False,
+) -> Iterator[Runner]:
+    """Yield a `Runner`; while it is open, Ctrl-C ends everything at once and says what is kept.
+
+    Parameters
+    ----------
+    shared
+        What every trial is given. Workers get it once.
+    about
+        What all results depend on, JSON-able: data, settings, versions.
+    into
+        Folder that keeps every result as it comes; the same call goes on where it was cut off.
+    ray
+        Run on Ray, with so many threads per trial (True: one).
+
+    Raises
+    ------
+    StoreError
+        If the folder holds results of other data, settings or versions.
+    CapabilityError, ConfigError
+        If Ray is not installed, or no machine of the cluster has so many cores.
+    """
+    ledger = Ledger(into, about)
+    with _told(ledger):
+        if ray:
+            from .cluster import on_ray
+
+            with on_ray(shared, int(ray)) as (execute, workers):
+                yield Runner(execute, workers, ledger)
+        else:
+            with _stopping():
+                yield Runner(partial(_in_turn, shared), 1, ledger)
+
+
+def _in_turn(shared: Any, trials: Sequence[Trial]) -> Generator[tuple[Trial, Outcome], None, None]:
+    for trial in trials:
+        yield trial, attempt(trial, shared)
+
+
+def attempt(trial: Trial, shared: Any, threads: int | None = None) -> Outcome:
+    """Run a trial in this process; whatever it fails of is told by what is returned."""
+    start = time.perf_counter()
+    try:
+        with pinned(threads or torch.get_num_threads()):
+            row, arrays = trial.call(shared)
+    except ChreodeError as error:
+        return Outcome(failed=str(error), seconds=time.perf_counter() - start)
+    except Exception as error:  # noqa: BLE001 (of another library, or a bug: the other trials go on)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+        return Outcome(failed=said, seconds=time.perf_counter() - start, unforeseen=True)
+    return Outcome(row, arrays, seconds=time.perf_counter() - start)
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Give torch and the linear algebra of NumPy so many threads: results depend on it in the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Stopped(BaseException):
+    """Ctrl-C by another name: at a KeyboardInterrupt a fit ends early and counts as done."""
+
+
+@contextmanager
+def _told(ledger: Ledger) -> Iterator[None]:
+    """Say at Ctrl-C what is kept."""
+    try:
+        yield
+    except (_Stopped, KeyboardInterrupt):
+        raise KeyboardInterrupt(f"interrupted; {ledger.told()}") from None
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Let Ctrl-C end whatever runs in this process."""
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _Stopped
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,113 @@
+"""``chreode tune MODEL FILE``: a command per model; the options that are given are not searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+import chreode as ch
+
+from .. import config as config_
+from .. import models
+from .common import (
+    RUN,
+    Answer,
+    Into,
+    Json,
+    Ray,
+    Seed,
+    Threads,
+    Whole,
+    records,
+    use_threads,
+)
+from .fit import configured, first_line, narrowed, per_model, refuse_other_folder, tables_of
+
+tune = App(
+    name="tune",
+    help_epilogue="Example: chreode tune scvi pbmc.h5ad --counts layers/counts --batch obs/donor "
+    "--trials 20 --into runs/tune -o runs/best\nThe flags of a model: chreode tune scvi --help",
+)
+for _key in models.keys():  # noqa: SIM118 (a function, no mapping)
+    tune.command(f"{__name__}:{_key}", name=_key, help=first_line(_key))
+
+
+def __getattr__(key: str) -> App:
+    """Return the command of a model; cyclopts asks for it when it is named."""
+    if key not in models.keys():  # noqa: SIM118 (a function, no mapping)
+        raise AttributeError(f"module {__name__!r} has no attribute {key!r}")
+    return per_model(key, _tune)
+
+
+def _tune(
+    model: Any,  # type[Model]: cyclopts evaluates annotations, and that name would load torch
+    file: Path,
+    /,
+    *,
+    trials: Annotated[Whole, Parameter(validator=Number(gte=1), group=RUN)] = 20,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
+    config: Annotated[Path | None, Parameter(group=RUN)] = None,
+    n_genes: Annotated[Whole | None, Parameter(group=RUN)] = None,
+    into: Into = None,
+    ray: Ray = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    json: Json = False,
+    **options: Any,
+) -> Answer:
+    """Search for better options of a model.
+
+    Trial 0 is the model with its defaults and the options that are given, which stay as they are. The
+    best options and those of trial 0 are fitted again under further seeds and judged on cells that
+    nothing has seen.
+
+    Parameters
+    ----------
+    file
+        An .h5ad or .h5mu file. It is not changed.
+    trials
+        How many.
+    output
+        Folder to write a model to, fitted with the best options on all cells.
+    config
+        A TOML file with tables [schema] and [model]; the command line wins over it.
+    n_genes
+        Keep the most variable genes alone, so many.
+    """
+    from ..read import read
+    from ..tuning import default_space
+
+    asked, schema = configured(model, config, options)
+    given = {*options, *(tables_of(config).get("model", {}) if config else {})}
+    space = {name: span for name, span in default_space(asked).items() if name not in given}
+    if output:
+        refuse_other_folder(output)
+    use_threads(threads)
+    data: Any = file
+    if n_genes is not None:
+        data = narrowed(read(file), schema, n_genes)
+    tuned = ch.tune(
+        asked, data, schema, trials=trials, seed=seed, space=space, into=into,
+        ray=ray and (threads or 1),
+    )  # fmt: skip
+    best = config_.as_dict(tuned.best)
+    flags = " ".join(f"--{name.replace('_', '-')} {best[name]}" for name in space)
+    said = [
+        tuned.trials.drop(columns="seed").to_string(float_format="%.5g"),
+        f"{tuned.verdict()}\nThe best: chreode fit {tuned.best.key} {file} {flags}",
+    ]
+    if output:
+        tuned.best.fit(data, schema, seed=seed).save(output)
+        said.append(f"fitted on all cells and saved to {output}")
+    return Answer(
+        "\n".join(said),
+        {
+            "best": best, "improved": tuned.improved, "verdict": tuned.verdict(),
+            "trials": records(tuned.trials), "refits": records(tuned.refits),
+            "about": dict(tuned.about), "folder": str(output) if output else None,
+        },
+        json,
+    )  # fmt: skip
