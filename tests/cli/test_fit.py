@@ -35,7 +35,7 @@ def test_the_flags_of_fit_are_the_fields_of_the_dataclasses(key):
     flags = {"--" + field.name.replace("_", "-"): field for field in fields}
     own = {
         "--output", "--config", "--n-genes", "--validation", "--seed", "--device", "--threads",
-        "--resume", "--json",
+        "--resume", "--distributed", "--json",
     }  # fmt: skip
     assert set(found) - {"FILE"} == set(flags) | own
     docs = {row["name"]: row["doc"] for row in config.describe(model)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -56,7 +58,23 @@ class SparseRows:
 
     def map(self, values: Float[Tensor, " n"]) -> SparseRows:
         """Return other values at the same places, as log1p of these."""
-        return replace(self, values=values)
+        other = replace(self, values=values)
+        other.__dict__["cells"] = self.cells  # not to be made again
+        return other
+
+    def split(self, sizes: Sequence[int]) -> list[SparseRows]:
+        """Return so many rows each, without copying what is stored."""
+        ends = np.cumsum([0, *sizes])
+        starts = self.indptr[torch.from_numpy(ends)].tolist()
+        return [
+            SparseRows(
+                self.indptr[ends[i] : ends[i + 1] + 1] - starts[i],
+                self.columns[starts[i] : starts[i + 1]],
+                self.values[starts[i] : starts[i + 1]],
+                self.n_features,
+            )
+            for i in range(len(sizes))
+        ]
 
     def sum(self) -> Float[Tensor, " b"]:
         """Return the sum of each row."""
@@ -123,6 +141,19 @@ class CellBatch:
         """Return what is stored of a matrix role, without its zeros."""
         view = self.views[role]
         return SparseRows.of(view) if isinstance(view, Tensor) else view
+
+    def split(self, sizes: Sequence[int]) -> list[CellBatch]:
+        """Return so many cells each, in order."""
+
+        def parts(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+            cut = {name: value.split(sizes) for name, value in table.items()}
+            return [{name: pieces[i] for name, pieces in cut.items()} for i in range(len(sizes))]
+
+        views, present, columns = parts(self.views), parts(self.present), parts(self.columns)
+        return [
+            CellBatch(rows, views[i], present[i], self.observed, columns[i])
+            for i, rows in enumerate(self.rows.split(sizes))
+        ]
 
     def with_columns(self, **columns: Tensor) -> CellBatch:
         """Return the same cells under other conditions."""

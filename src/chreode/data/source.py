@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -19,11 +22,16 @@ Csr: TypeAlias = sp.csr_matrix | sp.csr_array
 
 #: Dense values that one streamed chunk may hold (32 MiB of float32 per matrix).
 CHUNK_VALUES = 2**23
+#: Blocks of neighbouring rows that are read together, and mixed, where a matrix is on disk.
+WINDOW_BLOCKS = 256
 
 
 @runtime_checkable
 class Matrix(Protocol):
-    """Cells x features: a CSR matrix, a NumPy array, or anything on disk that is sliced by rows alike."""
+    """Cells x features: a CSR matrix, a NumPy array, or anything on disk that is sliced by rows alike.
+
+    One on disk has an attribute `block` too: how many neighbouring rows are cheap to read together.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,6 +73,21 @@ class Source:
     def __len__(self) -> int:
         return len(self.obs_names)
 
+    @cached_property
+    def block(self) -> int:
+        """Neighbouring cells that are cheap to read together: 1 in memory.
+
+        The heaviest of several matrices on disk decides: it fills most of a window.
+        """
+        blocks = [getattr(matrix, "block", 1) for matrix in self.matrices.values()]
+        return min((b for b in blocks if b > 1), default=1)
+
+    @cached_property
+    def _chunk(self) -> int:
+        """Cells whose dense values are few enough to be held at once."""
+        widest = max((len(self.spec.features[role]) for role in self.matrices), default=1)
+        return int(np.clip(CHUNK_VALUES // max(widest, 1), 16, 4096))
+
     def measured(self, role: str) -> Bool[np.ndarray, " cells"]:
         """Return which cells have a row in the matrix of `role`."""
         return self.where[role] >= 0 if role in self.where else np.ones(len(self), bool)
@@ -78,12 +101,10 @@ class Source:
         columns = {k: torch.from_numpy(v[rows]).to(device) for k, v in self.columns.items()}
         return CellBatch(torch.from_numpy(rows).to(device), views, present, observed, columns)
 
-    def pieces(self, rows: Int[np.ndarray, " n"] | None = None) -> list[Int[np.ndarray, " b"]]:
+    def pieces(self, rows: Int[np.ndarray, " n"] | None = None) -> list[Int[np.ndarray, " _"]]:
         """Cut `rows` (default: all cells), in order, into chunks of bounded size."""
         rows = np.arange(len(self)) if rows is None else rows
-        widest = max((len(self.spec.features[role]) for role in self.matrices), default=1)
-        size = int(np.clip(CHUNK_VALUES // max(widest, 1), 16, 4096))
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [rows[start : start + self._chunk] for start in range(0, len(rows), self._chunk)]
 
     def batches(
         self, rows: Int[np.ndarray, " n"] | None = None, device: str = "cpu"
@@ -92,11 +113,39 @@ class Source:
         return self.minibatches(self.pieces(rows), device)
 
     def minibatches(
-        self, rows: Iterable[Int[np.ndarray, " b"]], device: str = "cpu"
+        self, rows: Iterable[Int[np.ndarray, " _"]], device: str = "cpu"
     ) -> Iterator[CellBatch]:
-        """Yield the cells of each item of `rows`."""
-        for some in rows:
-            yield self.batch(some, device)
+        """Yield the cells of each item of `rows`, as `batch` does.
+
+        Some items are gathered together, which takes as long as one alone. From disk, those of a
+        window (see `in_windows`) are read together in the order of the file, and the next window is
+        read while this one is consumed.
+        """
+        if self.block == 1:
+            for together in in_windows(rows, self._chunk // 4):
+                sizes = [len(some) for some in together]
+                yield from self.batch(np.concatenate(together), device).split(sizes)
+            return
+        ahead: tuple[list[np.ndarray], Future[Source]] | None = None
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            for window in chain(in_windows(rows, WINDOW_BLOCKS * self.block), [None]):
+                now = ahead
+                ahead = (window, reader.submit(self._holding, window)) if window else None
+                if now is not None:
+                    held = now[1].result()
+                    for some in now[0]:
+                        yield held.batch(some, device)
+
+    def _holding(self, window: list[np.ndarray]) -> Source:
+        """Return this source with the cells of `window` in memory, and no others."""
+        cells = np.unique(np.concatenate(window))
+        matrices = dict(self.matrices)
+        for role, matrix in self.matrices.items():
+            if getattr(matrix, "block", 1) > 1:
+                at = self.where[role][cells] if role in self.where else cells
+                rows = np.unique(at[at >= 0])
+                matrices[role] = _Held(rows, matrix[rows])
+        return replace(self, matrices=matrices)
 
     def _view(self, role: str, rows: Int[np.ndarray, " b"], device: str) -> Tensor | SparseRows:
         width, take, where = (
@@ -110,7 +159,7 @@ class Source:
             rows = where[rows[into]]
         block: Any = self.matrices[role][rows]
         if sp.issparse(block):
-            block = block.tocsr() if take is None else _in_order(block.tocsr(), take)
+            block = block.tocsr() if take is None else in_order(block.tocsr(), take)
             return _as_rows(block, into, n).to(device)
         out = torch.zeros((n, width), device=device)
         columns = slice(None) if take is None else take >= 0
@@ -121,7 +170,41 @@ class Source:
         return out
 
 
-def _in_order(block: Csr, take: Int[np.ndarray, " g"]) -> Csr:
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Some rows of a matrix, asked for by their numbers in the whole of it."""
+
+    rows: Int[np.ndarray, " held"]
+    values: Csr | np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def __getitem__(self, rows: Int[np.ndarray, " b"]) -> Csr | np.ndarray:
+        return self.values[np.searchsorted(self.rows, rows)]
+
+
+def in_windows(
+    minibatches: Iterable[Int[np.ndarray, " _"]], size: int
+) -> Iterator[list[Int[np.ndarray, " _"]]]:
+    """Group minibatches that follow each other: as many as hold `size` rows, and at least one.
+
+    Samplers mix within the same groups as readers read, so every row is read once.
+    """
+    window: list[np.ndarray] = []
+    n = 0
+    for rows in minibatches:
+        if window and n + len(rows) > size:
+            yield window
+            window, n = [], 0
+        window.append(rows)
+        n += len(rows)
+    if window:
+        yield window
+
+
+def in_order(block: Csr, take: Int[np.ndarray, " g"]) -> Csr:
     """Return the columns `take` (-1: an empty one)."""
     position = np.full(block.shape[1], -1)
     position[take[take >= 0]] = np.flatnonzero(take >= 0)

@@ -237,16 +237,16 @@ class _Loop:
         Objectives are means over the cells of this process, which are a `share` of the minibatch.
         """
         last = len(self.players) - 1
-        shares = {name: v.new_tensor(share) for name, v in loss.objectives.items()}
         moved: list[Tensor] = []
         for i, (name, parameters) in enumerate(self.players.items()):
+            objective = loss.objectives[name]
             gradients = torch.autograd.grad(
-                loss.objectives[name], parameters, shares[name],
+                objective, parameters, None if share == 1 else objective.new_tensor(share),
                 retain_graph=i < last, allow_unused=True,
             )  # fmt: skip
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            moved += [gradient for gradient in gradients if gradient is not None]
+                parameter.grad = _laid_out_like(parameter, gradient)
+            moved += [p.grad for p in parameters if p.grad is not None]
         # an objective that is not finite anywhere is not finite everywhere: all stop together
         objectives = torch.stack([v.detach() for v in loss.objectives.values()])
         self.run.group.add([*moved, objectives])
@@ -324,9 +324,18 @@ class _Loop:
         tensors, info = store.read_tensors(self.run.checkpoint)
         if info.get("fingerprint") != self.run.fingerprint:
             raise StoreError(
-                f"{self.run.checkpoint} belongs to another fit (model, data, rows or seed differ). "
+                f"{self.run.checkpoint} belongs to another fit (model, data, rows, seed or version differ). "
                 "Remove it or name another checkpoint."
             )
+        try:
+            self._restore(tensors, info)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise StoreError(
+                f"{self.run.checkpoint} holds no state of this fit ({type(error).__name__}: {error}). "
+                "Remove it to begin anew."
+            ) from error
+
+    def _restore(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         self.root.load_state_dict(store.under("root", tensors))
         self.best_state = _like(self.best_state, store.under("best", tensors))
         self.average = _like(self.average, store.under("average", tensors))
@@ -342,6 +351,13 @@ class _Loop:
 
 def _like(state: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: read[name].to(value.device) for name, value in state.items()}
+
+
+def _laid_out_like(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """Return the gradient in its parameter's memory layout: fused Adam takes that for granted."""
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 class _Mean:

@@ -104,45 +104,58 @@ def _log_likelihood(x: SparseRows, *parameters: Tensor | None) -> Float[Tensor, 
 
 
 class _LogLikelihood(Function):
-    """Gradients are made with the value, and scaled when the loss's own arrives."""
+    """Gradients are made with the value.
+
+    The kernel makes them for the loss that is nearly always asked for, minus the mean over the
+    batch; if another arrives it runs again, with the same bits as if it had been foreseen.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: SparseRows,
-        logits: Float[Tensor, "b g"],
-        log_library: Float[Tensor, "b 1"],
-        log_theta: Float[Tensor, "#b g"],
-        dropout_logits: Float[Tensor, "b g"] | None,
-    ) -> Float[Tensor, " b"]:
-        evaluate = _backend(logits)
-        ll, gradients = evaluate(x, logits, log_library, log_theta, dropout_logits)
-        ctx.save_for_backward(*gradients)
-        ctx.shared = len(log_theta) == 1
+    def forward(ctx: Any, x: SparseRows, *parameters: Tensor | None) -> Float[Tensor, " b"]:
+        logits, log_library, log_theta, dropout_logits = parameters
+        assert logits is not None
+        assert log_library is not None
+        assert log_theta is not None
+        ctx.x, ctx.shared, ctx.by_kernel = x, len(log_theta) == 1, False
+        if torch.compiler.is_compiling() or not kernel.serves(logits):
+            evaluate = compiled if logits.is_cuda else reference
+            ll, made = evaluate(x, logits, log_library, log_theta, dropout_logits)
+            ctx.save_for_backward(*made)
+            return ll
+        ctx.by_kernel = True
+        ll, gradients = kernel.log_likelihood(x, _minus_mean(logits), *parameters)
+        ctx.save_for_backward(*gradients, *parameters)
         return ll
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, " b"]) -> tuple[Tensor | None, ...]:
-        by_logits, by_library, by_dispersion, *by_dropout = ctx.saved_tensors
-        scale = gradient[:, None]
-        with torch.autocast(gradient.device.type, enabled=False):
-            by_theta = -gradient @ by_dispersion if ctx.shared else by_dispersion * -scale
-        return (
-            None,
-            by_logits * scale,
-            by_library * scale,
-            by_theta.view(-1, by_logits.shape[1]),
-            by_dropout[0] * scale if by_dropout else None,
-        )
+    def backward(ctx: Any, weights: Float[Tensor, " b"]) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        if not ctx.by_kernel:
+            return None, *_weighted(saved, weights, shared=ctx.shared)
+        gradients, parameters = saved[:4], saved[4:]
+        if not torch.equal(weights, _minus_mean(parameters[0])):
+            gradients = kernel.log_likelihood(ctx.x, weights, *parameters)[1]
+        return None, *gradients
 
 
-def _backend(logits: Float[Tensor, "b g"]) -> Callable[..., tuple[Tensor, Gradients]]:
-    if torch.compiler.is_compiling():
-        return reference
-    if kernel.serves(logits):
-        return kernel.log_likelihood
-    return compiled if logits.is_cuda else reference
+def _minus_mean(logits: Float[Tensor, "b g"]) -> Float[Tensor, " b"]:
+    return logits.new_full((len(logits),), -1 / max(1, len(logits)))
+
+
+def _weighted(
+    gradients: Gradients, weights: Float[Tensor, " b"], *, shared: bool
+) -> tuple[Tensor | None, ...]:
+    by_logits, by_library, by_dispersion, *by_dropout = gradients
+    each = weights[:, None]
+    with torch.autocast(weights.device.type, enabled=False):
+        by_theta = (-weights @ by_dispersion)[None] if shared else by_dispersion * -each
+    return (
+        by_logits * each,
+        by_library * each,
+        by_theta,
+        by_dropout[0] * each if by_dropout else None,
+    )
 
 
 def reference(
@@ -208,7 +221,7 @@ def _counted(
 
 
 class _Gamma(NamedTuple):
-    """Γ(v) as `_counted` takes it: y = v + shift, the ratio of the products ∏(v + i) and y^shift, …"""
+    """Γ(v) as `_counted` takes it: from y = v + shift, and from the ratio of ∏(v + i) and y^shift."""
 
     v: Float[Tensor, " n"]
     y: Float[Tensor, " n"]
@@ -229,7 +242,9 @@ def _gamma(v: Float[Tensor, " n"]) -> _Gamma:
     ratio = first * square
     for pair in pairs[1:]:
         ratio.mul_(pair).mul_(square)
-    return _Gamma(v, y, ratio, _polynomial(_SERIES, square, terms).mul_(inverse), inverse, square, pairs)
+    return _Gamma(
+        v, y, ratio, _polynomial(_SERIES, square, terms).mul_(inverse), inverse, square, pairs
+    )
 
 
 def _log_less_digamma(at: _Gamma) -> Float[Tensor, " n"]:

@@ -113,43 +113,41 @@ static void exp_both(int64_t n, const float *restrict x, float *restrict out, fl
 
 typedef struct { float ll, by_mu; } Sums; /* over the genes of a cell */
 
-/* A row as if all its counts were zeros. */
+/* A row as if all its counts were zeros: log-probabilities, and their derivatives by log mu. */
 static Sums zeros(int64_t n, float scale, const float *restrict e, const float *restrict theta,
-                  const float *restrict inverse, float *restrict by_mu, float *restrict by_dispersion)
+                  const float *restrict inverse, float *restrict log_p, float *restrict by_mu)
 {
     float ll = 0.0f, total = 0.0f;
 #pragma omp simd reduction(+ : ll, total)
     for (int64_t j = 0; j < n; j++) {
         float mu = e[j] * scale, q = mu * inverse[j], r = 1.0f / (1.0f + q);
-        float d = -mu * r, log_p = -theta[j] * log1p_(q, r);
-        ll += log_p;
-        total += d;
-        by_mu[j] = d;
-        by_dispersion[j] = d - log_p;
+        log_p[j] = -theta[j] * log1p_(q, r);
+        by_mu[j] = -mu * r;
+        ll += log_p[j];
+        total += by_mu[j];
     }
     return (Sums){ll, total};
 }
 
-/* The same with extra zeros, from what `zeros` has left. */
-static Sums inflate(int64_t n, const float *restrict logits, float *restrict by_mu,
-                    float *restrict by_dispersion, float *restrict by_dropout, float *restrict ratio)
+/* The same with extra zeros: what `zeros` has left is weighted by the odds against one. */
+static Sums inflate(int64_t n, float weight, const float *restrict logits, float *restrict log_p,
+                    float *restrict by_mu, float *restrict by_dropout, float *restrict ratio)
 {
     float ll = 0.0f, total = 0.0f;
 #pragma omp simd reduction(+ : ll, total)
     for (int64_t j = 0; j < n; j++) {
-        float log_p = by_mu[j] - by_dispersion[j], v = -logits[j], u = log_p + v;
+        float v = -logits[j], u = log_p[j] + v;
         float tail_u = exp_(-fabsf(u)), tail_v = exp_(-fabsf(v));
         float both = 1.0f / ((1.0f + tail_u) * (1.0f + tail_v));
         float larger_u = (1.0f + tail_v) * both, larger_v = (1.0f + tail_u) * both;
         float counted = u < 0.0f ? tail_u * larger_u : larger_u; /* sigmoid(u) */
         float kept = v < 0.0f ? tail_v * larger_v : larger_v;
-        float d = by_mu[j] * counted;
-        ll += log_p + max_(0.0f, -u) - max_(0.0f, -v);
         ratio[j] = (1.0f + tail_u) * larger_v;
-        total += d;
-        by_mu[j] = d;
-        by_dispersion[j] = d - counted * log_p;
-        by_dropout[j] = kept - counted;
+        ll += log_p[j] + max_(0.0f, -u) - max_(0.0f, -v);
+        log_p[j] *= counted;
+        by_mu[j] *= counted;
+        total += by_mu[j];
+        by_dropout[j] = weight * (kept - counted);
     }
     return (Sums){ll + sum_of_logs(n, ratio), total};
 }
@@ -169,7 +167,7 @@ static inline Gamma gamma_(float v)
 }
 
 /* Counts k of mean m and inverse dispersion t: returns the sum of their log-probabilities, and leaves
-   their derivatives by log mu in m and by -log theta in t. */
+   their derivatives by log mu in m, and in t what is -theta log(1 + q) in the derivative of a zero. */
 static float counted(int64_t n, const float *restrict k, float *restrict m, float *restrict t)
 {
     float ll = 0.0f;
@@ -179,16 +177,16 @@ static float counted(int64_t n, const float *restrict k, float *restrict m, floa
         Gamma z = gamma_(x + theta), s = gamma_(theta), f = gamma_(x + 1.0f);
         float of_theta = log_ratio(theta * (x - mu) - 4.0f * mu, min_(z.y * theta, s.y * both));
         float of_x = log_ratio(theta * (mu - f.y) - mu, min_(z.y * mu, f.y * both));
-        float ratio = z.ratio / (s.ratio * f.ratio), d = (x - mu) * theta / both;
+        float ratio = z.ratio / (s.ratio * f.ratio);
         ll += theta * of_theta + x * of_x - 0.5f * log_(ratio * ratio * z.y * f.y / s.y);
         ll += z.series - s.series - f.series + (5.0f - 0.918938533f);
-        m[i] = d;
-        t[i] = d + theta * (z.log_less_digamma - s.log_less_digamma - of_theta);
+        m[i] = (x - mu) * theta / both;
+        t[i] = theta * (of_theta - z.log_less_digamma + s.log_less_digamma);
     }
     return ll;
 }
 
-/* Returns the sum of log sigmoid(-logits), and leaves its derivative in their place. */
+/* Returns the sum of log sigmoid(-logits), and leaves its derivatives in their place. */
 static float not_dropped(int64_t n, float *restrict logits)
 {
     float ll = 0.0f;
@@ -201,57 +199,85 @@ static float not_dropped(int64_t n, float *restrict logits)
     return ll;
 }
 
-/* b cells, g genes; theta has one row or b; dropout_logits and by_dropout are NULL for the negative
-   binomial. scratch: 10 rows of g for each thread, and 2. */
-void chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, const int64_t *indptr,
-                    const int64_t *columns, const float *values, const float *logits,
-                    const float *log_library, const float *log_theta, const float *dropout_logits,
-                    float *scratch, float *ll, float *by_logits, float *by_library,
-                    float *by_dispersion, float *by_dropout)
+/* Adds to by_theta, and makes of the derivative by log mu that by the softmax's logits, weighted. */
+static void finish(int64_t n, float weight, float share, const float *restrict e,
+                   const float *restrict log_p, float *restrict by_mu, float *restrict by_theta)
 {
-    float *shared = scratch + 10 * threads * g;
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        by_theta[j] += weight * (log_p[j] - by_mu[j]);
+        by_mu[j] = weight * (by_mu[j] - e[j] * share);
+    }
+}
+
+enum { ROWS = 10, BLOCKS = 16 };
+
+/* Log-likelihoods of b cells with g genes, and the gradient of their sum weighted by `weights`.
+   theta has one row or b; dropout_logits and by_dropout are NULL for the negative binomial.
+   by_theta is summed over blocks of cells, then over the blocks, whatever the number of threads.
+   scratch: ROWS rows of g for each thread, then 2 + BLOCKS. */
+void chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, const int64_t *indptr,
+                    const int64_t *columns, const float *values, const float *weights,
+                    const float *logits, const float *log_library, const float *log_theta,
+                    const float *dropout_logits, float *scratch, float *ll, float *by_logits,
+                    float *by_library, float *by_theta, float *by_dropout)
+{
+    float *shared = scratch + ROWS * threads * g, *sums_by_theta = shared + 2 * g;
+    float *of_theta = theta_rows == 1 ? sums_by_theta : by_theta;
+    memset(of_theta, 0, sizeof(float) * (theta_rows == 1 ? BLOCKS : b) * g);
     if (theta_rows == 1) exp_both(g, log_theta, shared, shared + g);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int64_t thread = 0; thread < threads; thread++) {
-        float *e = scratch + 10 * thread * g, *spare = e + g, *own = spare + g;
-        float *k = own + 2 * g, *m = k + g, *t = m + g, *dropped = t + g, *e_at = dropped + g;
-        int32_t *at = (int32_t *)(e_at + g);
-        for (int64_t i = b * thread / threads; i < b * (thread + 1) / threads; i++) {
-            const float *dropout = dropout_logits ? dropout_logits + i * g : NULL;
-            float *d = by_logits + i * g, *s = by_dispersion + i * g, *theta = shared;
-            float *p = dropout ? by_dropout + i * g : NULL;
-            if (theta_rows > 1) exp_both(g, log_theta + i * g, theta = own, own + g);
-            float total = exp_row(g, logits + i * g, e), scale = expf(log_library[i]) / total;
-            int64_t n = 0;
-            for (int64_t c = indptr[i]; c < indptr[i + 1]; c++) {
-                if (values[c] > 0.0f) { /* a stored zero is a zero */
-                    int64_t j = columns[c];
-                    at[n] = (int32_t)j;
-                    k[n] = values[c];
-                    m[n] = e[j] * scale;
-                    t[n] = theta[j];
-                    if (dropout) dropped[n] = dropout[j];
-                    e_at[n++] = e[j];
-                    e[j] = 0.0f; /* of a mean of 0, `zeros` makes terms of 0 */
+        float *e = scratch + ROWS * thread * g, *log_p = e + g, *spare = log_p + g, *own = spare + g;
+        float *k = own + 2 * g, *m = k + g, *t = m + g, *dropped = t + g;
+        int32_t *at = (int32_t *)(dropped + g);
+        for (int64_t block = thread; block < BLOCKS; block += threads) {
+            for (int64_t i = b * block / BLOCKS; i < b * (block + 1) / BLOCKS; i++) {
+                const float *dropout = dropout_logits ? dropout_logits + i * g : NULL;
+                float *d = by_logits + i * g, *p = dropout ? by_dropout + i * g : NULL;
+                float *theta = shared, weight = weights[i];
+                if (theta_rows > 1) exp_both(g, log_theta + i * g, theta = own, own + g);
+                float total = exp_row(g, logits + i * g, e), scale = expf(log_library[i]) / total;
+                int64_t n = 0;
+                for (int64_t c = indptr[i]; c < indptr[i + 1]; c++) {
+                    if (values[c] > 0.0f) { /* a stored zero is a zero */
+                        int64_t j = columns[c];
+                        at[n] = (int32_t)j;
+                        k[n] = values[c];
+                        m[n] = e[j];
+                        t[n] = theta[j];
+                        if (dropout) dropped[n] = dropout[j];
+                        e[j] = 0.0f; /* of a mean of 0, `zeros` makes terms of 0 */
+                        n++;
+                    }
                 }
+                Sums sums = zeros(g, scale, e, theta, theta + g, log_p, d);
+                if (dropout) sums = inflate(g, weight, dropout, log_p, d, p, spare);
+                for (int64_t c = 0; c < n; c++) {
+                    e[at[c]] = m[c];
+                    m[c] *= scale;
+                }
+                sums.ll += counted(n, k, m, t);
+                if (dropout) sums.ll += not_dropped(n, dropped);
+                for (int64_t c = 0; c < n; c++) {
+                    int32_t j = at[c];
+                    d[j] = m[c];
+                    log_p[j] = t[c];
+                    if (dropout) p[j] = weight * dropped[c];
+                    sums.by_mu += m[c];
+                }
+                int64_t row = theta_rows == 1 ? block : i;
+                finish(g, weight, sums.by_mu / total, e, log_p, d, of_theta + row * g);
+                ll[i] = sums.ll;
+                by_library[i] = weight * sums.by_mu;
             }
-            Sums sums = zeros(g, scale, e, theta, theta + g, d, s);
-            if (dropout) sums = inflate(g, dropout, d, s, p, spare);
-            sums.ll += counted(n, k, m, t);
-            if (dropout) sums.ll += not_dropped(n, dropped);
-            for (int64_t c = 0; c < n; c++) {
-                int32_t j = at[c];
-                e[j] = e_at[c];
-                d[j] = m[c];
-                s[j] = t[c];
-                if (dropout) p[j] = dropped[c];
-                sums.by_mu += m[c];
-            }
-            float share = sums.by_mu / total; /* through the softmax */
-#pragma omp simd
-            for (int64_t j = 0; j < g; j++) d[j] -= e[j] * share;
-            ll[i] = sums.ll;
-            by_library[i] = sums.by_mu;
         }
+    }
+    if (theta_rows > 1) return;
+    memcpy(by_theta, sums_by_theta, sizeof(float) * g);
+    for (int64_t block = 1; block < BLOCKS; block++) {
+        const float *restrict row = sums_by_theta + block * g;
+#pragma omp simd
+        for (int64_t j = 0; j < g; j++) by_theta[j] += row[j];
     }
 }

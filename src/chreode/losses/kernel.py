@@ -39,7 +39,7 @@ _FLAGS = [
     "-O3", _NATIVE, "-std=gnu11", "-fPIC", "-shared", "-fopenmp-simd",
     "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
 ]  # fmt: skip
-_SCRATCH = 10  # rows for each thread, as in the source
+_ROWS, _BLOCKS = 10, 16  # as in the source
 _ALONE = 4  # threads of torch that one thread of the kernel replaces
 
 
@@ -54,37 +54,34 @@ def serves(logits: Float[Tensor, "b g"]) -> bool:
 
 
 def log_likelihood(
-    x: SparseRows,
-    logits: Float[Tensor, "b g"],
-    log_library: Float[Tensor, "b 1"],
-    log_theta: Float[Tensor, "#b g"],
-    dropout_logits: Float[Tensor, "b g"] | None = None,
-) -> tuple[Float[Tensor, " b"], tuple[Tensor, ...]]:
-    """Return log-likelihoods and gradients, as `counts.reference` does."""
+    x: SparseRows, weights: Float[Tensor, " b"], *parameters: Tensor | None
+) -> tuple[Float[Tensor, " b"], tuple[Tensor | None, ...]]:
+    """Return log-likelihoods, and the gradient of their sum weighted by `weights`.
+
+    Parameters and gradients are, in this order, by logits, log library, log θ and, with extra
+    zeros, dropout logits (else None).
+    """
     library = _library()
     assert library is not None
-    return _call(library, x, logits, log_library, log_theta, dropout_logits)
+    return _call(library, x, weights, *parameters)
 
 
 def _call(
-    library: ctypes.CDLL,
-    x: SparseRows,
-    logits: Float[Tensor, "b g"],
-    log_library: Float[Tensor, "b 1"],
-    log_theta: Float[Tensor, "#b g"],
-    dropout_logits: Float[Tensor, "b g"] | None,
-) -> tuple[Float[Tensor, " b"], tuple[Tensor, ...]]:
+    library: ctypes.CDLL, x: SparseRows, weights: Float[Tensor, " b"], *parameters: Tensor | None
+) -> tuple[Float[Tensor, " b"], tuple[Tensor | None, ...]]:
+    given = [None if p is None else p.contiguous() for p in parameters]
+    logits, log_theta = given[0], given[2]
+    assert logits is not None
+    assert log_theta is not None
     b, g = logits.shape
-    threads = max(1, min(torch.get_num_threads(), b))
-    inputs = [x.indptr, x.columns, x.values, logits, log_library, log_theta, dropout_logits]
-    inputs = [None if t is None else t.contiguous() for t in inputs]
-    scratch = logits.new_empty((_SCRATCH * threads + 2) * g)
-    shapes = [(b,), (b, g), (b, 1), (b, g)] + [(b, g)] * (dropout_logits is not None)
-    outputs = [logits.new_empty(shape) for shape in shapes]
-    tensors = [*inputs, scratch, *outputs, *[None] * (dropout_logits is None)]
-    pointers = (None if t is None else t.data_ptr() for t in tensors)
+    threads = min(torch.get_num_threads(), _BLOCKS)
+    scratch = logits.new_empty(_ROWS * threads + 2 + _BLOCKS, g)
+    ll = logits.new_empty(b)
+    gradients = [None if p is None else torch.empty_like(p) for p in given]
+    inputs = [x.indptr, x.columns, x.values, weights.contiguous(), *given]
+    pointers = (None if t is None else t.data_ptr() for t in (*inputs, scratch, ll, *gradients))
     library.chreode_counts(threads, b, g, len(log_theta), *pointers)
-    return outputs[0], tuple(outputs[1:])
+    return ll, tuple(gradients)
 
 
 @cache
@@ -134,7 +131,7 @@ def _folder() -> Path:
 
 
 def _threading() -> list[list[str]]:
-    """List what links the OpenMP that torch has loaded, so that there is one pool of threads; then nothing."""
+    """List what links the OpenMP that torch has loaded, so that there is one pool of threads."""
     home = Path(torch.__file__).parent
     shipped = [*home.glob("lib/libgomp*"), *home.parent.glob("torch.libs/libgomp*")]
     alone: list[list[str]] = [[]] if torch.get_num_threads() <= _ALONE else []
@@ -143,7 +140,7 @@ def _threading() -> list[list[str]]:
 
 def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    library.chreode_counts.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 13
+    library.chreode_counts.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 14
     library.chreode_counts.restype = None
     return library
 
@@ -155,19 +152,19 @@ def _check(library: ctypes.CDLL) -> None:
     b, g = 5, 83  # no multiple of a vector
     generator = torch.Generator().manual_seed(0)
     draws = torch.randn(4, b, g, generator=generator)
+    weights = torch.rand(b, generator=generator)
     x = SparseRows.of((draws[3] - 1).mul(20).clamp(min=0).round())
     for rows, extra in itertools.product((1, b), (False, True)):
         parameters = [draws[0], draws[1, :, :1] + 4, 3 * draws[2, :rows]] + [draws[1]] * extra
-        found, gradients = _call(library, x, *parameters, *[None] * (not extra))
-        logits, log_library, minus_log_theta, *dropout = leaves = [
-            p.double().requires_grad_() for p in (*parameters[:2], -parameters[2], *parameters[3:])
-        ]
-        mu, theta = log_library.exp() * logits.softmax(1), (-minus_log_theta).exp()
-        counted = NegativeBinomial(mu, theta)
-        whole = ZeroInflatedNegativeBinomial(mu, theta, dropout[0]) if extra else counted
-        expected = whole.log_prob(x.dense()).sum(1)
-        pairs = [(found, expected)]
-        for own, exact in zip(gradients, torch.autograd.grad(expected.sum(), leaves), strict=True):
-            pairs.append((own.double().sum_to_size(exact.shape), exact))
-        if not all(torch.allclose(a.double(), b, rtol=1e-4, atol=1e-4) for a, b in pairs):
-            raise ArithmeticError("it differs from the reference")
+        found, gradients = _call(library, x, weights, *parameters, *[None] * (not extra))
+        leaves = [p.double().requires_grad_() for p in parameters]
+        logits, log_library, log_theta, *dropout = leaves
+        mu, theta = log_library.exp() * logits.softmax(1), log_theta.exp()
+        counted: NegativeBinomial | ZeroInflatedNegativeBinomial = NegativeBinomial(mu, theta)
+        if extra:
+            counted = ZeroInflatedNegativeBinomial(mu, theta, dropout[0])
+        expected = counted.log_prob(x.dense()).sum(1)
+        exact = torch.autograd.grad(expected @ weights.double(), leaves)
+        for mine, theirs in zip((found, *gradients), (expected, *exact), strict=False):
+            if mine is None or not torch.allclose(mine.double(), theirs, rtol=1e-4, atol=1e-4):
+                raise ArithmeticError("it differs from the reference")

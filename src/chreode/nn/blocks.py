@@ -186,7 +186,8 @@ class MLP(nn.Module):
         """Return the last layer's activations."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             h = F.relu(norm(layer(h, categories, continuous)))
-            h = F.dropout(h, self.dropout, self.training)
+            if self.dropout:
+                h = F.dropout(h, self.dropout, self.training)
         return h
 
 

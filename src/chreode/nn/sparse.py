@@ -53,8 +53,10 @@ class _Product(Function):
         x = ctx.x
         csr = (x.values.numpy(), x.columns.numpy(), x.indptr.numpy())
         by_gene = scipy.sparse.csr_array(csr, shape=(len(x), x.n_features)).tocsc()
-        picked = (torch.from_numpy(v) for v in (by_gene.indices, by_gene.indptr, by_gene.data))
-        out = _sums(*picked, gradient.contiguous()).t()
+        rows, starts, weights = map(
+            torch.from_numpy, (by_gene.indices, by_gene.indptr, by_gene.data)
+        )
+        out = _sums(rows, starts, weights, gradient.contiguous()).t()
         # torch's fused Adam goes wrong, silently, where a gradient's strides are not its parameter's
         return None, out.contiguous() if ctx.rowwise else out
 

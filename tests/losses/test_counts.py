@@ -1,0 +1,200 @@
+"""The fused log-likelihoods against the distributions, with and without the kernel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chreode.data.batch import SparseRows
+from chreode.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
+from chreode.losses import kernel
+from chreode.losses.counts import nb_log_likelihood, zinb_log_likelihood
+
+TOLERANCE = {torch.float32: (2e-6, 2e-5), torch.float64: (1e-12, 1e-10)}
+
+
+@pytest.fixture(params=["torch", "kernel"])
+def backend(request, monkeypatch):
+    """Run the test by plain torch and by the kernel, where there is a compiler."""
+    monkeypatch.setenv("CHREODE_KERNEL", "1" if request.param == "kernel" else "0")
+    if request.param == "kernel" and not kernel.available():
+        pytest.skip("no kernel: there is no C compiler")
+    assert kernel.available() == (request.param == "kernel")
+    return request.param
+
+
+def draw(seed, dtype, b=7, g=83, per_cell=False, fractional=False):
+    """Return counts and the four parameters; 83 genes are no multiple of a vector."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = torch.poisson((normal(b, g) * 2 - 1).exp(), generator=generator)
+    if fractional:
+        x = x * 0.37
+    x[0] = 0  # a cell without a count
+    x[1, 3] = 40_000
+    parameters = [
+        normal(b, g) * 2,
+        normal(b, 1) + 6,
+        normal(b if per_cell else 1, g) * 2,
+        normal(b, g) * 3,
+    ]
+    return SparseRows.of(x.float()), [p.to(dtype).requires_grad_() for p in parameters]
+
+
+def fused(x, logits, log_library, log_theta, dropout=None):
+    if dropout is None:
+        return nb_log_likelihood(x, logits, log_library, log_theta)
+    return zinb_log_likelihood(x, logits, log_library, log_theta, dropout)
+
+
+def exact(x, logits, log_library, log_theta, dropout=None):
+    mu, theta = log_library.exp() * logits.softmax(1), log_theta.exp()
+    if dropout is None:
+        return NegativeBinomial(mu, theta).log_prob(x.dense()).sum(1)
+    return ZeroInflatedNegativeBinomial(mu, theta, dropout).log_prob(x.dense()).sum(1)
+
+
+def compare(x, parameters, dtype, weights):
+    """Hold values and gradients to those of the distributions in float64."""
+    rtol, grad_rtol = TOLERANCE[dtype]
+    found = fused(x, *parameters)
+    wide = [p.detach().double().requires_grad_() for p in parameters]
+    expected = exact(SparseRows(x.indptr, x.columns, x.values.double(), x.n_features), *wide)
+    torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=rtol * 100)
+    gradients = torch.autograd.grad(found, parameters, weights.to(dtype))
+    for mine, theirs in zip(gradients, torch.autograd.grad(expected, wide, weights), strict=True):
+        assert mine.stride() == theirs.stride()
+        atol = grad_rtol * float(theirs.abs().max())
+        torch.testing.assert_close(mine.double(), theirs, rtol=grad_rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("extra_zeros", [False, True])
+@pytest.mark.parametrize("per_cell", [False, True])
+@pytest.mark.parametrize("fractional", [False, True])
+def test_values_and_gradients_are_those_of_the_distributions(
+    backend, dtype, extra_zeros, per_cell, fractional
+):
+    x, parameters = draw(0, dtype, per_cell=per_cell, fractional=fractional)
+    weights = torch.linspace(-2, 3, 7, dtype=torch.float64)  # not what the kernel foresees
+    compare(x, parameters[: 4 if extra_zeros else 3], dtype, weights)
+
+
+@pytest.mark.parametrize("extra_zeros", [False, True])
+def test_the_gradient_of_a_mean_is_foreseen_and_right(backend, extra_zeros):
+    x, parameters = draw(1, torch.float32)
+    compare(
+        x, parameters[: 4 if extra_zeros else 3], torch.float32, torch.full((7,), -1 / 7).double()
+    )
+
+
+@given(st.integers(0, 2**20), st.integers(1, 5), st.integers(1, 40), st.booleans())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_any_shape_agrees(seed, b, g, extra_zeros):
+    generator = torch.Generator().manual_seed(seed)
+    x = SparseRows.of(torch.poisson(torch.rand(b, g, generator=generator) * 2, generator=generator))
+    shapes = [(b, g), (b, 1), (1, g), (b, g)][: 4 if extra_zeros else 3]
+    parameters = [torch.randn(*s, generator=generator).requires_grad_() for s in shapes]
+    compare(x, parameters, torch.float32, torch.ones(b, dtype=torch.float64))
+
+
+def test_stored_zeros_are_zeros(backend):
+    x, parameters = draw(2, torch.float32)
+    columns = torch.arange(x.n_features).repeat(len(x))
+    stored = SparseRows(
+        torch.arange(len(x) + 1) * x.n_features, columns, x.dense().flatten(), x.n_features
+    )
+    torch.testing.assert_close(
+        fused(stored, *parameters), fused(x, *parameters), rtol=1e-6, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("log_theta", [-18.0, 18.0])
+@pytest.mark.parametrize("logit", [-100.0, 100.0])
+@pytest.mark.parametrize("log_library", [0.0, 16.0])
+def test_extremes_stay_finite(backend, log_theta, logit, log_library):
+    x, _ = draw(3, torch.float32)
+    parameters = [
+        torch.randn(7, 83) * 60,  # softmax underflows to exactly 0
+        torch.full((7, 1), log_library), torch.full((1, 83), log_theta), torch.full((7, 83), logit),
+    ]  # fmt: skip
+    for n in (3, 4):
+        leaves = [p.clone().requires_grad_() for p in parameters[:n]]
+        found = fused(x, *leaves)
+        assert found.isfinite().all()
+        assert all(g.isfinite().all() for g in torch.autograd.grad(found.sum(), leaves))
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_nan_is_not_lost(backend, which):
+    x, parameters = draw(4, torch.float32)
+    with torch.no_grad():
+        parameters[which][0, 0] = torch.nan
+    assert fused(x, *parameters)[0].isnan()
+
+
+def test_gradients_are_those_of_finite_differences():
+    x, parameters = draw(5, torch.float64, b=3, g=6)
+    x = SparseRows(x.indptr, x.columns, x.values.double(), x.n_features)
+    assert torch.autograd.gradcheck(lambda *p: fused(x, *p), parameters)
+    assert torch.autograd.gradcheck(lambda *p: fused(x, *p), parameters[:3])
+
+
+def test_the_number_of_threads_changes_no_bit(backend):
+    x, parameters = draw(6, torch.float32, b=40)
+    found = {}
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        value = fused(x, *parameters)
+        found[threads] = [value, *torch.autograd.grad(value.mean(), parameters)]
+    torch.set_num_threads(before)
+    if backend == "kernel":
+        assert all(torch.equal(a, b) for a, b in zip(found[1], found[2], strict=True))
+    for a, b in zip(found[1], found[2], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_half_precision_is_computed_in_single():
+    x, parameters = draw(7, torch.float32)
+    half = [p.detach().bfloat16().requires_grad_() for p in parameters]
+    wide = [p.detach().float() for p in half]
+    torch.testing.assert_close(fused(x, *half), fused(x, *wide))
+    assert all(g.dtype == torch.bfloat16 for g in torch.autograd.grad(fused(x, *half).sum(), half))
+
+
+@pytest.mark.slow
+def test_compiled_dense_parts_agree():
+    """torch.compile sees annotations that the import hook has changed, so it has a process of its own."""
+    code = """
+import torch
+from chreode.data.batch import SparseRows
+from chreode.losses import counts
+torch.manual_seed(0)
+x = SparseRows.of(torch.poisson(torch.full((6, 40), 0.4)))
+p = [torch.randn(6, 40), torch.randn(6, 1) + 4, torch.randn(1, 40), torch.randn(6, 40)]
+for n in (3, 4):
+    ll, gradients = counts.reference(x, *p[:n])
+    again, others = counts.compiled(x, *p[:n])
+    assert not counts._failed, counts._failed
+    torch.testing.assert_close(ll, again)
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_without_a_count_there_is_nothing_but_zeros(backend):
+    empty = SparseRows.of(torch.zeros(2, 5))
+    found = nb_log_likelihood(empty, torch.zeros(2, 5), torch.zeros(2, 1), torch.zeros(1, 5))
+    np.testing.assert_allclose(found, -5 * np.log1p(0.2), rtol=1e-6)

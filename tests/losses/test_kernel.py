@@ -1,0 +1,71 @@
+"""The kernel is built once, privately, and left out wherever something is wrong with it."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+import torch
+
+from chreode.losses import kernel
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An empty cache of its own, and no memory of a library."""
+    monkeypatch.setenv("CHREODE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CHREODE_KERNEL", raising=False)
+    kernel._library.cache_clear()
+    yield tmp_path / "cache"
+    kernel._library.cache_clear()
+
+
+def needs_a_compiler():
+    if not kernel.available():
+        pytest.skip("no kernel: there is no C compiler")
+
+
+def test_it_is_built_once_where_others_cannot_write(fresh, monkeypatch):
+    needs_a_compiler()
+    (built,) = fresh.rglob("*.so")
+    assert stat.S_IMODE(built.parent.stat().st_mode) == 0o700
+    before = built.stat().st_mtime_ns
+    kernel._library.cache_clear()
+    assert kernel.available()
+    assert [f.stat().st_mtime_ns for f in fresh.rglob("*.so")] == [before]
+
+
+def test_without_a_compiler_it_is_left_out(fresh, monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert not kernel.available()
+    assert not kernel.serves(torch.zeros(1, 1))
+
+
+def test_a_compiler_that_fails_is_survived(fresh, monkeypatch):
+    monkeypatch.setenv("CC", "false")
+    assert not kernel.available()
+
+
+def test_a_wrong_kernel_is_not_used(fresh, monkeypatch, tmp_path):
+    needs_a_compiler()
+    wrong = tmp_path / "wrong.c"
+    source = kernel._SOURCE.read_text()
+    assert "weight * sums.by_mu" in source
+    wrong.write_text(source.replace("weight * sums.by_mu", "2 * weight * sums.by_mu"))
+    monkeypatch.setattr(kernel, "_SOURCE", wrong)
+    kernel._library.cache_clear()
+    assert not kernel.available()
+    assert len(list(fresh.rglob("*.so"))) == 1  # the right one, built before
+
+
+def test_the_environment_turns_it_off(monkeypatch):
+    monkeypatch.setenv("CHREODE_KERNEL", "0")
+    assert not kernel.available()
+
+
+def test_it_serves_float32_on_the_cpu(monkeypatch):
+    monkeypatch.delenv("CHREODE_KERNEL", raising=False)
+    needs_a_compiler()
+    assert kernel.serves(torch.zeros(1, 1))
+    assert not kernel.serves(torch.zeros(1, 1, dtype=torch.float64))
+    assert not kernel.serves(torch.zeros(1, 1, device="meta"))
