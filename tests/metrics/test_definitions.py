@@ -7,6 +7,8 @@ import random
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.spatial.distance import cdist
 from scipy.stats import chisquare
@@ -14,6 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples
 
+from chreode.metrics import silhouette
 from chreode.metrics.clustering import ari, kmeans_clusters, leiden_clusters, nmi
 from chreode.metrics.mixing import (
     chi_square,
@@ -26,6 +29,7 @@ from chreode.metrics.mixing import (
 )
 from chreode.metrics.neighbours import (
     Neighbours,
+    connectivities,
     exact_neighbours,
     perplexity_weights,
 )
@@ -101,6 +105,49 @@ def test_silhouettes_are_those_of_scikit_learn(simulate):
         own = labels == label
         expected = silhouette_samples(x[own], batches[own])
         np.testing.assert_allclose(widths.batch[own], expected, atol=1e-9)
+
+
+def brute_widths(x, groups):
+    """Silhouette widths cell by cell, from all distances."""
+    distances, widths = cdist(x, x), np.zeros(len(x))
+    for i, own in enumerate(groups):
+        same = (groups == own) & (np.arange(len(x)) != i)
+        others = [distances[i, groups == g].mean() for g in np.unique(groups) if g != own]
+        a, b = distances[i, same].mean() if same.any() else 0, min(others, default=0)
+        if same.any() and others and max(a, b) > 0:
+            widths[i] = (b - a) / max(a, b)
+    return widths
+
+
+@given(
+    cells=st.lists(
+        st.tuples(*[st.integers(-2, 2)] * 2, st.integers(0, 3), st.integers(0, 2)),
+        min_size=2,
+        max_size=30,
+    ),
+    tile=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)
+def test_silhouettes_of_few_cells_are_those_of_all_pairs(cells, tile):
+    # cells that coincide, labels of one cell, of one batch, tiles that end within groups
+    x, label, batch = np.array(cells, dtype=float)[:, :2], *np.array(cells)[:, 2:].T
+    assume(np.ptp(x, axis=0).any())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(silhouette, "TILE", tile)
+        widths = silhouette_widths(x, label, batch)
+    np.testing.assert_allclose(widths.label, brute_widths(x, label), atol=1e-9)
+    for own in np.unique(label):
+        expected = brute_widths(x[label == own], batch[label == own])
+        np.testing.assert_allclose(widths.batch[label == own], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [[1024, 1, 1023, 252], [5] * 300 + [1] * 40, [2300]])
+def test_silhouettes_of_many_cells_are_those_of_scikit_learn(sizes):
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    x = 3 * rng.normal(size=(len(sizes), 4))[labels] + rng.normal(size=(len(labels), 4))
+    widths = silhouette_widths(x, labels).label
+    expected = silhouette_samples(x, labels) if len(sizes) > 1 else np.zeros(len(x))
+    np.testing.assert_allclose(widths, expected, atol=1e-9)
 
 
 def test_silhouette_label_by_hand():
@@ -179,6 +226,49 @@ def test_kbet_accepts_random_batches_and_refuses_islands(simulate):
     assert kept.value == pytest.approx(without)  # a label of one batch does not count
     strict = kbet(neighbours, labels, batches, alpha=0.5)
     assert 0.3 < strict.value < 0.7
+
+
+def brute_kbet(neighbours, label, batch, alpha=0.05):
+    """Share of accepted cells of each label that counts, from dense matrices; all in one piece."""
+    whole = connectivities(neighbours.take(49)).toarray()
+    shares = {}
+    for one in np.unique(label):
+        cells = np.flatnonzero(label == one)
+        weights, of = whole[np.ix_(cells, cells)], pd.factorize(batch[cells])[0]
+        if len(cells) < 10 or of.max() == 0:
+            continue
+        degree = weights.sum(axis=0)
+        kernel = weights / np.outer(degree, degree)
+        root = np.sqrt(kernel.sum(axis=0))
+        values, vectors = np.linalg.eigh(kernel / np.outer(root, root))
+        kept = np.argsort(-np.abs(values))[: min(100, len(cells) - 1)]
+        values, vectors = values[kept], vectors[:, kept]
+        steps = [v / (1 - v) if v < 1 - 1e-8 else 1.0 for v in values]
+        k = int(np.clip(len(cells) / (of.max() + 1) // 4, 10, 70))
+        distances = cdist(vectors * steps, vectors * steps)
+        np.fill_diagonal(distances, -1)  # the cell itself comes first
+        around = of[np.argsort(distances, axis=1)[:, : min(k, len(cells) - 1) + 1]]
+        expected = around.shape[1] * np.bincount(of) / len(of)
+        observed = np.stack([np.bincount(row, minlength=len(expected)) for row in around])
+        shares[one] = (chisquare(observed.T, expected[:, None]).pvalue >= alpha).mean()
+    return shares
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7])
+def test_kbet_is_that_of_dense_matrices(shift):
+    rng = np.random.default_rng(0)
+    # two labels do not count: one of too few cells, one of a single cell
+    labels = rng.permutation(np.repeat(np.arange(6), [300, 250, 60, 40, 9, 1]))
+    batches = rng.integers(3, size=len(labels))
+    batches[labels == 3] = 0  # nor does one of a single batch
+    x = 20 * rng.normal(size=(6, 5))[labels] + rng.normal(size=(len(labels), 5))
+    neighbours = exact_neighbours(x + shift * batches[:, None])
+    score, expected = kbet(neighbours, labels, batches), brute_kbet(neighbours, labels, batches)
+    assert sorted(expected) == [0, 1, 2]
+    for label, share in expected.items():
+        assert score.resampled(np.flatnonzero(labels == label)) == pytest.approx(share), label
+    assert score.value == pytest.approx(np.mean(list(expected.values())))
+    assert 0 < score.value < 1
 
 
 def test_kbet_fails_a_label_whose_large_pieces_hold_one_batch():

@@ -78,7 +78,7 @@ class SparseRows:
 
     def sum(self) -> Float[Tensor, " b"]:
         """Return the sum of each row."""
-        return self.values.new_zeros(len(self)).index_add_(0, self.cells, self.values)
+        return torch.segment_reduce(self.values, "sum", offsets=self.indptr, unsafe=True)
 
     def dense(self) -> Float[Tensor, "b g"]:
         """Return the block with its zeros."""

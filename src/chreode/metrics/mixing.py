@@ -10,7 +10,6 @@ from scipy.sparse import csr_array, dia_array
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 from scipy.stats import chi2
-from threadpoolctl import threadpool_limits
 
 from ..errors import DataError
 from .clustering import GRAPH_NEIGHBOURS
@@ -21,6 +20,7 @@ from .neighbours import (
     perplexity_weights,
 )
 from .score import Labels, Score, as_embedding, encode, mean_over_labels
+from .threads import in_threads
 
 LISI_NEIGHBOURS = 90
 """Neighbours that LISI reads: three times its perplexity, the cell itself not counted."""
@@ -175,10 +175,13 @@ def kbet(neighbours: Neighbours, labels: Labels, batches: Labels, *, alpha: floa
     batch = encode(batches, "batch", neighbours.n_cells, at_least=2)
     graph = connectivities(neighbours.take(KBET_NEIGHBOURS))
     accepted = np.full(len(label), np.nan)
-    for one in range(label.max() + 1):
+
+    def test(one: int) -> None:
         cells = np.flatnonzero(label == one)
         if len(cells) >= 10 and len(np.unique(batch[cells])) > 1:
             accepted[cells] = _accepted(graph[cells][:, cells], batch[cells], alpha)
+
+    in_threads(test, range(label.max() + 1))
     if np.isnan(accepted).all():
         raise DataError("No label has 10 cells of two batches or more, so kBET is undefined.")
     return mean_over_labels(accepted, label)
@@ -227,10 +230,11 @@ def _diffusion_map(graph: csr_array, n_components: int = 100) -> Float64[np.ndar
 
     kernel = scaled(graph, graph.sum(axis=0))
     transitions = scaled(kernel, np.sqrt(kernel.sum(axis=0)))
-    n_components = min(n_components, graph.shape[0] - 1)
-    start = np.random.default_rng(0).standard_normal(graph.shape[0])  # ARPACK's own is not seeded
-    with threadpool_limits(1, user_api="blas"):  # of many tiny products: threads only wait
-        values, vectors = eigsh(transitions, n_components, v0=start)
+    n_cells = graph.shape[0]
+    n_components = min(n_components, n_cells - 1)
+    start = np.random.default_rng(0).standard_normal(n_cells)  # ARPACK's own is not seeded
+    basis = min(n_components + 50, n_cells)  # and its own, twice the components, takes longer
+    values, vectors = eigsh(transitions, n_components, v0=start, ncv=basis, tol=1e-12)
     decays = values < 1 - 1e-8
     return vectors * np.where(decays, values / np.where(decays, 1 - values, 1), 1)
 
@@ -289,10 +293,12 @@ def _explained(
     """Make the share of variance between batches a function of how often cells are counted."""
     x = x - x.mean(axis=0)
     squares = np.square(x).sum(axis=1)
+    of_batch = [np.flatnonzero(batch == one) for one in range(batch.max() + 1)]
+    parts = [x[cells] for cells in of_batch]
 
     def share(counts: Int[np.ndarray, " b"]) -> float:
         size = np.bincount(batch, counts)
-        sums = csr_array((counts, (batch, np.arange(len(x))))) @ x
+        sums = np.stack([counts[cells] @ part for cells, part in zip(of_batch, parts, strict=True)])
         centre = np.square(sums.sum(axis=0)).sum() / counts.sum()
         between = (np.square(sums).sum(axis=1)[size > 0] / size[size > 0]).sum() - centre
         return float(between / (squares @ counts - centre))

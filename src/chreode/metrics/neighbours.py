@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
-from scipy.sparse import csr_array
-from sklearn.neighbors import NearestNeighbors
+from scipy.sparse import csr_array, get_index_dtype
 
 from ..errors import DataError
 from .score import as_embedding
+from .threads import chunks, in_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +68,10 @@ class Neighbours:
     def graph(self, weights: Float[np.ndarray, "b k"] | None = None) -> csr_array:
         """Lay the neighbours out as a directed graph, cells by cells, of the given weights or 1."""
         data = np.ones(self.indices.shape) if weights is None else weights
-        pointers = np.arange(0, self.indices.size + 1, self.k)
-        return csr_array(
-            (data.ravel(), self.indices.ravel(), pointers), shape=(self.n_cells, self.n_cells)
-        )
+        whole = get_index_dtype(maxval=self.indices.size)  # half the memory to go through
+        pointers = np.arange(0, self.indices.size + 1, self.k, dtype=whole)
+        columns = self.indices.ravel().astype(whole)
+        return csr_array((data.ravel(), columns, pointers), shape=(self.n_cells, self.n_cells))
 
 
 def exact_neighbours(x: Float[np.ndarray, "b z"], k: int = 90) -> Neighbours:
@@ -108,24 +109,77 @@ def exact_neighbours(x: Float[np.ndarray, "b z"], k: int = 90) -> Neighbours:
             stacklevel=2,
         )
         k = len(x) - 1
-    x = x - x.mean(axis=0)  # keeps the products, and so their rounding, small
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x)
-    indices = search.kneighbors(return_distance=False)
-    _, spot, size = np.unique(x, axis=0, return_inverse=True, return_counts=True)
-    for crowded in np.flatnonzero(size > k + 1):
+    indices = np.empty((len(x), k), dtype=np.int64)
+    distances = np.zeros((len(x), k), dtype=np.float32)
+    searching, sought = np.ones((2, len(x)), dtype=bool)
+    for crowd in _crowds(x, k):
         # each cell takes the next ones of a random ring: all would take the same, for no reason
-        ring = np.random.default_rng(0).permutation(np.flatnonzero(spot.ravel() == crowded))
+        ring = np.random.default_rng(0).permutation(crowd)
         following = np.arange(len(ring))[:, None] + np.arange(1, k + 1)
         indices[ring] = ring[following % len(ring)]
-    distances = np.empty(indices.shape, dtype=np.float32)
-    step = max(1, 2**22 // (k * x.shape[1]))
-    for start in range(0, len(x), step):
-        rows = slice(start, start + step)
-        distances[rows] = np.linalg.norm(x[indices[rows]] - x[rows, None], axis=2)
-    order = np.argsort(distances, axis=1, kind="stable")
-    return Neighbours(
-        np.take_along_axis(indices, order, axis=1), np.take_along_axis(distances, order, axis=1)
-    )
+        searching[ring] = False
+        sought[ring[k:]] = False  # nobody has more than k neighbours on one spot
+    rows, columns = np.flatnonzero(searching), np.flatnonzero(sought)
+    nearest = _search(x, columns, k)
+
+    def search(chunk: slice) -> None:
+        indices[rows[chunk]], distances[rows[chunk]] = nearest(rows[chunk])
+
+    in_threads(search, chunks(len(rows), max(16, 2**20 // len(columns))))  # 8 MB of distances
+    return Neighbours(indices, distances)
+
+
+def _search(
+    x: Float64[np.ndarray, "b z"], among: Int[np.ndarray, " m"], k: int
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Give a function from some cells to the `k` nearest others `among` all, and the distances."""
+    # dealt at random, so that `_least` is quick whatever the order of cells
+    among = np.random.default_rng(0).permutation(among)
+    column = np.empty(len(x), dtype=np.int64)
+    column[among] = np.arange(len(among))
+    x = x - x.mean(axis=0)  # keeps the products, and so their rounding, small
+    left = np.column_stack([x, np.ones(len(x))])
+    right = np.vstack([-2 * x[among].T, np.square(x[among]).sum(axis=1)])
+
+    def nearest(
+        cells: Int[np.ndarray, " r"],
+    ) -> tuple[Int[np.ndarray, "r k"], Float64[np.ndarray, "r k"]]:
+        squares = left[cells] @ right  # less the cell's squared norm, which changes no order
+        squares[np.arange(len(cells)), column[cells]] = np.inf
+        found = among[_least(squares, k)]
+        distances = np.linalg.norm(x[found] - x[cells, None], axis=2)
+        order = np.argsort(distances, axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1), np.take_along_axis(
+            distances, order, axis=1
+        )
+
+    return nearest
+
+
+def _crowds(x: Float64[np.ndarray, "b z"], k: int) -> Iterator[Int[np.ndarray, " m"]]:
+    """Find the spots where cells coincide with more than `k` others, and give the cells on each."""
+    _, at, size = np.unique(x[:, 0], return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(size[at] > k + 1)  # few, if any; and to sort whole rows takes long
+    _, spot, size = np.unique(x[shared], axis=0, return_inverse=True, return_counts=True)
+    return (shared[spot.ravel() == crowded] for crowded in np.flatnonzero(size > k + 1))
+
+
+def _least(values: Float64[np.ndarray, "r n"], k: int) -> Int[np.ndarray, "r k"]:
+    """Find the columns of the `k` least values of each row, in no order.
+
+    Columns are dealt out to groups. The `k`-th least of the groups' minima bounds the `k`-th least
+    value from above, and hardly more than `k` values are within the bound: few are left to sort.
+    """
+    n_rows, n_columns = values.shape
+    n_groups = min(n_columns, 4 * k)
+    dealt = values[:, : n_columns // n_groups * n_groups].reshape(n_rows, -1, n_groups)
+    bound = np.partition(dealt.min(axis=1), k - 1, axis=1)[:, k - 1 : k]
+    row, column = np.divmod(np.flatnonzero(values <= bound), n_columns)
+    starts = np.searchsorted(row, np.arange(n_rows + 1))
+    within = np.full((n_rows, np.diff(starts).max()), np.inf)
+    within[row, np.arange(len(row)) - starts[row]] = values[row, column]
+    least = np.argpartition(within, k - 1, axis=1)[:, :k]
+    return column[starts[:-1, None] + least]
 
 
 def connectivities(neighbours: Neighbours) -> csr_array:
@@ -141,19 +195,20 @@ def connectivities(neighbours: Neighbours) -> csr_array:
     ----------
     McInnes, Healy & Melville, UMAP, arXiv 1802.03426 (2018), section 3.1 and algorithm 3.
     """
-    distances = neighbours.distances.astype(np.float64)
-    positive = np.where(distances > 0, distances, np.inf).min(axis=1, keepdims=True)
-    beyond = np.maximum(distances - np.where(np.isinf(positive), 0, positive), 0)
-    width = distances.sum(axis=1, keepdims=True) / (neighbours.k + 1)  # the cell itself, at zero
-    width[width == 0] = 1  # all neighbours coincide with the cell: any width gives them weight 1
-    bandwidth = _solve(
-        lambda h: np.exp(-beyond / h).sum(axis=1),
-        np.log2(neighbours.k + 1),
-        low=1e-3 * width,  # UMAP's floor
-        high=1e3 * width,
-    )
-    directed = neighbours.graph(np.exp(-beyond / bandwidth))
-    return (directed + directed.T - directed * directed.T).tocsr()
+    weights = np.empty(neighbours.distances.shape)
+
+    def weigh(rows: slice) -> None:
+        distances = neighbours.distances[rows].astype(np.float64)
+        positive = np.where(distances > 0, distances, np.inf).min(axis=1, keepdims=True)
+        beyond = np.maximum(distances - np.where(np.isinf(positive), 0, positive), 0)
+        width = distances.sum(axis=1) / (neighbours.k + 1)  # the cell itself, at zero
+        # the lower end of the reach is UMAP's floor
+        weights[rows] = _kernel(beyond, width, 1e3, _total, np.log2(neighbours.k + 1))
+
+    in_threads(weigh, chunks(neighbours.n_cells, 1024))
+    back = neighbours.graph(weights).T.tocsr()
+    forth = back.T.tocsr()  # twice transposed it has sorted columns, which the rest makes use of
+    return forth + back - forth * back
 
 
 def perplexity_weights(neighbours: Neighbours, perplexity: float) -> Float64[np.ndarray, "b k"]:
@@ -163,31 +218,60 @@ def perplexity_weights(neighbours: Neighbours, perplexity: float) -> Float64[np.
     :math:`-\sum_j p_{ij} \log p_{ij} = \log(\text{perplexity})`, as far as the neighbours allow.
     Distances are not squared, as in the reference implementation of LISI.
     """
-    distances = neighbours.distances.astype(np.float64)
-    beyond = distances - distances[:, :1]  # p does not change, and the nearest cannot underflow
+    weights = np.empty(neighbours.distances.shape)
 
-    def entropy(h: Float64[np.ndarray, "b 1"]) -> Float64[np.ndarray, " b"]:
-        weights = np.exp(-beyond / h)
-        total = weights.sum(axis=1)
-        return np.log(total) + (weights * beyond).sum(axis=1) / (total * h[:, 0])
+    def weigh(rows: slice) -> None:
+        distances = neighbours.distances[rows].astype(np.float64)
+        beyond = distances - distances[:, :1]  # p does not change, and the nearest cannot underflow
+        kernel = _kernel(beyond, beyond.mean(axis=1), 1e6, _entropy, np.log(perplexity))
+        weights[rows] = kernel / kernel.sum(axis=1, keepdims=True)
 
-    width = beyond.mean(axis=1, keepdims=True)
-    width[width == 0] = 1  # equidistant neighbours: any width gives equal weights
-    bandwidth = _solve(entropy, np.log(perplexity), low=1e-6 * width, high=1e6 * width)
-    weights = np.exp(-beyond / bandwidth)
-    return weights / weights.sum(axis=1, keepdims=True)
+    in_threads(weigh, chunks(neighbours.n_cells, 1024))
+    return weights
 
 
-def _solve(
-    rising: Callable[[Float64[np.ndarray, "b 1"]], Float64[np.ndarray, " b"]],
+Measure: TypeAlias = Callable[
+    [Float64[np.ndarray, "r k"]], tuple[Float64[np.ndarray, " r"], Float64[np.ndarray, " r"]]
+]
+"""What is asked of weights exp(-s), given s; and its slope over the logarithm of the bandwidth."""
+
+
+def _total(scaled: Float64[np.ndarray, "r k"]) -> tuple[np.ndarray, np.ndarray]:
+    weights = np.exp(-scaled)
+    return weights.sum(axis=1), np.einsum("rk,rk->r", weights, scaled)
+
+
+def _entropy(scaled: Float64[np.ndarray, "r k"]) -> tuple[np.ndarray, np.ndarray]:
+    weights = np.exp(-scaled)
+    total = weights.sum(axis=1)
+    mean = np.einsum("rk,rk->r", weights, scaled) / total
+    variance = np.einsum("rk,rk,rk->r", weights, scaled, scaled) / total - mean**2
+    return np.log(total) + mean, variance
+
+
+def _kernel(
+    beyond: Float64[np.ndarray, "r k"],
+    width: Float64[np.ndarray, " r"],
+    reach: float,
+    measure: Measure,
     target: float,
-    low: Float64[np.ndarray, "b 1"],
-    high: Float64[np.ndarray, "b 1"],
-) -> Float64[np.ndarray, "b 1"]:
-    """Bisect the logarithm of each row's bandwidth; the nearer end where the target lies outside."""
-    low, high = np.log(low), np.log(high)
-    for _ in range(32):  # leaves less than 1e-8 of the widest bracket
-        middle = (low + high) / 2
-        below = rising(np.exp(middle))[:, None] < target
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.exp((low + high) / 2)
+) -> Float64[np.ndarray, "r k"]:
+    """Weigh by exp(-beyond / h), with the bandwidth h of each row such that `measure` is `target`.
+
+    Where no h from `width / reach` to `width * reach` will do, it is the nearer end. Newton's
+    method on the logarithm of h, in a bracket that is halved where a step would leave it.
+    """
+    middle = np.log(np.where(width > 0, width, 1))  # equidistant: any width gives equal weights
+    low, high = middle - np.log(reach), middle + np.log(reach)
+    at, rows = middle.copy(), np.arange(len(beyond))
+    while len(rows):
+        here = at[rows]
+        value, slope = measure(beyond[rows] / np.exp(here)[:, None])
+        below = value < target
+        low[rows[below]], high[rows[~below]] = here[below], here[~below]
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            there = here + (target - value) / slope
+        inside = (low[rows] <= there) & (there <= high[rows])
+        at[rows] = np.where(inside, there, (low[rows] + high[rows]) / 2)
+        rows = rows[np.abs(at[rows] - here) > 1e-6]  # of the last step about the square is left
+    return np.exp(-beyond / np.exp(at)[:, None])

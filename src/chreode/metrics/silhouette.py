@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float64, Int
 from scipy.sparse import csr_array
 
 from ..errors import DataError
 from .score import Labels, Score, as_embedding, encode, mean_over_labels
+from .threads import chunks, in_threads
+
+TILE = 64, 1024
+"""Cells by cells whose distances are held at a time: half a megabyte, within a core's own cache."""
 
 
 class Widths(NamedTuple):
@@ -65,30 +69,55 @@ def silhouette_widths(
     starts = np.cumsum(table[label_of, batch_of]) - table[label_of, batch_of]
     label_starts = np.searchsorted(label_of, np.arange(len(table)))
     is_batch = np.eye(table.shape[1])[batch_of]
-
     order = np.lexsort((batch, label))  # contiguous groups, so that sums are over slices
+    sums_over_groups = _summed_distances(x[order], starts)
     result = Widths(np.empty(len(x)), np.empty(len(x)))
-    sorted_x = torch.as_tensor((x - x.mean(axis=0))[order])
-    step = max(1, 2**22 // len(x))  # 32 MB of distances
-    for start in range(0, len(x), step):
-        rows = order[start : start + step]
-        by_group = np.add.reduceat(
-            _distances(sorted_x[start : start + step], sorted_x).numpy(), starts, axis=1
-        )
+
+    def compare(rows: slice) -> None:
+        cells = order[rows]
+        by_group = sums_over_groups(rows)
         by_label = np.add.reduceat(by_group, label_starts, axis=1)
-        result.label[rows] = _widths(by_label, table.sum(axis=1)[None], label[rows])
-        own_label = np.where(label_of == label[rows, None], by_group, 0)
-        result.batch[rows] = _widths(own_label @ is_batch, table[label[rows]], batch[rows])
+        result.label[cells] = _widths(by_label, table.sum(axis=1)[None], label[cells])
+        own_label = np.where(label_of == label[cells, None], by_group, 0)
+        result.batch[cells] = _widths(own_label @ is_batch, table[label[cells]], batch[cells])
+
+    in_threads(compare, chunks(len(x), TILE[0]))
     return result
 
 
-def _distances(
-    rows: Float64[torch.Tensor, "r z"], x: Float64[torch.Tensor, "b z"]
-) -> Float64[torch.Tensor, "r b"]:
-    """Euclidean distances by one matrix product; pairs within its rounding error are at zero."""
-    norms = x.square().sum(1)
-    squares = torch.addmm(norms, rows, x.T, alpha=-2).add_(rows.square().sum(1, keepdim=True))
-    return torch.threshold_(squares, 1e-13 * float(norms.max()), 0.0).sqrt_()
+def _summed_distances(
+    x: Float64[np.ndarray, "b z"], starts: Int[np.ndarray, " k"]
+) -> Callable[[slice], Float64[np.ndarray, "r k"]]:
+    """Give a function from rows of `x` to their distances, summed over the groups from `starts`.
+
+    A product of matrices gives the squares of a tile of distances. More than its rounding error
+    is taken off them, so that cells that coincide are at distance zero.
+    """
+    x = x - x.mean(axis=0)  # keeps the products, and so their rounding, small
+    norms, ones = np.square(x).sum(axis=1), np.ones(len(x))
+    rounding = 4 * (x.shape[1] + 2) * np.finfo(np.float64).eps * norms.max()
+    left = np.column_stack([x, norms - rounding, ones])
+    right = np.vstack([-2 * x.T, ones, norms])
+    tiles = []
+    for columns in chunks(len(x), TILE[1]):
+        groups = slice(
+            np.searchsorted(starts, columns.start, side="right") - 1,
+            np.searchsorted(starts, columns.stop),
+        )
+        begins = np.maximum(starts[groups] - columns.start, 0)
+        tiles.append((np.ascontiguousarray(right[:, columns]), groups, begins))
+    zeros = np.zeros(TILE[1])  # as a bound it is twice as fast as a scalar
+
+    def sums(rows: slice) -> Float64[np.ndarray, "r k"]:
+        total = np.zeros((len(left[rows]), len(starts)))
+        for columns, groups, begins in tiles:
+            distances = left[rows] @ columns  # squared, until the root is taken
+            np.maximum(distances, zeros[: columns.shape[1]], out=distances)
+            np.sqrt(distances, out=distances)
+            total[:, groups] += np.add.reduceat(distances, begins, axis=1)
+        return total
+
+    return sums
 
 
 def _widths(
@@ -262,7 +291,9 @@ def _batches_per_label(
     label: Int[np.ndarray, " b"], batch: Int[np.ndarray, " b"]
 ) -> Int[np.ndarray, " l"]:
     """Count the batches that each label is found in."""
-    return np.bincount(np.unique(np.stack([label, batch]), axis=1)[0])
+    table = np.zeros((label.max() + 1, batch.max() + 1), dtype=bool)
+    table[label, batch] = True
+    return table.sum(axis=1)
 
 
 def _comparable(label: Int[np.ndarray, " b"], batch: Int[np.ndarray, " b"]) -> np.ndarray:

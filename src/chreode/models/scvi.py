@@ -174,13 +174,10 @@ class SCVIModule(Module):
         kl_library = self._library_kl(batch, latent)
         weight = step.warm_up(self.options.kl_warmup)
         objective = (reconstruction + weight * kl + kl_library).mean()
-        terms = {
-            "reconstruction": reconstruction.mean(),
-            "kl": kl.mean(),
-            "elbo": -(reconstruction + kl + kl_library).mean(),
-        }
+        lost, gap, gap_library = (v.detach().mean() for v in (reconstruction, kl, kl_library))
+        terms = {"reconstruction": lost, "kl": gap, "elbo": -(lost + gap + gap_library)}
         if self.library_encoder is not None:
-            terms["kl_library"] = kl_library.mean()
+            terms["kl_library"] = gap_library
         return Loss({"model": objective}, terms)
 
     # what a fitted model can do
