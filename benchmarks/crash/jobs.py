@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import harmonypy  # noqa: F401 (or every child would import it, as the others marked so)
 import numpy as np
 import scipy.sparse as sp
-import torch._dynamo  # noqa: F401 (or every child would import it: a second)
+import torch._dynamo  # noqa: F401
 
 import chreode as ch
 from chreode import store
@@ -67,13 +68,19 @@ class Job:
             if self.old:
                 known[self.read(base / self.old)] = "old"
             word = known[self.read(target)]
-        files = sorted(folder.rglob("phase*.safetensors"))
-        epochs = [f"epoch {store.read_tensors(f)[1]['epoch']}" for f in files if _is_placed(f)]
-        return ", ".join([word, *epochs])
+        return ", ".join([word, *_epochs(folder), *_results(folder)])
 
 
-def _is_placed(file: Path) -> bool:
-    return ".writing-" not in str(file)
+def _epochs(folder: Path) -> list[str]:
+    """Return how far each checkpoint is; all must be whole."""
+    files = sorted(f for f in folder.rglob("phase*.safetensors") if ".writing-" not in str(f))
+    return [f"epoch {store.read_tensors(file)[1]['epoch']}" for file in files]
+
+
+def _results(folder: Path) -> list[str]:
+    """Return how many lines of a bench are kept; the first says what it is."""
+    lines = [file.read_bytes().splitlines() for file in folder.rglob("rows.jsonl")]
+    return [f"{len(of_file)} lines" for of_file in lines]
 
 
 def make_base(base: Path) -> None:
@@ -170,6 +177,16 @@ def _command_embed_in_place(base: Path, folder: Path) -> None:
     _say("embed", str(base / "new"), str(folder / "cells.h5ad"), "--in-place")
 
 
+def _bench(base: Path, folder: Path) -> None:
+    cells, model = base / "cells.h5ad", ch.SCVI(max_epochs=2, **SMALL)
+    schema = SCHEMA.with_(label="obs/cell_type")
+    metrics = ["silhouette_label", "bras", "ilisi"]
+    bench = ch.bench.integration(cells, schema, [model], metrics=metrics, into=folder / "bench")
+    told = bench.methods.drop(columns="seconds").to_csv()
+    with store.aside(folder / "hash") as made:
+        made.write_text(hashed(bench.scores.to_csv(), told))
+
+
 def _say(*words: str) -> None:
     if main(words):
         raise ch.StoreError(f"chreode {' '.join(words)} failed")
@@ -190,5 +207,6 @@ JOBS = {
     "reconstruct into a file": Job("out.h5ad", _reconstruct, of_cells),
     "chreode fit --resume over a model": Job("model", _command_fit, of_model, "old"),
     "chreode embed -o": Job("out.h5ad", _command_embed, of_cells),
+    "bench into a folder": Job("hash", _bench, Path.read_text),
     "chreode embed --in-place": Job("cells.h5ad", _command_embed_in_place, of_cells, "query.h5ad"),
 }

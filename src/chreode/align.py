@@ -142,6 +142,8 @@ def open_query(
     spec: Spec,
     roles: Collection[str],
     weight: Mapping[str, np.ndarray] | None = None,
+    *,
+    progress: bool | None = None,
 ) -> Source:
     """Check the values of `roles`, then return the cells aligned to `spec`.
 
@@ -153,7 +155,7 @@ def open_query(
     read = {f for f in schema.as_dict() if f in roles or f in ("missing", "fractional")}
     narrow = Schema().with_(**{f: getattr(schema, f) for f in read})
     take = match_features(data, narrow, spec, roles, weight)
-    require(findings(data, narrow, query=True))
+    require(findings(data, narrow, query=True, progress=progress))
     return open_source(data, narrow, spec, roles, take)
 
 

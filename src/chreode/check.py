@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from jaxtyping import Int, Shaped
 
 from .errors import DataError, SchemaError
+from .learn.phase import bar
 from .read import Data, column, matrix, where
 from .schema import CATEGORY_ROLES, COUNT_ROLES, MATRIX_ROLES, NUMBER_ROLES, Place, Schema
 
@@ -22,7 +24,7 @@ _LONELY = (
     "one cell each; nothing can be learned of them. Remove these cells or merge the categories."
 )
 #: Roles whose NaN means "not measured".
-_MAY_LACK = ("expression", "protein", "views")
+MAY_LACK = ("expression", "protein", "views")
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,18 @@ class Finding:
 
 
 def findings(
-    data: Data, schema: Schema, rows: np.ndarray | None = None, *, query: bool = False
+    data: Data,
+    schema: Schema,
+    rows: np.ndarray | None = None,
+    *,
+    query: bool = False,
+    looks: Mapping[str, Look] | None = None,
+    progress: bool | None = None,
 ) -> list[Finding]:
     """Return everything there is to say about the roles of `schema`, on `rows` (default: all).
 
-    A `query` is not learned from, so a batch of one cell is no error there.
+    A `query` is not learned from, so a batch of one cell is no error there. Every matrix is read
+    once, and those at the places of `looks` are not read again.
     """
     rows = np.arange(data.n_obs) if rows is None else rows
     found = list(_names(data))
@@ -47,7 +56,7 @@ def findings(
         return [*found, Finding("error", "rows", "There are no cells.")]
     for role, place in schema.places():
         try:
-            found += _role(data, schema, role, place, rows)
+            found += _role(data, schema, role, place, rows, looks or {}, progress)
         except SchemaError as error:
             found.append(Finding("error", role, str(error)))
     return [f for f in found if not (query and f.text.endswith(_LONELY))]
@@ -76,108 +85,173 @@ def _names(data: Data) -> Iterator[Finding]:
 
 
 def _role(
-    data: Data, schema: Schema, role: str, place: Place, rows: np.ndarray
+    data: Data,
+    schema: Schema,
+    role: str,
+    place: Place,
+    rows: np.ndarray,
+    looks: Mapping[str, Look],
+    progress: bool | None,  # noqa: FBT001 (tri-state)
 ) -> Iterator[Finding]:
-    base = role.partition("/")[0]
+    base, said = role.partition("/")[0], f"{role} ({place})"
     if base in MATRIX_ROLES:
         values, names = matrix(data, place, role)
-        at = where(data, place)
-        if at is not None:
-            rows = at[rows]
-            rows = rows[rows >= 0]
-        yield from _matrix(f"{role} ({place})", base, values, names, rows, schema)
+        yield from _form(said, base, values, names)
+        if values.shape[1] and values.dtype.kind in "fiub":
+            at = where(data, place)
+            rows = rows if at is None else at[rows][at[rows] >= 0]
+            seen = looks.get(str(place)) or look(values, rows, f"check {role}", progress)
+            yield from _values(said, base, seen, schema)
     else:
         values = column(data, place, role).iloc[rows]
         if base in CATEGORY_ROLES or base == "categorical":
-            yield from _category(f"{role} ({place})", base, values, schema)
+            yield from _category(said, base, values, schema)
         elif base in NUMBER_ROLES or base == "continuous":
-            yield from _number(f"{role} ({place})", base, values)
+            yield from _number(said, base, values)
 
 
-def _matrix(
-    said: str, role: str, values: Any, names: pd.Index, rows: np.ndarray, schema: Schema
-) -> Iterator[Finding]:
+def _form(said: str, role: str, values: Any, names: pd.Index) -> Iterator[Finding]:
     if values.shape[1] == 0:
         yield Finding("error", role, f"{said} has no features.")
-        return
+    elif values.dtype.kind not in "fiub":
+        yield Finding("error", role, f"{said} holds {values.dtype}, expected numbers.")
     if not names.is_unique:
         twice = names[names.duplicated()][0]
         yield Finding(
             "error", role,
             f"{said}: feature names are not unique ({twice!r}): data.var_names_make_unique().",
         )  # fmt: skip
-    if values.dtype.kind not in "fiub":
-        yield Finding("error", role, f"{said} holds {values.dtype}, expected numbers.")
-        return
-    lacking = infinite = negative = fraction = 0
-    example = 0.0
-    for piece in _pieces(values, rows):
-        missing = np.isnan(piece) if piece.dtype.kind == "f" else np.zeros(piece.shape, bool)
-        lacking += int(missing.sum())
-        infinite += int(np.isinf(piece).sum()) if piece.dtype.kind == "f" else 0
-        negative += int((piece < 0).sum())
-        broken = (piece != np.floor(piece)) & np.isfinite(piece)
-        if broken.any():
-            example = float(piece[broken][0])
-            fraction += int(broken.sum())
-    if infinite:
-        yield Finding("error", role, f"{said} holds {infinite:,} infinite values; remove them.")
-    if lacking and role not in _MAY_LACK:
+
+
+def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Finding]:
+    if seen.infinite:
+        yield Finding(
+            "error", role, f"{said} holds {seen.infinite:,} infinite values; remove them."
+        )
+    if seen.lacking and role not in MAY_LACK:
         yield Finding(
             "error", role,
-            f"{said} holds {lacking:,} NaN. Counts that were not measured are no zeros: "
+            f"{said} holds {seen.lacking:,} NaN. Counts that were not measured are no zeros: "
             "remove these cells or features.",
         )  # fmt: skip
-    elif lacking:
-        yield Finding("note", role, f"{said}: {lacking:,} values are NaN, read as not measured.")
+    elif seen.lacking:
+        yield Finding(
+            "note", role, f"{said}: {seen.lacking:,} values are NaN, read as not measured."
+        )
     if role in COUNT_ROLES:
-        if negative:
+        if seen.negative:
             yield Finding(
                 "error", role,
-                f"{said} holds {negative:,} negative values: these are no counts. Name the place of "
+                f"{said} holds {seen.negative:,} negative values: these are no counts. Name the place of "
                 "the raw counts, often 'layers/counts' or 'raw'.",
             )  # fmt: skip
-        elif fraction and not schema.fractional:
+        elif seen.broken and not schema.fractional:
             yield Finding(
                 "error", role,
-                f"{said} holds {fraction:,} values that are not whole (such as {example:.4g}): this "
+                f"{said} holds {seen.broken:,} values that are not whole (such as {seen.example:.4g}): this "
                 "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
                 "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
             )  # fmt: skip
-        if not (negative or infinite or lacking):
-            yield from _empty(said, role, values, rows)
+        if role == "counts" and not (seen.negative or seen.infinite or seen.lacking):
+            yield from _zeros(said, role, seen)
 
 
-def _empty(said: str, role: str, values: Any, rows: np.ndarray) -> Iterator[Finding]:
-    by_cell = np.asarray(values.sum(1)).ravel()[rows]
-    if role == "counts" and (by_cell == 0).any():
+def _zeros(said: str, role: str, seen: Look) -> Iterator[Finding]:
+    if len(seen.empty):
         yield Finding(
             "error", role,
-            f"{said}: {int((by_cell == 0).sum()):,} cells have no counts at all (first at row "
-            f"{int(rows[np.argmax(by_cell == 0)])}). Remove them: data[data.X.sum(1) > 0].",
+            f"{said}: {len(seen.empty):,} cells have no counts at all (first at row "
+            f"{int(seen.empty[0])}). Remove them: data[data.X.sum(1) > 0].",
         )  # fmt: skip
-    if role == "counts":
-        by_feature = np.asarray(
-            values[rows].sum(0) if len(rows) != values.shape[0] else values.sum(0)
+    if seen.silent:
+        yield Finding(
+            "note", role, f"{said}: {seen.silent:,} features are zero in every cell; kept."
         )
-        silent = int((by_feature == 0).sum())
-        if silent:
-            yield Finding(
-                "note", role, f"{said}: {silent:,} features are zero in every cell; kept."
-            )
 
 
-def _pieces(values: Any, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the stored values of `rows`, flat, a few at a time."""
-    whole = len(rows) == values.shape[0]
-    if whole and sp.issparse(values):
-        for start in range(0, values.data.size, _PIECE):
-            yield values.data[start : start + _PIECE]
-        return
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one pass over a matrix of numbers saw.
+
+    Attributes
+    ----------
+    low, high
+        Smallest and largest finite value, 0 among them.
+    lacking, infinite, negative, broken
+        Values that are NaN, infinite, below 0, finite and not whole.
+    example
+        The first one that is not whole.
+    empty
+        Rows whose values add up to 0.
+    silent
+        Columns whose values add up to 0.
+    """
+
+    low: float
+    high: float
+    lacking: int
+    infinite: int
+    negative: int
+    broken: int
+    example: float
+    empty: Int[np.ndarray, " rows"]
+    silent: int
+
+
+def look(
+    values: Any,
+    rows: Int[np.ndarray, " n"],
+    what: str = "check",
+    progress: bool | None = None,  # noqa: FBT001 (tri-state)
+) -> Look:
+    """Look at the values of `rows` in one pass, a few rows at a time."""
+    low = high = example = 0.0
+    lacking = infinite = negative = broken = 0
+    empty = [rows[:0]]
+    total = np.zeros(values.shape[1])
+    with bar(len(rows), what, progress) as shown, np.errstate(all="ignore"):
+        for some, block in _blocks(values, rows):
+            stored = stored_values(block)
+            finite = stored
+            if stored.dtype.kind == "f" and not np.isfinite(stored.sum()):
+                known = np.isfinite(stored)
+                nan = int(np.isnan(stored).sum())
+                lacking, infinite = lacking + nan, infinite + known.size - int(known.sum()) - nan
+                finite = stored[known]
+            low, high = min(low, finite.min(initial=0)), max(high, finite.max(initial=0))
+            negative += int((stored < 0).sum()) if low < 0 else 0
+            if stored.dtype.kind == "f":
+                odd = finite[finite != np.floor(finite)]
+                example = float(odd[0]) if odd.size and not broken else example
+                broken += odd.size
+            empty.append(some[np.asarray(block.sum(1)).ravel() == 0])
+            total += np.asarray(block.sum(0)).ravel()
+            shown.update(len(some))
+    return Look(
+        float(low), float(high), lacking, infinite, negative, broken, example,
+        np.concatenate(empty), int((total == 0).sum()),
+    )  # fmt: skip
+
+
+def any_nan(values: Any) -> bool:
+    """Return whether a matrix holds NaN."""
+    if values.dtype.kind != "f":
+        return False
+    blocks = _blocks(values, np.arange(values.shape[0]))
+    return any(bool(np.isnan(stored_values(block)).any()) for _, block in blocks)
+
+
+def stored_values(block: Any) -> Shaped[np.ndarray, " n"]:
+    """Return what is stored of some rows, flat: all but the zeros of a sparse matrix."""
+    return block.data if sp.issparse(block) else np.asarray(block).ravel()
+
+
+def _blocks(values: Any, rows: Int[np.ndarray, " n"]) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yield rows and their values, a few at a time."""
     step = max(1, _PIECE // values.shape[1])
     for start in range(0, len(rows), step):
-        block = values[rows[start : start + step]]
-        yield block.data if sp.issparse(block) else np.asarray(block).ravel()
+        some = rows[start : start + step]
+        yield some, values[some]
 
 
 def as_category(values: pd.Series, missing: Sequence[str]) -> pd.Series:

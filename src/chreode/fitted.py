@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +19,16 @@ from . import __version__, config, models, store, verbs
 from .errors import ChreodeError, StoreError
 from .model import Model
 from .module import capabilities
-from .schema import Place, Schema, Spec
+from .schema import CATEGORY_ROLES, NUMBER_ROLES, Place, Schema, Spec
 
 #: Version of the folder's form; raised when older readers could not understand a new folder.
 FORMAT = 1
+#: What a model is saved as.
+FILES = ("model.json", "weights.safetensors", "history.csv", "card.md")
+_PROVENANCE = {
+    "version": str, "seed": int, "cells": int, "validation_cells": int, "torch": str,
+    "converged": bool, "notes": list,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +86,8 @@ class Fitted:
     def save(self, folder: str | Path) -> Path:
         """Write a folder: model.json, weights.safetensors, history.csv, card.md.
 
-        It is written aside and renamed: an old folder survives a crash or a full disk.
+        It is written aside and renamed: an old folder survives a crash or a full disk. Other files
+        in an old folder are kept.
 
         Raises
         ------
@@ -86,25 +95,31 @@ class Fitted:
             If it cannot be written, or `folder` holds something that is no model.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / "model.json").is_file() and any(folder.iterdir()):
-            raise StoreError(f"{folder} exists and holds no model; choose another place.")
+        refuse_to_replace(folder)
         with store.aside(folder) as made:
-            made.mkdir()
+            if folder.is_dir():
+                ours = {folder: FILES}
+                shutil.copytree(
+                    folder, made, symlinks=True, ignore=lambda at, _: ours.get(Path(at), ())
+                )
+            else:
+                made.mkdir()
             tensors = store.prefixed("module", self.module.state_dict())
             tensors |= store.prefixed(
                 "statistics",
                 {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self.statistics.items()},
             )
-            weights = made / "weights.safetensors"
-            store.write_tensors(weights, tensors, {})
+            store.write_tensors(made / "weights.safetensors", tensors, {})
             self.history.to_csv(made / "history.csv", index=False)
-            (made / "card.md").write_text(self.card())
+            (made / "card.md").write_text(self.card(), encoding="utf-8")
             info = {
                 "format": FORMAT, "key": self.model.key, "version": __version__,
                 "config": config.as_dict(self.model), "schema": self.schema.as_dict(),
                 "spec": self.spec.as_dict(), "provenance": dict(self.provenance),
-                "weights": {"bytes": weights.stat().st_size, "sha256": store.sha256(weights)},
+                "weights": _stamp(made / "weights.safetensors"),
+                "history": _stamp(made / "history.csv"),
             }  # fmt: skip
+            info["sha256"] = seal(info)
             (made / "model.json").write_text(json.dumps(info, indent=1))
         return folder
 
@@ -134,6 +149,20 @@ class Fitted:
         )
 
 
+def refuse_to_replace(folder: Path) -> None:
+    """Say at once that a model cannot be saved here: something else would be lost.
+
+    Raises
+    ------
+    StoreError
+        If `folder` is a file, or a folder that holds something but no model.
+    """
+    if folder.is_dir() and ((folder / "model.json").is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise StoreError(f"{folder} exists and holds no model; choose another place.")
+
+
 def load(folder: str | Path) -> Fitted:
     """Read a folder that `Fitted.save` wrote. Runs no code from it and follows no link out of it.
 
@@ -144,51 +173,94 @@ def load(folder: str | Path) -> Fitted:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        previous = folder.parent / f".{folder.name}.previous"
-        if not previous.is_dir():
+        previous = store.survivor(folder)
+        if previous is None or folder.exists():
             raise StoreError(f"There is no model folder {str(folder)!r}.")
         warnings.warn(f"{folder} was lost while being replaced; reading {previous}.", stacklevel=2)
         folder = previous
     for name in ("model.json", "weights.safetensors", "history.csv"):
         if not (folder / name).is_file() or (folder / name).is_symlink():
             raise StoreError(f"{folder} is no whole model: {name} is absent or a link.")
-    weights = folder / "weights.safetensors"
+    description = folder / "model.json"
     try:
-        info = json.loads((folder / "model.json").read_text())
-        newer = int(info["format"]) > FORMAT
-        stated = info["weights"]
-        if not newer and weights.stat().st_size != stated["bytes"]:
+        info = json.loads(description.read_text(encoding="utf-8"))
+        if int(info["format"]) > FORMAT:
             raise StoreError(
-                f"{weights} has {weights.stat().st_size} bytes, expected {stated['bytes']}: it is cut short."
+                f"{folder} was written by chreode {info.get('version')}, newer than this "
+                f"{__version__}: upgrade."
             )
-        if not newer and store.sha256(weights) != stated["sha256"]:
-            raise StoreError(f"{weights} was changed since it was written (its hash differs).")
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{folder / 'model.json'} is malformed ({error!r}).") from error
-    if newer:
-        raise StoreError(
-            f"{folder} was written by chreode {info.get('version')}, newer than this {__version__}: upgrade."
-        )
-    return _assemble(folder, info, weights)
-
-
-def _assemble(folder: Path, info: Mapping[str, Any], weights: Path) -> Fitted:
-    tensors, _ = store.read_tensors(weights)
-    try:
-        model = config.from_dict(models.find(info["key"]), info["config"])
-        spec = Spec.from_dict(info["spec"])
-        schema = Schema.from_dict(info["schema"])
-        # built without memory, so that an absurd size costs nothing before the shapes are compared
-        with torch.device("meta"):
-            module = model.build(spec)
-        module.load_state_dict(store.under("module", tensors), assign=True)
-        history = pd.read_csv(folder / "history.csv")
-        provenance = dict(info["provenance"])
+        if info.pop("sha256") != seal(info):
+            raise StoreError(f"{description} was changed since it was written (its hash differs).")
+        for name, stated in (("weights.safetensors", "weights"), ("history.csv", "history")):
+            _compare(folder / name, info[stated])
+        return _assemble(folder, info)
     except StoreError:
         raise
-    except (ChreodeError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{folder} does not describe a model of this version: {error}") from error
-    statistics = {k: v.numpy() for k, v in store.under("statistics", tensors).items()}
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, ArithmeticError,
+            RuntimeError, ChreodeError) as error:  # fmt: skip
+        raise StoreError(
+            f"{folder} does not describe a model of this version: model.json is malformed, or says "
+            f"what the weights are not ({type(error).__name__}: {error})."
+        ) from error
+
+
+def seal(info: Mapping[str, Any]) -> str:
+    """Return a hash of a description. It tells accidents and is no signature: anyone can make one."""
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": store.sha256(file)}
+
+
+def _compare(file: Path, stated: Mapping[str, Any]) -> None:
+    size = file.stat().st_size
+    if size != stated["bytes"]:
+        raise StoreError(f"{file} has {size} bytes, expected {stated['bytes']}: it is cut short.")
+    if store.sha256(file) != stated["sha256"]:
+        raise StoreError(f"{file} was changed since it was written (its hash differs).")
+
+
+def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
+    tensors, _ = store.read_tensors(folder / "weights.safetensors")
+    model = config.from_dict(models.find(info["key"]), info["config"])
+    spec = Spec.from_dict(info["spec"])
+    schema = Schema.from_dict(info["schema"])
+    # built without memory, so that an absurd size costs nothing before the shapes are compared
+    with torch.device("meta"):
+        module = model.build(spec)
+    expected = {name: tensor.dtype for name, tensor in module.state_dict().items()}
+    module.load_state_dict(store.under("module", tensors), assign=True)
+    for name, tensor in module.state_dict().items():
+        if tensor.dtype != expected[name]:
+            raise StoreError(f"{name} is {tensor.dtype}, expected {expected[name]}.")
     for parameter in module.parameters():
         parameter.requires_grad_(True)
+    history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    statistics = {k: v.numpy() for k, v in store.under("statistics", tensors).items()}
+    _refuse_absurd(statistics, spec)
+    provenance = dict(info["provenance"])
+    told = [provenance[name] for name in ("model", "config", "spec")]
+    typed = all(isinstance(provenance[name], kind) for name, kind in _PROVENANCE.items())
+    if told != [model.key, config.as_dict(model), spec.hash] or not typed:
+        raise StoreError("The provenance is not that of the model.")
     return Fitted(model, schema, spec, module.eval(), history, statistics, provenance)
+
+
+def _refuse_absurd(statistics: Mapping[str, np.ndarray], spec: Spec) -> None:
+    """Refuse conditions and depths of training cells that `generate` could not draw from."""
+    stacked = {"categorical": spec.categorical, "continuous": spec.continuous}
+    roles = [r for r in spec.roles if r in (*CATEGORY_ROLES, *NUMBER_ROLES, *stacked)]
+    n = len(next(iter(statistics.values()), ()))
+    for name in [*roles, *(["library"] if "counts" in spec.roles else [])]:
+        values, columns = statistics[name], stacked.get(name, ())
+        coded = name == "categorical" or name in CATEGORY_ROLES
+        known = [len(spec.categories[c]) for c in columns or (name,)] if coded else np.inf
+        if not (
+            values.dtype == (np.int64 if coded else np.float32)
+            and values.shape == (n, *([len(columns)] if columns else []))
+            and np.isfinite(values).all()
+            and (values < known).all()
+            and (not coded or (values >= -1).all())
+        ):
+            raise StoreError(f"The {name} of the training cells is not what the spec describes.")

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from . import __version__, config, read
 from .align import learn_spec, match_features, open_source
-from .check import findings, require
+from .check import MAY_LACK, any_nan, findings, require
 from .data.source import Source
 from .distributed import Group
 from .errors import ConfigError, DataError, SchemaError
@@ -89,7 +88,7 @@ class Model:
         Parameters
         ----------
         data
-            AnnData, MuData, or the path of an .h5ad or .h5mu file. It is not changed.
+            AnnData, MuData, what `chreode.open` returned, or a path. It is not changed.
         schema
             Where each role lives. Every role named is checked, used or not.
         seed
@@ -126,9 +125,10 @@ class Model:
         from .fitted import Fitted
 
         group = Group.join() if distributed else Group()
+        progress = progress if group.rank == 0 else False
         data = read.read(data)
         positions = read.positions(data, rows)
-        require(findings(data, schema, positions))
+        require(findings(data, schema, positions, progress=progress))
         roles = self._roles(schema)
         if from_ is not None and from_.model.key != self.key:
             raise ConfigError(f"from_ is a fitted {from_.model.key}, this is {self.key}.")
@@ -146,8 +146,7 @@ class Model:
         split = _split(data, positions, validation if validates else 0, rng)
         run = Run(
             rng=rng, device=choose_device(device, double=not validates), precision=precision, compile=compile,
-            progress=progress if group.rank == 0 else False,
-            checkpoint=Path(checkpoint) if checkpoint else None,
+            progress=progress, checkpoint=Path(checkpoint) if checkpoint else None,
             fingerprint=self._fingerprint(spec, seed, split, source), group=group,
         )  # fmt: skip
         module, traces = self._learn(spec, source, split, run, from_)
@@ -222,12 +221,9 @@ class Model:
         DataError
             If there are any.
         """
-        values: Any
         for role, values in source.matrices.items():
-            if role.partition("/")[0] in self.tolerates:
-                continue
-            stored = values.data if sp.issparse(values) else values
-            if stored.dtype.kind == "f" and np.isnan(stored).any():
+            base = role.partition("/")[0]  # NaN in counts was refused before
+            if base in MAY_LACK and base not in self.tolerates and any_nan(values):
                 raise DataError(
                     f"{role} holds NaN (not measured), which {type(self).__name__} does not understand. "
                     "PPCA and FactorAnalysis do; or remove these cells or features."
@@ -236,10 +232,10 @@ class Model:
     def _fingerprint(self, spec: Spec, seed: int, split: Split, source: Source) -> str:
         """Return what must agree for a checkpoint to be resumed."""
         digest = hashlib.sha256(
-            json.dumps([self.key, config.as_dict(self), spec.hash, int(seed)]).encode()
+            json.dumps([__version__, self.key, config.as_dict(self), spec.hash, int(seed)]).encode()
         )
-        for rows in (split.train, split.validation):
-            digest.update(rows.tobytes())
+        for values in (split.train, split.validation, *source.columns.values()):
+            digest.update(np.ascontiguousarray(values).tobytes())
         first = next(source.batches(split.train[:256]))
         for role in sorted(first.views):
             digest.update(first[role].numpy().tobytes())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,42 +13,73 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
+from .data.disk import DiskMatrix, by_rows, readable
+from .data.files import OnDisk, open_file, stack, stored_bytes
 from .errors import SchemaError, StoreError, near
 from .schema import Place
 
-Data: TypeAlias = AnnData | MuData
+Data: TypeAlias = AnnData | MuData | OnDisk
+
+#: Bytes of a file, uncompressed, up to which a path is read into memory.
+IN_MEMORY = 2**30
+
+
+def open(  # noqa: A001 (called as ch.open)
+    paths: str | Path | Sequence[str | Path], *, join: Literal["same", "inner"] = "same"
+) -> OnDisk:
+    """Open cells that are larger than memory: tables are read, matrices stay in their files.
+
+    What comes back is taken wherever an AnnData is. Nothing is ever written to the files.
+
+    Parameters
+    ----------
+    paths
+        An .h5ad, .h5mu or .zarr; or several .h5ad and .zarr, whose cells are taken as one. The cells
+        get the number of their file behind their names (``-0``, ``-1``) if a name occurs twice.
+    join
+        What several files must share: ``"same"`` features, in any order, or ``"inner"``: those that
+        all of them have. The order is that of the first file.
+
+    Raises
+    ------
+    StoreError
+        If a file is absent, cut short or of another kind.
+    SchemaError
+        If features are not the same.
+    """
+    if isinstance(paths, str | Path):
+        return open_file(Path(paths))
+    if not paths:
+        raise StoreError("open() was given no file.")
+    return stack([open_file(Path(path)) for path in paths], join)
 
 
 def read(data: Data | str | Path) -> Data:
-    """Return an AnnData or MuData; read it if a path is given.
+    """Return the cells; read them if a path is given, or open it if it is larger than `IN_MEMORY`.
 
     Raises
     ------
     StoreError
         If the file is absent, cut short or of another kind.
     """
-    if isinstance(data, (AnnData, MuData)):
-        if getattr(data, "isbacked", False):
-            raise StoreError("The data is backed by its file; load it first: data.to_memory().")
+    if isinstance(data, AnnData) and data.isbacked and data.is_view:
+        raise StoreError(
+            "This is a part of data on disk. Give the whole and choose cells with rows=…, "
+            "or load the part first: data.to_memory()."
+        )
+    if isinstance(data, AnnData | MuData | OnDisk):
         return data
-    if not isinstance(data, (str, Path)):
+    if not isinstance(data, str | Path):
         raise StoreError(f"Expected an AnnData, a MuData or a path, got {type(data).__name__}.")
     path = Path(data)
-    if not path.is_file():
-        raise StoreError(f"There is no file {str(path)!r}.")
-    if path.suffix not in (".h5ad", ".h5mu"):
-        raise StoreError(f"{str(path)!r}: expected a file that ends in .h5ad or .h5mu.")
-    try:
-        if path.suffix == ".h5ad":
-            import anndata
+    if stored_bytes(path) > IN_MEMORY:
+        return open_file(path)
+    with readable(str(path)):
+        if path.suffix == ".h5mu":
+            return _read_mudata(path)
+        import anndata
 
-            return anndata.read_h5ad(path)
-        return _read_mudata(path)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise StoreError(
-            f"{str(path)!r} cannot be read ({type(error).__name__}: {error}). It may be cut short or "
-            "not be what its name says: copy or download it again, and compare its size."
-        ) from error
+        return (anndata.read_zarr if path.suffix == ".zarr" else anndata.read_h5ad)(path)
 
 
 def _read_mudata(path: Path) -> MuData:
@@ -63,31 +95,32 @@ def _read_mudata(path: Path) -> MuData:
             return mudata.read_h5mu(path)
 
 
-def holder(data: Data, place: Place, role: str) -> AnnData | MuData:
+def holder(data: Data, place: Place, role: str) -> Data:
     """Return the object whose slots `place` speaks of."""
+    modalities = getattr(data, "mod", {})
     if not place.modality:
-        if isinstance(data, MuData) and place.slot != "obs" and place.slot != "obsm":
+        if modalities and place.slot not in ("obs", "obsm"):
             raise SchemaError(
                 f"{role}={str(place)!r}: in a MuData say which modality, "
-                f"as in '{next(iter(data.mod), 'rna')}:{place}'. There is: {', '.join(data.mod)}."
+                f"as in '{next(iter(modalities))}:{place}'. There is: {', '.join(modalities)}."
             )
         return data
-    if not isinstance(data, MuData):
+    if not modalities:
         raise SchemaError(
             f"{role}={str(place)!r} names a modality, but the data is an AnnData. "
             f"Say '{str(place).partition(':')[2]}'."
         )
-    if place.modality not in data.mod:
+    if place.modality not in modalities:
         raise SchemaError(
             f"{role}={str(place)!r}: there is no modality {place.modality!r}."
-            f"{near(place.modality, data.mod)}"
+            f"{near(place.modality, modalities)}"
         )
-    return data.mod[place.modality]
+    return modalities[place.modality]
 
 
 def matrix(data: Data, place: Place, role: str) -> tuple[Any, pd.Index]:
-    """Return the matrix at `place` (CSR or dense) and the names of its features."""
-    owner = holder(data, place, role)
+    """Return the matrix at `place` (CSR, dense or on disk) and the names of its features."""
+    owner: Any = holder(data, place, role)
     if place.slot == "raw":
         if getattr(owner, "raw", None) is None:
             raise SchemaError(f"{role}={str(place)!r}: the data has no raw.")
@@ -113,8 +146,10 @@ def matrix(data: Data, place: Place, role: str) -> tuple[Any, pd.Index]:
             values = values.copy()  # the user's own stays as it is
             values.sum_duplicates()
         return values, names
-    values = np.asarray(values)
-    if values.ndim != 2:
+    values = by_rows(values)
+    if not isinstance(values, DiskMatrix):
+        values = np.asarray(values)
+    if len(values.shape) != 2:
         raise SchemaError(f"{role}={str(place)!r}: expected cells x features, got {values.shape}.")
     return values, names
 
@@ -138,9 +173,10 @@ def column(data: Data, place: Place, role: str) -> pd.Series:
 
 def where(data: Data, place: Place) -> np.ndarray | None:
     """Return the row of each cell in its modality (-1: absent), or None where rows are the cells."""
-    if not place.modality or not isinstance(data, MuData):
+    modalities = getattr(data, "mod", {})
+    if not place.modality or not modalities:
         return None
-    rows = data.mod[place.modality].obs_names.get_indexer(data.obs_names)
+    rows = modalities[place.modality].obs_names.get_indexer(data.obs_names)
     return None if np.array_equal(rows, np.arange(len(rows))) else rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,10 +63,10 @@ class Place:
         if not isinstance(text, str) or not text:
             raise SchemaError(f"{text!r} is no place. {_SPELLING}.")
         head, colon, tail = text.partition(":")
-        modality, rest = (head, tail) if colon and "/" not in head else ("", text)
+        modality, rest = (head, tail) if head and colon and "/" not in head else ("", text)
         slot, _, key = rest.partition("/")
-        if slot in ("X", "raw") and not key:
-            return cls(slot, "", modality)
+        if rest in ("X", "raw"):
+            return cls(rest, "", modality)
         if slot in ("layers", "obs", "obsm") and key:
             return cls(slot, key, modality)
         raise SchemaError(f"{text!r} is no place. {_SPELLING}.")
@@ -137,9 +137,15 @@ class Schema:
     def __post_init__(self) -> None:
         for role in (*TUPLE_ROLES, "missing"):
             value = getattr(self, role)
-            if isinstance(value, str):
+            if isinstance(value, str) or not isinstance(value, Iterable):
                 raise SchemaError(f"{role}={value!r}: expected a tuple, as in {role}=({value!r},).")
             object.__setattr__(self, role, tuple(value))
+            if not all(isinstance(text, str) for text in getattr(self, role)):
+                raise SchemaError(f"{role}={value!r}: expected a tuple of strings.")
+        if not isinstance(self.fractional, bool):
+            raise SchemaError(f"fractional={self.fractional!r}: expected True or False.")
+        if not (self.control is None or isinstance(self.control, str)):
+            raise SchemaError(f"control={self.control!r}: expected the name of a category.")
         for role, place in self.places():
             if role.partition("/")[0] in MATRIX_ROLES:
                 if place.slot == "obs":
@@ -261,10 +267,17 @@ class Spec:
                 continuous=tuple(values["continuous"]),
                 n_cells=int(values["n_cells"]),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise SchemaError(f"The stored spec is malformed ({error!r}).") from error
+        listed = (spec.roles, spec.categorical, spec.continuous)
+        for names in (*listed, *spec.features.values(), *spec.categories.values()):
+            if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+                raise SchemaError(
+                    "The stored spec is malformed (names are no text, or not unique)."
+                )
         for name, blocks in spec.blocks.items():
-            if sum(blocks) != len(spec.categories.get(name, ())):
+            whole = all(isinstance(n, int) and n >= 0 for n in blocks)
+            if not whole or sum(blocks) != len(spec.categories.get(name, ())):
                 raise SchemaError(
                     f"The stored spec is malformed (blocks of {name!r} do not add up)."
                 )

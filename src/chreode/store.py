@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
+import io
 import json
 import os
+import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+import h5py
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -19,37 +24,39 @@ from torch import Tensor
 
 from .errors import StoreError
 
+T = TypeVar("T")
+
 
 @contextmanager
 def aside(target: str | Path) -> Iterator[Path]:
     """Yield a path to write to; rename it to `target` if the block succeeds, else remove it.
 
-    A folder may be made at the path instead of a file: it then replaces the old folder, which
-    stands beside it as ``.NAME.previous`` for the instant between two renames.
+    A file replaces a file in one step. A folder may be made at the path instead: it then replaces
+    the old folder, which for the instant between two renames is where `survivor` finds it. A link
+    is followed. What a killed process left of an earlier write is removed first.
 
     Raises
     ------
     StoreError
         If the disk is full or the place cannot be written. What was at `target` is untouched.
     """
-    target = Path(target)
+    target = Path(os.path.realpath(target))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.writing-", dir=target.parent))
+        for left in _abandoned(target):
+            _discard(left, target)
+        prefix = f"{_prefix(target)}{os.getpid()}-"
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}.") from error
     try:
         made = work / target.name
         yield made
+        if target.exists():
+            shutil.copymode(target, made)  # what was private stays private
         _flush(made)
-        if made.is_dir() and target.exists():
-            previous = target.parent / f".{target.name}.previous"
-            shutil.rmtree(previous, ignore_errors=True)
-            target.rename(previous)
-            made.rename(target)
-            shutil.rmtree(previous)
-        else:
-            made.replace(target)
+        _replace(made, target)
+        _sync(target.parent)
     except (OSError, SafetensorError) as error:
         if isinstance(error, StoreError):
             raise
@@ -58,23 +65,159 @@ def aside(target: str | Path) -> Iterator[Path]:
             "Free some space or choose another place."
         ) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _discard(work, target)
+
+
+def survivor(target: Path) -> Path | None:
+    """Return the old folder of a replacement that was cut off between its two renames, if any."""
+    target = Path(os.path.realpath(target))
+    found = target.parent.glob(f"{glob.escape(f'.{target.name}.writing-')}*/*.previous")
+    return next(iter(sorted(found)), None)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.writing-{platform.node()}-"
+
+
+def _abandoned(target: Path) -> Iterator[Path]:
+    """Yield the working folders of processes of this machine that are gone.
+
+    Told by the process's number, because locks can hang on network file systems.
+    """
+    prefix = _prefix(target)
+    for work in target.parent.glob(f"{glob.escape(prefix)}*"):
+        number = work.name.removeprefix(prefix).partition("-")[0]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            yield work
+        except (ValueError, OverflowError, PermissionError):  # not ours, or of another user
+            continue
+
+
+def _discard(work: Path, target: Path) -> None:
+    """Remove a working folder; what it moved out of the way goes back if nothing took its place."""
+    previous = work / f"{target.name}.previous"
+    if previous.exists() and not target.exists():
+        previous.rename(target)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _replace(made: Path, target: Path) -> None:
+    """Rename `made` to `target`; a folder in the way is moved beside `made` first."""
+    while True:  # again only if another process puts a folder there in the same instant
+        try:
+            made.replace(target)
+        except OSError as error:
+            if made.is_file() or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+        previous = made.with_name(f"{target.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            target.rename(previous)
 
 
 def _flush(path: Path) -> None:
-    for file in path.iterdir() if path.is_dir() else [path]:
-        handle = os.open(file, os.O_RDONLY)
+    """Hand a file, or a folder and all that it holds, to the disk."""
+    for part in (*path.rglob("*"), path):
+        _sync(part)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if path.is_file():  # some network file systems cannot flush a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def hdf5(
+    path: Path, mode: Literal["w", "r+"] = "w"
+) -> Iterator[tuple[h5py.File, Callable[[Iterable[T]], Iterator[T]]]]:
+    """Yield an HDF5 file to write, and a filter that passes chunks on for as long as the disk takes them.
+
+    Where the disk is full this ends in an OSError. HDF5 by itself would end the process: it cannot
+    close a file whose last values could not be written.
+    """
+    with _Patient(path, "w+" if mode == "w" else mode) as raw:
+
+        def while_there_is_room(chunks: Iterable[T]) -> Iterator[T]:
+            for chunk in chunks:
+                yield chunk
+                raw.check()
+
+        with h5py.File(raw, mode) as file:
+            yield file, while_there_is_room
+        raw.check()
+
+
+class _Patient(io.FileIO):
+    """A file that keeps in memory what the disk refuses, from the first failure on."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self.error: OSError | None = None
+        self.kept: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did."""
+        if self.error is not None:
+            raise self.error
+
+    def write(self, data: Any) -> int:
+        """Write all of `data` here."""
+        start, view, done = self.tell(), memoryview(data).cast("B"), 0
         try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            while done < len(view):
+                self.check()
+                done += super().write(view[done:])
+        except OSError as error:
+            self.error = error
+            self.kept.append((start, bytes(view)))
+            self.seek(start + len(view))
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what was written last; a hole is zeros."""
+        start, view = self.tell(), memoryview(buffer).cast("B")
+        got = super().readinto(view)
+        view[got:] = bytes(len(view) - got)
+        for at, piece in self.kept:
+            low, high = max(at, start), min(at + len(piece), start + len(view))
+            if low < high:
+                view[low - start : high - start] = piece[low - at : high - at]
+        self.seek(start + len(view))
+        return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position; the end is that of what was written or kept."""
+        if whence == os.SEEK_END:
+            end = super().seek(0, whence)
+            return super().seek(offset + max([end, *(at + len(p) for at, p in self.kept)]))
+        return super().seek(offset, whence)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut the file, or let it grow."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = error
+            return size or 0
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able header as one safetensors file."""
+    """Write tensors and a JSON-able header as one safetensors file that tells if it was changed."""
     plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
+    told = json.dumps(info)
+    header = {"info": told, "sha256": _digest(plain, told)}
     # as bytes, because the library's own writer makes files that only their owner can read
-    path.write_bytes(save(plain, metadata={"info": json.dumps(info)}))
+    path.write_bytes(save(plain, metadata=header))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -83,14 +226,30 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises
     ------
     StoreError
-        If the file is absent, cut short or not safetensors.
+        If the file is absent, cut short, changed since it was written, or not safetensors.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return tensors, json.loads((file.metadata() or {}).get("info", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); it may be cut short.") from error
+            # copies: the library's tensors are the file itself, and change or crash with it
+            tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118 (no mapping)
+            header = file.metadata() or {}
+        if header.get("sha256") != _digest(tensors, header.get("info", "")):
+            raise ValueError("its hash differs")
+        return tensors, json.loads(header["info"])
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise StoreError(
+            f"{path} cannot be read ({error}): it was cut short, or changed since it was written. "
+            "Remove it, or put a whole copy in its place."
+        ) from error
+
+
+def _digest(tensors: Mapping[str, Tensor], told: str) -> str:
+    """Return a hash of names, types, shapes, values and header."""
+    digest = hashlib.sha256(told.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -48,7 +48,8 @@ def embed(
     Parameters
     ----------
     data
-        AnnData, MuData or a path. Features are matched by name.
+        AnnData, MuData, what `chreode.open` returned, or a path. Features are matched by name. Cells
+        are streamed, so data on disk stay there.
     key_added
         Slot to write (default ``X_<model>``).
     schema
@@ -61,7 +62,7 @@ def embed(
     ``uns["chreode"][key_added]`` : JSON of model, version, configuration, spec and seed.
     """
     data = read.read(data)
-    source, usable = _open(self, "embed", data, schema)
+    source, usable = _open(self, "embed", data, schema, progress)
     out = None
     for rows, batch in _stream(source, usable, "embed", progress):
         z = self.module.embed(batch).numpy()
@@ -92,7 +93,7 @@ def posterior(
     """
     _at_least("n_samples", n_samples, 1)
     data = read.read(data)
-    source, usable = _open(self, "posterior", data, schema)
+    source, usable = _open(self, "posterior", data, schema, progress)
     parts = []
     for number, (_, batch) in enumerate(_stream(source, usable, "posterior", progress)):
         with Rng(seed).scope("noise", number):
@@ -141,7 +142,7 @@ def reconstruct(
         raise SchemaError(f"This model does not decode {role!r}.{near(role, self.spec.features)}")
     if library is not None and self.model.scale != "counts":
         raise ConfigError(f"{self.model.key} decodes {self.model.scale}; it has no library to set.")
-    source, usable = _open(self, "reconstruct", data, schema, to)
+    source, usable = _open(self, "reconstruct", data, schema, progress, to)
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
     target = _encode(self, to)
 
@@ -150,7 +151,7 @@ def reconstruct(
             more = () if library is None else (library,)
             yield self.module.reconstruct(batch, _under(batch, target), *more).numpy()
 
-    obs = _own_obs(data).iloc[usable]
+    obs = data.obs.iloc[usable]
     return collect_cells(
         chunks(), obs, self.spec.features[decoded[0]], _uns(self, "reconstruct", to=to),
         counts=False, into=into,
@@ -182,7 +183,7 @@ def predict(
     cells' own, with the columns of `to` replaced.
     """
     data = read.read(data)
-    source, usable = _open(self, "predict", data, schema, to)
+    source, usable = _open(self, "predict", data, schema, progress, to)
     refuse_what_cannot_be_kept(len(usable), len(next(iter(self.spec.features.values()))), into)
     target = _encode(self, to)
 
@@ -191,9 +192,7 @@ def predict(
             with Rng(seed).scope("noise", number):
                 yield self.module.predict(batch, _under(batch, target)).numpy()
 
-    obs = _own_obs(data).iloc[usable].copy()
-    for name, value in _as_mapping(to).items():
-        obs[self.column(name)] = value
+    obs = data.obs.iloc[usable].assign(**{self.column(k): v for k, v in _as_mapping(to).items()})
     return collect_cells(
         chunks(), obs, next(iter(self.spec.features.values())),
         _uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,
@@ -282,7 +281,7 @@ def score(
     if bound not in ("elbo", "importance"):
         raise ConfigError(f"bound={bound!r}: expected 'elbo' or 'importance'.")
     data = read.read(data)
-    source, usable = _open(self, "score", data, schema)
+    source, usable = _open(self, "score", data, schema, progress)
     out = np.full(len(source), np.nan)
     for number, (rows, batch) in enumerate(_stream(source, usable, "score", progress)):
         with Rng(seed).scope("noise", number):
@@ -327,7 +326,12 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 
 def _open(
-    self: Fitted, verb: str, data: Data, schema: Schema | None, to: Conditions | str | None = None
+    self: Fitted,
+    verb: str,
+    data: Data,
+    schema: Schema | None,
+    progress: bool | None,  # noqa: FBT001 (tri-state)
+    to: Conditions | str | None = None,
 ) -> tuple[Source, np.ndarray]:
     """Return the aligned cells and the rows that have every modality the verb reads.
 
@@ -338,7 +342,7 @@ def _open(
     schema = schema or self.schema
     replaced = set(_as_mapping(to)) - set(self.model.reads("embed"))
     roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
-    source = open_query(data, schema, self.spec, roles, self.feature_weight())
+    source = open_query(data, schema, self.spec, roles, self.feature_weight(), progress=progress)
     self.model.refuse_missing(source)
     usable = np.arange(len(source))
     if not self.model.partial:
@@ -412,10 +416,6 @@ def _decode_conditions(self: Fitted, columns: Mapping[str, Tensor], n: int) -> p
             elif name == "continuous":
                 obs[key] = code
     return obs
-
-
-def _own_obs(data: Data) -> pd.DataFrame:
-    return data.obs.copy()
 
 
 def _record(self: Fitted, **more: Any) -> str:

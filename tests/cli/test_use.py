@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import warnings
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import mudata
 import numpy as np
+import pytest
+import zarr
 
 import chreode as ch
 from chreode import models
@@ -77,6 +82,62 @@ def test_embed_of_a_mudata_leaves_nan_where_the_modality_is_absent(say, there):
         written = mudata.read_h5mu("out.h5mu")
     lacking = np.isnan(written.obsm["X_pca"]).all(1)
     np.testing.assert_array_equal(lacking, (written.obs["batch"] == "batch_1").to_numpy())
+
+
+def stored(path: Path) -> dict[str, tuple]:
+    """Return every array and attribute of a file or a zarr folder."""
+    found = {}
+    file = zarr.open_group(path, mode="r") if path.suffix == ".zarr" else h5py.File(path)
+    items = []
+    if path.suffix == ".zarr":
+        items = list(file.members(max_depth=None))
+    else:
+        file.visititems(lambda name, item: items.append((name, item)))
+    for name, item in items:
+        values = np.asarray(item[...]).tolist() if hasattr(item, "dtype") else None
+        found[name] = (values, {k: np.asarray(v).tolist() for k, v in item.attrs.items()})
+    return found
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_embed_adds_its_slots_and_touches_nothing_else(say, there, monkeypatch, suffix, limit):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.raw, cells.uns["chreode"] = cells.copy(), {"X_old": "{}"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # news about zarr's formats
+        cells.write_h5ad("a.h5ad", compression="gzip") if suffix == ".h5ad" else cells.write_zarr(
+            "a.zarr"
+        )
+    before = stored(Path(f"a{suffix}"))
+    monkeypatch.setattr("chreode.read.IN_MEMORY", limit)
+    for out in (f"a.embedded{suffix}", f"a{suffix}"):
+        more = " --in-place" if out == f"a{suffix}" else ""
+        assert say(f"embed scvi a{suffix}{more}")[0] == 0
+        after = stored(Path(out))
+        assert {k: v for k, v in after.items() if k in before} == before
+        assert set(after) - set(before) == {"obsm/X_scvi", "uns/chreode/X_scvi"}
+        written = (ad.read_h5ad if suffix == ".h5ad" else ad.read_zarr)(out)
+        np.testing.assert_array_equal(written.obsm["X_scvi"], ch.load("scvi").embed(cells))
+        assert written.uns["chreode"]["X_scvi"] == cells.uns["chreode"]["X_scvi"]
+        assert written.uns["chreode"]["X_old"] == "{}"
+    # a second time, the slot is replaced
+    assert say(f"embed scvi a{suffix} --in-place")[0] == 0
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_full_disk_leaves_what_was_there(say, there, monkeypatch, in_place):
+    Path("mine.h5ad").write_bytes(Path("cells.h5ad").read_bytes())
+    before = listing(there)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("chreode.collect.write_elem", full)
+    code, _, err = say("embed scvi mine.h5ad" + " --in-place" * in_place)
+    assert code == 1
+    assert "No space left" in err
+    assert listing(there) == before
 
 
 # generate

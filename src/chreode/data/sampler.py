@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
-from .source import Source
+from .source import WINDOW_BLOCKS, Source, in_windows
 
 Rows = Int[np.ndarray, " b"]
 
@@ -34,6 +35,8 @@ class Shuffled:
     """Every row once, in random order, in minibatches of nearly `batch_size`.
 
     The rows are cut into equal parts, so that no leftover of one or two cells upsets batch norm.
+    From disk they come in blocks of neighbours, which are shuffled, and are then mixed within
+    windows of many blocks: a minibatch holds cells of a whole window, and a window is read at once.
     """
 
     batch_size: int
@@ -50,7 +53,17 @@ class Shuffled:
         generator: np.random.Generator,
     ) -> Iterator[Rows]:
         """Yield positions of cells, one array per minibatch."""
-        yield from np.array_split(generator.permutation(rows), self.n_batches(source, rows))
+        n = self.n_batches(source, rows)
+        if source.block == 1:
+            yield from np.array_split(generator.permutation(rows), n)
+            return
+        parts = np.array_split(_in_blocks(np.sort(rows), source.block, generator), n)
+        windows = list(in_windows(parts, WINDOW_BLOCKS * source.block))
+        # mixed as one, so that no minibatch at the end is drawn from a few blocks
+        windows[-2:] = [list(chain.from_iterable(windows[-2:]))]
+        for window in windows:
+            mixed = generator.permutation(np.concatenate(window))
+            yield from np.array_split(mixed, len(window))
 
 
 @dataclass(frozen=True)
@@ -73,3 +86,9 @@ class Balanced:
         weight = 1.0 / np.bincount(codes)[codes]
         drawn = generator.choice(known, size=len(rows), p=weight / weight.sum())
         yield from Shuffled(self.batch_size).batches(source, drawn, epoch, generator)
+
+
+def _in_blocks(rows: Rows, size: int, generator: np.random.Generator) -> Rows:
+    """Return `rows` with blocks of `size` neighbours shuffled; every time they are cut elsewhere."""
+    blocks = np.split(rows, np.arange(generator.integers(size), len(rows), size))
+    return np.concatenate([blocks[i] for i in generator.permutation(len(blocks))])

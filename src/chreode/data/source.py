@@ -132,9 +132,7 @@ class Source:
                 now = ahead
                 ahead = (window, reader.submit(self._holding, window)) if window else None
                 if now is not None:
-                    held = now[1].result()
-                    for some in now[0]:
-                        yield held.batch(some, device)
+                    yield from now[1].result().minibatches(now[0], device)
 
     def _holding(self, window: list[np.ndarray]) -> Source:
         """Return this source with the cells of `window` in memory, and no others."""

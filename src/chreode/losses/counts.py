@@ -11,10 +11,11 @@ series makes the large parts of a log-probability cancel on paper instead of in 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +27,8 @@ from ..data.batch import SparseRows
 from ..distributions._counts import log_ratio, smallest_mean
 from . import kernel
 
+log = logging.getLogger(__name__)
+
 # Γ is taken this far above its argument, with so many terms: errors of 4e-8 and 1e-16.
 _SHIFT = {torch.float32: 4, torch.float64: 10}
 _TERMS = {torch.float32: 3, torch.float64: 8}
@@ -33,11 +36,8 @@ _SERIES = (1/12, -1/360, 1/1260, -1/1680, 1/1188, -691/360360, 1/156, -3617/1224
 _SLOPES = tuple((2 * i + 1) * c for i, c in enumerate(_SERIES))
 _CERTAIN = 1e30  # log-odds, against an extra zero, of a gene that was counted
 
-Gradients = tuple[Tensor, ...]
-"""Derivatives of each cell's log-likelihood by logits, log library, −log θ and, if any, dropout logits.
-
-Of shape (b, g), and (b, 1) for the library, also where θ is shared by all cells.
-"""
+Gradients = tuple[Tensor | None, ...]
+"""By logits, log library, log θ and dropout logits, which the negative binomial has none of."""
 
 
 def nb_log_likelihood(
@@ -73,7 +73,7 @@ def nb_log_likelihood(
     >>> nb_log_likelihood(x, zeros, torch.tensor([[4.0]]).log(), zeros + torch.tensor(2.0).log()).exp()
     tensor([0.0625])
     """
-    return _log_likelihood(x, logits, log_library, log_theta, None)
+    return _log_likelihood(x, logits, log_library, log_theta)
 
 
 def zinb_log_likelihood(
@@ -95,67 +95,72 @@ def zinb_log_likelihood(
     return _log_likelihood(x, logits, log_library, log_theta, dropout_logits)
 
 
-def _log_likelihood(x: SparseRows, *parameters: Tensor | None) -> Float[Tensor, " b"]:
-    assert parameters[0] is not None
+def _log_likelihood(x: SparseRows, *parameters: Tensor) -> Float[Tensor, " b"]:
+    logits, _, log_theta = parameters[:3]
+    b, g = logits.shape
+    expected = [(b, g), (b, 1), (len(log_theta), g), (b, g)][: len(parameters)]
+    shapes = [tuple(p.shape) for p in parameters]
+    # the kernel reads memory by these
+    if (len(x), x.n_features) != (b, g) or len(log_theta) not in (1, b) or shapes != expected:
+        raise ValueError(f"Counts of shape {(len(x), x.n_features)}, parameters of {shapes}.")
+    dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
     # mixed precision would compute the inner products of the reference in 16 bits
-    with torch.autocast(parameters[0].device.type, enabled=False):
-        wide = (p.float() if p is not None and p.dtype.itemsize < 4 else p for p in parameters)
+    with torch.autocast(logits.device.type, enabled=False):
+        wide = (*(p.to(dtype) for p in parameters), None)[:4]
         return _LogLikelihood.apply(x, *wide)  # type: ignore[no-untyped-call]  # torch's own
 
 
 class _LogLikelihood(Function):
     """Gradients are made with the value.
 
-    The kernel makes them for the loss that is nearly always asked for, minus the mean over the
-    batch; if another arrives it runs again, with the same bits as if it had been foreseen.
+    The kernel weighs the cells as the last loss did, at first as minus their mean does. If another
+    gradient arrives it runs again, with the same bits as if that one had been foreseen.
     """
 
     @staticmethod
     def forward(ctx: Any, x: SparseRows, *parameters: Tensor | None) -> Float[Tensor, " b"]:
-        logits, log_library, log_theta, dropout_logits = parameters
+        logits, _, log_theta, _ = parameters
         assert logits is not None
-        assert log_library is not None
         assert log_theta is not None
-        ctx.x, ctx.shared, ctx.by_kernel = x, len(log_theta) == 1, False
+        ctx.x, ctx.shared, ctx.weights = x, len(log_theta) == 1, None
         if torch.compiler.is_compiling() or not kernel.serves(logits):
-            evaluate = compiled if logits.is_cuda else reference
-            ll, made = evaluate(x, logits, log_library, log_theta, dropout_logits)
-            ctx.save_for_backward(*made)
+            evaluate: Callable[..., Any] = compiled if logits.is_cuda else reference
+            ll, gradients = evaluate(x, *parameters)
+            ctx.save_for_backward(*gradients)
             return ll
-        ctx.by_kernel = True
-        ll, gradients = kernel.log_likelihood(x, _minus_mean(logits), *parameters)
+        b = len(logits)
+        ctx.weights = logits.new_full((b,), _foreseen.get(b, -1 / max(b, 1)))
+        ll, gradients = kernel.log_likelihood(x, ctx.weights, *parameters)
         ctx.save_for_backward(*gradients, *parameters)
         return ll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weights: Float[Tensor, " b"]) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        if not ctx.by_kernel:
-            return None, *_weighted(saved, weights, shared=ctx.shared)
-        gradients, parameters = saved[:4], saved[4:]
-        if not torch.equal(weights, _minus_mean(parameters[0])):
+        if ctx.weights is None:
+            return None, *_weighted(ctx.saved_tensors, weights, shared=ctx.shared)
+        gradients, parameters = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if not torch.equal(weights, ctx.weights):
+            _foreseen[len(weights)] = float(weights[0])
             gradients = kernel.log_likelihood(ctx.x, weights, *parameters)[1]
         return None, *gradients
 
 
-def _minus_mean(logits: Float[Tensor, "b g"]) -> Float[Tensor, " b"]:
-    return logits.new_full((len(logits),), -1 / max(1, len(logits)))
+_foreseen: dict[int, float] = {}
+"""The weight of a cell in the last loss over so many cells."""
 
 
-def _weighted(
-    gradients: Gradients, weights: Float[Tensor, " b"], *, shared: bool
-) -> tuple[Tensor | None, ...]:
-    by_logits, by_library, by_dispersion, *by_dropout = gradients
+def _weighted(gradients: Gradients, weights: Float[Tensor, " b"], *, shared: bool) -> Gradients:
+    """Return the gradient of the weighted sum from the `reference`'s per cell."""
+    by_logits, by_library, by_dispersion, by_dropout = gradients
+    assert by_logits is not None
+    assert by_library is not None
+    assert by_dispersion is not None
     each = weights[:, None]
     with torch.autocast(weights.device.type, enabled=False):
         by_theta = (-weights @ by_dispersion)[None] if shared else by_dispersion * -each
-    return (
-        by_logits * each,
-        by_library * each,
-        by_theta,
-        by_dropout[0] * each if by_dropout else None,
-    )
+    by_dropout = None if by_dropout is None else by_dropout * each
+    return by_logits * each, by_library * each, by_theta, by_dropout
 
 
 def reference(
@@ -167,7 +172,10 @@ def reference(
     *,
     run: Callable[..., Any] = lambda part, *inputs: part(*inputs),
 ) -> tuple[Float[Tensor, " b"], Gradients]:
-    """Return log-likelihoods and `Gradients`; `run` may compile the two parts that are dense."""
+    """Return log-likelihoods and their gradients, each cell's own, and by −log θ in place of log θ.
+
+    `run` may compile the two parts that are dense.
+    """
     theta = log_theta.exp()
     at = torch.add(x.columns, x.cells, alpha=x.n_features)
     frequency, by_mu, log_1q, m = run(_zeros, logits, log_library, theta, at)
@@ -200,70 +208,64 @@ def _zeros(
 def _counted(
     k: Float[Tensor, " n"], m: Float[Tensor, " n"], t: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], ...]:
-    """Return what stored counts have in the place of a zero's terms, and what else they add.
+    """Return what counts k of mean m and inverse dispersion t have in the place of a zero's terms.
 
-    That is: (1) their log-probability, less the −θ log(1 + q) that (3) stands for; (2) their
-    derivative by log μ; (3) the number that takes the place of log(1 + q) in the derivative by θ.
+    That is: (1) their log-probability, less the −θ log(1 + q) that (3) stands for; (2) its
+    derivative by log μ; (3) what stands for log(1 + q) in that by −log θ, θ log(1 + q) − μ/(1 + q).
     """
-    shift = _SHIFT[m.dtype]
     m = m.clamp(min=smallest_mean(m.dtype))
-    z, s, f = _gamma(k + t), _gamma(t), _gamma(k + 1)
-    mt, excess = m + t, k - m
-    # log Γ(v) = (v − ½) log y − y − log ratio + series + ½ log 2π for v = k + t, t and k + 1. The
-    # logs are gathered to powers t and k of two ratios, which are near 1 where these are large.
-    of_t = log_ratio((t * excess).sub_(m, alpha=shift), torch.minimum(z.y * t, s.y * mt))
-    of_k = log_ratio((m - f.y).mul_(t).sub_(m), torch.minimum(z.y * m, f.y * mt))
-    rising = (z.ratio / (s.ratio * f.ratio)).square_().mul_(z.y).mul_(f.y).div_(s.y).log_()
-    log_1q = _log_less_digamma(z).sub_(_log_less_digamma(s)).sub_(of_t)
-    ll = of_t.add_(log_1q).mul_(t).addcmul_(k, of_k).sub_(rising, alpha=0.5)
-    ll.add_(z.series).sub_(s.series).sub_(f.series).add_(shift + 1 - 0.5 * math.log(2 * math.pi))
-    return ll, excess.mul_(t).div_(mt), log_1q
+    z, s, f = _Gamma(k + t), _Gamma(t), _Gamma(k + 1)
+    both, excess = m + t, k - m
+    # Γ(k + t) / Γ(t) Γ(k + 1): y log y goes into powers t and k of ratios that are near 1 where t or
+    # k is large, which is how the large parts cancel
+    of_t = log_ratio((t * excess).sub_(m, alpha=z.shift), torch.minimum(z.y * t, s.y * both))
+    of_k = log_ratio((m - f.y).mul_(t).sub_(m), torch.minimum(z.y * m, f.y * both))
+    rest = (z.ratio() / (s.ratio() * f.ratio())).square_().mul_(z.y).mul_(f.y).div_(s.y).log_()
+    log_1q = z.log_less_digamma().sub_(s.log_less_digamma()).sub_(of_t)
+    ll = of_t.add_(log_1q).mul_(t).addcmul_(k, of_k).sub_(rest, alpha=0.5)
+    ll.add_(z.series()).sub_(s.series()).sub_(f.series())
+    return ll.add_(z.shift + 1 - 0.5 * math.log(2 * math.pi)), excess.mul_(t).div_(both), log_1q
 
 
-class _Gamma(NamedTuple):
-    """Γ(v) as `_counted` takes it: from y = v + shift, and from the ratio of ∏(v + i) and y^shift."""
+class _Gamma:
+    """Γ(v) by Stirling's series at y = v + shift.
 
-    v: Float[Tensor, " n"]
-    y: Float[Tensor, " n"]
-    ratio: Float[Tensor, " n"]
-    series: Float[Tensor, " n"]
-    inverse: Float[Tensor, " n"]
-    square: Float[Tensor, " n"]
-    pairs: list[Float[Tensor, " n"]]
+    log Γ(v) = (v − ½) log y − y + ½ log 2π + series − log ratio, with the rising ∏ (v + i) in the ratio.
+    """
 
+    def __init__(self, v: Float[Tensor, " n"]) -> None:
+        self.v, self.shift, self.terms = v, _SHIFT[v.dtype], _TERMS[v.dtype]
+        self.y = v + self.shift
+        self.inverse = self.y.reciprocal()
+        self.square = self.inverse * self.inverse
+        ends = v * (v + (self.shift - 1))
+        # (v + i) (v + shift − 1 − i)
+        self.pairs = [ends + i * (self.shift - 1 - i) for i in range(self.shift // 2)]
 
-def _gamma(v: Float[Tensor, " n"]) -> _Gamma:
-    shift, terms = _SHIFT[v.dtype], _TERMS[v.dtype]
-    y = v + shift
-    inverse = y.reciprocal()
-    square = inverse * inverse
-    first = (v + (shift - 1)).mul_(v)
-    pairs = [first, *(first + i * (shift - 1 - i) for i in range(1, shift // 2))]
-    ratio = first * square
-    for pair in pairs[1:]:
-        ratio.mul_(pair).mul_(square)
-    return _Gamma(
-        v, y, ratio, _polynomial(_SERIES, square, terms).mul_(inverse), inverse, square, pairs
-    )
+    def ratio(self) -> Float[Tensor, " n"]:
+        """Return ∏ (v + i) / y."""
+        ratio = self.pairs[0] * self.square
+        for pair in self.pairs[1:]:
+            ratio.mul_(pair).mul_(self.square)
+        return ratio
 
+    def series(self) -> Float[Tensor, " n"]:
+        """Return 1/12y − 1/360y³ + 1/1260y⁵ and so on."""
+        return self._polynomial(_SERIES).mul_(self.inverse)
 
-def _log_less_digamma(at: _Gamma) -> Float[Tensor, " n"]:
-    """Return log y − ψ(v)."""
-    shift, terms = _SHIFT[at.v.dtype], _TERMS[at.v.dtype]
-    reciprocals = at.pairs[0].reciprocal()
-    for pair in at.pairs[1:]:
-        reciprocals.add_(pair.reciprocal())
-    slope = _polynomial(_SLOPES, at.square, terms).mul_(at.square).add_(at.inverse, alpha=0.5)
-    return slope.addcmul_((at.v * 2).add_(shift - 1), reciprocals)
+    def log_less_digamma(self) -> Float[Tensor, " n"]:
+        """Return log y − ψ(v)."""
+        reciprocals = self.pairs[0].reciprocal()
+        for pair in self.pairs[1:]:
+            reciprocals.add_(pair.reciprocal())
+        slope = self._polynomial(_SLOPES).mul_(self.square).add_(self.inverse, alpha=0.5)
+        return slope.addcmul_((self.v * 2).add_(self.shift - 1), reciprocals)
 
-
-def _polynomial(
-    coefficients: Sequence[float], y: Float[Tensor, " n"], terms: int
-) -> Float[Tensor, " n"]:
-    total = y * coefficients[terms - 1]
-    for i in reversed(range(1, terms - 1)):
-        total.add_(coefficients[i]).mul_(y)
-    return total.add_(coefficients[0])
+    def _polynomial(self, coefficients: Sequence[float]) -> Float[Tensor, " n"]:
+        total = self.square * coefficients[self.terms - 1]
+        for coefficient in reversed(coefficients[1 : self.terms - 1]):
+            total.add_(coefficient).mul_(self.square)
+        return total.add_(coefficients[0])
 
 
 def _gather(
@@ -274,22 +276,22 @@ def _gather(
     at: Int[Tensor, " n"],
     extra: tuple[Float[Tensor, "b g"], Float[Tensor, " n"]] | None,
 ) -> tuple[Float[Tensor, " b"], Gradients]:
-    """Sum over genes, inflate zeros, and take the derivative through the softmax; inputs are spent."""
+    """Sum over genes, inflate zeros, and go back through the softmax; the inputs are spent."""
     if extra is not None:
-        against = -extra[0]
-        counted = torch.addcmul(against, log_1q, theta, value=-1)
+        against, certain = -extra[0], extra[1]
+        u = torch.addcmul(against, log_1q, theta, value=-1)  # log-odds against an extra zero
     by_dispersion = torch.addcmul(by_mu, log_1q, theta, out=log_1q)
     ll = by_mu.sum(1) - by_dispersion.sum(1)
-    by_dropout: Gradients = ()
+    by_dropout = None
     if extra is not None:
-        counted.view(-1).scatter_add_(0, at, extra[1])
-        more, counted, kept = _inflation(counted, against)
+        u.view(-1).scatter_add_(0, at, certain)
+        more, counted, kept = _inflation(u, against)
         ll = ll + more
         by_mu, by_dispersion = by_mu.mul_(counted), by_dispersion.mul_(counted)
-        by_dropout = (kept.sub_(counted),)
+        by_dropout = kept.sub_(counted)
     by_library = by_mu.sum(1, keepdim=True)
     by_logits = by_mu.addcmul_(frequency, by_library, value=-1)
-    return ll, (by_logits, by_library, by_dispersion, *by_dropout)
+    return ll, (by_logits, by_library, by_dispersion, by_dropout)
 
 
 def _inflation(
@@ -297,15 +299,11 @@ def _inflation(
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b g"], Float[Tensor, "b g"]]:
     """Return Σ softplus(−u) − softplus(−v) over genes, sigmoid(u) and sigmoid(v); inputs are spent.
 
-    softplus(−u) = max(−u, 0) − log max(s, 1 − s) with s = sigmoid(u), for which torch is quick. The
-    ratios of the maxima are between ½ and 2: up to 64 of them are multiplied for each logarithm.
+    softplus(−u) = max(−u, 0) − log max(s, 1 − s) with s = sigmoid(u), for which torch is quick.
     """
     s, r = u.sigmoid(), v.sigmoid()
     out = v.clamp_(max=0).sum(1) - u.clamp_(max=0).sum(1)
-    ratio = _larger(r).div_(_larger(s))
-    blocks = ratio.shape[1] // 64
-    products = ratio[:, : 64 * blocks].unflatten(1, (blocks, 64)).prod(2)
-    return out + products.log_().sum(1) + ratio[:, 64 * blocks :].log().sum(1), s, r
+    return out + _sum_of_logs(_larger(r).div_(_larger(s))), s, r
 
 
 def _larger(s: Float[Tensor, "b g"]) -> Float[Tensor, "b g"]:
@@ -314,23 +312,49 @@ def _larger(s: Float[Tensor, "b g"]) -> Float[Tensor, "b g"]:
     return torch.maximum(s, other, out=other)
 
 
-def compiled(*inputs: Any) -> tuple[Float[Tensor, " b"], Gradients]:
-    """Return what `reference` does, with its dense parts compiled by torch where that works."""
-    return reference(*inputs, run=_run_compiled)
+def _sum_of_logs(x: Float[Tensor, "b g"]) -> Float[Tensor, " b"]:
+    """Return the sum over genes of logs of numbers between ½ and 2."""
+    if torch.compiler.is_compiling():
+        return x.log().sum(1)
+    whole = x.shape[1] // 64 * 64
+    products = x[:, :whole].unflatten(1, (-1, 64)).prod(2)  # a third of the time of 64 logs
+    return products.log_().sum(1) + x[:, whole:].log().sum(1)
 
 
-_failed: list[str] = []
+class _Compiled:
+    """`reference` with its dense parts compiled by torch, once this has been seen to work."""
+
+    def __init__(self) -> None:
+        self.works: bool | None = None  # None: not tried
+
+    def __call__(self, *inputs: Any) -> tuple[Float[Tensor, " b"], Gradients]:
+        """Return what `reference` does."""
+        if self.works is not False:
+            try:
+                found = reference(*inputs, run=_run_compiled)
+            except RuntimeError as error:  # no Triton, no compiler, an unknown device, …
+                log.info("the reference is not compiled: %s", error)
+                self.works = False
+        if self.works:
+            return found
+        expected = reference(*inputs)
+        if self.works is None:
+            pairs = zip(_tensors(found), _tensors(expected), strict=True)
+            self.works = all(bool((a - b).norm() <= 1e-4 * b.norm()) for a, b in pairs)
+        return expected
+
+
+compiled = _Compiled()
+
+
+def _tensors(result: tuple[Tensor, Gradients]) -> list[Tensor]:
+    return [t for t in (result[0], *result[1]) if t is not None]
 
 
 def _run_compiled(part: Callable[..., Any], *inputs: Any) -> Any:
-    if not _failed:
-        try:
-            return _compile(part)(*inputs)
-        except RuntimeError as error:  # no Triton, no compiler, an unknown device, …
-            _failed.append(str(error))
-    return part(*inputs)
+    return _compile(part)(*inputs)
 
 
 @cache
 def _compile(part: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(part)
+    return torch.compile(part, dynamic=True)  # no two minibatches store as many values

@@ -215,8 +215,9 @@ enum { ROWS = 10, BLOCKS = 16 };
 /* Log-likelihoods of b cells with g genes, and the gradient of their sum weighted by `weights`.
    theta has one row or b; dropout_logits and by_dropout are NULL for the negative binomial.
    by_theta is summed over blocks of cells, then over the blocks, whatever the number of threads.
-   scratch: ROWS rows of g for each thread, then 2 + BLOCKS. */
-void chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, const int64_t *indptr,
+   scratch: ROWS rows of g for each thread, then 2 + BLOCKS.
+   Returns 0, or 1 if columns are not those of a matrix with g of them. */
+int chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, const int64_t *indptr,
                     const int64_t *columns, const float *values, const float *weights,
                     const float *logits, const float *log_library, const float *log_theta,
                     const float *dropout_logits, float *scratch, float *ll, float *by_logits,
@@ -226,7 +227,8 @@ void chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, c
     float *of_theta = theta_rows == 1 ? sums_by_theta : by_theta;
     memset(of_theta, 0, sizeof(float) * (theta_rows == 1 ? BLOCKS : b) * g);
     if (theta_rows == 1) exp_both(g, log_theta, shared, shared + g);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    int wrong = 0;
+#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : wrong)
     for (int64_t thread = 0; thread < threads; thread++) {
         float *e = scratch + ROWS * thread * g, *log_p = e + g, *spare = log_p + g, *own = spare + g;
         float *k = own + 2 * g, *m = k + g, *t = m + g, *dropped = t + g;
@@ -240,8 +242,10 @@ void chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, c
                 float total = exp_row(g, logits + i * g, e), scale = expf(log_library[i]) / total;
                 int64_t n = 0;
                 for (int64_t c = indptr[i]; c < indptr[i + 1]; c++) {
-                    if (values[c] > 0.0f) { /* a stored zero is a zero */
-                        int64_t j = columns[c];
+                    int64_t j = columns[c];
+                    if (j < 0 || j >= g || n >= g) {
+                        wrong = 1;
+                    } else if (values[c] != 0.0f) { /* a stored zero is a zero */
                         at[n] = (int32_t)j;
                         k[n] = values[c];
                         m[n] = e[j];
@@ -273,11 +277,12 @@ void chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, c
             }
         }
     }
-    if (theta_rows > 1) return;
+    if (theta_rows > 1) return wrong;
     memcpy(by_theta, sums_by_theta, sizeof(float) * g);
     for (int64_t block = 1; block < BLOCKS; block++) {
         const float *restrict row = sums_by_theta + block * g;
 #pragma omp simd
         for (int64_t j = 0; j < g; j++) by_theta[j] += row[j];
     }
+    return wrong;
 }

@@ -6,7 +6,7 @@ is all the difference: without a compiler, or if its results were wrong, the ref
 the log (level INFO) why not.
 
 The library is kept in ``kernel/`` under ``$CHREODE_CACHE``, else under ``chreode/`` in
-``$XDG_CACHE_HOME`` or ``~/.cache``, in a file named by a hash of source, compiler, flags and processor.
+``$XDG_CACHE_HOME`` or ``~/.cache``, in a file named by a hash of source, compiler, flags and instruction set.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import store
 from ..data.batch import SparseRows
 from ..distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
-from ..errors import StoreError
+from ..errors import DataError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +80,15 @@ def _call(
     gradients = [None if p is None else torch.empty_like(p) for p in given]
     inputs = [x.indptr, x.columns, x.values, weights.contiguous(), *given]
     pointers = (None if t is None else t.data_ptr() for t in (*inputs, scratch, ll, *gradients))
-    library.chreode_counts(threads, b, g, len(log_theta), *pointers)
+    if library.chreode_counts(threads, b, g, len(log_theta), *pointers):
+        raise DataError(f"Columns of sparse rows must differ and lie between 0 and {g - 1}.")
     return ll, tuple(gradients)
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     """Load the kernel, after building it if it is not in the cache; None where that fails."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler = shlex.split(os.environ.get("CC") or "cc")
     try:
         # version and instruction set, as this processor has it: the compiler's predefined macros
         macros = _run(*compiler, _NATIVE, "-dM", "-E", "-x", "c", os.devnull)
@@ -141,7 +142,7 @@ def _threading() -> list[list[str]]:
 def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.chreode_counts.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 14
-    library.chreode_counts.restype = None
+    library.chreode_counts.restype = ctypes.c_int
     return library
 
 

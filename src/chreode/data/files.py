@@ -1,0 +1,268 @@
+"""Cells larger than memory: tables in memory, matrices left in an .h5ad, .h5mu or .zarr."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+from anndata.io import read_elem, sparse_dataset
+
+from .. import store
+from ..errors import SchemaError, StoreError, near
+from .disk import Array, DiskDense, Selected, Stacked, by_rows, readable
+
+
+@dataclass(eq=False)
+class OnDisk:
+    """What `chreode.open` returns: an AnnData or a MuData whose matrices stay in their files.
+
+    Attributes
+    ----------
+    path
+        The file, or several.
+    obs, var
+        Tables, in memory.
+    X
+        The main matrix, or None.
+    layers, obsm
+        Further matrices by name. What verbs return is put into `obsm`, in memory.
+    raw
+        What an AnnData keeps as `raw`.
+    uns
+        Where results came from, as verbs wrote it.
+    mod
+        Modalities of an .h5mu.
+    """
+
+    path: str
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    X: Any = None
+    layers: dict[str, Any] = field(default_factory=dict)
+    obsm: dict[str, Any] = field(default_factory=dict)
+    raw: OnDisk | None = None
+    uns: dict[str, Any] = field(default_factory=dict)
+    mod: dict[str, OnDisk] = field(default_factory=dict)
+
+    @property
+    def obs_names(self) -> pd.Index:
+        """Names of the cells."""
+        return self.obs.index
+
+    @property
+    def var_names(self) -> pd.Index:
+        """Names of the features."""
+        return self.var.index
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return len(self.obs)
+
+    @property
+    def n_vars(self) -> int:
+        """Number of features."""
+        return len(self.var)
+
+    def copy(self) -> OnDisk:
+        """Return the same cells; what is written to the copy is not written here."""
+        return dataclasses.replace(
+            self, obs=self.obs.copy(), obsm=dict(self.obsm), uns=dict(self.uns)
+        )
+
+    def __getitem__(self, index: tuple[slice, Any]) -> OnDisk:
+        """Return some features: ``data[:, names]``. Cells are chosen where they are read, by `rows`.
+
+        Raises
+        ------
+        SchemaError
+            If there is no such feature, or cells are asked for.
+        """
+        cells, names = index
+        if cells != slice(None):
+            raise SchemaError(
+                "On disk, data[:, genes] chooses features; give `rows` to choose cells."
+            )
+        names = self.var_names[names] if np.asarray(names).dtype == bool else pd.Index(names)
+        columns = _unique(self).get_indexer(names)
+        if (columns < 0).any():
+            unknown = str(names[columns < 0][0])
+            raise SchemaError(f"There is no feature {unknown!r}.{near(unknown, self.var_names)}")
+        return dataclasses.replace(
+            self,
+            var=self.var.iloc[columns],
+            X=None if self.X is None else Selected(self.X, columns),
+            layers={name: Selected(layer, columns) for name, layer in self.layers.items()},
+        )
+
+    def __repr__(self) -> str:
+        features = f"{self.n_vars:,} features"
+        if self.mod:
+            features = ", ".join(f"{part.n_vars:,} {name}" for name, part in self.mod.items())
+        return f"{self.n_obs:,} cells x {features} on disk in {self.path}"
+
+
+def open_file(path: Path) -> OnDisk:
+    """Return the cells of an .h5ad, .h5mu or .zarr, with their matrices left there.
+
+    Raises
+    ------
+    StoreError
+        If it is absent, cut short or of another kind.
+    """
+    root = open_root(path)
+    with readable(str(path)):
+        parts: Any = root.get("mod", {})
+        order = parts.attrs.get("mod-order", parts) if parts else parts
+        mod = {name: _cells(path, parts[name]) for name in order}
+        return dataclasses.replace(_cells(path, root), mod=mod)
+
+
+def open_root(path: Path) -> Any:
+    """Open a file, or a folder of zarr, to read.
+
+    Raises
+    ------
+    StoreError
+        If it is absent, cut short or of another kind.
+    """
+    if not path.exists():
+        raise StoreError(f"There is no file {str(path)!r}.")
+    if path.suffix not in (".h5ad", ".h5mu", ".zarr"):
+        raise StoreError(f"{str(path)!r}: expected a name that ends in .h5ad, .h5mu or .zarr.")
+    with readable(str(path)):
+        return zarr.open_group(path, mode="r") if path.suffix == ".zarr" else h5py.File(path, "r")
+
+
+@contextmanager
+def editable(path: Path) -> Iterator[Any]:
+    """Open a file, or a folder of zarr, to write further slots into it."""
+    if path.suffix != ".zarr":
+        with store.hdf5(path, "r+") as (file, _):
+            _refuse_old(path, file)
+            yield file
+        return
+    yield zarr.open_group(path, mode="r+", use_consolidated=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # no part of zarr 3 yet, but anndata writes it
+        zarr.consolidate_metadata(path)
+
+
+def stored_bytes(path: Path) -> int:
+    """Return the size of everything in a file once it is in memory, without its strings."""
+    root = open_root(path)
+    items: list[Any] = []
+    with readable(str(path)):
+        if isinstance(root, h5py.Group):
+            root.visititems(lambda _, item: items.append(item))
+        else:
+            items = [item for _, item in root.members(max_depth=None)]
+        arrays = [item for item in items if isinstance(item, Array) and item.shape]
+        return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)
+
+
+def _cells(path: Path, root: Any) -> OnDisk:
+    _refuse_old(path, root)
+    obs, var = read_elem(root["obs"]), read_elem(root["var"])
+    raw = root["raw"] if "X" in root.get("raw", ()) else None
+    uns = root.get("uns", ())
+    return OnDisk(
+        str(path), obs, var, _slot(root.get("X")), _slots(root, "layers"), _slots(root, "obsm"),
+        raw if raw is None else OnDisk(str(path), obs, read_elem(raw["var"]), _slot(raw["X"])),
+        {"chreode": read_elem(root["uns/chreode"])} if "chreode" in uns else {},
+    )  # fmt: skip
+
+
+def _refuse_old(path: Path, root: Any) -> None:
+    if any(isinstance(root.get(slot), Array) for slot in ("obs", "var", "obsm", "uns")):
+        raise StoreError(
+            f"{path.name} was written by an anndata older than 0.7. Rewrite it once, in memory: "
+            "anndata.read_h5ad(FILE).write_h5ad(FILE)."
+        )
+
+
+def _slots(root: Any, name: str) -> dict[str, Any]:
+    group: Any = root.get(name, {})
+    found = {key: _slot(group[key]) for key in group}
+    return {key: values for key, values in found.items() if values is not None}
+
+
+def _slot(item: Any) -> Any:
+    """Return a matrix on disk, or a table in memory; None for what no role can name."""
+    if isinstance(item, Array):
+        return DiskDense(item) if item.shape else None
+    if item is not None and "indptr" in item:
+        return by_rows(sparse_dataset(item))
+    table = item is not None and item.attrs.get("encoding-type") == "dataframe"
+    return read_elem(item) if table else None
+
+
+def stack(parts: Sequence[OnDisk], join: Literal["same", "inner"]) -> OnDisk:
+    """Return the cells of several files as one; see `chreode.open`.
+
+    Raises
+    ------
+    SchemaError
+        If their features differ.
+    """
+    if any(part.mod for part in parts):
+        raise StoreError("Several files as one: .h5ad or .zarr. Open .h5mu files one by one.")
+    names = [part.obs_names for part in parts]
+    if pd.Index(np.concatenate(names)).has_duplicates:
+        names = [index.astype(str) + f"-{number}" for number, index in enumerate(names)]
+    obs = pd.concat([part.obs.set_axis(n) for part, n in zip(parts, names, strict=True)])
+    raws = [part.raw for part in parts if part.raw is not None]
+    raw = _one(raws, obs, join) if len(raws) == len(parts) else None
+    return dataclasses.replace(_one(parts, obs, join), raw=raw)
+
+
+def _one(parts: Sequence[OnDisk], obs: pd.DataFrame, join: Literal["same", "inner"]) -> OnDisk:
+    """Return matrices that all parts have, with the features of the first one, or those of all."""
+    names = _unique(parts[0])
+    shared = names[np.all([names.isin(_unique(part)) for part in parts], axis=0)]
+    for part in parts:
+        lacking = part.var_names.symmetric_difference(names)
+        if join == "same" and len(lacking):
+            raise SchemaError(
+                f"{part.path} and {parts[0].path} do not have the same features ({len(lacking):,} are in "
+                f"one alone, such as {str(lacking[0])!r}). To keep those that all files have: "
+                "open(…, join='inner')."
+            )
+    parts = [p if p.var_names.equals(shared) else p[:, shared] for p in parts]
+    return OnDisk(
+        " + ".join(part.path for part in parts), obs, parts[0].var,
+        _stacked([part.X for part in parts]),
+        layers=_in_all([part.layers for part in parts]),
+        obsm=_in_all([part.obsm for part in parts]),
+    )  # fmt: skip
+
+
+def _in_all(slots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = {key: _stacked([slot.get(key) for slot in slots]) for key in slots[0]}
+    return {key: matrix for key, matrix in found.items() if matrix is not None}
+
+
+def _stacked(parts: Sequence[Any]) -> Any:
+    """Return the rows of all parts; None where one lacks them, or has others."""
+    tables = {isinstance(part, pd.DataFrame) for part in parts}
+    lacking = any(part is None for part in parts)
+    if lacking or len(tables) > 1 or len({part.shape[1:] for part in parts}) > 1:
+        return None
+    return pd.concat(parts) if True in tables else Stacked(parts)
+
+
+def _unique(part: OnDisk) -> pd.Index:
+    if not part.var_names.is_unique:
+        twice = part.var_names[part.var_names.duplicated()][0]
+        raise SchemaError(f"{part.path}: feature names are not unique ({twice!r}).")
+    return part.var_names
