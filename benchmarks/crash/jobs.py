@@ -195,7 +195,10 @@ def _say(*words: str) -> None:
 JOBS = {
     "fit scvi": _fit(ch.SCVI(max_epochs=EPOCHS, **SMALL)),
     "fit scvi, early stop, latent library": _fit(
-        ch.SCVI(max_epochs=EPOCHS, patience=15, latent_library=True, **SMALL)
+        # its best weights are not its last ones
+        ch.SCVI(
+            max_epochs=EPOCHS, patience=15, lr=5e-3, kl_warmup=0.1, latent_library=True, **SMALL
+        )
     ),
     "fit scvi, averaged weights": _fit(Averaged(max_epochs=EPOCHS, **SMALL)),
     "fit scvi, two phases": _fit(Twice(max_epochs=EPOCHS // 2, **SMALL)),

@@ -39,7 +39,7 @@ def trials(file: Path, kills: int, seed: int, names: list[str]) -> Iterator[Row]
         place = Path(made)
         base = place / "base"
         base.mkdir()
-        must_end(lambda: make_base(base), place / "log")
+        must_end(lambda: make_base(base))
         while done < kills:
             name = names[number % len(names)]
             if name not in known:

@@ -50,43 +50,60 @@ class Disturbance:
         return REFUSED if self.how.startswith("full disk") else -signal.SIGKILL
 
 
-def start(work: Work, log: Path) -> int:
-    """Run `work` in a forked child and return its number."""
-    child = os.fork()
-    if not child:
-        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        _end(work)
-    return child
+class Child:
+    """A forked process that does some work; a pipe holds what it says, as its disk may be full."""
+
+    def __init__(self, work: Work) -> None:
+        self._mouth, mouth = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            os.dup2(mouth, 1)
+            os.dup2(mouth, 2)
+            _end(work)
+        os.close(mouth)
+
+    def ended(self) -> int:
+        """Wait for it and return its exit code, or minus the signal."""
+        with os.fdopen(self._mouth, errors="replace") as said:
+            self.said = said.read()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def killed(self, after: float) -> int:
+        """Kill it after some seconds, unless it ended before, and return how it ended."""
+        until = time.perf_counter() + after
+        while time.perf_counter() < until:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return self.ended()
+            time.sleep(0.001)
+        os.kill(self.pid, signal.SIGKILL)
+        return self.ended()
 
 
 def _end(work: Work) -> NoReturn:
     """Work, and end at once: the parent's buffers and handlers are not the child's to close."""
     code = FAILED
     try:
-        work()
-        code = ENDED
-    except StoreError as error:
-        print(error)
-        code = REFUSED
-    finally:
-        if code == FAILED:
+        try:
+            work()
+            code = ENDED
+        except StoreError as error:
+            print(error)
+            code = REFUSED
+        except BaseException:
             traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+    finally:
         os._exit(code)
 
 
-def ended(child: int) -> int:
-    """Wait for a child and return its exit code, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def must_end(work: Work, log: Path) -> None:
+def must_end(work: Work) -> None:
     """Run `work` in a child that has to succeed."""
-    if ended(start(work, log)) != ENDED:
-        raise RuntimeError(log.read_text())
+    child = Child(work)
+    if child.ended() != ENDED:
+        raise RuntimeError(child.said)
 
 
 def clean(job: Job, base: Path, place: Path) -> Clean:
@@ -105,7 +122,7 @@ def clean(job: Job, base: Path, place: Path) -> Clean:
             (place / "calls").write_text(calls)
 
         begun = time.perf_counter()
-        must_end(work, place / "log")
+        must_end(work)
         seconds = time.perf_counter() - begun
         results.add(job.read(folder / job.target))
         largest = max(file.stat().st_size for file in folder.rglob("*"))
@@ -116,13 +133,14 @@ def clean(job: Job, base: Path, place: Path) -> Clean:
 
 def trial(number: int, name: str, undisturbed: Clean, base: Path, folder: Path, seed: int) -> Row:
     """Disturb one job a few times, let it end, and return the row."""
-    job, rng, log = JOBS[name], np.random.default_rng([seed, number]), folder.with_suffix(".log")
+    job, rng = JOBS[name], np.random.default_rng([seed, number])
     folder.mkdir()
     job.prepare(base, folder)
     row: Row = {"trial": number, "seed": seed, "job": name, "cuts": [], "lost": []}
     for _ in range(rng.integers(1, 5)):
         cut = _drawn(rng, job, undisturbed, base, folder)
-        code = _disturbed(cut, log)
+        child = Child(cut.work)
+        code = child.ended() if cut.after is None else child.killed(cut.after)
         if code == ENDED:  # before it could be killed
             break
         found = _found(job, base, folder, undisturbed)
@@ -130,28 +148,14 @@ def trial(number: int, name: str, undisturbed: Clean, base: Path, folder: Path, 
         if found.startswith("torn"):
             row["lost"].append(found)
         if code != cut.expected:
-            row["lost"].append(f"{cut.how}: exit code {code}: {log.read_text()[-2000:]}")
-    code = ended(start(lambda: job.run(base, folder), log))
-    result = job.read(folder / job.target) if code == ENDED else log.read_text()[-2000:]
+            row["lost"].append(f"{cut.how}: exit code {code}: {child.said[-2000:]}")
+    child = Child(lambda: job.run(base, folder))
+    result = child.said[-2000:] if child.ended() != ENDED else job.read(folder / job.target)
     row["equal"] = result == undisturbed.result
     if not row["equal"]:
         row["lost"].append(f"in the end: {result}")
     row["left"] = [str(f.relative_to(folder)) for f in folder.rglob(".*.writing-*")]
     return row
-
-
-def _disturbed(cut: Disturbance, log: Path) -> int:
-    """Return how a run ended that was cut, unless it was faster."""
-    child = start(cut.work, log)
-    if cut.after is None:
-        return ended(child)
-    until = time.perf_counter() + cut.after
-    while time.perf_counter() < until:
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return ended(child)
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    return ended(child)
 
 
 def _found(job: Job, base: Path, folder: Path, undisturbed: Clean) -> str:

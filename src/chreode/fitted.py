@@ -257,10 +257,11 @@ def _refuse_absurd(statistics: Mapping[str, np.ndarray], spec: Spec) -> None:
         coded = name == "categorical" or name in CATEGORY_ROLES
         known = [len(spec.categories[c]) for c in columns or (name,)] if coded else np.inf
         if not (
-            values.dtype == (np.int64 if coded else np.float32)
+            n
+            and values.dtype == (np.int64 if coded else np.float32)
             and values.shape == (n, *([len(columns)] if columns else []))
             and np.isfinite(values).all()
             and (values < known).all()
-            and (not coded or (values >= -1).all())
+            and (values >= (-1 if coded else 0 if name == "library" else -np.inf)).all()
         ):
             raise StoreError(f"The {name} of the training cells is not what the spec describes.")

@@ -241,7 +241,10 @@ class Spec:
 
     def either(self, *roles: str) -> str:
         """Return the first of some matrix roles that the fit read."""
-        return next(role for role in roles if role in self.features)
+        for role in roles:
+            if role in self.features:
+                return role
+        raise SchemaError(f"The fit read none of {', '.join(roles)}.")
 
     def condition_blocks(self) -> tuple[tuple[int, ...], ...]:
         """Return the blocks of `batch` (if named) and of every categorical covariate, in this order."""

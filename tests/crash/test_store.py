@@ -25,6 +25,12 @@ def write(target, text):
         made.write_text(text)
 
 
+def write_folder(target, text):
+    with store.aside(target) as made:
+        made.mkdir()
+        (made / "a").write_text(text)
+
+
 def left(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -75,9 +81,8 @@ def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path,
         return plain(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(ch.StoreError, match="untouched"), store.aside(tmp_path / "x") as made:
-        made.mkdir()
-        (made / "a").write_text("new")
+    with pytest.raises(ch.StoreError, match="untouched"):
+        write_folder(tmp_path / "x", "new")
     assert (tmp_path / "x" / "a").read_text() == "old"
     assert left(tmp_path) == ["x"]
 
@@ -100,8 +105,8 @@ def test_a_folder_and_a_file_do_not_replace_each_other(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ch.StoreError, match="untouched"):
         write(tmp_path / "folder", "text")
-    with pytest.raises(ch.StoreError, match="untouched"), store.aside(tmp_path / "file") as made:
-        made.mkdir()
+    with pytest.raises(ch.StoreError, match="untouched"):
+        write_folder(tmp_path / "file", "text")
     assert (tmp_path / "folder" / "a").read_text() == "mine"
     assert (tmp_path / "file").read_text() == "mine"
     assert left(tmp_path) == ["file", "folder"]
@@ -198,15 +203,17 @@ def small_disk():
 
 def test_hdf5_works_on_until_it_is_told_of_a_full_disk(tmp_path, small_disk):
     values = np.random.default_rng(0).normal(size=(40, 1000))
-    with (
-        pytest.raises(OSError, match="too large"),
-        store.hdf5(tmp_path / "x.h5") as (file, _),
-    ):
-        for i, row in enumerate(values):  # more groups than its caches hold
-            file.create_dataset(f"{i}/row", data=row)
-        file.flush()
-        for i in reversed(range(40)):
-            np.testing.assert_array_equal(file[f"{i}/row"][:], values[i])
+
+    def write_and_read_again():
+        with store.hdf5(tmp_path / "x.h5") as (file, _):
+            for i, row in enumerate(values):
+                file.create_dataset(f"{i}/row", data=row)
+            file.flush()
+            for i in reversed(range(40)):
+                np.testing.assert_array_equal(file[f"{i}/row"][:], values[i])
+
+    with pytest.raises(OSError, match="too large"):
+        write_and_read_again()
     assert (tmp_path / "x.h5").stat().st_size <= 20_000
 
 
@@ -218,13 +225,14 @@ def test_chunks_stop_when_the_disk_is_full(tmp_path, small_disk):
             taken.append(i)
             yield np.ones(1000)
 
-    with (
-        pytest.raises(OSError, match="too large"),
-        store.hdf5(tmp_path / "x.h5") as (file, while_there_is_room),
-    ):
-        for i, chunk in enumerate(while_there_is_room(chunks())):
-            file.create_dataset(str(i), data=chunk)
-            file.flush()
+    def write_all():
+        with store.hdf5(tmp_path / "x.h5") as (file, while_there_is_room):
+            for i, chunk in enumerate(while_there_is_room(chunks())):
+                file.create_dataset(str(i), data=chunk)
+                file.flush()
+
+    with pytest.raises(OSError, match="too large"):
+        write_all()
     assert len(taken) < 5
 
 

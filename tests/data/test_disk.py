@@ -135,7 +135,8 @@ def test_rows_do_not_depend_on_how_reads_are_joined(any_two, rows, gap, most):
 def any_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     sparse = write(ad.AnnData(sp.csr_matrix(DENSE)), folder / "sparse.h5ad")
-    return ch.open(sparse).X, ch.open(write(ad.AnnData(DENSE), folder / "dense.h5ad")).X
+    chunked = write(ad.AnnData(DENSE), folder / "chunked.h5ad", compression="gzip", chunks=(70, 15))
+    return [ch.open(path).X for path in (sparse, chunked)]
 
 
 def test_rows_out_of_range_are_an_error_as_in_memory(any_two):
@@ -189,6 +190,46 @@ def test_blocks_are_of_many_values_and_follow_large_chunks(tmp_path):
     assert ch.open(path).X.block == round(20_000 / 30)
     wide = np.ones((5, 3 * disk.BLOCK_VALUES[0]), np.float32)
     assert ch.open(write(ad.AnnData(wide), tmp_path / "b.h5ad")).X.block == 2
+
+
+class Spy:
+    """A dataset that keeps what was read of it."""
+
+    def __init__(self, array):
+        self.array, self.reads = array, []
+
+    def __getattr__(self, name):
+        return getattr(self.array, name)
+
+    def __getitem__(self, part):
+        self.reads.append((part.start, part.stop))
+        return self.array[part]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "runs", "reads"),
+    [
+        (None, [(0, 5), (9, 12), (40, 41)], [(0, 12), (40, 41)]),  # a small gap is read over
+        (None, [(i, i + 3) for i in range(0, 60, 6)], [(0, 33), (36, 60 - 3)]),  # up to a size
+        (
+            (30,),
+            [(0, 5), (20, 21), (29, 31), (60, 62)],
+            [(0, 31), (60, 62)],
+        ),  # a chunk is read once
+        ((30,), [(0, 100)], [(0, 100)]),
+    ],
+)
+def test_neighbours_and_pieces_of_a_chunk_are_one_read(tmp_path, monkeypatch, chunks, runs, reads):
+    monkeypatch.setattr(disk, "_GAP_VALUES", 4)
+    monkeypatch.setattr(disk, "_READ_VALUES", 33)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", data=np.arange(100), chunks=chunks)
+    with h5py.File(tmp_path / "a.h5") as file:
+        spy = Spy(file["x"])
+        begin, end = np.array(runs).T
+        found = disk._gather("x", spy, begin, end)
+    assert found.tolist() == [i for run in runs for i in range(*run)]
+    assert spy.reads == reads
 
 
 def test_the_heaviest_matrix_on_disk_decides_how_much_is_read():

@@ -94,7 +94,8 @@ def test_other_states(interrupted, state, data):
     shutil.rmtree(state, ignore_errors=True)
     shutil.copytree(interrupted.half, state)
     tensors, told = store.read_tensors(state / FILE)
-    weights = [name for name in sorted(tensors) if not name.startswith("optimiser/")]
+    # torch itself fills in a counter of minibatches that is missing
+    weights = [n for n in sorted(tensors) if not n.startswith("optimiser/") and "tracked" not in n]
     for name in data.draw(st.lists(st.sampled_from(weights), max_size=2, unique=True)):
         tensor = tensors.pop(name)
         if data.draw(st.booleans()):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from chreode.data.batch import SparseRows
 from chreode.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
-from chreode.losses import kernel
+from chreode.errors import DataError
+from chreode.losses import counts, kernel
 from chreode.losses.counts import nb_log_likelihood, zinb_log_likelihood
 
 TOLERANCE = {torch.float32: (2e-6, 2e-5), torch.float64: (1e-12, 1e-10)}
@@ -97,6 +98,57 @@ def test_the_gradient_of_a_mean_is_foreseen_and_right(backend, extra_zeros):
     )
 
 
+def test_what_was_foreseen_changes_no_bit(backend, monkeypatch):
+    x, parameters = draw(8, torch.float32)
+    found = []
+    for foreseen in ({}, {7: 0.5}, {7: -1 / 7}):
+        monkeypatch.setattr(counts, "_foreseen", foreseen)
+        found.append(torch.autograd.grad(fused(x, *parameters).sum() * 0.5, parameters))
+    for again in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
+
+
+def test_a_graph_that_is_kept_serves_twice(backend):
+    x, parameters = draw(9, torch.float32)
+    value = -fused(x, *parameters).mean()
+    first = torch.autograd.grad(value, parameters, retain_graph=True)
+    torch.autograd.grad(value, parameters, torch.tensor(3.0), retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(value, parameters), strict=True):
+        assert torch.equal(a, b)
+
+
+def spread(log_theta, log_library, logit, scale):
+    """Return counts that were drawn from their parameters, in float64 numbers that float32 has."""
+    generator = torch.Generator().manual_seed(0)
+    normal = [torch.randn(6, 200, generator=generator) for _ in range(3)]
+    parameters = [
+        normal[0] * scale, torch.full((6, 1), log_library), normal[1][:1] * 0.3 + log_theta,
+        normal[2] * 0.5 + logit,
+    ]  # fmt: skip
+    parameters = [p.double() for p in parameters]
+    mu = parameters[1].exp() * parameters[0].softmax(1)
+    torch.manual_seed(0)
+    x = NegativeBinomial(mu, parameters[2].exp()).sample().clamp(max=1e7).float()
+    return SparseRows.of(x), parameters
+
+
+@pytest.mark.parametrize("log_theta", [-18.4, 0.0, 18.4])
+@pytest.mark.parametrize("log_library", [0.0, 16.1])
+@pytest.mark.parametrize("logit", [-100.0, 0.0, 100.0])
+@pytest.mark.parametrize("scale", [0.5, 40.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_are_right_at_the_extremes(backend, dtype, log_theta, log_library, logit, scale):
+    x, parameters = spread(log_theta, log_library, logit, scale)
+    for n in (3, 4):
+        expected = exact(
+            SparseRows(x.indptr, x.columns, x.values.double(), x.n_features), *parameters[:n]
+        )
+        found = fused(x, *(p.to(dtype) for p in parameters[:n])).double()
+        # one rounding of a mean or of a logit of 100 for each of 200 genes
+        tolerance = {torch.float32: 1e-5, torch.float64: 1e-11}[dtype]
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=100 * tolerance)
+
+
 @given(st.integers(0, 2**20), st.integers(1, 5), st.integers(1, 40), st.booleans())
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_any_shape_agrees(seed, b, g, extra_zeros):
@@ -172,6 +224,53 @@ def test_half_precision_is_computed_in_single():
     assert all(g.dtype == torch.bfloat16 for g in torch.autograd.grad(fused(x, *half).sum(), half))
 
 
+def test_mixed_precision_leaves_it_alone(backend):
+    x, parameters = draw(10, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused(x, *parameters)
+        gradients = torch.autograd.grad(found.sum(), parameters)
+    expected = fused(x, *parameters)
+    assert torch.equal(found, expected)
+    for a, b in zip(gradients, torch.autograd.grad(expected.sum(), parameters), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_unlike_precisions_meet_in_the_wider_one(backend):
+    x, parameters = draw(11, torch.float32)
+    mixed = [p.double() if i == 1 else p for i, p in enumerate(parameters)]
+    assert fused(x, *mixed).dtype == torch.float64
+    torch.testing.assert_close(fused(x, *mixed).float(), fused(x, *parameters))
+
+
+def test_any_layout_will_do(backend):
+    x, parameters = draw(12, torch.float32)
+    turned = [p.t().contiguous().t() for p in parameters]
+    assert torch.equal(fused(x, *turned), fused(x, *parameters))
+
+
+def test_shapes_that_differ_are_refused(backend):
+    x, parameters = draw(13, torch.float32)
+    for wrong in (SparseRows(x.indptr, x.columns, x.values, 84), x.split([5, 2])[0]):
+        with pytest.raises(ValueError, match="Counts of shape"):
+            fused(wrong, *parameters)
+
+
+@pytest.mark.parametrize("column", [-1, 83, 2**40])
+def test_the_kernel_stays_within_its_memory(monkeypatch, column):
+    monkeypatch.delenv("CHREODE_KERNEL", raising=False)
+    if not kernel.available():
+        pytest.skip("no kernel: there is no C compiler")
+    x, parameters = draw(14, torch.float32)
+    x.columns[5] = column
+    with pytest.raises(DataError, match="between 0 and 82"):
+        fused(x, *parameters)
+    many = SparseRows(
+        torch.tensor([0] + [100] * 7), torch.zeros(100, dtype=torch.int64), torch.ones(100), 83
+    )
+    with pytest.raises(DataError, match="must differ"):
+        fused(many, *parameters)
+
+
 @pytest.mark.slow
 def test_compiled_dense_parts_agree():
     """torch.compile sees annotations that the import hook has changed, so it has a process of its own."""
@@ -184,11 +283,36 @@ x = SparseRows.of(torch.poisson(torch.full((6, 40), 0.4)))
 p = [torch.randn(6, 40), torch.randn(6, 1) + 4, torch.randn(1, 40), torch.randn(6, 40)]
 for n in (3, 4):
     ll, gradients = counts.reference(x, *p[:n])
+    counts.compiled(x, *p[:n])
     again, others = counts.compiled(x, *p[:n])
-    assert not counts._failed, counts._failed
+    assert counts.compiled.works
+    gradients, others = (([t for t in all if t is not None]) for all in (gradients, others))
     torch.testing.assert_close(ll, again)
     for a, b in zip(gradients, others, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_same_step():
+    """torch's compiler takes the reference, whatever the numbers of cells and of stored values."""
+    code = """
+import torch
+from chreode.data.batch import SparseRows
+from chreode.losses.counts import zinb_log_likelihood
+torch.manual_seed(0)
+def step(x, logits, log_theta, dropout):
+    return zinb_log_likelihood(x, logits, x.sum()[:, None].log(), log_theta, dropout).mean()
+compiled = torch.compile(step)
+for b in (6, 6, 9):
+    x = SparseRows.of(1 + torch.poisson(torch.rand(b, 40)) * torch.eye(40)[:b])
+    p = [torch.randn(b, 40), torch.randn(1, 40), torch.randn(b, 40)]
+    p = [t.requires_grad_() for t in p]
+    ours, theirs = (torch.autograd.grad(f(x, *p), p) for f in (step, compiled))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,38 @@ def test_it_is_built_once_where_others_cannot_write(fresh, monkeypatch):
     assert [f.stat().st_mtime_ns for f in fresh.rglob("*.so")] == [before]
 
 
+def test_a_folder_that_others_can_write_to_is_not_used(fresh):
+    needs_a_compiler()
+    kernel._library.cache_clear()
+    (fresh / "kernel").chmod(0o770)
+    assert not kernel.available()
+
+
+def test_a_place_that_everybody_can_write_to_is_not_used(fresh):
+    fresh.mkdir()
+    fresh.chmod(0o777)
+    assert not kernel.available()
+    fresh.chmod(0o1777)  # as /tmp: nobody can replace what others have made there
+    kernel._library.cache_clear()
+    needs_a_compiler()
+
+
+def test_it_shares_the_threads_of_torch(fresh):
+    needs_a_compiler()
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc to look at")
+    loaded = {line.split()[-1] for line in maps.read_text().splitlines() if "gomp" in line}
+    assert len(loaded) <= 1, loaded
+
+
+def test_it_can_do_without_threads(fresh, monkeypatch):
+    needs_a_compiler()
+    monkeypatch.setattr(kernel, "_threading", lambda: [["-no-such-flag"], []])
+    kernel._library.cache_clear()
+    assert kernel.available()
+
+
 def test_without_a_compiler_it_is_left_out(fresh, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     assert not kernel.available()
@@ -50,8 +83,8 @@ def test_a_wrong_kernel_is_not_used(fresh, monkeypatch, tmp_path):
     needs_a_compiler()
     wrong = tmp_path / "wrong.c"
     source = kernel._SOURCE.read_text()
-    assert "weight * sums.by_mu" in source
-    wrong.write_text(source.replace("weight * sums.by_mu", "2 * weight * sums.by_mu"))
+    assert "weights[i] * by_mu" in source
+    wrong.write_text(source.replace("weights[i] * by_mu", "2 * weights[i] * by_mu"))
     monkeypatch.setattr(kernel, "_SOURCE", wrong)
     kernel._library.cache_clear()
     assert not kernel.available()

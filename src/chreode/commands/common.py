@@ -175,22 +175,6 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def write(data: Any, path: Path) -> None:
-    """Write an AnnData or a MuData: the whole file, or none."""
-    from anndata import AnnData
-    from anndata.io import write_elem
-
-    from .. import store
-
-    with store.aside(path) as made:
-        if not isinstance(data, AnnData):
-            data.write(made)
-            return
-        data.strings_to_categoricals()
-        with store.hdf5(made) as (file, _):
-            write_elem(file, "/", data)
-
-
 def require_suffix(path: Path, suffixes: Iterable[str]) -> None:
     """Refuse a file name that would mislead.
 

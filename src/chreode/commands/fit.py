@@ -19,7 +19,7 @@ from cyclopts import App, Group, Parameter
 import chreode as ch
 
 from .. import config, models
-from ..errors import ConfigError, SchemaError, StoreError, near
+from ..errors import ConfigError, SchemaError, near
 from ..schema import ROLES, Place, Schema
 from .common import (
     RUN,
@@ -123,12 +123,13 @@ def _fit(
         Share every minibatch among processes: those that torchrun started, else one for each GPU
         or, without GPUs, each core.
     """
+    from ..fitted import refuse_to_replace
     from ..read import read
 
     if distributed and "WORLD_SIZE" not in os.environ:
         _start_processes()
     asked, schema = configured(model, config, options)
-    refuse_other_folder(output)
+    refuse_to_replace(output)
     use_threads(threads)
     data = read(file)
     if n_genes is not None:
@@ -164,12 +165,6 @@ def _start_processes() -> NoReturn:
     os.execv(
         sys.executable, [*launcher, "--nproc-per-node", "auto", "-m", "chreode", *sys.argv[1:]]
     )
-
-
-def refuse_other_folder(output: Path) -> None:
-    """Refuse, before any compute, a folder that holds something else than a model."""
-    if output.is_dir() and not (output / "model.json").is_file() and any(output.iterdir()):
-        raise StoreError(f"{output} exists and holds no model; choose another place.")
 
 
 def configured(

@@ -24,7 +24,7 @@ from .common import (
     records,
     use_threads,
 )
-from .fit import configured, first_line, narrowed, per_model, refuse_other_folder, tables_of
+from .fit import configured, first_line, narrowed, per_model, tables_of
 
 tune = App(
     name="tune",
@@ -77,6 +77,7 @@ def _tune(
     n_genes
         Keep the most variable genes alone, so many.
     """
+    from ..fitted import refuse_to_replace
     from ..read import read
     from ..tuning import default_space
 
@@ -84,7 +85,7 @@ def _tune(
     given = {*options, *(tables_of(config).get("model", {}) if config else {})}
     space = {name: span for name, span in default_space(asked).items() if name not in given}
     if output:
-        refuse_other_folder(output)
+        refuse_to_replace(output)
     use_threads(threads)
     data: Any = file
     if n_genes is not None:

@@ -248,8 +248,10 @@ def _gather(
 ) -> Shaped[np.ndarray, "n ..."]:
     """Return ``array[begin[0]:end[0]]``, ``array[begin[1]:end[1]]``, … one behind the other.
 
-    Runs that lie near each other are one read. `width` is how many values an item holds.
+    Runs that lie near each other, or in one chunk, are one read. `width` is how many values an item holds.
     """
+    chunk = (array.chunks or (1,))[0]
+    most = max(_READ_VALUES, 2 * chunk * width)
     out = np.empty((int((end - begin).sum()), *array.shape[1:]), array.dtype)
     starts, stops = begin.tolist(), end.tolist()
     i = filled = 0
@@ -258,8 +260,11 @@ def _gather(
             j = i + 1
             while (
                 j < len(starts)
-                and (starts[j] - stops[j - 1]) * width <= _GAP_VALUES
-                and (stops[j] - starts[i]) * width <= _READ_VALUES
+                and (
+                    (starts[j] - stops[j - 1]) * width <= _GAP_VALUES
+                    or starts[j] // chunk == (stops[j - 1] - 1) // chunk
+                )
+                and (stops[j] - starts[i]) * width <= most
             ):
                 j += 1
             origin = starts[i]
@@ -278,8 +283,8 @@ def _refuse_lost(array: Any) -> None:
         folder = getattr(array.store, "root", None)
         lost = isinstance(folder, Path) and not folder.exists()
     else:
-        handle = array.file.id
-        local = array.file.driver == "sec2"
+        file, handle = array.file, array.file.id
+        local = file.driver == "sec2" and file.mode == "r"
         lost = local and os.fstat(handle.get_vfd_handle()).st_size < handle.get_filesize()
     if lost:
         raise EOFError("it was removed, or lost its end, while it was open")

@@ -106,7 +106,7 @@ def _log_likelihood(x: SparseRows, *parameters: Tensor) -> Float[Tensor, " b"]:
     dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
     # mixed precision would compute the inner products of the reference in 16 bits
     with torch.autocast(logits.device.type, enabled=False):
-        wide = (*(p.to(dtype) for p in parameters), None)[:4]
+        wide = (*(p.to(dtype).contiguous() for p in parameters), None)[:4]
         return _LogLikelihood.apply(x, *wide)  # type: ignore[no-untyped-call]  # torch's own
 
 
@@ -178,31 +178,26 @@ def reference(
     """
     theta = log_theta.exp()
     at = torch.add(x.columns, x.cells, alpha=x.n_features)
-    frequency, by_mu, log_1q, m = run(_zeros, logits, log_library, theta, at)
-    k = x.values.to(m.dtype)
+    mu, by_mu, log_1q = run(_zeros, logits, log_library, theta)
+    m, k = mu.view(-1).index_select(0, at), x.values.to(mu.dtype)
     t = theta.view(-1).index_select(0, x.columns if len(theta) == 1 else at)
     ll, by_mu_there, log_1q_there = _counted(k, m, t)
     by_mu.view(-1).scatter_(0, at, by_mu_there)
     log_1q.view(-1).scatter_(0, at, log_1q_there)
     ll = torch.segment_reduce(ll, "sum", offsets=x.indptr, unsafe=True)
     extra = None if dropout_logits is None else (dropout_logits, k.sign() * _CERTAIN)
-    more, gradients = run(_gather, frequency, by_mu, log_1q, theta, at, extra)
+    more, gradients = run(_gather, mu, by_mu, log_1q, log_library, theta, at, extra)
     return ll + more, gradients
 
 
 def _zeros(
-    logits: Float[Tensor, "b g"],
-    log_library: Float[Tensor, "b 1"],
-    theta: Float[Tensor, "#b g"],
-    at: Int[Tensor, " n"],
-) -> tuple[Tensor, ...]:
-    """Return frequencies, derivatives by log μ and log(1 + q) as if all were zeros; means where stored."""
-    frequency = logits.softmax(1)
-    mu = frequency * log_library.exp()
-    there = mu.view(-1).index_select(0, at)
+    logits: Float[Tensor, "b g"], log_library: Float[Tensor, "b 1"], theta: Float[Tensor, "#b g"]
+) -> tuple[Float[Tensor, "b g"], ...]:
+    """Return means and, as if all counts were zeros, derivatives by log μ, and log(1 + q)."""
+    mu = logits.softmax(1).mul_(log_library.exp())
     q = mu / theta
     log_1q = q.log1p()
-    return frequency, mu.div_(torch.rsub(q, -1)), log_1q, there
+    return mu, torch.div(mu, q.neg_().sub_(1), out=q), log_1q
 
 
 def _counted(
@@ -269,9 +264,10 @@ class _Gamma:
 
 
 def _gather(
-    frequency: Float[Tensor, "b g"],
+    mu: Float[Tensor, "b g"],
     by_mu: Float[Tensor, "b g"],
     log_1q: Float[Tensor, "b g"],
+    log_library: Float[Tensor, "b 1"],
     theta: Float[Tensor, "#b g"],
     at: Int[Tensor, " n"],
     extra: tuple[Float[Tensor, "b g"], Float[Tensor, " n"]] | None,
@@ -290,7 +286,8 @@ def _gather(
         by_mu, by_dispersion = by_mu.mul_(counted), by_dispersion.mul_(counted)
         by_dropout = kept.sub_(counted)
     by_library = by_mu.sum(1, keepdim=True)
-    by_logits = by_mu.addcmul_(frequency, by_library, value=-1)
+    library = log_library.exp().clamp(min=torch.finfo(mu.dtype).tiny)
+    by_logits = by_mu.addcmul_(mu, by_library / library, value=-1)
     return ll, (by_logits, by_library, by_dispersion, by_dropout)
 
 
@@ -302,14 +299,13 @@ def _inflation(
     softplus(−u) = max(−u, 0) − log max(s, 1 − s) with s = sigmoid(u), for which torch is quick.
     """
     s, r = u.sigmoid(), v.sigmoid()
-    out = v.clamp_(max=0).sum(1) - u.clamp_(max=0).sum(1)
-    return out + _sum_of_logs(_larger(r).div_(_larger(s))), s, r
+    out = v.clamp_(max=0).sub_(u.clamp_(max=0)).sum(1)
+    return out + _sum_of_logs(_larger(r, out=v).div_(_larger(s, out=u))), s, r
 
 
-def _larger(s: Float[Tensor, "b g"]) -> Float[Tensor, "b g"]:
+def _larger(s: Float[Tensor, "b g"], out: Float[Tensor, "b g"]) -> Float[Tensor, "b g"]:
     """Return max(s, 1 − s)."""
-    other = 1 - s
-    return torch.maximum(s, other, out=other)
+    return torch.maximum(s, torch.sub(s.new_ones(()), s, out=out), out=out)
 
 
 def _sum_of_logs(x: Float[Tensor, "b g"]) -> Float[Tensor, " b"]:

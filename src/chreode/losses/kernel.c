@@ -210,77 +210,112 @@ static void finish(int64_t n, float weight, float share, const float *restrict e
     }
 }
 
+/* What a thread works with: rows of g numbers. */
+typedef struct {
+    float *e, *log_p, *spare, *theta; /* of the genes; theta is followed by its inverse */
+    float *k, *m, *t, *dropped;       /* of the counts: themselves, exp(logit), theta, dropout logit */
+    int32_t *at;                      /* and their genes */
+} Rows;
+
 enum { ROWS = 10, BLOCKS = 16 };
+
+static Rows rows_at(float *scratch, int64_t g)
+{
+    Rows r = {.e = scratch, .log_p = scratch + g, .spare = scratch + 2 * g, .theta = scratch + 3 * g};
+    r.k = r.theta + 2 * g;
+    r.m = r.k + g;
+    r.t = r.m + g;
+    r.dropped = r.t + g;
+    r.at = (int32_t *)(r.dropped + g);
+    return r;
+}
+
+/* Moves a cell's counts out of its row, where `zeros` then finds a mean of 0 and makes terms of 0.
+   Returns their number, or -1 if columns are not those of a matrix with g of them. */
+static int64_t take(int64_t g, int64_t stored, const int64_t *columns, const float *values,
+                    const float *theta, const float *dropout, Rows r)
+{
+    int64_t n = 0;
+    for (int64_t c = 0; c < stored; c++) {
+        int64_t j = columns[c];
+        if (j < 0 || j >= g || n >= g) return -1;
+        if (values[c] == 0.0f) continue; /* a stored zero is a zero */
+        r.at[n] = (int32_t)j;
+        r.k[n] = values[c];
+        r.m[n] = r.e[j];
+        r.t[n] = theta[j];
+        if (dropout) r.dropped[n] = dropout[j];
+        r.e[j] = 0.0f;
+        n++;
+    }
+    return n;
+}
+
+/* Puts counts back, with their terms; returns the sums that they add to those of the zeros. */
+static Sums put(int64_t n, float weight, float scale, Rows r, float *by_mu, float *by_dropout)
+{
+    for (int64_t c = 0; c < n; c++) {
+        r.e[r.at[c]] = r.m[c];
+        r.m[c] *= scale;
+    }
+    Sums sums = {counted(n, r.k, r.m, r.t), 0.0f};
+    if (by_dropout) sums.ll += not_dropped(n, r.dropped);
+    for (int64_t c = 0; c < n; c++) {
+        int32_t j = r.at[c];
+        r.log_p[j] = r.t[c];
+        by_mu[j] = r.m[c];
+        sums.by_mu += r.m[c];
+        if (by_dropout) by_dropout[j] = weight * r.dropped[c];
+    }
+    return sums;
+}
 
 /* Log-likelihoods of b cells with g genes, and the gradient of their sum weighted by `weights`.
    theta has one row or b; dropout_logits and by_dropout are NULL for the negative binomial.
    by_theta is summed over blocks of cells, then over the blocks, whatever the number of threads.
-   scratch: ROWS rows of g for each thread, then 2 + BLOCKS.
-   Returns 0, or 1 if columns are not those of a matrix with g of them. */
+   scratch: ROWS rows of g for each thread, then 2 + BLOCKS. Returns 0, or 1 if columns are wrong. */
 int chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, const int64_t *indptr,
-                    const int64_t *columns, const float *values, const float *weights,
-                    const float *logits, const float *log_library, const float *log_theta,
-                    const float *dropout_logits, float *scratch, float *ll, float *by_logits,
-                    float *by_library, float *by_theta, float *by_dropout)
+                   const int64_t *columns, const float *values, const float *weights,
+                   const float *logits, const float *log_library, const float *log_theta,
+                   const float *dropout_logits, float *scratch, float *ll, float *by_logits,
+                   float *by_library, float *by_theta, float *by_dropout)
 {
-    float *shared = scratch + ROWS * threads * g, *sums_by_theta = shared + 2 * g;
-    float *of_theta = theta_rows == 1 ? sums_by_theta : by_theta;
-    memset(of_theta, 0, sizeof(float) * (theta_rows == 1 ? BLOCKS : b) * g);
-    if (theta_rows == 1) exp_both(g, log_theta, shared, shared + g);
-    int wrong = 0;
+    int shared = theta_rows == 1, wrong = 0;
+    float *shared_theta = scratch + ROWS * threads * g, *blocks = shared_theta + 2 * g;
+    float *sums_by_theta = shared ? blocks : by_theta;
+    if (shared) exp_both(g, log_theta, shared_theta, shared_theta + g);
+    memset(sums_by_theta, 0, sizeof(float) * (shared ? BLOCKS : b) * g);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : wrong)
     for (int64_t thread = 0; thread < threads; thread++) {
-        float *e = scratch + ROWS * thread * g, *log_p = e + g, *spare = log_p + g, *own = spare + g;
-        float *k = own + 2 * g, *m = k + g, *t = m + g, *dropped = t + g;
-        int32_t *at = (int32_t *)(dropped + g);
+        Rows r = rows_at(scratch + ROWS * thread * g, g);
+        if (shared) r.theta = shared_theta;
         for (int64_t block = thread; block < BLOCKS; block += threads) {
             for (int64_t i = b * block / BLOCKS; i < b * (block + 1) / BLOCKS; i++) {
                 const float *dropout = dropout_logits ? dropout_logits + i * g : NULL;
                 float *d = by_logits + i * g, *p = dropout ? by_dropout + i * g : NULL;
-                float *theta = shared, weight = weights[i];
-                if (theta_rows > 1) exp_both(g, log_theta + i * g, theta = own, own + g);
-                float total = exp_row(g, logits + i * g, e), scale = expf(log_library[i]) / total;
-                int64_t n = 0;
-                for (int64_t c = indptr[i]; c < indptr[i + 1]; c++) {
-                    int64_t j = columns[c];
-                    if (j < 0 || j >= g || n >= g) {
-                        wrong = 1;
-                    } else if (values[c] != 0.0f) { /* a stored zero is a zero */
-                        at[n] = (int32_t)j;
-                        k[n] = values[c];
-                        m[n] = e[j];
-                        t[n] = theta[j];
-                        if (dropout) dropped[n] = dropout[j];
-                        e[j] = 0.0f; /* of a mean of 0, `zeros` makes terms of 0 */
-                        n++;
-                    }
+                if (!shared) exp_both(g, log_theta + i * g, r.theta, r.theta + g);
+                float total = exp_row(g, logits + i * g, r.e), scale = expf(log_library[i]) / total;
+                int64_t from = indptr[i], stored = indptr[i + 1] - from;
+                int64_t n = take(g, stored, columns + from, values + from, r.theta, dropout, r);
+                if (n < 0) {
+                    wrong = 1;
+                    continue;
                 }
-                Sums sums = zeros(g, scale, e, theta, theta + g, log_p, d);
-                if (dropout) sums = inflate(g, weight, dropout, log_p, d, p, spare);
-                for (int64_t c = 0; c < n; c++) {
-                    e[at[c]] = m[c];
-                    m[c] *= scale;
-                }
-                sums.ll += counted(n, k, m, t);
-                if (dropout) sums.ll += not_dropped(n, dropped);
-                for (int64_t c = 0; c < n; c++) {
-                    int32_t j = at[c];
-                    d[j] = m[c];
-                    log_p[j] = t[c];
-                    if (dropout) p[j] = weight * dropped[c];
-                    sums.by_mu += m[c];
-                }
-                int64_t row = theta_rows == 1 ? block : i;
-                finish(g, weight, sums.by_mu / total, e, log_p, d, of_theta + row * g);
-                ll[i] = sums.ll;
-                by_library[i] = weight * sums.by_mu;
+                Sums sums = zeros(g, scale, r.e, r.theta, r.theta + g, r.log_p, d);
+                if (dropout) sums = inflate(g, weights[i], dropout, r.log_p, d, p, r.spare);
+                Sums more = put(n, weights[i], scale, r, d, p);
+                float by_mu = sums.by_mu + more.by_mu;
+                ll[i] = sums.ll + more.ll;
+                by_library[i] = weights[i] * by_mu;
+                finish(g, weights[i], by_mu / total, r.e, r.log_p, d,
+                       sums_by_theta + (shared ? block : i) * g);
             }
         }
     }
-    if (theta_rows > 1) return wrong;
-    memcpy(by_theta, sums_by_theta, sizeof(float) * g);
+    if (!shared) return wrong;
+    memcpy(by_theta, blocks, sizeof(float) * g);
     for (int64_t block = 1; block < BLOCKS; block++) {
-        const float *restrict row = sums_by_theta + block * g;
+        const float *restrict row = blocks + block * g;
 #pragma omp simd
         for (int64_t j = 0; j < g; j++) by_theta[j] += row[j];
     }

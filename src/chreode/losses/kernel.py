@@ -59,7 +59,7 @@ def log_likelihood(
     """Return log-likelihoods, and the gradient of their sum weighted by `weights`.
 
     Parameters and gradients are, in this order, by logits, log library, log θ and, with extra
-    zeros, dropout logits (else None).
+    zeros, dropout logits (else None): contiguous, float32 and of the shapes that `counts` checks.
     """
     library = _library()
     assert library is not None
@@ -69,16 +69,16 @@ def log_likelihood(
 def _call(
     library: ctypes.CDLL, x: SparseRows, weights: Float[Tensor, " b"], *parameters: Tensor | None
 ) -> tuple[Float[Tensor, " b"], tuple[Tensor | None, ...]]:
-    given = [None if p is None else p.contiguous() for p in parameters]
-    logits, log_theta = given[0], given[2]
+    logits, log_theta = parameters[0], parameters[2]
     assert logits is not None
     assert log_theta is not None
     b, g = logits.shape
     threads = min(torch.get_num_threads(), _BLOCKS)
     scratch = logits.new_empty(_ROWS * threads + 2 + _BLOCKS, g)
     ll = logits.new_empty(b)
-    gradients = [None if p is None else torch.empty_like(p) for p in given]
-    inputs = [x.indptr, x.columns, x.values, weights.contiguous(), *given]
+    gradients = [None if p is None else torch.empty_like(p) for p in parameters]
+    counts = [x.indptr.long(), x.columns.long(), x.values.float(), weights]
+    inputs = [*(t.contiguous() for t in counts), *parameters]
     pointers = (None if t is None else t.data_ptr() for t in (*inputs, scratch, ll, *gradients))
     if library.chreode_counts(threads, b, g, len(log_theta), *pointers):
         raise DataError(f"Columns of sparse rows must differ and lie between 0 and {g - 1}.")
