@@ -59,7 +59,8 @@ class SparseRows:
     def map(self, values: Float[Tensor, " n"]) -> SparseRows:
         """Return other values at the same places, as log1p of these."""
         other = replace(self, values=values)
-        other.__dict__["cells"] = self.cells  # not to be made again
+        if "cells" in self.__dict__:
+            other.__dict__["cells"] = self.cells  # not to be made again
         return other
 
     def split(self, sizes: Sequence[int]) -> list[SparseRows]:
