@@ -86,6 +86,8 @@ def _line(name: str, rows: list[Row]) -> str:
     by_time = sum(cut["how"].endswith(" s") for cut in cuts)
     found = Counter(cut["found"].partition(",")[0] for cut in cuts)
     said = ", ".join(f"{word} {n}" for word, n in sorted(found.items()))
+    begun = sum("," in cut["found"] for cut in cuts)  # a checkpoint, or lines of a bench
+    said += f"; {begun} with a state to go on from" if begun else ""
     equal, lost = sum(row["equal"] for row in rows), sum(len(row["lost"]) for row in rows)
     return (
         f"| {name} | {len(rows)} | {by_time} | {kills - by_time} | {len(cuts) - kills} | {said} | "

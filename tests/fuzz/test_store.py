@@ -147,14 +147,14 @@ def places_of(value, path=()):
             yield from places_of(inner, (*path, key))
 
 
-def changed(data, info):
+def changed(data, info, hows=("set", "set", "remove", "add")):
     """Change, remove or add one thing anywhere in a description."""
     info = json.loads(json.dumps(info))
     *path, last = data.draw(st.sampled_from(list(places_of(info))[1:]), label="place")
     inner = info
     for key in path:
         inner = inner[key]
-    how = data.draw(st.sampled_from(["set", "set", "remove", "add"]))
+    how = data.draw(st.sampled_from(hows))
     if how == "remove":
         del inner[last]
     elif how == "add" and isinstance(inner, dict):

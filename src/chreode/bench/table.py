@@ -10,9 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from .. import store
 from ..errors import StoreError
+
+#: Columns that hold text, and columns that hold numbers.
+_COLUMNS = {
+    "scores": (("method", "metric", "reason"), ("seed", "value", "low", "high")),
+    "methods": (("method", "role", "note"), ("seeds", "seconds")),
+    "metrics": (("metric", "name", "group", "about"), ("best",)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +96,13 @@ class Bench:
         try:
             read = json.loads(Path(path).read_text())
             tables = {n: pd.DataFrame(read[n]) for n in ("scores", "methods", "metrics")}
+            if not (isinstance(read["kind"], str) and isinstance(read["about"]["schema"], dict)):
+                raise ValueError("kind is no text, or schema no table")
+            for name, (texts, numbers) in _COLUMNS.items():
+                typed = [isinstance(v, str) for column in texts for v in tables[name][column]]
+                typed += [is_numeric_dtype(tables[name][column]) for column in numbers]
+                if not all(typed):
+                    raise ValueError(f"{name} has text for numbers, or numbers for text")
             return cls(
                 read["kind"],
                 tables["scores"].drop(columns="index"),
@@ -95,7 +110,7 @@ class Bench:
                 tables["metrics"].set_index("metric"),
                 read["about"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path} is no saved bench ({error!r}).") from error
 
     def report(self, path: str | Path) -> Path:
