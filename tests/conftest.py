@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import anndata as ad
@@ -18,6 +19,12 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
     torch.set_num_threads(1)  # the same bits on every machine, and no fight between workers
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c() -> None:
+    # a shell ignores it for what it starts in the background, and so would the tests of it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,8 @@ def test_it_shares_the_threads_of_torch(fresh):
     if not maps.exists():
         pytest.skip("no /proc to look at")
     loaded = {line.split()[-1] for line in maps.read_text().splitlines() if "gomp" in line}
-    assert len(loaded) <= 1, loaded
+    packages = Path(torch.__file__).parents[1]  # the system's own would be a second pool of threads
+    assert all(Path(library).is_relative_to(packages) for library in loaded), loaded
 
 
 def test_it_can_do_without_threads(fresh, monkeypatch):
