@@ -25,6 +25,8 @@ from torch import Tensor
 from .errors import StoreError
 
 T = TypeVar("T")
+#: How a rename is refused where a folder stands that is not empty.
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 @contextmanager
@@ -52,11 +54,10 @@ def aside(target: str | Path) -> Iterator[Path]:
     try:
         made = work / target.name
         yield made
-        if target.exists():
+        with suppress(FileNotFoundError):
             shutil.copymode(target, made)  # what was private stays private
         _flush(made)
         _replace(made, target)
-        _sync(target.parent)
     except (OSError, SafetensorError) as error:
         if isinstance(error, StoreError):
             raise
@@ -99,24 +100,30 @@ def _discard(work: Path, target: Path) -> None:
     """Remove a working folder; what it moved out of the way goes back if nothing took its place."""
     previous = work / f"{target.name}.previous"
     if previous.exists() and not target.exists():
-        previous.rename(target)
+        try:
+            previous.rename(target)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
     shutil.rmtree(work, ignore_errors=True)
 
 
 def _replace(made: Path, target: Path) -> None:
     """Rename `made` to `target`; a folder in the way is moved beside `made` first."""
+    previous = made.with_name(f"{target.name}.previous")
     while True:  # again only if another process puts a folder there in the same instant
         try:
             made.replace(target)
         except OSError as error:
-            if made.is_file() or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if made.is_file() or error.errno not in _TAKEN:
                 raise
         else:
-            return
-        previous = made.with_name(f"{target.name}.previous")
+            break
         shutil.rmtree(previous, ignore_errors=True)
         with suppress(FileNotFoundError):
             target.rename(previous)
+    _sync(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -18,7 +18,7 @@ from ..errors import StoreError
 #: Columns that hold text, and columns that hold numbers.
 _COLUMNS = {
     "scores": (("method", "metric", "reason"), ("seed", "value", "low", "high")),
-    "methods": (("method", "role", "note"), ("seeds", "seconds")),
+    "methods": (("method", "role", "note"), ("seeds", "converged", "seconds")),
     "metrics": (("metric", "name", "group", "about"), ("best",)),
 }
 
@@ -96,7 +96,9 @@ class Bench:
         try:
             read = json.loads(Path(path).read_text())
             tables = {n: pd.DataFrame(read[n]) for n in ("scores", "methods", "metrics")}
-            if not (isinstance(read["kind"], str) and isinstance(read["about"]["schema"], dict)):
+            if not (
+                isinstance(read["kind"], str) and isinstance(read["about"].get("schema", {}), dict)
+            ):
                 raise ValueError("kind is no text, or schema no table")
             for name, (texts, numbers) in _COLUMNS.items():
                 typed = [isinstance(v, str) for column in texts for v in tables[name][column]]
