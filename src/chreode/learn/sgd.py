@@ -207,7 +207,7 @@ class _Loop:
         self.target.train(self.whole)
         group, generator = self.run.group, self.run.rng.numpy("data", self.epoch)
         joint = list(self.sampler.batches(self.source, self.split.train, self.epoch, generator))
-        if min(map(len, joint)) < 2 * group.size:
+        if not group.alone and min(map(len, joint)) < 2 * group.size:
             raise ConfigError(
                 f"Minibatches of {min(map(len, joint))} cells are too few for {group.size} processes, "
                 "which need two cells each. Raise batch_size, or start fewer."
