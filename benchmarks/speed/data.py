@@ -21,9 +21,10 @@ def simulated(
 ) -> dict[str, str]:
     """Return the path and sha256 of an .h5ad of negative binomial counts, made once.
 
-    ``X`` is CSR of float32, uncompressed, in chunks as anndata would make them; ``obs`` has ``batch``
-    and ``cell_type``, in random order or sorted `by_type`. The hash is that of data, indices and
-    indptr, in pieces.
+    ``X`` is CSR of float32, uncompressed, in chunks as anndata would make them, with indices and indptr
+    of the same integers as in a matrix that was written whole: SciPy copies all indices for every row
+    it takes where they differ. ``obs`` has ``batch`` and ``cell_type``, in random order or sorted
+    `by_type`. The hash is that of data, indices and indptr, in pieces.
     """
     name = f"{cells}x{genes}-{density:g}{'-by-type' if by_type else ''}-{seed}.h5ad"
     path = scratch / name
@@ -73,7 +74,8 @@ def _write(path: Path, cells: int, genes: int, density: float, by_type: bool, se
             stored = end
         for dataset in parts.values():
             dataset.resize((stored,))
-        indptr = np.concatenate(starts)
+        assert stored < 2**31, "more than int32 can count"
+        indptr = np.concatenate(starts).astype(np.int32)
         x.create_dataset("indptr", data=indptr, maxshape=(None,))
         digest.update(indptr)
         file.attrs["sha256"] = digest.hexdigest()

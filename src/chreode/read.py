@@ -145,13 +145,24 @@ def matrix(data: Data, place: Place, role: str) -> tuple[Any, pd.Index]:
         if not values.has_canonical_format:
             values = values.copy()  # the user's own stays as it is
             values.sum_duplicates()
-        return values, names
+        return _alike(values), names
     values = by_rows(values)
     if not isinstance(values, DiskMatrix):
         values = np.asarray(values)
     if len(values.shape) != 2:
         raise SchemaError(f"{role}={str(place)!r}: expected cells x features, got {values.shape}.")
     return values, names
+
+
+def _alike(values: sp.csr_matrix | sp.csr_array) -> sp.csr_matrix | sp.csr_array:
+    """Give indices and indptr the same integers: else SciPy converts all indices for a few rows."""
+    kind = values.indices.dtype
+    if values.indptr.dtype == kind:
+        return values
+    if values.nnz > np.iinfo(kind).max:
+        kind = values.indptr.dtype
+    parts = values.data, values.indices.astype(kind, copy=False), values.indptr.astype(kind)
+    return type(values)(parts, shape=values.shape)
 
 
 def _obsm_names(values: Any, key: str) -> pd.Index:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 
+from chreode import read
 from chreode.data import source as source_module
 from chreode.data.sampler import Balanced, Sampler, Shuffled
 from chreode.data.source import Source
-from chreode.schema import Spec
+from chreode.schema import Place, Spec
 
 DENSE = np.random.default_rng(0).poisson(0.4, (40, 12)).astype(np.float32)
 SPEC = Spec(("counts",), {"counts": tuple(f"g{i}" for i in range(12))})
@@ -113,3 +115,17 @@ def test_balanced_draws_labels_equally_and_never_the_unlabelled(labelled):
     codes = labelled.columns["label"][drawn]
     assert (codes >= 0).all()
     assert 0.45 < (codes == 1).mean() < 0.55
+
+
+def test_indices_of_two_kinds_are_made_alike_without_a_copy_of_the_values():
+    """SciPy would convert all indices for every minibatch; files that were appended to have such."""
+    x = sp.random(50, 20, 0.2, format="csr", dtype=np.float32, random_state=0)
+    mixed = x.copy()
+    mixed.indptr = mixed.indptr.astype(np.int64)
+    cells = ad.AnnData(x)
+    cells.layers["mixed"] = mixed
+    assert cells.layers["mixed"].indptr.dtype == np.int64  # AnnData left it so
+    found, _ = read.matrix(cells, Place.parse("layers/mixed"), "counts")
+    assert found.indptr.dtype == found.indices.dtype == np.int32
+    assert np.shares_memory(found.data, cells.layers["mixed"].data)
+    assert (found != x).nnz == 0
