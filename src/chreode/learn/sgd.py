@@ -256,8 +256,6 @@ class _Loop:
             if self.sgd.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, self.sgd.clip)
             self.optimisers[name].step()
-            for parameter in parameters:
-                parameter.grad = None  # kept until the next one is there, it would take cache twice
 
     def _validate(self, names: Iterable[str]) -> _Mean:
         self.target.eval()
