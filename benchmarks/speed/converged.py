@@ -164,7 +164,6 @@ def chreode(given: Prepared, lap: Callable[..., None]) -> None:
 
     def reached(fit: Any) -> bool:
         """Judge by one draw of z; only what passes is judged by all."""
-        fit.module.eval()
         curve.append(judge.elbo(fit, "validation", 1))
         return curve[-1] >= wanted["first"] and judge.elbo(fit, "validation") >= wanted["all"]
 
@@ -180,7 +179,6 @@ def chreode(given: Prepared, lap: Callable[..., None]) -> None:
         if begun and reached(fit):
             last_lap(fit, reached=True)
             raise _ReachedError
-        fit.module.train()
         lap("epoch" if begun else "set-up")
         begun.append(fit)
 

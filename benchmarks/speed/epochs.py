@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -29,18 +30,28 @@ class _Told:
 
 
 def chreode_model(begin: Callable[[Any], None], **options: Any) -> SCVI:
-    """Return chreode's SCVI, which calls ``begin(fit)`` before each epoch, of ``module`` and ``spec``."""
+    """Return chreode's SCVI, which calls ``begin(fit)`` before each epoch.
+
+    ``fit`` has ``spec`` and ``module``, with the weights that were validated last.
+    """
     import chreode as ch
 
-    built = []
+    fit = SimpleNamespace()
 
     class Told(ch.SCVI):
         def build(self, spec: Any) -> Any:
-            built.append(SimpleNamespace(module=super().build(spec), spec=spec))
-            return built[-1].module
+            trained = super().build(spec)
+            fit.spec, fit.module = spec, deepcopy(trained).eval()
+
+            def remember(module: Any, _: Any) -> None:
+                if not module.training:  # validation, of averaged weights where they are averaged
+                    fit.module.load_state_dict(module.state_dict())
+
+            trained.register_forward_pre_hook(remember)
+            return trained
 
         def phases(self) -> list[Any]:
-            told = lambda: begin(built[-1])  # noqa: E731 (one line)
+            told = lambda: begin(fit)  # noqa: E731 (one line)
             return [replace(p, data=_Told(p.data, told)) for p in super().phases()]
 
     return Told(**options)

@@ -24,6 +24,7 @@ OTHERWISE = {
     "patience": ({"patience": 1}, {"max_epochs": 25, "lr": 0.05, "kl_warmup": 0.0}),
     "tol": ({"tol": 0.5}, {"max_epochs": 50}),
     "max_epochs": ({"max_epochs": 2}, {}),
+    "ema": ({"ema": None}, {}),
     "weight_decay": ({"weight_decay": 0.5}, {}),
     "kl_warmup": ({"kl_warmup": 0.0}, {}),
     "dispersion": ({"dispersion": "gene-batch"}, {}),

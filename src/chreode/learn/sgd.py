@@ -27,6 +27,8 @@ from .phase import Phase, Run, Split, Trace, bar
 
 #: Cells that a fit by minibatches needs at the least: batch norm and a split must make sense.
 MIN_CELLS = 10
+#: Steps from one update of the average of the weights to the next, so that it costs next to nothing.
+AVERAGE_EVERY = 10
 
 
 def default_epochs(n_cells: int) -> int:
@@ -53,7 +55,8 @@ class SGD:
     clip
         Largest norm of a player's gradient (None: free).
     ema
-        Decay of an average of the weights, which is then what is validated and kept (None: off).
+        Decay, per step, of an average of the weights, which is then what is validated and kept
+        (None: off). Early on it decays faster: it holds about the last tenth of the run so far.
     patience
         Epochs without a better validation objective before stopping (None: run to the end). The
         best weights are kept when it is set, the last ones otherwise.
@@ -130,6 +133,7 @@ class _Loop:
     run: Run
     epoch: int = 0
     index: int = 0
+    averaged: int = 0
     best: float = math.inf
     best_epoch: int = -1
     stopped: bool = False
@@ -223,10 +227,11 @@ class _Loop:
                     loss = self.forward(batch, step)
                 self._move(loss, batch, len(batch) / len(rows))
                 self.target.after_step(step)
-                if self.sgd.ema:
-                    self._update_average()
                 mean.add(loss, len(batch))
                 self.index += 1
+                if self.index % AVERAGE_EVERY == 0:
+                    self._update_average()
+        self._update_average()
         if not all(bool(p.isfinite().all()) for p in self.target.parameters()):
             raise FitError(_diagnosis(self, loss, batch))
         return mean
@@ -278,10 +283,15 @@ class _Loop:
     # the average of the weights
 
     def _update_average(self) -> None:
-        assert self.sgd.ema is not None
+        """Move the average as far as an update at every step since the last one would, roughly."""
+        if not self.sgd.ema:
+            return
+        decay = min(self.sgd.ema, (1 + self.index) / (10 + self.index))
+        share = 1 - decay ** (self.index - self.averaged)
+        self.averaged = self.index
         for name, value in self.target.state_dict().items():
             if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - self.sgd.ema)
+                self.average[name].lerp_(value, share)
             else:
                 self.average[name].copy_(value)
 
@@ -347,6 +357,7 @@ class _Loop:
             optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
         for key in ("epoch", "index", "best", "best_epoch", "stopped", "log", "notes"):
             setattr(self, key, info[key])
+        self.averaged = self.index
 
 
 def _like(state: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -342,6 +342,10 @@ class SCVI(Model):
     )
     lr: float = param(1e-3, "Learning rate of Adam.", low=0)
     weight_decay: float = param(1e-6, "L2 penalty of Adam.", low=0)
+    ema: float | None = param(
+        0.99, "Decay per step of the average of the weights that is kept; None: the last weights.",
+        low=0, high=0.99999,
+    )  # fmt: skip
     patience: int | None = param(
         None, "Stop after so many epochs without a better validation ELBO.", low=1
     )
@@ -354,7 +358,7 @@ class SCVI(Model):
         """One phase of gradients."""
         learner = SGD(
             lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay, eps=0.01,
-            patience=self.patience, settle=self.kl_warmup,
+            ema=self.ema, patience=self.patience, settle=self.kl_warmup,
         )  # fmt: skip
         return [Phase(learner, data=Shuffled(self.batch_size), name="SCVI")]
 
