@@ -22,7 +22,7 @@ from .module import capabilities
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Place, Schema, Spec
 
 #: Version of the folder's form; raised when older readers could not understand a new folder.
-FORMAT = 1
+FORMAT = 2
 #: What a model is saved as.
 FILES = ("model.json", "weights.safetensors", "history.csv", "card.md")
 _PROVENANCE = {
@@ -188,6 +188,11 @@ def load(folder: str | Path) -> Fitted:
             raise StoreError(
                 f"{folder} was written by chreode {info.get('version')}, newer than this "
                 f"{__version__}: upgrade."
+            )
+        if int(info["format"]) < FORMAT:
+            raise StoreError(
+                f"{folder} was written by chreode {info.get('version')}, whose numbers mean other things "
+                f"to this {__version__}: fit it anew, or read it with the version that wrote it."
             )
         if info.pop("sha256") != seal(info):
             raise StoreError(f"{description} was changed since it was written (its hash differs).")

@@ -235,6 +235,7 @@ class TestModelFolders:
         ("change", "said"),
         [
             (lambda i: i.update(format=99), "newer than this"),
+            (lambda i: i.update(format=1), "fit it anew"),
             (lambda i: i.update(key="../../etc/passwd"), "no model"),
             (lambda i: i.update(key="os"), "no model"),
             (lambda i: i["config"].update(n_layers=10**9), "from 1 to 20"),

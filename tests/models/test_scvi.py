@@ -32,7 +32,7 @@ def test_latent_space_holds_the_types_and_not_the_batches(trained, cells):
         return probe.score(z[~half], target[~half])
 
     types = cells.obs["cell_type"].to_numpy()
-    assert accuracy(z, types) > max(0.8, accuracy(linear, types) - 0.03)
+    assert accuracy(z, types) > max(0.8, accuracy(linear, types) - 0.05)
     batch = cells.obs["batch"].to_numpy()
     blind = ch.SCVI(max_epochs=120, n_hidden=64, lr=5e-3).fit(
         cells, ch.Schema(counts="layers/counts")

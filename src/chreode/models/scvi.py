@@ -28,14 +28,17 @@ from ..module import Loss, Module, Step
 from ..nn.blocks import (
     MLP,
     CategoryStatistics,
-    CategoryTable,
     ConditionedLinear,
     GaussianEncoder,
     Linear,
     input_weight,
     reparametrise,
 )
+from ..nn.dispersion import CountMoments, LogTheta
 from ..schema import Spec
+
+#: Log-odds of an extra zero where the decoder starts.
+_FEW_EXTRA_ZEROS = -3.0
 
 Likelihood = NegativeBinomial | ZeroInflatedNegativeBinomial | Poisson
 
@@ -92,12 +95,12 @@ class SCVIModule(Module):
             self.dropout_logits = Linear(width, genes)
         if options.likelihood != "poisson":
             self.per_batch = options.dispersion == "gene-batch" and "batch" in spec.blocks
-            self.log_theta = CategoryTable(spec.blocks["batch"] if self.per_batch else (1,), genes)
+            self.log_theta = LogTheta(spec.blocks["batch"] if self.per_batch else (1,), genes)
         self.register_buffer("covariate_mean", torch.zeros(len(spec.continuous)))
         self.register_buffer("covariate_scale", torch.ones(len(spec.continuous)))
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Take the scale of continuous covariates and each batch's prior of the log library."""
+        """Take the scale of continuous covariates, priors of the library, and the decoder's start."""
         fresh = all(p.requires_grad for p in self.parameters())
         if fresh and "continuous" in source.columns:
             values = torch.from_numpy(source.columns["continuous"][rows])
@@ -107,6 +110,8 @@ class SCVIModule(Module):
             library = torch.cat([b.sparse("counts").sum().log() for b in source.batches(rows)])
             codes = source.columns.get("batch", np.zeros(len(source), np.int64))[rows]
             self.library_prior.fill(library.cpu(), torch.from_numpy(codes))
+        if fresh and self.options.start == "data":
+            self._start(CountMoments.of(b.sparse("counts") for b in source.batches(rows)))
 
     # the model
 
@@ -249,6 +254,16 @@ class SCVIModule(Module):
 
     # details
 
+    def _start(self, moments: CountMoments) -> None:
+        """Begin where depth is all that differs between cells."""
+        if not self.scaled:  # a softmax, whose logits are log frequencies
+            head = self.linear.linear if self.options.linear_decoder else self.head
+            head.bias.copy_(moments.log_frequency)
+        if self.options.likelihood == "zinb":
+            self.dropout_logits.bias.fill_(_FEW_EXTRA_ZEROS)
+        if self.options.likelihood != "poisson":
+            self.log_theta.start(moments.log_theta)
+
     def _logits(
         self, z: Float[Tensor, "b z"], batch: CellBatch
     ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b h"]]:
@@ -333,6 +348,9 @@ class SCVI(Model):
     )
     linear_decoder: bool = param(False, "Decode linearly (LDVAE), for loadings.")
     encode_covariates: bool = param(False, "Show batch and covariates to the encoder.")
+    start: Literal["data", "random"] = param(
+        "data", "Where the decoder starts: at every gene's mean and spread, or at random."
+    )
     kl_warmup: float = param(
         0.5, "Share of the run over which the KL weight rises to 1.", low=0, high=1
     )
