@@ -57,6 +57,7 @@ class SCVIModule(Module):
 
     covariate_mean: Tensor
     covariate_scale: Tensor
+    started: Tensor
 
     def __init__(self, options: SCVI, spec: Spec) -> None:
         super().__init__()
@@ -96,12 +97,14 @@ class SCVIModule(Module):
         if options.likelihood != "poisson":
             self.per_batch = options.dispersion == "gene-batch" and "batch" in spec.blocks
             self.log_theta = LogTheta(spec.blocks["batch"] if self.per_batch else (1,), genes)
+        self.register_buffer("started", torch.tensor(False))
         self.register_buffer("covariate_mean", torch.zeros(len(spec.continuous)))
         self.register_buffer("covariate_scale", torch.ones(len(spec.continuous)))
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
         """Take the scale of continuous covariates, priors of the library, and the decoder's start."""
-        fresh = all(p.requires_grad for p in self.parameters())
+        fresh = not self.started  # a fit that starts from another has all this already
+        self.started.fill_(True)
         if fresh and "continuous" in source.columns:
             values = torch.from_numpy(source.columns["continuous"][rows])
             self.covariate_mean.copy_(values.mean(0))
