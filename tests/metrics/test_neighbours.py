@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 
 from chreode.metrics.neighbours import (
     Neighbours,
+    _kernel,
     _least,
     connectivities,
     exact_neighbours,
@@ -172,3 +173,14 @@ def test_connectivities_are_the_union_of_both_directions_even_where_cells_coinci
     graph = connectivities(near)
     np.testing.assert_allclose(graph.toarray(), brute_connectivities(near), atol=1e-8)
     assert abs(graph - graph.T).max() == 0
+
+
+def test_newton_that_goes_to_and_fro_is_cut_short():
+    """On sign(x) √|x| Newton's step from x is -2 x, for ever, and never leaves the bracket."""
+
+    def measure(scaled):
+        x = -np.log(scaled[:, 0])
+        return np.sign(x) * np.sqrt(np.abs(x)), 0.5 / np.sqrt(np.abs(x))
+
+    found = _kernel(np.ones((1, 1)), np.array([2.0]), 1e6, measure, 0.0)
+    assert found[0, 0] == pytest.approx(np.exp(-1), rel=1e-5)  # the bandwidth is 1

@@ -259,11 +259,13 @@ def _kernel(
     """Weigh by exp(-beyond / h), with the bandwidth h of each row such that `measure` is `target`.
 
     Where no h from `width / reach` to `width * reach` will do, it is the nearer end. Newton's
-    method on the logarithm of h, in a bracket that is halved where a step would leave it.
+    method on the logarithm of h, in a bracket that is halved where a step would leave it or is
+    more than half as long as the last one: steps can otherwise go to and fro for ever.
     """
     middle = np.log(np.where(width > 0, width, 1))  # equidistant: any width gives equal weights
     low, high = middle - np.log(reach), middle + np.log(reach)
     at, rows = middle.copy(), np.arange(len(beyond))
+    last = high - low
     while len(rows):
         here = at[rows]
         value, slope = measure(beyond[rows] / np.exp(here)[:, None])
@@ -272,6 +274,8 @@ def _kernel(
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             there = here + (target - value) / slope
         inside = (low[rows] <= there) & (there <= high[rows])
-        at[rows] = np.where(inside, there, (low[rows] + high[rows]) / 2)
+        good = inside & (np.abs(there - here) <= last[rows] / 2)
+        at[rows] = np.where(good, there, (low[rows] + high[rows]) / 2)
+        last[rows] = np.where(good, np.abs(there - here), (high[rows] - low[rows]) / 2)
         rows = rows[np.abs(at[rows] - here) > 1e-6]  # of the last step about the square is left
     return np.exp(-beyond / np.exp(at)[:, None])
