@@ -176,11 +176,11 @@ def test_connectivities_are_the_union_of_both_directions_even_where_cells_coinci
 
 
 def test_newton_that_goes_to_and_fro_is_cut_short():
-    """On sign(x) √|x| Newton's step from x is -2 x, for ever, and never leaves the bracket."""
+    """On sign(x) √|x| Newton goes from x to -x, for ever, and never leaves the bracket."""
 
     def measure(scaled):
         x = -np.log(scaled[:, 0])
-        return np.sign(x) * np.sqrt(np.abs(x)), 0.5 / np.sqrt(np.abs(x))
+        return np.sign(x) * np.sqrt(np.abs(x)), 0.5 / np.sqrt(np.maximum(np.abs(x), 1e-9))
 
     found = _kernel(np.ones((1, 1)), np.array([2.0]), 1e6, measure, 0.0)
     assert found[0, 0] == pytest.approx(np.exp(-1), rel=1e-5)  # the bandwidth is 1
