@@ -361,7 +361,10 @@ class _Loop:
 
 
 def _like(state: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: read[name].to(value.device) for name, value in state.items()}
+    for name, value in state.items():
+        if read[name].shape != value.shape:
+            raise ValueError(f"{name} has the shape {tuple(read[name].shape)}")
+    return {name: read[name].to(value) for name, value in state.items()}
 
 
 def _laid_out_like(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
