@@ -1,0 +1,1 @@
+"""Flow matching: probability paths, couplings and guidance. Pure functions of tensors."""

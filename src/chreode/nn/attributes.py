@@ -1,0 +1,113 @@
+"""Attributes of cells as a network reads them: embedded one by one and together, each of them optional."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..data.batch import CellBatch
+from ..schema import Spec
+from .blocks import CategoryTable
+
+#: Roles of one category per cell that can be an attribute, then those of one number.
+CATEGORIES, NUMBERS = ("label", "batch", "perturbation", "trajectory"), ("time", "dose")
+
+
+def attribute_names(spec: Spec) -> tuple[list[str], list[str]]:
+    """Return the categorical and the continuous attributes that the fit read, in a fixed order."""
+    categories = [*(r for r in CATEGORIES if r in spec.categories), *spec.categorical]
+    return categories, [*(r for r in NUMBERS if r in spec.roles), *spec.continuous]
+
+
+def read_attributes(
+    spec: Spec, batch: CellBatch
+) -> tuple[Int[Tensor, "b c"], Float[Tensor, "b n"], Bool[Tensor, "b k"]]:
+    """Return codes, numbers, and which of all attributes each cell has.
+
+    An unlabelled cell lacks `label`, and where an attribute was not read at all every cell lacks it.
+    """
+    b, columns, device = len(batch), batch.columns, batch.rows.device
+
+    def read(name: str, width: int, unknown: float, dtype: torch.dtype) -> Tensor:
+        nothing = torch.full((b, width), unknown, dtype=dtype, device=device)
+        return columns.get(name, nothing).reshape(b, width).to(dtype)
+
+    roles = [r for r in CATEGORIES if r in spec.categories]
+    codes = [read(r, 1, -1, torch.long) for r in roles]
+    codes.append(read("categorical", len(spec.categorical), -1, torch.long))
+    numbers = [read(r, 1, math.nan, torch.float32) for r in NUMBERS if r in spec.roles]
+    numbers.append(read("continuous", len(spec.continuous), math.nan, torch.float32))
+    code, number = torch.cat(codes, 1), torch.cat(numbers, 1)
+    return code, number, torch.cat([code >= 0, number.isfinite()], 1)
+
+
+def mean_and_spread(numbers: Float[Tensor, "cells n"]) -> Float[Tensor, "2 n"]:
+    """Return mean and standard deviation of each column, of the values that are known."""
+    known = [v[v.isfinite()].double() for v in numbers.T]
+    found = [(v.mean(), v.std(correction=0).clamp_min(1e-12)) for v in known]
+    return torch.tensor(found, dtype=numbers.dtype).reshape(-1, 2).T
+
+
+class AttributeEmbedding(nn.Module):
+    """A vector for any combination of attributes, told or not.
+
+    ``"additive"``: the sum of a vector per attribute, so that what two of them do together is what
+    each does alone; ``"joint"``: a network of all of them, which can learn what only a combination
+    does; ``"both"``: the sum of the two.
+    """
+
+    scale: Tensor
+
+    def __init__(self, spec: Spec, width: int, how: Literal["joint", "additive", "both"]) -> None:
+        super().__init__()
+        categories, numbers = attribute_names(spec)
+        self.width, self.n_attributes = width, len(categories) + len(numbers)
+        self.tables = nn.ModuleList(CategoryTable(spec.blocks[name], width) for name in categories)
+        self.curves = nn.ModuleList(
+            nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width)) for _ in numbers
+        )
+        self.additive = how != "joint"
+        self.together = None
+        if how != "additive" and self.n_attributes:
+            self.together = nn.Sequential(
+                nn.Linear(self.n_attributes * (width + 1), width),
+                nn.SiLU(),
+                nn.Linear(width, width),
+            )
+        self.register_buffer("scale", torch.tensor([[0.0], [1.0]]).repeat(1, len(numbers)))
+
+    def measure(self, numbers: Float[Tensor, "cells n"]) -> None:
+        """Take mean and standard deviation of the continuous attributes, where they are known."""
+        self.scale.copy_(mean_and_spread(numbers))
+
+    def forward(
+        self,
+        codes: Int[Tensor, "b c"],
+        numbers: Float[Tensor, "b n"],
+        told: Bool[Tensor, "b k"],
+    ) -> Float[Tensor, "b w"]:
+        """Return the embedding of what is `told`; nothing told is a vector like any other."""
+        if not self.n_attributes:
+            return numbers.new_zeros(len(numbers), self.width)
+        scaled = (numbers - self.scale[0]) / self.scale[1]
+        each = [table(codes[:, i].clamp(min=0)) for i, table in enumerate(self.tables)]
+        each += [curve(scaled[:, i, None].nan_to_num()) for i, curve in enumerate(self.curves)]
+        seen = told.to(scaled.dtype)
+        vectors = torch.stack(each, 1) * seen[:, :, None]  # b, attributes, width
+        out = vectors.sum(1) if self.additive else torch.zeros_like(vectors[:, 0])
+        if self.together is None:
+            return out
+        return out + self.together(torch.cat([vectors.flatten(1), seen], 1))
+
+
+def sinusoid(t: Float[Tensor, " b"], width: int) -> Float[Tensor, "b w"]:
+    """Return sines and cosines of 1000 t at `width` / 2 geometrically spaced frequencies (Ho et al. 2020)."""
+    half = width // 2
+    steps = torch.arange(half, device=t.device, dtype=t.dtype) / max(half, 1)
+    angle = 1000.0 * t[:, None] * torch.exp(-9.210340371976184 * steps)  # log 10,000
+    return F.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, width - 2 * half))

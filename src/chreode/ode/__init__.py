@@ -1,0 +1,5 @@
+"""Ordinary differential equations."""
+
+from .solve import METHODS, Solution, solve
+
+__all__ = ["METHODS", "Solution", "solve"]
