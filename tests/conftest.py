@@ -59,7 +59,9 @@ def quick():
 
     def make(cls, **options):
         names = {f.name for f in dataclasses.fields(cls)}
-        small = {"max_epochs": 3, "n_latent": 5, "n_factors": 5}
+        small = {
+            "max_epochs": 3, "flow_epochs": 3, "n_latent": 5, "n_factors": 5, "flow_width": 32,
+        }  # fmt: skip
         return cls(**{**{k: v for k, v in small.items() if k in names}, **options})
 
     return make

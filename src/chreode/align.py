@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -170,12 +171,11 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, i
         If the model was not fitted with it, or never saw the value.
     """
     if key in spec.continuous:
-        try:
-            return "continuous", spec.continuous.index(key), float(value)
-        except (TypeError, ValueError) as error:
-            raise SchemaError(f"{key}={value!r}: expected a number.") from error
+        return "continuous", spec.continuous.index(key), _number(key, value)
+    if key in NUMBER_ROLES and key in spec.roles:
+        return key, None, _number(key, value)
     if key not in spec.categories:
-        known = [*spec.categories, *spec.continuous]
+        known = [*spec.categories, *spec.continuous, *(r for r in NUMBER_ROLES if r in spec.roles)]
         raise SchemaError(f"This model was not fitted with a condition {key!r}.{near(key, known)}")
     names = spec.categories[key]
     if str(value) not in names:
@@ -184,6 +184,16 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, i
     if key in spec.categorical:
         return "categorical", spec.categorical.index(key), code
     return key, None, code
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise SchemaError(f"{key}={value!r}: expected a finite number.")
+    return number
 
 
 def _wanted(schema: Schema, roles: Collection[str]) -> list[tuple[str, Place]]:

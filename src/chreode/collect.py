@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anndata
 import h5py
@@ -18,14 +18,19 @@ from anndata.io import write_elem
 from . import store
 from .data.files import editable
 from .errors import DataError, StoreError
+from .read import Data
 
+#: A few cells: a dense block by modality.
+Blocks: TypeAlias = Mapping[str, np.ndarray]
 #: Dense bytes that a result may have in memory.
 MEMORY_LIMIT = 2 * 2**30
 #: Values of one piece of a sparse matrix in a file; HDF5's own guess for an empty one is 30 times slower.
 _STORED = 2**16
 
 
-def refuse_what_cannot_be_kept(n: int, width: int, into: str | Path | None) -> None:
+def refuse_what_cannot_be_kept(
+    n: int, width: int, into: str | Path | None, suffix: str = ".h5ad"
+) -> None:
     """Say at once, before anything is computed, that a result has no place to go.
 
     Raises
@@ -33,33 +38,36 @@ def refuse_what_cannot_be_kept(n: int, width: int, into: str | Path | None) -> N
     DataError
         If n x width float32 are too large for memory and `into` is not given.
     StoreError
-        If `into` does not end in .h5ad.
+        If `into` does not end in `suffix`.
     """
     size = 4 * n * width
     if into is None and size > MEMORY_LIMIT:
         raise DataError(
             f"{n:,} cells x {width:,} features are {size / 2**30:.1f} GiB dense, more than "
-            f"the {MEMORY_LIMIT / 2**30:.0f} GiB built in memory. Stream them: into='out.h5ad'."
+            f"the {MEMORY_LIMIT / 2**30:.0f} GiB built in memory. Stream them: into='out{suffix}'."
         )
-    if into is not None and Path(into).suffix != ".h5ad":
-        raise StoreError(f"into={str(into)!r}: expected a name that ends in .h5ad.")
+    if into is not None and Path(into).suffix != suffix:
+        raise StoreError(f"into={str(into)!r}: expected a name that ends in {suffix}.")
 
 
 def collect_cells(
-    chunks: Iterable[np.ndarray],
+    chunks: Iterable[Blocks],
     obs: pd.DataFrame,
-    var_names: Iterable[str],
+    features: Mapping[str, Iterable[str]],
     uns: dict[str, Any],
     *,
     counts: bool,
     into: str | Path | None,
-) -> AnnData | Path:
-    """Return the cells of `chunks` as an AnnData, or write them to the file `into` and return its path.
+) -> Data | Path:
+    """Return the cells of `chunks` as new data, or write them to the file `into` and return its path.
 
     Parameters
     ----------
     chunks
-        Dense blocks of cells x features, in the order of `obs`.
+        Dense blocks of cells x features by modality, in the order of `obs`.
+    features
+        Names of the features of each modality. One alone makes an AnnData with it in ``X``, several
+        a MuData of such.
     counts
         Store whole numbers as sparse int32; otherwise dense float32.
 
@@ -68,27 +76,35 @@ def collect_cells(
     StoreError
         If `into` cannot be written.
     """
-    var = pd.DataFrame(index=pd.Index(list(var_names), dtype=object))
+    empty = {
+        name: AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(list(names), dtype=object)))
+        for name, names in features.items()
+    }
     if into is None:
-        blocks = [_whole(c) if counts else c.astype(np.float32) for c in chunks]
-        x: Any = np.zeros((0, len(var)), np.float32)
-        if counts:
-            x = (
-                sp.vstack(blocks, format="csr")
-                if blocks
-                else sp.csr_matrix((0, len(var)), dtype=np.int32)
-            )
-        elif blocks:
-            x = np.concatenate(blocks)
-        return AnnData(x, obs=obs, var=var, uns=uns)
+        gathered: dict[str, list[Any]] = {name: [] for name in features}
+        for chunk in chunks:
+            for name, block in chunk.items():
+                gathered[name].append(_whole(block) if counts else block.astype(np.float32))
+        for name, blocks in gathered.items():
+            empty[name].X = _stacked(blocks, len(empty[name].var), counts=counts)
+        return _joined(empty, obs, uns)
     into = Path(into)
     with store.aside(into) as path:
-        cells = AnnData(obs=obs, var=var, uns=uns)
-        cells.strings_to_categoricals()
-        with store.hdf5(path) as (file, while_there_is_room):
-            write_elem(file, "/", cells)
-            append = _append_sparse if counts else _append_dense
-            append(file, while_there_is_room(chunks), len(obs), len(var))
+        cells: Any = _joined(empty, obs, uns)
+        for part in empty.values():
+            part.strings_to_categoricals()
+        if len(empty) > 1:
+            import mudata
+
+            with mudata.set_options(pull_on_update=False):  # as in `_joined`
+                cells.write(path)
+        with store.hdf5(path, "r+" if len(empty) > 1 else "w") as (file, while_there_is_room):
+            if len(empty) == 1:
+                write_elem(file, "/", cells)
+            places = {name: f"mod/{name}/X" if len(empty) > 1 else "X" for name in empty}
+            shapes = {places[name]: part.shape for name, part in empty.items()}
+            placed = ({places[k]: v for k, v in c.items()} for c in while_there_is_room(chunks))
+            (_append_sparse if counts else _append_dense)(file, placed, shapes)
     return into
 
 
@@ -121,23 +137,54 @@ def copy_with(
                     write_elem(root[slot], key, value)
 
 
+def _joined(parts: Mapping[str, AnnData], obs: pd.DataFrame, uns: dict[str, Any]) -> Data:
+    if len(parts) == 1:
+        (cells,) = parts.values()
+        cells.uns.update(uns)
+        return cells
+    import mudata
+
+    with mudata.set_options(pull_on_update=False):  # 0.3 would copy columns, and warn of 0.4
+        cells = mudata.MuData(dict(parts))
+    cells.obs = obs
+    cells.uns.update(uns)
+    return cells
+
+
+def _stacked(blocks: list[Any], width: int, *, counts: bool) -> Any:
+    if not blocks:
+        return (
+            sp.csr_matrix((0, width), dtype=np.int32)
+            if counts
+            else np.zeros((0, width), np.float32)
+        )
+    return sp.vstack(blocks, format="csr") if counts else np.concatenate(blocks)
+
+
 def _whole(block: np.ndarray) -> sp.csr_matrix:
     return sp.csr_matrix(np.rint(block).astype(np.int32))
 
 
-def _append_sparse(file: h5py.File, chunks: Iterable[np.ndarray], n: int, width: int) -> None:
-    empty: Any = sp.csr_matrix((0, width), dtype=np.int32)
-    write_elem(file, "X", empty, dataset_kwargs={"chunks": (_STORED,)})
-    stored = anndata.io.sparse_dataset(file["X"])
+def _append_sparse(file: h5py.File, chunks: Iterable[Blocks], shapes: Mapping[str, Any]) -> None:
+    stored = {}
+    for place, (_, width) in shapes.items():
+        empty: Any = sp.csr_matrix((0, width), dtype=np.int32)
+        write_elem(file, place, empty, dataset_kwargs={"chunks": (_STORED,)})
+        stored[place] = anndata.io.sparse_dataset(file[place])
     for chunk in chunks:
-        stored.append(_whole(chunk))
-    assert stored.shape[0] == n
+        for place, block in chunk.items():
+            stored[place].append(_whole(block))
+    assert all(stored[place].shape == shape for place, shape in shapes.items())
 
 
-def _append_dense(file: h5py.File, chunks: Iterable[np.ndarray], n: int, width: int) -> None:
-    x = file.create_dataset("X", (n, width), dtype="f4", chunks=(min(n, 256) or 1, width or 1))
-    x.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+def _append_dense(file: h5py.File, chunks: Iterable[Blocks], shapes: Mapping[str, Any]) -> None:
+    for place, (n, width) in shapes.items():
+        x = file.create_dataset(
+            place, (n, width), dtype="f4", chunks=(min(n, 256) or 1, width or 1)
+        )
+        x.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     start = 0
     for chunk in chunks:
-        x[start : start + len(chunk)] = chunk
-        start += len(chunk)
+        for place, block in chunk.items():
+            file[place][start : start + len(block)] = block
+        start += len(next(iter(chunk.values())))

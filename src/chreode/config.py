@@ -29,9 +29,12 @@ def config(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that refuses wrong names and values at once."""
     data_cls: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     plain_init = data_cls.__init__
+    presets = getattr(cls, "presets", {})
 
     @functools.wraps(plain_init)
     def checked_init(self: Any, **values: Any) -> None:
+        if "preset" in values:
+            values = {**presets.get(values["preset"], {}), **values}
         known = [f.name for f in dataclasses.fields(data_cls)]
         for name in values:
             if name not in known:

@@ -15,7 +15,7 @@ from .align import learn_spec, match_features, open_source
 from .check import MAY_LACK, any_nan, findings, require
 from .data.source import Source
 from .distributed import Group
-from .errors import ConfigError, DataError, SchemaError
+from .errors import CapabilityError, ConfigError, DataError, SchemaError
 from .learn.exact import Exact
 from .learn.phase import Phase, Run, Split, choose_device, join_histories
 from .learn.rng import Rng
@@ -42,6 +42,10 @@ class Model:
         Whether cells that lack a whole modality can be used.
     scale
         What the values that `reconstruct` and `predict` return are.
+    extends
+        Whether a fit that starts from another one (`from_`) can learn categories that are new to it.
+    inverts
+        Whether `predict` first asks what a cell was under its own conditions, which are then read.
     """
 
     needs: ClassVar[tuple[str, ...]]
@@ -49,6 +53,8 @@ class Model:
     tolerates: ClassVar[tuple[str, ...]] = ()
     partial: ClassVar[bool] = False
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "counts"
+    inverts: ClassVar[bool] = False
+    extends: ClassVar[bool] = True
 
     def build(self, spec: Spec) -> Module:
         """Return the untrained tensors for data of this form."""
@@ -172,14 +178,15 @@ class Model:
         with run.rng.scope("init"):
             module = self.build(spec)
         if from_ is not None:
-            _start_from(module, from_)
+            _start_from(self, spec, module, from_)
         module.to(run.device)
         run.group.copy_from_first(module.state_dict().values())
         traces = []
         for number, phase in enumerate(self.phases()):
+            seen = phase.view(module, source, split, run) if phase.view else source
             with run.rng.scope("prepare", number), torch.no_grad():
-                phase.target(module).prepare(source, split.train, run.rng)
-            traces.append(phase.learner.learn(module, phase, source, split, run.for_phase(number)))
+                phase.target(module).prepare(seen, split.train, run.rng)
+            traces.append(phase.learner.learn(module, phase, seen, split, run.for_phase(number)))
         for parameter in module.parameters():
             parameter.requires_grad_(True)
         return module, traces
@@ -255,8 +262,13 @@ def _split(data: Data, rows: np.ndarray, validation: Any, rng: Rng) -> Split:
     return Split(np.setdiff1d(rows, held_out), held_out)
 
 
-def _start_from(module: Module, from_: Fitted) -> None:
+def _start_from(model: Model, spec: Spec, module: Module, from_: Fitted) -> None:
     """Copy the old parameters; if there are new ones beside them, freeze the old."""
+    if not model.extends and spec.blocks != from_.spec.blocks:
+        raise CapabilityError(
+            f"{model.key} cannot learn categories that are new to the fit it starts from: "
+            "fit it on the old and the new cells together."
+        )
     missing, unexpected = module.load_state_dict(from_.module.state_dict(), strict=False)
     if unexpected:
         raise ConfigError(f"from_ has tensors that this model lacks: {unexpected[:3]}.")

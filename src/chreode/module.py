@@ -69,6 +69,9 @@ class Module(nn.Module):
 
     #: Capabilities that this configuration lacks although the class has the method.
     unable: tuple[str, ...] = ()
+    #: Matrix roles of which `generate` and `predict` return counts, if not the first one's alone: they
+    #: then return a tensor by role.
+    drawn: tuple[str, ...] = ()
 
     def prepare(self, source: Source, rows: Any, rng: Rng) -> None:
         """Take statistics of the training rows when a phase begins: priors, scales."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import read
@@ -26,8 +27,9 @@ from .errors import CapabilityError, ConfigError, SchemaError, near
 from .learn.phase import bar
 from .learn.rng import Rng
 from .module import capabilities
+from .nn.attributes import attribute_names
 from .read import Data
-from .schema import Schema
+from .schema import NUMBER_ROLES, Schema
 
 if TYPE_CHECKING:
     from .fitted import Fitted
@@ -39,6 +41,7 @@ def embed(
     self: Fitted,
     data: Data | str | Path,
     *,
+    to: Conditions | str | None = None,
     key_added: str | None = None,
     schema: Schema | None = None,
     progress: bool | None = None,
@@ -50,8 +53,11 @@ def embed(
     data
         AnnData, MuData, what `chreode.open` returned, or a path. Features are matched by name. Cells
         are streamed, so data on disk stay there.
+    to
+        Conditions to move every cell to, for models that can say where in their latent space it would
+        then be: ``{"batch": "p3"}`` gives coordinates with the batches taken out.
     key_added
-        Slot to write (default ``X_<model>``).
+        Slot to write (default ``X_<model>``, or ``X_<model>_to`` under other conditions).
     schema
         Where the roles live in `data`, if not where they lived in the fit.
 
@@ -62,17 +68,24 @@ def embed(
     ``uns["chreode"][key_added]`` : JSON of model, version, configuration, spec and seed.
     """
     data = read.read(data)
-    source, usable = _open(self, "embed", data, schema, progress)
+    if to is not None and not self.model.inverts:
+        raise CapabilityError(
+            f"{self.model.key} embeds cells under no other conditions; leave out to."
+        )
+    verb = "embed" if to is None else "predict"
+    source, usable = _open(self, verb, data, schema, progress, to)
+    target = _encode(self, to)
     out = None
     for rows, batch in _stream(source, usable, "embed", progress):
-        z = self.module.embed(batch).numpy()
+        under = () if to is None else (_under(batch, target),)
+        z = self.module.embed(batch, *under).numpy()
         if out is None:
             out = np.full((len(source), z.shape[1]), np.nan, np.float32)
         out[rows] = z
     assert out is not None, "no cells"
-    key = key_added or f"X_{self.model.key}"
+    key = key_added or f"X_{self.model.key}{'' if to is None else '_to'}"
     data.obsm[key] = out
-    _write_provenance(self, data, key)
+    _write_provenance(self, data, key, **({} if to is None else {"to": to}))
     return out
 
 
@@ -146,15 +159,16 @@ def reconstruct(
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
     target = _encode(self, to)
 
-    def chunks() -> Iterator[np.ndarray]:
-        for _, batch in _stream(source, usable, "reconstruct", progress):
-            more = () if library is None else (library,)
-            yield self.module.reconstruct(batch, _under(batch, target), *more).numpy()
+    more: dict[str, Any] = {} if library is None else {"library": library}
+    more |= {"role": role} if self.module.drawn else {}
 
-    obs = data.obs.iloc[usable]
+    def chunks() -> Iterator[dict[str, np.ndarray]]:
+        for _, batch in _stream(source, usable, "reconstruct", progress):
+            yield {role: self.module.reconstruct(batch, _under(batch, target), **more).numpy()}
+
     return collect_cells(
-        chunks(), obs, self.spec.features[decoded[0]], _uns(self, "reconstruct", to=to),
-        counts=False, into=into,
+        chunks(), data.obs.iloc[usable], {role: self.spec.features[decoded[0]]},
+        _uns(self, "reconstruct", to=to), counts=False, into=into,
     )  # fmt: skip
 
 
@@ -167,7 +181,7 @@ def predict(
     into: str | Path | None = None,
     schema: Schema | None = None,
     progress: bool | None = None,
-) -> AnnData | Path:
+) -> Data | Path:
     """Return the same cells as they would be measured under other conditions.
 
     Parameters
@@ -180,21 +194,21 @@ def predict(
     -------
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts, log1p of counts
     per 10,000 for models of log-expression; ``uns["chreode"]["predict"]`` says which. ``obs`` is the
-    cells' own, with the columns of `to` replaced.
+    cells' own, with the columns of `to` replaced. From a model of several kinds of counts: a MuData.
     """
     data = read.read(data)
     source, usable = _open(self, "predict", data, schema, progress, to)
-    refuse_what_cannot_be_kept(len(usable), len(next(iter(self.spec.features.values()))), into)
+    _room(self, len(usable), into)
     target = _encode(self, to)
 
-    def chunks() -> Iterator[np.ndarray]:
+    def chunks() -> Iterator[dict[str, np.ndarray]]:
         for number, (_, batch) in enumerate(_stream(source, usable, "predict", progress)):
             with Rng(seed).scope("noise", number):
-                yield self.module.predict(batch, _under(batch, target)).numpy()
+                yield _blocks(self, self.module.predict(batch, _under(batch, target)))
 
     obs = data.obs.iloc[usable].assign(**{self.column(k): v for k, v in _as_mapping(to).items()})
     return collect_cells(
-        chunks(), obs, next(iter(self.spec.features.values())),
+        chunks(), obs, _features(self),
         _uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,
     )  # fmt: skip
 
@@ -204,11 +218,11 @@ def generate(
     n: int,
     *,
     given: Conditions | None = None,
-    guidance: float = 1.0,
+    guidance: float | Mapping[str, float] = 1.0,
     seed: int = 0,
     into: str | Path | None = None,
     progress: bool | None = None,
-) -> AnnData | Path:
+) -> Data | Path:
     """Return new cells.
 
     Parameters
@@ -216,39 +230,41 @@ def generate(
     n
         Number of cells.
     given
-        Conditions by role or covariate name, in any combination. What is left open is drawn from
-        the training cells that agree with it (from all of them if none does).
+        Conditions by role or covariate name, in any combination and order: one value for all cells,
+        or one for each. What is left open is drawn from the training cells that agree with it (from
+        all of them if none does).
     guidance
-        Weight of the conditions, for models that have one; 1 is the model as trained.
+        Weight of the conditions, for models that have one; 1 is the model as trained, 0 ignores
+        them, above 1 draws cells more typical of them. A weight per attribute (``{"label": 2}``, the
+        others 1) composes the attributes instead of telling them together.
 
     Returns
     -------
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts; ``obs`` holds
-    the conditions.
+    the conditions. From a model of several kinds of counts: a MuData of such.
     """
     _require(self, "generate")
     _at_least("n", n, 0)
-    if guidance != 1.0 and not getattr(self.module, "guided", False):
-        raise CapabilityError(f"{self.model.key} has no guidance; leave it at 1.")
-    width = len(next(iter(self.spec.features.values())))
-    refuse_what_cannot_be_kept(n, width, into)
+    options = _guidance(self, guidance)
+    _room(self, n, into)
     columns = _draw_conditions(self, n, given, Rng(seed).numpy("conditions"))
-    size = int(np.clip(CHUNK_VALUES // width, 16, 4096))
+    size = int(np.clip(CHUNK_VALUES // max(map(len, _features(self).values())), 16, 4096))
 
-    def chunks() -> Iterator[np.ndarray]:
+    def chunks() -> Iterator[dict[str, np.ndarray]]:
         starts = range(0, n, size)
         with torch.inference_mode(), bar(len(starts), "generate", progress) as shown:
             for number, start in enumerate(starts):
                 rows = torch.arange(start, min(start + size, n))
                 batch = CellBatch(rows, {}, columns={k: v[rows] for k, v in columns.items()})
                 with Rng(seed).scope("noise", number):
-                    yield self.module.generate(batch).numpy()
+                    yield _blocks(self, self.module.generate(batch, **options))
                 shown.update()
 
     obs = _decode_conditions(self, columns, n)
     return collect_cells(
-        chunks(), obs, next(iter(self.spec.features.values())),
-        _uns(self, "generate", given=given, seed=seed), counts=self.model.scale == "counts", into=into,
+        chunks(), obs, _features(self),
+        _uns(self, "generate", given=_told(given), guidance=guidance, seed=seed),
+        counts=self.model.scale == "counts", into=into,
     )  # fmt: skip
 
 
@@ -320,6 +336,51 @@ def _require(self: Fitted, verb: str) -> None:
         )
 
 
+def _drawn(self: Fitted) -> dict[str, str]:
+    """Return the roles that new cells have, and what their modalities are called."""
+    roles = self.module.drawn or tuple(self.spec.features)[:1]
+    places = dict(self.schema.places())
+    names = [places[role].modality or role for role in roles]
+    return dict(zip(roles, roles if len({*names}) < len(names) else names, strict=True))
+
+
+def _room(self: Fitted, n: int, into: str | Path | None) -> None:
+    """Refuse new cells that have no place to go."""
+    drawn = _drawn(self)
+    width = sum(self.spec.n_features(role) for role in drawn)
+    refuse_what_cannot_be_kept(n, width, into, ".h5mu" if len(drawn) > 1 else ".h5ad")
+
+
+def _blocks(self: Fitted, drawn: Tensor | Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    names = _drawn(self)
+    values = {next(iter(names)): drawn} if isinstance(drawn, Tensor) else drawn
+    return {name: values[role].numpy() for role, name in names.items()}
+
+
+def _features(self: Fitted) -> dict[str, tuple[str, ...]]:
+    return {name: self.spec.features[role] for role, name in _drawn(self).items()}
+
+
+def _guidance(self: Fitted, guidance: float | Mapping[str, float]) -> dict[str, Any]:
+    """Check the weights, and return what to tell a module that has guidance."""
+    weights = guidance if isinstance(guidance, Mapping) else {"guidance": guidance}
+    for name, weight in weights.items():
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not (number and np.isfinite(weight) and weight >= 0):
+            raise ConfigError(
+                f"guidance: {name}={weight!r}: expected a finite number of at least 0."
+            )
+    if getattr(self.module, "guided", False):
+        names = [*chain.from_iterable(attribute_names(self.spec))]
+        for name in weights if isinstance(guidance, Mapping) else ():
+            if name not in names:
+                raise ConfigError(f"guidance: there is no attribute {name!r}.{near(name, names)}")
+        return {"guidance": guidance}
+    if guidance != 1.0:
+        raise CapabilityError(f"{self.model.key} has no guidance; leave it at 1.")
+    return {}
+
+
 def _at_least(name: str, value: int, least: int) -> None:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name}={value!r}: expected a whole number of at least {least}.")
@@ -333,22 +394,21 @@ def _open(
     progress: bool | None,  # noqa: FBT001 (tri-state)
     to: Conditions | str | None = None,
 ) -> tuple[Source, np.ndarray]:
-    """Return the aligned cells and the rows that have every modality the verb reads.
+    """Return the aligned cells and the rows that have the modalities the verb reads.
 
-    A condition that `to` replaces is not read, unless the encoder looks at it: so cells of a batch
-    that was never seen can be decoded as cells of a known one.
+    A condition that `to` replaces is not read, unless the model looks at it first: so cells of a
+    batch that was never seen can be decoded as cells of a known one.
     """
     _require(self, verb)
     schema = schema or self.schema
-    replaced = set(_as_mapping(to)) - set(self.model.reads("embed"))
+    looks = verb if self.model.inverts and verb != "reconstruct" else "embed"
+    replaced = set(_as_mapping(to)) - set(self.model.reads(looks))
     roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
     source = open_query(data, schema, self.spec, roles, self.feature_weight(), progress=progress)
     self.model.refuse_missing(source)
-    usable = np.arange(len(source))
-    if not self.model.partial:
-        for role in source.matrices:
-            usable = usable[source.measured(role)[usable]]
-    return source, usable
+    measured = [source.measured(role) for role in source.matrices]
+    enough = np.logical_or if self.model.partial else np.logical_and
+    return source, np.flatnonzero(enough.reduce(measured))
 
 
 def _stream(
@@ -373,10 +433,13 @@ def _encode(self: Fitted, to: Conditions | str | None) -> list[tuple[str, int | 
 
 def _under(batch: CellBatch, target: Iterable[tuple[str, int | None, int | float]]) -> CellBatch:
     """Return the batch with the conditions of `target` in place of its own."""
+    target = list(target)
+    if not target:
+        return batch
     columns: dict[str, Tensor] = {}
     for name, position, code in target:
         if position is None:
-            columns[name] = torch.full((len(batch),), int(code))
+            columns[name] = torch.full((len(batch),), code)
         else:
             values = columns.get(name, batch.columns[name]).clone()
             values[:, position] = code
@@ -387,18 +450,38 @@ def _under(batch: CellBatch, target: Iterable[tuple[str, int | None, int | float
 def _draw_conditions(
     self: Fitted, n: int, given: Conditions | None, generator: np.random.Generator
 ) -> dict[str, Tensor]:
+    """Return the conditions of n cells: what is given, and the rest as training cells have it."""
     pool = self.statistics
     size = len(next(iter(pool.values()))) if pool else 0
-    agreeing = np.ones(size, bool)
-    target = _encode(self, given)
-    for name, position, code in target:
-        if name != "continuous":
-            values = pool[name] if position is None else pool[name][:, position]
-            agreeing &= values == code
-    candidates = np.flatnonzero(agreeing) if agreeing.any() else np.arange(size)
-    drawn = generator.choice(candidates, n) if size else np.zeros(n, int)
+    drawn = np.zeros(n, int)
+    for told, rows in _alike(n, given or {}):
+        agreeing = np.ones(size, bool)
+        for name, position, code in _encode(self, told):
+            if isinstance(code, int):  # numbers hardly ever agree
+                values = pool[name] if position is None else pool[name][:, position]
+                agreeing &= values == code
+        candidates = np.flatnonzero(agreeing) if agreeing.any() else np.arange(size)
+        drawn[rows] = generator.choice(candidates, len(rows)) if size else 0
     columns = {k: torch.from_numpy(np.ascontiguousarray(v[drawn])) for k, v in pool.items()}
-    return dict(_under(CellBatch(torch.arange(n), {}, columns=columns), target).columns)
+    for told, rows in _alike(n, given or {}):
+        for name, position, code in _encode(self, told):
+            (columns[name] if position is None else columns[name][:, position])[rows] = code
+    return columns
+
+
+def _alike(n: int, given: Conditions) -> Iterator[tuple[Conditions, Int[np.ndarray, " rows"]]]:
+    """Yield the cells that are given the same, with what that is: values are one for all, or one each."""
+    each = {k: v for k, v in given.items() if not isinstance(v, str) and np.ndim(v) == 1}
+    for name, values in each.items():
+        if len(values) != n:
+            raise ConfigError(f"given: {name} has {len(values)} values for {n} cells.")
+    if not each:
+        yield given, np.arange(n)
+        return
+    table = pd.DataFrame({k: np.asarray(v, dtype=object) for k, v in each.items()})
+    for values, rows in table.groupby(list(each), sort=True, dropna=False).indices.items():
+        told = dict(zip(each, values if isinstance(values, tuple) else (values,), strict=True))
+        yield {**given, **told}, rows
 
 
 def _decode_conditions(self: Fitted, columns: Mapping[str, Tensor], n: int) -> pd.DataFrame:
@@ -413,9 +496,16 @@ def _decode_conditions(self: Fitted, columns: Mapping[str, Tensor], n: int) -> p
                 obs[self.column(key)] = pd.Categorical.from_codes(
                     code, list(self.spec.categories[key])
                 )
-            elif name == "continuous":
-                obs[key] = code
+            elif name in ("continuous", *NUMBER_ROLES):
+                obs[self.column(key)] = code
     return obs
+
+
+def _told(given: Conditions | None) -> dict[str, Any]:
+    return {
+        k: v if isinstance(v, str) or np.ndim(v) == 0 else "one for each cell"
+        for k, v in (given or {}).items()
+    }
 
 
 def _record(self: Fitted, **more: Any) -> str:
@@ -427,5 +517,5 @@ def _uns(self: Fitted, verb: str, **more: Any) -> dict[str, Any]:
     return {"chreode": {verb: _record(self, scale=self.model.scale, **more)}}
 
 
-def _write_provenance(self: Fitted, data: Data, key: str) -> None:
-    data.uns["chreode"] = {**data.uns.get("chreode", {}), key: _record(self)}
+def _write_provenance(self: Fitted, data: Data, key: str, **more: Any) -> None:
+    data.uns["chreode"] = {**data.uns.get("chreode", {}), key: _record(self, **more)}

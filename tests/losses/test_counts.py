@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chreode.data.batch import SparseRows
-from chreode.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
+from chreode.distributions import (
+    Bernoulli,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
 from chreode.errors import DataError
 from chreode.losses import counts, kernel
 from chreode.losses.counts import nb_log_likelihood, zinb_log_likelihood
@@ -322,3 +327,25 @@ def test_without_a_count_there_is_nothing_but_zeros(backend):
     empty = SparseRows.of(torch.zeros(2, 5))
     found = nb_log_likelihood(empty, torch.zeros(2, 5), torch.zeros(2, 1), torch.zeros(1, 5))
     np.testing.assert_allclose(found, -5 * np.log1p(0.2), rtol=1e-6)
+
+
+def test_sparse_likelihoods_are_those_of_the_distributions():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 30, generator=generator).requires_grad_()
+    log_library = torch.linspace(1, 4, 5)[:, None]
+    x = torch.poisson(0.5 * torch.rand(5, 30, generator=generator), generator=generator)
+    rows = SparseRows.of(x)
+    pairs = {
+        "poisson": (
+            counts.poisson_log_likelihood(rows, logits, log_library),
+            Poisson(log_library.exp() * logits.softmax(1)).log_prob(x).sum(1),
+        ),
+        "bernoulli": (
+            counts.bernoulli_log_likelihood(rows, logits),
+            Bernoulli(logits).log_prob(x.sign()).sum(1),
+        ),
+    }
+    for found, expected in pairs.values():
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+        mine, theirs = (torch.autograd.grad(v.sum(), logits)[0] for v in (found, expected))
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)

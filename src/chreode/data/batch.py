@@ -63,6 +63,10 @@ class SparseRows:
             other.__dict__["cells"] = self.cells  # not to be made again
         return other
 
+    def without(self, empty: Bool[Tensor, " b"]) -> SparseRows:
+        """Return the other rows; `empty` ones store nothing."""
+        return replace(self, indptr=torch.cat([self.indptr[:-1][~empty], self.indptr[-1:]]))
+
     def split(self, sizes: Sequence[int]) -> list[SparseRows]:
         """Return so many rows each, without copying what is stored."""
         ends = np.cumsum([0, *sizes])

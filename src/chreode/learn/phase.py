@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,12 +104,18 @@ class Phase:
         Dotted name of the submodule that learns; the rest stays as it is. Empty: all of it.
     data
         How minibatches are drawn (None where the learner reads everything in order).
+    name
+        What its rows of the history are called.
+    view
+        What the part sees in place of the source: what an earlier phase has made of the cells
+        (module, source, split, run) → source.
     """
 
     learner: Learner
     part: str = ""
     data: Sampler | None = None
     name: str = field(default="fit")
+    view: Callable[[Any, Source, Split, Run], Source] | None = None
 
     def target(self, module: Module) -> Any:
         """Return the submodule that learns."""

@@ -45,7 +45,9 @@ class SGD:
     lr
         Learning rate at the start.
     max_epochs
-        Passes over the training rows (None: see `default_epochs`).
+        Passes over the training rows (None: see `default_epochs`, but enough for `least_steps`).
+    least_steps
+        Minibatches that a fit of few cells sees at the least, unless `max_epochs` says otherwise.
     weight_decay
         L2 penalty of Adam; decoupled (AdamW) where `decoupled`.
     eps
@@ -67,6 +69,7 @@ class SGD:
     validates: ClassVar[bool] = True
     lr: float
     max_epochs: int | None = None
+    least_steps: int = 0
     weight_decay: float = 0.0
     decoupled: bool = False
     eps: float = 1e-8
@@ -141,8 +144,11 @@ class _Loop:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.epochs = self.sgd.max_epochs or default_epochs(len(self.split.train))
-        self.steps = self.epochs * self.sampler.n_batches(self.source, self.split.train)
+        n_batches = self.sampler.n_batches(self.source, self.split.train)
+        self.epochs = self.sgd.max_epochs or max(
+            default_epochs(len(self.split.train)), math.ceil(self.sgd.least_steps / n_batches)
+        )
+        self.steps = self.epochs * n_batches
         self.players = {
             name: [p for p in parameters if p.requires_grad]
             for name, parameters in self.target.players().items()
@@ -407,7 +413,9 @@ def _diagnosis(loop: _Loop, loss: Loss, batch: CellBatch) -> str:
         or (p.grad is not None and not bool(torch.isfinite(p.grad).all()))
     ]
     largest = {role: float(batch[role].nan_to_num().abs().max()) for role in batch.views}
-    heavy = batch[next(iter(batch.views))].nan_to_num().abs().sum(1)
+    heavy = torch.zeros(len(batch), device=batch.rows.device)
+    for role in batch.views:
+        heavy = heavy + batch[role].nan_to_num().abs().sum(1)
     cells = loop.source.obs_names[batch.rows[heavy.argsort(descending=True)[:3]].cpu().numpy()]
     return (
         f"Learning stopped in epoch {loop.epoch}, step {loop.index}: "

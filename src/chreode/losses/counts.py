@@ -18,6 +18,7 @@ from functools import cache, reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
@@ -93,6 +94,35 @@ def zinb_log_likelihood(
         Log-odds of the extra zero.
     """
     return _log_likelihood(x, logits, log_library, log_theta, dropout_logits)
+
+
+def poisson_log_likelihood(
+    x: SparseRows, logits: Float[Tensor, "b g"], log_library: Float[Tensor, "b 1"]
+) -> Float[Tensor, " b"]:
+    """Return the Poisson log-probability of each cell's counts, in nats; parameters as above.
+
+    The means of a cell sum to its library, so its zeros need nothing but that.
+    """
+    log_mu = (logits.log_softmax(1) + log_library).view(-1)
+    there = log_mu[torch.add(x.columns, x.cells, alpha=x.n_features)]
+    each = x.values * there - torch.lgamma(x.values + 1)
+    return _sums(x, each) - log_library.exp()[:, 0]
+
+
+def bernoulli_log_likelihood(x: SparseRows, logits: Float[Tensor, "b g"]) -> Float[Tensor, " b"]:
+    """Return the log-probability that just the features stored above 0 are there, in nats.
+
+    Parameters
+    ----------
+    logits
+        Log-odds of each feature.
+    """
+    there = logits.view(-1)[torch.add(x.columns, x.cells, alpha=x.n_features)]
+    return _sums(x, there * x.values.sign()) - F.softplus(logits).sum(1)
+
+
+def _sums(x: SparseRows, values: Float[Tensor, " n"]) -> Float[Tensor, " b"]:
+    return values.new_zeros(len(x)).index_add(0, x.cells, values)
 
 
 def _log_likelihood(x: SparseRows, *parameters: Tensor) -> Float[Tensor, " b"]:

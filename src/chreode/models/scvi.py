@@ -89,7 +89,7 @@ class SCVIModule(Module):
             self.linear = ConditionedLinear(options.n_latent, genes, **covariates)
             width = options.n_latent
         else:
-            self.trunk = MLP(options.n_latent, options.n_hidden, options.n_layers, **covariates)
+            self.trunk = MLP(options.n_latent, [options.n_hidden] * options.n_layers, **covariates)
             self.head = Linear(options.n_hidden, genes)
             width = options.n_hidden
         if options.likelihood == "zinb":

@@ -41,7 +41,7 @@ class VAEModule(Module):
         self.encoder = GaussianEncoder(
             n_features, options.n_latent, options.n_hidden, options.n_layers
         )
-        self.trunk = MLP(options.n_latent, options.n_hidden, options.n_layers)
+        self.trunk = MLP(options.n_latent, [options.n_hidden] * options.n_layers)
         self.head = Linear(options.n_hidden if options.n_layers else options.n_latent, n_features)
         self.log_variance = nn.Parameter(torch.zeros(n_features if options.noise == "gene" else 1))
         self.register_buffer("centre", torch.full((n_features,), torch.nan))  # NaN: not taken yet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -157,24 +157,25 @@ def share_statistics(module: nn.Module, *, among_processes: bool) -> None:
 
 
 class MLP(nn.Module):
-    """Linear → batch norm → ReLU → dropout, with the covariates entering at every layer."""
+    """Linear → batch norm → activation → dropout, with the covariates entering at every layer."""
 
     def __init__(
         self,
         n_in: int,
-        n_hidden: int,
-        n_layers: int,
+        widths: Sequence[int],
         *,
+        activation: Literal["relu", "elu"] = "relu",
         dropout: float = 0.0,
+        momentum: float = 0.01,
         categories: Sequence[Sequence[int]] = (),
         n_continuous: int = 0,
     ) -> None:
         super().__init__()
-        widths = [n_in, *[n_hidden] * n_layers]
         self.layers = nn.ModuleList(
-            ConditionedLinear(a, b, categories, n_continuous) for a, b in pairwise(widths)
+            ConditionedLinear(a, b, categories, n_continuous) for a, b in pairwise([n_in, *widths])
         )
-        self.norms = nn.ModuleList(BatchNorm(b, eps=1e-3, momentum=0.01) for b in widths[1:])
+        self.norms = nn.ModuleList(BatchNorm(b, eps=1e-3, momentum=momentum) for b in widths)
+        self.activation = getattr(F, activation)
         self.dropout = dropout
 
     def forward(
@@ -185,9 +186,8 @@ class MLP(nn.Module):
     ) -> Float[Tensor, "b n_hidden"] | SparseRows:
         """Return the last layer's activations."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            h = F.relu(norm(layer(h, categories, continuous)))
-            if self.dropout:
-                h = F.dropout(h, self.dropout, self.training)
+            active = self.activation(norm(layer(h, categories, continuous)))
+            h = F.dropout(active, self.dropout, self.training) if self.dropout else active
         return h
 
 
@@ -209,8 +209,7 @@ class GaussianEncoder(nn.Module):
         super().__init__()
         self.trunk = MLP(
             n_in,
-            n_hidden,
-            n_layers,
+            [n_hidden] * n_layers,
             dropout=dropout,
             categories=categories,
             n_continuous=n_continuous,

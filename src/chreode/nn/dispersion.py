@@ -12,30 +12,35 @@ from torch import Tensor
 from ..data.batch import SparseRows
 from .blocks import CategoryTable
 
-#: How many times as fast as a weight log θ moves. It has several units to go, of which an optimiser
-#: like Adam makes no more than its learning rate per step, and thousands of steps with wrong
-#: dispersions teach the rest of the model wrong things.
-_SPEED = 10.0
 #: From a gene with rare bursts to one that is hardly wider than a Poisson.
 _THETA = (0.05, 100.0)
 
 
 class LogTheta(CategoryTable):
-    """log θ of every feature, where a count of mean μ has the variance μ + μ² / θ; a row per category."""
+    """log θ of every feature, where a count of mean μ has the variance μ + μ² / θ; a row per category.
 
-    def __init__(self, blocks: Sequence[int], n_features: int) -> None:
+    Parameters
+    ----------
+    speed
+        How many times as fast as a weight log θ moves. It has several units to go, of which an optimiser
+        like Adam makes no more than its learning rate per step, and thousands of steps with wrong
+        dispersions teach the rest of the model wrong things.
+    """
+
+    def __init__(self, blocks: Sequence[int], n_features: int, speed: float = 10.0) -> None:
         super().__init__(blocks, n_features)
+        self.speed = speed
         self.start(None)
 
     @torch.no_grad()
     def start(self, log_theta: Float[Tensor, " g"] | None) -> None:
         """Begin at given values (None: at the random ones of the table)."""
         for block in self.blocks:
-            block.copy_((block if log_theta is None else log_theta.expand_as(block)) / _SPEED)
+            block.copy_((block if log_theta is None else log_theta.expand_as(block)) / self.speed)
 
     def table(self) -> Float[Tensor, "categories g"]:
         """Return all rows."""
-        return _SPEED * super().table()
+        return self.speed * super().table()
 
 
 @dataclass(frozen=True, eq=False)

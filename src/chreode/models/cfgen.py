@@ -1,0 +1,461 @@
+"""CFGen: counts of new cells under any attributes, by a flow in the latent space of an autoencoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..config import config, param
+from ..data.batch import CellBatch
+from ..data.sampler import Shuffled
+from ..data.source import Source
+from ..distributions import Bernoulli, NegativeBinomial, Poisson
+from ..errors import DataError
+from ..flows.coupling import optimal
+from ..flows.field import ConditionalField, Terms
+from ..flows.guidance import drop_as_published, drop_conditions
+from ..flows.path import straight, stratified_times
+from ..learn.phase import Phase, Run, Split
+from ..learn.rng import Rng
+from ..learn.sgd import SGD
+from ..losses.kl import kl_standard_normal
+from ..model import Model
+from ..module import Loss, Module, Step
+from ..nn.attributes import attribute_names, read_attributes
+from ..nn.blocks import Linear, reparametrise
+from ..nn.depth import Depth
+from ..nn.modality import Modality
+from ..schema import Spec
+
+MODALITIES = ("counts", "accessibility", "protein")
+#: Share of the run over which the KL weight rises.
+WARM_UP = 0.05
+#: Minibatches that the flow sees at the least: they are cheap, and few cells make few in an epoch.
+FLOW_STEPS = 15_000
+
+
+class Autoencoder(Module):
+    """Phase one: a latent vector per cell, from which the counts of every modality are drawn."""
+
+    started: Tensor
+
+    def __init__(self, options: CFGen, spec: Spec) -> None:
+        super().__init__()
+        self.options = options
+        self.by = options.theta_by(spec)
+        self.modalities: Any = nn.ModuleDict()  # of `Modality`
+        for role in (r for r in MODALITIES if r in spec.roles):
+            self.modalities[role] = Modality(
+                spec.n_features(role), options.n_latent, options.hidden,
+                options.peaks if role == "accessibility" else "nb",
+                groups=spec.blocks[self.by] if self.by else (1,), normalised=options.normalise,
+                theta_speed=options.theta_speed,
+            )  # fmt: skip
+        width = len(self.modalities) * options.hidden[-1]
+        self.mean = Linear(width, options.n_latent)
+        self.log_variance = Linear(width, options.n_latent) if options.kl else None
+        self.register_buffer("started", torch.tensor(False))
+
+    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
+        """Let the decoders start where the data are."""
+        if self.options.start == "data" and not self.started:
+            for role, modality in self.modalities.items():
+                modality.start(batch.sparse(role) for batch in source.batches(rows))
+        self.started.fill_(True)
+
+    def encode(self, batch: CellBatch) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"] | None]:
+        """Return the latent mean, and its variance where the autoencoder is variational."""
+        for role in self.modalities:
+            if role not in batch:
+                raise DataError(
+                    f"The model was fitted on {role} too: name its place in the schema."
+                )
+        parts = [
+            modality.features(batch.sparse(role), batch.present.get(role))
+            for role, modality in self.modalities.items()
+        ]
+        h = torch.cat(parts, 1)
+        if self.log_variance is None:
+            return self.mean(h), None
+        return self.mean(h), self.log_variance(h).clamp(-15, 5).exp()
+
+    def log_depth(self, batch: CellBatch) -> Float[Tensor, "b m"]:
+        """Return the log of each modality's total; NaN where a cell lacks it."""
+        parts = []
+        for role in self.modalities:
+            total = batch.sparse(role).sum().clamp_min(1.0).log()
+            there = batch.present.get(role)
+            parts.append(total if there is None else total.where(there, torch.nan))
+        return torch.stack(parts, 1)
+
+    def distribution(
+        self, role: str, z: Float[Tensor, "b z"], log_depth: Float[Tensor, "b m"], batch: CellBatch
+    ) -> NegativeBinomial | Poisson | Bernoulli:
+        """Return p(x|z, ℓ, attributes) of a modality."""
+        j = list(self.modalities).index(role)
+        return self.modalities[role].distribution(z, log_depth[:, j : j + 1], self._group(batch))
+
+    def loss(self, batch: CellBatch, step: Step) -> Loss:
+        """Return −Σ log p(x|z, ℓ) over modalities, plus the weighted KL term if there is one."""
+        mean, variance = self.encode(batch)
+        z = mean if variance is None else reparametrise(mean, variance)
+        depth, group = self.log_depth(batch).nan_to_num(), self._group(batch)
+        terms, total = {}, torch.zeros(len(batch), device=mean.device)
+        for j, (role, modality) in enumerate(self.modalities.items()):
+            ll = modality.log_likelihood(batch.sparse(role), z, depth[:, j : j + 1], group)
+            ll = ll * batch.present[role] if role in batch.present else ll
+            terms[f"log_likelihood_{role}"] = ll.detach().mean()
+            total = total - ll
+        if variance is not None:
+            kl = kl_standard_normal(mean, variance)
+            terms["kl"] = kl.detach().mean()
+            total = total + self.options.kl * step.warm_up(WARM_UP) * kl
+        return Loss({"model": total.mean()}, terms)
+
+    def _group(self, batch: CellBatch) -> Int[Tensor, " b"] | None:
+        return batch[self.by] if self.by else None
+
+
+class Flow(Module):
+    """Phase two: the velocity that carries a standard normal to the latent vectors of such cells."""
+
+    started: Tensor
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, options: CFGen, spec: Spec) -> None:
+        super().__init__()
+        self.options, self.spec = options, spec
+        for role, blocks in spec.blocks.items():
+            if not sum(blocks):
+                raise DataError(f"No cell has a {role}: leave that role out of the schema.")
+        n_modalities = sum(role in spec.roles for role in MODALITIES)
+        self.field = ConditionalField(
+            spec, options.n_latent, n_modalities if options.depth_in_flow else 0,
+            width=options.flow_width, n_blocks=options.flow_blocks, conditioning=options.conditioning,
+        )  # fmt: skip
+        self.depth = Depth(spec, n_modalities)
+        self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("centre", torch.zeros(options.n_latent))
+        self.register_buffer("scale", torch.ones(options.n_latent))
+
+    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
+        """Take the scale of the latent space, and the depths by attributes."""
+        batch = source.batch(rows)
+        codes, numbers, _ = read_attributes(self.spec, batch)
+        self.depth.fill(batch["log_depth"], codes, numbers)
+        if self.started:
+            return
+        self.started.fill_(True)
+        self.field.attributes.measure(numbers)
+        if self.options.standardise:
+            spread = batch["latent"].var(0) + batch["latent_variance"].mean(0)
+            self.centre.copy_(batch["latent"].mean(0))
+            self.scale.copy_(spread.sqrt().clamp_min(1e-6))
+
+    def loss(self, batch: CellBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
+        """Return the flow-matching loss: the squared error of the velocity, averaged over dimensions."""
+        options = self.options
+        z = reparametrise(batch["latent"], batch["latent_variance"])
+        data = (z - self.centre) / self.scale
+        told = read_attributes(self.spec, batch)[2]
+        if told.shape[1]:
+            drop = drop_conditions if options.drop_by == "cell" else drop_as_published
+            told = drop(told, options.condition_dropout)
+        noise = torch.randn_like(data)
+        if options.coupling == "ot":  # minibatches also of a larger chunk, as validation reads them
+            part = torch.arange(len(data), device=data.device) // options.batch_size
+            noise = optimal(noise, data, part)
+        t = stratified_times(len(data), data.device)
+        point, velocity = straight(noise, data, t, options.sigma)
+        found = self.field(point, t, batch, told, self.depth.standardised(batch["log_depth"]))
+        return Loss({"model": (found - velocity).square().mean()})
+
+    def carry(
+        self,
+        x: Float[Tensor, "b z"],
+        batch: CellBatch,
+        log_depth: Float[Tensor, "b m"],
+        terms: Terms,
+        *,
+        back: bool = False,
+    ) -> Float[Tensor, "b z"]:
+        """Carry noise to latent vectors, or latent vectors `back` to noise."""
+        x = (x - self.centre) / self.scale if back else x
+        depth, solver = self.depth.standardised(log_depth), self.options.solver_options()
+        y = self.field.carry(x, batch, depth, terms, back=back, **solver)
+        return y if back else y * self.scale + self.centre
+
+    def log_density(
+        self, z: Float[Tensor, "b z"], batch: CellBatch, log_depth: Float[Tensor, "b m"]
+    ) -> Float[Tensor, " b"]:
+        """Return log p(z | attributes, ℓ) in nats."""
+        x, depth = (z - self.centre) / self.scale, self.depth.standardised(log_depth)
+        found = self.field.log_density(x, batch, depth, **self.options.solver_options())
+        return found - self.scale.log().sum()
+
+
+class CFGenModule(Module):
+    """The autoencoder, and the flow in its latent space."""
+
+    #: `generate` takes weights of the conditions.
+    guided = True
+
+    def __init__(self, options: CFGen, spec: Spec) -> None:
+        super().__init__()
+        self.options, self.spec = options, spec
+        self.autoencoder = Autoencoder(options, spec)
+        self.flow = Flow(options, spec)
+        self.drawn = tuple(self.autoencoder.modalities)
+
+    def terms(self, guidance: float | Mapping[str, float] = 1.0) -> Terms:
+        """Return which attributes each velocity is told, and its weight."""
+        names = [*chain.from_iterable(attribute_names(self.spec))]
+        k = len(names)
+        if k and (isinstance(guidance, Mapping) or (self.options.guide == "each" and k > 1)):
+            weights = guidance if isinstance(guidance, Mapping) else dict.fromkeys(names, guidance)
+            return [(torch.arange(k) == i, weights.get(name, 1.0)) for i, name in enumerate(names)]
+        weight = 1.0 if isinstance(guidance, Mapping) else float(guidance)  # of no attributes
+        return [(torch.ones(k, dtype=torch.bool), weight)]
+
+    def embed(self, batch: CellBatch, to: CellBatch | None = None) -> Float[Tensor, "b z"]:
+        """Return latent means, or what they would be under the attributes of `to`."""
+        z = self.autoencoder.encode(batch)[0]
+        if to is None:
+            return z
+        depth = self.autoencoder.log_depth(batch)
+        noise = self.flow.carry(z, batch, depth, self.terms(), back=True)
+        return self.flow.carry(noise, to, depth, self.terms())
+
+    def reconstruct(
+        self, batch: CellBatch, to: CellBatch, library: float | None = None, role: str = "counts"
+    ) -> Float[Tensor, "b g"]:
+        """Return expected counts of the decoded latent mean, or frequencies scaled to `library`.
+
+        Under the attributes of `to`, where they are others: the cell is carried over as in `predict`.
+        """
+        depth = self._completed(batch)
+        if library is not None:
+            depth = torch.full_like(depth, math.log(library))
+        z = self.embed(batch, None if to is batch else to)
+        return self.autoencoder.distribution(role, z, depth, to).mean
+
+    def predict(self, batch: CellBatch, to: CellBatch) -> dict[str, Float[Tensor, "b g"]]:
+        """Return counts of the same cells under other attributes, at their own depth.
+
+        The cell is carried back to noise with its own attributes, and from there with those of `to`.
+        """
+        return self._draw(self.embed(batch, to), self._completed(batch), to)
+
+    def generate(
+        self, batch: CellBatch, guidance: float | Mapping[str, float] = 1.0
+    ) -> dict[str, Float[Tensor, "b g"]]:
+        """Return counts of new cells with the attributes of `batch`."""
+        codes, numbers, _ = read_attributes(self.spec, batch)
+        depth = self.flow.depth.sample(codes, numbers)
+        noise = torch.randn(len(batch), self.options.n_latent)
+        z = self.flow.carry(noise, batch, depth, self.terms(guidance))
+        return self._draw(z, depth, batch)
+
+    def score(
+        self,
+        batch: CellBatch,
+        n_samples: int,  # noqa: ARG002 (the contract)
+        importance: bool,  # noqa: FBT001, ARG002 (the contract)
+    ) -> Float[Tensor, " b"]:
+        """Return log p(z | attributes, ℓ) of the latent mean, exactly."""
+        # derivatives need tensors of the usual kind
+        with torch.inference_mode(False), torch.no_grad():
+            depth, z = self.autoencoder.log_depth(batch).clone(), self.embed(batch).clone()
+            return self.flow.log_density(z, batch, depth)
+
+    def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
+        """Return the norm of the encoder's weights per feature."""
+        return {
+            role: modality.encoder.layers[0].linear.weight.detach().norm(dim=1)
+            for role, modality in self.autoencoder.modalities.items()
+        }
+
+    def _completed(self, batch: CellBatch) -> Float[Tensor, "b m"]:
+        """Return log depths; of a modality that a cell lacks, what its attributes let expect."""
+        depth = self.autoencoder.log_depth(batch)
+        if bool(depth.isfinite().all()):
+            return depth
+        codes, numbers, _ = read_attributes(self.spec, batch)
+        return depth.where(depth.isfinite(), self.flow.depth.parameters_of(codes, numbers)[0])
+
+    def _draw(
+        self, z: Float[Tensor, "b z"], log_depth: Float[Tensor, "b m"], batch: CellBatch
+    ) -> dict[str, Float[Tensor, "b g"]]:
+        return {
+            role: self.autoencoder.distribution(role, z, log_depth, batch).sample()
+            for role in self.drawn
+        }
+
+
+def encoded(module: CFGenModule, source: Source, split: Split, run: Run) -> Source:
+    """Return the cells as the flow sees them: latent means and variances, depths and attributes."""
+    shape = (len(source), module.options.n_latent)
+    columns = {
+        "latent": np.zeros(shape, np.float32),
+        "latent_variance": np.zeros(shape, np.float32),
+        "log_depth": np.zeros((len(source), len(module.drawn)), np.float32),
+    }
+    autoencoder = module.autoencoder.eval()
+    rows = np.sort(np.concatenate([split.train, split.validation]))
+    with torch.no_grad():
+        for batch in source.batches(rows, run.device):
+            mean, variance = autoencoder.encode(batch)
+            found = {"latent": mean, "log_depth": autoencoder.log_depth(batch)}
+            found |= {} if variance is None else {"latent_variance": variance}
+            for name, values in found.items():
+                columns[name][batch.rows.cpu().numpy()] = values.cpu().numpy()
+    columns = {**source.columns, **columns}
+    return replace(source, matrices={}, where={}, take={}, columns=columns)
+
+
+@config
+class CFGen(Model):
+    """Flow matching in the latent space of an autoencoder: counts under any attributes.
+
+    Generative story, for a cell with attributes y (any number of them, categorical or continuous)::
+
+        log ℓ ~ N(m(y), s²(y))              depth of each modality, by combination of attributes
+        ε ~ N(0, I),  dz/dt = v(z, t, y, ℓ)   from ε at t = 0 to the latent state z at t = 1
+        x_g ~ NB(ℓ softmax(f(z))_g, θ_g)    RNA, proteins; peaks: Bernoulli(σ(f(z)_p)) or Poisson
+
+    Phase one fits encoder and decoder, phase two the velocity v to the latent vectors.
+
+    References
+    ----------
+    Palma et al. (2025), Multi-Modal and Multi-Attribute Generation of Single Cells with CFGen, ICLR,
+    equations 5 to 9; flow matching: Lipman et al. (2023), ICLR; classifier-free guidance: Ho and
+    Salimans (2021).
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("counts",)
+    uses: ClassVar[tuple[str, ...]] = (
+        "accessibility", "protein", "label", "batch", "perturbation", "trajectory",
+        "categorical", "continuous", "time", "dose",
+    )  # fmt: skip
+    partial: ClassVar[bool] = True
+    inverts: ClassVar[bool] = True
+    extends: ClassVar[bool] = False
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {
+            "kl": 0.0, "normalise": False, "start": "random", "theta_speed": 1.0,
+            "hidden": (512, 256), "n_latent": 50, "weight_decay": 1e-5, "max_epochs": 300,
+            "lr": 1e-3, "flow_epochs": 1500,
+            "flow_lr": 1e-4, "sigma": 1e-4, "drop_by": "minibatch", "conditioning": "additive",
+            "guide": "each", "depth_in_flow": False, "standardise": False, "ema": None,
+            "flow_width": 64, "flow_blocks": 3, "solver": "dopri5", "tolerance": 1e-5,
+            "patience": None, "flow_schedule": "constant",
+        }
+    }  # fmt: skip
+
+    preset: Literal["default", "paper"] = param("default", "Where options not given come from.")
+    n_latent: int = param(30, "Dimensions of the latent space.", low=1)
+    hidden: tuple[int, ...] = param(
+        (256, 128), "Widths of the encoder; the decoder is its mirror.", low=1
+    )
+    kl: float = param(1.0, "Weight of the KL term; 0: a plain autoencoder.", low=0)
+    normalise: bool = param(True, "Encode log1p of counts per 10,000 instead of log1p of counts.")
+    start: Literal["data", "random"] = param(
+        "data", "Where decoders start: at each feature's mean and spread, or at random."
+    )
+    theta_speed: float = param(30.0, "How many times as fast as weights θ learns.", low=0.01)
+    dispersion: Literal["gene", "gene-label", "gene-batch"] = param("gene", "What θ depends on.")
+    peaks: Literal["bernoulli", "poisson"] = param("bernoulli", "Distribution of accessibility.")
+    sigma: float = param(
+        0.0, "Noise left at the end of the path; 0: the linear path.", low=0, high=0.5
+    )
+    coupling: Literal["independent", "ot"] = param(
+        "independent", "How noise and cells are paired; ot: the optimal transport of a minibatch."
+    )
+    condition_dropout: float = param(
+        0.2, "Share of the cells in which all attributes are left out; of the rest, in which each is.",
+        low=0, high=1,
+    )  # fmt: skip
+    drop_by: Literal["cell", "minibatch"] = param("cell", "What attributes are left out of.")
+    conditioning: Literal["joint", "additive", "both"] = param(
+        "both", "How attributes are embedded."
+    )
+    guide: Literal["joint", "each"] = param(
+        "joint", "Whether guidance weighs all attributes together, or composes those of each."
+    )
+    depth_in_flow: bool = param(True, "Tell the flow the depth.")
+    standardise: bool = param(True, "Give the latent dimensions mean 0 and spread 1.")
+    ema: float | None = param(
+        0.999, "Decay per step of the average of the weights that is kept; None: the last weights.",
+        low=0, high=0.99999,
+    )  # fmt: skip
+    flow_width: int = param(128, "Width of the flow's network.", low=2)
+    flow_blocks: int = param(4, "Residual blocks of the flow's network.", low=1)
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = param("midpoint", "ODE solver.")
+    steps: int = param(16, "Steps of the solver, where they are equal.", low=1)
+    tolerance: float = param(1e-3, "Error that Dopri5 allows per step.", low=1e-8, high=0.1)
+    batch_size: int = param(256, "Cells per minibatch.", low=2)
+    max_epochs: int | None = param(
+        None, "Passes over the cells of the autoencoder; None: 400 up to 20,000 cells, fewer above.",
+        low=1,
+    )  # fmt: skip
+    lr: float = param(1e-3, "Learning rate of the autoencoder.", low=0)
+    weight_decay: float = param(0.1, "Decoupled weight decay of the autoencoder.", low=0)
+    patience: int | None = param(
+        20, "Stop the autoencoder after so many epochs without a better validation.", low=1
+    )
+    flow_epochs: int | None = param(
+        None, "Passes over the cells of the flow; None: enough for 15,000 minibatches.", low=1
+    )
+    flow_lr: float = param(1e-3, "Learning rate of the flow, at its start.", low=0)
+    flow_schedule: Literal["cosine", "constant"] = param("cosine", "How that rate falls, to 0.")
+
+    def build(self, spec: Spec) -> CFGenModule:
+        """Return the untrained tensors."""
+        return CFGenModule(self, spec)
+
+    def reads(self, verb: str) -> tuple[str, ...]:
+        """Return the roles that `verb` reads: the encoder sees counts alone."""
+        if verb == "embed":
+            return MODALITIES
+        return super().reads(verb)
+
+    def theta_by(self, spec: Spec) -> str:
+        """Return the attribute of which every category has a θ, or ""."""
+        by = self.dispersion.partition("-")[2]
+        return by if by in spec.blocks else ""
+
+    def solver_options(self) -> dict[str, Any]:
+        """Return the options of `ode.solve`."""
+        return {
+            "method": self.solver, "steps": self.steps, "rtol": self.tolerance, "atol": self.tolerance,
+        }  # fmt: skip
+
+    def phases(self) -> list[Phase]:
+        """Return autoencoder, then flow."""
+        data = Shuffled(self.batch_size)
+        return [
+            Phase(
+                SGD(
+                    lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay,
+                    decoupled=True, clip=1.0, ema=self.ema, patience=self.patience, settle=WARM_UP,
+                ),
+                "autoencoder", data, name="autoencoder",
+            ),
+            Phase(
+                SGD(
+                    lr=self.flow_lr, max_epochs=self.flow_epochs, least_steps=FLOW_STEPS,
+                    weight_decay=1e-6, decoupled=True, clip=1.0,
+                    ema=self.ema, schedule=self.flow_schedule,
+                ),
+                "flow", data, name="flow", view=encoded,
+            ),
+        ]  # fmt: skip

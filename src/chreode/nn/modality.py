@@ -1,0 +1,125 @@
+"""Encoder and decoder of one kind of counts, for autoencoders of one kind or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..data.batch import SparseRows
+from ..distributions import Bernoulli, NegativeBinomial, Poisson
+from ..losses.counts import bernoulli_log_likelihood, nb_log_likelihood, poisson_log_likelihood
+from .blocks import MLP, Linear
+from .dispersion import CountMoments, LogTheta
+
+
+class Modality(nn.Module):
+    """Counts to features, and latent vectors to counts.
+
+    Parameters
+    ----------
+    kind
+        ``"nb"``: negative binomial of mean ℓ softmax(·); ``"poisson"``: Poisson of that mean;
+        ``"bernoulli"``: there or not.
+    hidden
+        Widths of the encoder; the decoder has them in reverse.
+    groups
+        Blocks of categories that have a θ each (default: one θ per feature).
+    normalised
+        Encode log1p of counts per 10,000 instead of log1p of counts.
+    theta_speed
+        See `LogTheta`.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_latent: int,
+        hidden: Sequence[int],
+        kind: Literal["nb", "poisson", "bernoulli"],
+        *,
+        groups: Sequence[int] = (1,),
+        normalised: bool = False,
+        theta_speed: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.kind, self.normalised = kind, normalised
+        self.encoder = MLP(n_features, hidden, activation="elu", momentum=0.1)
+        self.decoder = MLP(n_latent, hidden[::-1], activation="elu", momentum=0.1)
+        self.head = Linear(hidden[0], n_features)
+        self.missing = nn.Parameter(torch.zeros(hidden[-1]))
+        self.log_theta = LogTheta(groups, n_features, theta_speed) if kind == "nb" else None
+
+    @torch.no_grad()
+    def start(self, rows: Iterable[SparseRows]) -> None:
+        """Let the decoder begin at each feature's mean and, where it has one, at its spread.
+
+        At random, the many steps that bring them there are lost to what differs between cells.
+        """
+        moments = CountMoments.of(rows)
+        self.head.bias.copy_(
+            moments.log_odds if self.kind == "bernoulli" else moments.log_frequency
+        )
+        if self.log_theta is not None:
+            self.log_theta.start(moments.log_theta)
+
+    def features(
+        self, x: SparseRows, there: Bool[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b h"]:
+        """Return the encoder's activations; a learned vector stands for cells where nothing is `there`."""
+        if self.kind == "bernoulli":
+            x = x.map(x.values.sign())
+        else:
+            scale = (1e4 / x.sum().clamp_min(1.0))[x.cells] if self.normalised else 1.0
+            x = x.map(torch.log1p(x.values * scale))
+        if there is None or bool(there.all()):
+            return self.encoder(x)
+        out = self.missing.expand(len(x), -1)
+        if int(there.sum()) < (2 if self.training else 1):  # batch norm learns from two
+            return out
+        out = out.clone()
+        out[there] = self.encoder(x.without(~there)).to(out.dtype)
+        return out
+
+    def log_likelihood(
+        self,
+        x: SparseRows,
+        z: Float[Tensor, "b z"],
+        log_depth: Float[Tensor, "b 1"],
+        group: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, " b"]:
+        """Return log p(x|z, ℓ, group) in nats, summed over features."""
+        logits = self.head(self.decoder(z))
+        if self.kind == "bernoulli":
+            return bernoulli_log_likelihood(x, logits)
+        if self.kind == "poisson":
+            return poisson_log_likelihood(x, logits, log_depth)
+        return nb_log_likelihood(x, logits, log_depth, self._log_theta(group))
+
+    def distribution(
+        self,
+        z: Float[Tensor, "b z"],
+        log_depth: Float[Tensor, "b 1"],
+        group: Int[Tensor, " b"] | None = None,
+    ) -> NegativeBinomial | Poisson | Bernoulli:
+        """Return p(x|z, ℓ, group)."""
+        logits = self.head(self.decoder(z))
+        if self.kind == "bernoulli":
+            return Bernoulli(logits)
+        mu = log_depth.exp() * logits.softmax(-1)
+        return (
+            Poisson(mu)
+            if self.kind == "poisson"
+            else NegativeBinomial(mu, self._log_theta(group).exp())
+        )
+
+    def _log_theta(self, group: Int[Tensor, " b"] | None) -> Float[Tensor, "#b g"]:
+        """Return log θ; a cell of no group (-1) has the mean of them all."""
+        assert self.log_theta is not None
+        table = self.log_theta.table()
+        if group is None:
+            return table
+        return table[group.clamp(min=0)].where(group[:, None] >= 0, table.mean(0))
