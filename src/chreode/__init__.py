@@ -18,6 +18,7 @@ _PLACES = {
     "load": "fitted",
     "open": "read",
     "Model": "model",
+    "augment": "augmentation",
     "Tuned": "tuning",
     "tune": "tuning",
     "ChreodeError": "errors",

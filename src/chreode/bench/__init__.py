@@ -1,6 +1,8 @@
 """Numbers with baselines: every bench returns a `Bench`, which prints, saves and reports itself."""
 
+from .augmentation import augmentation
+from .generation import generation
 from .integration import integration
 from .table import Bench
 
-__all__ = ["Bench", "integration"]
+__all__ = ["Bench", "augmentation", "generation", "integration"]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,9 @@ from pandas.api.types import is_numeric_dtype
 
 from .. import store
 from ..errors import StoreError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 #: Columns that hold text, and columns that hold numbers.
 _COLUMNS = {
@@ -43,6 +46,11 @@ class Bench:
         Coordinates of the cells by method (first seed), for pictures; not saved.
     labels
         Categories of the cells by what they are called, for pictures; not saved.
+    by_class
+        Scores of single classes of cells, where a bench looks at them: method, seed, class, metric, value.
+    pairs
+        Some real and some generated cells by method (first seed), raw counts in ``X`` and their class in
+        ``obs["class"]``, for pictures; not saved.
     """
 
     kind: str
@@ -52,6 +60,8 @@ class Bench:
     about: Mapping[str, Any]
     embeddings: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     labels: Mapping[str, pd.Series] = field(default_factory=dict, repr=False)
+    by_class: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    pairs: Mapping[str, tuple[AnnData, AnnData]] = field(default_factory=dict, repr=False)
 
     def table(self) -> pd.DataFrame:
         """Return methods x metrics, means over seeds of raw scores, with seeds and a note."""
@@ -76,7 +86,7 @@ class Bench:
         """
         tables = {
             n: getattr(self, n).reset_index().to_dict("records")
-            for n in ("scores", "methods", "metrics")
+            for n in ("scores", "methods", "metrics", "by_class")
         }
         with store.aside(path) as made:
             made.write_text(
@@ -111,6 +121,9 @@ class Bench:
                 tables["methods"].set_index("method"),
                 tables["metrics"].set_index("metric"),
                 read["about"],
+                by_class=pd.DataFrame(read.get("by_class", [])).drop(
+                    columns="index", errors="ignore"
+                ),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path} is no saved bench ({error!r}).") from error

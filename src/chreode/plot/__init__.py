@@ -6,7 +6,16 @@ Figures are made without pyplot, so nothing needs a display and nothing is left 
 
 from .counts import mean_variance
 from .curves import history
+from .generation import real_and_generated, zero_fractions
 from .scatter import embedding, umap_coordinates
 from .scores import score_table
 
-__all__ = ["embedding", "history", "mean_variance", "score_table", "umap_coordinates"]
+__all__ = [
+    "embedding",
+    "history",
+    "mean_variance",
+    "real_and_generated",
+    "score_table",
+    "umap_coordinates",
+    "zero_fractions",
+]

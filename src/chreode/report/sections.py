@@ -19,6 +19,7 @@ from ..fitted import Fitted
 from ..plot import embedding, history, score_table, umap_coordinates
 from ..plot.scatter import principal_plane
 from ..plot.scores import ranked
+from . import generation
 from .page import Section, write
 
 #: Cells in a picture at the most: UMAP of more takes minutes and shows the same.
@@ -64,6 +65,8 @@ def bench_sections(bench: Bench) -> list[Section]:
     ]
     if bench.embeddings:
         sections.append(_embeddings(bench, order))
+    if bench.kind == "generation":
+        sections += generation.sections(bench)
     names = bench.metrics["name"]
     scores = bench.table().loc[order, list(names.index)].rename(columns=names).T
     intervals = bench.intervals().loc[order].replace("nan to nan", np.nan).rename(columns=names).T
@@ -74,7 +77,7 @@ def bench_sections(bench: Bench) -> list[Section]:
             "\n".join(f"- {reason}" for reason in _undefined(bench)),
             tables=(
                 ("Raw scores, means over seeds. Nothing is rescaled by the other methods.", scores),
-                ("95 % intervals: bootstrap over cells, widened to hold every seed's.", intervals),
+                (_INTERVALS.get(bench.kind, "Lowest to highest of the seeds."), intervals),
             ),
         ),
         Section(
@@ -89,7 +92,12 @@ def bench_sections(bench: Bench) -> list[Section]:
     ]
 
 
-_SCORES = "Raw scores, {}; thin lines are 95 % intervals. Grey rows are baselines, the last is the ceiling."
+_INTERVALS = {
+    "integration": "95 % intervals: bootstrap over cells, widened to hold every seed's.",
+}
+_SCORES = (
+    "Raw scores, {}; thin lines are intervals. Grey rows are baselines, the last is the ceiling."
+)
 
 
 def _scale(bench: Bench) -> str:
@@ -110,7 +118,8 @@ def _lead_and_list(lines: Sequence[str]) -> str:
 
 def findings(bench: Bench) -> list[str]:
     """Return in plain words what a reader must know before believing the table."""
-    return [*_winner(bench), *_doubts(bench), *_context(bench)]
+    leads = {"generation": generation.lead, "augmentation": _rare}
+    return [*leads.get(bench.kind, _winner)(bench), *_doubts(bench), *_context(bench)]
 
 
 def _winner(bench: Bench) -> Iterator[str]:
@@ -135,6 +144,18 @@ def _winner(bench: Bench) -> Iterator[str]:
     near = [m for m in totals.index[1:] if high[m] >= low[best] and not (settled and m == BASELINE)]
     if near:
         yield f"The intervals of {_and(near)} overlap with that of {best}: their order is not settled."
+
+
+def _rare(bench: Bench) -> Iterator[str]:
+    """Say what finds the rare classes best, by each classifier."""
+    table = bench.table()
+    for metric, name in bench.metrics["name"].items():
+        if not str(metric).endswith("_rare") or table[metric].dropna().empty:
+            continue
+        best = table[metric].astype(float).idxmax()
+        said = f"{name}: {best} is best, {table.loc[best, metric]:.3f}"
+        others = table[metric].drop(best).sort_values(ascending=False)
+        yield f"{said}; {_and(f'{n} {v:.3f}' for n, v in others.items())}."
 
 
 def _doubts(bench: Bench) -> Iterator[str]:

@@ -1,0 +1,235 @@
+"""Do generated cells make a classifier find rare types? Against nothing, oversampling and class weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from jaxtyping import Float, Int
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import precision_recall_fscore_support
+from sklearn.neighbors import KNeighborsClassifier
+
+from .. import read
+from ..augmentation import augment
+from ..check import as_category
+from ..errors import DataError, SchemaError
+from ..metrics.generation import log_cp10k
+from ..model import Model
+from ..read import Data
+from ..schema import Schema
+from .contest import Contestant, contest, contestants
+from .ledger import provenance
+from .table import Bench
+from .trials import Result
+
+#: Share of the cells that nothing is learned from.
+HELD_OUT = 0.4
+NONE, OVERSAMPLED, WEIGHTED = "nothing added", "oversampling", "class weights"
+_NEIGHBOURS, _COMPONENTS = 15, 50
+METRICS = {
+    f"{classifier}_{key}": (f"{said}, {classifier}", 1.0, f"{about}, by {long}")
+    for classifier, long in (("knn", "15 nearest neighbours"), ("logistic", "logistic regression"))
+    for key, said, about in (
+        ("rare", "recall of rare classes", "mean recall of the classes below the floor"),
+        ("recall", "recall", "mean recall of all classes"),
+        ("precision", "precision of rare classes", "mean precision of the classes below the floor"),
+    )
+}
+
+Codes: TypeAlias = Int[np.ndarray, " _"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What every trial is given; `classes` are codes of `names`, -1 where a cell has none."""
+
+    data: Data
+    schema: Schema
+    counts: sp.csr_matrix
+    classes: Codes
+    names: Sequence[str]
+    by: str
+    floor: int | None
+    progress: bool | None
+
+
+#: Returns counts and classes to add to the training rows given, and whether a fit for it had converged.
+_Add: TypeAlias = Callable[[_Given, np.ndarray, int, int], tuple[sp.csr_matrix | None, Codes, bool]]
+
+
+def augmentation(
+    data: Data | str | Path,
+    schema: Schema,
+    models: Sequence[Model] = (),
+    *,
+    by: str = "label",
+    floor: int | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    into: str | Path | None = None,
+    progress: bool | None = None,
+) -> Bench:
+    """Train classifiers on cells and on what is added to them, and test them on real held-out cells.
+
+    Classifiers see 50 principal components of the log-expression of real training cells.
+
+    Parameters
+    ----------
+    data
+        AnnData, MuData or a path.
+    schema
+        Must name `counts` and `by`.
+    models
+        Models that generate given `by`, fitted on the training cells once per seed.
+    by
+        Role or covariate that is classified.
+    floor
+        Cells that each class is filled up to (default: the median size of a class in training); classes
+        below it are the rare ones.
+    seeds
+        Seeds of splits, fits and draws.
+    into
+        Folder that keeps the result of every row and seed as it comes, and from which the same call
+        goes on.
+    progress
+        Show progress bars (default: on a terminal).
+
+    Returns
+    -------
+    Bench
+        Recall and precision on real cells, with nothing added, with cells drawn repeatedly, and with
+        classes weighed by their size, as controls.
+    """
+    data = read.read(data)
+    given = _given(data, schema, by, floor, progress)
+    rows = [
+        Contestant(NONE, "baseline", partial(_judge, _nothing)),
+        Contestant(OVERSAMPLED, "baseline", partial(_judge, _oversampled)),
+        Contestant(WEIGHTED, "baseline", partial(_judge, _nothing, weighted=True)),
+        *contestants(models, lambda model: partial(_judge, partial(_generated, model))),
+    ]
+    metrics = pd.DataFrame(
+        [
+            {"metric": key, "name": name, "group": "augmentation", "best": best, "about": said}
+            for key, (name, best, said) in METRICS.items()
+        ]
+    ).set_index("metric")
+    about = {**provenance(data, schema), "by": by, "floor": floor, "classes": len(given.names)}
+    return contest(
+        "augmentation", rows, metrics, given, about, seeds=seeds, into=into, progress=progress
+    )[0]
+
+
+def _given(
+    data: Data,
+    schema: Schema,
+    by: str,
+    floor: int | None,
+    progress: bool | None,  # noqa: FBT001
+) -> _Given:
+    places = {role.removeprefix("categorical/"): p for role, p in schema.places()}
+    for role in ("counts", by):
+        if role not in places:
+            raise SchemaError(f"bench.augmentation needs {role}: name its place in the schema.")
+    values = as_category(read.column(data, places[by], by), schema.missing)
+    matrix = read.matrix(data, places["counts"], "counts")[0]
+    counts = sp.csr_matrix(matrix[np.arange(matrix.shape[0])])
+    at = read.where(data, places["counts"])
+    if at is not None:
+        values = values.where(at >= 0)
+        counts = counts[np.maximum(at, 0)]
+    names = sorted(values.dropna().unique())
+    classes = pd.Index(names).get_indexer(pd.Index(values)).astype(np.int64)
+    return _Given(data, schema, counts, classes, names, by, floor, progress)
+
+
+def split(classes: Codes, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows to learn from, and rows to test on."""
+    rows = np.random.default_rng([seed, 11]).permutation(np.flatnonzero(classes >= 0))
+    test, train = np.split(rows, [round(HELD_OUT * len(rows))])
+    return np.sort(train), np.sort(test)
+
+
+def _judge(add: _Add, seed: int, given: _Given, *, weighted: bool = False) -> Result:
+    start = time.perf_counter()
+    train, test = split(given.classes, seed)
+    sizes = np.bincount(given.classes[train], minlength=len(given.names))
+    floor = int(np.median(sizes[sizes > 0])) if given.floor is None else given.floor
+    rare = np.flatnonzero((sizes > 0) & (sizes < floor))
+    rare = rare[np.isin(rare, given.classes[test])]
+    if not len(rare):
+        raise DataError(f"No class has fewer than {floor} training cells: raise the floor.")
+    more, of_more, converged = add(given, train, floor, seed)
+    seconds = time.perf_counter() - start
+    x = log_cp10k(given.counts[train]).toarray()
+    pca = PCA(min(_COMPONENTS, *(s - 1 for s in x.shape)), random_state=seed).fit(x)
+    x, y = pca.transform(x), given.classes[train]
+    if more is not None:
+        x = np.concatenate([x, pca.transform(log_cp10k(more).toarray())])
+        y = np.concatenate([y, of_more])
+    unseen = pca.transform(log_cp10k(given.counts[test]).toarray())
+    scores: dict[str, float] = {}
+    for classifier, guess in _guesses(x, y, unseen, weighted=weighted).items():
+        precision, recall, _, n = precision_recall_fscore_support(
+            given.classes[test], guess, labels=np.arange(len(given.names)), zero_division=0
+        )
+        scores[f"{classifier}_rare"] = float(recall[rare].mean())
+        scores[f"{classifier}_recall"] = float(recall[n > 0].mean())
+        scores[f"{classifier}_precision"] = float(precision[rare].mean())
+    return {"scores": scores, "converged": converged, "seconds": seconds}, {}
+
+
+def _guesses(
+    x: Float[np.ndarray, "n z"], y: Codes, unseen: Float[np.ndarray, "m z"], *, weighted: bool
+) -> dict[str, Codes]:
+    """Return the class of each unseen cell by both classifiers; weights are one over a class's size."""
+    knn = KNeighborsClassifier(_NEIGHBOURS).fit(x, y)
+    votes = knn.predict_proba(unseen)
+    if weighted:
+        votes = votes / np.bincount(y)[knn.classes_]
+    scale = x.std(0)
+    logistic = LogisticRegression(max_iter=1000, class_weight="balanced" if weighted else None).fit(
+        x / scale, y
+    )
+    return {"knn": knn.classes_[votes.argmax(1)], "logistic": logistic.predict(unseen / scale)}
+
+
+# what each row adds
+
+
+def _nothing(*_: Any) -> tuple[None, Codes, bool]:
+    return None, np.zeros(0, np.int64), True
+
+
+def _oversampled(
+    given: _Given, train: np.ndarray, floor: int, seed: int
+) -> tuple[sp.csr_matrix, Codes, bool]:
+    rng, y = np.random.default_rng(seed), given.classes[train]
+    sizes = np.bincount(y, minlength=len(given.names))
+    drawn = [
+        rng.choice(train[y == number], floor - n) for number, n in enumerate(sizes) if 0 < n < floor
+    ]
+    rows = np.concatenate(drawn)
+    return given.counts[rows], given.classes[rows], True
+
+
+def _generated(
+    model: Model, given: _Given, train: np.ndarray, floor: int, seed: int
+) -> tuple[sp.csr_matrix, Codes, bool]:
+    fitted = model.fit(given.data, given.schema, rows=train, seed=seed, progress=given.progress)
+    both = augment(
+        given.data, fitted, by=given.by, floor=floor, rows=train, seed=seed, progress=given.progress
+    )
+    new = both[both.obs["generated"].to_numpy()]
+    codes = pd.Index(given.names).get_indexer(
+        pd.Index(new.obs[fitted.column(given.by)].astype(str))
+    )
+    return sp.csr_matrix(new.X), codes.astype(np.int64), bool(fitted.provenance["converged"])

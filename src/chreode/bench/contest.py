@@ -1,0 +1,127 @@
+"""Rows of a bench, each judged under every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .. import config
+from ..errors import DataError
+from ..learn.phase import bar
+from ..model import Model
+from .table import Bench
+from .trials import Outcome, Result, Trial, pinned, running
+
+#: By method and seed.
+Outcomes: TypeAlias = Mapping[str, Mapping[int, Outcome]]
+
+
+@dataclass(frozen=True, eq=False)
+class Contestant:
+    """A row of a bench.
+
+    Attributes
+    ----------
+    name, role
+        As in `Bench.methods`.
+    judge
+        Returns, from a seed and what all are given, ``scores`` by metric, whether a fit had
+        ``converged`` and its ``seconds``; whatever else it returns is left to the bench.
+    about
+        What its results depend on, beside its name.
+    """
+
+    name: str
+    role: str
+    judge: Callable[[int, Any], Result]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def contestants(
+    models: Sequence[Model], judge: Callable[[Model], Callable[[int, Any], Result]]
+) -> list[Contestant]:
+    """Return a row for each model; models of one class are numbered."""
+    found = []
+    for model in models:
+        name = type(model).__name__
+        alike = [m for m in models if type(m) is type(model)]
+        name = name if len(alike) == 1 else f"{name} ({alike.index(model) + 1})"
+        about = {"model": model.key, "config": config.as_dict(model)}
+        found.append(Contestant(name, "method", judge(model), about))
+    return found
+
+
+def contest(
+    kind: str,
+    rows: Sequence[Contestant],
+    metrics: pd.DataFrame,
+    given: Any,
+    about: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+    into: str | Path | None,
+    progress: bool | None,
+) -> tuple[Bench, Outcomes]:
+    """Judge every row under every seed; intervals are from the lowest to the highest seed.
+
+    Parameters
+    ----------
+    kind, metrics, about
+        As in `Bench`.
+    given
+        What every judge is given.
+    into
+        Folder that keeps every result as it comes, and from which the same call goes on.
+
+    Raises
+    ------
+    DataError
+        If every row failed; it says why.
+    """
+    trials = [
+        Trial(
+            f"{row.name}, seed {seed}", partial(row.judge, seed),
+            {"row": row.name, **row.about, "seed": seed},
+        )
+        for row in rows
+        for seed in seeds
+    ]  # fmt: skip
+    with (
+        pinned(torch.get_num_threads()),
+        bar(len(trials), "judge", progress) as shown,
+        running(given, about, into=into) as runner,
+    ):
+        done = iter(runner.run(trials, shown))
+    outcomes = {row.name: {seed: next(done) for seed in seeds} for row in rows}
+    scores = [
+        {"method": name, "seed": seed, "metric": metric, "value": value, "low": value,
+         "high": value, "reason": ""}
+        for name, of in outcomes.items()
+        for seed, outcome in of.items()
+        for metric, value in outcome.row.get("scores", {}).items()
+    ]  # fmt: skip
+    if not scores:
+        raise DataError(
+            f"No row could be judged. {trials[0].name}: {outcomes[rows[0].name][seeds[0]].failed}"
+        )
+    summaries = [_summary(row, list(outcomes[row.name].values())) for row in rows]
+    methods = pd.DataFrame(summaries).set_index("method")
+    return Bench(kind, pd.DataFrame(scores), methods, metrics, about), outcomes
+
+
+def _summary(row: Contestant, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    done = [outcome for outcome in outcomes if not outcome.failed]
+    notes = dict.fromkeys(f"failed: {o.failed}" for o in outcomes if o.failed)
+    converged = all(outcome.row["converged"] for outcome in done)
+    return {
+        "method": row.name, "role": row.role, "seeds": len(done), "converged": converged,
+        "seconds": float(np.mean([outcome.row["seconds"] for outcome in done] or [np.nan])),
+        "note": "; ".join([*notes, *([] if converged else ["unconverged"])]),
+    }  # fmt: skip

@@ -1,0 +1,277 @@
+"""How far generated cells are from real ones: distances of clouds, of genes and of depths, and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Float, Int, Num
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist, pdist
+from scipy.stats import ks_2samp
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import NearestNeighbors
+
+from ..errors import DataError
+
+Cloud = Float[np.ndarray, "_ z"]
+#: Widths of the kernels, as multiples of the median distance between real cells.
+WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+#: Widths of the published table of CFGen: sums of five kernels, biased.
+PAPER_WIDTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+
+
+def wasserstein2(real: Cloud, fake: Cloud, *, seed: int = 0) -> float:
+    """Return the 2-Wasserstein distance between two clouds of equally weighted points, exactly.
+
+    With as many points in each the optimal plan is a matching (Birkhoff), solved by shortest
+    augmenting paths in O(n³). A larger cloud is first thinned at random to the size of the smaller.
+
+    Examples
+    --------
+    >>> wasserstein2(np.zeros((2, 1)), np.array([[3.0], [4.0]])) ** 2
+    12.5
+    """
+    rng = np.random.default_rng(seed)
+    n = min(len(real), len(fake))
+    x, y = (c if len(c) == n else c[rng.choice(len(c), n, replace=False)] for c in (real, fake))
+    cost = cdist(x, y, "sqeuclidean")
+    return float(np.sqrt(cost[linear_sum_assignment(cost)].mean()))
+
+
+def mmd2(
+    real: Cloud, fake: Cloud, widths: Float[np.ndarray, " k"] | None = None, *, biased: bool = False
+) -> float:
+    """Return the squared maximum mean discrepancy under a mean of Gaussian kernels.
+
+    Unbiased (Gretton et al. 2012, equation 3): 0 in expectation for clouds of one distribution,
+    hence at times below 0.
+
+    Parameters
+    ----------
+    widths
+        σ of each kernel exp(−d² / 2σ²) (default: `WIDTHS` times the median distance of real cells).
+    biased
+        Count each point as its own neighbour and sum the kernels, as in the tables of CFGen
+        (with `PAPER_WIDTHS`): equal distributions then have about 2 k / n, not 0.
+    """
+    xx, yy, xy = (cdist(a, b, "sqeuclidean") for a, b in ((real, real), (fake, fake), (real, fake)))
+    if widths is None:
+        widths = median_widths(real)
+    n, m = len(real), len(fake)
+    total = 0.0
+    for width in widths:
+        kx, ky, kxy = (np.exp(-d / (2 * width**2)) for d in (xx, yy, xy))
+        if biased:
+            total += kx.mean() + ky.mean() - 2 * kxy.mean()
+        else:
+            within = (kx.sum() - n) / (n * (n - 1)) + (ky.sum() - m) / (m * (m - 1))
+            total += (within - 2 * kxy.mean()) / len(widths)
+    return float(total)
+
+
+def median_widths(real: Cloud) -> Float[np.ndarray, " k"]:
+    """Return `WIDTHS` times the median distance between real cells (2,000 of them at the most)."""
+    few = real[np.random.default_rng(0).permutation(len(real))[:2000]]
+    return np.array(WIDTHS) * np.median(pdist(few))
+
+
+def energy_distance(real: Cloud, fake: Cloud) -> float:
+    """Return 2 E‖x − y‖ − E‖x − x′‖ − E‖y − y′‖ (Székely & Rizzo 2013), unbiased."""
+    n, m = len(real), len(fake)
+    within = cdist(real, real).sum() / (n * (n - 1)) + cdist(fake, fake).sum() / (m * (m - 1))
+    return float(2 * cdist(real, fake).mean() - within)
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """Shares of cells within reach of the other cloud; each 1 at best (density may be above).
+
+    Attributes
+    ----------
+    precision, recall
+        Fake cells within the k-nearest-neighbour balls of real ones, and the reverse
+        (Kynkäänniemi et al. 2019).
+    density, coverage
+        Real balls per fake cell over k, and real cells whose ball holds a fake one (Naeem et al. 2020).
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def manifold(real: Cloud, fake: Cloud, k: int = 5) -> Manifold:
+    """Compare the supports of two clouds by balls that reach to the k-th neighbour."""
+    if min(len(real), len(fake)) <= k:
+        raise DataError(f"{min(len(real), len(fake))} cells have no {k} neighbours each.")
+    reach_real, reach_fake = (np.sort(cdist(c, c), axis=1)[:, k] for c in (real, fake))
+    between = cdist(real, fake)
+    in_real = between <= reach_real[:, None]
+    return Manifold(
+        float(in_real.any(0).mean()),
+        float((between <= reach_fake).any(1).mean()),
+        float(in_real.sum(0).mean() / k),
+        float((between.min(1) <= reach_real).mean()),
+    )
+
+
+def real_or_fake(real: Cloud, fake: Cloud, *, seed: int = 0, folds: int = 3) -> float:
+    """Return the AUC of a random forest that tells real from fake, out of fold; 0.5 at best."""
+    x = np.concatenate([real, fake])
+    y = np.repeat([0, 1], [len(real), len(fake)])
+    forest = RandomForestClassifier(100, min_samples_leaf=3, random_state=seed)
+    split = StratifiedKFold(min(folds, int(np.bincount(y).min())), shuffle=True, random_state=seed)
+    guess = cross_val_predict(forest, x, y, cv=split, method="predict_proba")[:, 1]
+    return float(roc_auc_score(y, guess))
+
+
+def memorisation(train: Cloud, held_out: Cloud, fake: Cloud) -> float:
+    """Return the probability that a fake cell is nearer to the training cells than a held-out one.
+
+    0.5 if generated cells are to the training cells what other real ones are; towards 1 if they
+    repeat them (1 for copies). Ties count half.
+    """
+    search = NearestNeighbors(n_neighbors=1).fit(train)
+    near = [search.kneighbors(c)[0][:, 0] for c in (held_out, fake)]
+    return float(
+        roc_auc_score(np.repeat([0, 1], [len(held_out), len(fake)]), -np.concatenate(near))
+    )
+
+
+def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
+    """Return Lin's concordance (1989): Pearson's correlation, less what shift and scale lose."""
+    covariance = np.cov(a, b, bias=True)
+    spread = covariance[0, 0] + covariance[1, 1] + (a.mean() - b.mean()) ** 2
+    return float(2 * covariance[0, 1] / spread) if spread > 0 else float("nan")
+
+
+def depth_distance(real: Num[np.ndarray, " n"], fake: Num[np.ndarray, " m"]) -> float:
+    """Return the Kolmogorov-Smirnov distance of total counts; 0 at best, 1 at worst."""
+    return float(ks_2samp(real, fake).statistic)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Per gene: mean and variance of log1p counts per 10,000, and the share of zeros."""
+
+    mean: Float[np.ndarray, " g"]
+    variance: Float[np.ndarray, " g"]
+    zeros: Float[np.ndarray, " g"]
+
+    @classmethod
+    def of(cls, counts: sp.csr_matrix) -> Moments:
+        """Compute from raw counts."""
+        x = log_cp10k(counts)
+        mean = np.asarray(x.mean(0)).ravel()
+        square = np.asarray(x.multiply(x).mean(0)).ravel()
+        return cls(mean, square - mean**2, 1 - np.asarray((counts > 0).mean(0)).ravel())
+
+
+def gene_agreement(real: sp.csr_matrix, fake: sp.csr_matrix) -> dict[str, float]:
+    """Return `concordance` over genes of mean, variance and share of zeros; 1 at best."""
+    a, b = Moments.of(real), Moments.of(fake)
+    return {
+        name: concordance(getattr(a, name), getattr(b, name))
+        for name in ("mean", "variance", "zeros")
+    }
+
+
+def correlation_agreement(
+    real: sp.csr_matrix, fake: sp.csr_matrix, genes: Int[np.ndarray, " k"]
+) -> float:
+    """Return the `concordance` of gene-gene correlations, of log-expression, over pairs of `genes`."""
+    pairs = np.triu_indices(len(genes), 1)
+    tables = [_correlations(log_cp10k(c)[:, genes].toarray())[pairs] for c in (real, fake)]
+    return concordance(*tables)
+
+
+def cross_agreement(
+    real: tuple[sp.csr_matrix, sp.csr_matrix],
+    fake: tuple[sp.csr_matrix, sp.csr_matrix],
+    n: int = 50,
+) -> float:
+    """Return the `concordance` of correlations between features of two modalities of the same cells.
+
+    Features are the `n` of each whose log-expression varies most in the real cells.
+    """
+    chosen = [np.argsort(-Moments.of(x).variance, kind="stable")[:n] for x in real]
+    tables = []
+    for pair in (real, fake):
+        a, b = (log_cp10k(x)[:, some].toarray() for x, some in zip(pair, chosen, strict=True))
+        tables.append(_correlations(np.hstack([a, b]))[: a.shape[1], a.shape[1] :].ravel())
+    return concordance(*tables)
+
+
+def _correlations(x: Float[np.ndarray, "n g"]) -> Float[np.ndarray, "g g"]:
+    """Return Pearson's, and 0 with a feature that does not vary."""
+    centred = x - x.mean(0)
+    length = np.sqrt((centred**2).sum(0))
+    scaled = np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
+    return scaled.T @ scaled
+
+
+def fold_change_agreement(
+    real: sp.csr_matrix, fake: sp.csr_matrix, real_labels: np.ndarray, fake_labels: np.ndarray
+) -> float:
+    """Return the `concordance` of log₂ fold changes, each class against the rest, averaged over classes."""
+    found = []
+    for label in sorted(set(real_labels) & set(fake_labels)):
+        a = _fold_changes(real, real_labels == label)
+        b = _fold_changes(fake, fake_labels == label)
+        if a is not None and b is not None:
+            found.append(concordance(a, b))
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _fold_changes(counts: sp.csr_matrix, inside: np.ndarray) -> np.ndarray | None:
+    if inside.all() or not inside.any():
+        return None
+    x = log_cp10k(counts)
+    level = [
+        np.log2(np.expm1(np.asarray(x[rows].mean(0)).ravel()) + 0.1) for rows in (inside, ~inside)
+    ]
+    return level[0] - level[1]
+
+
+def log_cp10k(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """Return log1p of counts per 10,000; a cell without counts stays empty."""
+    total = np.asarray(counts.sum(1)).ravel()
+    scaled = sp.csr_matrix(sp.diags_array(1e4 / np.maximum(total, 1)) @ counts)
+    scaled.data = np.log1p(scaled.data)
+    return scaled
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Where clouds are compared: principal components of real cells, centred by their mean.
+
+    Attributes
+    ----------
+    genes
+        Genes that enter.
+    pca
+        Fitted on log1p counts per 10,000 of real cells; best of others than those compared.
+    """
+
+    genes: Int[np.ndarray, " k"]
+    pca: PCA
+
+    @classmethod
+    def of(cls, counts: sp.csr_matrix, n_genes: int = 2000, n_components: int = 30) -> Space:
+        """Fit on raw counts of real cells, of the genes whose log-expression varies most."""
+        x = log_cp10k(counts)
+        square, mean = x.multiply(x).mean(0), x.mean(0)
+        variance = np.asarray(square).ravel() - np.asarray(mean).ravel() ** 2
+        genes = np.sort(np.argsort(-variance, kind="stable")[:n_genes])
+        n = min(n_components, len(genes) - 1, x.shape[0] - 1)
+        return cls(genes, PCA(n, svd_solver="covariance_eigh").fit(x[:, genes].toarray()))
+
+    def place(self, counts: sp.csr_matrix) -> Cloud:
+        """Return coordinates of cells, real or generated."""
+        return self.pca.transform(log_cp10k(counts)[:, self.genes].toarray())

@@ -1,0 +1,116 @@
+"""Generated cells beside real ones: where they lie, and how often their genes are silent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..errors import CapabilityError, DataError
+from ..metrics.generation import Space
+from ..metrics.score import Labels
+from .counts import Counts
+from .scatter import embedding, principal_plane, umap_coordinates
+from .style import GREY, PALETTE, axes, bare
+
+#: Cells of each kind in a picture at the most.
+_SHOWN = 3000
+
+
+def real_and_generated(
+    real: Counts,
+    generated: Counts,
+    labels: tuple[Labels, Labels] | None = None,
+    *,
+    names: tuple[str, str] = ("real", "generated"),
+    seed: int = 0,
+) -> Figure:
+    """Draw real and generated cells side by side in one layout, coloured by label, then both together.
+
+    The layout is UMAP (without umap-learn: a plane) of 30 principal components of the real cells, in
+    which the generated ones are placed; of each kind 3,000 cells at the most.
+
+    Parameters
+    ----------
+    real, generated
+        Raw counts, shape (cells, genes), of the same genes.
+    labels
+        One value per real and per generated cell.
+    names
+        What the panels are called.
+    seed
+        Of the choice of cells and of the layout.
+
+    Raises
+    ------
+    DataError
+        If the genes are not as many.
+    """
+    if real.shape[1] != generated.shape[1]:
+        raise DataError(
+            f"{real.shape[1]:,} genes against {generated.shape[1]:,}: expected the same."
+        )
+    rng = np.random.default_rng(seed)
+    counts = [sp.csr_matrix(c) for c in (real, generated)]
+    rows = [np.sort(rng.permutation(c.shape[0])[:_SHOWN]) for c in counts]
+    space = Space.of(counts[0])
+    x = np.concatenate([space.place(c[some]) for c, some in zip(counts, rows, strict=True)])
+    try:
+        plane = umap_coordinates(x, seed)
+    except CapabilityError:
+        plane = principal_plane(x)
+    kind = np.repeat(names, [len(some) for some in rows])
+    values = kind.astype(object)
+    if labels is not None:
+        values = np.concatenate(
+            [np.asarray(v, dtype=object)[some] for v, some in zip(labels, rows, strict=True)]
+        )
+    figure = Figure(figsize=(12.5, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    known = pd.Categorical(values)  # the same colours in both panels
+    for panel, name in zip(panels[:2], names, strict=True):
+        mine = kind == name
+        embedding(plane[mine], colour=pd.Series(known[mine]), ax=panel, title=name, seed=seed)
+        if panel is panels[0] and panel.get_legend() is not None:
+            panel.get_legend().remove()
+    embedding(plane, colour=kind, ax=panels[2], title="both", seed=seed)
+    for panel in panels:
+        panel.set(xlabel="", ylabel="")
+    return figure
+
+
+def zero_fractions(
+    real: Counts,
+    generated: Counts,
+    *,
+    names: tuple[str, str] = ("real", "generated"),
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw, for every gene, the share of generated cells without a count over that of real ones.
+
+    Parameters
+    ----------
+    real, generated
+        Raw counts, shape (cells, genes), of the same genes.
+    names
+        What the axes are called.
+    ax
+        Where to draw (default: a new figure).
+
+    Examples
+    --------
+    >>> counts = sp.csr_array(np.random.default_rng(0).poisson(1.0, size=(50, 20)))
+    >>> zero_fractions(counts, counts).get_xlabel()
+    'share of zeros, real'
+    """
+    ax = axes(ax, 3.8, 3.8)
+    shares = [1 - (sp.csr_matrix(c) > 0).mean(0).A1 for c in (real, generated)]
+    ax.scatter(
+        shares[0], shares[1], s=6, color=PALETTE[0], alpha=0.5, linewidths=0, rasterized=True
+    )
+    ax.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2)
+    ax.set(xlabel=f"share of zeros, {names[0]}", ylabel=f"share of zeros, {names[1]}")
+    bare(ax)
+    return ax

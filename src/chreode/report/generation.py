@@ -1,0 +1,93 @@
+"""What a report says of generated cells, and the pictures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..bench.table import Bench
+from ..plot import mean_variance, real_and_generated, zero_fractions
+from .page import Section
+
+#: Share of pairs in which a generated cell may be nearer to a training cell than a held-out one is.
+_REPEATS = 0.6
+
+
+def lead(bench: Bench) -> Iterator[str]:
+    """Say what comes nearest to held-out cells, and how much is left to them."""
+    table = bench.table()
+    if "w2" not in table:
+        return
+    ceiling = table.index[table["role"] == "ceiling"]
+    rows = table[table["role"].isin(["method", "baseline"])].dropna(subset="w2").sort_values("w2")
+    if rows.empty:
+        return
+    best, floor = rows.index[0], table.loc[ceiling, "w2"].min()
+    said = f"W2 {rows.loc[best, 'w2']:.2f}; other real cells in their place {floor:.2f}"
+    if rows.loc[best, "role"] == "baseline" and (rows["role"] == "method").any():
+        yield f"No method beats the baselines: {best}, a baseline, is nearest to held-out cells, {said}."
+    else:
+        yield f"{best} is nearest to held-out cells, {said}."
+    for method, row in rows[rows["role"] == "method"].iterrows():
+        yield (
+            f"{method}: a random forest tells its cells from real ones of their class with an AUC of "
+            f"{row['auc']:.2f} (0.5: it cannot; 1: always)."
+        )
+        if row["memory"] > _REPEATS:
+            yield (
+                f"{method} may repeat training cells: its cells are nearer to them than held-out ones in "
+                f"{row['memory']:.0%} of pairs, where 50 % is expected."
+            )
+
+
+def sections(bench: Bench) -> list[Section]:
+    """Return pictures of every method and of the best baseline, and the scores of single classes."""
+    table = bench.table()
+    methods, baselines = (table[table["role"] == role] for role in ("method", "baseline"))
+    shown = [*methods.index, *(baselines.sort_values("w2").index[:1] if len(bench.pairs) else [])]
+    found = [_pictures(bench, name) for name in shown if name in bench.pairs]
+    if len(bench.by_class):
+        means = bench.by_class.pivot_table(
+            index=["metric", "class"], columns="method", values="value", sort=False
+        ).reindex(columns=table.index)
+        names = bench.metrics["name"]
+        found.append(
+            Section(
+                "Single classes",
+                "Means over seeds. Where a class has few cells even real ones differ much.",
+                tables=tuple(
+                    (names[metric], means.loc[metric].rename_axis(None, axis=1))
+                    for metric in ("w2", "mmd", "auc")
+                ),
+            )
+        )
+    return found
+
+
+def _pictures(bench: Bench, name: str) -> Section:
+    real, fake = bench.pairs[name]
+    labels: Any = (real.obs["class"], fake.obs["class"])
+    one_class = real.obs["class"].nunique() < 2
+    clouds = real_and_generated(real.X, fake.X, None if one_class else labels, names=("real", name))
+    return Section(
+        f"Cells of {name}",
+        figures=(
+            ("Real cells, generated ones, and both, in one layout.", clouds),
+            (
+                "Variance against mean of every feature.",
+                _figure(mean_variance(real.X, fake.X, names=("real", name))),
+            ),
+            (
+                "Share of cells without a count, for every feature.",
+                _figure(zero_fractions(real.X, fake.X, names=("real", name))),
+            ),
+        ),
+    )
+
+
+def _figure(ax: Axes) -> Figure:
+    assert isinstance(ax.figure, Figure)
+    return ax.figure
