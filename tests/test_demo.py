@@ -62,7 +62,7 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     assert out.splitlines()[-1].endswith(f"Open {page}")
     html = page.read_text(encoding="utf-8")
     assert "PCA here: total" in html
-    assert "drawn from scVI" in html
+    assert "New cells: findings" in html
     assert "<script src" not in html
     assert 'src="http' not in html
     bench = Bench.load(tmp_path / "demo" / "bench.json")

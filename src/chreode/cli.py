@@ -38,6 +38,16 @@ COMMANDS = (
         "Draw new cells from a fitted model.",
         "generate runs/scvi -n 5000 --given.batch p3 -o new.h5ad",
     ),
+    (
+        "commands.use:correct",
+        "Write cells as they would be measured under other conditions.",
+        "correct runs/cfgen pbmc.h5ad --to.batch p3 -o as-p3.h5ad",
+    ),
+    (
+        "commands.use:augment",
+        "Add generated cells to the classes that have few.",
+        "augment runs/cfgen pbmc.h5ad --floor 500 -o more.h5ad",
+    ),
     ("commands.judge:bench", "Score methods side by side, with baselines and a ceiling.", ""),
     (
         "commands.judge:report",

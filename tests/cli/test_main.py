@@ -17,7 +17,10 @@ from chreode import models
 from chreode.commands.common import spoken
 
 KEYS = models.keys()
-COMMANDS = ["demo", "check", "embed", "generate", "bench integration", "report", "models", "show"]
+COMMANDS = [
+    "demo", "check", "embed", "generate", "correct", "augment", "bench integration",
+    "bench generation", "report", "models", "show",
+]  # fmt: skip
 ROLES = "--counts layers/counts --batch obs/batch"
 
 

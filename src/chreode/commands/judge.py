@@ -32,6 +32,18 @@ bench = App(
     "--batch obs/donor --label obs/cell_type --models scvi --report report.html",
 )
 
+Seeds = Annotated[
+    tuple[Whole, ...], Parameter(consume_multiple=True, show_default="0 1 2", group=RUN)
+]
+Scores = Annotated[
+    Path | None,
+    Parameter(
+        name=("--output", "-o"), group=RUN,
+        help="Write the scores as JSON, which 'chreode report' reads.",
+    ),
+]  # fmt: skip
+Page = Annotated[Path | None, Parameter(group=RUN, help="Write a page of HTML.")]
+
 
 @bench.command
 @with_roles
@@ -41,11 +53,9 @@ def integration(
     *,
     keys: Words = (),
     models: Words = (),
-    seeds: Annotated[
-        tuple[Whole, ...], Parameter(consume_multiple=True, show_default="0 1 2", group=RUN)
-    ] = (0, 1, 2),
-    output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
-    report: Annotated[Path | None, Parameter(group=RUN)] = None,
+    seeds: Seeds = (0, 1, 2),
+    output: Scores = None,
+    report: Page = None,
     into: Into = None,
     ray: Ray = False,
     threads: Threads = None,
@@ -66,15 +76,8 @@ def integration(
         Models to score: keys, which are fitted here once per seed, or folders of fitted models.
     seeds
         Seeds of fits and clusterings.
-    output
-        Write the scores as JSON, which 'chreode report' reads.
-    report
-        Write a page of HTML.
     """
-    if output:
-        require_suffix(output, [".json"])
-    if report:
-        require_suffix(report, [".html"])
+    _require_places(output, report)
     if not (keys or models):
         raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
     use_threads(threads)
@@ -87,13 +90,65 @@ def integration(
         into=into,
         ray=ray and (threads or 1),
     )
-    written = []
+    return _answer(scored, ["role", "bio", "batch", "total", "seeds", "note"], output, report, json)
+
+
+@bench.command
+@with_roles
+def generation(
+    file: Path,
+    /,
+    *,
+    models: Words = ("cfgen",),
+    seeds: Seeds = (0, 1, 2),
+    output: Scores = None,
+    report: Page = None,
+    into: Into = None,
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Score generated cells against held-out real ones.
+
+    Real cells, replayed training cells, and simple models of counts are always in the table.
+
+    Parameters
+    ----------
+    file
+        An .h5ad or .h5mu file. Its categories (label, batch, perturbation …) make the classes.
+    models
+        Keys of models to fit, once per seed.
+    seeds
+        Seeds of splits, fits and draws.
+    """
+    _require_places(output, report)
+    use_threads(threads)
+    scored = ch.bench.generation(
+        file, ch.Schema.from_dict(roles), [find(name)() for name in models], seeds=seeds, into=into
+    )
+    columns = ["role", "w2", "mmd", "auc", "zeros", "fold_change", "depth", "memory", "note"]
+    return _answer(scored, columns, output, report, json)
+
+
+def _require_places(output: Path | None, report: Path | None) -> None:
     if output:
-        written.append(scored.save(output))
+        require_suffix(output, [".json"])
     if report:
-        written.append(scored.report(report))
+        require_suffix(report, [".html"])
+
+
+def _answer(
+    scored: ch.bench.Bench,
+    columns: list[str],
+    output: Path | None,
+    report: Path | None,
+    json: bool,  # noqa: FBT001 (a flag)
+) -> Answer:
+    """Write what is wanted, and say it."""
+    written = [scored.save(output)] if output else []
+    written += [scored.report(report)] if report else []
     table = scored.table()
-    text = table[["role", "bio", "batch", "total", "seeds", "note"]].to_string(float_format="%.3f")
+    text = table[columns].to_string(float_format="%.3f")
     return Answer(
         "\n".join([text, *(f"written to {path}" for path in written)]),
         {

@@ -1,4 +1,4 @@
-"""Commands that ask a fitted model: ``embed`` and ``generate``."""
+"""Commands that ask a fitted model: ``embed``, ``generate``, ``correct`` and ``augment``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 import chreode as ch
 
+from .. import store
 from ..errors import ConfigError
 from .common import (
     RUN,
@@ -110,7 +111,7 @@ def generate(
     guidance
         Weight of the conditions, for models that have one.
     """
-    require_suffix(output, [".h5ad"])
+    require_suffix(output, [".h5ad", ".h5mu"])
     use_threads(threads)
     fitted = ch.load(model)
     fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output)
@@ -118,5 +119,97 @@ def generate(
     return Answer(
         f"{n_cells:,} cells{f' ({under})' if under else ''} written to {output}",
         {"file": str(output), "cells": n_cells, "given": given or {}, "seed": seed},
+        json,
+    )
+
+
+@with_roles
+def correct(
+    model: Path,
+    file: Path,
+    /,
+    *,
+    to: Annotated[dict[str, str], Parameter(metavar="VALUE")],
+    output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
+    latent: Switch = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Write cells as they would be measured under other conditions, such as one batch for all.
+
+    Parameters
+    ----------
+    model
+        Folder of a fitted model.
+    file
+        An .h5ad, .h5mu or .zarr, whose features are matched by name.
+    to
+        A condition, by role or covariate: --to.batch p3.
+    output
+        The file to write: counts, or with --latent a copy of FILE with coordinates.
+    latent
+        Write latent coordinates under these conditions instead of counts.
+    """
+    from ..collect import copy_with
+    from ..read import read
+
+    use_threads(threads)
+    fitted = ch.load(model)
+    schema = fitted.schema.with_(**roles)
+    said = ", ".join(f"{role} {value}" for role, value in to.items())
+    if latent:
+        require_suffix(output, [file.suffix])
+        data = read(file)
+        key = f"X_{fitted.model.key}_to"
+        z = fitted.embed(data, to=to, schema=schema)
+        copy_with(file, output, {key: z}, {key: data.uns["chreode"][key]})
+        written = f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions,"
+    else:
+        require_suffix(output, [".h5ad", ".h5mu"])
+        fitted.predict(file, to=to, seed=seed, into=output, schema=schema)
+        written = "counts"
+    return Answer(
+        f"{written} as of {said} written to {output}", {"file": str(output), "to": to}, json
+    )
+
+
+def augment(
+    model: Path,
+    file: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
+    by: str = "label",
+    floor: Whole | None = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    json: Json = False,
+) -> Answer:
+    """Add generated cells to the classes of a file that have few.
+
+    Parameters
+    ----------
+    model
+        Folder of a fitted model.
+    file
+        An .h5ad, .h5mu or .zarr.
+    output
+        The .h5ad file to write: real cells, then new ones, told apart by obs["generated"].
+    by
+        Role or covariate whose classes are filled up.
+    floor
+        Cells that each class shall have at the least [default: as many as the largest].
+    """
+    require_suffix(output, [".h5ad"])
+    use_threads(threads)
+    cells = ch.augment(file, ch.load(model), by=by, floor=floor, seed=seed)
+    with store.aside(output) as made:
+        cells.write_h5ad(made)
+    new = int(cells.obs["generated"].sum())
+    return Answer(
+        f"{cells.n_obs - new:,} cells and {new:,} new ones written to {output}",
+        {"file": str(output), "real": cells.n_obs - new, "generated": new, "seed": seed},
         json,
     )
