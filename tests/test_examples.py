@@ -55,10 +55,26 @@ def select_genes_and_check(said: str) -> None:
     assert "kept 200 of 1000 genes" in said
 
 
+def attributes(said: str) -> None:
+    pairs = re.findall(r"asked for (\w+ \w+): nearest to (\w+ \w+)", said)
+    assert len(pairs) == 6
+    assert all(asked == found for asked, found in pairs)
+    none, one, two = (numbers(rf"guidance {w}: ([\d.]+) from", said)[0] for w in (0, 1, 2))
+    assert none < one < two
+
+
+def multiome(said: str) -> None:
+    assert numbers(r"openness by type: ([\d.]+)", said)[0] > 0.9
+    assert numbers(r"peaks of (\d+) cells from (\d+) that were measured", said) == [800, 400]
+    assert re.search(r"type_\d +300 ", said)
+
+
 SHOWN = {
     show.__name__: show
-    for show in (integrate, generate, query_mapping, factors, select_genes_and_check)
-}
+    for show in (
+        integrate, generate, query_mapping, factors, select_genes_and_check, attributes, multiome,
+    )
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("example", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)

@@ -1,0 +1,80 @@
+"""Batch effects taken out, of cells whose labels no method sees: PCA, Harmony, scVI, CFGen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata
+import harmonypy
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from sklearn.decomposition import PCA
+
+import chreode as ch
+from chreode.metrics.generation import log_cp10k
+from chreode.metrics.integration import integration_scores, summary
+
+from ..common import Row
+from ..speed.ratios import markdown
+from .fits import fit
+from .tasks import corrected
+
+TASKS = ("mop", "kang")
+METHODS = ("PCA", "Harmony", "scVI", "CFGen", "CFGen, not moved")
+
+
+def cases() -> list[Row]:
+    return [{"task": task, "method": m, "seed": 0} for task in TASKS for m in METHODS]
+
+
+def measure(case: Row, data: Path, kept: Path) -> Row:
+    """Embed all cells, and judge those that no method was fitted on and whose labels are hidden."""
+    cells, test = corrected(case["task"], data, case["seed"])
+    labels, batches = (cells.obs[c].astype(str).to_numpy() for c in ("label", "batch"))
+    hidden = cells.copy()
+    hidden.obs["label"] = hidden.obs["label"].astype(object)
+    hidden.obs.loc[test, "label"] = np.nan
+    z, told = _embedded(case["method"], hidden, np.flatnonzero(~test), case["seed"], kept)
+    before = log_cp10k(sp.csr_matrix(cells.X[test])).toarray()
+    scores = integration_scores(z[test], labels[test], batches[test], pre=before, seed=0)
+    return {
+        **told, "cells": int(test.sum()),
+        "scores": {k: v.value for k, v in {**scores, **summary(scores)}.items()},
+    }  # fmt: skip
+
+
+def _embedded(
+    method: str, cells: anndata.AnnData, train: np.ndarray, seed: int, kept: Path
+) -> tuple[np.ndarray, Row]:
+    if method in ("PCA", "Harmony"):
+        x = log_cp10k(sp.csr_matrix(cells.X)).toarray()
+        z = PCA(50, random_state=seed).fit(x[train]).transform(x)
+        if method == "Harmony":
+            table = cells.obs[["batch"]].astype(str)
+            fixed = harmonypy.run_harmony(z, table, "batch", random_state=seed, verbose=False)
+            z = np.asarray(fixed.Z_corr)
+            z = z if len(z) == cells.n_obs else z.T
+        return z, {}
+    schema = ch.Schema(counts="X", batch="obs/batch")
+    if method == "scVI":
+        fitted, told = fit(ch.SCVI(), cells, schema, train, seed, kept / "fits")
+        return fitted.embed(cells, progress=False), told
+    schema = schema.with_(label="obs/label")
+    fitted, told = fit(ch.CFGen(), cells, schema, train, seed, kept / "fits")
+    to: Any = None if method == "CFGen, not moved" else {"batch": _largest(cells.obs["batch"])}
+    return fitted.embed(cells, to=to, progress=False), told
+
+
+def _largest(batch: pd.Series) -> str:
+    return str(batch.value_counts().index[0])
+
+
+def render(rows: list[Row]) -> list[str]:
+    keys = list(rows[0]["scores"])
+    lines = [
+        (row["case"]["task"], row["case"]["method"], *(f"{row['scores'][k]:.3f}" for k in keys))
+        for row in rows
+    ]
+    return markdown(("", "", *keys), lines)

@@ -1,0 +1,89 @@
+"""What the weight of guidance does: likeness, variety and depth of the cells."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+import chreode as ch
+from chreode.bench.generation import class_table, scored, split
+
+from ..common import Row
+from ..speed.ratios import markdown
+from .fits import fit
+from .tasks import prepare
+
+WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+TASKS = ("pbmc3k", "kang", "tusi")
+
+
+def cases() -> list[Row]:
+    return [
+        {"task": task, "guide": guide, "seed": 0}
+        for task in TASKS
+        for guide in (("joint", "each") if task == "kang" else ("joint",))
+    ]
+
+
+def measure(case: Row, data: Path, kept: Path) -> Row:
+    cells, schema = prepare(case["task"], data, case["seed"])
+    classes, attributes = class_table(cells, schema)
+    train, reference, spare = split(classes, case["seed"])
+    fitted, told = fit(ch.CFGen(), cells, schema, train, case["seed"], kept / "fits")
+    fitted.module.options = dataclasses.replace(fitted.module.options, guide=case["guide"])
+    counts = sp.csr_matrix(cells.X)
+    given = {n: values.to_numpy()[classes[reference]] for n, values in attributes.items()}
+    real = counts[reference], classes[reference]
+    others = {"train": counts[train], "spare": counts[spare], "seed": case["seed"]}
+    scores = {}
+    for weight in WEIGHTS:
+        made = fitted.generate(
+            len(reference), given=given, guidance=weight, seed=case["seed"], progress=False
+        )
+        x = sp.csr_matrix(made.X)
+        found = scored(*real, x, classes[reference], **others)[0]
+        found["log_depth"] = _log_depth(x) - _log_depth(real[0])
+        scores[str(weight)] = found
+    ceiling = scored(*real, counts[spare], classes[spare], **others)[0]
+    return {**told, "scores": scores, "ceiling": ceiling}
+
+
+def _log_depth(counts: sp.csr_matrix) -> float:
+    return float(np.log(np.maximum(counts.sum(1), 1)).mean())
+
+
+def render(rows: list[Row]) -> list[str]:
+    keys = {
+        "w2": "W2", "mmd": "MMD²", "auc": "AUC", "precision": "precision", "recall": "recall",
+        "coverage": "coverage", "variance": "variances", "fold_change": "fold changes",
+        "depth": "depth", "log_depth": "mean log depth, less real",
+    }  # fmt: skip
+    lines = []
+    for row in rows:
+        name = f"{row['case']['task']}, {row['case']['guide']}"
+        for weight, scores in [*row["scores"].items(), ("real cells", row["ceiling"])]:
+            values = (f"{scores[key]:.3g}" if key in scores else "" for key in keys)
+            lines.append((name, weight, *values))
+    return markdown(("", "ω", *keys.values()), lines)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw likeness and variety over the weight."""
+    from matplotlib.figure import Figure
+
+    keys = {"w2": "W2", "precision": "precision", "recall": "recall", "depth": "depth (K-S)"}
+    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    for panel, (key, name) in zip(figure.subplots(1, len(keys)), keys.items(), strict=True):
+        for row in rows:
+            values = [row["scores"][str(w)][key] for w in WEIGHTS]
+            (line,) = panel.plot(WEIGHTS, values, "o-", markersize=3,
+                                 label=f"{row['case']['task']}, {row['case']['guide']}")  # fmt: skip
+            panel.axhline(row["ceiling"][key], color=line.get_color(), linestyle=":", linewidth=1)
+        panel.set(xlabel="weight ω", title=name)
+        panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})

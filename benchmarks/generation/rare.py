@@ -1,0 +1,48 @@
+"""Do generated cells help to find rare types? Beside oversampling and class weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+import chreode as ch
+from chreode.bench.augmentation import METRICS, augmentation, split
+from chreode.bench.generation import class_table
+
+from ..common import Row
+from ..speed.ratios import markdown
+from .fits import budgeted
+from .tasks import prepare
+
+
+def cases() -> list[Row]:
+    return [
+        {"task": task, "seed": seed} for task in ("pbmc3k", "kang", "mop") for seed in (0, 1, 2)
+    ]
+
+
+def measure(case: Row, data: Path, kept: Path) -> Row:
+    cells, schema = prepare(
+        case["task"], data, case["seed"], lambda _, classes: split(classes, case["seed"])[0]
+    )
+    train = split(class_table(cells, schema)[0], case["seed"])[0]
+    model, budget = budgeted(ch.CFGen(), cells, schema, train)
+    folder = kept / "augmentation" / f"{case['task']}-{case['seed']}"
+    bench = augmentation(cells, schema, [model], seeds=(case["seed"],), into=folder, progress=False)
+    table = bench.scores.pivot_table(index="method", columns="metric", values="value")
+    return {**budget, "data": bench.about["data"], "scores": table.to_dict("index")}
+
+
+def render(rows: list[Row]) -> list[str]:
+    lines = []
+    for task in dict.fromkeys(row["case"]["task"] for row in rows):
+        here = [row for row in rows if row["case"]["task"] == task]
+        for method in here[0]["scores"]:
+            values = (
+                [row["scores"][method][key] for row in here if method in row["scores"]]
+                for key in METRICS
+            )
+            told = (f"{np.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" for v in values)
+            lines.append((task, method, *told))
+    return markdown(("", "", *(name for name, *_ in METRICS.values())), lines)
