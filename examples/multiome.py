@@ -8,7 +8,7 @@ cells = ch.simulate.simulate_multiome(800, 150, 300, n_types=3, seed=0)
 schema = ch.Schema(counts="rna:X", accessibility="atac:X", label="obs/cell_type")
 
 # One latent state per cell: genes and peaks are drawn from it together, each with its own depth.
-model = ch.CFGen(n_latent=10, hidden=(64, 32), flow_width=64, max_epochs=100, flow_epochs=300)
+model = ch.CFGen(n_latent=10, hidden=(64, 32), flow_width=64, max_epochs=60, flow_epochs=150)
 fitted = model.fit(cells, schema, seed=0)
 new = fitted.generate(500, seed=0)
 print(new)

@@ -63,6 +63,7 @@ def test_genes_drawn_by_themselves_have_the_right_moments_and_no_correlation(ben
     assert table.loc[NB, "depth"] > table.loc[CEILING, "depth"]
 
 
+@pytest.mark.slow
 def test_models_are_fitted_on_training_cells_and_kept(cells, tmp_path):
     models = [
         ch.SCVI(max_epochs=3),

@@ -68,6 +68,7 @@ def test_augment_marks_what_is_new(say, there, model):
     assert "batch, label" in err or "label, batch" in err
 
 
+@pytest.mark.slow
 def test_bench_generation_makes_a_page(say, there):
     code, out, err = say(
         "bench generation cells.h5ad --counts X --label obs/cell_type --models pca --seeds 0"

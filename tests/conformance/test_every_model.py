@@ -19,6 +19,8 @@ from chreode.align import MissingFeatures
 from chreode.config import _hints
 
 KEYS = models.keys()
+#: Enough for new cells to tell where the flow ends.
+LEARNED = {"max_epochs": 40, "lr": 0.02, "kl": 0.1, "flow_epochs": 40, "flow_lr": 0.02}
 #: Values that differ from the defaults where no rule can find one, with what makes them visible.
 OTHERWISE = {
     "patience": ({"patience": 1}, {"max_epochs": 25, "lr": 0.05, "kl_warmup": 0.0}),
@@ -31,8 +33,10 @@ OTHERWISE = {
     "hidden": ({"hidden": (24, 12)}, {}),
     "batch_size": ({"batch_size": 32}, {}),
     "flow_epochs": ({"flow_epochs": 2}, {}),
-    "tolerance": ({"tolerance": 0.05}, {"solver": "dopri5", "flow_epochs": 30, "flow_lr": 0.05}),
-    "steps": ({"steps": 1}, {"flow_epochs": 30, "flow_lr": 0.05}),
+    "tolerance": ({"tolerance": 0.05}, {"solver": "dopri5", **LEARNED}),
+    "steps": ({"steps": 1}, LEARNED),
+    "solver": ({"solver": "euler"}, {"steps": 2, **LEARNED}),
+    "guide": ({"guide": "each"}, LEARNED),
 }
 #: Options that these cells cannot show, and the test that does.
 ELSEWHERE = {("cfgen", "peaks"): "tests/models/test_cfgen.py::test_peaks_may_be_counted"}
