@@ -77,7 +77,17 @@ SHOWN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("example", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+#: Examples that train a flow take half a minute.
+SLOW = ("attributes", "multiome")
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem)
+        for path in sorted(FOLDER.glob("*.py"))
+    ],
+)
 def test_it_runs_and_shows_its_point(example, capsys, monkeypatch, tmp_path):
     assert len(example.read_text(encoding="utf-8").splitlines()) <= 60
     monkeypatch.chdir(tmp_path)
