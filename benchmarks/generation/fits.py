@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 import chreode as ch
@@ -37,7 +38,7 @@ def budgeted(model: Any, data: Data, schema: ch.Schema, rows: np.ndarray) -> tup
     few = {"max_epochs": 2, **({"flow_epochs": 20} if model.key == "cfgen" else {})}
     told = schema if "label" in model.uses else ch.Schema(counts=schema.counts)
     history = dataclasses.replace(model, **few).fit(data, told, rows=rows, progress=False).history
-    cost = history.groupby("phase", sort=False)["seconds"].min()
+    cost = _learned(history).groupby("phase", sort=False)["seconds"].min()
     shares = [1.0] if len(cost) == 1 else [FIRST, 1 - FIRST]
     most = PAPER if getattr(model, "preset", "") == "paper" else MOST[model.key]
     epochs = [
@@ -66,7 +67,12 @@ def fit(
         say(f"fitted {model.key}, seed {seed}, in {time.perf_counter() - start:.0f} s")
         fitted.save(place)
     fitted = ch.load(place)
-    told["epochs"] = fitted.history.groupby("phase", sort=False).size().to_list()
+    told["epochs"] = _learned(fitted.history).groupby("phase", sort=False).size().to_list()
     told["seconds"] = float(fitted.history["seconds"].sum())
     told["converged"] = bool(fitted.provenance["converged"])
     return fitted, told
+
+
+def _learned(history: pd.DataFrame) -> pd.DataFrame:
+    """Return the phases that have epochs."""
+    return history[history["phase"] != "calibration"]

@@ -345,6 +345,10 @@ def test_a_fit_goes_on_from_another_and_refuses_new_categories(cells, roles):
     before, after = (f.module.autoencoder.modalities["counts"] for f in (first, again))
     torch.testing.assert_close(after.head.bias, before.head.bias)
     torch.testing.assert_close(after.log_theta.table(), before.log_theta.table())
+    few = still.fit(cells[known][:80].copy(), roles, from_=first, progress=False)
+    for name in ("depth.span", "depth.mean", "centre", "scale"):
+        kept = first.module.flow.state_dict()[name]
+        assert torch.equal(few.module.flow.state_dict()[name], kept), name
 
 
 def test_a_label_that_no_cell_has_is_refused(cells, roles):

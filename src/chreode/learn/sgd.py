@@ -27,6 +27,8 @@ from .phase import Phase, Run, Split, Trace, bar
 
 #: Cells that a fit by minibatches needs at the least: batch norm and a split must make sense.
 MIN_CELLS = 10
+#: Decay from which Adam's normalised steps could not hold a weight above a third.
+MOST_DECAY = 3.0
 #: Steps from one update of the average of the weights to the next, so that it costs next to nothing.
 AVERAGE_EVERY = 10
 
@@ -50,6 +52,9 @@ class SGD:
         Minibatches that a fit of few cells sees at the least, unless `max_epochs` says otherwise.
     weight_decay
         L2 penalty of Adam; decoupled (AdamW) where `decoupled`.
+    prior
+        Number of cells that weigh as much as a weight decay of 1: decay added in inverse proportion to
+        the training cells, as that of a prior of the weights is, up to `MOST_DECAY`.
     eps
         Adam's denominator term.
     schedule
@@ -71,6 +76,7 @@ class SGD:
     max_epochs: int | None = None
     least_steps: int = 0
     weight_decay: float = 0.0
+    prior: float = 0.0
     decoupled: bool = False
     eps: float = 1e-8
     schedule: Literal["constant", "cosine"] = "constant"
@@ -159,7 +165,7 @@ class _Loop:
         self.optimisers = {
             name: kind(
                 parameters, lr=self.sgd.lr, eps=self.sgd.eps,
-                weight_decay=self.sgd.weight_decay, fused=True,
+                weight_decay=self._decay(), fused=True,
             )
             for name, parameters in self.players.items()
         }  # fmt: skip
@@ -168,6 +174,9 @@ class _Loop:
         self.forward = self.target
         if self.run.compile:
             self.forward = torch.compile(self.target)  # type: ignore[assignment]  # OptimizedModule
+
+    def _decay(self) -> float:
+        return self.sgd.weight_decay + min(MOST_DECAY, self.sgd.prior / len(self.split.train))
 
     def run_epoch(self) -> dict[str, float]:
         """Train one epoch, validate, and remember the best."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any, ClassVar, Literal
@@ -23,6 +23,7 @@ from ..flows.coupling import optimal
 from ..flows.field import ConditionalField, Terms
 from ..flows.guidance import drop_as_published, drop_conditions
 from ..flows.path import straight, stratified_times
+from ..learn.exact import Batches, Exact
 from ..learn.phase import Phase, Run, Split
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
@@ -32,12 +33,15 @@ from ..module import Loss, Module, Step
 from ..nn.attributes import attribute_names, read_attributes
 from ..nn.blocks import Linear, reparametrise
 from ..nn.depth import Depth
+from ..nn.effects import AttributeEffects, Compared
 from ..nn.modality import Modality
 from ..schema import Spec
 
 MODALITIES = ("counts", "accessibility", "protein")
 #: Share of the run over which the KL weight rises.
 WARM_UP = 0.05
+#: Cells that weigh as much as a weight decay of 1 (see `SGD.prior`).
+PRIOR = 4000.0
 #: Minibatches that the flow sees at the least: they are cheap, and few cells make few in an epoch.
 FLOW_STEPS = 15_000
 
@@ -49,9 +53,10 @@ class Autoencoder(Module):
 
     def __init__(self, options: CFGen, spec: Spec) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.spec = options, spec
         self.by = options.theta_by(spec)
         self.modalities: Any = nn.ModuleDict()  # of `Modality`
+        self.effects: Any = nn.ModuleDict()  # of `AttributeEffects`
         for role in (r for r in MODALITIES if r in spec.roles):
             self.modalities[role] = Modality(
                 spec.n_features(role), options.n_latent, options.hidden,
@@ -59,6 +64,9 @@ class Autoencoder(Module):
                 groups=spec.blocks[self.by] if self.by else (1,), normalised=options.normalise,
                 theta_speed=options.theta_speed,
             )  # fmt: skip
+            if options.calibrate:
+                binary = role == "accessibility" and options.peaks == "bernoulli"
+                self.effects[role] = AttributeEffects(spec, spec.n_features(role), binary=binary)
         width = len(self.modalities) * options.hidden[-1]
         self.mean = Linear(width, options.n_latent)
         self.log_variance = Linear(width, options.n_latent) if options.kl else None
@@ -97,11 +105,35 @@ class Autoencoder(Module):
         return torch.stack(parts, 1)
 
     def distribution(
-        self, role: str, z: Float[Tensor, "b z"], log_depth: Float[Tensor, "b m"], batch: CellBatch
+        self,
+        role: str,
+        z: Float[Tensor, "b z"],
+        log_depth: Float[Tensor, "b m"],
+        batch: CellBatch,
+        weights: Float[Tensor, " _"] | None = None,
     ) -> NegativeBinomial | Poisson | Bernoulli:
-        """Return p(x|z, ℓ, attributes) of a modality."""
-        j = list(self.modalities).index(role)
-        return self.modalities[role].distribution(z, log_depth[:, j : j + 1], self._group(batch))
+        """Return p(x|z, ℓ, attributes) of a modality; `weights` of the attributes' effects."""
+        j, shift = list(self.modalities).index(role), 0.0
+        if role in self.effects:
+            shift = self.effects[role](read_attributes(self.spec, batch)[0], weights)
+        depth = log_depth[:, j : j + 1]
+        return self.modalities[role].distribution(z, depth, self._group(batch), shift)
+
+    def solve(self, batches: Batches, rng: Rng) -> None:
+        """Let each category's expected counts be those observed (see `AttributeEffects`)."""
+        for role, effects in self.effects.items():
+            with rng.scope("effects"):
+                effects.fit(lambda role=role: self._compared(role, batches))
+
+    def _compared(self, role: str, batches: Batches) -> Iterator[Compared]:
+        for batch in batches():
+            mean, variance = self.encode(batch)
+            z = mean if variance is None else reparametrise(mean, variance)
+            expected = self.distribution(role, z, self.log_depth(batch).nan_to_num(), batch).mean
+            codes = read_attributes(self.spec, batch)[0]
+            if role in batch.present:
+                codes = codes.where(batch.present[role][:, None], -1)
+            yield batch.sparse(role), codes, expected
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
         """Return −Σ log p(x|z, ℓ) over modalities, plus the weighted KL term if there is one."""
@@ -149,12 +181,12 @@ class Flow(Module):
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
         """Take the scale of the latent space, and the depths by attributes."""
+        if self.started:  # what was learned expects the scales that it was learned with
+            return
+        self.started.fill_(True)
         batch = source.batch(rows)
         codes, numbers, _ = read_attributes(self.spec, batch)
         self.depth.fill(batch["log_depth"], codes, numbers)
-        if self.started:
-            return
-        self.started.fill_(True)
         self.field.attributes.measure(numbers)
         if self.options.standardise:
             spread = batch["latent"].var(0) + batch["latent_variance"].mean(0)
@@ -262,8 +294,10 @@ class CFGenModule(Module):
         codes, numbers, _ = read_attributes(self.spec, batch)
         depth = self.flow.depth.sample(codes, numbers)
         noise = torch.randn(len(batch), self.options.n_latent)
-        z = self.flow.carry(noise, batch, depth, self.terms(guidance))
-        return self._draw(z, depth, batch)
+        terms = self.terms(guidance)
+        z = self.flow.carry(noise, batch, depth, terms)
+        weights = sum((weight * told for told, weight in terms), torch.zeros(()))
+        return self._draw(z, depth, batch, weights)
 
     def score(
         self,
@@ -293,10 +327,14 @@ class CFGenModule(Module):
         return depth.where(depth.isfinite(), self.flow.depth.parameters_of(codes, numbers)[0])
 
     def _draw(
-        self, z: Float[Tensor, "b z"], log_depth: Float[Tensor, "b m"], batch: CellBatch
+        self,
+        z: Float[Tensor, "b z"],
+        log_depth: Float[Tensor, "b m"],
+        batch: CellBatch,
+        weights: Float[Tensor, " _"] | None = None,
     ) -> dict[str, Float[Tensor, "b g"]]:
         return {
-            role: self.autoencoder.distribution(role, z, log_depth, batch).sample()
+            role: self.autoencoder.distribution(role, z, log_depth, batch, weights).sample()
             for role in self.drawn
         }
 
@@ -330,9 +368,11 @@ class CFGen(Model):
 
         log ℓ ~ N(m(y), s²(y))              depth of each modality, by combination of attributes
         ε ~ N(0, I),  dz/dt = v(z, t, y, ℓ)   from ε at t = 0 to the latent state z at t = 1
-        x_g ~ NB(ℓ softmax(f(z))_g, θ_g)    RNA, proteins; peaks: Bernoulli(σ(f(z)_p)) or Poisson
+        η = f(z) + Σ_i b_i(y_i)               logits, with the effects of single attributes
+        x_g ~ NB(ℓ softmax(η)_g, θ_g)       RNA, proteins; peaks: Bernoulli(σ(η_p)) or Poisson
 
-    Phase one fits encoder and decoder, phase two the velocity v to the latent vectors.
+    Phase one fits encoder and decoder, then the effects b are counted (see `AttributeEffects`); phase two
+    fits the velocity v to the latent vectors.
 
     References
     ----------
@@ -351,7 +391,7 @@ class CFGen(Model):
     extends: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
-            "kl": 0.0, "normalise": False, "start": "random", "theta_speed": 1.0,
+            "kl": 0.0, "normalise": False, "calibrate": False, "start": "random", "theta_speed": 1.0,
             "hidden": (512, 256), "n_latent": 50, "weight_decay": 1e-5, "max_epochs": 300,
             "lr": 1e-3, "flow_epochs": 1500,
             "flow_lr": 1e-4, "sigma": 1e-4, "drop_by": "minibatch", "conditioning": "additive",
@@ -366,12 +406,15 @@ class CFGen(Model):
     hidden: tuple[int, ...] = param(
         (256, 128), "Widths of the encoder; the decoder is its mirror.", low=1
     )
-    kl: float = param(1.0, "Weight of the KL term; 0: a plain autoencoder.", low=0)
+    kl: float = param(0.3, "Weight of the KL term; 0: a plain autoencoder.", low=0)
     normalise: bool = param(True, "Encode log1p of counts per 10,000 instead of log1p of counts.")
     start: Literal["data", "random"] = param(
         "data", "Where decoders start: at each feature's mean and spread, or at random."
     )
     theta_speed: float = param(30.0, "How many times as fast as weights θ learns.", low=0.01)
+    calibrate: bool = param(
+        True, "Once decoders are learned, count what each category adds to every feature's mean."
+    )
     dispersion: Literal["gene", "gene-label", "gene-batch"] = param("gene", "What θ depends on.")
     peaks: Literal["bernoulli", "poisson"] = param("bernoulli", "Distribution of accessibility.")
     sigma: float = param(
@@ -408,7 +451,11 @@ class CFGen(Model):
         low=1,
     )  # fmt: skip
     lr: float = param(1e-3, "Learning rate of the autoencoder.", low=0)
-    weight_decay: float = param(0.1, "Decoupled weight decay of the autoencoder.", low=0)
+    weight_decay: float | None = param(
+        None,
+        "Decoupled weight decay of the autoencoder; None: 4,000 by the number of cells, at most 3.",
+        low=0,
+    )
     patience: int | None = param(
         20, "Stop the autoencoder after so many epochs without a better validation.", low=1
     )
@@ -442,14 +489,17 @@ class CFGen(Model):
     def phases(self) -> list[Phase]:
         """Return autoencoder, then flow."""
         data = Shuffled(self.batch_size)
+        counted = [Phase(Exact(), "autoencoder", name="calibration")] if self.calibrate else []
         return [
             Phase(
                 SGD(
-                    lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay,
+                    lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay or 0.0,
+                    prior=PRIOR if self.weight_decay is None else 0.0,
                     decoupled=True, clip=1.0, ema=self.ema, patience=self.patience, settle=WARM_UP,
                 ),
                 "autoencoder", data, name="autoencoder",
             ),
+            *counted,
             Phase(
                 SGD(
                     lr=self.flow_lr, max_epochs=self.flow_epochs, least_steps=FLOW_STEPS,

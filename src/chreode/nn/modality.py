@@ -104,9 +104,10 @@ class Modality(nn.Module):
         z: Float[Tensor, "b z"],
         log_depth: Float[Tensor, "b 1"],
         group: Int[Tensor, " b"] | None = None,
+        shift: Float[Tensor, "b g"] | float = 0.0,
     ) -> NegativeBinomial | Poisson | Bernoulli:
-        """Return p(x|z, ℓ, group)."""
-        logits = self.head(self.decoder(z))
+        """Return p(x|z, ℓ, group), logits moved by `shift`."""
+        logits = self.head(self.decoder(z)) + shift
         if self.kind == "bernoulli":
             return Bernoulli(logits)
         mu = log_depth.exp() * logits.softmax(-1)

@@ -1,0 +1,103 @@
+"""Effects of attributes: what is counted, how it is shrunk, and several at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import chreode as ch
+from chreode.data.batch import SparseRows
+from chreode.nn.effects import PRIOR, ROUNDS, AttributeEffects
+
+GENES = 6
+
+
+def spec_of(**sizes):
+    names = {role: tuple(f"{role} {i}" for i in range(n)) for role, n in sizes.items()}
+    genes = tuple(f"g{i}" for i in range(GENES))
+    return ch.Spec(
+        ("counts", *sizes), {"counts": genes}, names, {r: (n,) for r, n in sizes.items()}
+    )
+
+
+def compared(effects, x, codes, base):
+    """Return the data as `fit` wants them: Poisson counts whose expectation `base` effects multiply."""
+
+    def once():
+        logits = base.log() + effects(codes)
+        yield SparseRows.of(x), codes, logits.sigmoid() if effects.binary else logits.exp()
+
+    return once
+
+
+def test_the_effect_of_one_attribute_is_a_shrunk_ratio():
+    effects = AttributeEffects(spec_of(label=2), GENES)
+    torch.manual_seed(0)
+    x = torch.poisson(torch.full((40, GENES), 3.0))
+    codes = torch.tensor([[0]] * 25 + [[1]] * 10 + [[-1]] * 5)
+    base = torch.full((40, GENES), 2.0)
+    effects.fit(compared(effects, x, codes, base))
+    for category, rows in ((0, slice(0, 25)), (1, slice(25, 35))):
+        seen, expected = x[rows].sum(0), base[rows].sum(0)
+        found = effects(torch.tensor([[category]]))[0]
+        torch.testing.assert_close(found, ((seen + PRIOR) / (expected + PRIOR)).log())
+    assert not effects(torch.tensor([[-1]])).any()  # an unknown category changes nothing
+    half = effects(torch.tensor([[0]]), torch.tensor([0.5]))
+    torch.testing.assert_close(half, effects(torch.tensor([[0]])) / 2)
+
+
+def test_effects_of_two_attributes_are_told_apart():
+    """Unbalanced attributes: the means of each alone would mix the effects of both."""
+    effects = AttributeEffects(spec_of(label=2, perturbation=2), GENES)
+    rng = np.random.default_rng(0)
+    label = rng.integers(2, size=20_000)
+    treated = (rng.random(20_000) < np.where(label == 1, 0.6, 0.4)).astype(int)
+    codes = torch.from_numpy(np.stack([label, treated], 1))
+    truth = (
+        torch.tensor([[0.0] * 6, [1.0, -1, 0, 0, 0.5, 0.5]]),
+        torch.tensor([[0.0] * 6, [0, 0, 1.0, -1, 0.5, -0.5]]),
+    )
+    base = torch.full((20_000, GENES), 5.0)
+    torch.manual_seed(0)
+    x = torch.poisson(base * (truth[0][codes[:, 0]] + truth[1][codes[:, 1]]).exp())
+    calls = []
+    once = compared(effects, x, codes, base)
+    effects.fit(lambda: (calls.append(1), once())[1])
+    assert len(calls) == 2 * ROUNDS
+    for at in ([0, 0], [0, 1], [1, 0], [1, 1]):
+        found = effects(torch.tensor([at]))[0]
+        torch.testing.assert_close(found, truth[0][at[0]] + truth[1][at[1]], atol=0.05, rtol=0)
+
+
+def test_odds_take_the_place_of_counts_where_features_are_there_or_not():
+    effects = AttributeEffects(spec_of(label=2), GENES, binary=True)
+    torch.manual_seed(0)
+    codes = torch.arange(4000)[:, None] % 2
+    base = torch.full((4000, GENES), 0.25)  # odds: a probability of a fifth
+    x = torch.bernoulli(torch.where(codes == 1, 0.6, 0.2).expand(4000, GENES))
+    effects.fit(compared(effects, 3 * x, codes, base))
+    shifted = (base[:2].log() + effects(torch.tensor([[0], [1]]))).sigmoid()
+    torch.testing.assert_close(shifted[0], torch.full((GENES,), 0.2), atol=0.03, rtol=0)
+    torch.testing.assert_close(shifted[1], torch.full((GENES,), 0.6), atol=0.03, rtol=0)
+
+
+def test_calibrated_means_are_those_observed(cells):
+    """By type, expected counts of the training cells are what was counted; without, they are further."""
+    roles = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
+    counts, types = cells.layers["counts"], cells.obs["cell_type"].astype(str).to_numpy()
+    told = {"hidden": (64, 32), "n_latent": 8, "flow_width": 32, "max_epochs": 5, "flow_epochs": 1}
+    errors = []
+    for calibrate in (True, False):
+        fitted = ch.CFGen(**told, calibrate=calibrate).fit(
+            cells, roles, validation=0, progress=False
+        )
+        mean = fitted.reconstruct(cells).X
+        parts = [
+            np.log((mean[types == t].sum(0) + 1) / (counts[types == t].sum(0) + 1))
+            for t in np.unique(types)
+        ]
+        errors.append(float(np.abs(np.stack(parts)).mean()))
+    assert errors[0] < 0.5 * errors[1]
+    assert errors[0] == pytest.approx(0, abs=0.15)
+    assert fitted.history["phase"].unique().tolist() == ["autoencoder", "flow"]
