@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     # the empty list is the default, which argparse checks too
     parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="default: all")
-    parser.add_argument("--only", nargs="+", default=[], help="words that a case must contain")
+    parser.add_argument("--only", nargs="+", default=[], help="words that a case, as printed, must contain")
     parser.add_argument("--rows", type=Path, default=HERE, help="folder of the rows")
     parser.add_argument(
         "--data", type=Path, default=ROOT.parent / "shared" / "data", help="real data"
@@ -39,7 +39,7 @@ def main() -> None:
             given.rows / f"{name}.jsonl",
         )
         for case in table.cases():
-            told = ", ".join(f"{k} {v}" for k, v in case.items())
+            told = ", ".join(f"{k} {v}" for k, v in case.items()) + "."
             if not all(word in told for word in given.only):
                 continue
             # another run may have added rows meanwhile
@@ -49,7 +49,7 @@ def main() -> None:
             start = time.perf_counter()
             found: Row = table.measure(case, given.data, given.kept)
             append({"case": case, "took": time.perf_counter() - start, **found}, rows)
-            say(f"{name}: {told}: {time.perf_counter() - start:.0f} s")
+            say(f"{name}: {told} {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

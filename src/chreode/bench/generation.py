@@ -423,9 +423,9 @@ def _shuffled(given: _Given, train: np.ndarray, wanted: Classes, seed: int) -> t
 def _drawn(
     draw: Callable[..., Counts], given: _Given, train: np.ndarray, wanted: Classes, seed: int
 ) -> tuple[Counts, bool]:
-    counts, rng = _rows(given, train), np.random.default_rng(seed)
     measured = {role: mask[train] for role, mask in given.measured.items()}
-    return draw(counts, measured, given.classes[train], wanted, rng), True
+    known = generators.Known(_rows(given, train), measured, given.classes[train])
+    return draw(known, wanted, np.random.default_rng(seed)), True
 
 
 def _fit_and_generate(

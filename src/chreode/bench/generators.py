@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -19,6 +20,25 @@ Classes: TypeAlias = Int[np.ndarray, " _"]
 _COMPONENTS = 50
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Cells to learn from.
+
+    Attributes
+    ----------
+    counts
+        Their counts.
+    measured
+        Which of them have each modality.
+    classes
+        The class of each.
+    """
+
+    counts: Counts
+    measured: Mapping[str, Bool[np.ndarray, " n"]]
+    classes: Classes
+
+
 def replayed(
     classes: Classes, wanted: Classes, rng: np.random.Generator
 ) -> Int[np.ndarray, " wanted"]:
@@ -32,18 +52,15 @@ def replayed(
 
 
 def independent(
-    counts: Counts,
-    measured: Mapping[str, Bool[np.ndarray, " n"]],
-    classes: Classes,
-    wanted: Classes,
-    rng: np.random.Generator,
+    known: Known, wanted: Classes, rng: np.random.Generator
 ) -> dict[str, sp.csr_matrix]:
     """Draw every feature by itself, negative binomial with the mean and variance it has in the class."""
 
     def draw(role: str, number: int, n: int) -> sp.csr_matrix:
-        return _negative_binomial(counts[role][(classes == number) & measured[role]], n, rng)
+        mine = (known.classes == number) & known.measured[role]
+        return _negative_binomial(known.counts[role][mine], n, rng)
 
-    return {role: _by_class(wanted, partial(draw, role)) for role in counts}
+    return {role: _by_class(wanted, partial(draw, role)) for role in known.counts}
 
 
 def _negative_binomial(x: sp.csr_matrix, n: int, rng: np.random.Generator) -> sp.csr_matrix:
@@ -60,19 +77,14 @@ def _negative_binomial(x: sp.csr_matrix, n: int, rng: np.random.Generator) -> sp
     return sp.csr_matrix(rng.poisson(rate).astype(np.float32))
 
 
-def mixture(
-    counts: Counts,
-    measured: Mapping[str, Bool[np.ndarray, " n"]],
-    classes: Classes,
-    wanted: Classes,
-    rng: np.random.Generator,
-) -> dict[str, sp.csr_matrix]:
+def mixture(known: Known, wanted: Classes, rng: np.random.Generator) -> dict[str, sp.csr_matrix]:
     """Draw a Gaussian of each class in principal components of all modalities, then Poisson counts.
 
     Depths are those of cells of the class. A class of n cells has the covariance of its own by n to
     n + 50, and else a tenth of that of all cells.
     """
-    whole = np.all([measured[role] for role in counts], axis=0)
+    counts = known.counts
+    whole = np.all([known.measured[role] for role in counts], axis=0)
     blocks = [log_cp10k(x[whole]) for x in counts.values()]
     widths = np.cumsum([block.shape[1] for block in blocks])[:-1]
     x = sp.csr_matrix(sp.hstack(blocks))
@@ -80,7 +92,7 @@ def mixture(
     pca = PCA(min(_COMPONENTS, *(s - 1 for s in x.shape)), svd_solver="arpack", random_state=0).fit(
         x
     )
-    z, of = pca.transform(x), classes[whole]
+    z, of = pca.transform(x), known.classes[whole]
     depth = np.stack([np.asarray(c[whole].sum(1)).ravel() for c in counts.values()], axis=1)
 
     def drawn(number: int, n: int) -> np.ndarray:

@@ -60,21 +60,19 @@ class AttributeEffects(nn.Module):
         for _ in range(ROUNDS if len(effects) > 1 else 1):
             for i, effect in enumerate(effects):
                 effect.zero_()
-                shape, device = effect.shape, effect.device
-                seen, expected = torch.zeros(2, *shape, dtype=torch.float64, device=device)
-                cells = torch.zeros(len(effect), 1, dtype=torch.float64, device=device)
+                # of each chunk on its device, of all in double on the CPU: not every device has that
+                seen, expected = torch.zeros(2, *effect.shape, dtype=torch.float64)
+                cells = torch.zeros(len(effect), 1, dtype=torch.float64)
                 for x, codes, mean in compare():
                     known = codes[:, i] >= 0
-                    at = codes[known, i]
-                    expected.index_add_(0, at, mean[known].double())
-                    cells.index_add_(0, at, torch.ones_like(at, dtype=torch.float64)[:, None])
-                    stored = known[x.cells]
-                    values = x.values[stored].double()
+                    at, stored = codes[known, i], known[x.cells]
+                    values = x.values[stored].sign() if self.binary else x.values[stored]
                     where = codes[x.cells[stored], i], x.columns[stored]
-                    seen.index_put_(
-                        where, values.sign() if self.binary else values, accumulate=True
-                    )
-                effect.copy_(((seen + PRIOR) / (expected + PRIOR)).log())
+                    nothing = torch.zeros_like(effect)
+                    seen += nothing.index_put(where, values, accumulate=True).cpu()
+                    expected += nothing.index_add(0, at, mean[known]).cpu()
+                    cells += at.bincount(minlength=len(effect))[:, None].cpu()
+                found = ((seen + PRIOR) / (expected + PRIOR)).log()
                 if self.binary:
-                    absent = (cells - expected + PRIOR) / (cells - seen + PRIOR)
-                    effect.add_(absent.log().float())
+                    found += ((cells - expected + PRIOR) / (cells - seen + PRIOR)).log()
+                effect.copy_(found)
