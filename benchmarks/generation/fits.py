@@ -75,4 +75,4 @@ def fit(
 
 def _learned(history: pd.DataFrame) -> pd.DataFrame:
     """Return the phases that have epochs."""
-    return history[history["phase"] != "calibration"]
+    return history[history["phase"] != "effects"]

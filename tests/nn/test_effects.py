@@ -43,7 +43,7 @@ def test_the_effect_of_one_attribute_is_a_shrunk_ratio():
         found = effects(torch.tensor([[category]]))[0]
         torch.testing.assert_close(found, ((seen + PRIOR) / (expected + PRIOR)).log())
     assert not effects(torch.tensor([[-1]])).any()  # an unknown category changes nothing
-    half = effects(torch.tensor([[0]]), torch.tensor([0.5]))
+    half = effects(torch.tensor([[0]]), [0.5])
     torch.testing.assert_close(half, effects(torch.tensor([[0]])) / 2)
 
 
@@ -88,10 +88,8 @@ def test_calibrated_means_are_those_observed(cells):
     counts, types = cells.layers["counts"], cells.obs["cell_type"].astype(str).to_numpy()
     told = {"hidden": (64, 32), "n_latent": 8, "flow_width": 32, "max_epochs": 5, "flow_epochs": 1}
     errors = []
-    for calibrate in (True, False):
-        fitted = ch.CFGen(**told, calibrate=calibrate).fit(
-            cells, roles, validation=0, progress=False
-        )
+    for effects in (True, False):
+        fitted = ch.CFGen(**told, effects=effects).fit(cells, roles, validation=0, progress=False)
         mean = fitted.reconstruct(cells).X
         parts = [
             np.log((mean[types == t].sum(0) + 1) / (counts[types == t].sum(0) + 1))

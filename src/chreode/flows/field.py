@@ -88,6 +88,7 @@ class ConditionalField(nn.Module):
         x: Float[Tensor, "b z"],
         batch: CellBatch,
         depth: Float[Tensor, "b m"],
+        known: Bool[Tensor, "b k"],
         terms: Terms,
         *,
         back: bool = False,
@@ -97,26 +98,35 @@ class ConditionalField(nn.Module):
 
         Parameters
         ----------
+        known
+            Which attributes of each cell can be told at all.
         terms
             See `guided`.
         solver
             Options of `ode.solve`.
         """
-        velocity = guided(self._of(batch, depth), terms)
+        velocity = guided(self._of(batch, depth, known), terms)
         start, end = (1.0, 0.0) if back else (0.0, 1.0)
         return solve(velocity, x, start, end, **solver).y
 
     def log_density(
-        self, x: Float[Tensor, "b z"], batch: CellBatch, depth: Float[Tensor, "b m"], **solver: Any
+        self,
+        x: Float[Tensor, "b z"],
+        batch: CellBatch,
+        depth: Float[Tensor, "b m"],
+        known: Bool[Tensor, "b k"],
+        **solver: Any,
     ) -> Float[Tensor, " b"]:
-        """Return log p(x | attributes, depth) in nats."""
-        field = self._of(batch, depth)
-        told = torch.ones(1, self.attributes.n_attributes, dtype=torch.bool, device=x.device)
-        return log_density(lambda y, t: field(y, t, told.expand(len(y), -1)), x, **solver)
+        """Return log p(x | attributes that are `known`, depth) in nats."""
+        field = self._of(batch, depth, known)
+        return log_density(lambda y, t: field(y, t, torch.ones_like(known)), x, **solver)
 
-    def _of(self, batch: CellBatch, depth: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _of(
+        self, batch: CellBatch, depth: Tensor, known: Tensor
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         def velocity(x: Tensor, t: Tensor, told: Tensor) -> Tensor:
-            return self(x, t.expand(len(x)), batch, told, depth, times=len(x) // len(batch))
+            times = len(x) // len(batch)
+            return self(x, t.expand(len(x)), batch, told & known.repeat(times, 1), depth, times)
 
         return velocity
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..config import config, param
@@ -64,7 +65,7 @@ class Autoencoder(Module):
                 groups=spec.blocks[self.by] if self.by else (1,), normalised=options.normalise,
                 theta_speed=options.theta_speed,
             )  # fmt: skip
-            if options.calibrate:
+            if options.effects:
                 binary = role == "accessibility" and options.peaks == "bernoulli"
                 self.effects[role] = AttributeEffects(spec, spec.n_features(role), binary=binary)
         width = len(self.modalities) * options.hidden[-1]
@@ -77,6 +78,7 @@ class Autoencoder(Module):
         if self.options.start == "data" and not self.started:
             for role, modality in self.modalities.items():
                 modality.start(batch.sparse(role) for batch in source.batches(rows))
+            self._count_effects(lambda: source.batches(rows), lambda _: None)
         self.started.fill_(True)
 
     def encode(self, batch: CellBatch) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"] | None]:
@@ -107,42 +109,60 @@ class Autoencoder(Module):
     def distribution(
         self,
         role: str,
-        z: Float[Tensor, "b z"],
+        z: Float[Tensor, "b z"] | None,
         log_depth: Float[Tensor, "b m"],
         batch: CellBatch,
-        weights: Float[Tensor, " _"] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> NegativeBinomial | Poisson | Bernoulli:
         """Return p(x|z, ℓ, attributes) of a modality; `weights` of the attributes' effects."""
-        j, shift = list(self.modalities).index(role), 0.0
-        if role in self.effects:
-            shift = self.effects[role](read_attributes(self.spec, batch)[0], weights)
+        j, shift = list(self.modalities).index(role), self._shift(role, batch, weights)
         depth = log_depth[:, j : j + 1]
         return self.modalities[role].distribution(z, depth, self._group(batch), shift)
 
-    def solve(self, batches: Batches, rng: Rng) -> None:
-        """Let each category's expected counts be those observed (see `AttributeEffects`)."""
-        for role, effects in self.effects.items():
-            with rng.scope("effects"):
-                effects.fit(lambda role=role: self._compared(role, batches))
+    def _shift(
+        self, role: str, batch: CellBatch, weights: Sequence[float] | None
+    ) -> Float[Tensor, "b g"] | float:
+        if role not in self.effects:
+            return 0.0
+        shift: Tensor | float = self.effects[role](read_attributes(self.spec, batch)[0], weights)
+        return shift
 
-    def _compared(self, role: str, batches: Batches) -> Iterator[Compared]:
-        for batch in batches():
+    def solve(self, batches: Batches, rng: Rng) -> None:
+        """Let each category's expected counts be those observed, now that the decoders are learned."""
+
+        def drawn(batch: CellBatch) -> Float[Tensor, "b z"]:
             mean, variance = self.encode(batch)
-            z = mean if variance is None else reparametrise(mean, variance)
-            expected = self.distribution(role, z, self.log_depth(batch).nan_to_num(), batch).mean
-            codes = read_attributes(self.spec, batch)[0]
-            if role in batch.present:
-                codes = codes.where(batch.present[role][:, None], -1)
-            yield batch.sparse(role), codes, expected
+            return mean if variance is None else reparametrise(mean, variance)
+
+        with rng.scope("effects"):
+            self._count_effects(batches, drawn)
+
+    def _count_effects(
+        self, batches: Batches, latent: Callable[[CellBatch], Float[Tensor, "b z"] | None]
+    ) -> None:
+        def compared(role: str) -> Iterator[Compared]:
+            for batch in batches():
+                depth = self.log_depth(batch).nan_to_num()
+                expected = self.distribution(role, latent(batch), depth, batch).mean
+                codes = read_attributes(self.spec, batch)[0]
+                if role in batch.present:
+                    codes = codes.where(batch.present[role][:, None], -1)
+                yield batch.sparse(role), codes, expected
+
+        for role, effects in self.effects.items():
+            effects.fit(partial(compared, role))
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
         """Return −Σ log p(x|z, ℓ) over modalities, plus the weighted KL term if there is one."""
         mean, variance = self.encode(batch)
         z = mean if variance is None else reparametrise(mean, variance)
         depth, group = self.log_depth(batch).nan_to_num(), self._group(batch)
+        # types are the latent state's to tell, whoever knows their names
+        weights = [float(name != "label") for name in attribute_names(self.spec)[0]]
         terms, total = {}, torch.zeros(len(batch), device=mean.device)
         for j, (role, modality) in enumerate(self.modalities.items()):
-            ll = modality.log_likelihood(batch.sparse(role), z, depth[:, j : j + 1], group)
+            shift = self._shift(role, batch, weights)
+            ll = modality.log_likelihood(batch.sparse(role), z, depth[:, j : j + 1], group, shift)
             ll = ll * batch.present[role] if role in batch.present else ll
             terms[f"log_likelihood_{role}"] = ll.detach().mean()
             total = total - ll
@@ -223,7 +243,7 @@ class Flow(Module):
         """Carry noise to latent vectors, or latent vectors `back` to noise."""
         x = (x - self.centre) / self.scale if back else x
         depth, solver = self.depth.standardised(log_depth), self.options.solver_options()
-        y = self.field.carry(x, batch, depth, terms, back=back, **solver)
+        y = self.field.carry(x, batch, depth, self._known(batch), terms, back=back, **solver)
         return y if back else y * self.scale + self.centre
 
     def log_density(
@@ -231,8 +251,21 @@ class Flow(Module):
     ) -> Float[Tensor, " b"]:
         """Return log p(z | attributes, ℓ) in nats."""
         x, depth = (z - self.centre) / self.scale, self.depth.standardised(log_depth)
-        found = self.field.log_density(x, batch, depth, **self.options.solver_options())
+        solver = self.options.solver_options()
+        found = self.field.log_density(x, batch, depth, self._known(batch), **solver)
         return found - self.scale.log().sum()
+
+    def _known(self, batch: CellBatch) -> Bool[Tensor, "b k"]:
+        """Return which attributes can be told: of a combination never seen, the part that was.
+
+        What the network says of the whole would be a guess far from any cell; the effects of the rest
+        are the decoder's to add.
+        """
+        codes, numbers, _ = read_attributes(self.spec, batch)
+        combined = self.depth.combinations.known(codes)
+        if not self.options.effects:
+            combined = torch.ones_like(combined)
+        return torch.cat([combined, torch.ones_like(numbers, dtype=torch.bool)], 1)
 
 
 class CFGenModule(Module):
@@ -296,8 +329,8 @@ class CFGenModule(Module):
         noise = torch.randn(len(batch), self.options.n_latent)
         terms = self.terms(guidance)
         z = self.flow.carry(noise, batch, depth, terms)
-        weights = sum((weight * told for told, weight in terms), torch.zeros(()))
-        return self._draw(z, depth, batch, weights)
+        weights = torch.stack([weight * told for told, weight in terms]).sum(0)
+        return self._draw(z, depth, batch, weights.tolist())
 
     def score(
         self,
@@ -331,7 +364,7 @@ class CFGenModule(Module):
         z: Float[Tensor, "b z"],
         log_depth: Float[Tensor, "b m"],
         batch: CellBatch,
-        weights: Float[Tensor, " _"] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> dict[str, Float[Tensor, "b g"]]:
         return {
             role: self.autoencoder.distribution(role, z, log_depth, batch, weights).sample()
@@ -391,7 +424,7 @@ class CFGen(Model):
     extends: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
-            "kl": 0.0, "normalise": False, "calibrate": False, "start": "random", "theta_speed": 1.0,
+            "kl": 0.0, "normalise": False, "effects": False, "start": "random", "theta_speed": 1.0,
             "hidden": (512, 256), "n_latent": 50, "weight_decay": 1e-5, "max_epochs": 300,
             "lr": 1e-3, "flow_epochs": 1500,
             "flow_lr": 1e-4, "sigma": 1e-4, "drop_by": "minibatch", "conditioning": "additive",
@@ -412,8 +445,9 @@ class CFGen(Model):
         "data", "Where decoders start: at each feature's mean and spread, or at random."
     )
     theta_speed: float = param(30.0, "How many times as fast as weights θ learns.", low=0.01)
-    calibrate: bool = param(
-        True, "Once decoders are learned, count what each category adds to every feature's mean."
+    effects: bool = param(
+        True,
+        "Count what each category does to every feature, beside what decoders say of latent states.",
     )
     dispersion: Literal["gene", "gene-label", "gene-batch"] = param("gene", "What θ depends on.")
     peaks: Literal["bernoulli", "poisson"] = param("bernoulli", "Distribution of accessibility.")
@@ -489,7 +523,7 @@ class CFGen(Model):
     def phases(self) -> list[Phase]:
         """Return autoencoder, then flow."""
         data = Shuffled(self.batch_size)
-        counted = [Phase(Exact(), "autoencoder", name="calibration")] if self.calibrate else []
+        counted = [Phase(Exact(), "autoencoder", name="effects")] if self.effects else []
         return [
             Phase(
                 SGD(

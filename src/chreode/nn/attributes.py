@@ -16,6 +16,8 @@ from .blocks import CategoryTable
 
 #: Roles of one category per cell that can be an attribute, then those of one number.
 CATEGORIES, NUMBERS = ("label", "batch", "perturbation", "trajectory"), ("time", "dose")
+#: Combinations of categories that are told apart; where there could be more, none is.
+MOST_COMBINATIONS = 2**16
 
 
 def attribute_names(spec: Spec) -> tuple[list[str], list[str]]:
@@ -44,6 +46,57 @@ def read_attributes(
     numbers.append(read("continuous", len(spec.continuous), math.nan, torch.float32))
     code, number = torch.cat(codes, 1), torch.cat(numbers, 1)
     return code, number, torch.cat([code >= 0, number.isfinite()], 1)
+
+
+class Combinations(nn.Module):
+    """Which combinations of categories training cells have, single ones and parts of them included.
+
+    Parameters
+    ----------
+    spec
+        Which attributes there are. Where their categories could combine in more than
+        `MOST_COMBINATIONS` ways, all of them count as seen.
+    """
+
+    seen: Tensor
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        # an absent category is one more, and comes first
+        self.sizes = [sum(spec.blocks[name]) + 1 for name in attribute_names(spec)[0]]
+        self.few = math.prod(self.sizes) <= MOST_COMBINATIONS
+        rows = math.prod(self.sizes) if self.few else 1
+        self.register_buffer("seen", torch.ones(rows, dtype=torch.bool))
+
+    def fill(self, codes: Int[Tensor, "cells c"]) -> None:
+        """Take them from training cells."""
+        if not self.few:
+            return
+        table = torch.zeros_like(self.seen)
+        table[self.index(codes)] = True
+        table = table.reshape(self.sizes)
+        for axis in range(len(self.sizes)):  # a part of what was seen was seen
+            table.select(axis, 0).logical_or_(table.any(axis))
+        self.seen.copy_(table.flatten())
+
+    def index(self, codes: Int[Tensor, "b c"]) -> Int[Tensor, " b"]:
+        """Return the number of each cell's combination; 0 where they are too many to be numbered."""
+        at = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
+        for i, size in enumerate(self.sizes if self.few else ()):
+            at = at * size + codes[:, i] + 1
+        return at
+
+    def known(self, codes: Int[Tensor, "b c"]) -> Bool[Tensor, "b c"]:
+        """Return which categories of each cell make a combination that was seen.
+
+        They are taken in order as long as that holds: of a type and a treatment that never met, the type.
+        """
+        kept = torch.full_like(codes, -1)
+        for i in range(codes.shape[1]):
+            more = kept.clone()
+            more[:, i] = codes[:, i]
+            kept = more.where(self.seen[self.index(more)][:, None], kept)
+        return kept >= 0
 
 
 def mean_and_spread(numbers: Float[Tensor, "cells n"]) -> Float[Tensor, "2 n"]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..schema import Spec
-from .attributes import attribute_names, mean_and_spread
+from .attributes import Combinations, attribute_names, mean_and_spread
 
 #: Cells that the expectation from single attributes weighs against those of a combination itself.
 SHRINKAGE = 10.0
-#: Combinations that get parameters of their own; where there could be more, single attributes decide.
-MOST_COMBINATIONS = 2**16
 _RIDGE = 1.0
 #: Cells whose designs are in memory at once.
 _ROWS = 2**14
@@ -38,13 +34,10 @@ class Depth(nn.Module):
 
     def __init__(self, spec: Spec, n_modalities: int) -> None:
         super().__init__()
-        categories, numbers = attribute_names(spec)
-        # an absent category is one more
-        self.sizes = [sum(spec.blocks[name]) + 1 for name in categories]
-        combinations = math.prod(self.sizes)
-        self.combined = combinations <= MOST_COMBINATIONS
-        rows = combinations if self.combined else 1
-        width = 1 + sum(self.sizes) + len(numbers)
+        numbers = attribute_names(spec)[1]
+        self.combinations = Combinations(spec)
+        rows = len(self.combinations.seen)
+        width = 1 + sum(self.combinations.sizes) + len(numbers)
         self.register_buffer("scale", torch.tensor([[0.0], [1.0]]).repeat(1, len(numbers)))
         self.register_buffer("effects", torch.zeros(width, n_modalities))
         self.register_buffer("mean", torch.zeros(rows, n_modalities))  # deviation from a
@@ -60,7 +53,8 @@ class Depth(nn.Module):
     ) -> None:
         """Estimate from training cells; NaN where a cell lacks the modality."""
         self.scale.copy_(mean_and_spread(numbers))
-        combination = self._combination(codes)
+        self.combinations.fill(codes)
+        combination = self.combinations.index(codes)
         chunks = torch.arange(len(codes)).split(_ROWS)
         penalty = _RIDGE * torch.eye(len(self.effects), dtype=torch.float64)
         penalty[0, 0] = 0.0  # the general level is free
@@ -101,7 +95,7 @@ class Depth(nn.Module):
         self, codes: Int[Tensor, "b c"], numbers: Float[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
         """Return mean and standard deviation of log ℓ."""
-        at = self._combination(codes)
+        at = self.combinations.index(codes)
         mean = self._design(codes, numbers) @ self.effects + self.mean[at]
         return mean, self.variance[at].sqrt()
 
@@ -120,12 +114,6 @@ class Depth(nn.Module):
         self, codes: Int[Tensor, "b c"], numbers: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b w"]:
         parts = [torch.ones(len(codes), 1, device=codes.device)]
-        for i, size in enumerate(self.sizes):
+        for i, size in enumerate(self.combinations.sizes):
             parts.append(torch.nn.functional.one_hot(codes[:, i] + 1, size).float())
         return torch.cat([*parts, ((numbers - self.scale[0]) / self.scale[1]).nan_to_num()], 1)
-
-    def _combination(self, codes: Int[Tensor, "b c"]) -> Int[Tensor, " b"]:
-        at = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
-        for i, size in enumerate(self.sizes if self.combined else ()):
-            at = at * size + codes[:, i] + 1
-        return at

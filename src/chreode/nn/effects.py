@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -42,12 +42,14 @@ class AttributeEffects(nn.Module):
             self.register_buffer(f"effect_{i}", torch.zeros(sum(spec.blocks[name]), n_features))
 
     def forward(
-        self, codes: Codes, weights: Float[Tensor, " _"] | None = None
+        self, codes: Codes, weights: Sequence[float] | None = None
     ) -> Float[Tensor, "b g"] | float:
         """Return the sum of the effects of each cell's categories, times the weight of each attribute."""
         total: Tensor | float = 0.0
         for i, effect in enumerate(self.buffers()):
             weight = 1.0 if weights is None else weights[i]
+            if not weight:
+                continue
             total = total + effect[codes[:, i].clamp(min=0)] * (weight * (codes[:, i, None] >= 0))
         return total
 

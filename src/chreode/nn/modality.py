@@ -90,9 +90,10 @@ class Modality(nn.Module):
         z: Float[Tensor, "b z"],
         log_depth: Float[Tensor, "b 1"],
         group: Int[Tensor, " b"] | None = None,
+        shift: Float[Tensor, "b g"] | float = 0.0,
     ) -> Float[Tensor, " b"]:
-        """Return log p(x|z, ℓ, group) in nats, summed over features."""
-        logits = self.head(self.decoder(z))
+        """Return log p(x|z, ℓ, group) in nats, summed over features; logits moved by `shift`."""
+        logits = self.head(self.decoder(z)) + shift
         if self.kind == "bernoulli":
             return bernoulli_log_likelihood(x, logits)
         if self.kind == "poisson":
@@ -101,13 +102,14 @@ class Modality(nn.Module):
 
     def distribution(
         self,
-        z: Float[Tensor, "b z"],
+        z: Float[Tensor, "b z"] | None,
         log_depth: Float[Tensor, "b 1"],
         group: Int[Tensor, " b"] | None = None,
         shift: Float[Tensor, "b g"] | float = 0.0,
     ) -> NegativeBinomial | Poisson | Bernoulli:
-        """Return p(x|z, ℓ, group), logits moved by `shift`."""
-        logits = self.head(self.decoder(z)) + shift
+        """Return p(x|z, ℓ, group), logits moved by `shift`; no z: as if all cells were alike."""
+        hidden = self.head.bias.expand(len(log_depth), -1)
+        logits = (hidden if z is None else self.head(self.decoder(z))) + shift
         if self.kind == "bernoulli":
             return Bernoulli(logits)
         mu = log_depth.exp() * logits.softmax(-1)
