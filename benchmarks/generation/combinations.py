@@ -19,17 +19,23 @@ from .tasks import prepare
 #: Chosen before any fit: a lymphoid and a myeloid type, one in each condition.
 HIDDEN = (("B cells", "stim"), ("CD14+ Monocytes", "ctrl"))
 OTHER = {"stim": "ctrl", "ctrl": "stim"}
-HOWS = ("joint", "additive", "both")
+#: How attributes are embedded; the last has the flow alone to say what a combination is.
+HOWS: dict[str, dict[str, Any]] = {
+    "both": {},
+    "joint": {"conditioning": "joint"},
+    "additive": {"conditioning": "additive"},
+    "additive, no effects": {"conditioning": "additive", "effects": False},
+}
 
 
 def cases() -> list[Row]:
-    return [{"conditioning": how, "seed": seed} for seed in (0, 1, 2) for how in HOWS]
+    return [{"attributes": how, "seed": seed} for seed in (0, 1, 2) for how in HOWS]
 
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare("kang", data, case["seed"], lambda cells, _: _parts(cells)[3])
     kind, condition, hidden, train = _parts(cells)
-    model = ch.CFGen(conditioning=case["conditioning"])
+    model = ch.CFGen(**HOWS[case["attributes"]])
     fitted, told = fit(model, cells, schema, train, case["seed"], kept / "fits")
     counts = sp.csr_matrix(cells.X)
     space = measured.Space.of(counts[train])
@@ -106,9 +112,9 @@ def render(rows: list[Row]) -> list[str]:
                 if name == "nearest":
                     continue
                 own = name.startswith("CFGen")
-                label = f"{name}, {row['case']['conditioning']}" if own else name
+                label = f"{name}, {row['case']['attributes']}" if own else name
                 found = named.setdefault(label, [])
-                if own or row["case"]["conditioning"] == HOWS[0]:  # the others do not depend on it
+                if own or row["case"]["attributes"] == "both":  # the others do not depend on it
                     found.append(scores)
         nearest = ", ".join(dict.fromkeys(row["scores"][pair]["nearest"] for row in rows))
         for name, found in named.items():

@@ -23,7 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     # the empty list is the default, which argparse checks too
     parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="default: all")
-    parser.add_argument("--only", nargs="+", default=[], help="words that a case, as printed, must contain")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="words that a case, as printed, must contain"
+    )
     parser.add_argument("--rows", type=Path, default=HERE, help="folder of the rows")
     parser.add_argument(
         "--data", type=Path, default=ROOT.parent / "shared" / "data", help="real data"
