@@ -15,7 +15,7 @@ from chreode.bench.generation import class_table, generation, split
 
 from ..common import Row
 from ..speed.ratios import markdown
-from .fits import budgeted
+from .fits import budgeted, code
 from .tasks import SEEDS, prepare
 
 MODELS: dict[str, Any] = {
@@ -72,7 +72,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
         model, budget = budgeted(model, cells, schema, train)
         models = [model]
     # a folder per data set and seed: the rows beside the methods are judged once
-    folder = kept / "bench" / f"{case['task']}-{case['seed']}"
+    folder = kept / "bench" / code()[:12] / f"{case['task']}-{case['seed']}"
     bench = generation(cells, schema, models, seeds=(case["seed"],), into=folder, progress=False)
     chosen = bench.methods["role"].eq("method") == bool(models)
     return {

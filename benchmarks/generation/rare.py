@@ -12,7 +12,7 @@ from chreode.bench.generation import class_table
 
 from ..common import Row
 from ..speed.ratios import markdown
-from .fits import budgeted
+from .fits import budgeted, code
 from .tasks import prepare
 
 
@@ -28,7 +28,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     )
     train = split(class_table(cells, schema)[0], case["seed"])[0]
     model, budget = budgeted(ch.CFGen(), cells, schema, train)
-    folder = kept / "augmentation" / f"{case['task']}-{case['seed']}"
+    folder = kept / "augmentation" / code()[:12] / f"{case['task']}-{case['seed']}"
     bench = augmentation(cells, schema, [model], seeds=(case["seed"],), into=folder, progress=False)
     table = bench.scores.pivot_table(index="method", columns="metric", values="value")
     return {**budget, "data": bench.about["data"], "scores": table.to_dict("index")}

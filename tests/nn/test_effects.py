@@ -60,14 +60,35 @@ def test_effects_of_two_attributes_are_told_apart():
     )
     base = torch.full((20_000, GENES), 5.0)
     torch.manual_seed(0)
-    x = torch.poisson(base * (truth[0][codes[:, 0]] + truth[1][codes[:, 1]]).exp())
+    both = (
+        0.8 * codes.prod(1, keepdim=True) * torch.eye(GENES)[2]
+    )  # one gene, treated cells of type 1
+    x = torch.poisson(base * (truth[0][codes[:, 0]] + truth[1][codes[:, 1]] + both).exp())
     calls = []
     once = compared(effects, x, codes, base)
     effects.fit(lambda: (calls.append(1), once())[1])
-    assert len(calls) == 2 * ROUNDS
+    assert len(calls) == 2 * ROUNDS + 1
     for at in ([0, 0], [0, 1], [1, 0], [1, 1]):
         found = effects(torch.tensor([at]))[0]
-        torch.testing.assert_close(found, truth[0][at[0]] + truth[1][at[1]], atol=0.05, rtol=0)
+        expected = truth[0][at[0]] + truth[1][at[1]] + 0.8 * at[0] * at[1] * torch.eye(GENES)[2]
+        torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+    treatment = effects.of_perturbation[1] - effects.of_perturbation[0]
+    torch.testing.assert_close(  # on average over the types
+        treatment, truth[1][1] + 0.4 * torch.eye(GENES)[2], atol=0.05, rtol=0
+    )
+    assert effects(codes[:1], [0.0, 0.0]) == 0.0
+
+
+def test_a_combination_never_seen_has_the_effects_of_its_parts():
+    effects = AttributeEffects(spec_of(label=2, perturbation=2), GENES)
+    codes = torch.tensor([[0, 0], [0, 1], [1, 0]]).repeat(500, 1)
+    base = torch.full((1500, GENES), 5.0)
+    torch.manual_seed(0)
+    x = torch.poisson(base * (codes[:, :1] * 0.5 - codes[:, 1:] * 1.0).exp())
+    effects.fit(compared(effects, x, codes, base))
+    assert not effects.combination[effects.combinations.index(torch.tensor([[1, 1]]))].any()
+    found = effects(torch.tensor([[1, 1]]))[0] - effects(torch.tensor([[0, 0]]))[0]
+    torch.testing.assert_close(found, torch.full((GENES,), -0.5), atol=0.1, rtol=0)
 
 
 def test_odds_take_the_place_of_counts_where_features_are_there_or_not():

@@ -78,7 +78,8 @@ class Autoencoder(Module):
         if self.options.start == "data" and not self.started:
             for role, modality in self.modalities.items():
                 modality.start(batch.sparse(role) for batch in source.batches(rows))
-            self._count_effects(lambda: source.batches(rows), lambda _: None)
+            device = str(self.started.device)
+            self._count_effects(lambda: source.batches(rows, device), lambda _: None)
         self.started.fill_(True)
 
     def encode(self, batch: CellBatch) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"] | None]:
@@ -401,7 +402,7 @@ class CFGen(Model):
 
         log ℓ ~ N(m(y), s²(y))              depth of each modality, by combination of attributes
         ε ~ N(0, I),  dz/dt = v(z, t, y, ℓ)   from ε at t = 0 to the latent state z at t = 1
-        η = f(z) + Σ_i b_i(y_i)               logits, with the effects of single attributes
+        η = f(z) + Σ_i b_i(y_i) + b(y)        logits; effects of attributes, and of combinations seen
         x_g ~ NB(ℓ softmax(η)_g, θ_g)       RNA, proteins; peaks: Bernoulli(σ(η_p)) or Poisson
 
     Phase one fits encoder and decoder, then the effects b are counted (see `AttributeEffects`); phase two

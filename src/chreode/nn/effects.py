@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -10,12 +11,16 @@ from torch import Tensor, nn
 
 from ..data.batch import SparseRows
 from ..schema import Spec
-from .attributes import attribute_names
+from .attributes import Combinations, attribute_names
 
 #: Counts seen, as many of which were expected, that stand beside those of each category.
 PRIOR = 2.0
+#: Counts expected that give a combination half of the say in what its categories do by themselves.
+HALF = 10.0
 #: Times that each of several attributes is counted, the others being known a little better each time.
 ROUNDS = 3
+#: Entries of the largest table of combinations and features; beyond, single attributes decide.
+MOST_ENTRIES = 2**25
 
 Codes = Int[Tensor, "b c"]
 #: Per chunk of cells: what was observed, the codes, and what is expected under all effects so far.
@@ -23,58 +28,112 @@ Compared = tuple[SparseRows, Codes, Float[Tensor, "b g"]]
 
 
 class AttributeEffects(nn.Module):
-    """A shift of every feature's logit by each category of a cell; none for an unknown category.
+    """A shift of every feature's logit by each category of a cell, and by their combination.
 
     A latent state tells the types of cells apart less sharply than their names do, and a decoder that
-    reads it alone draws markers of one type a little too often in its neighbours. The effect of a
-    category of which x counts were seen and m were expected is the posterior mean of a factor on m::
+    reads it alone draws markers of one type a little too often in its neighbours. The effect of cells
+    of which x counts were seen and m were expected is the posterior mean of a factor on m::
 
         log (x + κ) / (m + κ),        κ = `PRIOR`
 
-    under a gamma prior of mean 1 and shape κ, in turn for each attribute given the others. Of features
-    that are there or not (Bernoulli), the odds take the place of the counts.
+    under a gamma prior of mean 1 and shape κ: of each category in turn given the others, then of each
+    combination given its categories. Of features that are there or not (Bernoulli), the odds take the
+    place of the counts. An unknown category, or a combination never seen, adds nothing.
+
+    What a category does by itself is averaged over the combinations in which it was seen, each having
+    the same say once it has counts enough: a treatment's effect is then not that on the largest cells
+    of the most frequent type.
     """
+
+    combination: Tensor
 
     def __init__(self, spec: Spec, n_features: int, *, binary: bool = False) -> None:
         super().__init__()
-        self.binary = binary
-        for i, name in enumerate(attribute_names(spec)[0]):
-            self.register_buffer(f"effect_{i}", torch.zeros(sum(spec.blocks[name]), n_features))
+        self.binary, self.names = binary, attribute_names(spec)[0]
+        self.combinations = Combinations(spec)
+        for name in self.names:
+            self.register_buffer(f"of_{name}", torch.zeros(sum(spec.blocks[name]), n_features))
+        rows = len(self.combinations.seen)
+        combined = 1 < rows <= MOST_ENTRIES / n_features and len(self.names) > 1
+        self.register_buffer("combination", torch.zeros(rows if combined else 0, n_features))
 
     def forward(
         self, codes: Codes, weights: Sequence[float] | None = None
     ) -> Float[Tensor, "b g"] | float:
-        """Return the sum of the effects of each cell's categories, times the weight of each attribute."""
+        """Return the effects of each cell's categories, times the weight of each attribute.
+
+        The combination has the least of the weights, the label's aside.
+        """
+        told = dict(zip(self.names, weights or [1.0] * len(self.names), strict=True))
         total: Tensor | float = 0.0
-        for i, effect in enumerate(self.buffers()):
-            weight = 1.0 if weights is None else weights[i]
-            if not weight:
-                continue
-            total = total + effect[codes[:, i].clamp(min=0)] * (weight * (codes[:, i, None] >= 0))
+        for i, (name, weight) in enumerate(told.items()):
+            if weight:
+                effect = self.get_buffer(f"of_{name}")[codes[:, i].clamp(min=0)]
+                total = total + effect * (weight * (codes[:, i, None] >= 0))
+        together = min((weight for name, weight in told.items() if name != "label"), default=0.0)
+        if together and len(self.combination):
+            total = total + together * self.combination[self.combinations.index(codes)]
         return total
 
     @torch.no_grad()
     def fit(self, compare: Callable[[], Iterator[Compared]]) -> None:
         """Estimate the effects; `compare` goes over all cells once, a pass per attribute and round."""
-        effects = list(self.buffers())
-        for effect in effects:
+        for effect in (*map(self._of, self.names), self.combination):
             effect.zero_()
-        for _ in range(ROUNDS if len(effects) > 1 else 1):
-            for i, effect in enumerate(effects):
+        for _ in range(ROUNDS if len(self.names) > 1 else 1):
+            for i, name in enumerate(self.names):
+                effect = self._of(name)
                 effect.zero_()
-                # of each chunk on its device, of all in double on the CPU: not every device has that
-                seen, expected = torch.zeros(2, *effect.shape, dtype=torch.float64)
-                cells = torch.zeros(len(effect), 1, dtype=torch.float64)
-                for x, codes, mean in compare():
-                    known = codes[:, i] >= 0
-                    at, stored = codes[known, i], known[x.cells]
-                    values = x.values[stored].sign() if self.binary else x.values[stored]
-                    where = codes[x.cells[stored], i], x.columns[stored]
-                    nothing = torch.zeros_like(effect)
-                    seen += nothing.index_put(where, values, accumulate=True).cpu()
-                    expected += nothing.index_add(0, at, mean[known]).cpu()
-                    cells += at.bincount(minlength=len(effect))[:, None].cpu()
-                found = ((seen + PRIOR) / (expected + PRIOR)).log()
-                if self.binary:
-                    found += ((cells - expected + PRIOR) / (cells - seen + PRIOR)).log()
-                effect.copy_(found)
+                effect.copy_(
+                    self._ratios(compare, len(effect), partial(torch.select, dim=1, index=i))[0]
+                )
+        if len(self.combination):
+            self._fit_combinations(compare)
+
+    def _fit_combinations(self, compare: Callable[[], Iterator[Compared]]) -> None:
+        sizes, where = self.combinations.sizes, self.combinations.index
+
+        def of(codes: Codes) -> Int[Tensor, " b"]:
+            return where(codes).where((codes >= 0).all(1), -1)
+
+        found, expected = self._ratios(compare, len(self.combination), of)
+        say = expected / (expected + HALF)
+        seen = expected.reshape(*sizes, -1) > 0
+        for i, name in [*enumerate(self.names)] * ROUNDS:
+            # categories in rows, the combinations that each is part of beside them
+            parts, weight = (
+                t.reshape(*sizes, -1).movedim(i, 0).flatten(1, -2) for t in (found, say)
+            )
+            own = (weight * parts).sum(1) / (weight.sum(1) + PRIOR / HALF)
+            self._of(name).add_(own[1:])  # the first row is of an absent category
+            shared = own.reshape(sizes[i], *[1] * (len(sizes) - 1), -1).movedim(0, i)
+            found = (found.reshape(*sizes, -1) - shared * seen).reshape(found.shape)
+        self.combination.copy_(found)
+
+    def _of(self, name: str) -> Tensor:
+        return self.get_buffer(f"of_{name}")
+
+    def _ratios(
+        self,
+        compare: Callable[[], Iterator[Compared]],
+        n: int,
+        group: Callable[[Codes], Int[Tensor, " b"]],
+    ) -> tuple[Float[Tensor, "n g"], Float[Tensor, "n g"]]:
+        """Return log ratios of `n` groups of cells (−1: of none), and what was expected of each."""
+        seen, expected, cells = torch.zeros(3, 1, 1, dtype=torch.float64)
+        for x, codes, mean in compare():
+            at = group(codes)
+            known = at >= 0
+            stored = known[x.cells]
+            values = x.values[stored].sign() if self.binary else x.values[stored]
+            where = at[x.cells[stored]], x.columns[stored]
+            nothing = mean.new_zeros(n, mean.shape[1])
+            # of each chunk on its device, of all in double on the CPU: not every device has that
+            seen = seen + nothing.index_put(where, values, accumulate=True).cpu()
+            expected = expected + nothing.index_add(0, at[known], mean[known]).cpu()
+            cells = cells + at[known].bincount(minlength=n)[:, None].cpu()
+        found = ((seen + PRIOR) / (expected + PRIOR)).log()
+        if self.binary:
+            found = found + ((cells - expected + PRIOR) / (cells - seen + PRIOR)).log()
+        device = self.combination.device
+        return found.float().to(device), expected.float().to(device)
