@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -15,8 +14,10 @@ from .attributes import Combinations, attribute_names
 
 #: Counts seen, as many of which were expected, that stand beside those of each category.
 PRIOR = 2.0
-#: Counts expected that give a combination half of the say in what its categories do by themselves.
+#: Counts expected that give a type half of a say in what a category of another attribute does.
 HALF = 10.0
+#: Say of a type in which it would do nothing.
+NOBODY = 0.25
 #: Times that each of several attributes is counted, the others being known a little better each time.
 ROUNDS = 3
 #: Entries of the largest table of combinations and features; beyond, single attributes decide.
@@ -40,9 +41,9 @@ class AttributeEffects(nn.Module):
     combination given its categories. Of features that are there or not (Bernoulli), the odds take the
     place of the counts. An unknown category, or a combination never seen, adds nothing.
 
-    What a category does by itself is averaged over the combinations in which it was seen, each having
-    the same say once it has counts enough: a treatment's effect is then not that on the largest cells
-    of the most frequent type.
+    What a treatment or a batch does by itself is averaged over the types of cells (the label), each having
+    the same say once it has counts enough. Taken from sums, it would be the effect on the largest cells of
+    the most frequent type, which predicts that on a type never treated less well.
     """
 
     combination: Tensor
@@ -82,33 +83,27 @@ class AttributeEffects(nn.Module):
             effect.zero_()
         for _ in range(ROUNDS if len(self.names) > 1 else 1):
             for i, name in enumerate(self.names):
-                effect = self._of(name)
-                effect.zero_()
-                effect.copy_(
-                    self._ratios(compare, len(effect), partial(torch.select, dim=1, index=i))[0]
-                )
+                effect = self._of(name).zero_()
+                effect.copy_(self._own(compare, i, len(effect)))
         if len(self.combination):
-            self._fit_combinations(compare)
-
-    def _fit_combinations(self, compare: Callable[[], Iterator[Compared]]) -> None:
-        sizes, where = self.combinations.sizes, self.combinations.index
-
-        def of(codes: Codes) -> Int[Tensor, " b"]:
-            return where(codes).where((codes >= 0).all(1), -1)
-
-        found, expected = self._ratios(compare, len(self.combination), of)
-        say = expected / (expected + HALF)
-        seen = expected.reshape(*sizes, -1) > 0
-        for i, name in [*enumerate(self.names)] * ROUNDS:
-            # categories in rows, the combinations that each is part of beside them
-            parts, weight = (
-                t.reshape(*sizes, -1).movedim(i, 0).flatten(1, -2) for t in (found, say)
+            of = self.combinations.index
+            self.combination.copy_(
+                self._ratios(compare, len(self.combination), of, range(len(self.names)))[0]
             )
-            own = (weight * parts).sum(1) / (weight.sum(1) + PRIOR / HALF)
-            self._of(name).add_(own[1:])  # the first row is of an absent category
-            shared = own.reshape(sizes[i], *[1] * (len(sizes) - 1), -1).movedim(0, i)
-            found = (found.reshape(*sizes, -1) - shared * seen).reshape(found.shape)
-        self.combination.copy_(found)
+
+    def _own(
+        self, compare: Callable[[], Iterator[Compared]], i: int, n: int
+    ) -> Float[Tensor, "n g"]:
+        """Return the effects of the `n` categories of an attribute, the others as they are."""
+        types = len(self._of("label")) if self.names[0] == "label" and i else 0
+        if not 0 < types * n <= MOST_ENTRIES / self.combination.shape[1]:
+            return self._ratios(compare, n, lambda codes: codes[:, i], [i])[0]
+        found, expected = self._ratios(
+            compare, types * n, lambda codes: codes[:, 0] * n + codes[:, i], [0, i]
+        )
+        say = expected / (expected + HALF)
+        found, say = (t.reshape(types, n, -1) for t in (found, say))
+        return (say * found).sum(0) / (say.sum(0) + NOBODY)
 
     def _of(self, name: str) -> Tensor:
         return self.get_buffer(f"of_{name}")
@@ -118,12 +113,15 @@ class AttributeEffects(nn.Module):
         compare: Callable[[], Iterator[Compared]],
         n: int,
         group: Callable[[Codes], Int[Tensor, " b"]],
+        needed: Sequence[int],
     ) -> tuple[Float[Tensor, "n g"], Float[Tensor, "n g"]]:
-        """Return log ratios of `n` groups of cells (−1: of none), and what was expected of each."""
+        """Return log ratios of `n` groups of cells, and what was expected of each.
+
+        Cells that lack one of the categories `needed` are of none.
+        """
         seen, expected, cells = torch.zeros(3, 1, 1, dtype=torch.float64)
         for x, codes, mean in compare():
-            at = group(codes)
-            known = at >= 0
+            at, known = group(codes), (codes[:, list(needed)] >= 0).all(1)
             stored = known[x.cells]
             values = x.values[stored].sign() if self.binary else x.values[stored]
             where = at[x.cells[stored]], x.columns[stored]
