@@ -331,7 +331,8 @@ class CFGenModule(Module):
         terms = self.terms(guidance)
         z = self.flow.carry(noise, batch, depth, terms)
         weights = torch.stack([weight * told for told, weight in terms]).sum(0)
-        return self._draw(z, depth, batch, weights.tolist())
+        # categories come first; numbers have no effects
+        return self._draw(z, depth, batch, weights[: codes.shape[1]].tolist())
 
     def score(
         self,
