@@ -11,9 +11,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,12 @@ def append(row: Row, path: Path) -> None:
     lines = [json.dumps(r) for r in [*read(path), row]]
     aside.write_text("\n".join(lines) + "\n")
     aside.replace(path)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean of some seeds and, of several, the lowest and the highest."""
+    told = f"{fmean(values):.3g}"
+    return told if len(values) == 1 else f"{told} ({min(values):.3g} to {max(values):.3g})"
 
 
 class Stopwatch:

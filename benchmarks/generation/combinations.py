@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import chreode as ch
 from chreode.metrics import generation as measured
 
-from ..common import Row
+from ..common import Row, spread
 from ..speed.ratios import markdown
 from .fits import fit
 from .tasks import prepare
@@ -119,9 +119,6 @@ def render(rows: list[Row]) -> list[str]:
         nearest = ", ".join(dict.fromkeys(row["scores"][pair]["nearest"] for row in rows))
         for name, found in named.items():
             said = f"{name} ({nearest})" if name.startswith("nearest") else name
-            values = (
-                f"{np.mean(v):.3g} ({min(v):.3g} to {max(v):.3g})"
-                for v in ([scores[key] for scores in found] for key in ("w2", "mmd", "energy"))
-            )
+            values = (spread([scores[key] for scores in found]) for key in ("w2", "mmd", "energy"))
             lines.append((pair, said, *values))
     return markdown(("hidden", "", "W2", "MMD²", "energy"), lines)

@@ -13,7 +13,7 @@ import chreode as ch
 from chreode import config
 from chreode.bench.generation import class_table, generation, split
 
-from ..common import Row
+from ..common import Row, spread
 from ..speed.ratios import markdown
 from .fits import budgeted, code
 from .tasks import SEEDS, prepare
@@ -147,7 +147,7 @@ def _of_task(found: dict[str, list[Row]]) -> list[str]:
     }
     lines = []
     for name, rows in found.items():
-        values = [_spread([row["scores"].get(key, np.nan) for row in rows]) for key in keys]
+        values = [spread([row["scores"].get(key, np.nan) for row in rows]) for key in keys]
         mark = "" if all(row["converged"] for row in rows) else " †"
         epochs = " + ".join(
             str(round(np.mean(e))) for e in zip(*(r["epochs"] for r in rows), strict=True)
@@ -155,11 +155,6 @@ def _of_task(found: dict[str, list[Row]]) -> list[str]:
         seconds = f"{np.mean([row['seconds'] for row in rows]):.0f}"
         lines.append((name + mark, *values, epochs, seconds, str(len(rows))))
     return markdown(("", *keys.values(), "epochs", "seconds", "seeds"), lines)
-
-
-def _spread(values: list[float]) -> str:
-    told = f"{np.mean(values):.3g}"
-    return told if len(values) == 1 else f"{told} ({min(values):.3g} to {max(values):.3g})"
 
 
 def _verdict(rows: list[Row]) -> list[str]:

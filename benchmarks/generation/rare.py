@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 import chreode as ch
 from chreode.bench.augmentation import METRICS, augmentation, split
 from chreode.bench.generation import class_table
 
-from ..common import Row
+from ..common import Row, spread
 from ..speed.ratios import markdown
 from .fits import budgeted, code
 from .tasks import prepare
@@ -43,6 +41,5 @@ def render(rows: list[Row]) -> list[str]:
                 [row["scores"][method][key] for row in here if method in row["scores"]]
                 for key in METRICS
             )
-            told = (f"{np.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" for v in values)
-            lines.append((task, method, *told))
+            lines.append((task, method, *map(spread, values)))
     return markdown(("", "", *(name for name, *_ in METRICS.values())), lines)
