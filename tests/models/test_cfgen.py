@@ -393,3 +393,11 @@ def test_cells_of_a_combination_never_seen_are_nearer_than_untreated_ones():
 
     assert off(made.X) < 0.5 * off(before.X)
     assert off(carried.X) < 0.5 * off(before.X)
+
+
+def test_a_column_may_have_any_name(cells):
+    cells.obs["plate.number"] = cells.obs["plate"]
+    roles = ch.Schema(counts="layers/counts", categorical=("obs/plate.number",))
+    fitted = ch.CFGen(**SMALL, max_epochs=1, flow_epochs=1).fit(cells, roles, progress=False)
+    value = cells.obs["plate"].iloc[0]
+    assert fitted.generate(3, given={"plate.number": value}).shape == (3, 300)

@@ -52,8 +52,8 @@ class AttributeEffects(nn.Module):
         super().__init__()
         self.binary, self.names = binary, attribute_names(spec)[0]
         self.combinations = Combinations(spec)
-        for name in self.names:
-            self.register_buffer(f"of_{name}", torch.zeros(sum(spec.blocks[name]), n_features))
+        for i, name in enumerate(self.names):  # a column's name may hold what a buffer's may not
+            self.register_buffer(f"effect_{i}", torch.zeros(sum(spec.blocks[name]), n_features))
         rows = len(self.combinations.seen)
         combined = 1 < rows <= MOST_ENTRIES / n_features and len(self.names) > 1
         self.register_buffer("combination", torch.zeros(rows if combined else 0, n_features))
@@ -65,13 +65,13 @@ class AttributeEffects(nn.Module):
 
         The combination has the least of the weights, the label's aside.
         """
-        told = dict(zip(self.names, weights or [1.0] * len(self.names), strict=True))
+        told = list(zip(self.names, weights or [1.0] * len(self.names), strict=True))
         total: Tensor | float = 0.0
-        for i, (name, weight) in enumerate(told.items()):
+        for i, (_, weight) in enumerate(told):
             if weight:
-                effect = self.get_buffer(f"of_{name}")[codes[:, i].clamp(min=0)]
+                effect = self.of(i)[codes[:, i].clamp(min=0)]
                 total = total + effect * (weight * (codes[:, i, None] >= 0))
-        together = min((weight for name, weight in told.items() if name != "label"), default=0.0)
+        together = min((weight for name, weight in told if name != "label"), default=0.0)
         if together and len(self.combination):
             total = total + together * self.combination[self.combinations.index(codes)]
         return total
@@ -79,34 +79,35 @@ class AttributeEffects(nn.Module):
     @torch.no_grad()
     def fit(self, compare: Callable[[], Iterator[Compared]]) -> None:
         """Estimate the effects; `compare` goes over all cells once, a pass per attribute and round."""
-        for effect in (*map(self._of, self.names), self.combination):
+        attributes = range(len(self.names))
+        for effect in (*map(self.of, attributes), self.combination):
             effect.zero_()
         for _ in range(ROUNDS if len(self.names) > 1 else 1):
-            for i, name in enumerate(self.names):
-                effect = self._of(name).zero_()
+            for i in attributes:
+                effect = self.of(i).zero_()
                 effect.copy_(self._own(compare, i, len(effect)))
         if len(self.combination):
             of = self.combinations.index
-            self.combination.copy_(
-                self._ratios(compare, len(self.combination), of, range(len(self.names)))[0]
-            )
+            self.combination.copy_(self._ratios(compare, len(self.combination), of, attributes)[0])
 
     def _own(
         self, compare: Callable[[], Iterator[Compared]], i: int, n: int
     ) -> Float[Tensor, "n g"]:
         """Return the effects of the `n` categories of an attribute, the others as they are."""
-        types = len(self._of("label")) if self.names[0] == "label" and i else 0
+        # cells without a label are one more type
+        types = len(self.of(0)) + 1 if self.names[0] == "label" and i else 0
         if not 0 < types * n <= MOST_ENTRIES / self.combination.shape[1]:
             return self._ratios(compare, n, lambda codes: codes[:, i], [i])[0]
         found, expected = self._ratios(
-            compare, types * n, lambda codes: codes[:, 0] * n + codes[:, i], [0, i]
+            compare, types * n, lambda codes: (codes[:, 0] + 1) * n + codes[:, i], [i]
         )
         say = expected / (expected + HALF)
         found, say = (t.reshape(types, n, -1) for t in (found, say))
         return (say * found).sum(0) / (say.sum(0) + NOBODY)
 
-    def _of(self, name: str) -> Tensor:
-        return self.get_buffer(f"of_{name}")
+    def of(self, i: int) -> Float[Tensor, "categories g"]:
+        """Return the effects of the categories of an attribute."""
+        return self.get_buffer(f"effect_{i}")
 
     def _ratios(
         self,
@@ -119,19 +120,20 @@ class AttributeEffects(nn.Module):
 
         Cells that lack one of the categories `needed` are of none.
         """
-        seen, expected, cells = torch.zeros(3, 1, 1, dtype=torch.float64)
+        device = self.combination.device
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which has no doubles
+        shape = n, self.combination.shape[1]
+        seen, expected = torch.zeros(2, *shape, dtype=exact, device=device)
+        cells = torch.zeros(n, 1, dtype=exact, device=device)
         for x, codes, mean in compare():
             at, known = group(codes), (codes[:, list(needed)] >= 0).all(1)
             stored = known[x.cells]
             values = x.values[stored].sign() if self.binary else x.values[stored]
             where = at[x.cells[stored]], x.columns[stored]
-            nothing = mean.new_zeros(n, mean.shape[1])
-            # of each chunk on its device, of all in double on the CPU: not every device has that
-            seen = seen + nothing.index_put(where, values, accumulate=True).cpu()
-            expected = expected + nothing.index_add(0, at[known], mean[known]).cpu()
-            cells = cells + at[known].bincount(minlength=n)[:, None].cpu()
+            seen.index_put_(where, values.to(exact), accumulate=True)
+            expected.index_add_(0, at[known], mean[known].to(exact))
+            cells += at[known].bincount(minlength=n)[:, None]
         found = ((seen + PRIOR) / (expected + PRIOR)).log()
         if self.binary:
             found = found + ((cells - expected + PRIOR) / (cells - seen + PRIOR)).log()
-        device = self.combination.device
-        return found.float().to(device), expected.float().to(device)
+        return found.float(), expected.float()
