@@ -36,7 +36,7 @@ def test_too_many_combinations_are_not_told_apart(monkeypatch):
     known = Combinations(spec_of(label=2, batch=2))
     known.fill(torch.tensor([[0, 0]]))
     assert known.known(torch.tensor([[1, 1], [0, -1]])).tolist() == [[True, True], [True, False]]
-    assert known.index(torch.tensor([[1, 1]])).tolist() == [0]
+    assert known.number(torch.tensor([[1, 1]])).tolist() == [0]
 
 
 def test_no_category_is_no_combination():

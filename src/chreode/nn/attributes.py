@@ -48,43 +48,55 @@ def read_attributes(
     return code, number, torch.cat([code >= 0, number.isfinite()], 1)
 
 
-class Combinations(nn.Module):
-    """Which combinations of categories training cells have, single ones and parts of them included.
+class Numbering:
+    """A number for every combination of categories, unknown ones included.
 
     Parameters
     ----------
     spec
         Which attributes there are. Where their categories could combine in more than
-        `MOST_COMBINATIONS` ways, all of them count as seen.
+        `MOST_COMBINATIONS` ways, all have the number 0.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        # an absent category is one more, and comes first
+        self.sizes = [sum(spec.blocks[name]) + 1 for name in attribute_names(spec)[0]]
+        self.few = math.prod(self.sizes) <= MOST_COMBINATIONS
+
+    def __len__(self) -> int:
+        return math.prod(self.sizes) if self.few else 1
+
+    def __call__(self, codes: Int[Tensor, "b c"]) -> Int[Tensor, " b"]:
+        """Return the number of each cell's combination."""
+        at = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
+        for i, size in enumerate(self.sizes if self.few else ()):
+            at = at * size + codes[:, i] + 1
+        return at
+
+
+class Combinations(nn.Module):
+    """Which combinations of categories training cells have, single ones and parts of them included.
+
+    Where they are too many to be numbered, all count as seen.
     """
 
     seen: Tensor
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
-        # an absent category is one more, and comes first
-        self.sizes = [sum(spec.blocks[name]) + 1 for name in attribute_names(spec)[0]]
-        self.few = math.prod(self.sizes) <= MOST_COMBINATIONS
-        rows = math.prod(self.sizes) if self.few else 1
-        self.register_buffer("seen", torch.ones(rows, dtype=torch.bool))
+        self.number = Numbering(spec)
+        self.register_buffer("seen", torch.ones(len(self.number), dtype=torch.bool))
 
     def fill(self, codes: Int[Tensor, "cells c"]) -> None:
         """Take them from training cells."""
-        if not self.few:
+        if not self.number.few:
             return
         table = torch.zeros_like(self.seen)
-        table[self.index(codes)] = True
-        table = table.reshape(self.sizes)
-        for axis in range(len(self.sizes)):  # a part of what was seen was seen
+        table[self.number(codes)] = True
+        table = table.reshape(self.number.sizes)
+        for axis in range(len(self.number.sizes)):  # a part of what was seen was seen
             table.select(axis, 0).logical_or_(table.any(axis))
         self.seen.copy_(table.flatten())
-
-    def index(self, codes: Int[Tensor, "b c"]) -> Int[Tensor, " b"]:
-        """Return the number of each cell's combination; 0 where they are too many to be numbered."""
-        at = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
-        for i, size in enumerate(self.sizes if self.few else ()):
-            at = at * size + codes[:, i] + 1
-        return at
 
     def known(self, codes: Int[Tensor, "b c"]) -> Bool[Tensor, "b c"]:
         """Return which categories of each cell make a combination that was seen.
@@ -95,7 +107,7 @@ class Combinations(nn.Module):
         for i in range(codes.shape[1]):
             more = kept.clone()
             more[:, i] = codes[:, i]
-            kept = more.where(self.seen[self.index(more)][:, None], kept)
+            kept = more.where(self.seen[self.number(more)][:, None], kept)
         return kept >= 0
 
 

@@ -36,8 +36,8 @@ class Depth(nn.Module):
         super().__init__()
         numbers = attribute_names(spec)[1]
         self.combinations = Combinations(spec)
-        rows = len(self.combinations.seen)
-        width = 1 + sum(self.combinations.sizes) + len(numbers)
+        rows = len(self.combinations.number)
+        width = 1 + sum(self.combinations.number.sizes) + len(numbers)
         self.register_buffer("scale", torch.tensor([[0.0], [1.0]]).repeat(1, len(numbers)))
         self.register_buffer("effects", torch.zeros(width, n_modalities))
         self.register_buffer("mean", torch.zeros(rows, n_modalities))  # deviation from a
@@ -54,7 +54,7 @@ class Depth(nn.Module):
         """Estimate from training cells; NaN where a cell lacks the modality."""
         self.scale.copy_(mean_and_spread(numbers))
         self.combinations.fill(codes)
-        combination = self.combinations.index(codes)
+        combination = self.combinations.number(codes)
         chunks = torch.arange(len(codes)).split(_ROWS)
         penalty = _RIDGE * torch.eye(len(self.effects), dtype=torch.float64)
         penalty[0, 0] = 0.0  # the general level is free
@@ -95,7 +95,7 @@ class Depth(nn.Module):
         self, codes: Int[Tensor, "b c"], numbers: Float[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
         """Return mean and standard deviation of log ℓ."""
-        at = self.combinations.index(codes)
+        at = self.combinations.number(codes)
         mean = self._design(codes, numbers) @ self.effects + self.mean[at]
         return mean, self.variance[at].sqrt()
 
@@ -114,6 +114,6 @@ class Depth(nn.Module):
         self, codes: Int[Tensor, "b c"], numbers: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b w"]:
         parts = [torch.ones(len(codes), 1, device=codes.device)]
-        for i, size in enumerate(self.combinations.sizes):
+        for i, size in enumerate(self.combinations.number.sizes):
             parts.append(torch.nn.functional.one_hot(codes[:, i] + 1, size).float())
         return torch.cat([*parts, ((numbers - self.scale[0]) / self.scale[1]).nan_to_num()], 1)

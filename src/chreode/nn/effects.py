@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data.batch import SparseRows
 from ..schema import Spec
-from .attributes import Combinations, attribute_names
+from .attributes import Numbering, attribute_names
 
 #: Counts seen, as many of which were expected, that stand beside those of each category.
 PRIOR = 2.0
@@ -51,10 +51,10 @@ class AttributeEffects(nn.Module):
     def __init__(self, spec: Spec, n_features: int, *, binary: bool = False) -> None:
         super().__init__()
         self.binary, self.names = binary, attribute_names(spec)[0]
-        self.combinations = Combinations(spec)
+        self.number = Numbering(spec)
         for i, name in enumerate(self.names):  # a column's name may hold what a buffer's may not
             self.register_buffer(f"effect_{i}", torch.zeros(sum(spec.blocks[name]), n_features))
-        rows = len(self.combinations.seen)
+        rows = len(self.number)
         combined = 1 < rows <= MOST_ENTRIES / n_features and len(self.names) > 1
         self.register_buffer("combination", torch.zeros(rows if combined else 0, n_features))
 
@@ -73,7 +73,7 @@ class AttributeEffects(nn.Module):
                 total = total + effect * (weight * (codes[:, i, None] >= 0))
         together = min((weight for name, weight in told if name != "label"), default=0.0)
         if together and len(self.combination):
-            total = total + together * self.combination[self.combinations.index(codes)]
+            total = total + together * self.combination[self.number(codes)]
         return total
 
     @torch.no_grad()
@@ -87,8 +87,8 @@ class AttributeEffects(nn.Module):
                 effect = self.of(i).zero_()
                 effect.copy_(self._own(compare, i, len(effect)))
         if len(self.combination):
-            of = self.combinations.index
-            self.combination.copy_(self._ratios(compare, len(self.combination), of, attributes)[0])
+            found = self._ratios(compare, len(self.combination), self.number, attributes)
+            self.combination.copy_(found[0])
 
     def _own(
         self, compare: Callable[[], Iterator[Compared]], i: int, n: int
