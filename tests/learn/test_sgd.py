@@ -253,3 +253,22 @@ for compiled in (False, True):
     )
     eager, compiled = (np.array(line.split(), float) for line in done.stdout.splitlines())
     np.testing.assert_allclose(eager, compiled, rtol=5e-3)
+
+
+def weight(source, split=SPLIT, **options):
+    module = Quadratic()
+    learn(module, source, split, max_epochs=5, **options)
+    return module.w.item()
+
+
+def test_a_prior_decays_less_the_more_cells_there_are(source):
+    few = Split(np.arange(100), SPLIT.validation)
+    for split, decay in ((few, 2.0), (SPLIT, 0.5)):
+        found = weight(source, split, prior=200.0)
+        assert found == weight(source, split, weight_decay=decay)
+        assert found < weight(source, split)
+
+
+def test_a_prior_has_a_bound(source):
+    bound = sgd_module.MOST_DECAY
+    assert weight(source, prior=1e9) == weight(source, weight_decay=bound)
