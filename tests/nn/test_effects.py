@@ -88,9 +88,36 @@ def test_a_combination_never_seen_has_the_effects_of_its_parts():
     x = torch.poisson(base * (0.1 * codes[:, :1] - codes[:, 1:]).exp())
     effects.fit(compared(effects, x, codes, base))
     never = torch.tensor([[7, 1]])
-    assert not effects.combination[effects.number(never)].any()
     found = effects(never)[0] - effects(torch.tensor([[7, 0]]))[0]
     torch.testing.assert_close(found, torch.full((GENES,), -1.0), atol=0.12, rtol=0)
+
+
+def test_a_type_never_treated_reacts_as_types_like_it_do():
+    effects = AttributeEffects(spec_of(label=7, perturbation=2), GENES)
+    pairs = torch.cartesian_prod(torch.arange(7), torch.arange(2))[:-1]  # type 6 is never treated
+    codes = pairs.repeat(400, 1)
+    lymphoid = torch.tensor([1.0, 1, 1, 0, 0, 0, 0])[codes[:, 0]]
+    gene = torch.eye(GENES)
+    logits = 2.0 + lymphoid[:, None] * gene[0] - 2 * (1 - lymphoid[:, None]) * gene[0]
+    logits += codes[:, 1:] * (2 * lymphoid[:, None] - 1) * gene[3]
+    torch.manual_seed(0)
+    x = torch.poisson(logits.exp())
+    effects.fit(compared(effects, x, codes, torch.full((len(codes), GENES), 5.0)))
+    found = effects(torch.tensor([[6, 1]]))[0] - effects(torch.tensor([[6, 0]]))[0]
+    torch.testing.assert_close(found, -gene[3], atol=0.12, rtol=0)
+
+
+def test_types_that_look_the_same_have_the_same_say():
+    effects = AttributeEffects(spec_of(label=3, perturbation=2), GENES)
+    codes = torch.cartesian_prod(torch.arange(3), torch.arange(2))[:-1].repeat(50, 1)
+    base = torch.full((len(codes), GENES), 5.0)
+    x = torch.full((len(codes), GENES), 4.0)
+    x[(codes[:, 1] == 1) & (codes[:, 0] == 0), 0] = 8
+    x[(codes[:, 1] == 1) & (codes[:, 0] == 1), 0] = 2
+    effects.fit(compared(effects, x, codes, base))
+    assert effects.combination.isfinite().all()
+    treated = effects(torch.tensor([[2, 1], [2, 0]]))[:, 0]
+    assert abs(treated[0] - treated[1]) < 0.1  # what the two others do cancels
 
 
 def test_a_batch_without_labels_has_effects_too():

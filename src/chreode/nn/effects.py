@@ -23,7 +23,12 @@ ROUNDS = 3
 #: Entries of the largest table of combinations and features; beyond, single attributes decide.
 MOST_ENTRIES = 2**25
 
+#: How fast the say of a type falls with the squared distance of its profile. Like the constants above,
+#: chosen on pairs of Kang's types and conditions that no benchmark hides.
+NEARNESS = 2.0
+
 Codes = Int[Tensor, "b c"]
+Table = Float[Tensor, "n g"]
 #: Per chunk of cells: what was observed, the codes, and what is expected under all effects so far.
 Compared = tuple[SparseRows, Codes, Float[Tensor, "b g"]]
 
@@ -39,11 +44,12 @@ class AttributeEffects(nn.Module):
 
     under a gamma prior of mean 1 and shape κ: of each category in turn given the others, then of each
     combination given its categories. Of features that are there or not (Bernoulli), the odds take the
-    place of the counts. An unknown category, or a combination never seen, adds nothing.
+    place of the counts. An unknown category adds nothing.
 
     What a treatment or a batch does by itself is averaged over the types of cells (the label), each having
     the same say once it has counts enough. Taken from sums, it would be the effect on the largest cells of
-    the most frequent type, which predicts that on a type never treated less well.
+    the most frequent type, which predicts that on a type never treated less well. What is peculiar to a
+    type that was never seen with it is averaged over the others by `NEARNESS` of their profiles.
     """
 
     combination: Tensor
@@ -88,7 +94,7 @@ class AttributeEffects(nn.Module):
                 effect.copy_(self._own(compare, i, len(effect)))
         if len(self.combination):
             found = self._ratios(compare, len(self.combination), self.number, attributes)
-            self.combination.copy_(found[0])
+            self.combination.copy_(self._of_kin(*found) if self.names[0] == "label" else found[0])
 
     def _own(
         self, compare: Callable[[], Iterator[Compared]], i: int, n: int
@@ -98,12 +104,34 @@ class AttributeEffects(nn.Module):
         types = len(self.of(0)) + 1 if self.names[0] == "label" and i else 0
         if not 0 < types * n <= MOST_ENTRIES / self.combination.shape[1]:
             return self._ratios(compare, n, lambda codes: codes[:, i], [i])[0]
-        found, expected = self._ratios(
+        found, expected, _ = self._ratios(
             compare, types * n, lambda codes: (codes[:, 0] + 1) * n + codes[:, i], [i]
         )
         say = expected / (expected + HALF)
         found, say = (t.reshape(types, n, -1) for t in (found, say))
         return (say * found).sum(0) / (say.sum(0) + NOBODY)
+
+    def _of_kin(self, found: Table, expected: Table, seen: Table) -> Table:
+        """Give combinations never seen the effects that types alike have with the same other categories.
+
+        Both the distance of two types and the effects of the one as the other would have them are of
+        where both were seen. The weight of a type falls with that distance (Shepard 1968).
+        """
+        types = len(self.of(0)) + 1  # the label comes first; 0 stands for none
+        found, expected, seen = (t.reshape(types, -1, t.shape[1]) for t in (found, expected, seen))
+        profile = (1e4 * seen / seen.sum(-1, keepdim=True).clamp(min=1)).log1p()
+        known, say = expected.sum(-1) > 0, expected / (expected + HALF)
+        kin = torch.zeros_like(found)
+        for t in range(types):
+            both = known & known[t]
+            both[t] = False
+            here, shared = both[..., None], both.sum(1)
+            apart = ((profile - profile[t]).square() * here).sum((1, 2)) / shared
+            apart = apart.clamp(min=1e-6).nan_to_num(torch.inf)  # types may look the same
+            weight = say * ((apart.amin() / apart) ** NEARNESS).nan_to_num()[:, None, None]
+            offset = ((found - found[t]) * here).sum(1) / shared.clamp(min=1)[:, None]
+            kin[t] = (weight * (found - offset[:, None])).sum(0) / (weight.sum(0) + NOBODY)
+        return found.where(known[..., None], kin).flatten(0, 1)
 
     def of(self, i: int) -> Float[Tensor, "categories g"]:
         """Return the effects of the categories of an attribute."""
@@ -115,8 +143,8 @@ class AttributeEffects(nn.Module):
         n: int,
         group: Callable[[Codes], Int[Tensor, " b"]],
         needed: Sequence[int],
-    ) -> tuple[Float[Tensor, "n g"], Float[Tensor, "n g"]]:
-        """Return log ratios of `n` groups of cells, and what was expected of each.
+    ) -> tuple[Table, Table, Table]:
+        """Return log ratios of `n` groups of cells, and what was expected and seen of each.
 
         Cells that lack one of the categories `needed` are of none.
         """
@@ -136,4 +164,4 @@ class AttributeEffects(nn.Module):
         found = ((seen + PRIOR) / (expected + PRIOR)).log()
         if self.binary:
             found = found + ((cells - expected + PRIOR) / (cells - seen + PRIOR)).log()
-        return found.float(), expected.float()
+        return found.float(), expected.float(), seen.float()
