@@ -29,7 +29,9 @@ HOWS: dict[str, dict[str, Any]] = {
 
 
 def cases() -> list[Row]:
-    return [{"attributes": how, "seed": seed} for seed in (0, 1, 2) for how in HOWS]
+    """Every seed, and one for what is known to be worse."""
+    cases = [{"attributes": how, "seed": seed} for seed in (0, 1, 2) for how in HOWS]
+    return [case for case in cases if not (case["seed"] and "no effects" in case["attributes"])]
 
 
 def measure(case: Row, data: Path, kept: Path) -> Row:

@@ -27,7 +27,6 @@ MODELS: dict[str, Any] = {
 #: One difference from the default each, towards the paper.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "plain autoencoder": {"kl": 0.0},
-    "KL term in full": {"kl": 1.0},
     "no effects of attributes": {"effects": False},
     "the paper's weight decay": {"weight_decay": 1e-5},
     "log1p of raw counts": {"normalise": False},
