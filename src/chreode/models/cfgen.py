@@ -403,7 +403,7 @@ class CFGen(Model):
 
         log ℓ ~ N(m(y), s²(y))              depth of each modality, by combination of attributes
         ε ~ N(0, I),  dz/dt = v(z, t, y, ℓ)   from ε at t = 0 to the latent state z at t = 1
-        η = f(z) + Σ_i b_i(y_i) + b(y)        logits; effects of attributes, and of combinations seen
+        η = f(z) + Σ_i b_i(y_i) + b(y)        logits; effects of attributes, and of combinations
         x_g ~ NB(ℓ softmax(η)_g, θ_g)       RNA, proteins; peaks: Bernoulli(σ(η_p)) or Poisson
 
     Phase one fits encoder and decoder, then the effects b are counted (see `AttributeEffects`); phase two
