@@ -94,7 +94,7 @@ def prepare(
     train = learned(cells, classes) if learned else split(classes, seed)[0]
     if isinstance(cells, anndata.AnnData):
         return cells[:, _genes(cells, task, train)].copy(), task.schema
-    if task.schema.accessibility:
+    if isinstance(cells, mudata.MuData) and task.schema.accessibility:
         atac = cells.mod["atac"]
         rows = atac.obs_names.get_indexer(cells.obs_names[train])
         seen = np.asarray((atac.X[rows[rows >= 0]] > 0).sum(0)).ravel()

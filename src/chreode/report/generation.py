@@ -50,9 +50,11 @@ def sections(bench: Bench) -> list[Section]:
     shown = [*methods.index, *(baselines.sort_values("w2").index[:1] if len(bench.pairs) else [])]
     found = [_pictures(bench, name) for name in shown if name in bench.pairs]
     if len(bench.by_class):
+        # a narrow page shows the first columns
+        rank = table["role"].map({"ceiling": 0, "method": 1, "baseline": 2, "control": 3})
         means = bench.by_class.pivot_table(
             index=["metric", "class"], columns="method", values="value", sort=False
-        ).reindex(columns=table.index)
+        ).reindex(columns=rank.sort_values(kind="stable").index)
         names = bench.metrics["name"]
         found.append(
             Section(
