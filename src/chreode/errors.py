@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ChreodeError(Exception):
@@ -28,6 +29,27 @@ class CapabilityError(ChreodeError, NotImplementedError):
 
 class FitError(ChreodeError, RuntimeError):
     """Learning had to stop (non-finite loss, likelihood going down, …)."""
+
+
+class BlowUp(FitError):
+    """A differential equation whose state leaves the finite numbers, or that no step is short enough for.
+
+    Attributes
+    ----------
+    row
+        Which series.
+    time
+        The last time at which its state was good.
+    state
+        That state.
+    """
+
+    def __init__(self, row: int, time: float, state: Any, name: str = "") -> None:
+        self.row, self.time, self.state = row, time, state
+        super().__init__(
+            f"{name or f'series {row}'} leaves the finite numbers after t = {time:.4g}: its slopes are too "
+            "steep for this solver. Allow larger errors (rtol, atol), or learn slower or sparser dynamics."
+        )
 
 
 class StoreError(ChreodeError, OSError):

@@ -88,6 +88,27 @@ class Balanced:
         yield from Shuffled(self.batch_size).batches(source, drawn, epoch, generator)
 
 
+@dataclass(frozen=True)
+class Together:
+    """All rows as one minibatch, several times an epoch."""
+
+    times: int = 1
+
+    def n_batches(self, source: Source, rows: Rows) -> int:  # noqa: ARG002 (the contract)
+        """Return how many minibatches an epoch has."""
+        return self.times
+
+    def batches(
+        self,
+        source: Source,  # noqa: ARG002 (the contract)
+        rows: Rows,
+        epoch: int,  # noqa: ARG002 (the contract)
+        generator: np.random.Generator,  # noqa: ARG002 (the contract)
+    ) -> Iterator[Rows]:
+        """Yield positions of cells, one array per minibatch."""
+        yield from [rows] * self.times
+
+
 def _in_blocks(rows: Rows, size: int, generator: np.random.Generator) -> Rows:
     """Return `rows` with blocks of `size` neighbours shuffled; every time they are cut elsewhere."""
     blocks = np.split(rows, np.arange(generator.integers(size), len(rows), size))

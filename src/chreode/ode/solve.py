@@ -19,11 +19,12 @@ _MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True)
-class _Method:
+class Tableau:
     """A Butcher tableau: stage i is taken at time `c[i]` from the slopes before it, weighted by `a[i]`.
 
     `error`: weights of the slopes whose sum is the difference to the embedded method of lower order.
-    Where it is set the last stage is the first one of the next step.
+    Where it is set the last stage is the first one of the next step. `dense`: for every stage the
+    coefficients of θ, θ², … in its weight at a share θ of the step.
     """
 
     order: int
@@ -31,18 +32,22 @@ class _Method:
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     error: tuple[float, ...] = ()
+    dense: tuple[tuple[float, ...], ...] = ()
 
 
 _DOPRI5_B = (35/384, 0.0, 500/1113, 125/192, -2187/6784, 11/84)  # fmt: skip
+_TSIT5_B = (
+    0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774,
+)  # fmt: skip
 METHODS = {
-    "euler": _Method(1, (0.0,), ((),), (1.0,)),
-    "midpoint": _Method(2, (0.0, 0.5), ((), (0.5,)), (0.0, 1.0)),
-    "heun": _Method(2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5)),
-    "rk4": _Method(
+    "euler": Tableau(1, (0.0,), ((),), (1.0,)),
+    "midpoint": Tableau(2, (0.0, 0.5), ((), (0.5,)), (0.0, 1.0)),
+    "heun": Tableau(2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5)),
+    "rk4": Tableau(
         4, (0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1/6, 1/3, 1/3, 1/6)
     ),
     # Dormand & Prince (1980), table 2
-    "dopri5": _Method(
+    "dopri5": Tableau(
         5,
         (0.0, 1/5, 3/10, 4/5, 8/9, 1.0, 1.0),
         (
@@ -56,6 +61,43 @@ METHODS = {
         ),
         (*_DOPRI5_B, 0.0),
         (71/57600, 0.0, -71/16695, 71/1920, -17253/339200, 22/525, -1/40),
+        (  # Shampine (1986), of order 4
+            (1.0, -8048581381/2820520608, 8663915743/2820520608, -12715105075/11282082432),
+            (0.0, 0.0, 0.0, 0.0),
+            (0.0, 131558114200/32700410799, -68118460800/10900136933, 87487479700/32700410799),
+            (0.0, -1754552775/470086768, 14199869525/1410260304, -10690763975/1880347072),
+            (0.0, 127303824393/49829197408, -318862633887/49829197408, 701980252875/199316789632),
+            (0.0, -282668133/205662961, 2019193451/616988883, -1453857185/822651844),
+            (0.0, 40617522/29380423, -110615467/29380423, 69997945/29380423),
+        ),
+    ),
+    # Tsitouras (2011), table 1 and equation 6
+    "tsit5": Tableau(
+        5,
+        (0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
+        (
+            (),
+            (0.161,),
+            (-0.008480655492356989, 0.335480655492357),
+            (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+            (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+            (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+            _TSIT5_B,
+        ),
+        (*_TSIT5_B, 0.0),
+        (
+            -0.00178001105222577714, -0.0008164344596567469, 0.007880878010261995, -0.1447110071732629,
+            0.5823571654525552, -0.45808210592918697, 1/66,
+        ),
+        (
+            (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
+            (0.0, 0.13169999999999998, -0.2234, 0.1017),
+            (0.0, 3.9302962368947516, -5.941033872131505, 2.490627285651253),
+            (0.0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
+            (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
+            (0.0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
+            (0.0, 1.5, -4.0, 2.5),
+        ),
     ),
 }  # fmt: skip
 """Methods by name; those with an estimate of their error choose their steps."""
@@ -133,7 +175,7 @@ def solve(
 
 
 def _step(
-    method: _Method, field: Field, y: Tensor, t: float, h: float, first: Tensor | None = None
+    method: Tableau, field: Field, y: Tensor, t: float, h: float, first: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the state after a step of length `h`, and the slope of every stage."""
     slopes: list[Tensor] = []
@@ -152,7 +194,7 @@ def _sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
 
 
 def _adaptive(
-    method: _Method, field: Field, y: Tensor, start: float, end: float, rtol: float, atol: float
+    method: Tableau, field: Field, y: Tensor, start: float, end: float, rtol: float, atol: float
 ) -> Solution:
     """Lengthen or shorten steps by the local error (Hairer, Nørsett & Wanner 1993, II.4)."""
     slope = field(y, torch.as_tensor(start, dtype=y.dtype, device=y.device))
@@ -171,14 +213,18 @@ def _adaptive(
             t, y, slope = (end if last else t + h), new, slopes[-1]
         elif error != error:  # NaN: half the step until the field is finite again
             error = float("inf")
-        factor = _SAFETY * error ** (-1 / method.order) if error > 0 else _GROW
-        h *= min(_GROW, max(_SHRINK, factor))
+        h *= float(grown(torch.tensor(error), method.order))
         if t + h == t and t != end:
             break
     raise FitError(
         f"The solver took {_MOST_STEPS:,} steps, or steps too short to count, and stands at t = {t:.4g} of "
         f"{end:g}. Allow larger errors (rtol, atol), or take a method with fixed steps."
     )
+
+
+def grown(error: Float[Tensor, "*s"], order: int) -> Float[Tensor, "*s"]:
+    """Return by what a step of this error, as a share of the allowed one, should be longer."""
+    return (_SAFETY * error ** (-1 / order)).clamp(_SHRINK, _GROW)
 
 
 def _first_step(

@@ -1,0 +1,219 @@
+"""Cells in the order of time: several trajectories, ragged and with gaps, as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import DataError
+from .source import Source
+
+#: Share of a slope's weight with which it is drawn to 0, lest few cells make steep ones.
+_RIDGE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesBatch:
+    """Series of states over time.
+
+    Attributes
+    ----------
+    names
+        Of the trajectory that each series is, or is a piece of.
+    times
+        Rising along each row; where a series has fewer, its last time is repeated.
+    values
+        Mean of the cells at each time, 0 where none was measured.
+    weight
+        Cells behind each value; 0 where there is none.
+    begin, start
+        When each series begins, and its state then, smoothed (see `smoothed`).
+    slopes
+        Where the values are smoothed states: their slopes.
+    """
+
+    names: tuple[str, ...]
+    times: Float[Tensor, "s t"]
+    values: Float[Tensor, "s t g"]
+    weight: Float[Tensor, "s t g"]
+    begin: Float[Tensor, " s"]
+    start: Float[Tensor, "s g"]
+    slopes: Float[Tensor, "s t g"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to(self, device: str | torch.device) -> SeriesBatch:
+        """Return the same series on `device`."""
+        fields = ("times", "values", "weight", "begin", "start", "slopes")
+        there = {n: t for n in fields if (t := getattr(self, n)) is not None}
+        return replace(self, **{n: t.to(device) for n, t in there.items()})
+
+    @cached_property
+    def observed(self) -> Tensor:
+        """Which times of each series are its own, shape (s, t)."""
+        return (self.weight > 0).any(2)
+
+    def smoothed(
+        self, at: Float[Tensor, "s q"], bandwidth: float
+    ) -> tuple[Float[Tensor, "s q g"], Float[Tensor, "s q g"]]:
+        """Return states and slopes at other times, from lines fitted to the cells near each.
+
+        Weights fall off as a Gaussian of standard deviation `bandwidth`; where they hold too little to
+        tell a slope it is drawn to 0 (local linear regression, Fan and Gijbels 1996, section 3.2).
+        """
+        apart = (self.times[:, None] - at[:, :, None]) / bandwidth  # s q t
+        nearest = torch.where(self.observed[:, None], apart.abs(), torch.inf).amin(2, keepdim=True)
+        # of those far from all cells, relative to the nearest one: no weight is lost to rounding
+        kernel = torch.exp(-0.5 * (apart.square() - nearest.square()).clamp(min=0))
+        w, wx = self.weight, self.weight * self.values
+        s0, t0 = (kernel @ w).clamp(min=1e-12), kernel @ wx
+        kernel = kernel * apart
+        s1, t1, s2 = kernel @ w, kernel @ wx, (kernel * apart) @ w
+        slope = (t1 - s1 * t0 / s0) / (s2 - s1.square() / s0 + _RIDGE * s0)
+        return (t0 - slope * s1) / s0, slope / bandwidth
+
+    def matched(self, bandwidth: float) -> SeriesBatch:
+        """Return smoothed states and slopes at the times of the series."""
+        values, slopes = self.smoothed(self.times, bandwidth)
+        weight = self.observed[..., None].float().expand_as(values)
+        return replace(self, values=values, slopes=slopes, weight=weight)
+
+    def pieces(self, span: float, bandwidth: float) -> SeriesBatch:
+        """Return overlapping pieces, about `span` long and begun half a span apart at smoothed states."""
+        found: list[tuple[int, int, int]] = []
+        for row, (times, seen) in enumerate(zip(self.times.numpy(), self.observed, strict=True)):
+            begin, times = 0, times[: int(seen.sum())]
+            while begin < len(times) - 1:
+                end = int(np.searchsorted(times, times[begin] + span * (1 + 1e-6), side="right"))
+                end = min(max(end, begin + 2), len(times))
+                found.append((row, begin, end))
+                if end == len(times):
+                    break
+                begin = max(int(np.searchsorted(times, times[begin] + span / 2)), begin + 1)
+        row, begin, end = (torch.tensor(column)[:, None] for column in zip(*found, strict=True))
+        at = begin + torch.arange(int((end - begin).max()))
+        inside, at = at < end, at.minimum(end - 1)
+        states = self.smoothed(self.times, bandwidth)[0]
+        row, begin = row[:, 0], begin[:, 0]
+        return SeriesBatch(
+            tuple(self.names[r] for r in row.tolist()), self.times[row[:, None], at],
+            self.values[row[:, None], at], self.weight[row[:, None], at] * inside[..., None],
+            self.times[row, begin], states[row, begin],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesSource:
+    """The cells of a source as series: what phases see whose model is of time.
+
+    Cells of a trajectory are sorted by time. Those of one time, or of neighbouring times where there are
+    more than `n_times`, are averaged: squared errors of their mean, weighted by their number, are those
+    of the cells up to a constant.
+
+    Attributes
+    ----------
+    source
+        Of the cells, with a column ``time`` and, if there are several series, ``trajectory``.
+    known
+        Cells that say where a series starts.
+    n_times
+        Most times of a series.
+    bandwidth
+        Of the smoother, in units of time.
+    span
+        Length of the pieces that series are cut into; 0: smoothed states and slopes instead; None: whole.
+    """
+
+    source: Source
+    known: Int[np.ndarray, " known"]
+    n_times: int
+    bandwidth: float
+    span: float | None = None
+    block: int = 1
+    _made: dict[int, SeriesBatch] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def pieces(self, rows: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " n"]]:
+        """Return `rows` in one piece: all series are solved together."""
+        return [rows] if len(rows) else []
+
+    def minibatches(
+        self, rows: Iterable[Int[np.ndarray, " _"]], device: str = "cpu"
+    ) -> Iterator[SeriesBatch]:
+        """Yield the series of each item of `rows`; the same item is read once."""
+        for some in rows:
+            key = hash(some.tobytes())
+            if key not in self._made:
+                self._made[key] = self._cut(self.series(some)).to(device)
+            yield self._made[key]
+
+    def _cut(self, batch: SeriesBatch) -> SeriesBatch:
+        if self.span is None:
+            return batch
+        if self.span == 0:
+            return batch.matched(self.bandwidth)
+        return batch.pieces(self.span, self.bandwidth)
+
+    def series(self, rows: Int[np.ndarray, " n"]) -> SeriesBatch:
+        """Return the series that these cells make up.
+
+        Raises
+        ------
+        DataError
+            If every series has one time only.
+        """
+        batch, codes = self._averaged(rows)
+        if batch.times.shape[1] < 2:
+            raise DataError("Every trajectory has one time only; dynamics need two at the least.")
+        whole, known = self._averaged(self.known)
+        at = torch.from_numpy(np.searchsorted(known, codes))
+        begin = whole.times[:, 0]
+        start = whole.smoothed(begin[:, None], self.bandwidth)[0][:, 0]
+        return replace(batch, begin=begin[at], start=start[at])
+
+    def _averaged(self, rows: np.ndarray) -> tuple[SeriesBatch, np.ndarray]:
+        columns = self.source.columns
+        time = columns["time"][rows].astype(np.float64)
+        code = columns["trajectory"][rows] if "trajectory" in columns else np.zeros(len(rows), int)
+        series, codes = np.unique(code, return_inverse=True)
+        point = np.zeros(len(rows), int)
+        for s in range(len(series)):
+            mine = np.flatnonzero(codes == s)
+            distinct, at = np.unique(time[mine], return_inverse=True)
+            if len(distinct) > self.n_times:  # as many cells in each
+                rank = np.argsort(np.argsort(time[mine], kind="stable"), kind="stable")
+                at = rank * self.n_times // len(mine)
+            point[mine] = at
+        longest = int(point.max(initial=0)) + 1
+        slot = codes * longest + point
+        n = np.bincount(slot, minlength=len(series) * longest).reshape(-1, longest)
+        when = np.bincount(slot, time, minlength=n.size).reshape(n.shape) / np.maximum(n, 1)
+        last = when[np.arange(len(series)), (n > 0).sum(1) - 1]
+        times = torch.from_numpy(np.where(n > 0, when, last[:, None])).float()
+        total, weight = (t.view(*n.shape, -1) for t in self._sums(rows, slot, n.size))
+        names = self.source.spec.categories.get("trajectory", ("all cells",))
+        values = total / weight.clamp(min=1)
+        return SeriesBatch(
+            tuple(str(names[s]) for s in series), times, values, weight, times[:, 0], values[:, 0]
+        ), series
+
+    def _sums(self, rows: np.ndarray, slot: np.ndarray, n: int) -> tuple[Tensor, Tensor]:
+        """Return the sum of what was measured in each slot, and in how many cells."""
+        role = self.source.spec.either("expression", "counts")
+        total, weight = torch.zeros(2, n, self.source.spec.n_features(role))
+        for batch, at in zip(
+            self.source.batches(rows), self.source.pieces(slot), strict=True
+        ):
+            x, at = batch.log_expression(), torch.from_numpy(at)
+            total.index_add_(0, at, x.nan_to_num())
+            weight.index_add_(0, at, (~x.isnan()).float())
+        return total, weight

@@ -1,0 +1,75 @@
+"""A regularisation path: fits under growing penalties, each begun where the last one ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .. import store
+from ..data.source import Source
+from ..module import Module
+from .phase import Phase, Run, Split, Trace
+from .sgd import SGD
+
+
+@dataclass(frozen=True)
+class Path:
+    """Learn under each strength in turn, and keep the sparsest fit that is as good as the best.
+
+    As good: its mean error on the held-out series is within one standard error of the smallest one
+    (Breiman et al. 1984), or within 1 % where there are fewer than three series.
+
+    The module offers ``strengthen(value)``, and ``errors(batch)``: the error of each series.
+
+    Attributes
+    ----------
+    sgd
+        How to learn at each strength.
+    strengths
+        Rising.
+    """
+
+    validates: ClassVar[bool] = True
+    sgd: SGD
+    strengths: tuple[float, ...]
+
+    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+        """Train ``phase.part`` in place."""
+        target, traces, states, errors = phase.target(module), [], [], []
+        for number, strength in enumerate(self.strengths):
+            target.strengthen(strength)
+            trace = self.sgd.learn(module, phase, source, split, run.for_phase(number))
+            traces.append(trace.history.assign(strength=strength))
+            states.append(store.clone_state(target))
+            errors.append(_held_out(target, source, split, run))
+        chosen = choose(np.array(errors)) if len(split.validation) else len(self.strengths) - 1
+        target.load_state_dict(states[chosen])
+        target.strengthen(self.strengths[chosen])
+        note = f"{phase.name}: strength {self.strengths[chosen]:g} of {len(self.strengths)}"
+        return Trace(pd.concat(traces, ignore_index=True), converged=True, notes=(note,))
+
+
+def choose(errors: np.ndarray) -> int:
+    """Return the last row of fits x series whose mean error is as good as the smallest."""
+    means = np.nanmean(errors, 1)
+    best = int(np.nanargmin(means))
+    if errors.shape[1] < 3:
+        slack = 0.01 * means[best]
+    else:  # the series are the same: what counts is by how much they differ between fits
+        apart = errors - errors[best]
+        slack = apart.std(1, ddof=1) / errors.shape[1] ** 0.5
+    return int(np.flatnonzero(means <= means[best] + slack)[-1])
+
+
+def _held_out(target: Module, source: Source, split: Split, run: Run) -> list[float]:
+    target.eval()
+    with torch.no_grad():
+        return [
+            float(e)
+            for batch in source.minibatches(source.pieces(split.validation), run.device)
+            for e in target.errors(batch)
+        ]

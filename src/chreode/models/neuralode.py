@@ -1,0 +1,276 @@
+"""Neural ordinary differential equations of cell states: where do cells go, and what drives them?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..config import config, param
+from ..data.batch import CellBatch
+from ..data.sampler import Together
+from ..data.series import SeriesBatch, SeriesSource
+from ..data.source import Source
+from ..errors import BlowUp
+from ..learn.path import Path
+from ..learn.phase import Phase, Run, Split
+from ..learn.rng import Rng
+from ..learn.sgd import SGD
+from ..model import Model
+from ..module import Loss, Module, Step
+from ..nn.vectorfield import VectorField
+from ..ode import trajectory
+from ..schema import Spec
+
+#: States along observed paths at which edges are taken.
+REFERENCES = 200
+#: Steps of an epoch: between looks at the held-out series.
+EVERY = 20
+
+
+class Dynamics(Module):
+    """dx/dt = f(x), of states that are centred and scaled gene by gene, in time from 0 to 1.
+
+    Parameters
+    ----------
+    options
+        Of the solver.
+    field
+        f.
+    """
+
+    centre: Tensor
+    scale: Tensor
+    clock: Tensor
+    references: Tensor
+    strength: Tensor
+    started: Tensor
+
+    def __init__(self, options: NeuralODE, spec: Spec, field: VectorField) -> None:
+        super().__init__()
+        n = field.n
+        self.options, self.spec, self.field = options, spec, field
+        self.register_buffer("centre", torch.zeros(n))
+        self.register_buffer("scale", torch.ones(n))
+        self.register_buffer("clock", torch.tensor([0.0, 1.0]))
+        self.register_buffer("references", torch.zeros(REFERENCES, n))
+        self.register_buffer("strength", torch.tensor(0.0))
+        self.register_buffer("started", torch.tensor(False))
+
+    # what is learned
+
+    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
+        """Take scales and times of the training cells."""
+        if self.started or not isinstance(source, SeriesSource):
+            return
+        self.started.fill_(True)
+        batch = source.series(rows)
+        total = batch.weight.sum((0, 1)).clamp(min=1)
+        self.centre.copy_((batch.weight * batch.values).sum((0, 1)) / total)
+        spread = (batch.weight * (batch.values - self.centre).square()).sum((0, 1)) / total
+        # a gene that hardly moves stays small: divided by its noise it would weigh as much as others
+        self.scale.copy_(spread.sqrt().clamp(min=max(0.1 * float(spread.mean().sqrt()), 1e-6)))
+        self.clock.copy_(torch.stack([batch.times.amin(), batch.times.amax()]))
+        states = batch.smoothed(batch.times, source.bandwidth)[0][(batch.weight > 0).any(2)]
+        at = torch.linspace(0, len(states) - 1, REFERENCES).round().long()
+        self.references.copy_(self._inside(states[at]))
+
+    def loss(self, batch: SeriesBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
+        """Return the squared error of slopes or of paths, and the penalty."""
+        if batch.slopes is not None:
+            length = self.clock[1] - self.clock[0]
+            states, slopes = self._inside(batch.values), batch.slopes * (length / self.scale)
+            error = (self.velocity()(states.flatten(0, 1)) - slopes.flatten(0, 1)).square()
+            error = error.view_as(slopes)
+            # as a share of what the slopes vary, so that the penalty weighs alike in every phase
+            error = error / slopes[batch.weight > 0].square().mean()
+            fit = (batch.weight * error).sum() / batch.weight.sum()
+        else:
+            fit = self._error(batch)[0].sum() / batch.weight.sum()
+        penalty = self.penalty()
+        return Loss({"model": fit + self.strength * penalty}, {"fit": fit, "penalty": penalty})
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """Return what `strength` weighs, under the gates of the last solve."""
+        return self.centre.new_zeros(())
+
+    def strengthen(self, value: float) -> None:
+        """Set the weight of the penalty."""
+        self.strength.fill_(value)
+
+    def errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
+        """Return the mean squared error of each series' path, in scaled units."""
+        try:
+            return self._error(batch)[0] / batch.weight.sum((1, 2))
+        except BlowUp:
+            return batch.start.new_full((len(batch),), math.inf)
+
+    def _error(self, batch: SeriesBatch) -> tuple[Float[Tensor, " s"], Float[Tensor, "s t g"]]:
+        found = self.solve_series(self._inside(batch.start), batch.times, batch.names, batch.begin)
+        error = batch.weight * (found - self._inside(batch.values)).square()
+        return error.sum((1, 2)), found
+
+    # the solve
+
+    def _inside(self, x: Tensor) -> Tensor:
+        return (x - self.centre) / self.scale
+
+    def velocity(self) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
+        """Return f for one solve: gates are drawn once while it learns, and settled otherwise."""
+        self.field.settle(random=self.training)
+        weights = self.field.effective()
+        return lambda x: self.field(x, weights)
+
+    def solve_series(
+        self,
+        x: Float[Tensor, "s g"],
+        times: Float[Tensor, "s t"],
+        names: tuple[str, ...],
+        start: Float[Tensor, " s"],
+        clamped: Int[Tensor, " k"] | None = None,
+    ) -> Float[Tensor, "s t g"]:
+        """Follow scaled states through times in the data's units; `clamped` genes stay what they are."""
+        velocity = self.velocity()
+        keep = torch.ones_like(self.centre)
+        if clamped is not None:
+            keep[clamped] = 0.0
+        length = self.clock[1] - self.clock[0]
+        at = (times - self.clock[0]) / length
+        begin = (start - self.clock[0]) / length
+        try:
+            return trajectory(
+                lambda y, _: velocity(y) * keep, x, at, start=begin,
+                method=self.options.solver, rtol=self.options.tolerance, atol=self.options.tolerance,
+            )  # fmt: skip
+        except BlowUp as error:
+            state = error.state * self.scale + self.centre
+            raise BlowUp(
+                error.row, float(error.time * length + self.clock[0]), state, names[error.row]
+            ) from None
+
+    # what it can answer
+
+    def trajectory(
+        self, batch: CellBatch, times: Float[Tensor, " t"], clamped: Int[Tensor, " k"] | None = None
+    ) -> Float[Tensor, "b t g"]:
+        """Return the expression that each cell had, or will have, at `times` (rising).
+
+        Genes `clamped` are set to no expression, and stay there.
+        """
+        x, now = self._inside(batch.log_expression()), batch["time"]
+        if clamped is not None:
+            x[:, clamped] = (-self.centre / self.scale)[clamped]
+        names = tuple(f"the path of row {r}" for r in batch.rows.tolist())
+        at = times.expand(len(batch), -1)
+        after = self.solve_series(x, at.maximum(now[:, None]), names, now, clamped)
+        before = self.solve_series(x, at.minimum(now[:, None]).flip(1), names, now, clamped).flip(1)
+        return torch.where((at >= now[:, None])[..., None], after, before) * self.scale + self.centre
+
+    def edges(self) -> Float[Tensor, "g g"]:
+        """Return the mean Jacobian along observed paths: row, the driver; column, what is driven."""
+        self.eval()
+        velocity = self.velocity()
+        with torch.enable_grad():
+            jacobian = torch.func.vmap(torch.func.jacrev(lambda x: velocity(x[None])[0]))
+            total = sum(jacobian(part).sum(0) for part in self.references.split(16))
+        return (total / len(self.references)).T
+
+
+@config
+class NeuralODE(Model):
+    """States that move by a velocity, which a network reads from the state.
+
+    Story, for the state x of a trajectory, log1p counts per 10,000 or `expression` where named::
+
+        dx/dt = f(x),   x(t_0) smoothed from the first cells
+
+    f first matches the slopes of smoothed paths, which needs no solve; then short pieces are solved
+    through, then whole paths.
+
+    References
+    ----------
+    Chen et al. (2018), Neural Ordinary Differential Equations, NeurIPS.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("expression|counts", "time")
+    uses: ClassVar[tuple[str, ...]] = ("trajectory",)
+    tolerates: ClassVar[tuple[str, ...]] = ("expression",)
+    scale: ClassVar[Literal["counts", "log1p CP10k"]] = "log1p CP10k"
+    extends: ClassVar[bool] = False
+
+    hidden: tuple[int, ...] = param((128,), "Widths of the hidden layers.", low=1)
+    activation: Literal["elu", "tanh", "silu"] = param("silu", "Between layers.")
+    n_times: int = param(100, "Most time points of a series; cells are averaged to as many.", low=2)
+    bandwidth: float = param(
+        0.03, "Of the smoother, as a share of the time from first to last cell.", low=1e-4, high=1
+    )
+    solver: Literal["dopri5", "tsit5", "rk4"] = param("dopri5", "ODE solver.")
+    tolerance: float = param(1e-3, "Error that the solver allows per step.", low=1e-8, high=0.1)
+    match_steps: int = param(1000, "Steps on slopes of smoothed paths.", low=0)
+    piece_steps: int = param(400, "Steps on pieces of paths.", low=0)
+    span: float = param(0.15, "Length of the pieces, as a share of the time.", low=0.01, high=1)
+    path_steps: int = param(200, "Steps on whole paths.", low=0)
+    lr: float = param(3e-3, "Learning rate of Adam.", low=0)
+
+    def build(self, spec: Spec) -> Dynamics:
+        """Return the untrained tensors."""
+        return Dynamics(self, spec, self.field(self.width(spec)))
+
+    def width(self, spec: Spec) -> int:
+        """Return the number of genes."""
+        return spec.n_features(spec.either("expression", "counts"))
+
+    def field(self, n: int) -> VectorField:
+        """Return the untrained velocity of `n` genes."""
+        return VectorField(n, self.hidden, activation=self.activation)
+
+    def phases(self) -> list[Phase]:
+        """Slopes, pieces, whole paths."""
+        stages = ("slopes", self.match_steps, 0.0), ("pieces", self.piece_steps, self.span)
+        found = [self.phase(self.sgd(n), span, name) for name, n, span in stages if n]
+        return [*found, self.last_phase()] if self.path_steps else found
+
+    def last_phase(self) -> Phase:
+        """Return the stage of whole paths."""
+        return self.phase(self.sgd(self.path_steps, 0.3), None, "paths")
+
+    def sgd(self, steps: int, share: float = 1.0) -> SGD:
+        """Return a learner of so many steps, at a share of the learning rate."""
+        epochs = math.ceil(steps / EVERY)
+        return SGD(lr=share * self.lr, max_epochs=epochs, clip=1.0, schedule="cosine")
+
+    def phase(self, learner: Any, span: float | None, name: str) -> Phase:
+        """Return a stage that sees pieces so long."""
+
+        def view(module: Any, source: Source, split: Split, run: Run) -> SeriesSource:
+            known = np.sort(np.concatenate([split.train, split.validation]))
+            time = source.columns["time"][known]
+            length = float(time.max() - time.min())
+            return SeriesSource(
+                source, known, self.n_times, self.bandwidth * length,
+                span if span is None else span * length,
+            )  # fmt: skip
+
+        return Phase(learner, data=Together(EVERY), name=name, view=view)
+
+
+@config
+class Penalised(NeuralODE):
+    """A neural ODE whose velocity is made to depend on little: what the sparse ones share."""
+
+    strength: float | None = param(
+        None, "Weight of the penalty; None: chosen of `strengths` on held-out series.", low=0
+    )
+    strengths: tuple[float, ...] = param(
+        (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "Weights to choose from, each fit begun at the last one.", low=0
+    )
+
+    def last_phase(self) -> Phase:
+        """Return the stage of whole paths, under each strength in turn."""
+        strengths = self.strengths if self.strength is None else (self.strength,)
+        return self.phase(Path(self.sgd(self.path_steps), tuple(sorted(strengths))), None, "strengths")

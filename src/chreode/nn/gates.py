@@ -1,0 +1,48 @@
+"""Gates that are open or closed, and can be learned by gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+#: Hard concrete: stretched to (γ, ζ) at temperature β, then clipped to [0, 1].
+GAMMA, ZETA, BETA = -0.1, 1.1, 2 / 3
+_EPS = 1e-6
+
+
+class HardConcrete(nn.Module):
+    """Random gates z in [0, 1], 0 and 1 with positive probability.
+
+    ::
+
+        u ~ U(0, 1),  s = σ((log u − log(1 − u) + log α) / β),  z = min(1, max(0, s (ζ − γ) + γ))
+        P(z ≠ 0) = σ(log α − β log(−γ / ζ))
+
+    References
+    ----------
+    Louizos, Welling and Kingma (2018), Learning Sparse Neural Networks through L0 Regularization,
+    equations 10 to 13.
+    """
+
+    def __init__(self, *shape: int, closed: float = 0.5) -> None:
+        super().__init__()
+        start = math.log(1 - closed) - math.log(closed)
+        self.log_alpha = nn.Parameter(start + 0.01 * torch.randn(shape))
+
+    def sample(self) -> Float[Tensor, "*shape"]:
+        """Draw every gate."""
+        u = torch.empty_like(self.log_alpha).uniform_(_EPS, 1 - _EPS)
+        s = torch.sigmoid((u.log() - (1 - u).log() + self.log_alpha) / BETA)
+        return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+    def opened(self) -> Float[Tensor, "*shape"]:
+        """Return the probability that each gate is not 0."""
+        return torch.sigmoid(self.log_alpha - BETA * math.log(-GAMMA / ZETA))
+
+    def settled(self) -> Float[Tensor, "*shape"]:
+        """Return the gates without chance, exactly 0 where 0 is the likelier."""
+        z = (torch.sigmoid(self.log_alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+        return z * (self.opened() > 0.5)
