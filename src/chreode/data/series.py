@@ -34,8 +34,8 @@ class SeriesBatch:
         Cells behind each value; 0 where there is none.
     begin, start
         When each series begins, and its state then, smoothed (see `smoothed`).
-    slopes
-        Where the values are smoothed states: their slopes.
+    slopes, bends
+        Where the values are smoothed states: their first and second derivatives.
     """
 
     names: tuple[str, ...]
@@ -45,13 +45,14 @@ class SeriesBatch:
     begin: Float[Tensor, " s"]
     start: Float[Tensor, "s g"]
     slopes: Float[Tensor, "s t g"] | None = None
+    bends: Float[Tensor, "s t g"] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to(self, device: str | torch.device) -> SeriesBatch:
         """Return the same series on `device`."""
-        fields = ("times", "values", "weight", "begin", "start", "slopes")
+        fields = ("times", "values", "weight", "begin", "start", "slopes", "bends")
         there = {n: t for n in fields if (t := getattr(self, n)) is not None}
         return replace(self, **{n: t.to(device) for n, t in there.items()})
 
@@ -83,7 +84,9 @@ class SeriesBatch:
         """Return smoothed states and slopes at the times of the series."""
         values, slopes = self.smoothed(self.times, bandwidth)
         weight = self.observed[..., None].float().expand_as(values)
-        return replace(self, values=values, slopes=slopes, weight=weight)
+        smooth = replace(self, values=slopes, weight=weight)
+        bends = smooth.smoothed(self.times, bandwidth)[1]
+        return replace(smooth, values=values, slopes=slopes, bends=bends)
 
     def pieces(self, span: float, bandwidth: float) -> SeriesBatch:
         """Return overlapping pieces, about `span` long and begun half a span apart at smoothed states."""
@@ -210,9 +213,7 @@ class SeriesSource:
         """Return the sum of what was measured in each slot, and in how many cells."""
         role = self.source.spec.either("expression", "counts")
         total, weight = torch.zeros(2, n, self.source.spec.n_features(role))
-        for batch, at in zip(
-            self.source.batches(rows), self.source.pieces(slot), strict=True
-        ):
+        for batch, at in zip(self.source.batches(rows), self.source.pieces(slot), strict=True):
             x, at = batch.log_expression(), torch.from_numpy(at)
             total.index_add_(0, at, x.nan_to_num())
             weight.index_add_(0, at, (~x.isnan()).float())

@@ -19,7 +19,7 @@ from ..data.batch import CellBatch
 from ..data.sampler import Sampler
 from ..data.source import Source
 from ..distributed import Group
-from ..errors import ConfigError, DataError, FitError, StoreError
+from ..errors import BlowUp, ConfigError, DataError, FitError, StoreError
 from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
 from .memory import keep_freed_memory
@@ -114,11 +114,12 @@ class SGD:
                     shown.set_postfix_str(f"objective {objective:.2f}", refresh=False)
                     shown.update()
                     loop.save()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, BlowUp) as cause:
                 if not loop.log or not run.group.alone:
                     raise
+                why = "interrupted" if isinstance(cause, KeyboardInterrupt) else f"{cause} Stopped"
                 loop.notes.append(
-                    f"interrupted in epoch {loop.epoch}; the weights of epoch {loop.best_epoch} are kept"
+                    f"{why} in epoch {loop.epoch}; the weights of epoch {loop.best_epoch} are kept"
                 )
                 warnings.warn(f"{phase.name}: {loop.notes[-1]}.", stacklevel=4)
                 loop.finish(keep_best=True)

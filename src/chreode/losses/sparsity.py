@@ -28,7 +28,11 @@ def open_gates(field: VectorField) -> Float[Tensor, ""]:
 
 def open_paths(field: VectorField, masks: list[Tensor] | None = None) -> Float[Tensor, ""]:
     """Return mean_ij (Z¹ Z² … Zᴸ)_ij per path: of the probabilities that gates are open, or of `masks`."""
-    gates = field.opened() if masks is None else [m.expand_as(w) for m, w in zip(masks, field.weights, strict=True)]
+    gates = (
+        field.opened()
+        if masks is None
+        else [m.expand_as(w) for m, w in zip(masks, field.weights, strict=True)]
+    )
     return field.paths(gates).mean() / field.paths([torch.ones_like(g) for g in gates]).mean()
 
 

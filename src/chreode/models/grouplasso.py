@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..config import config, param
@@ -29,7 +28,7 @@ class Groups(Dynamics):
         """Set the weight of the penalty; first of all weigh edges by what they are without one."""
         if not self.strength and value:  # adaptive lasso: Zou 2006, with γ = 1
             length = self.field.weights[0].detach().norm(dim=2)
-            self.adaptive.copy_((length.mean() / length.clamp(min=1e-3 * float(length.mean()))))
+            self.adaptive.copy_(length.mean() / length.clamp(min=1e-3 * float(length.mean())))
         super().strengthen(value)
 
     def after_step(self, step: Step) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -31,6 +32,8 @@ from ..schema import Spec
 REFERENCES = 200
 #: Steps of an epoch: between looks at the held-out series.
 EVERY = 20
+#: Dimensions in which paths are embedded, and drawn.
+PLANE = 10
 
 
 class Dynamics(Module):
@@ -48,6 +51,7 @@ class Dynamics(Module):
     scale: Tensor
     clock: Tensor
     references: Tensor
+    plane: Tensor
     strength: Tensor
     started: Tensor
 
@@ -59,6 +63,7 @@ class Dynamics(Module):
         self.register_buffer("scale", torch.ones(n))
         self.register_buffer("clock", torch.tensor([0.0, 1.0]))
         self.register_buffer("references", torch.zeros(REFERENCES, n))
+        self.register_buffer("plane", torch.zeros(n, min(PLANE, n)))
         self.register_buffer("strength", torch.tensor(0.0))
         self.register_buffer("started", torch.tensor(False))
 
@@ -78,22 +83,27 @@ class Dynamics(Module):
         self.clock.copy_(torch.stack([batch.times.amin(), batch.times.amax()]))
         states = batch.smoothed(batch.times, source.bandwidth)[0][(batch.weight > 0).any(2)]
         at = torch.linspace(0, len(states) - 1, REFERENCES).round().long()
-        self.references.copy_(self._inside(states[at]))
+        self.references.copy_(self.inside(states[at]))
+        self.plane.copy_(
+            torch.linalg.svd(self.inside(states), full_matrices=False)[2][: self.plane.shape[1]].T
+        )
 
     def loss(self, batch: SeriesBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
         """Return the squared error of slopes or of paths, and the penalty."""
-        if batch.slopes is not None:
-            length = self.clock[1] - self.clock[0]
-            states, slopes = self._inside(batch.values), batch.slopes * (length / self.scale)
-            error = (self.velocity()(states.flatten(0, 1)) - slopes.flatten(0, 1)).square()
-            error = error.view_as(slopes)
-            # as a share of what the slopes vary, so that the penalty weighs alike in every phase
-            error = error / slopes[batch.weight > 0].square().mean()
-            fit = (batch.weight * error).sum() / batch.weight.sum()
+        if batch.slopes is None:
+            fit = self._errors(batch).sum() / batch.weight.sum()
         else:
-            fit = self._error(batch)[0].sum() / batch.weight.sum()
+            fit = self.matched(batch)
         penalty = self.penalty()
         return Loss({"model": fit + self.strength * penalty}, {"fit": fit, "penalty": penalty})
+
+    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+        """Return the squared error of slopes, as a share of their variance."""
+        assert batch.slopes is not None
+        seen = batch.weight[..., 0] > 0
+        slopes = batch.slopes[seen] * (self.length / self.scale)
+        error = self.velocity()(self.inside(batch.values)[seen]) - slopes
+        return error.square().mean() / slopes.square().mean()
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return what `strength` weighs, under the gates of the last solve."""
@@ -104,20 +114,29 @@ class Dynamics(Module):
         self.strength.fill_(value)
 
     def errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
-        """Return the mean squared error of each series' path, in scaled units."""
+        """Return the mean squared error of each series' path, in scaled units; infinite where one blows up."""
         try:
-            return self._error(batch)[0] / batch.weight.sum((1, 2))
+            return self._errors(batch) / batch.weight.sum((1, 2))
         except BlowUp:
             return batch.start.new_full((len(batch),), math.inf)
 
-    def _error(self, batch: SeriesBatch) -> tuple[Float[Tensor, " s"], Float[Tensor, "s t g"]]:
-        found = self.solve_series(self._inside(batch.start), batch.times, batch.names, batch.begin)
-        error = batch.weight * (found - self._inside(batch.values)).square()
-        return error.sum((1, 2)), found
+    def _errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
+        with self.named(batch.names):
+            start = self.inside(batch.start)
+            if self.training:  # paths that begin beside observed ones learn to come back to them
+                start = start + self.options.jitter * torch.randn_like(start)
+            found = self.solve(start, batch.times, batch.begin)
+        return (batch.weight * (found - self.inside(batch.values)).square()).sum((1, 2))
 
     # the solve
 
-    def _inside(self, x: Tensor) -> Tensor:
+    @property
+    def length(self) -> Float[Tensor, ""]:
+        """Time from the first to the last training cell."""
+        return self.clock[1] - self.clock[0]
+
+    def inside(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b g"]:
+        """Return expression, centred and scaled."""
         return (x - self.centre) / self.scale
 
     def velocity(self) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
@@ -126,59 +145,88 @@ class Dynamics(Module):
         weights = self.field.effective()
         return lambda x: self.field(x, weights)
 
-    def solve_series(
-        self,
-        x: Float[Tensor, "s g"],
-        times: Float[Tensor, "s t"],
-        names: tuple[str, ...],
-        start: Float[Tensor, " s"],
-        clamped: Int[Tensor, " k"] | None = None,
-    ) -> Float[Tensor, "s t g"]:
-        """Follow scaled states through times in the data's units; `clamped` genes stay what they are."""
-        velocity = self.velocity()
+    def free(self, clamped: Int[Tensor, " k"] | None) -> Float[Tensor, " g"]:
+        """Return 1 for genes that move, and 0 for those that are held."""
         keep = torch.ones_like(self.centre)
         if clamped is not None:
             keep[clamped] = 0.0
-        length = self.clock[1] - self.clock[0]
-        at = (times - self.clock[0]) / length
-        begin = (start - self.clock[0]) / length
+        return keep
+
+    def solve(
+        self,
+        x: Float[Tensor, "s g"],
+        times: Float[Tensor, "s t"],
+        start: Float[Tensor, " s"],
+        clamped: Int[Tensor, " k"] | None = None,
+    ) -> Float[Tensor, "s t g"]:
+        """Follow scaled states from `start` through `times`; `clamped` genes stay what they are."""
+        f, keep = self.velocity(), self.free(clamped)
+        return self.follow(lambda y: f(y) * keep, x, times, start)
+
+    def follow(
+        self,
+        velocity: Callable[[Tensor], Tensor],
+        y: Float[Tensor, "s n"],
+        times: Float[Tensor, "s t"],
+        start: Float[Tensor, " s"],
+    ) -> Float[Tensor, "s t n"]:
+        """Solve, in time as a share of the training cells'."""
+        at, begin = ((t - self.clock[0]) / self.length for t in (times, start))
+        o = self.options
+        return trajectory(
+            lambda y, _: velocity(y),
+            y,
+            at,
+            start=begin,
+            method=o.solver,
+            rtol=o.tolerance,
+            atol=o.tolerance,
+        )
+
+    @contextmanager
+    def named(self, names: Sequence[str]) -> Iterator[None]:
+        """Say which series blew up, when, and where it stood, in the data's own units."""
         try:
-            return trajectory(
-                lambda y, _: velocity(y) * keep, x, at, start=begin,
-                method=self.options.solver, rtol=self.options.tolerance, atol=self.options.tolerance,
-            )  # fmt: skip
+            yield
         except BlowUp as error:
-            state = error.state * self.scale + self.centre
-            raise BlowUp(
-                error.row, float(error.time * length + self.clock[0]), state, names[error.row]
-            ) from None
+            time = float(error.time * self.length + self.clock[0])
+            state = error.state[: len(self.centre)] * self.scale + self.centre
+            raise BlowUp(error.row, time, state, names[error.row]) from None
 
     # what it can answer
+
+    def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
+        """Return coordinates of cells in the plane in which the training paths vary most."""
+        return self.inside(batch.log_expression()) @ self.plane
 
     def trajectory(
         self, batch: CellBatch, times: Float[Tensor, " t"], clamped: Int[Tensor, " k"] | None = None
     ) -> Float[Tensor, "b t g"]:
         """Return the expression that each cell had, or will have, at `times` (rising).
 
-        Genes `clamped` are set to no expression, and stay there.
+        Genes `clamped` have no expression, and stay so.
         """
-        x, now = self._inside(batch.log_expression()), batch["time"]
+        x, now = self.inside(batch.log_expression()), batch["time"]
         if clamped is not None:
             x[:, clamped] = (-self.centre / self.scale)[clamped]
-        names = tuple(f"the path of row {r}" for r in batch.rows.tolist())
         at = times.expand(len(batch), -1)
-        after = self.solve_series(x, at.maximum(now[:, None]), names, now, clamped)
-        before = self.solve_series(x, at.minimum(now[:, None]).flip(1), names, now, clamped).flip(1)
-        return torch.where((at >= now[:, None])[..., None], after, before) * self.scale + self.centre
+        with self.named([f"the path of cell {r}" for r in batch.rows.tolist()]):
+            after = self.solve(x, at.maximum(now[:, None]), now, clamped)
+            before = self.solve(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
+        return (
+            torch.where((at >= now[:, None])[..., None], after, before) * self.scale + self.centre
+        )
 
     def edges(self) -> Float[Tensor, "g g"]:
         """Return the mean Jacobian along observed paths: row, the driver; column, what is driven."""
-        self.eval()
-        velocity = self.velocity()
-        with torch.enable_grad():
-            jacobian = torch.func.vmap(torch.func.jacrev(lambda x: velocity(x[None])[0]))
-            total = sum(jacobian(part).sum(0) for part in self.references.split(16))
-        return (total / len(self.references)).T
+        return self.jacobian(self.velocity(), self.references)
+
+    @staticmethod
+    def jacobian(f: Callable[[Tensor], Tensor], at: Float[Tensor, "q n"]) -> Float[Tensor, "n g"]:
+        """Return the mean of ∂f_j/∂x_i, row i, over states."""
+        of_one = torch.func.jacrev(lambda x: f(x[None])[0])
+        parts = [torch.func.vmap(of_one)(part).detach().sum(0) for part in at.split(8)]
+        return torch.stack(parts).sum(0).T / len(at)
 
 
 @config
@@ -215,6 +263,9 @@ class NeuralODE(Model):
     piece_steps: int = param(400, "Steps on pieces of paths.", low=0)
     span: float = param(0.15, "Length of the pieces, as a share of the time.", low=0.01, high=1)
     path_steps: int = param(200, "Steps on whole paths.", low=0)
+    jitter: float = param(
+        0.2, "Noise of the starts while it learns, in standard deviations of a gene.", low=0
+    )
     lr: float = param(3e-3, "Learning rate of Adam.", low=0)
 
     def build(self, spec: Spec) -> Dynamics:
@@ -267,10 +318,14 @@ class Penalised(NeuralODE):
         None, "Weight of the penalty; None: chosen of `strengths` on held-out series.", low=0
     )
     strengths: tuple[float, ...] = param(
-        (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "Weights to choose from, each fit begun at the last one.", low=0
+        (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        "Weights to choose from, each fit begun at the last one.",
+        low=0,
     )
 
     def last_phase(self) -> Phase:
         """Return the stage of whole paths, under each strength in turn."""
         strengths = self.strengths if self.strength is None else (self.strength,)
-        return self.phase(Path(self.sgd(self.path_steps), tuple(sorted(strengths))), None, "strengths")
+        return self.phase(
+            Path(self.sgd(self.path_steps), tuple(sorted(strengths))), None, "strengths"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -58,9 +58,9 @@ class PathReg(Penalised):
     Aliee et al. (2022), Sparsity in Continuous-Depth Neural Networks, NeurIPS; the released code.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    variant: Literal["default", "published"] = param("default", "Where gates sit, and when they are drawn.")
+    variant: Literal["default", "published"] = param(
+        "default", "Where gates sit, and when they are drawn."
+    )
     edge_hidden: tuple[int, ...] = param((16,), "Widths of the network of each output.", low=1)
 
     def build(self, spec: Spec) -> Paths:
@@ -71,4 +71,6 @@ class PathReg(Penalised):
         """Return the untrained velocity of `n` genes."""
         if self.variant == "published":  # no activation after the second layer
             return VectorField(n, (100, 100), activation="elu", gates="inputs", linear_from=1)
-        return VectorField(n, self.edge_hidden, per_output=True, activation=self.activation, gates="edges")
+        return VectorField(
+            n, self.edge_hidden, per_output=True, activation=self.activation, gates="edges"
+        )

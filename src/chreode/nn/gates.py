@@ -46,3 +46,19 @@ class HardConcrete(nn.Module):
         """Return the gates without chance, exactly 0 where 0 is the likelier."""
         z = (torch.sigmoid(self.log_alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
         return z * (self.opened() > 0.5)
+
+
+class Kept(nn.Module):
+    """Gates that are set, not learned."""
+
+    mask: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(shape))
+
+    def sample(self) -> Float[Tensor, "*shape"]:
+        """Return the gates."""
+        return self.mask
+
+    opened = settled = sample

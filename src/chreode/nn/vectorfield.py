@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .gates import HardConcrete
+from .gates import HardConcrete, Kept
 
 _ACTIVATIONS = {"elu": nn.functional.elu, "tanh": torch.tanh, "silu": nn.functional.silu}
 
@@ -20,15 +20,18 @@ class VectorField(nn.Module):
     Parameters
     ----------
     n
-        Dimensions of the state.
+        Outputs: dimensions of the state.
     hidden
         Widths of the hidden layers, of each network.
     per_output
         One network for each output: an edge i → j is then the first layer's weights from input i in
         network j.
+    inputs
+        Inputs, if not as many.
     gates
         Where gates sit: on every weight, on every input of each network (an edge, with `per_output`),
-        on the inputs of every layer (as published for PathReg), or nowhere.
+        on the inputs of every layer (as published for PathReg), or nowhere. ``"kept"``: on every weight,
+        but set from outside, not learned.
     closed
         Probability at the start that a gate is closed: of the first layer's, and of the others'.
     linear_from
@@ -41,13 +44,14 @@ class VectorField(nn.Module):
         hidden: Sequence[int],
         *,
         per_output: bool = False,
+        inputs: int | None = None,
         activation: Literal["elu", "tanh", "silu"] = "silu",
-        gates: Literal["weights", "edges", "inputs"] | None = None,
+        gates: Literal["weights", "edges", "inputs", "kept"] | None = None,
         closed: tuple[float, float] = (0.2, 0.5),
         linear_from: int | None = None,
     ) -> None:
         super().__init__()
-        k, widths = (n, [n, *hidden, 1]) if per_output else (1, [n, *hidden, n])
+        k, widths = n if per_output else 1, [inputs or n, *hidden, 1 if per_output else n]
         self.n, self.per_output = n, per_output
         self.activation = _ACTIVATIONS[activation]
         self.linear_from = len(hidden) if linear_from is None else linear_from
@@ -61,6 +65,8 @@ class VectorField(nn.Module):
             shape = {"weights": (k, a, b), "edges": (k, a, 1), "inputs": (k, a, 1)}.get(gates or "")
             if shape and (gates != "edges" or layer == 0):
                 self.gates.append(HardConcrete(*shape, closed=closed[min(layer, 1)]))
+            if gates == "kept":
+                self.gates.append(Kept(k, a, b))
         self.masks: list[Tensor] | None = None
 
     def settle(self, *, random: bool) -> None:
@@ -73,7 +79,9 @@ class VectorField(nn.Module):
         masks = [*masks, *[None] * (len(self.weights) - len(masks))]
         return [w if m is None else w * m for w, m in zip(self.weights, masks, strict=True)]
 
-    def forward(self, x: Float[Tensor, "s n"], weights: list[Tensor] | None = None) -> Float[Tensor, "s n"]:
+    def forward(
+        self, x: Float[Tensor, "s i"], weights: list[Tensor] | None = None
+    ) -> Float[Tensor, "s n"]:
         """Return the velocity of each state; `weights`: of `effective`, to make them once per solve."""
         weights = self.effective() if weights is None else weights
         if not self.per_output:
@@ -90,7 +98,7 @@ class VectorField(nn.Module):
             h = torch.baddbmm(b, h, w)
         return h[..., 0].T
 
-    def paths(self, weights: Sequence[Tensor]) -> Float[Tensor, "n n"]:
+    def paths(self, weights: Sequence[Tensor]) -> Float[Tensor, "i n"]:
         """Return, for each input and output, the product of such `weights` summed over all paths."""
         product = weights[0]
         for w in weights[1:]:
@@ -100,4 +108,4 @@ class VectorField(nn.Module):
     def opened(self) -> list[Float[Tensor, "k a b"]]:
         """Return the probability that each weight's gate is open; 1 where there is none."""
         found = [g.opened().expand_as(w) for g, w in zip(self.gates, self.weights, strict=False)]
-        return [*found, *[torch.ones_like(w) for w in self.weights[len(found):]]]
+        return [*found, *[torch.ones_like(w) for w in self.weights[len(found) :]]]

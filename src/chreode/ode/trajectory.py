@@ -103,11 +103,15 @@ class _Path:
             direction = torch.where(self.ends[-1] >= start, 1.0, -1.0)[:, None]
             ends, h = torch.stack(self.ends, 1), torch.stack(self.lengths, 1)
             # the first step that ends no sooner; where none was needed, the first
-            step = torch.searchsorted((ends * direction).contiguous(), (times * direction).contiguous())
+            step = torch.searchsorted(
+                (ends * direction).contiguous(), (times * direction).contiguous()
+            )
             step = step.clamp(max=ends.shape[1] - 1)
             length = h.gather(1, step)
             begun = ends.gather(1, step) - length
-            share = ((times - begun) / length.where(length != 0, torch.ones_like(length))).clamp(0, 1)
+            share = ((times - begun) / length.where(length != 0, torch.ones_like(length))).clamp(
+                0, 1
+            )
             dense = torch.tensor(self.tableau.dense, dtype=first.dtype, device=first.device)
             powers = share[..., None] ** torch.arange(1, dense.shape[1] + 1, device=first.device)
             weight = (powers @ dense.T) * length[..., None]  # s t stages
@@ -161,9 +165,7 @@ def _step(
     return at, slopes  # the last stage stands at the end of the step
 
 
-def _even(
-    path: _Path, velocity: Field, y: Tensor, start: Tensor, end: Tensor, steps: int
-) -> None:
+def _even(path: _Path, velocity: Field, y: Tensor, start: Tensor, end: Tensor, steps: int) -> None:
     if steps < 1:
         raise ConfigError(f"steps={steps}: expected a whole number of at least 1.")
     h = (end - start) / steps
@@ -194,7 +196,9 @@ def _adaptive(
         h = torch.where(last, left, h)
         new, slopes = _step(tableau, velocity, y, t, h, slope)
         with torch.no_grad():
-            off = torch.stack([w * k for w, k in zip(tableau.error, slopes, strict=True) if w]).sum(0)
+            off = torch.stack([w * k for w, k in zip(tableau.error, slopes, strict=True) if w]).sum(
+                0
+            )
             allowed = atol + rtol * torch.maximum(y.abs(), new.abs())
             error = (h[:, None] * off / allowed).square().mean(1).sqrt()
             # NaN: shorter steps until the slope is finite again
@@ -215,7 +219,14 @@ def _adaptive(
 
 
 def _first_step(
-    velocity: Field, y: Tensor, slope: Tensor, start: Tensor, end: Tensor, order: int, rtol: float, atol: float
+    velocity: Field,
+    y: Tensor,
+    slope: Tensor,
+    start: Tensor,
+    end: Tensor,
+    order: int,
+    rtol: float,
+    atol: float,
 ) -> Tensor:
     """Return the steps that explicit Euler would make well (Hairer et al. 1993, II.4, p. 169)."""
     with torch.no_grad():
@@ -241,7 +252,9 @@ def _refuse_unsorted(times: Float[Tensor, "s t"]) -> None:
     bad = ((steps > 0).any(1) & (steps < 0).any(1)) | ~times.isfinite().all(1)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
-        raise ConfigError(f"times of series {row}: expected finite ones that rise, or fall, all the way.")
+        raise ConfigError(
+            f"times of series {row}: expected finite ones that rise, or fall, all the way."
+        )
 
 
 def _blown_up(fine: Tensor, t: Tensor, y: Tensor) -> BlowUp:

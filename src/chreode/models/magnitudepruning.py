@@ -1,0 +1,59 @@
+"""Magnitude pruning: a neural ODE without its smallest weights, learned again from early ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import config, param
+from ..nn.gates import Kept
+from ..nn.vectorfield import VectorField
+from ..schema import Spec
+from .neuralode import Dynamics, Penalised
+
+
+class Pruned(Dynamics):
+    """Takes its strength for the share of weights that are cut."""
+
+    def __init__(self, options: MagnitudePruning, spec: Spec, field: VectorField) -> None:
+        super().__init__(options, spec, field)
+        self.early: list[Tensor] = []
+
+    @torch.no_grad()
+    def strengthen(self, value: float) -> None:
+        """Cut the smallest weights of every layer, and rewind the others to what they first were here."""
+        parameters = [*self.field.weights, *self.field.biases]
+        self.early = self.early or [p.clone() for p in parameters]
+        for gate, w in zip(self.field.gates, self.field.weights, strict=True):
+            assert isinstance(gate, Kept)
+            size = w.abs() * gate.mask  # what was cut stays so
+            cut = size.flatten().kthvalue(max(1, round(value * w.numel())))[0] if value else -1.0
+            gate.mask.copy_(size > cut)
+        for p, old in zip(parameters, self.early, strict=True):
+            p.copy_(old)
+
+
+@config
+class MagnitudePruning(Penalised):
+    """A neural ODE whose smallest weights are cut, round by round; the others are learned anew.
+
+    `strength` is the share of weights that are cut. After each round the weights that remain go back to
+    what they were when the rounds began (rewinding).
+
+    References
+    ----------
+    Frankle, Dziugaite, Roy and Carbin (2020), Linear Mode Connectivity and the Lottery Ticket
+    Hypothesis, ICML, algorithm 2.
+    """
+
+    strengths: tuple[float, ...] = param(
+        (0.0, 0.5, 0.75, 0.9, 0.97), "Shares of weights to cut, to choose from.", low=0, high=0.999
+    )
+
+    def build(self, spec: Spec) -> Pruned:
+        """Return the untrained tensors."""
+        return Pruned(self, spec, self.field(self.width(spec)))
+
+    def field(self, n: int) -> VectorField:
+        """Return the untrained velocity of `n` genes."""
+        return VectorField(n, self.hidden, activation=self.activation, gates="kept")

@@ -1,0 +1,79 @@
+"""SONODE: a neural ODE of accelerations."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..config import config
+from ..data.series import SeriesBatch
+from ..nn.vectorfield import VectorField
+from ..schema import Spec
+from .neuralode import Dynamics, NeuralODE
+
+
+class SecondOrder(Dynamics):
+    """d²x/dt² = f(x, v); where a path begins, its velocity is v(x)."""
+
+    def __init__(self, options: NeuralODE, spec: Spec, field: VectorField) -> None:
+        super().__init__(options, spec, field)
+        self.first = VectorField(field.n, options.hidden, activation=options.activation)
+
+    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+        """Return the squared errors of velocities and accelerations, as shares of their variances."""
+        assert batch.slopes is not None
+        assert batch.bends is not None
+        length = self.clock[1] - self.clock[0]
+        seen = batch.weight[..., 0] > 0
+        x = self.inside(batch.values)[seen]
+        v, a = (d[seen] * length**k / self.scale for k, d in ((1, batch.slopes), (2, batch.bends)))
+        state = torch.cat([x, v], 1)
+        errors = (self.first(x) - v).square().mean() / v.square().mean()
+        return errors + (self.velocity()(state) - a).square().mean() / a.square().mean()
+
+    def solve(
+        self,
+        x: Float[Tensor, "s g"],
+        times: Float[Tensor, "s t"],
+        start: Float[Tensor, " s"],
+        clamped: Int[Tensor, " k"] | None = None,
+    ) -> Float[Tensor, "s t g"]:
+        """Follow states from the velocity that goes with them."""
+        f, n = self.velocity(), x.shape[1]
+        keep = self.free(clamped)
+
+        def both(state: Tensor) -> Tensor:
+            return torch.cat([state[:, n:] * keep, f(state) * keep], 1)
+
+        state = torch.cat([x, self.first(x) * keep], 1)
+        return self.follow(both, state, times, start)[..., :n]
+
+    def edges(self) -> Float[Tensor, "g g"]:
+        """Return the mean of ∂a/∂x along observed paths: row, the driver; column, what is driven."""
+        f = self.velocity()
+        with torch.no_grad():
+            v = self.first(self.references)
+        return self.jacobian(f, torch.cat([self.references, v], 1))[: self.field.n]
+
+
+@config
+class SecondOrderNODE(NeuralODE):
+    """States whose accelerations a network reads from state and velocity.
+
+    ::
+
+        d²x/dt² = f(x, dx/dt),   dx/dt(t_0) = v(x(t_0))
+
+    References
+    ----------
+    Norcliffe et al. (2020), On Second Order Behaviour in Augmented Neural ODEs, NeurIPS.
+    """
+
+    def build(self, spec: Spec) -> SecondOrder:
+        """Return the untrained tensors."""
+        return SecondOrder(self, spec, self.field(self.width(spec)))
+
+    def field(self, n: int) -> VectorField:
+        """Return the untrained acceleration of `n` genes."""
+        return VectorField(n, self.hidden, inputs=2 * n, activation=self.activation)
