@@ -5,9 +5,7 @@ Every function here is a method of `Fitted`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,26 +13,38 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
 
 from . import read
-from .align import condition_code, open_query
+from .answering import (
+    Conditions,
+    as_mapping,
+    at_least,
+    blocks,
+    decode_conditions,
+    draw_conditions,
+    encode,
+    features,
+    open_cells,
+    require,
+    room,
+    stream,
+    told,
+    under,
+    uns,
+    write_provenance,
+)
 from .collect import collect_cells, refuse_what_cannot_be_kept
 from .data.batch import CellBatch
-from .data.source import CHUNK_VALUES, Source
+from .data.source import CHUNK_VALUES
 from .errors import CapabilityError, ConfigError, SchemaError, near
 from .learn.phase import bar
 from .learn.rng import Rng
-from .module import capabilities
-from .nn.attributes import attribute_names
 from .read import Data
-from .schema import NUMBER_ROLES, Schema
+from .schema import Schema
 
 if TYPE_CHECKING:
     from .fitted import Fitted
-
-Conditions = Mapping[str, Any]
 
 
 def embed(
@@ -73,19 +83,19 @@ def embed(
             f"{self.model.key} embeds cells under no other conditions; leave out to."
         )
     verb = "embed" if to is None else "predict"
-    source, usable = _open(self, verb, data, schema, progress, to)
-    target = _encode(self, to)
+    source, usable = open_cells(self, verb, data, schema, progress, to)
+    target = encode(self, to)
     out = None
-    for rows, batch in _stream(source, usable, "embed", progress):
-        under = () if to is None else (_under(batch, target),)
-        z = self.module.embed(batch, *under).numpy()
+    for rows, batch in stream(source, usable, "embed", progress):
+        other = () if to is None else (under(batch, target),)
+        z = self.module.embed(batch, *other).numpy()
         if out is None:
             out = np.full((len(source), z.shape[1]), np.nan, np.float32)
         out[rows] = z
     assert out is not None, "no cells"
     key = key_added or f"X_{self.model.key}{'' if to is None else '_to'}"
     data.obsm[key] = out
-    _write_provenance(self, data, key, **({} if to is None else {"to": to}))
+    write_provenance(self, data, key, **({} if to is None else {"to": to}))
     return out
 
 
@@ -104,11 +114,11 @@ def posterior(
     -------
     float32, samples x cells x latent dimensions. Writes nothing.
     """
-    _at_least("n_samples", n_samples, 1)
+    at_least("n_samples", n_samples, 1)
     data = read.read(data)
-    source, usable = _open(self, "posterior", data, schema, progress)
+    source, usable = open_cells(self, "posterior", data, schema, progress)
     parts = []
-    for number, (_, batch) in enumerate(_stream(source, usable, "posterior", progress)):
+    for number, (_, batch) in enumerate(stream(source, usable, "posterior", progress)):
         with Rng(seed).scope("noise", number):
             parts.append(self.module.posterior(batch, n_samples).numpy())
     drawn = np.concatenate(parts, axis=1)
@@ -155,20 +165,20 @@ def reconstruct(
         raise SchemaError(f"This model does not decode {role!r}.{near(role, self.spec.features)}")
     if library is not None and self.model.scale != "counts":
         raise ConfigError(f"{self.model.key} decodes {self.model.scale}; it has no library to set.")
-    source, usable = _open(self, "reconstruct", data, schema, progress, to)
+    source, usable = open_cells(self, "reconstruct", data, schema, progress, to)
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
-    target = _encode(self, to)
+    target = encode(self, to)
 
     more: dict[str, Any] = {} if library is None else {"library": library}
     more |= {"role": role} if self.module.drawn else {}
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
-        for _, batch in _stream(source, usable, "reconstruct", progress):
-            yield {role: self.module.reconstruct(batch, _under(batch, target), **more).numpy()}
+        for _, batch in stream(source, usable, "reconstruct", progress):
+            yield {role: self.module.reconstruct(batch, under(batch, target), **more).numpy()}
 
     return collect_cells(
         chunks(), data.obs.iloc[usable], {role: self.spec.features[decoded[0]]},
-        _uns(self, "reconstruct", to=to), counts=False, into=into,
+        uns(self, "reconstruct", to=to), counts=False, into=into,
     )  # fmt: skip
 
 
@@ -197,19 +207,19 @@ def predict(
     cells' own, with the columns of `to` replaced. From a model of several kinds of counts: a MuData.
     """
     data = read.read(data)
-    source, usable = _open(self, "predict", data, schema, progress, to)
-    _room(self, len(usable), into)
-    target = _encode(self, to)
+    source, usable = open_cells(self, "predict", data, schema, progress, to)
+    room(self, len(usable), into)
+    target = encode(self, to)
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
-        for number, (_, batch) in enumerate(_stream(source, usable, "predict", progress)):
+        for number, (_, batch) in enumerate(stream(source, usable, "predict", progress)):
             with Rng(seed).scope("noise", number):
-                yield _blocks(self, self.module.predict(batch, _under(batch, target)))
+                yield blocks(self, self.module.predict(batch, under(batch, target)))
 
-    obs = data.obs.iloc[usable].assign(**{self.column(k): v for k, v in _as_mapping(to).items()})
+    obs = data.obs.iloc[usable].assign(**{self.column(k): v for k, v in as_mapping(to).items()})
     return collect_cells(
-        chunks(), obs, _features(self),
-        _uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,
+        chunks(), obs, features(self),
+        uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,
     )  # fmt: skip
 
 
@@ -243,12 +253,12 @@ def generate(
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts; ``obs`` holds
     the conditions. From a model of several kinds of counts: a MuData of such.
     """
-    _require(self, "generate")
-    _at_least("n", n, 0)
-    options = _guidance(self, guidance)
-    _room(self, n, into)
-    columns = _draw_conditions(self, n, given, Rng(seed).numpy("conditions"))
-    size = int(np.clip(CHUNK_VALUES // max(map(len, _features(self).values())), 16, 4096))
+    require(self, "generate")
+    at_least("n", n, 0)
+    options = guidance(self, guidance)
+    room(self, n, into)
+    columns = draw_conditions(self, n, given, Rng(seed).numpy("conditions"))
+    size = int(np.clip(CHUNK_VALUES // max(map(len, features(self).values())), 16, 4096))
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         starts = range(0, n, size)
@@ -257,13 +267,13 @@ def generate(
                 rows = torch.arange(start, min(start + size, n))
                 batch = CellBatch(rows, {}, columns={k: v[rows] for k, v in columns.items()})
                 with Rng(seed).scope("noise", number):
-                    yield _blocks(self, self.module.generate(batch, **options))
+                    yield blocks(self, self.module.generate(batch, **options))
                 shown.update()
 
-    obs = _decode_conditions(self, columns, n)
+    obs = decode_conditions(self, columns, n)
     return collect_cells(
-        chunks(), obs, _features(self),
-        _uns(self, "generate", given=_told(given), guidance=guidance, seed=seed),
+        chunks(), obs, features(self),
+        uns(self, "generate", given=told(given), guidance=guidance, seed=seed),
         counts=self.model.scale == "counts", into=into,
     )  # fmt: skip
 
@@ -293,13 +303,13 @@ def score(
     -------
     float64, one value per cell; NaN for cells that lack the modality. Writes nothing.
     """
-    _at_least("n_samples", n_samples, 1)
+    at_least("n_samples", n_samples, 1)
     if bound not in ("elbo", "importance"):
         raise ConfigError(f"bound={bound!r}: expected 'elbo' or 'importance'.")
     data = read.read(data)
-    source, usable = _open(self, "score", data, schema, progress)
+    source, usable = open_cells(self, "score", data, schema, progress)
     out = np.full(len(source), np.nan)
-    for number, (rows, batch) in enumerate(_stream(source, usable, "score", progress)):
+    for number, (rows, batch) in enumerate(stream(source, usable, "score", progress)):
         with Rng(seed).scope("noise", number):
             out[rows] = self.module.score(batch, n_samples, bound == "importance").double().numpy()
     return out
@@ -313,7 +323,7 @@ def loadings(self: Fitted, data: AnnData | None = None) -> pd.DataFrame:
     Features x latent dimensions.
     ``varm["<model>_loadings"]`` of `data`, if given : the same, float32; NaN for features not trained.
     """
-    _require(self, "loadings")
+    require(self, "loadings")
     names = next(iter(self.spec.features.values()))
     values = self.module.loadings().detach().numpy()
     table = pd.DataFrame(
@@ -322,200 +332,5 @@ def loadings(self: Fitted, data: AnnData | None = None) -> pd.DataFrame:
     if data is not None:
         key = f"{self.model.key}_loadings"
         data.varm[key] = table.reindex(data.var_names).to_numpy(np.float32)
-        _write_provenance(self, data, key)
+        write_provenance(self, data, key)
     return table
-
-
-# what the verbs share
-
-
-def _require(self: Fitted, verb: str) -> None:
-    if verb not in capabilities(self.module):
-        raise CapabilityError(
-            f"{type(self.model).__name__} cannot {verb}; it can {', '.join(self.verbs)}."
-        )
-
-
-def _drawn(self: Fitted) -> dict[str, str]:
-    """Return the roles that new cells have, and what their modalities are called."""
-    roles = self.module.drawn or tuple(self.spec.features)[:1]
-    places = dict(self.schema.places())
-    names = [places[role].modality or role for role in roles]
-    return dict(zip(roles, roles if len({*names}) < len(names) else names, strict=True))
-
-
-def _room(self: Fitted, n: int, into: str | Path | None) -> None:
-    """Refuse new cells that have no place to go."""
-    drawn = _drawn(self)
-    width = sum(self.spec.n_features(role) for role in drawn)
-    refuse_what_cannot_be_kept(n, width, into, ".h5mu" if len(drawn) > 1 else ".h5ad")
-
-
-def _blocks(self: Fitted, drawn: Tensor | Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    names = _drawn(self)
-    values = {next(iter(names)): drawn} if isinstance(drawn, Tensor) else drawn
-    return {name: values[role].numpy() for role, name in names.items()}
-
-
-def _features(self: Fitted) -> dict[str, tuple[str, ...]]:
-    return {name: self.spec.features[role] for role, name in _drawn(self).items()}
-
-
-def _guidance(self: Fitted, guidance: float | Mapping[str, float]) -> dict[str, Any]:
-    """Check the weights, and return what to tell a module that has guidance."""
-    weights = guidance if isinstance(guidance, Mapping) else {"guidance": guidance}
-    for name, weight in weights.items():
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not (number and np.isfinite(weight) and weight >= 0):
-            raise ConfigError(
-                f"guidance: {name}={weight!r}: expected a finite number of at least 0."
-            )
-    if getattr(self.module, "guided", False):
-        names = [*chain.from_iterable(attribute_names(self.spec))]
-        for name in weights if isinstance(guidance, Mapping) else ():
-            if name not in names:
-                raise ConfigError(f"guidance: there is no attribute {name!r}.{near(name, names)}")
-        return {"guidance": guidance}
-    if guidance != 1.0:
-        raise CapabilityError(f"{self.model.key} has no guidance; leave it at 1.")
-    return {}
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name}={value!r}: expected a whole number of at least {least}.")
-
-
-def _open(
-    self: Fitted,
-    verb: str,
-    data: Data,
-    schema: Schema | None,
-    progress: bool | None,  # noqa: FBT001 (tri-state)
-    to: Conditions | str | None = None,
-) -> tuple[Source, np.ndarray]:
-    """Return the aligned cells and the rows that have the modalities the verb reads.
-
-    A condition that `to` replaces is not read, unless the model looks at it first: so cells of a
-    batch that was never seen can be decoded as cells of a known one.
-    """
-    _require(self, verb)
-    schema = schema or self.schema
-    looks = verb if self.model.inverts and verb != "reconstruct" else "embed"
-    replaced = set(_as_mapping(to)) - set(self.model.reads(looks))
-    roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
-    source = open_query(data, schema, self.spec, roles, self.feature_weight(), progress=progress)
-    self.model.refuse_missing(source)
-    measured = [source.measured(role) for role in source.matrices]
-    enough = np.logical_or if self.model.partial else np.logical_and
-    return source, np.flatnonzero(enough.reduce(measured))
-
-
-def _stream(
-    source: Source,
-    rows: np.ndarray,
-    what: str,
-    progress: bool | None,  # noqa: FBT001 (tri-state)
-) -> Iterator[tuple[np.ndarray, CellBatch]]:
-    with torch.inference_mode(), bar(len(rows), what, progress) as shown:
-        for batch in source.batches(rows):
-            yield batch.rows.numpy(), batch
-            shown.update(len(batch))
-
-
-def _as_mapping(to: Conditions | str | None) -> Conditions:
-    return {"perturbation": to} if isinstance(to, str) else (to or {})
-
-
-def _encode(self: Fitted, to: Conditions | str | None) -> list[tuple[str, int | None, int | float]]:
-    return [condition_code(self.spec, key, value) for key, value in _as_mapping(to).items()]
-
-
-def _under(batch: CellBatch, target: Iterable[tuple[str, int | None, int | float]]) -> CellBatch:
-    """Return the batch with the conditions of `target` in place of its own."""
-    target = list(target)
-    if not target:
-        return batch
-    columns: dict[str, Tensor] = {}
-    for name, position, code in target:
-        if position is None:
-            columns[name] = torch.full((len(batch),), code)
-        else:
-            values = columns.get(name, batch.columns[name]).clone()
-            values[:, position] = code
-            columns[name] = values
-    return batch.with_columns(**columns)
-
-
-def _draw_conditions(
-    self: Fitted, n: int, given: Conditions | None, generator: np.random.Generator
-) -> dict[str, Tensor]:
-    """Return the conditions of n cells: what is given, and the rest as training cells have it."""
-    pool = self.statistics
-    size = len(next(iter(pool.values()))) if pool else 0
-    drawn = np.zeros(n, int)
-    for told, rows in _alike(n, given or {}):
-        agreeing = np.ones(size, bool)
-        for name, position, code in _encode(self, told):
-            if isinstance(code, int):  # numbers hardly ever agree
-                values = pool[name] if position is None else pool[name][:, position]
-                agreeing &= values == code
-        candidates = np.flatnonzero(agreeing) if agreeing.any() else np.arange(size)
-        drawn[rows] = generator.choice(candidates, len(rows)) if size else 0
-    columns = {k: torch.from_numpy(np.ascontiguousarray(v[drawn])) for k, v in pool.items()}
-    for told, rows in _alike(n, given or {}):
-        for name, position, code in _encode(self, told):
-            (columns[name] if position is None else columns[name][:, position])[rows] = code
-    return columns
-
-
-def _alike(n: int, given: Conditions) -> Iterator[tuple[Conditions, Int[np.ndarray, " rows"]]]:
-    """Yield the cells that are given the same, with what that is: values are one for all, or one each."""
-    each = {k: v for k, v in given.items() if not isinstance(v, str) and np.ndim(v) == 1}
-    for name, values in each.items():
-        if len(values) != n:
-            raise ConfigError(f"given: {name} has {len(values)} values for {n} cells.")
-    if not each:
-        yield given, np.arange(n)
-        return
-    table = pd.DataFrame({k: np.asarray(v, dtype=object) for k, v in each.items()})
-    for values, rows in table.groupby(list(each), sort=True, dropna=False).indices.items():
-        told = dict(zip(each, values if isinstance(values, tuple) else (values,), strict=True))
-        yield {**given, **told}, rows
-
-
-def _decode_conditions(self: Fitted, columns: Mapping[str, Tensor], n: int) -> pd.DataFrame:
-    obs = pd.DataFrame(index=pd.Index([f"{self.model.key}_{i}" for i in range(n)], dtype=object))
-    for name, values in columns.items():
-        stacked = {"categorical": self.spec.categorical, "continuous": self.spec.continuous}.get(
-            name
-        )
-        for i, key in enumerate(stacked if stacked is not None else [name]):
-            code = (values[:, i] if stacked is not None else values).numpy()
-            if key in self.spec.categories:
-                obs[self.column(key)] = pd.Categorical.from_codes(
-                    code, list(self.spec.categories[key])
-                )
-            elif name in ("continuous", *NUMBER_ROLES):
-                obs[self.column(key)] = code
-    return obs
-
-
-def _told(given: Conditions | None) -> dict[str, Any]:
-    return {
-        k: v if isinstance(v, str) or np.ndim(v) == 0 else "one for each cell"
-        for k, v in (given or {}).items()
-    }
-
-
-def _record(self: Fitted, **more: Any) -> str:
-    told = {k: self.provenance[k] for k in ("model", "version", "config", "spec", "seed")}
-    return json.dumps({**told, **more}, sort_keys=True)
-
-
-def _uns(self: Fitted, verb: str, **more: Any) -> dict[str, Any]:
-    return {"chreode": {verb: _record(self, scale=self.model.scale, **more)}}
-
-
-def _write_provenance(self: Fitted, data: Data, key: str, **more: Any) -> None:
-    data.uns["chreode"] = {**data.uns.get("chreode", {}), key: _record(self, **more)}

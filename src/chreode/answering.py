@@ -1,0 +1,234 @@
+"""What the verbs share: cells read and streamed, conditions encoded, results told where they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .align import condition_code, open_query
+from .collect import refuse_what_cannot_be_kept
+from .data.batch import CellBatch
+from .data.source import Source
+from .errors import CapabilityError, ConfigError, near
+from .learn.phase import bar
+from .module import capabilities
+from .nn.attributes import attribute_names
+from .read import Data
+from .schema import NUMBER_ROLES, Schema
+
+if TYPE_CHECKING:
+    from .fitted import Fitted
+
+Conditions = Mapping[str, Any]
+
+
+def require(self: Fitted, verb: str) -> None:
+    """Refuse a question that the model cannot answer."""
+    if verb not in capabilities(self.module):
+        raise CapabilityError(
+            f"{type(self.model).__name__} cannot {verb}; it can {', '.join(self.verbs)}."
+        )
+
+
+def _drawn(self: Fitted) -> dict[str, str]:
+    """Return the roles that new cells have, and what their modalities are called."""
+    roles = self.module.drawn or tuple(self.spec.features)[:1]
+    places = dict(self.schema.places())
+    names = [places[role].modality or role for role in roles]
+    return dict(zip(roles, roles if len({*names}) < len(names) else names, strict=True))
+
+
+def room(self: Fitted, n: int, into: str | Path | None) -> None:
+    """Refuse new cells that have no place to go."""
+    drawn = _drawn(self)
+    width = sum(self.spec.n_features(role) for role in drawn)
+    refuse_what_cannot_be_kept(n, width, into, ".h5mu" if len(drawn) > 1 else ".h5ad")
+
+
+def blocks(self: Fitted, drawn: Tensor | Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return what a module drew, by the names that its modalities have in new data."""
+    names = _drawn(self)
+    values = {next(iter(names)): drawn} if isinstance(drawn, Tensor) else drawn
+    return {name: values[role].numpy() for role, name in names.items()}
+
+
+def features(self: Fitted) -> dict[str, tuple[str, ...]]:
+    """Return the features of new cells, by modality."""
+    return {name: self.spec.features[role] for role, name in _drawn(self).items()}
+
+
+def guidance(self: Fitted, guidance: float | Mapping[str, float]) -> dict[str, Any]:
+    """Check the weights, and return what to tell a module that has guidance."""
+    weights = guidance if isinstance(guidance, Mapping) else {"guidance": guidance}
+    for name, weight in weights.items():
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not (number and np.isfinite(weight) and weight >= 0):
+            raise ConfigError(
+                f"guidance: {name}={weight!r}: expected a finite number of at least 0."
+            )
+    if getattr(self.module, "guided", False):
+        names = [*chain.from_iterable(attribute_names(self.spec))]
+        for name in weights if isinstance(guidance, Mapping) else ():
+            if name not in names:
+                raise ConfigError(f"guidance: there is no attribute {name!r}.{near(name, names)}")
+        return {"guidance": guidance}
+    if guidance != 1.0:
+        raise CapabilityError(f"{self.model.key} has no guidance; leave it at 1.")
+    return {}
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Refuse a number that is not whole, or too small."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}={value!r}: expected a whole number of at least {least}.")
+
+
+def open_cells(
+    self: Fitted,
+    verb: str,
+    data: Data,
+    schema: Schema | None,
+    progress: bool | None,  # noqa: FBT001 (tri-state)
+    to: Conditions | str | None = None,
+) -> tuple[Source, np.ndarray]:
+    """Return the aligned cells and the rows that have the modalities the verb reads.
+
+    A condition that `to` replaces is not read, unless the model looks at it first: so cells of a
+    batch that was never seen can be decoded as cells of a known one.
+    """
+    require(self, verb)
+    schema = schema or self.schema
+    looks = verb if self.model.inverts and verb != "reconstruct" else "embed"
+    replaced = set(as_mapping(to)) - set(self.model.reads(looks))
+    roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
+    source = open_query(data, schema, self.spec, roles, self.feature_weight(), progress=progress)
+    self.model.refuse_missing(source)
+    measured = [source.measured(role) for role in source.matrices]
+    enough = np.logical_or if self.model.partial else np.logical_and
+    return source, np.flatnonzero(enough.reduce(measured))
+
+
+def stream(
+    source: Source,
+    rows: np.ndarray,
+    what: str,
+    progress: bool | None,  # noqa: FBT001 (tri-state)
+) -> Iterator[tuple[np.ndarray, CellBatch]]:
+    """Yield cells in chunks of bounded size, with their positions."""
+    with torch.inference_mode(), bar(len(rows), what, progress) as shown:
+        for batch in source.batches(rows):
+            yield batch.rows.numpy(), batch
+            shown.update(len(batch))
+
+
+def as_mapping(to: Conditions | str | None) -> Conditions:
+    """Return conditions by name; a bare string is a perturbation."""
+    return {"perturbation": to} if isinstance(to, str) else (to or {})
+
+
+def encode(self: Fitted, to: Conditions | str | None) -> list[tuple[str, int | None, Any]]:
+    """Return the columns and codes of conditions."""
+    return [condition_code(self.spec, key, value) for key, value in as_mapping(to).items()]
+
+
+def under(batch: CellBatch, target: Iterable[tuple[str, int | None, int | float]]) -> CellBatch:
+    """Return the batch with the conditions of `target` in place of its own."""
+    target = list(target)
+    if not target:
+        return batch
+    columns: dict[str, Tensor] = {}
+    for name, position, code in target:
+        if position is None:
+            columns[name] = torch.full((len(batch),), code)
+        else:
+            values = columns.get(name, batch.columns[name]).clone()
+            values[:, position] = code
+            columns[name] = values
+    return batch.with_columns(**columns)
+
+
+def draw_conditions(
+    self: Fitted, n: int, given: Conditions | None, generator: np.random.Generator
+) -> dict[str, Tensor]:
+    """Return the conditions of n cells: what is given, and the rest as training cells have it."""
+    pool = self.statistics
+    size = len(next(iter(pool.values()))) if pool else 0
+    drawn = np.zeros(n, int)
+    for told, rows in _alike(n, given or {}):
+        agreeing = np.ones(size, bool)
+        for name, position, code in encode(self, told):
+            if isinstance(code, int):  # numbers hardly ever agree
+                values = pool[name] if position is None else pool[name][:, position]
+                agreeing &= values == code
+        candidates = np.flatnonzero(agreeing) if agreeing.any() else np.arange(size)
+        drawn[rows] = generator.choice(candidates, len(rows)) if size else 0
+    columns = {k: torch.from_numpy(np.ascontiguousarray(v[drawn])) for k, v in pool.items()}
+    for told, rows in _alike(n, given or {}):
+        for name, position, code in encode(self, told):
+            (columns[name] if position is None else columns[name][:, position])[rows] = code
+    return columns
+
+
+def _alike(n: int, given: Conditions) -> Iterator[tuple[Conditions, Int[np.ndarray, " rows"]]]:
+    """Yield the cells that are given the same, with what that is: values are one for all, or one each."""
+    each = {k: v for k, v in given.items() if not isinstance(v, str) and np.ndim(v) == 1}
+    for name, values in each.items():
+        if len(values) != n:
+            raise ConfigError(f"given: {name} has {len(values)} values for {n} cells.")
+    if not each:
+        yield given, np.arange(n)
+        return
+    table = pd.DataFrame({k: np.asarray(v, dtype=object) for k, v in each.items()})
+    for values, rows in table.groupby(list(each), sort=True, dropna=False).indices.items():
+        told = dict(zip(each, values if isinstance(values, tuple) else (values,), strict=True))
+        yield {**given, **told}, rows
+
+
+def decode_conditions(self: Fitted, columns: Mapping[str, Tensor], n: int) -> pd.DataFrame:
+    """Return the obs of new cells: their conditions, as users wrote them."""
+    obs = pd.DataFrame(index=pd.Index([f"{self.model.key}_{i}" for i in range(n)], dtype=object))
+    for name, values in columns.items():
+        stacked = {"categorical": self.spec.categorical, "continuous": self.spec.continuous}.get(
+            name
+        )
+        for i, key in enumerate(stacked if stacked is not None else [name]):
+            code = (values[:, i] if stacked is not None else values).numpy()
+            if key in self.spec.categories:
+                obs[self.column(key)] = pd.Categorical.from_codes(
+                    code, list(self.spec.categories[key])
+                )
+            elif name in ("continuous", *NUMBER_ROLES):
+                obs[self.column(key)] = code
+    return obs
+
+
+def told(given: Conditions | None) -> dict[str, Any]:
+    """Return what was given, short enough to be kept."""
+    return {
+        k: v if isinstance(v, str) or np.ndim(v) == 0 else "one for each cell"
+        for k, v in (given or {}).items()
+    }
+
+
+def _record(self: Fitted, **more: Any) -> str:
+    told = {k: self.provenance[k] for k in ("model", "version", "config", "spec", "seed")}
+    return json.dumps({**told, **more}, sort_keys=True)
+
+
+def uns(self: Fitted, verb: str, **more: Any) -> dict[str, Any]:
+    """Return the uns of new cells: where they come from, and their scale."""
+    return {"chreode": {verb: _record(self, scale=self.model.scale, **more)}}
+
+
+def write_provenance(self: Fitted, data: Data, key: str, **more: Any) -> None:
+    """Say in `data` where the slot `key` comes from."""
+    data.uns["chreode"] = {**data.uns.get("chreode", {}), key: _record(self, **more)}
