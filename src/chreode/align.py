@@ -160,16 +160,19 @@ def open_query(
     return open_source(data, narrow, spec, roles, take)
 
 
-def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, int | float]:
+def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, Any]:
     """Return (column of a batch, position in it, code) of a condition such as ``batch="p3"``.
 
-    `key` is a role, or the column name of a categorical or continuous covariate.
+    `key` is a role, the column name of a categorical or continuous covariate, or ``"knockout"``: a gene,
+    or several as ``A+B``, whose code is a tuple of their positions.
 
     Raises
     ------
     SchemaError
         If the model was not fitted with it, or never saw the value.
     """
+    if key == "knockout":
+        return key, None, _genes(spec, str(value))
     if key in spec.continuous:
         return "continuous", spec.continuous.index(key), _number(key, value)
     if key in NUMBER_ROLES and key in spec.roles:
@@ -184,6 +187,14 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, i
     if key in spec.categorical:
         return "categorical", spec.categorical.index(key), code
     return key, None, code
+
+
+def _genes(spec: Spec, value: str) -> tuple[int, ...]:
+    genes = spec.features[spec.either("expression", "counts")]
+    unknown = [gene for gene in value.split("+") if gene not in genes]
+    if unknown:
+        raise SchemaError(f"knockout: there is no gene {unknown[0]!r}.{near(unknown[0], genes)}")
+    return tuple(genes.index(gene) for gene in value.split("+"))
 
 
 def _number(key: str, value: Any) -> float:

@@ -148,7 +148,7 @@ def under(batch: CellBatch, target: Iterable[tuple[str, int | None, int | float]
     columns: dict[str, Tensor] = {}
     for name, position, code in target:
         if position is None:
-            columns[name] = torch.full((len(batch),), code)
+            columns[name] = torch.tensor(code).expand(len(batch), *np.shape(code))
         else:
             values = columns.get(name, batch.columns[name]).clone()
             values[:, position] = code

@@ -68,6 +68,8 @@ class Fitted:
     generate = verbs.generate
     score = verbs.score
     loadings = verbs.loadings
+    trajectory = verbs.trajectory
+    rank = verbs.rank
 
     @property
     def verbs(self) -> list[str]:

@@ -149,7 +149,7 @@ class Model:
         self.refuse_missing(source)
         rng = Rng(int(seed))
         validates = any(p.learner.validates for p in self.phases())
-        split = _split(data, positions, validation if validates else 0, rng)
+        split = self.split(data, source, positions, validation if validates else 0, rng)
         run = Run(
             rng=rng, device=choose_device(device, double=not validates), precision=precision, compile=compile,
             progress=progress, checkpoint=Path(checkpoint) if checkpoint else None,
@@ -171,6 +171,17 @@ class Model:
                 "notes": [note for t in traces for note in t.notes],
             },
         )  # fmt: skip
+
+    def split(
+        self,
+        data: Data,
+        source: Source,
+        rows: np.ndarray,
+        validation: Any,
+        rng: Rng,
+    ) -> Split:
+        """Return `rows` to learn from, and a share of them, or those named, to validate on."""
+        return _split(data, rows, validation, rng)
 
     def _learn(
         self, spec: Spec, source: Source, split: Split, run: Run, from_: Fitted | None

@@ -5,7 +5,7 @@ Every function here is a method of `Fitted`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from anndata import AnnData
 from jaxtyping import Float
 
 from . import read
+from .align import condition_code
 from .answering import (
     Conditions,
     as_mapping,
@@ -334,3 +335,104 @@ def loadings(self: Fitted, data: AnnData | None = None) -> pd.DataFrame:
         data.varm[key] = table.reindex(data.var_names).to_numpy(np.float32)
         write_provenance(self, data, key)
     return table
+
+
+def trajectory(
+    self: Fitted,
+    data: Data | str | Path | None = None,
+    times: Sequence[float] | None = None,
+    *,
+    start: str | None = None,
+    to: Conditions | None = None,
+    into: str | Path | None = None,
+    schema: Schema | None = None,
+    progress: bool | None = None,
+) -> AnnData | Path:
+    """Return where cells were, and where they will be.
+
+    Parameters
+    ----------
+    data
+        Cells to begin from, each at its own time.
+    times
+        When to look, before or after it (default: 20 times from the first to the last of the fit).
+    start
+        In place of `data`: a trajectory of the fit, from its smoothed start.
+    to
+        ``{"knockout": "GATA1"}``: genes that are absent from then on, several as ``A+B``.
+    into
+        Write to this .h5ad instead of memory.
+
+    Returns
+    -------
+    A new AnnData (or the path `into`) of cells x times, one cell's times together: float32 expression in
+    ``X``; ``obs`` is that of the cells, with ``time`` replaced, and ``start`` names the cell.
+
+    Raises
+    ------
+    ConfigError
+        If there are both cells and a start, or neither.
+    BlowUp
+        If a path leaves the finite numbers: says whose, and when.
+    """
+    require(self, "trajectory")
+    if (data is None) == (start is None):
+        raise ConfigError(
+            "trajectory begins at cells (data) or at a trajectory of the fit (start)."
+        )
+    at = self.module.clock_times(20) if times is None else np.asarray(times, dtype=np.float32)
+    if at.ndim != 1 or not len(at) or not np.isfinite(at).all():
+        raise ConfigError("times: expected a list of finite numbers.")
+    rising, back = np.unique(at, return_inverse=True)
+    target = encode(self, to)
+    role = self.spec.either("expression", "counts")
+    if start is not None:
+        code = condition_code(self.spec, "trajectory", start)[2]
+        batches: Any = [(np.zeros(1, int), self.module.named_start(code))]
+        obs, usable = pd.DataFrame({self.column("trajectory"): [start]}, index=[start]), [0]
+    else:
+        data = read.read(data)
+        source, usable = open_cells(self, "trajectory", data, schema, progress)
+        obs, batches = data.obs.iloc[usable], stream(source, usable, "trajectory", progress)
+    refuse_what_cannot_be_kept(len(usable) * len(at), self.spec.n_features(role), into)
+
+    def chunks() -> Iterator[dict[str, np.ndarray]]:
+        for _, batch in batches:
+            with torch.inference_mode():
+                found = self.module.trajectory(under(batch, target), torch.from_numpy(rising))
+            yield {role: found[:, back].flatten(0, 1).numpy()}
+
+    rows = np.repeat(np.arange(len(obs)), len(at))
+    table = obs.iloc[rows].assign(
+        **{"start": obs.index.to_numpy()[rows], self.column("time"): np.tile(at, len(obs))}
+    )
+    table.index = pd.Index([f"{name}_{i}" for name in obs.index for i in range(len(at))])
+    return collect_cells(
+        chunks(), table, {role: self.spec.features[role]},
+        uns(self, "trajectory", to=to), counts=False, into=into,
+    )  # fmt: skip
+
+
+def rank(self: Fitted) -> pd.DataFrame:
+    """Return which genes drive which.
+
+    Returns
+    -------
+    ``source``, ``target``, ``weight`` and ``confidence`` of every edge between different genes that is
+    not exactly 0, the strongest first. The weight is the mean of ∂(velocity of target)/∂(source) along
+    observed paths, in standard deviations of the genes and in the time from first to last cell: above 0
+    the source activates. The confidence is the share of refits on resampled paths in which the edge has
+    that sign and is stronger than 95 % of those that are found where paths of genes are exchanged, so
+    that none is true; NaN where the fit made no refits (`n_refits`).
+    """
+    require(self, "rank")
+    weight, confidence = (t.numpy() for t in self.module.rank())
+    names = np.array(self.spec.features[self.spec.either("expression", "counts")])
+    source, target = np.nonzero((weight != 0) & ~np.eye(len(weight), dtype=bool))
+    table = pd.DataFrame({
+        "source": names[source], "target": names[target], "weight": weight[source, target],
+        "confidence": confidence[source, target],
+    })  # fmt: skip
+    return table.sort_values(
+        "weight", key=np.abs, ascending=False, ignore_index=True, kind="stable"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -80,6 +81,30 @@ class SeriesBatch:
         slope = (t1 - s1 * t0 / s0) / (s2 - s1.square() / s0 + _RIDGE * s0)
         return (t0 - slope * s1) / s0, slope / bandwidth
 
+    def resampled(self, rng: np.random.Generator) -> SeriesBatch:
+        """Draw series with replacement; of fewer than five, tenths of each series' times."""
+        s, t = self.times.shape
+        if s >= 5:
+            times = rng.multinomial(s, np.full(s, 1 / s))[:, None]
+        else:
+            times = rng.multinomial(10, np.full(10, 0.1), size=s)[:, np.arange(t) * 10 // t]
+        return replace(self, weight=self.weight * torch.from_numpy(times).float()[..., None])
+
+    def exchanged(self, rng: np.random.Generator) -> SeriesBatch:
+        """Give every gene the path of a series drawn for it, begun at a time drawn for it.
+
+        Each gene moves as genes do, but none with another.
+        """
+        s, t, g = self.values.shape
+        n = self.observed.sum(1)  # times of each series
+        share = torch.arange(t) / n[:, None].clamp(min=1)  # s t
+        shift = torch.from_numpy(rng.random(g)).float()
+        other = torch.from_numpy(rng.integers(s, size=(s, g)))
+        at = ((share[..., None] + shift) % 1 * n[other][:, None]).long()  # s t g
+        at = at.minimum(n[other][:, None] - 1)
+        values = self.values[other[:, None].expand(s, t, g), at, torch.arange(g)]
+        return replace(self, values=values, start=values[:, 0])
+
     def matched(self, bandwidth: float) -> SeriesBatch:
         """Return smoothed states and slopes at the times of the series."""
         values, slopes = self.smoothed(self.times, bandwidth)
@@ -132,6 +157,8 @@ class SeriesSource:
         Of the smoother, in units of time.
     span
         Length of the pieces that series are cut into; 0: smoothed states and slopes instead; None: whole.
+    redrawn, generator
+        See `SeriesBatch.resampled` and `SeriesBatch.exchanged`, and their seed.
     """
 
     source: Source
@@ -139,6 +166,8 @@ class SeriesSource:
     n_times: int
     bandwidth: float
     span: float | None = None
+    redrawn: Literal["", "resampled", "exchanged"] = ""
+    generator: int = 0
     block: int = 1
     _made: dict[int, SeriesBatch] = field(default_factory=dict, repr=False)
 
@@ -156,7 +185,9 @@ class SeriesSource:
         for some in rows:
             key = hash(some.tobytes())
             if key not in self._made:
-                self._made[key] = self._cut(self.series(some)).to(device)
+                batch, rng = self.series(some), np.random.default_rng(self.generator)
+                batch = getattr(batch, self.redrawn)(rng) if self.redrawn else batch
+                self._made[key] = self._cut(batch).to(device)
             yield self._made[key]
 
     def _cut(self, batch: SeriesBatch) -> SeriesBatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +21,14 @@ from ..data.source import Source
 from ..errors import BlowUp
 from ..learn.path import Path
 from ..learn.phase import Phase, Run, Split
+from ..learn.refits import Refits
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
 from ..model import Model
 from ..module import Loss, Module, Step
 from ..nn.vectorfield import VectorField
 from ..ode import trajectory
+from ..read import Data
 from ..schema import Spec
 
 #: States along observed paths at which edges are taken.
@@ -34,6 +37,8 @@ REFERENCES = 200
 EVERY = 20
 #: Dimensions in which paths are embedded, and drawn.
 PLANE = 10
+#: Trajectories of which whole ones can be spared to validate on.
+MANY = 10
 
 
 class Dynamics(Module):
@@ -52,6 +57,9 @@ class Dynamics(Module):
     clock: Tensor
     references: Tensor
     plane: Tensor
+    confidence: Tensor
+    starts: Tensor
+    begins: Tensor
     strength: Tensor
     started: Tensor
 
@@ -64,6 +72,10 @@ class Dynamics(Module):
         self.register_buffer("clock", torch.tensor([0.0, 1.0]))
         self.register_buffer("references", torch.zeros(REFERENCES, n))
         self.register_buffer("plane", torch.zeros(n, min(PLANE, n)))
+        series = len(spec.categories.get("trajectory", ("all cells",)))
+        self.register_buffer("starts", torch.zeros(series, n))
+        self.register_buffer("begins", torch.zeros(series))
+        self.register_buffer("confidence", torch.full((n, n), torch.nan))
         self.register_buffer("strength", torch.tensor(0.0))
         self.register_buffer("started", torch.tensor(False))
 
@@ -81,6 +93,11 @@ class Dynamics(Module):
         # a gene that hardly moves stays small: divided by its noise it would weigh as much as others
         self.scale.copy_(spread.sqrt().clamp(min=max(0.1 * float(spread.mean().sqrt()), 1e-6)))
         self.clock.copy_(torch.stack([batch.times.amin(), batch.times.amax()]))
+        codes = {
+            name: i for i, name in enumerate(self.spec.categories.get("trajectory", ("all cells",)))
+        }
+        at = torch.tensor([codes[name] for name in batch.names])
+        self.starts[at], self.begins[at] = batch.start, batch.begin
         states = batch.smoothed(batch.times, source.bandwidth)[0][(batch.weight > 0).any(2)]
         at = torch.linspace(0, len(states) - 1, REFERENCES).round().long()
         self.references.copy_(self.inside(states[at]))
@@ -125,7 +142,7 @@ class Dynamics(Module):
             start = self.inside(batch.start)
             if self.training:  # paths that begin beside observed ones learn to come back to them
                 start = start + self.options.jitter * torch.randn_like(start)
-            found = self.solve(start, batch.times, batch.begin)
+            found = self.integrate(start, batch.times, batch.begin)
         return (batch.weight * (found - self.inside(batch.values)).square()).sum((1, 2))
 
     # the solve
@@ -152,7 +169,7 @@ class Dynamics(Module):
             keep[clamped] = 0.0
         return keep
 
-    def solve(
+    def integrate(
         self,
         x: Float[Tensor, "s g"],
         times: Float[Tensor, "s t"],
@@ -193,28 +210,73 @@ class Dynamics(Module):
             state = error.state[: len(self.centre)] * self.scale + self.centre
             raise BlowUp(error.row, time, state, names[error.row]) from None
 
+    # refits
+
+    def fresh(self) -> Dynamics:
+        """Return a copy with new weights, under the same penalty."""
+        other = copy.deepcopy(self)
+        with torch.no_grad():
+            for old, new in zip(
+                other.parameters(), self.options.build(self.spec).parameters(), strict=True
+            ):
+                old.copy_(new)
+        return other
+
+    def keep_refits(self, edges: Float[Tensor, "r g g"], of_chance: Float[Tensor, "r g g"]) -> None:
+        """Keep, for every edge, the share of refits that agree with it beyond chance."""
+        off = ~torch.eye(len(self.centre), dtype=torch.bool)
+        bar = torch.stack([e[off].abs().quantile(0.95) for e in of_chance]).mean()
+        agree = (edges.sign() == self.edges().sign()) & (edges.abs() > bar)
+        self.confidence.copy_(agree.float().mean(0))
+
     # what it can answer
 
-    def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
+    def embed(self, batch: CellBatch, to: CellBatch | None = None) -> Float[Tensor, "b z"]:
         """Return coordinates of cells in the plane in which the training paths vary most."""
-        return self.inside(batch.log_expression()) @ self.plane
+        x = batch.log_expression() if to is None else self.predict(batch, to)
+        return self.inside(x) @ self.plane
 
-    def trajectory(
-        self, batch: CellBatch, times: Float[Tensor, " t"], clamped: Int[Tensor, " k"] | None = None
+    def predict(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:
+        """Return the expression of cells at the time of `to`, or at the end, without the genes it lacks."""
+        moved = "time" in to and to["time"] is not batch["time"]
+        now = batch["time"]
+        time = to["time"].to(now.dtype) if moved else self.clock[1].expand_as(now)
+        return self._carried(batch, to, time[:, None])[:, 0]
+
+    def trajectory(self, batch: CellBatch, times: Float[Tensor, " t"]) -> Float[Tensor, "b t g"]:
+        """Return the expression that each cell had, or will have, at `times` (rising)."""
+        return self._carried(batch, batch, times.expand(len(batch), -1))
+
+    def _carried(
+        self, batch: CellBatch, to: CellBatch, at: Float[Tensor, "b t"]
     ) -> Float[Tensor, "b t g"]:
-        """Return the expression that each cell had, or will have, at `times` (rising).
-
-        Genes `clamped` have no expression, and stay so.
-        """
-        x, now = self.inside(batch.log_expression()), batch["time"]
-        if clamped is not None:
-            x[:, clamped] = (-self.centre / self.scale)[clamped]
-        at = times.expand(len(batch), -1)
+        x, now, clamped = self.inside(batch.log_expression()), batch["time"], None
+        if "knockout" in to.columns:
+            clamped = to["knockout"][0]
+            x = x.clone()
+            x[:, clamped] = (-self.centre / self.scale)[clamped]  # no expression
         with self.named([f"the path of cell {r}" for r in batch.rows.tolist()]):
-            after = self.solve(x, at.maximum(now[:, None]), now, clamped)
-            before = self.solve(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
+            after = self.integrate(x, at.maximum(now[:, None]), now, clamped)
+            before = self.integrate(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
         return (
             torch.where((at >= now[:, None])[..., None], after, before) * self.scale + self.centre
+        )
+
+    def rank(self) -> tuple[Float[Tensor, "g g"], Float[Tensor, "g g"]]:
+        """Return the weight and the confidence of every edge."""
+        return self.edges(), self.confidence
+
+    def clock_times(self, n: int) -> Float[np.ndarray, " n"]:
+        """Return times from the first to the last of the fit."""
+        return torch.linspace(*self.clock.tolist(), n).numpy()
+
+    def named_start(self, code: int) -> CellBatch:
+        """Return the smoothed start of a trajectory of the fit, as a cell."""
+        columns = {"time": self.begins[code : code + 1]}
+        return CellBatch(
+            torch.zeros(1, dtype=torch.long),
+            {"expression": self.starts[code : code + 1]},
+            columns=columns,
         )
 
     def edges(self) -> Float[Tensor, "g g"]:
@@ -250,6 +312,7 @@ class NeuralODE(Model):
     tolerates: ClassVar[tuple[str, ...]] = ("expression",)
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "log1p CP10k"
     extends: ClassVar[bool] = False
+    inverts: ClassVar[bool] = True
 
     hidden: tuple[int, ...] = param((128,), "Widths of the hidden layers.", low=1)
     activation: Literal["elu", "tanh", "silu"] = param("silu", "Between layers.")
@@ -265,6 +328,11 @@ class NeuralODE(Model):
     path_steps: int = param(200, "Steps on whole paths.", low=0)
     jitter: float = param(
         0.2, "Noise of the starts while it learns, in standard deviations of a gene.", low=0
+    )
+    n_refits: int = param(
+        0,
+        "Refits on resampled series, and as many on chance, for the confidence of `rank`; 5 or more.",
+        low=0,
     )
     lr: float = param(3e-3, "Learning rate of Adam.", low=0)
 
@@ -284,7 +352,9 @@ class NeuralODE(Model):
         """Slopes, pieces, whole paths."""
         stages = ("slopes", self.match_steps, 0.0), ("pieces", self.piece_steps, self.span)
         found = [self.phase(self.sgd(n), span, name) for name, n, span in stages if n]
-        return [*found, self.last_phase()] if self.path_steps else found
+        again = Phase(Refits(self.n_refits, tuple(found)), name="refits")
+        last = [self.last_phase()] if self.path_steps else []
+        return [*found, *last, *([again] if self.n_refits else [])]
 
     def last_phase(self) -> Phase:
         """Return the stage of whole paths."""
@@ -297,17 +367,36 @@ class NeuralODE(Model):
 
     def phase(self, learner: Any, span: float | None, name: str) -> Phase:
         """Return a stage that sees pieces so long."""
+        return Phase(learner, data=Together(EVERY), name=name, view=self.view(span))
 
-        def view(module: Any, source: Source, split: Split, run: Run) -> SeriesSource:
+    def view(self, span: float | None) -> Callable[[Any, Source, Split, Run], SeriesSource]:
+        """Return what makes series of cells, cut into pieces so long (a share of the time)."""
+
+        def series(module: Any, source: Source, split: Split, run: Run) -> SeriesSource:  # noqa: ARG001
             known = np.sort(np.concatenate([split.train, split.validation]))
             time = source.columns["time"][known]
             length = float(time.max() - time.min())
-            return SeriesSource(
-                source, known, self.n_times, self.bandwidth * length,
-                span if span is None else span * length,
-            )  # fmt: skip
+            cut = span if span is None else span * length
+            return SeriesSource(source, known, self.n_times, self.bandwidth * length, cut)
 
-        return Phase(learner, data=Together(EVERY), name=name, view=view)
+        return series
+
+    def split(
+        self, data: Data, source: Source, rows: np.ndarray, validation: Any, rng: Rng
+    ) -> Split:
+        """Hold out whole trajectories where there are ten at the least, otherwise cells of each."""
+        if isinstance(validation, float) and "trajectory" in source.columns:
+            of = source.columns["trajectory"][rows]
+            series = rng.numpy("split").permutation(np.unique(of))
+            n = max(1, round(len(series) * validation)) if validation else 0
+            if len(series) >= MANY:
+                held_out = np.isin(of, series[:n])
+                return Split(rows[~held_out], rows[held_out])
+        return super().split(data, source, rows, validation, rng)
+
+    def reads(self, verb: str) -> tuple[str, ...]:
+        """Return the roles that `verb` reads."""
+        return ("expression", "counts") if verb == "embed" else ("expression", "counts", "time")
 
 
 @config

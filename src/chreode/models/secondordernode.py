@@ -32,7 +32,7 @@ class SecondOrder(Dynamics):
         errors = (self.first(x) - v).square().mean() / v.square().mean()
         return errors + (self.velocity()(state) - a).square().mean() / a.square().mean()
 
-    def solve(
+    def integrate(
         self,
         x: Float[Tensor, "s g"],
         times: Float[Tensor, "s t"],

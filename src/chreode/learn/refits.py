@@ -1,0 +1,58 @@
+"""Refits on resampled series, and on series in which nothing is true: what a confidence comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pandas as pd
+import torch
+
+from ..data.series import SeriesSource
+from ..data.source import Source
+from ..module import Module
+from .phase import Phase, Run, Split, Trace, bar
+
+
+@dataclass(frozen=True)
+class Refits:
+    """Learn anew under the strength that was chosen, on series drawn with replacement, `n` times.
+
+    And as often where every gene has the path of another series, begun elsewhere: whatever edges that
+    has are chance. The module offers ``fresh()`` (a copy with new weights), ``edges()``, and
+    ``keep_refits(edges, of_chance)``.
+
+    Attributes
+    ----------
+    n
+        Refits, and as many of chance.
+    stages
+        What is done to each.
+    """
+
+    validates: ClassVar[bool] = False
+    n: int
+    stages: tuple[Phase, ...]
+
+    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+        """Leave the edges of every refit in the module."""
+        found: dict[str, list[torch.Tensor]] = {"resampled": [], "exchanged": []}
+        all_rows = replace(split, validation=split.validation[:0])
+        quiet = replace(run, progress=False, checkpoint=None)
+        with bar(2 * self.n, phase.name, run.progress) as shown:
+            for how, edges in found.items():
+                for number in range(self.n):
+                    own = replace(quiet, rng=run.rng.child(f"{how} {number}"))
+                    with own.rng.scope("init"):
+                        member = module.fresh()
+                    for stage in self.stages:
+                        assert stage.view is not None
+                        seen = stage.view(member, source, split, own)
+                        assert isinstance(seen, SeriesSource)
+                        seen = replace(seen, redrawn=how, generator=own.rng.seed, _made={})
+                        stage.learner.learn(member, stage, seen, all_rows, own)
+                    member.eval()
+                    edges.append(member.edges())
+                    shown.update()
+        module.keep_refits(torch.stack(found["resampled"]), torch.stack(found["exchanged"]))
+        return Trace(pd.DataFrame(), converged=True)
