@@ -137,6 +137,12 @@ class Dynamics(Module):
         except BlowUp:
             return batch.start.new_full((len(batch),), math.inf)
 
+    def forecast(self, batch: SeriesBatch) -> Float[Tensor, "s t g"]:
+        """Return the expression of series at their times, from their starts."""
+        with self.named(batch.names):
+            found = self.integrate(self.inside(batch.start), batch.times, batch.begin)
+        return found * self.scale + self.centre
+
     def _errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
         with self.named(batch.names):
             start = self.inside(batch.start)

@@ -1,0 +1,115 @@
+"""Forecasts that a page of code can make: what dynamics must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.linalg import expm
+from sklearn.linear_model import LassoCV, RidgeCV
+from torch import Tensor
+
+from ..data.series import SeriesBatch
+
+#: Of the smoother, as a share of the time from first to last cell.
+BANDWIDTH = 0.1
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """What a baseline learned.
+
+    Attributes
+    ----------
+    forecast
+        Returns the states of series at their times, from their starts.
+    edges
+        Which gene drives which, row the driver, if it can say.
+    """
+
+    forecast: Callable[[SeriesBatch], Float[Tensor, "s t g"]]
+    edges: Float[np.ndarray, "g g"] | None = None
+
+
+Learn: TypeAlias = Callable[[SeriesBatch, float], Forecaster]
+
+
+def persistence(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG001 (one signature)
+    """Nothing moves."""
+    return Forecaster(lambda batch: batch.start[:, None].expand_as(batch.values))
+
+
+def mean(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG001 (one signature)
+    """Everything is the mean of the training cells."""
+    centre = (train.weight * train.values).sum((0, 1)) / train.weight.sum((0, 1)).clamp(min=1)
+    return Forecaster(lambda batch: centre.expand_as(batch.values))
+
+
+def smoother(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG001 (one signature)
+    """All series are the training cells' mean course over time (Nadaraya 1964, Gaussian kernel)."""
+    first, last = train.times.amin(), train.times.amax()
+    width = BANDWIDTH * (last - first)
+    when = train.times.flatten()
+    w, x = train.weight.flatten(0, 1), train.values.flatten(0, 1)
+
+    def forecast(batch: SeriesBatch) -> Tensor:
+        kernel = torch.exp(
+            -0.5 * ((batch.times[..., None].clamp(first, last) - when) / width).square()
+        )
+        return (kernel @ (w * x)) / (kernel @ w).clamp(min=1e-12)
+
+    return Forecaster(forecast)
+
+
+def ridge(train: SeriesBatch, bandwidth: float) -> Forecaster:
+    """dx/dt = A x + b, by ridge regression on slopes of smoothed paths."""
+    x, slopes = _regression(train, bandwidth)
+    found = RidgeCV(alphas=np.logspace(-4, 4, 17)).fit(x, slopes)
+    return _linear(found.coef_, found.intercept_)
+
+
+def lasso(train: SeriesBatch, bandwidth: float) -> Forecaster:
+    """dx/dt = A x + b with few entries in A, by lasso on slopes (as SINDy with a linear library)."""
+    x, slopes = _regression(train, bandwidth)
+    scale = np.maximum(x.std(0), 1e-8)
+    rows = [LassoCV(cv=5, alphas=20, max_iter=2000).fit(x / scale, slope) for slope in slopes.T]
+    return _linear(
+        np.stack([row.coef_ / scale for row in rows]), np.array([row.intercept_ for row in rows])
+    )
+
+
+BASELINES: dict[str, Learn] = {
+    "persistence": persistence, "training mean": mean, "kernel smoother": smoother,
+    "ridge linear ODE": ridge, "lasso on slopes": lasso,
+}  # fmt: skip
+
+
+def _regression(train: SeriesBatch, bandwidth: float) -> tuple[np.ndarray, np.ndarray]:
+    smooth = train.matched(bandwidth)
+    assert smooth.slopes is not None
+    seen = train.observed
+    return smooth.values[seen].double().numpy(), smooth.slopes[seen].double().numpy()
+
+
+def _linear(a: Float[np.ndarray, "g g"], b: Float[np.ndarray, " g"]) -> Forecaster:
+    whole = np.zeros((len(a) + 1, len(a) + 1))
+    whole[:-1, :-1], whole[:-1, -1] = a, b
+
+    def forecast(batch: SeriesBatch) -> Tensor:
+        out = torch.empty_like(batch.values)
+        known: dict[float, np.ndarray] = {}
+        for s, (start, begin) in enumerate(zip(batch.start, batch.begin, strict=True)):
+            state, time = np.append(start.double().numpy(), 1.0), float(begin)
+            for t, when in enumerate(batch.times[s].tolist()):
+                step = round(when - time, 9)
+                if step not in known:
+                    known[step] = expm(whole * step)
+                state, time = known[step] @ state, when
+                out[s, t] = torch.from_numpy(state[:-1])
+        return out
+
+    return Forecaster(forecast, a.T)
