@@ -239,8 +239,17 @@ class Dynamics(Module):
 
     def embed(self, batch: CellBatch, to: CellBatch | None = None) -> Float[Tensor, "b z"]:
         """Return coordinates of cells in the plane in which the training paths vary most."""
-        x = batch.log_expression() if to is None else self.predict(batch, to)
+        return self.place(batch.log_expression() if to is None else self.predict(batch, to))
+
+    def place(self, x: Float[Tensor, "b g"]) -> Float[Tensor, "b z"]:
+        """Return the coordinates of expression in that plane."""
         return self.inside(x) @ self.plane
+
+    def drift(self, at: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """Return the velocity of states in the plane of its first k components, seen in it."""
+        plane = self.plane[:, : at.shape[1]]
+        with torch.no_grad():
+            return self.velocity()(at @ plane.T) @ plane
 
     def predict(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:
         """Return the expression of cells at the time of `to`, or at the end, without the genes it lacks."""

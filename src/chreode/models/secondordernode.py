@@ -49,6 +49,12 @@ class SecondOrder(Dynamics):
         state = torch.cat([x, self.first(x) * keep], 1)
         return self.follow(both, state, times, start)[..., :n]
 
+    def drift(self, at: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """Return the velocity with which paths begin at states in the plane."""
+        plane = self.plane[:, : at.shape[1]]
+        with torch.no_grad():
+            return self.first(at @ plane.T) @ plane
+
     def edges(self) -> Float[Tensor, "g g"]:
         """Return the mean of ∂a/∂x along observed paths: row, the driver; column, what is driven."""
         f = self.velocity()

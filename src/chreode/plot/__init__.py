@@ -6,16 +6,21 @@ Figures are made without pyplot, so nothing needs a display and nothing is left 
 
 from .counts import mean_variance
 from .curves import history
+from .dynamics import edge_matrix, paths, phase_portrait, sparsity_curve
 from .generation import real_and_generated, zero_fractions
 from .scatter import embedding, umap_coordinates
 from .scores import score_table
 
 __all__ = [
+    "edge_matrix",
     "embedding",
     "history",
     "mean_variance",
+    "paths",
+    "phase_portrait",
     "real_and_generated",
     "score_table",
+    "sparsity_curve",
     "umap_coordinates",
     "zero_fractions",
 ]

@@ -1,0 +1,183 @@
+"""Pictures of dynamics: the plane in which cells move, paths over what was observed, who drives whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .. import read
+from ..answering import open_cells, stream
+from ..errors import ConfigError, near
+from ..fitted import Fitted
+from .style import GREY, PALETTE, axes, bare
+
+#: Corners of the grid on which streamlines are drawn, per axis.
+_GRID = 24
+
+
+def phase_portrait(
+    fitted: Fitted, data: AnnData, *, paths: Sequence[str] = (), ax: Axes | None = None
+) -> Axes:
+    """Draw cells, streamlines of the velocity and paths, in the plane in which training paths vary most.
+
+    Parameters
+    ----------
+    fitted
+        A fitted neural ODE.
+    data
+        Cells to show, coloured by time.
+    paths
+        Trajectories of the fit to follow from their starts (default: the first three).
+
+    Returns
+    -------
+    The axes. Streamlines are those of states in the plane: cells beside it may move otherwise.
+    """
+    ax = axes(ax, 4.6, 4.0)
+    z = fitted.embed(data)[:, :2]
+    time = read.column(data, dict(fitted.schema.places())["time"], "time").to_numpy(float)
+    shown = ax.scatter(*z.T, c=time, s=8, cmap="viridis", linewidths=0, alpha=0.7)
+    ax.figure.colorbar(shown, ax=ax, label="time", shrink=0.7)
+    low, high = z.min(0), z.max(0)
+    pad = 0.08 * (high - low)
+    x, y = (np.linspace(a, b, _GRID) for a, b in zip(low - pad, high + pad, strict=True))
+    corners = torch.tensor(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), dtype=torch.float32)
+    u, v = fitted.module.drift(corners).numpy().reshape(_GRID, _GRID, 2).transpose(2, 0, 1)
+    ax.streamplot(x, y, u, v, color=GREY, density=1.1, linewidth=0.7, arrowsize=0.8)
+    names = fitted.spec.categories.get("trajectory", ())
+    for colour, name in zip(PALETTE[5:], paths or names[:3], strict=False):
+        path = torch.from_numpy(fitted.trajectory(start=name).X)
+        along = fitted.module.place(path)[:, :2].numpy()
+        ax.plot(*along.T, color=colour, linewidth=1.6, label=name)
+        ax.plot(*along[0], "o", color=colour, markersize=5)
+    if names:
+        ax.legend(
+            frameon=False, fontsize="small", title="paths from their starts", title_fontsize="small"
+        )
+    ax.set(xlabel="1st component", ylabel="2nd component", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    bare(ax)
+    return ax
+
+
+def paths(fitted: Fitted, data: AnnData, genes: Sequence[str], *, most: int = 4) -> Figure:
+    """Draw paths from the starts of trajectories over what was observed, a panel per gene.
+
+    Parameters
+    ----------
+    most
+        Trajectories to show.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such gene.
+    """
+    role = fitted.spec.either("expression", "counts")
+    known = list(fitted.spec.features[role])
+    unknown = [gene for gene in genes if gene not in known]
+    if unknown:
+        raise ConfigError(f"There is no gene {unknown[0]!r}.{near(unknown[0], known)}")
+    places = dict(fitted.schema.places())
+    time = read.column(data, places["time"], "time").to_numpy(float)
+    of = (
+        read.column(data, places["trajectory"], "trajectory").astype(str).to_numpy()
+        if "trajectory" in places
+        else np.full(data.n_obs, "all cells")
+    )
+    source, rows = open_cells(fitted, "embed", data, None, False)
+    seen = np.concatenate([b.log_expression() for _, b in stream(source, rows, "paths", False)])
+    names = list(fitted.spec.categories.get("trajectory", ("all cells",)))[:most]
+    width = min(4, len(genes))
+    figure = Figure(figsize=(3.0 * width, 2.3 * -(-len(genes) // width)), layout="constrained")
+    panels = figure.subplots(-(-len(genes) // width), width, squeeze=False).ravel()
+    for ax, gene in zip(panels, genes, strict=False):
+        column = known.index(gene)
+        for colour, name in zip(PALETTE, names, strict=False):
+            mine = of == name
+            ax.plot(time[mine], seen[mine, column], ".", color=colour, markersize=3, alpha=0.5)
+            path = fitted.trajectory(start=name)
+            ax.plot(
+                path.obs[fitted.column("time")],
+                path.X[:, column],
+                color=colour,
+                linewidth=1.5,
+                label=name,
+            )
+        ax.set_title(gene, fontsize="medium")
+        ax.set_xlabel("time")
+        bare(ax)
+    for ax in panels[len(genes) :]:
+        ax.set_visible(False)
+    panels[0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) -> Axes:
+    """Draw what drives what: red activates, blue represses.
+
+    Parameters
+    ----------
+    edges
+        What `rank` returned.
+    most
+        Genes to show: those with the strongest edges.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"source": ["a", "b"], "target": ["b", "a"], "weight": [1.0, -0.5]})
+    >>> edge_matrix(table).get_xlabel()
+    'driven'
+    """
+    strength = pd.concat(
+        [
+            edges.groupby(end)["weight"].apply(lambda w: w.abs().max())
+            for end in ("source", "target")
+        ]
+    )
+    genes = strength.groupby(level=0).max().sort_values(ascending=False).index[:most]
+    table = edges.pivot_table(index="source", columns="target", values="weight", aggfunc="first")
+    table = table.reindex(index=genes, columns=genes)
+    size = 1.4 + 0.17 * len(genes)
+    ax = axes(ax, size + 0.8, size)
+    bound = float(np.nanmax(np.abs(table.to_numpy()))) if table.notna().any(axis=None) else 1.0
+    shown = ax.imshow(table, cmap="RdBu_r", vmin=-bound, vmax=bound)
+    ax.figure.colorbar(shown, ax=ax, shrink=0.7, label="weight")
+    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize="x-small")
+    ax.set_yticks(range(len(genes)), genes, fontsize="x-small")
+    ax.set(xlabel="driven", ylabel="driver")
+    return ax
+
+
+def sparsity_curve(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the error of held-out series, and of training ones, over the strength of the penalty.
+
+    Parameters
+    ----------
+    history
+        Of a fit along strengths: rows with ``strength``, ``train_fit`` and ``validation_fit``.
+
+    Raises
+    ------
+    ConfigError
+        If the fit went along no strengths.
+    """
+    if "strength" not in history or history["strength"].nunique() < 2:
+        raise ConfigError(
+            "This fit has one strength only: leave strength at None, and give strengths."
+        )
+    last = history.dropna(subset="strength").groupby("strength").last()
+    ax = axes(ax, 3.6, 2.6)
+    for colour, part in zip((PALETTE[0], PALETTE[5]), ("train", "validation"), strict=True):
+        if f"{part}_fit" in last and last[f"{part}_fit"].notna().any():
+            ax.plot(last.index, last[f"{part}_fit"], "o-", color=colour, markersize=4, label=part)
+    ax.set_xscale("symlog", linthresh=float(min(s for s in last.index if s > 0)))
+    ax.set(xlabel="strength of the penalty", ylabel="mean squared error, scaled")
+    ax.legend(frameon=False, fontsize="small")
+    bare(ax)
+    return ax
