@@ -48,6 +48,16 @@ COMMANDS = (
         "Add generated cells to the classes that have few.",
         "augment runs/cfgen pbmc.h5ad --floor 500 -o more.h5ad",
     ),
+    (
+        "commands.paths:trajectory",
+        "Write where cells were, and where they will be.",
+        "trajectory runs/pathreg cells.h5ad --times 0 0.5 1 -o paths.h5ad",
+    ),
+    (
+        "commands.paths:rank",
+        "Say which genes drive which.",
+        "rank runs/pathreg -o edges.csv",
+    ),
     ("commands.judge:bench", "Score methods side by side, with baselines and a ceiling.", ""),
     (
         "commands.judge:report",

@@ -1,0 +1,101 @@
+"""Commands that ask a model of time: ``trajectory`` and ``rank``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+import chreode as ch
+
+from .. import store
+from .common import (
+    RUN,
+    Answer,
+    Json,
+    Threads,
+    Whole,
+    records,
+    require_suffix,
+    use_threads,
+    with_roles,
+)
+
+
+@with_roles
+def trajectory(
+    model: Path,
+    file: Path | None = None,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
+    times: Annotated[tuple[float, ...], Parameter(consume_multiple=True, show_default=False)] = (),
+    start: str | None = None,
+    knockout: str | None = None,
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Write where cells were, and where they will be.
+
+    Parameters
+    ----------
+    model
+        Folder of a fitted model.
+    file
+        An .h5ad, .h5mu or .zarr of cells to begin from.
+    output
+        The .h5ad file to write: cells x times.
+    times
+        When to look [default: 20 times from the first to the last of the fit].
+    start
+        In place of FILE: a trajectory of the fit, from its start.
+    knockout
+        Genes that are absent from then on, as GATA1 or GATA1+SPI1.
+    """
+    require_suffix(output, [".h5ad"])
+    use_threads(threads)
+    fitted = ch.load(model)
+    to = None if knockout is None else {"knockout": knockout}
+    schema = None if file is None else fitted.schema.with_(**roles)
+    fitted.trajectory(file, times or None, start=start, to=to, into=output, schema=schema)
+    without = f" without {knockout}" if knockout else ""
+    return Answer(
+        f"paths of {start or file}{without} written to {output}",
+        {"file": str(output), "start": start, "knockout": knockout}, json,
+    )  # fmt: skip
+
+
+def rank(
+    model: Path,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
+    n: Annotated[Whole, Parameter(name=("--n", "-n"))] = 20,
+    json: Json = False,
+) -> Answer:
+    """Say which genes drive which.
+
+    Parameters
+    ----------
+    model
+        Folder of a fitted model.
+    output
+        Write all edges to this .csv file.
+    n
+        Edges to print, the strongest first.
+    """
+    table = ch.load(model).rank()
+    if output is not None:
+        require_suffix(output, [".csv"])
+        with store.aside(output) as path:
+            table.to_csv(path, index=False)
+    shown = table.head(n)
+    text = (
+        shown.to_string(index=False, float_format=lambda v: f"{v:.3g}")
+        if len(shown)
+        else "No edges."
+    )
+    written = f"\n{len(table):,} edges written to {output}" if output else ""
+    return Answer(f"{text}{written}", records(shown), json)
