@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pandas as pd
-import torch
 
 from ..data.series import SeriesSource
 from ..data.source import Source
@@ -19,8 +18,8 @@ class Refits:
     """Learn anew under the strength that was chosen, on series drawn with replacement, `n` times.
 
     And as often where every gene has the path of another series, begun elsewhere: whatever edges that
-    has are chance. The module offers ``fresh()`` (a copy with new weights), ``edges()``, and
-    ``keep_refits(edges, of_chance)``.
+    has are chance. The module offers ``fresh()`` (a copy with new weights), and
+    ``keep_refits(refits, of_chance)``.
 
     Attributes
     ----------
@@ -36,11 +35,11 @@ class Refits:
 
     def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
         """Leave the edges of every refit in the module."""
-        found: dict[str, list[torch.Tensor]] = {"resampled": [], "exchanged": []}
+        found: dict[str, list[Module]] = {"resampled": [], "exchanged": []}
         all_rows = replace(split, validation=split.validation[:0])
         quiet = replace(run, progress=False, checkpoint=None)
         with bar(2 * self.n, phase.name, run.progress) as shown:
-            for how, edges in found.items():
+            for how, refits in found.items():
                 for number in range(self.n):
                     own = replace(quiet, rng=run.rng.child(f"{how} {number}"))
                     with own.rng.scope("init"):
@@ -51,8 +50,7 @@ class Refits:
                         assert isinstance(seen, SeriesSource)
                         seen = replace(seen, redrawn=how, generator=own.rng.seed, _made={})
                         stage.learner.learn(member, stage, seen, all_rows, own)
-                    member.eval()
-                    edges.append(member.edges())
+                    refits.append(member.eval())
                     shown.update()
-        module.keep_refits(torch.stack(found["resampled"]), torch.stack(found["exchanged"]))
+        module.keep_refits(found["resampled"], found["exchanged"])
         return Trace(pd.DataFrame(), converged=True)

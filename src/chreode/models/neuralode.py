@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import config, param
 from ..data.batch import CellBatch
@@ -35,8 +35,6 @@ from ..schema import Spec
 REFERENCES = 200
 #: Steps of an epoch: between looks at the held-out series.
 EVERY = 20
-#: Dimensions in which paths are embedded, and drawn.
-PLANE = 10
 #: Trajectories of which whole ones can be spared to validate on.
 MANY = 10
 
@@ -67,11 +65,13 @@ class Dynamics(Module):
         super().__init__()
         n = field.n
         self.options, self.spec, self.field = options, spec, field
+        alone = replace(options, n_refits=0)
+        self.members = nn.ModuleList(alone.build(spec) for _ in range(options.n_refits))
         self.register_buffer("centre", torch.zeros(n))
         self.register_buffer("scale", torch.ones(n))
         self.register_buffer("clock", torch.tensor([0.0, 1.0]))
         self.register_buffer("references", torch.zeros(REFERENCES, n))
-        self.register_buffer("plane", torch.zeros(n, min(PLANE, n)))
+        self.register_buffer("plane", torch.zeros(n, min(options.n_latent, n)))
         series = len(spec.categories.get("trajectory", ("all cells",)))
         self.register_buffer("starts", torch.zeros(series, n))
         self.register_buffer("begins", torch.zeros(series))
@@ -140,7 +140,7 @@ class Dynamics(Module):
     def forecast(self, batch: SeriesBatch) -> Float[Tensor, "s t g"]:
         """Return the expression of series at their times, from their starts."""
         with self.named(batch.names):
-            found = self.integrate(self.inside(batch.start), batch.times, batch.begin)
+            found = self.expected(self.inside(batch.start), batch.times, batch.begin)
         return found * self.scale + self.centre
 
     def _errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
@@ -186,6 +186,17 @@ class Dynamics(Module):
         f, keep = self.velocity(), self.free(clamped)
         return self.follow(lambda y: f(y) * keep, x, times, start)
 
+    def expected(
+        self,
+        x: Float[Tensor, "s g"],
+        times: Float[Tensor, "s t"],
+        start: Float[Tensor, " s"],
+        clamped: Int[Tensor, " k"] | None = None,
+    ) -> Float[Tensor, "s t g"]:
+        """Return the mean path of this fit and its refits: where they part, none is followed far."""
+        all_fits = (self, *self.members)
+        return torch.stack([d.integrate(x, times, start, clamped) for d in all_fits]).mean(0)
+
     def follow(
         self,
         velocity: Callable[[Tensor], Tensor],
@@ -219,21 +230,26 @@ class Dynamics(Module):
     # refits
 
     def fresh(self) -> Dynamics:
-        """Return a copy with new weights, under the same penalty."""
-        other = copy.deepcopy(self)
-        with torch.no_grad():
-            for old, new in zip(
-                other.parameters(), self.options.build(self.spec).parameters(), strict=True
-            ):
-                old.copy_(new)
+        """Return new weights under the same penalty, for a refit."""
+        other = replace(self.options, n_refits=0).build(self.spec)
+        told = {name: b for name, b in self.named_buffers() if not name.startswith("members.")}
+        other.load_state_dict({**other.state_dict(), **told})
         return other
 
-    def keep_refits(self, edges: Float[Tensor, "r g g"], of_chance: Float[Tensor, "r g g"]) -> None:
-        """Keep, for every edge, the share of refits that agree with it beyond chance."""
+    def keep_refits(self, refits: Sequence[Dynamics], of_chance: Sequence[Dynamics]) -> None:
+        """Keep the refits, and for every edge the share of them that agree with it beyond chance."""
         off = ~torch.eye(len(self.centre), dtype=torch.bool)
-        bar = torch.stack([e[off].abs().quantile(0.95) for e in of_chance]).mean()
-        agree = (edges.sign() == self.edges().sign()) & (edges.abs() > bar)
+        least = torch.stack([d.edges()[off].abs().quantile(0.95) for d in of_chance]).mean()
+        edges = torch.stack([d.edges() for d in refits])
+        agree = (edges.sign() == self.edges().sign()) & (edges.abs() > least)
         self.confidence.copy_(agree.float().mean(0))
+        for member, refit in zip(self.members, refits, strict=True):
+            member.load_state_dict(refit.state_dict())
+
+    def players(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters that gradients move: those of refits are set."""
+        own = [p for name, p in self.named_parameters() if not name.startswith("members.")]
+        return {"model": own}
 
     # what it can answer
 
@@ -271,8 +287,8 @@ class Dynamics(Module):
             x = x.clone()
             x[:, clamped] = (-self.centre / self.scale)[clamped]  # no expression
         with self.named([f"the path of cell {r}" for r in batch.rows.tolist()]):
-            after = self.integrate(x, at.maximum(now[:, None]), now, clamped)
-            before = self.integrate(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
+            after = self.expected(x, at.maximum(now[:, None]), now, clamped)
+            before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
         return (
             torch.where((at >= now[:, None])[..., None], after, before) * self.scale + self.centre
         )
@@ -329,6 +345,7 @@ class NeuralODE(Model):
     extends: ClassVar[bool] = False
     inverts: ClassVar[bool] = True
 
+    n_latent: int = param(10, "Dimensions in which `embed` places cells.", low=1)
     hidden: tuple[int, ...] = param((128,), "Widths of the hidden layers.", low=1)
     activation: Literal["elu", "tanh", "silu"] = param("silu", "Between layers.")
     n_times: int = param(100, "Most time points of a series; cells are averaged to as many.", low=2)
