@@ -478,8 +478,8 @@ class CFGen(Model):
     )  # fmt: skip
     flow_width: int = param(128, "Width of the flow's network.", low=2)
     flow_blocks: int = param(4, "Residual blocks of the flow's network.", low=1)
-    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = param("heun", "ODE solver.")
-    steps: int = param(6, "Steps of the solver, where they are equal.", low=1)
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = param("midpoint", "ODE solver.")
+    steps: int = param(4, "Steps of the solver, where they are equal.", low=1)
     tolerance: float = param(1e-3, "Error that Dopri5 allows per step.", low=1e-8, high=0.1)
     batch_size: int = param(256, "Cells per minibatch.", low=2)
     max_epochs: int | None = param(
