@@ -3,178 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..data.sampler import Shuffled
 from ..data.source import Source
-from ..distributions import Bernoulli, NegativeBinomial, Poisson
 from ..errors import DataError
 from ..flows.coupling import optimal
 from ..flows.field import ConditionalField, Terms
 from ..flows.guidance import drop_as_published, drop_conditions
 from ..flows.path import straight, stratified_times
-from ..learn.exact import Batches, Exact
+from ..learn.exact import Exact
 from ..learn.phase import Phase, Run, Split
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
-from ..losses.kl import kl_standard_normal
 from ..model import Model
 from ..module import Loss, Module, Step
 from ..nn.attributes import attribute_names, read_attributes
-from ..nn.blocks import Linear, reparametrise
+from ..nn.autoencoder import MODALITIES, WARM_UP, Autoencoder
+from ..nn.blocks import reparametrise
 from ..nn.depth import Depth
-from ..nn.effects import AttributeEffects, Compared
-from ..nn.modality import Modality
 from ..schema import Spec
 
-MODALITIES = ("counts", "accessibility", "protein")
-#: Share of the run over which the KL weight rises.
-WARM_UP = 0.05
 #: Cells that weigh as much as a weight decay of 1 (see `SGD.prior`).
 PRIOR = 4000.0
 #: Minibatches that the flow sees at the least: they are cheap, and few cells make few in an epoch.
 FLOW_STEPS = 15_000
-
-
-class Autoencoder(Module):
-    """Phase one: a latent vector per cell, from which the counts of every modality are drawn."""
-
-    started: Tensor
-
-    def __init__(self, options: CFGen, spec: Spec) -> None:
-        super().__init__()
-        self.options, self.spec = options, spec
-        self.by = options.theta_by(spec)
-        self.modalities: Any = nn.ModuleDict()  # of `Modality`
-        self.effects: Any = nn.ModuleDict()  # of `AttributeEffects`
-        for role in (r for r in MODALITIES if r in spec.roles):
-            self.modalities[role] = Modality(
-                spec.n_features(role), options.n_latent, options.hidden,
-                options.peaks if role == "accessibility" else "nb",
-                groups=spec.blocks[self.by] if self.by else (1,), normalised=options.normalise,
-                theta_speed=options.theta_speed,
-            )  # fmt: skip
-            if options.effects:
-                binary = role == "accessibility" and options.peaks == "bernoulli"
-                self.effects[role] = AttributeEffects(spec, spec.n_features(role), binary=binary)
-        width = len(self.modalities) * options.hidden[-1]
-        self.mean = Linear(width, options.n_latent)
-        self.log_variance = Linear(width, options.n_latent) if options.kl else None
-        self.register_buffer("started", torch.tensor(False))
-
-    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Let the decoders start where the data are."""
-        if self.options.start == "data" and not self.started:
-            for role, modality in self.modalities.items():
-                modality.start(batch.sparse(role) for batch in source.batches(rows))
-            device = str(self.started.device)
-            self._count_effects(lambda: source.batches(rows, device), lambda _: None)
-        self.started.fill_(True)
-
-    def encode(self, batch: CellBatch) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"] | None]:
-        """Return the latent mean, and its variance where the autoencoder is variational."""
-        for role in self.modalities:
-            if role not in batch:
-                raise DataError(
-                    f"The model was fitted on {role} too: name its place in the schema."
-                )
-        parts = [
-            modality.features(batch.sparse(role), batch.present.get(role))
-            for role, modality in self.modalities.items()
-        ]
-        h = torch.cat(parts, 1)
-        if self.log_variance is None:
-            return self.mean(h), None
-        return self.mean(h), self.log_variance(h).clamp(-15, 5).exp()
-
-    def log_depth(self, batch: CellBatch) -> Float[Tensor, "b m"]:
-        """Return the log of each modality's total; NaN where a cell lacks it."""
-        parts = []
-        for role in self.modalities:
-            total = batch.sparse(role).sum().clamp_min(1.0).log()
-            there = batch.present.get(role)
-            parts.append(total if there is None else total.where(there, torch.nan))
-        return torch.stack(parts, 1)
-
-    def distribution(
-        self,
-        role: str,
-        z: Float[Tensor, "b z"] | None,
-        log_depth: Float[Tensor, "b m"],
-        batch: CellBatch,
-        weights: Sequence[float] | None = None,
-    ) -> NegativeBinomial | Poisson | Bernoulli:
-        """Return p(x|z, ℓ, attributes) of a modality; `weights` of the attributes' effects."""
-        j, shift = list(self.modalities).index(role), self._shift(role, batch, weights)
-        depth = log_depth[:, j : j + 1]
-        return self.modalities[role].distribution(z, depth, self._group(batch), shift)
-
-    def _shift(
-        self, role: str, batch: CellBatch, weights: Sequence[float] | None
-    ) -> Float[Tensor, "b g"] | float:
-        if role not in self.effects:
-            return 0.0
-        shift: Tensor | float = self.effects[role](read_attributes(self.spec, batch)[0], weights)
-        return shift
-
-    def solve(self, batches: Batches, rng: Rng) -> None:
-        """Let each category's expected counts be those observed, now that the decoders are learned."""
-
-        def drawn(batch: CellBatch) -> Float[Tensor, "b z"]:
-            mean, variance = self.encode(batch)
-            return mean if variance is None else reparametrise(mean, variance)
-
-        with rng.scope("effects"):
-            self._count_effects(batches, drawn)
-
-    def _count_effects(
-        self, batches: Batches, latent: Callable[[CellBatch], Float[Tensor, "b z"] | None]
-    ) -> None:
-        def compared(role: str) -> Iterator[Compared]:
-            for batch in batches():
-                depth = self.log_depth(batch).nan_to_num()
-                expected = self.distribution(role, latent(batch), depth, batch).mean
-                codes = read_attributes(self.spec, batch)[0]
-                if role in batch.present:
-                    codes = codes.where(batch.present[role][:, None], -1)
-                yield batch.sparse(role), codes, expected
-
-        for role, effects in self.effects.items():
-            effects.fit(partial(compared, role))
-
-    def loss(self, batch: CellBatch, step: Step) -> Loss:
-        """Return −Σ log p(x|z, ℓ) over modalities, plus the weighted KL term if there is one."""
-        mean, variance = self.encode(batch)
-        z = mean if variance is None else reparametrise(mean, variance)
-        depth, group = self.log_depth(batch).nan_to_num(), self._group(batch)
-        # types are the latent state's to tell, whoever knows their names
-        weights = [float(name != "label") for name in attribute_names(self.spec)[0]]
-        terms, total = {}, torch.zeros(len(batch), device=mean.device)
-        for j, (role, modality) in enumerate(self.modalities.items()):
-            shift = self._shift(role, batch, weights)
-            ll = modality.log_likelihood(batch.sparse(role), z, depth[:, j : j + 1], group, shift)
-            ll = ll * batch.present[role] if role in batch.present else ll
-            terms[f"log_likelihood_{role}"] = ll.detach().mean()
-            total = total - ll
-        if variance is not None:
-            kl = kl_standard_normal(mean, variance)
-            terms["kl"] = kl.detach().mean()
-            total = total + self.options.kl * step.warm_up(WARM_UP) * kl
-        return Loss({"model": total.mean()}, terms)
-
-    def _group(self, batch: CellBatch) -> Int[Tensor, " b"] | None:
-        return batch[self.by] if self.by else None
 
 
 class Flow(Module):
@@ -478,8 +341,8 @@ class CFGen(Model):
     )  # fmt: skip
     flow_width: int = param(128, "Width of the flow's network.", low=2)
     flow_blocks: int = param(4, "Residual blocks of the flow's network.", low=1)
-    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = param("heun", "ODE solver.")
-    steps: int = param(6, "Steps of the solver, where they are equal.", low=1)
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = param("midpoint", "ODE solver.")
+    steps: int = param(4, "Steps of the solver, where they are equal.", low=1)
     tolerance: float = param(1e-3, "Error that Dopri5 allows per step.", low=1e-8, high=0.1)
     batch_size: int = param(256, "Cells per minibatch.", low=2)
     max_epochs: int | None = param(

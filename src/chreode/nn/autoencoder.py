@@ -1,0 +1,163 @@
+"""One latent state for all modalities of a cell, of which some may be absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..data.batch import CellBatch
+from ..data.source import Source
+from ..distributions import Bernoulli, NegativeBinomial, Poisson
+from ..errors import DataError
+from ..learn.exact import Batches
+from ..learn.rng import Rng
+from ..losses.kl import kl_standard_normal
+from ..module import Loss, Module, Step
+from ..schema import Spec
+from .attributes import attribute_names, read_attributes
+from .blocks import Linear, reparametrise
+from .effects import AttributeEffects, Compared
+from .modality import Modality
+
+if TYPE_CHECKING:
+    from ..models.cfgen import CFGen
+
+MODALITIES = ("counts", "accessibility", "protein")
+#: Share of the run over which the KL weight rises.
+WARM_UP = 0.05
+
+
+class Autoencoder(Module):
+    """A latent vector per cell, from which the counts of every modality are drawn."""
+
+    started: Tensor
+
+    def __init__(self, options: CFGen, spec: Spec) -> None:
+        super().__init__()
+        self.options, self.spec = options, spec
+        self.by = options.theta_by(spec)
+        self.modalities: Any = nn.ModuleDict()  # of `Modality`
+        self.effects: Any = nn.ModuleDict()  # of `AttributeEffects`
+        for role in (r for r in MODALITIES if r in spec.roles):
+            self.modalities[role] = Modality(
+                spec.n_features(role), options.n_latent, options.hidden,
+                options.peaks if role == "accessibility" else "nb",
+                groups=spec.blocks[self.by] if self.by else (1,), normalised=options.normalise,
+                theta_speed=options.theta_speed,
+            )  # fmt: skip
+            if options.effects:
+                binary = role == "accessibility" and options.peaks == "bernoulli"
+                self.effects[role] = AttributeEffects(spec, spec.n_features(role), binary=binary)
+        width = len(self.modalities) * options.hidden[-1]
+        self.mean = Linear(width, options.n_latent)
+        self.log_variance = Linear(width, options.n_latent) if options.kl else None
+        self.register_buffer("started", torch.tensor(False))
+
+    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
+        """Let the decoders start where the data are."""
+        if self.options.start == "data" and not self.started:
+            for role, modality in self.modalities.items():
+                modality.start(batch.sparse(role) for batch in source.batches(rows))
+            device = str(self.started.device)
+            self._count_effects(lambda: source.batches(rows, device), lambda _: None)
+        self.started.fill_(True)
+
+    def encode(self, batch: CellBatch) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"] | None]:
+        """Return the latent mean, and its variance where the autoencoder is variational."""
+        for role in self.modalities:
+            if role not in batch:
+                raise DataError(
+                    f"The model was fitted on {role} too: name its place in the schema."
+                )
+        parts = [
+            modality.features(batch.sparse(role), batch.present.get(role))
+            for role, modality in self.modalities.items()
+        ]
+        h = torch.cat(parts, 1)
+        if self.log_variance is None:
+            return self.mean(h), None
+        return self.mean(h), self.log_variance(h).clamp(-15, 5).exp()
+
+    def log_depth(self, batch: CellBatch) -> Float[Tensor, "b m"]:
+        """Return the log of each modality's total; NaN where a cell lacks it."""
+        parts = []
+        for role in self.modalities:
+            total = batch.sparse(role).sum().clamp_min(1.0).log()
+            there = batch.present.get(role)
+            parts.append(total if there is None else total.where(there, torch.nan))
+        return torch.stack(parts, 1)
+
+    def distribution(
+        self,
+        role: str,
+        z: Float[Tensor, "b z"] | None,
+        log_depth: Float[Tensor, "b m"],
+        batch: CellBatch,
+        weights: Sequence[float] | None = None,
+    ) -> NegativeBinomial | Poisson | Bernoulli:
+        """Return p(x|z, ℓ, attributes) of a modality; `weights` of the attributes' effects."""
+        j, shift = list(self.modalities).index(role), self._shift(role, batch, weights)
+        depth = log_depth[:, j : j + 1]
+        return self.modalities[role].distribution(z, depth, self._group(batch), shift)
+
+    def _shift(
+        self, role: str, batch: CellBatch, weights: Sequence[float] | None
+    ) -> Float[Tensor, "b g"] | float:
+        if role not in self.effects:
+            return 0.0
+        shift: Tensor | float = self.effects[role](read_attributes(self.spec, batch)[0], weights)
+        return shift
+
+    def solve(self, batches: Batches, rng: Rng) -> None:
+        """Let each category's expected counts be those observed, now that the decoders are learned."""
+
+        def drawn(batch: CellBatch) -> Float[Tensor, "b z"]:
+            mean, variance = self.encode(batch)
+            return mean if variance is None else reparametrise(mean, variance)
+
+        with rng.scope("effects"):
+            self._count_effects(batches, drawn)
+
+    def _count_effects(
+        self, batches: Batches, latent: Callable[[CellBatch], Float[Tensor, "b z"] | None]
+    ) -> None:
+        def compared(role: str) -> Iterator[Compared]:
+            for batch in batches():
+                depth = self.log_depth(batch).nan_to_num()
+                expected = self.distribution(role, latent(batch), depth, batch).mean
+                codes = read_attributes(self.spec, batch)[0]
+                if role in batch.present:
+                    codes = codes.where(batch.present[role][:, None], -1)
+                yield batch.sparse(role), codes, expected
+
+        for role, effects in self.effects.items():
+            effects.fit(partial(compared, role))
+
+    def loss(self, batch: CellBatch, step: Step) -> Loss:
+        """Return −Σ log p(x|z, ℓ) over modalities, plus the weighted KL term if there is one."""
+        mean, variance = self.encode(batch)
+        z = mean if variance is None else reparametrise(mean, variance)
+        depth, group = self.log_depth(batch).nan_to_num(), self._group(batch)
+        # types are the latent state's to tell, whoever knows their names
+        weights = [float(name != "label") for name in attribute_names(self.spec)[0]]
+        terms, total = {}, torch.zeros(len(batch), device=mean.device)
+        for j, (role, modality) in enumerate(self.modalities.items()):
+            shift = self._shift(role, batch, weights)
+            ll = modality.log_likelihood(batch.sparse(role), z, depth[:, j : j + 1], group, shift)
+            ll = ll * batch.present[role] if role in batch.present else ll
+            terms[f"log_likelihood_{role}"] = ll.detach().mean()
+            total = total - ll
+        if variance is not None:
+            kl = kl_standard_normal(mean, variance)
+            terms["kl"] = kl.detach().mean()
+            total = total + self.options.kl * step.warm_up(WARM_UP) * kl
+        return Loss({"model": total.mean()}, terms)
+
+    def _group(self, batch: CellBatch) -> Int[Tensor, " b"] | None:
+        return batch[self.by] if self.by else None
