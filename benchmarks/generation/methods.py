@@ -37,6 +37,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "dropout by minibatch": {"drop_by": "minibatch"},
     "additive attributes": {"conditioning": "additive"},
     "joint attributes": {"conditioning": "joint"},
+    "log-normal depth": {"depth": "lognormal"},
     "depth unknown to the flow": {"depth_in_flow": False},
     "latents as they are": {"standardise": False},
     "no average of weights": {"ema": None},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from sklearn.linear_model import Ridge
 
 from chreode.nn.depth import SHRINKAGE, Depth
@@ -84,3 +85,31 @@ def test_draws_have_the_stated_moments_and_correlate_as_the_cells_do():
     scaled = depth.standardised(torch.tensor([[8.0, np.nan]]))
     assert abs(float(scaled[0, 0])) < 0.05
     assert bool(scaled[0, 1].isnan())
+
+
+def test_draws_have_the_shape_of_the_cells():
+    """Depths of two kinds of cells in one type: no normal has two peaks."""
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random(6000) < 0.4, 6.0, 8.0) + 0.2 * rng.normal(size=6000)
+    codes, numbers = torch.zeros(6000, 2, dtype=torch.long), torch.zeros(6000, 0)
+    apart = {}
+    for observed in (True, False):
+        depth = Depth(SPEC, 1, observed=observed)
+        depth.fill(torch.from_numpy(y[:, None]).float(), codes, numbers)
+        torch.manual_seed(0)
+        apart[observed] = ks_2samp(y, depth.sample(codes, numbers)[:, 0].numpy()).statistic
+    assert apart[True] < 0.03
+    assert apart[False] > 0.15
+
+
+def test_the_noise_of_counting_is_not_counted_twice():
+    """Log totals of spread 0.5 whose counts add a variance of 0.09: ℓ has the rest."""
+    rng = np.random.default_rng(0)
+    log_l = rng.normal(8, 0.4, 20_000)
+    y = log_l + rng.normal(-0.045, 0.3, 20_000)
+    codes, numbers = torch.zeros(20_000, 2, dtype=torch.long), torch.zeros(20_000, 0)
+    depth = Depth(SPEC, 1)
+    depth.fill(torch.from_numpy(y[:, None]).float(), codes, numbers, torch.full((20_000, 1), 0.09))
+    mean, scale = at(depth, 0, 0)
+    assert mean == pytest.approx(8.0, abs=0.01)
+    assert scale == pytest.approx(0.4, abs=0.01)

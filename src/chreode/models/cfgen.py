@@ -58,7 +58,7 @@ class Flow(Module):
             spec, options.n_latent, n_modalities if options.depth_in_flow else 0,
             width=options.flow_width, n_blocks=options.flow_blocks, conditioning=options.conditioning,
         )  # fmt: skip
-        self.depth = Depth(spec, n_modalities)
+        self.depth = Depth(spec, n_modalities, observed=options.depth == "observed")
         self.register_buffer("started", torch.tensor(False))
         self.register_buffer("centre", torch.zeros(options.n_latent))
         self.register_buffer("scale", torch.ones(options.n_latent))
@@ -70,7 +70,7 @@ class Flow(Module):
         self.started.fill_(True)
         batch = source.batch(rows)
         codes, numbers, _ = read_attributes(self.spec, batch)
-        self.depth.fill(batch["log_depth"], codes, numbers)
+        self.depth.fill(batch["log_depth"], codes, numbers, batch["depth_noise"])
         self.field.attributes.measure(numbers)
         if self.options.standardise:
             spread = batch["latent"].var(0) + batch["latent_variance"].mean(0)
@@ -244,6 +244,7 @@ def encoded(module: CFGenModule, source: Source, split: Split, run: Run) -> Sour
         "latent": np.zeros(shape, np.float32),
         "latent_variance": np.zeros(shape, np.float32),
         "log_depth": np.zeros((len(source), len(module.drawn)), np.float32),
+        "depth_noise": np.zeros((len(source), len(module.drawn)), np.float32),
     }
     autoencoder = module.autoencoder.eval()
     rows = np.sort(np.concatenate([split.train, split.validation]))
@@ -251,6 +252,7 @@ def encoded(module: CFGenModule, source: Source, split: Split, run: Run) -> Sour
         for batch in source.batches(rows, run.device):
             mean, variance = autoencoder.encode(batch)
             found = {"latent": mean, "log_depth": autoencoder.log_depth(batch)}
+            found["depth_noise"] = autoencoder.depth_noise(mean, found["log_depth"], batch)
             found |= {} if variance is None else {"latent_variance": variance}
             for name, values in found.items():
                 columns[name][batch.rows.cpu().numpy()] = values.cpu().numpy()
@@ -264,7 +266,7 @@ class CFGen(Model):
 
     Generative story, for a cell with attributes y (any number of them, categorical or continuous)::
 
-        log ℓ ~ N(m(y), s²(y))              depth of each modality, by combination of attributes
+        log ℓ = m(y) + s(y) (r + δ_y(r))      r ~ N(0, 1); depth of each modality, by attributes
         ε ~ N(0, I),  dz/dt = v(z, t, y, ℓ)   from ε at t = 0 to the latent state z at t = 1
         η = f(z) + Σ_i b_i(y_i) + b(y)        logits; effects of attributes, and of combinations
         x_g ~ NB(ℓ softmax(η)_g, θ_g)       RNA, proteins; peaks: Bernoulli(σ(η_p)) or Poisson
@@ -293,7 +295,7 @@ class CFGen(Model):
             "hidden": (512, 256), "n_latent": 50, "weight_decay": 1e-5, "max_epochs": 300,
             "lr": 1e-3, "flow_epochs": 1500,
             "flow_lr": 1e-4, "sigma": 1e-4, "drop_by": "minibatch", "conditioning": "additive",
-            "guide": "each", "depth_in_flow": False, "standardise": False, "ema": None,
+            "guide": "each", "depth_in_flow": False, "depth": "lognormal", "standardise": False, "ema": None,
             "flow_width": 64, "flow_blocks": 3, "solver": "dopri5", "tolerance": 1e-5,
             "patience": None, "flow_schedule": "constant",
         }
@@ -332,6 +334,9 @@ class CFGen(Model):
     )
     guide: Literal["joint", "each"] = param(
         "joint", "Whether guidance weighs all attributes together, or composes those of each."
+    )
+    depth: Literal["observed", "lognormal"] = param(
+        "observed", "Whether depths have the shape that those of cells have, or are log-normal."
     )
     depth_in_flow: bool = param(True, "Tell the flow the depth.")
     standardise: bool = param(True, "Give the latent dimensions mean 0 and spread 1.")

@@ -93,6 +93,18 @@ class Autoencoder(Module):
             parts.append(total if there is None else total.where(there, torch.nan))
         return torch.stack(parts, 1)
 
+    def depth_noise(
+        self, z: Float[Tensor, "b z"], log_depth: Float[Tensor, "b m"], batch: CellBatch
+    ) -> Float[Tensor, "b m"]:
+        """Return the variance that drawing counts adds to the log of each modality's total."""
+        parts = []
+        for role in self.modalities:
+            found = self.distribution(role, z, log_depth.nan_to_num(), batch)
+            noise = found.variance.sum(1) / found.mean.sum(1).square()
+            # of peaks that are there or not, ℓ is not the total
+            parts.append(torch.zeros_like(noise) if isinstance(found, Bernoulli) else noise)
+        return torch.stack(parts, 1)
+
     def distribution(
         self,
         role: str,

@@ -1,9 +1,9 @@
-"""Sequencing depth as a random variable: log-normal, with parameters by attributes."""
+"""Sequencing depth as a random variable, with parameters by attributes."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from ..schema import Spec
@@ -12,6 +12,11 @@ from .attributes import Combinations, attribute_names, mean_and_spread
 #: Cells that the expectation from single attributes weighs against those of a combination itself.
 SHRINKAGE = 10.0
 _RIDGE = 1.0
+#: Cells that a normal shape weighs against the shape of a combination's own depths.
+NORMAL = 30.0
+#: Probabilities at which shapes are compared, and what a standard normal has there.
+_SHARES = (torch.arange(33) + 0.5) / 33
+_KNOTS = torch.special.ndtri(_SHARES.double()).float()
 #: Cells whose designs are in memory at once.
 _ROWS = 2**14
 
@@ -23,6 +28,12 @@ class Depth(nn.Module):
     effects of the single attributes (a ridge regression) and κ = `SHRINKAGE`; likewise the variance,
     towards that of the regression's residuals. A combination that was never seen has its a. Depths of
     the modalities of a cell correlate as their residuals do.
+
+    With `observed`, two things keep generated totals from those of cells, and are mended. Depths are not
+    quite log-normal: draws r of a standard normal become r + δ(r), δ being the difference of quantiles
+    of the combination's own cells, times n / (n + κ') with κ' = `NORMAL`. And counts drawn around ℓ add
+    noise to their total: the variance of its logarithm is taken from that of log ℓ, and half of it added
+    to the mean.
     """
 
     effects: Tensor
@@ -31,9 +42,11 @@ class Depth(nn.Module):
     variance: Tensor
     root: Tensor
     span: Tensor
+    bend: Tensor
 
-    def __init__(self, spec: Spec, n_modalities: int) -> None:
+    def __init__(self, spec: Spec, n_modalities: int, *, observed: bool = True) -> None:
         super().__init__()
+        self.observed = observed
         numbers = attribute_names(spec)[1]
         self.combinations = Combinations(spec)
         rows = len(self.combinations.number)
@@ -42,6 +55,7 @@ class Depth(nn.Module):
         self.register_buffer("effects", torch.zeros(width, n_modalities))
         self.register_buffer("mean", torch.zeros(rows, n_modalities))  # deviation from a
         self.register_buffer("variance", torch.ones(rows, n_modalities))
+        self.register_buffer("bend", torch.zeros(rows, len(_KNOTS), n_modalities))
         self.register_buffer("root", torch.eye(n_modalities))
         self.register_buffer("span", torch.tensor([[0.0], [1.0]]).repeat(1, n_modalities))
 
@@ -50,8 +64,12 @@ class Depth(nn.Module):
         log_depth: Float[Tensor, "cells m"],
         codes: Int[Tensor, "cells c"],
         numbers: Float[Tensor, "cells n"],
+        noise: Float[Tensor, "cells m"] | None = None,
     ) -> None:
-        """Estimate from training cells; NaN where a cell lacks the modality."""
+        """Estimate from training cells; NaN where a cell lacks the modality.
+
+        `noise`: variance that counting adds to the logarithm of each total (default: none).
+        """
         self.scale.copy_(mean_and_spread(numbers))
         self.combinations.fill(codes)
         combination = self.combinations.number(codes)
@@ -85,11 +103,35 @@ class Depth(nn.Module):
             self.variance[:, j] = ((second + SHRINKAGE * overall) / (n + SHRINKAGE)).float()
             self.span[:, j] = torch.stack([centre, kept.std().clamp_min(1e-3)]).float()
             residuals[there, j] = (residual / overall.sqrt()).float()
+            if self.observed:
+                self._bend(j, at, residual - deviation[at])
+                self._quieten(j, at, None if noise is None else noise[there, j].double())
         paired = residuals[residuals.isfinite().all(1)]
         if residuals.shape[1] > 1 and len(paired) > 2 * residuals.shape[1]:
             correlation = torch.corrcoef(paired.T).nan_to_num()
             near = 0.99 * correlation + 0.01 * torch.eye(len(correlation))
             self.root.copy_(torch.linalg.cholesky(near))
+
+    def _bend(self, j: int, at: Int[Tensor, " k"], residual: Float64[Tensor, " k"]) -> None:
+        """Take the shape of each combination's depths."""
+        order = at.argsort(stable=True)
+        numbers, sizes = at[order].unique_consecutive(return_counts=True)
+        for row, own in zip(numbers.tolist(), residual[order].split(sizes.tolist()), strict=True):
+            found = own.quantile(_SHARES.double()).float() / self.variance[row, j].sqrt()
+            self.bend[row, :, j] = len(own) / (len(own) + NORMAL) * (found - _KNOTS)
+
+    def _quieten(self, j: int, at: Int[Tensor, " k"], noise: Float64[Tensor, " k"] | None) -> None:
+        """Take the noise of counting from the variance of log ℓ."""
+        if noise is None:
+            return
+        total, n = torch.zeros(2, len(self.mean), dtype=torch.float64)
+        total.index_add_(0, at, noise)
+        n.index_add_(0, at, torch.ones_like(noise))
+        mean = ((total + SHRINKAGE * noise.mean()) / (n + SHRINKAGE)).float()
+        variance = self.variance[:, j]
+        mean = mean.minimum(0.9 * variance)  # however noisy the decoder, depths differ
+        self.variance[:, j] = variance - mean
+        self.mean[:, j] += mean / 2
 
     def parameters_of(
         self, codes: Int[Tensor, "b c"], numbers: Float[Tensor, "b n"]
@@ -104,7 +146,13 @@ class Depth(nn.Module):
     ) -> Float[Tensor, "b m"]:
         """Draw log ℓ."""
         mean, scale = self.parameters_of(codes, numbers)
-        return mean + scale * (torch.randn_like(mean) @ self.root.T)
+        drawn, at = torch.randn_like(mean) @ self.root.T, self.combinations.number(codes)[:, None]
+        knots, column = _KNOTS.to(mean.device), torch.arange(mean.shape[1], device=mean.device)
+        above = torch.searchsorted(knots, drawn).clamp(1, len(knots) - 1)
+        low, high = knots[above - 1], knots[above]
+        share = ((drawn - low) / (high - low)).clamp(0, 1)  # as at the ends beyond them
+        bend = torch.lerp(self.bend[at, above - 1, column], self.bend[at, above, column], share)
+        return mean + scale * (drawn + bend)
 
     def standardised(self, log_depth: Float[Tensor, "b m"]) -> Float[Tensor, "b m"]:
         """Return log ℓ as a network reads it, about 0 and with spread 1."""
