@@ -66,7 +66,7 @@ def features(self: Fitted) -> dict[str, tuple[str, ...]]:
     return {name: self.spec.features[role] for role, name in _drawn(self).items()}
 
 
-def guidance(self: Fitted, guidance: float | Mapping[str, float]) -> dict[str, Any]:
+def guidance_options(self: Fitted, guidance: float | Mapping[str, float]) -> dict[str, Any]:
     """Check the weights, and return what to tell a module that has guidance."""
     weights = guidance if isinstance(guidance, Mapping) else {"guidance": guidance}
     for name, weight in weights.items():

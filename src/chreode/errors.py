@@ -31,7 +31,7 @@ class FitError(ChreodeError, RuntimeError):
     """Learning had to stop (non-finite loss, likelihood going down, …)."""
 
 
-class BlowUp(FitError):
+class BlowUpError(FitError):
     """A differential equation whose state leaves the finite numbers, or that no step is short enough for.
 
     Attributes

@@ -175,7 +175,7 @@ class Model:
     def split(
         self,
         data: Data,
-        source: Source,
+        source: Source,  # noqa: ARG002 (models of time read it)
         rows: np.ndarray,
         validation: Any,
         rng: Rng,

@@ -76,8 +76,8 @@ class Module(nn.Module):
     def prepare(self, source: Source, rows: Any, rng: Rng) -> None:
         """Take statistics of the training rows when a phase begins: priors, scales."""
 
-    def loss(self, batch: CellBatch, step: Step) -> Loss:
-        """Return the objectives of a minibatch."""
+    def loss(self, batch: Any, step: Step) -> Loss:
+        """Return the objectives of a minibatch: a `CellBatch`, or what a phase's view makes of cells."""
         raise NotImplementedError(f"{type(self).__name__} is not trained by gradients")
 
     def forward(self, *args: Any) -> Loss:

@@ -26,6 +26,7 @@ from .answering import (
     draw_conditions,
     encode,
     features,
+    guidance_options,
     open_cells,
     require,
     room,
@@ -256,7 +257,7 @@ def generate(
     """
     require(self, "generate")
     at_least("n", n, 0)
-    options = guidance(self, guidance)
+    options = guidance_options(self, guidance)
     room(self, n, into)
     columns = draw_conditions(self, n, given, Rng(seed).numpy("conditions"))
     size = int(np.clip(CHUNK_VALUES // max(map(len, features(self).values())), 16, 4096))
@@ -372,7 +373,7 @@ def trajectory(
     ------
     ConfigError
         If there are both cells and a start, or neither.
-    BlowUp
+    BlowUpError
         If a path leaves the finite numbers: says whose, and when.
     """
     require(self, "trajectory")
@@ -389,7 +390,8 @@ def trajectory(
     if start is not None:
         code = condition_code(self.spec, "trajectory", start)[2]
         batches: Any = [(np.zeros(1, int), self.module.named_start(code))]
-        obs, usable = pd.DataFrame({self.column("trajectory"): [start]}, index=[start]), [0]
+        usable = np.zeros(1, int)
+        obs = pd.DataFrame({self.column("trajectory"): [start]}, index=[start])
     else:
         data = read.read(data)
         source, usable = open_cells(self, "trajectory", data, schema, progress)

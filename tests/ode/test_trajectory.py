@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import RK45, solve_ivp
 from torchdiffeq import odeint
 
-from chreode.errors import BlowUp, ConfigError
+from chreode.errors import BlowUpError, ConfigError
 from chreode.ode import METHODS, trajectory
 from chreode.ode.trajectory import _Path, _step
 
@@ -75,7 +75,8 @@ def test_every_series_has_its_own_times_and_steps():
     found = trajectory(lambda y, t: speed * spiral(y, t), start, times, rtol=1e-9, atol=1e-9)
     for i in range(3):
         alone = solve_ivp(
-            lambda _, y, i=i: speed[i].item() * (A.numpy() @ y), (times[i, 0], times[i, -1]), start[i].numpy(),
+            lambda _, y, i=i: speed[i].item() * (A.numpy() @ y),
+            (times[i, 0], times[i, -1]), start[i].numpy(),
             t_eval=np.unique(times[i]), rtol=1e-10, atol=1e-10,
         ).y.T  # fmt: skip
         expected = alone[np.unique(times[i], return_inverse=True)[1]]
@@ -143,7 +144,7 @@ def test_a_blow_up_says_whose_when_and_where():
     """dy/dt = y² from y₀ is infinite at 1 / y₀."""
     start = torch.tensor([[0.1], [0.5], [0.01]], dtype=torch.float64)
     times = torch.tensor([[0.0, 3.0]], dtype=torch.float64).expand(3, -1)
-    with pytest.raises(BlowUp, match="series 1") as caught:
+    with pytest.raises(BlowUpError, match="series 1") as caught:
         trajectory(lambda y, t: y.square(), start, times)
     assert caught.value.row == 1
     assert 1.9 < caught.value.time < 2.0001

@@ -16,7 +16,7 @@ import torch
 from .. import read
 from ..align import learn_spec, open_source
 from ..data.series import SeriesBatch, SeriesSource
-from ..errors import BlowUp, ConfigError, SchemaError
+from ..errors import BlowUpError, ConfigError, SchemaError
 from ..metrics import dynamics as measure
 from ..model import Model
 from ..models.neuralode import NeuralODE
@@ -193,7 +193,7 @@ def _judge_baseline(learn: Learn, seed: int, given: _Given) -> Result:  # noqa: 
     return {"scores": scores, "converged": True, "seconds": time.perf_counter() - start}, {}
 
 
-def _judge_model(model: NeuralODE, seed: int, given: _Given) -> Result:
+def _judge_model(model: Model, seed: int, given: _Given) -> Result:
     start = time.perf_counter()
     rows = np.union1d(given.train, given.validation)
     spare = given.validation if len(given.validation) else 0.1
@@ -224,7 +224,7 @@ def _forecasts(given: _Given, forecast: Any) -> dict[str, float]:
         try:
             with torch.no_grad():
                 found = forecast(batch).numpy()
-        except BlowUp:
+        except BlowUpError:
             found = np.full(tuple(batch.values.shape), np.inf)
         plain = centre(batch).numpy()
         weight, even = (
@@ -236,17 +236,12 @@ def _forecasts(given: _Given, forecast: Any) -> dict[str, float]:
             ("denoised", smooth, even.astype(float)),
         ):
             own, of_mean = (
-                np.mean(
-                    [
-                        measure.forecast_error(*row)
-                        for row in zip(guess, truth.numpy(), w, strict=True)
-                    ]
-                )
+                float(np.mean(list(map(measure.forecast_error, guess, truth.numpy(), w))))
                 for guess in (found, plain)
             )
             name = "r2" if key == "mse" else "denoised_r2"
             scores |= {
-                f"{key}, {level}": float(own),
+                f"{key}, {level}": own,
                 f"{name}, {level}": measure.explained(own, of_mean),
             }
         if np.isfinite(found).all():

@@ -125,15 +125,14 @@ class SeriesBatch:
                 if end == len(times):
                     break
                 begin = max(int(np.searchsorted(times, times[begin] + span / 2)), begin + 1)
-        row, begin, end = (torch.tensor(column)[:, None] for column in zip(*found, strict=True))
-        at = begin + torch.arange(int((end - begin).max()))
-        inside, at = at < end, at.minimum(end - 1)
+        of, first, last = torch.tensor(found).T
+        at = first[:, None] + torch.arange(int((last - first).max()))
+        inside, at = at < last[:, None], at.minimum(last[:, None] - 1)
         states = self.smoothed(self.times, bandwidth)[0]
-        row, begin = row[:, 0], begin[:, 0]
         return SeriesBatch(
-            tuple(self.names[r] for r in row.tolist()), self.times[row[:, None], at],
-            self.values[row[:, None], at], self.weight[row[:, None], at] * inside[..., None],
-            self.times[row, begin], states[row, begin],
+            tuple(self.names[r] for r in of.tolist()), self.times[of[:, None], at],
+            self.values[of[:, None], at], self.weight[of[:, None], at] * inside[..., None],
+            self.times[of, first], states[of, first],
         )  # fmt: skip
 
 
@@ -244,8 +243,9 @@ class SeriesSource:
         """Return the sum of what was measured in each slot, and in how many cells."""
         role = self.source.spec.either("expression", "counts")
         total, weight = torch.zeros(2, n, self.source.spec.n_features(role))
-        for batch, at in zip(self.source.batches(rows), self.source.pieces(slot), strict=True):
-            x, at = batch.log_expression(), torch.from_numpy(at)
+        pieces = self.source.pieces(slot)
+        for batch, piece in zip(self.source.batches(rows), pieces, strict=True):
+            x, at = batch.log_expression(), torch.from_numpy(piece)
             total.index_add_(0, at, x.nan_to_num())
             weight.index_add_(0, at, (~x.isnan()).float())
         return total, weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -65,7 +65,7 @@ def choose(errors: np.ndarray) -> int:
     return int(np.flatnonzero(means <= means[best] + slack)[-1])
 
 
-def _held_out(target: Module, source: Source, split: Split, run: Run) -> list[float]:
+def _held_out(target: Any, source: Source, split: Split, run: Run) -> list[float]:
     target.eval()
     with torch.no_grad():
         return [

@@ -108,14 +108,14 @@ class Phase:
         What its rows of the history are called.
     view
         What the part sees in place of the source: what an earlier phase has made of the cells
-        (module, source, split, run) → source.
+        (module, source, split, run) → a source, of cells or of series.
     """
 
     learner: Learner
     part: str = ""
     data: Sampler | None = None
     name: str = field(default="fit")
-    view: Callable[[Any, Source, Split, Run], Source] | None = None
+    view: Callable[[Any, Source, Split, Run], Any] | None = None
 
     def target(self, module: Module) -> Any:
         """Return the submodule that learns."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 
-from ..data.series import SeriesSource
 from ..data.source import Source
-from ..module import Module
 from .phase import Phase, Run, Split, Trace, bar
 
 
@@ -33,9 +31,9 @@ class Refits:
     n: int
     stages: tuple[Phase, ...]
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(self, module: Any, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
         """Leave the edges of every refit in the module."""
-        found: dict[str, list[Module]] = {"resampled": [], "exchanged": []}
+        found: dict[str, list[Any]] = {"resampled": [], "exchanged": []}
         all_rows = replace(split, validation=split.validation[:0])
         quiet = replace(run, progress=False, checkpoint=None)
         with bar(2 * self.n, phase.name, run.progress) as shown:
@@ -46,8 +44,7 @@ class Refits:
                         member = module.fresh()
                     for stage in self.stages:
                         assert stage.view is not None
-                        seen = stage.view(member, source, split, own)
-                        assert isinstance(seen, SeriesSource)
+                        seen: Any = stage.view(member, source, split, own)
                         seen = replace(seen, redrawn=how, generator=own.rng.seed, _made={})
                         stage.learner.learn(member, stage, seen, all_rows, own)
                     refits.append(member.eval())

@@ -19,7 +19,7 @@ from ..data.batch import CellBatch
 from ..data.sampler import Sampler
 from ..data.source import Source
 from ..distributed import Group
-from ..errors import BlowUp, ConfigError, DataError, FitError, StoreError
+from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError
 from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
 from .memory import keep_freed_memory
@@ -114,7 +114,7 @@ class SGD:
                     shown.set_postfix_str(f"objective {objective:.2f}", refresh=False)
                     shown.update()
                     loop.save()
-            except (KeyboardInterrupt, BlowUp) as cause:
+            except (KeyboardInterrupt, BlowUpError) as cause:
                 if not loop.log or not run.group.alone:
                     raise
                 why = "interrupted" if isinstance(cause, KeyboardInterrupt) else f"{cause} Stopped"

@@ -53,13 +53,13 @@ def shrink_groups(field: VectorField, step: Float[Tensor, "k n"]) -> None:
 def hierarchical(
     skip: Float[Tensor, "k n"], w: Float[Tensor, "k n h"], step: float, ratio: float
 ) -> tuple[Float[Tensor, "k n"], Float[Tensor, "k n h"]]:
-    """Take LassoNet's proximal step: skip weights shrink by `step`, and |w| ≤ ratio |skip| for all of an edge.
+    """Take LassoNet's proximal step: skip weights shrink by `step`, an edge's |w| are ≤ ratio |skip|.
 
     References
     ----------
     Lemhadri, Ruan, Abraham and Tibshirani (2021), LassoNet, algorithm 2.
     """
-    size, order = w.abs().sort(dim=2, descending=True)
+    size = w.abs().sort(dim=2, descending=True).values
     m = torch.arange(w.shape[2] + 1, device=w.device)
     total = torch.cat([torch.zeros_like(size[..., :1]), size.cumsum(2)], 2)
     # candidates with the m largest weights at the bound

@@ -20,6 +20,8 @@ from .neuralode import Dynamics, Penalised
 class Skipped(Dynamics):
     """f(x) = skip · x + networks, whose first weights from an input are at most `ratio` |skip|."""
 
+    options: LassoNet
+
     def __init__(self, options: LassoNet, spec: Spec, field: VectorField) -> None:
         super().__init__(options, spec, field)
         self.skip = nn.Parameter(0.1 * torch.randn(field.n, field.n) / field.n**0.5)

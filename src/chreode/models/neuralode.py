@@ -1,4 +1,4 @@
-"""Neural ordinary differential equations of cell states: where do cells go, and what drives them?"""
+"""Neural ordinary differential equations of cell states: where cells go, and what drives them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..data.batch import CellBatch
 from ..data.sampler import Together
 from ..data.series import SeriesBatch, SeriesSource
 from ..data.source import Source
-from ..errors import BlowUp
+from ..errors import BlowUpError
 from ..learn.path import Path
 from ..learn.phase import Phase, Run, Split
 from ..learn.refits import Refits
@@ -107,10 +107,10 @@ class Dynamics(Module):
 
     def loss(self, batch: SeriesBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
         """Return the squared error of slopes or of paths, and the penalty."""
-        if batch.slopes is None:
-            fit = self._errors(batch).sum() / batch.weight.sum()
-        else:
+        if batch.slopes is not None:
             fit = self.matched(batch)
+        else:  # every cell has the same say
+            fit = self._errors(batch).sum() / batch.weight.sum()
         penalty = self.penalty()
         return Loss({"model": fit + self.strength * penalty}, {"fit": fit, "penalty": penalty})
 
@@ -131,10 +131,10 @@ class Dynamics(Module):
         self.strength.fill_(value)
 
     def errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
-        """Return the mean squared error of each series' path, in scaled units; infinite where one blows up."""
+        """Return the mean squared error of each path, in scaled units; infinite where one blows up."""
         try:
             return self._errors(batch) / batch.weight.sum((1, 2))
-        except BlowUp:
+        except BlowUpError:
             return batch.start.new_full((len(batch),), math.inf)
 
     def forecast(self, batch: SeriesBatch) -> Float[Tensor, "s t g"]:
@@ -222,10 +222,10 @@ class Dynamics(Module):
         """Say which series blew up, when, and where it stood, in the data's own units."""
         try:
             yield
-        except BlowUp as error:
+        except BlowUpError as error:
             time = float(error.time * self.length + self.clock[0])
             state = error.state[: len(self.centre)] * self.scale + self.centre
-            raise BlowUp(error.row, time, state, names[error.row]) from None
+            raise BlowUpError(error.row, time, state, names[error.row]) from None
 
     # refits
 
@@ -299,7 +299,8 @@ class Dynamics(Module):
 
     def clock_times(self, n: int) -> Float[np.ndarray, " n"]:
         """Return times from the first to the last of the fit."""
-        return torch.linspace(*self.clock.tolist(), n).numpy()
+        first, last = self.clock.tolist()
+        return torch.linspace(first, last, n).numpy()
 
     def named_start(self, code: int) -> CellBatch:
         """Return the smoothed start of a trajectory of the fit, as a cell."""

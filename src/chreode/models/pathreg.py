@@ -21,6 +21,8 @@ _OPEN = 0.1
 class Paths(Dynamics):
     """Makes paths few and short."""
 
+    options: PathReg
+
     def penalty(self) -> Float[Tensor, ""]:
         """Return the norm of paths, and a tenth of the share of them that is open."""
         masks = self.field.masks if self.options.variant == "published" else None

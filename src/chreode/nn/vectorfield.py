@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,11 @@ from torch import Tensor, nn
 
 from .gates import HardConcrete, Kept
 
-_ACTIVATIONS = {"elu": nn.functional.elu, "tanh": torch.tanh, "silu": nn.functional.silu}
+_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "elu": nn.functional.elu,
+    "tanh": torch.tanh,
+    "silu": nn.functional.silu,
+}
 
 
 class VectorField(nn.Module):
@@ -56,8 +61,8 @@ class VectorField(nn.Module):
         self.activation = _ACTIVATIONS[activation]
         self.linear_from = len(hidden) if linear_from is None else linear_from
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        self.gates = nn.ModuleList()
-        for layer, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        self.gates: Any = nn.ModuleList()  # of `HardConcrete` or `Kept`
+        for layer, (a, b) in enumerate(pairwise(widths)):
             self.weights.append(nn.Parameter(torch.empty(k, a, b)))
             self.biases.append(nn.Parameter(torch.zeros(k, 1, b)))
             # the last layer starts small: a field that is nearly still solves quickly
@@ -76,8 +81,8 @@ class VectorField(nn.Module):
     def effective(self) -> list[Float[Tensor, "k a b"]]:
         """Return the weights behind their gates."""
         masks = self.masks or [gate.settled() for gate in self.gates]
-        masks = [*masks, *[None] * (len(self.weights) - len(masks))]
-        return [w if m is None else w * m for w, m in zip(self.weights, masks, strict=True)]
+        gated = [w * m for w, m in zip(self.weights, masks, strict=False)]
+        return [*gated, *list(self.weights)[len(gated) :]]
 
     def forward(
         self, x: Float[Tensor, "s i"], weights: list[Tensor] | None = None

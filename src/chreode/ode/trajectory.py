@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import BlowUp, ConfigError, near
+from ..errors import BlowUpError, ConfigError, near
 from .solve import METHODS, Tableau, grown
 
 Field = Callable[[Float[Tensor, "s z"], Float[Tensor, " s"]], Float[Tensor, "s z"]]
@@ -55,7 +55,7 @@ def trajectory(
     ------
     ConfigError
         If there is no such method, or times do not rise or fall along a row.
-    BlowUp
+    BlowUpError
         If a state is no longer finite, or steps become too short to count: says of which series, when,
         and where it stood.
 
@@ -160,7 +160,7 @@ def _step(
     """Return the state after a step of each series, and the slope of every stage."""
     slopes, at, h_ = [first], y, h[:, None]
     for c, weights in zip(tableau.c[1:], tableau.a[1:], strict=True):
-        at = _Combine.apply(y, h_, weights, *slopes)
+        at = _Combine.apply(y, h_, weights, *slopes)  # type: ignore[no-untyped-call]  # torch's own
         slopes.append(velocity(at, t + c * h))
     return at, slopes  # the last stage stands at the end of the step
 
@@ -257,6 +257,6 @@ def _refuse_unsorted(times: Float[Tensor, "s t"]) -> None:
         )
 
 
-def _blown_up(fine: Tensor, t: Tensor, y: Tensor) -> BlowUp:
+def _blown_up(fine: Tensor, t: Tensor, y: Tensor) -> BlowUpError:
     row = int((~fine).nonzero()[0])
-    return BlowUp(row, float(t[row]), y[row].detach())
+    return BlowUpError(row, float(t[row]), y[row].detach())

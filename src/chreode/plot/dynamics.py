@@ -42,7 +42,7 @@ def phase_portrait(
     ax = axes(ax, 4.6, 4.0)
     z = fitted.embed(data)[:, :2]
     time = read.column(data, dict(fitted.schema.places())["time"], "time").to_numpy(float)
-    shown = ax.scatter(*z.T, c=time, s=8, cmap="viridis", linewidths=0, alpha=0.7)
+    shown = ax.scatter(z[:, 0], z[:, 1], c=time, s=8, cmap="viridis", linewidths=0, alpha=0.7)
     ax.figure.colorbar(shown, ax=ax, label="time", shrink=0.7)
     low, high = z.min(0), z.max(0)
     pad = 0.08 * (high - low)
@@ -52,8 +52,8 @@ def phase_portrait(
     ax.streamplot(x, y, u, v, color=GREY, density=1.1, linewidth=0.7, arrowsize=0.8)
     names = fitted.spec.categories.get("trajectory", ())
     for colour, name in zip(PALETTE[5:], paths or names[:3], strict=False):
-        path = torch.from_numpy(fitted.trajectory(start=name).X)
-        along = fitted.module.place(path)[:, :2].numpy()
+        path = _path(fitted, name)
+        along = fitted.module.place(torch.from_numpy(path.X))[:, :2].numpy()
         ax.plot(*along.T, color=colour, linewidth=1.6, label=name)
         ax.plot(*along[0], "o", color=colour, markersize=5)
     if names:
@@ -101,7 +101,7 @@ def paths(fitted: Fitted, data: AnnData, genes: Sequence[str], *, most: int = 4)
         for colour, name in zip(PALETTE, names, strict=False):
             mine = of == name
             ax.plot(time[mine], seen[mine, column], ".", color=colour, markersize=3, alpha=0.5)
-            path = fitted.trajectory(start=name)
+            path = _path(fitted, name)
             ax.plot(
                 path.obs[fitted.column("time")],
                 path.X[:, column],
@@ -181,3 +181,9 @@ def sparsity_curve(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.legend(frameon=False, fontsize="small")
     bare(ax)
     return ax
+
+
+def _path(fitted: Fitted, start: str) -> AnnData:
+    found = fitted.trajectory(start=start)
+    assert isinstance(found, AnnData)  # a file only if one was named
+    return found
