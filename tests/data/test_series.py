@@ -26,7 +26,8 @@ def source_of(data, n_times=100, bandwidth=0.1, **how):
     rows = np.arange(data.n_obs)
     roles = ["expression", "time", "trajectory"]
     spec = learn_spec(data, SCHEMA, roles, rows)
-    return SeriesSource(open_source(data, SCHEMA, spec, roles, {}), rows, n_times, bandwidth, **how)
+    source = open_source(data, SCHEMA, spec, roles, {})
+    return SeriesSource.of(source, known=rows, n_times=n_times, bandwidth=bandwidth, **how)
 
 
 def test_cells_are_sorted_and_those_of_one_time_are_averaged():

@@ -51,8 +51,8 @@ def test_a_closed_edge_is_exactly_none():
     torch.manual_seed(0)
     field = VectorField(4, (8,), per_output=True, gates="edges")
     with torch.no_grad():
-        field.gates[0].log_alpha.fill_(5.0)
-        field.gates[0].log_alpha[2, 1] = -5.0  # 1 → 2
+        field.gates[0].slow.fill_(0.5)
+        field.gates[0].slow[2, 1] = -0.5  # 1 → 2
     jacobian = torch.func.jacrev(lambda x: field(x[None])[0])(torch.randn(4))
     assert jacobian[2, 1] == 0.0
     assert (jacobian.flatten() == 0).sum() == 1
@@ -66,7 +66,7 @@ def test_published_gates_cannot_tell_targets_apart():
         field = VectorField(5, (6, 6), gates=gates)
         with torch.no_grad():
             for gate in field.gates:
-                gate.log_alpha.normal_()
+                gate.slow.normal_().mul_(0.1)
         ranks.append(int(torch.linalg.matrix_rank(field.paths(field.opened()))))
     assert ranks == [1, 5]
 
@@ -75,7 +75,7 @@ def test_gates_are_open_as_often_as_said():
     torch.manual_seed(0)
     gate = HardConcrete(200_000)
     with torch.no_grad():
-        gate.log_alpha.fill_(0.4)
+        gate.slow.fill_(0.04)
     z = gate.sample().detach()
     p = 1 / (1 + math.exp(-(0.4 - BETA * math.log(-GAMMA / ZETA))))
     assert float((z > 0).float().mean()) == pytest.approx(p, abs=0.004)
@@ -87,7 +87,7 @@ def test_gates_are_open_as_often_as_said():
 def test_settled_gates_have_no_chance_and_are_zero_where_that_is_likelier():
     gate = HardConcrete(3)
     with torch.no_grad():
-        gate.log_alpha.copy_(torch.tensor([-3.0, 0.0, 4.0]))
+        gate.slow.copy_(torch.tensor([-0.3, 0.0, 0.4]))
     first = gate.settled()
     torch.testing.assert_close(first, gate.settled())
     assert first[0] == 0.0

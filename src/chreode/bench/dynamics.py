@@ -140,7 +140,7 @@ def _given(
     span = source.columns["time"][train]
     bandwidth = BANDWIDTH * float(span.max() - span.min())
     series = {
-        name: SeriesSource(source, rows, _MOST, bandwidth).series(rows)
+        name: SeriesSource.of(source, known=rows, n_times=_MOST, bandwidth=bandwidth).series(rows)
         for name, rows in {"": train, **levels}.items()
     }
     signs = None

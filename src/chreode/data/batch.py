@@ -164,6 +164,16 @@ class CellBatch:
         """Return the same cells under other conditions."""
         return replace(self, columns={**self.columns, **columns})
 
+    def extremes(self, names: np.ndarray) -> str:
+        """Say how large the values are, and the names of the cells that hold most."""
+        largest = {role: float(self[role].nan_to_num().abs().max()) for role in self.views}
+        heavy = torch.zeros(len(self), device=self.rows.device)
+        for role in self.views:
+            heavy = heavy + self[role].nan_to_num().abs().sum(1)
+        cells = names[self.rows[heavy.argsort(descending=True)[:3]].cpu().numpy()]
+        said = ", ".join(map(str, cells))
+        return f"Largest input values: {largest}; heaviest cells of the minibatch: {said}"
+
     def conditions(self) -> Int[Tensor, "b c"]:
         """Return codes of `batch` and of the categorical covariates, ordered as `Spec.condition_blocks`."""
         parts = [self.columns["batch"][:, None]] if "batch" in self.columns else []

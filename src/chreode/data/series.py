@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,6 +56,13 @@ class SeriesBatch:
         fields = ("times", "values", "weight", "begin", "start", "slopes", "bends")
         there = {n: t for n in fields if (t := getattr(self, n)) is not None}
         return replace(self, **{n: t.to(device) for n, t in there.items()})
+
+    def extremes(self, names: np.ndarray) -> str:  # noqa: ARG002 (cells have no names here)
+        """Say where the values are largest."""
+        most = self.values.abs().amax((1, 2))
+        return (
+            f"Largest values: {float(most.max()):.4g}, in series {self.names[int(most.argmax())]}"
+        )
 
     @cached_property
     def observed(self) -> Tensor:
@@ -137,7 +144,7 @@ class SeriesBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class SeriesSource:
+class SeriesSource(Source):
     """The cells of a source as series: what phases see whose model is of time.
 
     Cells of a trajectory are sorted by time. Those of one time, or of neighbouring times where there are
@@ -146,8 +153,6 @@ class SeriesSource:
 
     Attributes
     ----------
-    source
-        Of the cells, with a column ``time`` and, if there are several series, ``trajectory``.
     known
         Cells that say where a series starts.
     n_times
@@ -160,24 +165,30 @@ class SeriesSource:
         See `SeriesBatch.resampled` and `SeriesBatch.exchanged`, and their seed.
     """
 
-    source: Source
-    known: Int[np.ndarray, " known"]
-    n_times: int
-    bandwidth: float
+    known: Int[np.ndarray, " known"] = field(default_factory=lambda: np.zeros(0, int))
+    n_times: int = 100
+    bandwidth: float = 1.0
     span: float | None = None
     redrawn: Literal["", "resampled", "exchanged"] = ""
     generator: int = 0
-    block: int = 1
     _made: dict[int, SeriesBatch] = field(default_factory=dict, repr=False)
 
-    def __len__(self) -> int:
-        return len(self.source)
+    @classmethod
+    def of(cls, source: Source, **how: Any) -> SeriesSource:
+        """Return the cells of `source`, which have a ``time`` and may have a ``trajectory``, as series."""
+        return cls(**{f.name: getattr(source, f.name) for f in fields(Source)}, **how)
 
-    def pieces(self, rows: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " n"]]:
+    @cached_property
+    def cells(self) -> Source:
+        """The same cells, each by itself."""
+        return Source(**{f.name: getattr(self, f.name) for f in fields(Source)})
+
+    def pieces(self, rows: Int[np.ndarray, " n"] | None = None) -> list[Int[np.ndarray, " n"]]:
         """Return `rows` in one piece: all series are solved together."""
+        rows = np.arange(len(self)) if rows is None else rows
         return [rows] if len(rows) else []
 
-    def minibatches(
+    def minibatches(  # type: ignore[override]  # series, where a source of cells has cells
         self, rows: Iterable[Int[np.ndarray, " _"]], device: str = "cpu"
     ) -> Iterator[SeriesBatch]:
         """Yield the series of each item of `rows`; the same item is read once."""
@@ -214,7 +225,7 @@ class SeriesSource:
         return replace(batch, begin=begin[at], start=start[at])
 
     def _averaged(self, rows: np.ndarray) -> tuple[SeriesBatch, np.ndarray]:
-        columns = self.source.columns
+        columns = self.columns
         time = columns["time"][rows].astype(np.float64)
         code = columns["trajectory"][rows] if "trajectory" in columns else np.zeros(len(rows), int)
         series, codes = np.unique(code, return_inverse=True)
@@ -233,7 +244,7 @@ class SeriesSource:
         last = when[np.arange(len(series)), (n > 0).sum(1) - 1]
         times = torch.from_numpy(np.where(n > 0, when, last[:, None])).float()
         total, weight = (t.view(*n.shape, -1) for t in self._sums(rows, slot, n.size))
-        names = self.source.spec.categories.get("trajectory", ("all cells",))
+        names = self.spec.categories.get("trajectory", ("all cells",))
         values = total / weight.clamp(min=1)
         return SeriesBatch(
             tuple(str(names[s]) for s in series), times, values, weight, times[:, 0], values[:, 0]
@@ -241,10 +252,10 @@ class SeriesSource:
 
     def _sums(self, rows: np.ndarray, slot: np.ndarray, n: int) -> tuple[Tensor, Tensor]:
         """Return the sum of what was measured in each slot, and in how many cells."""
-        role = self.source.spec.either("expression", "counts")
-        total, weight = torch.zeros(2, n, self.source.spec.n_features(role))
-        pieces = self.source.pieces(slot)
-        for batch, piece in zip(self.source.batches(rows), pieces, strict=True):
+        role = self.spec.either("expression", "counts")
+        total, weight = torch.zeros(2, n, self.spec.n_features(role))
+        pieces = self.cells.pieces(slot)
+        for batch, piece in zip(self.cells.batches(rows), pieces, strict=True):
             x, at = batch.log_expression(), torch.from_numpy(piece)
             total.index_add_(0, at, x.nan_to_num())
             weight.index_add_(0, at, (~x.isnan()).float())

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import store
-from ..data.batch import CellBatch
 from ..data.sampler import Sampler
 from ..data.source import Source
 from ..distributed import Group
@@ -252,7 +251,7 @@ class _Loop:
             raise FitError(_diagnosis(self, loss, batch))
         return mean
 
-    def _move(self, loss: Loss, batch: CellBatch, share: float) -> None:
+    def _move(self, loss: Loss, batch: Any, share: float) -> None:
         """Give every player the gradient of its own objective, then step them all.
 
         Objectives are means over the cells of this process, which are a `share` of the minibatch.
@@ -413,7 +412,7 @@ class _Mean:
         return {f"{self.prefix}_{name}": value / self.n for name, value in sums.items()}
 
 
-def _diagnosis(loop: _Loop, loss: Loss, batch: CellBatch) -> str:
+def _diagnosis(loop: _Loop, loss: Loss, batch: Any) -> str:
     """Say what is not finite, and for which cells."""
     terms = [k for k, v in {**loss.objectives, **loss.terms}.items() if not bool(torch.isfinite(v))]
     tensors = [
@@ -422,15 +421,10 @@ def _diagnosis(loop: _Loop, loss: Loss, batch: CellBatch) -> str:
         if not bool(torch.isfinite(p).all())
         or (p.grad is not None and not bool(torch.isfinite(p.grad).all()))
     ]
-    largest = {role: float(batch[role].nan_to_num().abs().max()) for role in batch.views}
-    heavy = torch.zeros(len(batch), device=batch.rows.device)
-    for role in batch.views:
-        heavy = heavy + batch[role].nan_to_num().abs().sum(1)
-    cells = loop.source.obs_names[batch.rows[heavy.argsort(descending=True)[:3]].cpu().numpy()]
     return (
         f"Learning stopped in epoch {loop.epoch}, step {loop.index}: "
         f"{', '.join(terms) or 'a gradient'} is not finite. "
         f"Tensors: {', '.join(tensors) or 'all parameters are still finite'}. "
-        f"Largest input values: {largest}; heaviest cells of the minibatch: {', '.join(map(str, cells))}. "
+        f"{batch.extremes(loop.source.obs_names)}. "
         f"Nothing was written. Try a lower lr (now {loop.sgd.lr:g}), or remove extreme cells."
     )

@@ -410,7 +410,13 @@ class NeuralODE(Model):
             time = source.columns["time"][known]
             length = float(time.max() - time.min())
             cut = span if span is None else span * length
-            return SeriesSource(source, known, self.n_times, self.bandwidth * length, cut)
+            return SeriesSource.of(
+                source,
+                known=known,
+                n_times=self.n_times,
+                bandwidth=self.bandwidth * length,
+                span=cut,
+            )
 
         return series
 

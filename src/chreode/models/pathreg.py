@@ -72,7 +72,9 @@ class PathReg(Penalised):
     def field(self, n: int) -> VectorField:
         """Return the untrained velocity of `n` genes."""
         if self.variant == "published":  # no activation after the second layer
-            return VectorField(n, (100, 100), activation="elu", gates="inputs", linear_from=1)
+            return VectorField(
+                n, (100, 100), activation="elu", gates="inputs", speed=1.0, linear_from=1
+            )
         return VectorField(
             n, self.edge_hidden, per_output=True, activation=self.activation, gates="edges"
         )

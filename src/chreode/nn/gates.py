@@ -21,20 +21,29 @@ class HardConcrete(nn.Module):
         u ~ U(0, 1),  s = σ((log u − log(1 − u) + log α) / β),  z = min(1, max(0, s (ζ − γ) + γ))
         P(z ≠ 0) = σ(log α − β log(−γ / ζ))
 
+    log α is `speed` times a parameter: at the pace at which Adam moves weights a gate takes hundreds of
+    steps to close, in which a penalty has long made the weights behind it small instead.
+
     References
     ----------
     Louizos, Welling and Kingma (2018), Learning Sparse Neural Networks through L0 Regularization,
     equations 10 to 13.
     """
 
-    def __init__(self, *shape: int, closed: float = 0.5) -> None:
+    def __init__(self, *shape: int, closed: float = 0.5, speed: float = 10.0) -> None:
         super().__init__()
         start = math.log(1 - closed) - math.log(closed)
-        self.log_alpha = nn.Parameter(start + 0.01 * torch.randn(shape))
+        self.speed = speed
+        self.slow = nn.Parameter((start + 0.01 * torch.randn(shape)) / speed)
+
+    @property
+    def log_alpha(self) -> Float[Tensor, "*shape"]:
+        """Log odds of a gate, before it is stretched."""
+        return self.speed * self.slow
 
     def sample(self) -> Float[Tensor, "*shape"]:
         """Draw every gate."""
-        u = torch.empty_like(self.log_alpha).uniform_(_EPS, 1 - _EPS)
+        u = torch.empty_like(self.slow).uniform_(_EPS, 1 - _EPS)
         s = torch.sigmoid((u.log() - (1 - u).log() + self.log_alpha) / BETA)
         return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 

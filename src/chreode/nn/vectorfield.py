@@ -39,6 +39,8 @@ class VectorField(nn.Module):
         but set from outside, not learned.
     closed
         Probability at the start that a gate is closed: of the first layer's, and of the others'.
+    speed
+        Of the gates (see `HardConcrete`).
     linear_from
         Layers after which no activation follows, from this one on (published: 1).
     """
@@ -53,6 +55,7 @@ class VectorField(nn.Module):
         activation: Literal["elu", "tanh", "silu"] = "silu",
         gates: Literal["weights", "edges", "inputs", "kept"] | None = None,
         closed: tuple[float, float] = (0.2, 0.5),
+        speed: float = 10.0,
         linear_from: int | None = None,
     ) -> None:
         super().__init__()
@@ -69,7 +72,7 @@ class VectorField(nn.Module):
             nn.init.normal_(self.weights[-1], std=(0.1 if layer == len(hidden) else 1.0) / a**0.5)
             shape = {"weights": (k, a, b), "edges": (k, a, 1), "inputs": (k, a, 1)}.get(gates or "")
             if shape and (gates != "edges" or layer == 0):
-                self.gates.append(HardConcrete(*shape, closed=closed[min(layer, 1)]))
+                self.gates.append(HardConcrete(*shape, closed=closed[min(layer, 1)], speed=speed))
             if gates == "kept":
                 self.gates.append(Kept(k, a, b))
         self.masks: list[Tensor] | None = None

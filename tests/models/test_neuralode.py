@@ -1,0 +1,216 @@
+"""Neural ODEs: they find known dynamics, forecast, forget what is knocked out, and name what drives."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import chreode as ch
+from chreode.data.systems import GeneNetwork, Sampling, simulate_system
+from chreode.errors import BlowUpError, ConfigError, DataError, SchemaError
+from chreode.metrics.dynamics import edge_precision
+
+SCHEMA = ch.Schema(expression="X", time="obs/time", trajectory="obs/trajectory")
+FEW = {"match_steps": 40, "piece_steps": 20, "path_steps": 20}
+SPARSE = ("CNODE", "L1", "L0", "GroupLasso", "LassoNet", "MagnitudePruning", "PathReg")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return GeneNetwork.random(12)
+
+
+@pytest.fixture(scope="module")
+def paths(network):
+    return network.simulate(Sampling(n_trajectories=12, n_times=20), seed=1)
+
+
+@pytest.fixture(scope="module")
+def oscillator():
+    """dx/dt = 2y − 0.1x, dy/dt = −2x − 0.1y from random starts."""
+    rng, times = np.random.default_rng(0), np.linspace(0, 3, 40)
+    turn = np.array([[-0.1, 2.0], [-2.0, -0.1]])
+    rows = []
+    for k in range(12):
+        start = rng.normal(size=2)
+        states = [torch.matrix_exp(torch.from_numpy(turn * t)).numpy() @ start for t in times]
+        rows.append((np.array(states), k))
+    obs = pd.DataFrame(
+        {"time": np.tile(times, 12), "trajectory": np.repeat([f"c{k}" for _, k in rows], 40)}
+    )
+    obs.index = obs.index.astype(str)
+    x = np.concatenate([s for s, _ in rows])
+    return anndata.AnnData(x.astype(np.float32), obs=obs, var=pd.DataFrame(index=["x", "y"]))
+
+
+def test_a_known_velocity_is_found(oscillator):
+    model = ch.NeuralODE(hidden=(32,), match_steps=400, piece_steps=100, path_steps=40, jitter=0.0)
+    fitted = model.fit(oscillator, SCHEMA, seed=0, progress=False)
+    cells = oscillator[oscillator.obs["time"] == 0].copy()
+    found = fitted.trajectory(cells, [0.0, 1.0, 2.0]).X.reshape(12, 3, 2)
+    turn = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]])
+    for t in range(3):
+        expected = cells.X @ torch.matrix_exp(turn * t).numpy().T
+        assert np.abs(found[:, t] - expected).mean() < 0.12
+    back = fitted.trajectory(oscillator[oscillator.obs["time"] == 3].copy(), [0.0]).X
+    assert np.abs(back - cells.X).mean() < 0.25  # noise would grow on the way back
+    edges = fitted.rank().set_index(["source", "target"])["weight"]
+    assert edges["y", "x"] > 3  # 2 in three units of time
+    assert edges["x", "y"] < -3
+
+
+@pytest.mark.parametrize("name", [*SPARSE, "NeuralODE", "SecondOrderNODE"])
+def test_every_model_answers(name, paths, tmp_path):
+    fitted = getattr(ch, name)(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
+    assert fitted.verbs == ["embed", "predict", "trajectory", "rank"]
+    found = fitted.trajectory(paths[:3].copy(), [2.0, 0.0, 0.0])
+    assert found.shape == (9, 12)
+    assert found.obs["time"].tolist() == [2.0, 0.0, 0.0] * 3
+    np.testing.assert_array_equal(found.X[1], found.X[2])  # asked twice
+    loaded = ch.load(fitted.save(tmp_path / "model"))
+    np.testing.assert_array_equal(
+        loaded.trajectory(start="path_0").X, fitted.trajectory(start="path_0").X
+    )
+    assert fitted.rank().columns.tolist() == ["source", "target", "weight", "confidence"]
+
+
+@pytest.mark.parametrize("name", ["PathReg", "GroupLasso", "LassoNet"])
+def test_a_strong_penalty_leaves_no_edge(name, paths):
+    model = getattr(ch, name)(**{**FEW, "path_steps": 300}, strength=100.0, lr=0.02)
+    fitted = model.fit(paths, SCHEMA, seed=0, progress=False)
+    assert len(fitted.rank()) == 0
+
+
+def test_a_penalty_closes_paths_and_not_only_shortens_them(paths):
+    dense, sparse = (
+        ch.PathReg(**{**FEW, "path_steps": 200}, strength=s, lr=0.02).fit(
+            paths, SCHEMA, seed=0, progress=False
+        )
+        for s in (0.0, 2.0)
+    )
+    assert len(dense.rank()) == 132
+    assert 0 < len(sparse.rank()) < 110
+
+
+def test_edges_of_a_network_are_better_than_chance(network, paths):
+    fitted = ch.PathReg(match_steps=300, piece_steps=100, path_steps=40, strength=0.03).fit(
+        paths, SCHEMA, seed=0, progress=False
+    )
+    weights = np.zeros((12, 12))
+    at = {name: i for i, name in enumerate(network.names)}
+    for row in fitted.rank().itertuples():
+        weights[at[row.source], at[row.target]] = row.weight
+    assert edge_precision(weights, network.signs)["signed_lift"] > 3
+
+
+def test_what_is_knocked_out_is_gone_and_stays_so(paths):
+    fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
+    to = {"knockout": "gene_1+gene_3"}
+    found = fitted.trajectory(start="path_2", to=to)
+    np.testing.assert_allclose(found.X[:, [1, 3]], 0, atol=1e-6)
+    assert np.ptp(found.X[:, 0]) > 0.01
+    moved = fitted.predict(paths[:4].copy(), to={**to, "time": 2.0})
+    np.testing.assert_allclose(moved.X[:, [1, 3]], 0, atol=1e-6)
+    assert (moved.obs["time"] == 2.0).all()
+    at_end = fitted.predict(paths[:4].copy(), to=to)
+    last = fitted.trajectory(paths[:4].copy(), [5.0], to=to)
+    np.testing.assert_allclose(at_end.X, last.X, atol=1e-5)
+
+
+def test_confidence_comes_from_refits(paths):
+    few = {"match_steps": 60, "piece_steps": 20, "path_steps": 0}
+    fitted = ch.NeuralODE(**few, n_refits=3).fit(paths, SCHEMA, seed=0, progress=False)
+    confidence = fitted.rank()["confidence"]
+    assert set(confidence.round(4)) <= {0.0, 0.3333, 0.6667, 1.0}
+    assert confidence.nunique() > 1
+    assert confidence.iloc[:10].mean() > confidence.iloc[-50:].mean()
+    assert ch.NeuralODE(**few).fit(paths, SCHEMA, progress=False).rank()["confidence"].isna().all()
+
+
+def test_the_same_seed_is_the_same_fit(paths):
+    model = ch.PathReg(**FEW, n_refits=1)
+    a, b = (
+        model.fit(paths, SCHEMA, seed=3, progress=False).trajectory(start="path_0").X
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(a, b)
+
+
+def test_whole_trajectories_are_held_out(paths):
+    fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
+    assert fitted.provenance["validation_cells"] == 20
+    assert fitted.provenance["cells"] == 220
+
+
+def test_cells_in_any_order_are_the_same_series(paths):
+    order = np.random.default_rng(0).permutation(paths.n_obs)
+    a = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, validation=0.0, progress=False)
+    b = ch.NeuralODE(**FEW).fit(paths[order].copy(), SCHEMA, seed=0, validation=0.0, progress=False)
+    np.testing.assert_allclose(
+        a.trajectory(start="path_1").X, b.trajectory(start="path_1").X, atol=1e-3
+    )
+
+
+def test_a_blow_up_names_the_series_and_keeps_its_last_good_state(paths):
+    fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
+    with torch.no_grad():
+        for w in fitted.module.field.weights:
+            w.mul_(1e6)
+    with pytest.raises(BlowUpError, match="the path of cell 0") as caught:
+        fitted.trajectory(paths[:1].copy(), [5.0])
+    assert 0 <= caught.value.time < 5
+    assert np.isfinite(np.asarray(caught.value.state)).all()
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "said"),
+    [
+        ({"to": {"knockout": "gene_77"}}, SchemaError, "Did you mean"),
+        ({"times": []}, ConfigError, "times"),
+        ({"times": [float("nan")]}, ConfigError, "times"),
+        ({"start": "path_0"}, ConfigError, "begins at cells"),
+    ],
+)
+def test_bad_questions_are_refused(paths, how, error, said):
+    fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
+    with pytest.raises(error, match=said):
+        fitted.trajectory(paths[:2].copy(), **how)
+
+
+def test_bad_series_are_refused(paths):
+    one = paths[paths.obs["time"] == 0].copy()
+    with pytest.raises(DataError, match="one time"):
+        ch.NeuralODE(**FEW).fit(one, SCHEMA, progress=False)
+    lacking = paths.copy()
+    lacking.obs.loc[lacking.obs_names[3], "time"] = np.nan
+    with pytest.raises(DataError, match="time"):
+        ch.NeuralODE(**FEW).fit(lacking, SCHEMA, progress=False)
+    with pytest.raises(SchemaError, match="time"):
+        ch.NeuralODE(**FEW).fit(paths, ch.Schema(expression="X"), progress=False)
+
+
+def test_another_set_of_genes_is_refused_or_matched_by_name(paths):
+    fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
+    turned = paths[:5, ::-1].copy()
+    np.testing.assert_allclose(
+        fitted.trajectory(turned, [1.0]).X, fitted.trajectory(paths[:5].copy(), [1.0]).X, atol=1e-6
+    )
+    other = paths[:5].copy()
+    other.var_names = [f"other_{i}" for i in range(12)]
+    with pytest.raises(DataError, match="No feature is shared"):
+        fitted.trajectory(other, [1.0])
+
+
+def test_a_horizon_beyond_the_series_is_followed(paths):
+    fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
+    assert np.isfinite(fitted.trajectory(start="path_0", times=[0.0, 20.0]).X).all()
+
+
+def test_entries_not_measured_are_left_out():
+    data = simulate_system("predators", Sampling(n_trajectories=10, n_times=30), seed=0)
+    data.X[np.random.default_rng(0).random(data.X.shape) < 0.3] = np.nan
+    fitted = ch.NeuralODE(**FEW).fit(data, SCHEMA, progress=False)
+    assert fitted.history["train_fit"].notna().all()
