@@ -6,7 +6,8 @@ Every function here is a method of `Fitted`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,7 +79,7 @@ def embed(
     out = None
     for rows, batch in _stream(source, usable, "embed", progress):
         under = () if to is None else (_under(batch, target),)
-        z = self.module.embed(batch, *under).numpy()
+        z = _ask(self.module.embed, batch, *under).numpy()
         if out is None:
             out = np.full((len(source), z.shape[1]), np.nan, np.float32)
         out[rows] = z
@@ -109,8 +110,8 @@ def posterior(
     source, usable = _open(self, "posterior", data, schema, progress)
     parts = []
     for number, (_, batch) in enumerate(_stream(source, usable, "posterior", progress)):
-        with Rng(seed).scope("noise", number):
-            parts.append(self.module.posterior(batch, n_samples).numpy())
+        noise = Rng(seed).scope("noise", number)
+        parts.append(_ask(self.module.posterior, batch, n_samples, noise=noise).numpy())
     drawn = np.concatenate(parts, axis=1)
     out = np.full((n_samples, len(source), drawn.shape[2]), np.nan, np.float32)
     out[:, usable] = drawn
@@ -164,7 +165,8 @@ def reconstruct(
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         for _, batch in _stream(source, usable, "reconstruct", progress):
-            yield {role: self.module.reconstruct(batch, _under(batch, target), **more).numpy()}
+            found = _ask(self.module.reconstruct, batch, _under(batch, target), **more)
+            yield {role: found.numpy()}
 
     return collect_cells(
         chunks(), data.obs.iloc[usable], {role: self.spec.features[decoded[0]]},
@@ -203,8 +205,10 @@ def predict(
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         for number, (_, batch) in enumerate(_stream(source, usable, "predict", progress)):
-            with Rng(seed).scope("noise", number):
-                yield _blocks(self, self.module.predict(batch, _under(batch, target)))
+            noise = Rng(seed).scope("noise", number)
+            yield _blocks(
+                self, _ask(self.module.predict, batch, _under(batch, target), noise=noise)
+            )
 
     obs = data.obs.iloc[usable].assign(**{self.column(k): v for k, v in _as_mapping(to).items()})
     return collect_cells(
@@ -252,12 +256,12 @@ def generate(
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         starts = range(0, n, size)
-        with torch.inference_mode(), bar(len(starts), "generate", progress) as shown:
+        with bar(len(starts), "generate", progress) as shown:
             for number, start in enumerate(starts):
                 rows = torch.arange(start, min(start + size, n))
                 batch = CellBatch(rows, {}, columns={k: v[rows] for k, v in columns.items()})
-                with Rng(seed).scope("noise", number):
-                    yield _blocks(self, self.module.generate(batch, **options))
+                noise = Rng(seed).scope("noise", number)
+                yield _blocks(self, _ask(self.module.generate, batch, noise=noise, **options))
                 shown.update()
 
     obs = _decode_conditions(self, columns, n)
@@ -300,8 +304,8 @@ def score(
     source, usable = _open(self, "score", data, schema, progress)
     out = np.full(len(source), np.nan)
     for number, (rows, batch) in enumerate(_stream(source, usable, "score", progress)):
-        with Rng(seed).scope("noise", number):
-            out[rows] = self.module.score(batch, n_samples, bound == "importance").double().numpy()
+        noise, exact = Rng(seed).scope("noise", number), bound == "importance"
+        out[rows] = _ask(self.module.score, batch, n_samples, exact, noise=noise).double().numpy()
     return out
 
 
@@ -417,10 +421,20 @@ def _stream(
     what: str,
     progress: bool | None,  # noqa: FBT001 (tri-state)
 ) -> Iterator[tuple[np.ndarray, CellBatch]]:
-    with torch.inference_mode(), bar(len(rows), what, progress) as shown:
+    with bar(len(rows), what, progress) as shown:
         for batch in source.batches(rows):
             yield batch.rows.numpy(), batch
             shown.update(len(batch))
+
+
+def _ask(capability: Callable[..., Any], *about: Any, noise: Any = None, **options: Any) -> Any:
+    """Return what the module answers, without gradients, under a stream of noise.
+
+    Both end with the call: a verb that hands out its results one by one may be left in the middle of
+    them, and what follows elsewhere must not find torch changed.
+    """
+    with torch.inference_mode(), noise or nullcontext():
+        return capability(*about, **options)
 
 
 def _as_mapping(to: Conditions | str | None) -> Conditions:
