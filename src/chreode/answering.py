@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,10 +125,20 @@ def stream(
     progress: bool | None,  # noqa: FBT001 (tri-state)
 ) -> Iterator[tuple[np.ndarray, CellBatch]]:
     """Yield cells in chunks of bounded size, with their positions."""
-    with torch.inference_mode(), bar(len(rows), what, progress) as shown:
+    with bar(len(rows), what, progress) as shown:
         for batch in source.batches(rows):
             yield batch.rows.numpy(), batch
             shown.update(len(batch))
+
+
+def ask(capability: Callable[..., Any], *about: Any, noise: Any = None, **options: Any) -> Any:
+    """Return what the module answers, without gradients, under a stream of noise.
+
+    Both end with the call: a verb that hands out its results one by one may be left in the middle of
+    them, and what follows elsewhere must not find torch changed.
+    """
+    with torch.inference_mode(), noise or nullcontext():
+        return capability(*about, **options)
 
 
 def as_mapping(to: Conditions | str | None) -> Conditions:

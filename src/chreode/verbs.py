@@ -20,6 +20,7 @@ from .align import condition_code
 from .answering import (
     Conditions,
     as_mapping,
+    ask,
     at_least,
     blocks,
     decode_conditions,
@@ -90,7 +91,7 @@ def embed(
     out = None
     for rows, batch in stream(source, usable, "embed", progress):
         other = () if to is None else (under(batch, target),)
-        z = self.module.embed(batch, *other).numpy()
+        z = ask(self.module.embed, batch, *other).numpy()
         if out is None:
             out = np.full((len(source), z.shape[1]), np.nan, np.float32)
         out[rows] = z
@@ -121,8 +122,8 @@ def posterior(
     source, usable = open_cells(self, "posterior", data, schema, progress)
     parts = []
     for number, (_, batch) in enumerate(stream(source, usable, "posterior", progress)):
-        with Rng(seed).scope("noise", number):
-            parts.append(self.module.posterior(batch, n_samples).numpy())
+        noise = Rng(seed).scope("noise", number)
+        parts.append(ask(self.module.posterior, batch, n_samples, noise=noise).numpy())
     drawn = np.concatenate(parts, axis=1)
     out = np.full((n_samples, len(source), drawn.shape[2]), np.nan, np.float32)
     out[:, usable] = drawn
@@ -176,7 +177,8 @@ def reconstruct(
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         for _, batch in stream(source, usable, "reconstruct", progress):
-            yield {role: self.module.reconstruct(batch, under(batch, target), **more).numpy()}
+            found = ask(self.module.reconstruct, batch, under(batch, target), **more)
+            yield {role: found.numpy()}
 
     return collect_cells(
         chunks(), data.obs.iloc[usable], {role: self.spec.features[decoded[0]]},
@@ -215,8 +217,8 @@ def predict(
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         for number, (_, batch) in enumerate(stream(source, usable, "predict", progress)):
-            with Rng(seed).scope("noise", number):
-                yield blocks(self, self.module.predict(batch, under(batch, target)))
+            noise = Rng(seed).scope("noise", number)
+            yield blocks(self, ask(self.module.predict, batch, under(batch, target), noise=noise))
 
     obs = data.obs.iloc[usable].assign(**{self.column(k): v for k, v in as_mapping(to).items()})
     return collect_cells(
@@ -264,12 +266,12 @@ def generate(
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         starts = range(0, n, size)
-        with torch.inference_mode(), bar(len(starts), "generate", progress) as shown:
+        with bar(len(starts), "generate", progress) as shown:
             for number, start in enumerate(starts):
                 rows = torch.arange(start, min(start + size, n))
                 batch = CellBatch(rows, {}, columns={k: v[rows] for k, v in columns.items()})
-                with Rng(seed).scope("noise", number):
-                    yield blocks(self, self.module.generate(batch, **options))
+                noise = Rng(seed).scope("noise", number)
+                yield blocks(self, ask(self.module.generate, batch, noise=noise, **options))
                 shown.update()
 
     obs = decode_conditions(self, columns, n)
@@ -312,8 +314,8 @@ def score(
     source, usable = open_cells(self, "score", data, schema, progress)
     out = np.full(len(source), np.nan)
     for number, (rows, batch) in enumerate(stream(source, usable, "score", progress)):
-        with Rng(seed).scope("noise", number):
-            out[rows] = self.module.score(batch, n_samples, bound == "importance").double().numpy()
+        noise, exact = Rng(seed).scope("noise", number), bound == "importance"
+        out[rows] = ask(self.module.score, batch, n_samples, exact, noise=noise).double().numpy()
     return out
 
 
@@ -400,8 +402,7 @@ def trajectory(
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         for _, batch in batches:
-            with torch.inference_mode():
-                found = self.module.trajectory(under(batch, target), torch.from_numpy(rising))
+            found = ask(self.module.trajectory, under(batch, target), torch.from_numpy(rising))
             yield {role: found[:, back].flatten(0, 1).numpy()}
 
     rows = np.repeat(np.arange(len(obs)), len(at))
