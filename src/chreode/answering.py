@@ -151,7 +151,7 @@ def encode(self: Fitted, to: Conditions | str | None) -> list[tuple[str, int | N
     return [condition_code(self.spec, key, value) for key, value in as_mapping(to).items()]
 
 
-def under(batch: CellBatch, target: Iterable[tuple[str, int | None, int | float]]) -> CellBatch:
+def under(batch: CellBatch, target: Iterable[tuple[str, int | None, Any]]) -> CellBatch:
     """Return the batch with the conditions of `target` in place of its own."""
     target = list(target)
     if not target:
