@@ -21,7 +21,7 @@ from .tasks import SEEDS, prepare
 MODELS: dict[str, Any] = {
     "controls": None,
     "scVI": ch.SCVI(likelihood="nb"),
-    # the best of eight on seed 5 of pbmc3k and Kang, where CFGen's options were chosen too
+    # the best of seven on seed 5 of pbmc3k, and better than the default on that of Kang
     "scVI, tuned": ch.SCVI(likelihood="nb", n_layers=2, n_latent=30, dispersion="gene-batch"),
     "CFGen, as published": ch.CFGen(preset="paper"),
     "CFGen": ch.CFGen(),
