@@ -32,12 +32,14 @@ def _simulated() -> ad.AnnData:
     cells = simulate_cells(500, 300, n_types=4, n_batches=3, seed=0)
     cells.obs["plate"] = [f"plate{i % 2}" for i in range(cells.n_obs)]
     cells.obs["age"] = [float(20 + i % 30) for i in range(cells.n_obs)]
+    cells.obs["day"] = [float(i % 41) for i in range(cells.n_obs)]
+    cells.obs["donor"] = [f"donor{i % 3}" for i in range(cells.n_obs)]
     return cells
 
 
 @pytest.fixture
 def cells(_simulated: ad.AnnData) -> ad.AnnData:
-    """500 cells x 300 genes, 4 types, 3 batches, two further covariates; a fresh copy."""
+    """500 cells x 300 genes, 4 types, 3 batches, two further covariates, time; a fresh copy."""
     return _simulated.copy()
 
 
@@ -61,6 +63,7 @@ def quick():
         names = {f.name for f in dataclasses.fields(cls)}
         small = {
             "max_epochs": 3, "flow_epochs": 3, "n_latent": 5, "n_factors": 5, "flow_width": 32,
+            "match_steps": 4, "piece_steps": 4, "path_steps": 4, "strengths": (0.1, 0.2),
         }  # fmt: skip
         return cls(**{**{k: v for k, v in small.items() if k in names}, **options})
 

@@ -210,9 +210,10 @@ class Model:
             options = need.split("|")
             there = [role for role in options if role in named]
             if not there:
+                place = "layers/counts" if options[-1] in MATRIX_ROLES else "obs/COLUMN"
                 raise SchemaError(
                     f"{type(self).__name__} needs {' or '.join(options)}; name its place, "
-                    f"as in Schema({options[-1]}='layers/counts')."
+                    f"as in Schema({options[-1]}={place!r})."
                 )
             roles.append(there[0])
         return [*roles, *(r for r in self.uses if r in named)]

@@ -33,11 +33,14 @@ class Step:
         Steps taken so far.
     progress
         Share of the planned run, 0 to 1; 1 in validation, so that a warm-up never flatters it.
+    lr
+        Learning rate of the step, which proximal steps take too; 0 in validation.
     """
 
     rng: Rng
     index: int
     progress: float
+    lr: float = 0.0
 
     def warm_up(self, share: float) -> float:
         """Return a weight that rises from 0 to 1 over the first `share` of the run."""

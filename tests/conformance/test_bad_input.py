@@ -27,6 +27,12 @@ def model(request, quick):
 
 
 @pytest.fixture
+def schema(schema):
+    """With the roles of time: a model that has no use for them looks at them all the same."""
+    return schema.with_(time="obs/day", trajectory="obs/donor")
+
+
+@pytest.fixture
 def no_compute(monkeypatch):
     """Fail the test if the model's tensors are so much as built."""
 
@@ -130,13 +136,14 @@ def test_no_cells_and_too_few(model, cells, schema, no_compute):
 
 
 def test_fewer_cells_than_learning_needs(model, cells):
+    cells.obs["day"] = 0.0  # four would do for a path
     with pytest.raises(ch.ChreodeError, match=r"needs?\b"):
-        model.fit(cells[:4].copy(), ch.Schema(counts="layers/counts"))
+        model.fit(cells[:4].copy(), ch.Schema(counts="layers/counts", time="obs/day"))
 
 
 def test_a_needed_role_that_is_not_named(model, cells, no_compute):
     with pytest.raises(ch.SchemaError, match="needs .*counts; name its place"):
-        model.fit(cells, ch.Schema(batch="obs/batch"))
+        model.fit(cells, ch.Schema(batch="obs/batch", time="obs/day"))
 
 
 def test_a_file_cut_short(model, cells, schema, tmp_path, no_compute):

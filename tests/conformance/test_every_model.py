@@ -37,6 +37,13 @@ OTHERWISE = {
     "steps": ({"steps": 1}, LEARNED),
     "solver": ({"solver": "euler"}, {"steps": 2, **LEARNED}),
     "guide": ({"guide": "each"}, LEARNED),
+    "match_steps": ({"match_steps": 5}, {}),
+    "piece_steps": ({"piece_steps": 5}, {}),
+    "path_steps": ({"path_steps": 5}, {}),
+    "n_times": ({"n_times": 10}, {}),
+    "strength": ({"strength": 0.5}, {}),
+    "strengths": ({"strengths": (0.5,)}, {}),
+    "ratio": ({"ratio": 0.1}, {"strength": 1.0}),
 }
 #: Options that these cells cannot show, and the test that does.
 ELSEWHERE = {("cfgen", "peaks"): "tests/models/test_cfgen.py::test_peaks_may_be_counted"}
@@ -45,6 +52,17 @@ ELSEWHERE = {("cfgen", "peaks"): "tests/models/test_cfgen.py::test_peaks_may_be_
 @pytest.fixture(params=KEYS)
 def cls(request):
     return models.find(request.param)
+
+
+def over_time(cls):
+    """Return the roles of time, if the model needs them."""
+    needed = "time" in cls.needs
+    return {"time": "obs/day", "trajectory": "obs/donor"} if needed else {}
+
+
+@pytest.fixture
+def schema(cls, schema):
+    return schema.with_(**over_time(cls))
 
 
 @pytest.fixture
@@ -181,10 +199,10 @@ def test_missing_genes_are_reported_and_too_many_refused(fitted, cells):
         fitted.embed(cells)
 
 
-def test_one_batch_or_none(model, cells, schema):
+def test_one_batch_or_none(cls, model, cells, schema):
     one = cells[cells.obs["batch"] == cells.obs["batch"].iloc[0]].copy()
     assert np.isfinite(model.fit(one, schema).embed(one)).all()
-    bare = ch.Schema(counts="layers/counts")
+    bare = ch.Schema(counts="layers/counts", **over_time(cls))
     assert np.isfinite(model.fit(cells, bare).embed(cells)).all()
 
 
@@ -201,6 +219,8 @@ def test_rows_outside_the_fit_leave_no_trace(model, cells, schema):
 
 def _other_value(cls, field):
     hint, value = _hints(cls)[field.name], field.default
+    if field.name == "solver" and "time" in cls.needs:
+        return {"solver": "tsit5"}, {}
     if field.name in OTHERWISE:
         return OTHERWISE[field.name]
     if typing.get_origin(hint) is typing.Literal:
@@ -213,16 +233,15 @@ def _other_value(cls, field):
 
 
 @pytest.mark.parametrize(
-    ("key", "name"),
+    ("cls", "name"),
     [
-        (k, f.name)
+        pytest.param(models.find(k), f.name, id=f"{k}-{f.name}")
         for k in KEYS
         for f in dataclasses.fields(models.find(k))
         if (k, f.name) not in ELSEWHERE
     ],
 )
-def test_every_option_changes_something(key, name, quick, cells, schema):
-    cls = models.find(key)
+def test_every_option_changes_something(cls, name, quick, cells, schema):
     field = next(f for f in dataclasses.fields(cls) if f.name == name)
     changed, both = _other_value(cls, field)
     both = {k: v for k, v in both.items() if k in {f.name for f in dataclasses.fields(cls)}}
@@ -230,7 +249,7 @@ def test_every_option_changes_something(key, name, quick, cells, schema):
     if "expression" in cls.tolerates:  # where nothing is missing, EM may have nothing left to do
         few.layers["holed"] = few.layers["counts"].toarray()
         few.layers["holed"][::3, ::3] = np.nan
-        schema = ch.Schema(expression="layers/holed")
+        schema = ch.Schema(expression="layers/holed", **over_time(cls))
     a = quick(cls, **both).fit(few, schema)
     b = quick(cls, **{**both, **changed}).fit(few, schema)
     shapes_differ = {k: v.shape for k, v in tensors(a).items()} != {
@@ -308,6 +327,8 @@ def test_no_network_of_pickles_is_needed(fitted, tmp_path):
 
 
 def test_real_cells(cls, quick, real):
+    if "time" in cls.needs:
+        pytest.skip("these cells have no time: see tests/models/test_neuralode.py")
     path = real("midas_pbmc_rna_adt/quickstart_pbmc_mosaic.h5mu")
     with mudata.set_options(pull_on_update=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mudata warns of its own coming defaults

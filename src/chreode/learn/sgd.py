@@ -143,6 +143,7 @@ class _Loop:
     epoch: int = 0
     index: int = 0
     averaged: int = 0
+    lr: float = 0.0
     best: float = math.inf
     best_epoch: int = -1
     stopped: bool = False
@@ -181,7 +182,8 @@ class _Loop:
     def run_epoch(self) -> dict[str, float]:
         """Train one epoch, validate, and remember the best."""
         start = time.perf_counter()
-        row: dict[str, float] = {"epoch": self.epoch, "lr": self._set_lr()}
+        self.lr = self._set_lr()
+        row: dict[str, float] = {"epoch": self.epoch, "lr": self.lr}
         train = self._train()
         row |= train.result()
         if len(self.split.validation):
@@ -235,7 +237,7 @@ class _Loop:
         mean = _Mean("train", group)
         with self.run.rng.scope("noise"):
             for rows, batch in zip(joint, mine, strict=True):
-                step = Step(self.run.rng, self.index, self.index / self.steps)
+                step = Step(self.run.rng, self.index, self.index / self.steps, self.lr)
                 own = () if group.alone else (group.rank,)
                 self.run.rng.seed_global("noise", self.index, *own)
                 with self._autocast():

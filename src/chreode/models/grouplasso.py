@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -34,8 +32,8 @@ class Groups(Dynamics):
     def after_step(self, step: Step) -> None:
         """Take the proximal step: the penalty is no part of the objective."""
         if self.strength:
-            lr = self.options.lr * 0.5 * (1 + math.cos(math.pi * step.progress))
-            sparsity.shrink_groups(self.field, float(self.strength) * lr * self.adaptive)
+            shorter = float(self.strength) * step.lr * self.adaptive
+            sparsity.shrink_groups(self.field, shorter)
 
 
 @config
@@ -49,7 +47,7 @@ class GroupLasso(Penalised):
     Bellot, Branson and van der Schaar (2022), Neural graphical modelling in continuous-time, ICLR.
     """
 
-    edge_hidden: tuple[int, ...] = param((16,), "Widths of the network of each output.", low=1)
+    hidden: tuple[int, ...] = param((16,), "Widths of the network of each output.", low=1)
 
     def build(self, spec: Spec) -> Groups:
         """Return the untrained tensors."""
@@ -57,4 +55,4 @@ class GroupLasso(Penalised):
 
     def field(self, n: int) -> VectorField:
         """Return the untrained velocity of `n` genes."""
-        return VectorField(n, self.edge_hidden, per_output=True, activation=self.activation)
+        return VectorField(n, self.hidden, per_output=True, activation=self.activation)

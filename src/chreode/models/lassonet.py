@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -34,9 +33,9 @@ class Skipped(Dynamics):
     def after_step(self, step: Step) -> None:
         """Take the proximal step: the penalty is no part of the objective."""
         if self.strength:
-            lr = self.options.lr * 0.5 * (1 + math.cos(math.pi * step.progress))
+            shorter = float(self.strength) * step.lr
             skip, first = sparsity.hierarchical(
-                self.skip, self.field.weights[0], float(self.strength) * lr, self.options.ratio
+                self.skip, self.field.weights[0], shorter, self.options.ratio
             )
             self.skip.data.copy_(skip)
             self.field.weights[0].data.copy_(first)
@@ -54,7 +53,7 @@ class LassoNet(Penalised):
     Lemhadri, Ruan, Abraham and Tibshirani (2021), LassoNet: A Neural Network with Feature Sparsity, JMLR.
     """
 
-    edge_hidden: tuple[int, ...] = param((16,), "Widths of the network of each output.", low=1)
+    hidden: tuple[int, ...] = param((16,), "Widths of the network of each output.", low=1)
     ratio: float = param(10.0, "M: how much larger network weights may be than linear ones.", low=0)
 
     def build(self, spec: Spec) -> Skipped:
@@ -63,4 +62,4 @@ class LassoNet(Penalised):
 
     def field(self, n: int) -> VectorField:
         """Return the untrained velocity of `n` genes."""
-        return VectorField(n, self.edge_hidden, per_output=True, activation=self.activation)
+        return VectorField(n, self.hidden, per_output=True, activation=self.activation)

@@ -33,7 +33,7 @@ from ..schema import Spec
 
 #: States along observed paths at which edges are taken.
 REFERENCES = 200
-#: Steps of an epoch: between looks at the held-out series.
+#: Steps of an epoch, about: between looks at the held-out series.
 EVERY = 20
 #: Trajectories of which whole ones can be spared to validate on.
 MANY = 10
@@ -165,8 +165,7 @@ class Dynamics(Module):
     def velocity(self) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
         """Return f for one solve: gates are drawn once while it learns, and settled otherwise."""
         self.field.settle(random=self.training)
-        weights = self.field.effective()
-        return lambda x: self.field(x, weights)
+        return self.field.solved()
 
     def free(self, clamped: Int[Tensor, " k"] | None) -> Float[Tensor, " g"]:
         """Return 1 for genes that move, and 0 for those that are held."""
@@ -384,23 +383,23 @@ class NeuralODE(Model):
     def phases(self) -> list[Phase]:
         """Slopes, pieces, whole paths."""
         stages = ("slopes", self.match_steps, 0.0), ("pieces", self.piece_steps, self.span)
-        found = [self.phase(self.sgd(n), span, name) for name, n, span in stages if n]
+        found = [self.phase(self.sgd(n), n, span, name) for name, n, span in stages if n]
         again = Phase(Refits(self.n_refits, tuple(found)), name="refits")
         last = [self.last_phase()] if self.path_steps else []
         return [*found, *last, *([again] if self.n_refits else [])]
 
     def last_phase(self) -> Phase:
         """Return the stage of whole paths."""
-        return self.phase(self.sgd(self.path_steps, 0.3), None, "paths")
+        return self.phase(self.sgd(self.path_steps, 0.3), self.path_steps, None, "paths")
 
     def sgd(self, steps: int, share: float = 1.0) -> SGD:
         """Return a learner of so many steps, at a share of the learning rate."""
-        epochs = math.ceil(steps / EVERY)
-        return SGD(lr=share * self.lr, max_epochs=epochs, clip=1.0, schedule="cosine")
+        return SGD(lr=share * self.lr, max_epochs=_epochs(steps), clip=1.0, schedule="cosine")
 
-    def phase(self, learner: Any, span: float | None, name: str) -> Phase:
-        """Return a stage that sees pieces so long."""
-        return Phase(learner, data=Together(EVERY), name=name, view=self.view(span))
+    def phase(self, learner: Any, steps: int, span: float | None, name: str) -> Phase:
+        """Return a stage of so many steps that sees pieces so long."""
+        each = Together(round(steps / _epochs(steps)))
+        return Phase(learner, data=each, name=name, view=self.view(span))
 
     def view(self, span: float | None) -> Callable[[Any, Source, Split, Run], SeriesSource]:
         """Return what makes series of cells, cut into pieces so long (a share of the time)."""
@@ -454,6 +453,9 @@ class Penalised(NeuralODE):
     def last_phase(self) -> Phase:
         """Return the stage of whole paths, under each strength in turn."""
         strengths = self.strengths if self.strength is None else (self.strength,)
-        return self.phase(
-            Path(self.sgd(self.path_steps), tuple(sorted(strengths))), None, "strengths"
-        )
+        path = Path(self.sgd(self.path_steps), tuple(sorted(strengths)))
+        return self.phase(path, self.path_steps, None, "strengths")
+
+
+def _epochs(steps: int) -> int:
+    return math.ceil(steps / EVERY)

@@ -63,7 +63,7 @@ class PathReg(Penalised):
     variant: Literal["default", "published"] = param(
         "default", "Where gates sit, and when they are drawn."
     )
-    edge_hidden: tuple[int, ...] = param((16,), "Widths of the network of each output.", low=1)
+    hidden: tuple[int, ...] = param((16,), "Widths of the network of each output.", low=1)
 
     def build(self, spec: Spec) -> Paths:
         """Return the untrained tensors."""
@@ -76,5 +76,5 @@ class PathReg(Penalised):
                 n, (100, 100), activation="elu", gates="inputs", speed=1.0, linear_from=1
             )
         return VectorField(
-            n, self.edge_hidden, per_output=True, activation=self.activation, gates="edges"
+            n, self.hidden, per_output=True, activation=self.activation, gates="edges"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -87,24 +88,41 @@ class VectorField(nn.Module):
         gated = [w * m for w, m in zip(self.weights, masks, strict=False)]
         return [*gated, *list(self.weights)[len(gated) :]]
 
-    def forward(
-        self, x: Float[Tensor, "s i"], weights: list[Tensor] | None = None
-    ) -> Float[Tensor, "s n"]:
-        """Return the velocity of each state; `weights`: of `effective`, to make them once per solve."""
-        weights = self.effective() if weights is None else weights
+    def forward(self, x: Float[Tensor, "s i"]) -> Float[Tensor, "s n"]:
+        """Return the velocity of each state."""
+        velocity: Float[Tensor, "s n"] = self.solved()(x)
+        return velocity
+
+    def solved(self) -> Callable[[Float[Tensor, "s i"]], Float[Tensor, "s n"]]:
+        """Return the velocity under the gates as they stand: weights are laid out once for many calls."""
+        weights, biases = self.effective(), list(self.biases)
         if not self.per_output:
-            for layer, (w, b) in enumerate(zip(weights, self.biases, strict=True)):
-                x = torch.addmm(b[0], x, w[0])
-                if layer < self.linear_from:
-                    x = self.activation(x)
-            return x
-        h = (x @ weights[0].transpose(0, 1).flatten(1)).view(len(x), self.n, -1).transpose(0, 1)
-        h = h + self.biases[0]
-        for layer, (w, b) in enumerate(zip(weights[1:], list(self.biases)[1:], strict=True)):
+            flat = [(w[0], b[0]) for w, b in zip(weights, biases, strict=True)]
+            return partial(self._together, flat)
+        # what all networks read is one product of matrices
+        first = weights[0].transpose(0, 1).flatten(1), biases[0].flatten()
+        return partial(self._apart, first, list(zip(weights[1:], biases[1:], strict=True)))
+
+    def _together(self, layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+        for layer, (w, b) in enumerate(layers):
+            x = torch.addmm(b, x, w)
+            if layer < self.linear_from:
+                x = self.activation(x)
+        return x
+
+    def _apart(
+        self, first: tuple[Tensor, Tensor], layers: list[tuple[Tensor, Tensor]], x: Tensor
+    ) -> Tensor:
+        w, b = first
+        h = torch.addmm(b, x, w).unflatten(1, (self.n, -1))  # s n h
+        for layer, (w, b) in enumerate(layers):
             if layer < self.linear_from:
                 h = self.activation(h)
-            h = torch.baddbmm(b, h, w)
-        return h[..., 0].T
+            if w.shape[2] == 1:
+                h = (h * w[..., 0]).sum(2, keepdim=True) + b[:, 0]
+            else:
+                h = torch.baddbmm(b, h.transpose(0, 1), w).transpose(0, 1)
+        return h[..., 0]
 
     def paths(self, weights: Sequence[Tensor]) -> Float[Tensor, "i n"]:
         """Return, for each input and output, the product of such `weights` summed over all paths."""
