@@ -28,6 +28,7 @@ _PLACES = {
     "CapabilityError": "errors",
     "FitError": "errors",
     "StoreError": "errors",
+    "BlowUpError": "errors",
 }
 _PACKAGES = {
     "bench": "bench",

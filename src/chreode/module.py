@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,14 +34,15 @@ class Step:
         Steps taken so far.
     progress
         Share of the planned run, 0 to 1; 1 in validation, so that a warm-up never flatters it.
-    lr
-        Learning rate of the step, which proximal steps take too; 0 in validation.
+    rate
+        What the optimiser multiplies the gradient of each entry of a parameter by, which is how far its
+        proximal steps go; 0 in validation.
     """
 
     rng: Rng
     index: int
     progress: float
-    lr: float = 0.0
+    rate: Callable[[nn.Parameter], Tensor] = torch.zeros_like
 
     def warm_up(self, share: float) -> float:
         """Return a weight that rises from 0 to 1 over the first `share` of the run."""

@@ -24,7 +24,13 @@ def test_l1_is_the_mean_of_all_weights():
 def test_the_path_norm_is_a_product_of_matrices():
     field = field_of()
     a, b = (w[0].abs() for w in field.weights)
-    torch.testing.assert_close(sparsity.path_norm(field), (a @ b).mean())
+    torch.testing.assert_close(sparsity.path_norm(field), (a @ b).sum(0).mean())
+    with_skip = field_of(skip=True)
+    with torch.no_grad():
+        with_skip.skip.copy_(-torch.ones(3, 3))
+    assert float(sparsity.path_norm(with_skip) - sparsity.path_norm(field_of())) == pytest.approx(
+        3.0
+    )
 
 
 def test_open_gates_and_open_paths_are_probabilities():
@@ -33,9 +39,9 @@ def test_open_gates_and_open_paths_are_probabilities():
     torch.testing.assert_close(
         sparsity.open_gates(field), torch.cat([v.flatten() for v in p]).mean()
     )
-    torch.testing.assert_close(sparsity.open_paths(field), (p[0][0] @ p[1][0]).mean() / 4)
+    torch.testing.assert_close(sparsity.open_paths(field), (p[0][0] @ p[1][0]).sum(0).mean() / 4)
     masks = [torch.ones_like(v) for v in p]
-    torch.testing.assert_close(sparsity.open_paths(field, masks), torch.tensor(1.0))
+    torch.testing.assert_close(sparsity.open_paths(field, masks), torch.tensor(3.0))
 
 
 def test_groups_shrink_by_their_proximal_step():
@@ -63,7 +69,7 @@ def test_the_hierarchical_step_minimises_its_objective(seed):
     torch.manual_seed(seed)
     skip, w = torch.randn(1, 1).double(), torch.randn(1, 1, 5).double()
     step, ratio = 0.4, 1.7
-    found, weights = sparsity.hierarchical(skip, w, step, ratio)
+    found, weights = sparsity.hierarchical(skip, w, torch.full((1, 1), step).double(), ratio)
     assert (weights.abs() <= ratio * found.abs()[..., None] + 1e-12).all()
 
     def cost(b):
@@ -86,7 +92,7 @@ def test_the_hierarchical_step_minimises_its_objective(seed):
 
 def test_a_skip_of_nothing_closes_its_network():
     found, weights = sparsity.hierarchical(
-        torch.tensor([[0.05]]), 0.01 * torch.ones(1, 1, 3), 1.0, 2.0
+        torch.tensor([[0.05]]), 0.01 * torch.ones(1, 1, 3), torch.ones(1, 1), 2.0
     )
     assert not found.any()
     assert not weights.any()

@@ -1,8 +1,9 @@
 """Numbers with baselines: every bench returns a `Bench`, which prints, saves and reports itself."""
 
 from .augmentation import augmentation
+from .dynamics import dynamics
 from .generation import generation
 from .integration import integration
 from .table import Bench
 
-__all__ = ["Bench", "augmentation", "generation", "integration"]
+__all__ = ["Bench", "augmentation", "dynamics", "generation", "integration"]

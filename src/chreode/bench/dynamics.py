@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from .. import read
-from ..align import learn_spec, open_source
+from ..align import condition_code, learn_spec, open_source
 from ..data.series import SeriesBatch, SeriesSource
 from ..errors import BlowUpError, ConfigError, SchemaError
 from ..metrics import dynamics as measure
@@ -35,6 +35,14 @@ _MOST = 10_000
 
 
 @dataclass(frozen=True, eq=False)
+class Unseen:
+    """Series to be forecast, and the positions of genes that are absent from them throughout."""
+
+    batch: SeriesBatch
+    absent: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class _Given:
     """What every trial is given: series of the training cells and of every level, and what is true."""
 
@@ -43,7 +51,7 @@ class _Given:
     train: np.ndarray
     validation: np.ndarray
     learned: SeriesBatch
-    levels: Mapping[str, SeriesBatch]
+    levels: Mapping[str, Sequence[Unseen]]
     bandwidth: float
     signs: np.ndarray | None
     progress: bool | None
@@ -55,6 +63,7 @@ def dynamics(
     methods: Sequence[Model] = (),
     *,
     tests: Mapping[str, Any],
+    knockouts: Mapping[str, Any] | None = None,
     validation: Any = None,
     edges: pd.DataFrame | None = None,
     seeds: Sequence[int] = (0, 1, 2),
@@ -74,8 +83,12 @@ def dynamics(
     tests
         Cells to forecast (masks, positions or names) by how far they are from those learned from:
         ``{"new start": …, "new donor": …}``. All others are learned from.
+    knockouts
+        Cells without a gene, by its name (several as ``A+B``): forecast with what is known to be absent,
+        and judged by all other genes. They are not learned from.
     validation
-        Cells that models choose their strength by (default: as each model chooses).
+        Cells that models choose their strength by (default: as each model chooses). They are forecast too,
+        as the level *validation*.
     edges
         True edges, if they are known: ``source, target, sign``.
     seeds
@@ -96,7 +109,7 @@ def dynamics(
         if not isinstance(model, NeuralODE):
             raise ConfigError(f"{model.key} forecasts no paths, which this bench compares.")
     data = read.read(data)
-    given = _given(data, schema, tests, validation, edges, progress)
+    given = _given(data, schema, tests, knockouts or {}, validation, edges, progress)
     rows = [
         *(
             Contestant(name, "baseline", partial(_judge_baseline, learn))
@@ -105,22 +118,26 @@ def dynamics(
         *contestants(methods, lambda model: partial(_judge_model, model)),
     ]
     about = {**provenance(data, schema), "train": len(given.train), "levels": list(given.levels)}
-    return contest(
-        "dynamics",
-        rows,
-        _metric_table(given),
-        given,
-        about,
-        seeds=seeds,
-        into=into,
-        progress=progress,
-    )[0]
+    bench, outcomes = contest(
+        "dynamics", rows, _metric_table(given), given, about, seeds=seeds, into=into, progress=progress
+    )  # fmt: skip
+    further = {
+        name: pd.DataFrame(
+            {"method": method, "seed": seed, **row}
+            for method, of in outcomes.items()
+            for seed, outcome in of.items()
+            for row in outcome.row.get(name, [])
+        )
+        for name in ("by_class", "curves")
+    }
+    return replace(bench, **further)
 
 
 def _given(
     data: Data,
     schema: Schema,
     tests: Mapping[str, Any],
+    knockouts: Mapping[str, Any],
     validation: Any,
     edges: pd.DataFrame | None,
     progress: bool | None,  # noqa: FBT001 (tri-state)
@@ -131,18 +148,28 @@ def _given(
     role = "expression" if "expression" in named else "counts"
     roles = [role, "time", *({"trajectory"} & named)]
     everything = np.arange(data.n_obs)
-    levels = {name: read.positions(data, rows) for name, rows in tests.items()}
-    held_out = np.unique(np.concatenate([np.zeros(0, int), *levels.values()]))
+    rows = {name: read.positions(data, cells) for name, cells in tests.items()}
+    without = {genes: read.positions(data, cells) for genes, cells in knockouts.items()}
+    held_out = np.concatenate([np.zeros(0, int), *rows.values(), *without.values()])
     spare = np.zeros(0, int) if validation is None else read.positions(data, validation)
     train = np.setdiff1d(everything, np.concatenate([held_out, spare]))
     spec = learn_spec(data, schema, roles, everything)
     source = open_source(data, schema, spec, roles, {})
     span = source.columns["time"][train]
     bandwidth = BANDWIDTH * float(span.max() - span.min())
-    series = {
-        name: SeriesSource.of(source, known=rows, n_times=_MOST, bandwidth=bandwidth).series(rows)
-        for name, rows in {"": train, **levels}.items()
-    }
+
+    def series(known: np.ndarray) -> SeriesBatch:
+        of = SeriesSource.of(source, known=known, n_times=_MOST, bandwidth=bandwidth)
+        return of.series(known)
+
+    if len(spare):
+        rows["validation"] = spare
+    levels = {name: [Unseen(series(cells))] for name, cells in rows.items()}
+    if without:
+        levels["knock-out"] = [
+            Unseen(series(cells), condition_code(spec, "knockout", genes)[2])
+            for genes, cells in without.items()
+        ]
     signs = None
     if edges is not None:
         genes = pd.Index(spec.features[role])
@@ -150,8 +177,7 @@ def _given(
         signs[genes.get_indexer(edges["source"]), genes.get_indexer(edges["target"])] = edges[
             "sign"
         ]
-    learned = series.pop("")
-    return _Given(data, schema, train, spare, learned, series, bandwidth, signs, progress)
+    return _Given(data, schema, train, spare, series(train), levels, bandwidth, signs, progress)
 
 
 def _metric_table(given: _Given) -> pd.DataFrame:
@@ -173,6 +199,13 @@ def _metric_table(given: _Given) -> pd.DataFrame:
             ("signed_lift", "signed lift", "edges", np.nan, "that over its value by chance"),
             ("hamming", "Hamming", "edges", 0.0, "share of pairs called wrongly"),
             ("sign", "signs", "edges", 1.0, "share of right signs of true edges that were called"),
+            (
+                "spurious_zero",
+                "spurious 0",
+                "sparsity",
+                1.0,
+                "share of no effects of genes that drive none",
+            ),
         ]
     rows += [
         ("weights_zero", "weights 0", "sparsity", np.nan, "share of weights below 1e-5"),
@@ -185,12 +218,12 @@ def _metric_table(given: _Given) -> pd.DataFrame:
 def _judge_baseline(learn: Learn, seed: int, given: _Given) -> Result:  # noqa: ARG001 (no chance in them)
     start = time.perf_counter()
     found = learn(given.learned, given.bandwidth)
-    scores = _forecasts(given, found.forecast)
+    scores, by_class = _forecasts(given, found.forecast)
     if found.edges is not None:
-        scores |= {"edges_zero": measure.zeros(found.edges)}
-        if given.signs is not None:
-            scores |= measure.edge_precision(found.edges, given.signs)
-    return {"scores": scores, "converged": True, "seconds": time.perf_counter() - start}, {}
+        spread = given.learned.spread()
+        scores |= _of_edges(found.edges * spread[:, None] / spread, given.signs)
+    seconds = time.perf_counter() - start
+    return {"scores": scores, "by_class": by_class, "converged": True, "seconds": seconds}, {}
 
 
 def _judge_model(model: Model, seed: int, given: _Given) -> Result:
@@ -202,52 +235,75 @@ def _judge_model(model: Model, seed: int, given: _Given) -> Result:
     )
     seconds = time.perf_counter() - start
     module = fitted.module
-    scores = _forecasts(given, module.forecast)
-    edges = module.edges().numpy()
+    scores, by_class = _forecasts(given, module.forecast)
     weights = torch.cat([w.flatten() for w in module.field.effective()]).detach().numpy()
-    scores |= {"weights_zero": measure.zeros(weights), "edges_zero": measure.zeros(edges)}
-    if given.signs is not None:
-        scores |= measure.edge_precision(edges, given.signs)
-    return {
-        "scores": scores,
-        "converged": bool(fitted.provenance["converged"]),
-        "seconds": seconds,
-    }, {}
+    scores |= {
+        "weights_zero": measure.zeros(weights),
+        **_of_edges(module.edges().numpy(), given.signs),
+    }
+    curves = []
+    if "none" in fitted.history:
+        along = fitted.history.dropna(subset="none")
+        curves = along[["strength", "held_out", "none"]].to_dict("records")
+    converged = bool(fitted.provenance["converged"])
+    row = {"scores": scores, "by_class": by_class, "curves": curves}
+    return {**row, "converged": converged, "seconds": seconds}, {}
 
 
-def _forecasts(given: _Given, forecast: Any) -> dict[str, float]:
-    """Return the errors of every level; each series has the same say."""
+def _of_edges(edges: np.ndarray, signs: np.ndarray | None) -> dict[str, float]:
+    scores = {"edges_zero": measure.zeros(edges)}
+    if signs is None:
+        return scores
+    idle = ~signs.any(1)
+    if idle.any():
+        scores["spurious_zero"] = measure.zeros(edges[idle])
+    return {**scores, **measure.edge_precision(edges, signs)}
+
+
+def _forecasts(given: _Given, forecast: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Return the errors of every level, in which each series has the same say, and of every series."""
     centre = BASELINES["training mean"](given.learned, given.bandwidth).forecast
     scores: dict[str, float] = {}
-    for level, batch in given.levels.items():
-        smooth, _ = batch.smoothed(batch.times, given.bandwidth)
-        try:
-            with torch.no_grad():
-                found = forecast(batch).numpy()
-        except BlowUpError:
-            found = np.full(tuple(batch.values.shape), np.inf)
-        plain = centre(batch).numpy()
-        weight, even = (
-            batch.weight.numpy(),
-            batch.observed[..., None].expand_as(batch.weight).numpy(),
-        )
-        for key, truth, w in (
-            ("mse", batch.values, weight),
-            ("denoised", smooth, even.astype(float)),
-        ):
-            own, of_mean = (
-                float(np.mean(list(map(measure.forecast_error, guess, truth.numpy(), w))))
-                for guess in (found, plain)
-            )
-            name = "r2" if key == "mse" else "denoised_r2"
-            scores |= {
-                f"{key}, {level}": own,
-                f"{name}, {level}": measure.explained(own, of_mean),
-            }
-        if np.isfinite(found).all():
-            split = [
-                measure.scaling_error(*row)[0]
-                for row in zip(found, smooth.numpy(), even.astype(float), strict=True)
-            ]
-            scores[f"scaling, {level}"] = float(np.mean(split))
-    return scores
+    by_class = []
+    for level, tests in given.levels.items():
+        parts = pd.concat([_errors(given, test, forecast, centre) for test in tests])
+        by_class += [
+            {"class": f"{level}: {name}", "metric": key, "value": value}
+            for key in ("mse", "denoised")
+            for name, value in parts[key].items()
+        ]
+        mean = parts.mean()
+        scores |= {f"{key}, {level}": mean[key] for key in ("mse", "denoised", "scaling")}
+        scores |= {
+            f"{name}, {level}": measure.explained(mean[key], mean[f"{key} of mean"])
+            for name, key in (("r2", "mse"), ("denoised_r2", "denoised"))
+        }
+    return scores, by_class
+
+
+def _errors(given: _Given, test: Unseen, forecast: Any, centre: Any) -> pd.DataFrame:
+    """Return the errors of each series; infinite where a path blows up."""
+    batch = test.batch
+    kept = np.setdiff1d(np.arange(batch.values.shape[2]), test.absent)
+    try:
+        with torch.no_grad():
+            found = forecast(batch, test.absent).numpy()[..., kept]
+    except BlowUpError:
+        found = np.full((*batch.values.shape[:2], len(kept)), np.inf)
+    plain = centre(batch, test.absent).numpy()[..., kept]
+    values, weight = batch.values.numpy()[..., kept], batch.weight.numpy()[..., kept]
+    smooth = batch.smoothed(batch.times, given.bandwidth)[0].numpy()[..., kept]
+    even = (weight > 0).any(2, keepdims=True) * np.ones_like(weight)
+    rows = []
+    for guess, mean, truth, course, w, e in zip(
+        found, plain, values, smooth, weight, even, strict=True
+    ):
+        finite = np.isfinite(guess).all()
+        rows.append({
+            "mse": measure.forecast_error(guess, truth, w),
+            "mse of mean": measure.forecast_error(mean, truth, w),
+            "denoised": measure.forecast_error(guess, course, e),
+            "denoised of mean": measure.forecast_error(mean, course, e),
+            "scaling": measure.scaling_error(guess, course, e)[0] if finite else np.nan,
+        })  # fmt: skip
+    return pd.DataFrame(rows, index=batch.names)

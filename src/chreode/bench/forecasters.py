@@ -26,12 +26,12 @@ class Forecaster:
     Attributes
     ----------
     forecast
-        Returns the states of series at their times, from their starts.
+        Returns the states of series at their times, from their starts, without genes that are absent.
     edges
         Which gene drives which, row the driver, if it can say.
     """
 
-    forecast: Callable[[SeriesBatch], Float[Tensor, "s t g"]]
+    forecast: Callable[[SeriesBatch, tuple[int, ...]], Float[Tensor, "s t g"]]
     edges: Float[np.ndarray, "g g"] | None = None
 
 
@@ -40,13 +40,13 @@ Learn: TypeAlias = Callable[[SeriesBatch, float], Forecaster]
 
 def persistence(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG001 (one signature)
     """Nothing moves."""
-    return Forecaster(lambda batch: batch.start[:, None].expand_as(batch.values))
+    return Forecaster(lambda batch, _: batch.start[:, None].expand_as(batch.values))
 
 
 def mean(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG001 (one signature)
     """Everything is the mean of the training cells."""
     centre = (train.weight * train.values).sum((0, 1)) / train.weight.sum((0, 1)).clamp(min=1)
-    return Forecaster(lambda batch: centre.expand_as(batch.values))
+    return Forecaster(lambda batch, _: centre.expand_as(batch.values))
 
 
 def smoother(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG001 (one signature)
@@ -56,7 +56,7 @@ def smoother(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG00
     when = train.times.flatten()
     w, x = train.weight.flatten(0, 1), train.values.flatten(0, 1)
 
-    def forecast(batch: SeriesBatch) -> Tensor:
+    def forecast(batch: SeriesBatch, _: tuple[int, ...]) -> Tensor:
         kernel = torch.exp(
             -0.5 * ((batch.times[..., None].clamp(first, last) - when) / width).square()
         )
@@ -99,15 +99,18 @@ def _linear(a: Float[np.ndarray, "g g"], b: Float[np.ndarray, " g"]) -> Forecast
     whole = np.zeros((len(a) + 1, len(a) + 1))
     whole[:-1, :-1], whole[:-1, -1] = a, b
 
-    def forecast(batch: SeriesBatch) -> Tensor:
+    def forecast(batch: SeriesBatch, absent: tuple[int, ...]) -> Tensor:
         out = torch.empty_like(batch.values)
         known: dict[float, np.ndarray] = {}
+        moves = whole.copy()
+        moves[list(absent)] = 0.0
         for s, (start, begin) in enumerate(zip(batch.start, batch.begin, strict=True)):
             state, time = np.append(start.double().numpy(), 1.0), float(begin)
+            state[list(absent)] = 0.0
             for t, when in enumerate(batch.times[s].tolist()):
                 step = round(when - time, 9)
                 if step not in known:
-                    known[step] = expm(whole * step)
+                    known[step] = expm(moves * step)
                 state, time = known[step] @ state, when
                 out[s, t] = torch.from_numpy(state[:-1])
         return out

@@ -26,6 +26,10 @@ _COLUMNS = {
 }
 
 
+#: Tables that not every bench has.
+_FURTHER = ("by_class", "curves")
+
+
 @dataclass(frozen=True, eq=False)
 class Bench:
     """Scores of several methods on the same cells.
@@ -47,7 +51,11 @@ class Bench:
     labels
         Categories of the cells by what they are called, for pictures; not saved.
     by_class
-        Scores of single classes of cells, where a bench looks at them: method, seed, class, metric, value.
+        Scores of single classes of cells, where a bench looks at them (series, in one of
+        dynamics): method, seed, class, metric, value.
+    curves
+        What became of fits along rising strengths of a penalty, in a bench of dynamics: method, seed,
+        strength, error of held-out series, share of pairs without an effect.
     pairs
         Some real and some generated cells by method (first seed), raw counts in ``X`` and their class in
         ``obs["class"]``, for pictures; not saved.
@@ -61,6 +69,7 @@ class Bench:
     embeddings: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     labels: Mapping[str, pd.Series] = field(default_factory=dict, repr=False)
     by_class: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     pairs: Mapping[str, tuple[AnnData, AnnData]] = field(default_factory=dict, repr=False)
 
     def table(self) -> pd.DataFrame:
@@ -86,7 +95,7 @@ class Bench:
         """
         tables = {
             n: getattr(self, n).reset_index().to_dict("records")
-            for n in ("scores", "methods", "metrics", "by_class")
+            for n in ("scores", "methods", "metrics", *_FURTHER)
         }
         with store.aside(path) as made:
             made.write_text(
@@ -121,9 +130,10 @@ class Bench:
                 tables["methods"].set_index("method"),
                 tables["metrics"].set_index("metric"),
                 read["about"],
-                by_class=pd.DataFrame(read.get("by_class", [])).drop(
-                    columns="index", errors="ignore"
-                ),
+                **{
+                    n: pd.DataFrame(read.get(n, [])).drop(columns="index", errors="ignore")
+                    for n in _FURTHER
+                },
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path} is no saved bench ({error!r}).") from error

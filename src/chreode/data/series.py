@@ -69,6 +69,13 @@ class SeriesBatch:
         """Which times of each series are its own, shape (s, t)."""
         return (self.weight > 0).any(2)
 
+    def spread(self) -> Float[np.ndarray, " g"]:
+        """Return the standard deviation of each variable over all series; 1 where it is constant."""
+        total = self.weight.sum((0, 1)).clamp(min=1)
+        centre = (self.weight * self.values).sum((0, 1)) / total
+        found = ((self.weight * (self.values - centre).square()).sum((0, 1)) / total).sqrt().numpy()
+        return np.where(found > 0, found, 1.0)
+
     def smoothed(
         self, at: Float[Tensor, "s q"], bandwidth: float
     ) -> tuple[Float[Tensor, "s q g"], Float[Tensor, "s q g"]]:

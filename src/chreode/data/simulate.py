@@ -23,6 +23,17 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 
 from ..errors import ConfigError, near
+from .systems import GeneNetwork, Sampling, simulate_system
+
+__all__ = [
+    "GeneNetwork",
+    "Sampling",
+    "simulate_cells",
+    "simulate_citeseq",
+    "simulate_linear_gaussian",
+    "simulate_multiome",
+    "simulate_system",
+]
 
 _BLOCK = 2**19  # entries of a dense block of cells: 4 MiB of float64
 _N_LATENT = 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,9 @@ from .. import store
 from ..data.source import Source
 from ..module import Module
 from .phase import Phase, Run, Split, Trace
-from .sgd import SGD
+
+#: Sums of paths that count as none.
+_NONE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -21,34 +23,42 @@ class Path:
     """Learn under each strength in turn, and keep the sparsest fit that is as good as the best.
 
     As good: its mean error on the held-out series is within one standard error of the smallest one
-    (Breiman et al. 1984), or within 1 % where there are fewer than three series.
+    (Breiman et al. 1984), or within 1 % where there are fewer than five series.
 
-    The module offers ``strengthen(value)``, and ``errors(batch)``: the error of each series.
+    The module offers ``strengthen(value)``, ``errors(batch)`` (the error of each series), and
+    ``path_matrix()`` (0 where an input does not reach an output), whose share of zeros the history tells.
 
     Attributes
     ----------
-    sgd
+    stage
         How to learn at each strength.
     strengths
         Rising.
     """
 
     validates: ClassVar[bool] = True
-    sgd: SGD
+    stage: Phase
     strengths: tuple[float, ...]
 
+    def until(self, strength: float) -> Path:
+        """Return the way to one strength."""
+        return replace(self, strengths=tuple(s for s in self.strengths if s <= strength))
+
     def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
-        """Train ``phase.part`` in place."""
+        """Train ``phase.part`` in place; held-out series are judged as the phase sees them."""
         target, traces, states, errors = phase.target(module), [], [], []
+        seen = self.stage.view(module, source, split, run) if self.stage.view else source
         for number, strength in enumerate(self.strengths):
             target.strengthen(strength)
-            trace = self.sgd.learn(module, phase, source, split, run.for_phase(number))
+            own = run.for_phase(number)
+            trace = self.stage.learner.learn(module, self.stage, seen, split, own)
             traces.append(trace.history.assign(strength=strength))
-            states.append(store.clone_state(target))
             errors.append(_held_out(target, source, split, run))
+            zeros = float((target.path_matrix() <= _NONE).float().mean())
+            traces[-1].loc[traces[-1].index[-1], ["held_out", "none"]] = np.mean(errors[-1]), zeros
+            states.append(store.clone_state(target))
         chosen = choose(np.array(errors)) if len(split.validation) else len(self.strengths) - 1
         target.load_state_dict(states[chosen])
-        target.strengthen(self.strengths[chosen])
         note = f"{phase.name}: strength {self.strengths[chosen]:g} of {len(self.strengths)}"
         return Trace(pd.concat(traces, ignore_index=True), converged=True, notes=(note,))
 
@@ -57,7 +67,7 @@ def choose(errors: np.ndarray) -> int:
     """Return the last row of fits x series whose mean error is as good as the smallest."""
     means = np.nanmean(errors, 1)
     best = int(np.nanargmin(means))
-    if errors.shape[1] < 3:
+    if errors.shape[1] < 5:
         slack = 0.01 * means[best]
     else:  # the series are the same: what counts is by how much they differ between fits
         apart = errors - errors[best]

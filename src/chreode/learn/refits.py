@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from ..data.source import Source
+from .path import Path
 from .phase import Phase, Run, Split, Trace, bar
 
 
 @dataclass(frozen=True)
 class Refits:
-    """Learn anew under the strength that was chosen, on series drawn with replacement, `n` times.
+    """Learn anew, up to the strength that was chosen, on series drawn with replacement, `n` times.
 
     And as often where every gene has the path of another series, begun elsewhere: whatever edges that
-    has are chance. The module offers ``fresh()`` (a copy with new weights), and
+    has are chance. The module offers ``fresh()`` (new weights for the same data), and
     ``keep_refits(refits, of_chance)``.
 
     Attributes
@@ -36,13 +37,14 @@ class Refits:
         found: dict[str, list[Any]] = {"resampled": [], "exchanged": []}
         all_rows = replace(split, validation=split.validation[:0])
         quiet = replace(run, progress=False, checkpoint=None)
+        stages = [_until(stage, module) for stage in self.stages]
         with bar(2 * self.n, phase.name, run.progress) as shown:
             for how, refits in found.items():
                 for number in range(self.n):
                     own = replace(quiet, rng=run.rng.child(f"{how} {number}"))
                     with own.rng.scope("init"):
                         member = module.fresh()
-                    for stage in self.stages:
+                    for stage in stages:
                         assert stage.view is not None
                         seen: Any = stage.view(member, source, split, own)
                         seen = replace(seen, redrawn=how, generator=own.rng.seed, _made={})
@@ -51,3 +53,9 @@ class Refits:
                     shown.update()
         module.keep_refits(found["resampled"], found["exchanged"])
         return Trace(pd.DataFrame(), converged=True)
+
+
+def _until(stage: Phase, module: Any) -> Phase:
+    if not isinstance(stage.learner, Path):
+        return stage
+    return replace(stage, learner=stage.learner.until(float(module.strength)))

@@ -143,7 +143,6 @@ class _Loop:
     epoch: int = 0
     index: int = 0
     averaged: int = 0
-    lr: float = 0.0
     best: float = math.inf
     best_epoch: int = -1
     stopped: bool = False
@@ -182,8 +181,7 @@ class _Loop:
     def run_epoch(self) -> dict[str, float]:
         """Train one epoch, validate, and remember the best."""
         start = time.perf_counter()
-        self.lr = self._set_lr()
-        row: dict[str, float] = {"epoch": self.epoch, "lr": self.lr}
+        row: dict[str, float] = {"epoch": self.epoch, "lr": self._set_lr()}
         train = self._train()
         row |= train.result()
         if len(self.split.validation):
@@ -237,7 +235,7 @@ class _Loop:
         mean = _Mean("train", group)
         with self.run.rng.scope("noise"):
             for rows, batch in zip(joint, mine, strict=True):
-                step = Step(self.run.rng, self.index, self.index / self.steps, self.lr)
+                step = Step(self.run.rng, self.index, self.index / self.steps, self._rate)
                 own = () if group.alone else (group.rank,)
                 self.run.rng.seed_global("noise", self.index, *own)
                 with self._autocast():
@@ -278,6 +276,16 @@ class _Loop:
             if self.sgd.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, self.sgd.clip)
             self.optimisers[name].step()
+
+    def _rate(self, parameter: nn.Parameter) -> Tensor:
+        """Return what Adam multiplies the mean gradient of each entry by."""
+        for optimiser in self.optimisers.values():
+            if parameter in optimiser.state:
+                group, state = optimiser.param_groups[0], optimiser.state[parameter]
+                second = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+                rate: Tensor = group["lr"] / (second.sqrt() + group["eps"])
+                return rate
+        return torch.zeros_like(parameter)
 
     def _validate(self, names: Iterable[str]) -> _Mean:
         self.target.eval()

@@ -16,8 +16,11 @@ def l1(field: VectorField) -> Float[Tensor, ""]:
 
 
 def path_norm(field: VectorField) -> Float[Tensor, ""]:
-    """Return mean_ij (|W¹| |W²| … |Wᴸ|)_ij, what C-NODE makes small (Aliee et al. 2021, equation 6)."""
-    return field.paths([w.abs() for w in field.effective()]).mean()
+    """Return mean_j Σ_i (|W¹| |W²| … |Wᴸ|)_ij, what C-NODE makes small (Aliee et al. 2021, equation 6).
+
+    There it is the mean over inputs too; of the sum a weight means the same for few inputs and for many.
+    """
+    return field.reach().sum(0).mean()
 
 
 def open_gates(field: VectorField) -> Float[Tensor, ""]:
@@ -27,23 +30,18 @@ def open_gates(field: VectorField) -> Float[Tensor, ""]:
 
 
 def open_paths(field: VectorField, masks: list[Tensor] | None = None) -> Float[Tensor, ""]:
-    """Return mean_ij (Z¹ Z² … Zᴸ)_ij per path: of the probabilities that gates are open, or of `masks`."""
+    """Return mean_j Σ_i of the share of paths from i to j that is open, by probabilities or by `masks`."""
     gates = (
         field.opened()
         if masks is None
         else [m.expand_as(w) for m, w in zip(masks, field.weights, strict=True)]
     )
-    return field.paths(gates).mean() / field.paths([torch.ones_like(g) for g in gates]).mean()
-
-
-def groups(field: VectorField, adaptive: Float[Tensor, "k n"]) -> Float[Tensor, ""]:
-    """Return Σ_ij a_ij ‖W¹_j[i, :]‖₂ over the edges i → j (Bellot, Branson and van der Schaar 2022)."""
-    return (adaptive * field.weights[0].norm(dim=2)).mean()
+    return (field.paths(gates) / field.paths([torch.ones_like(g) for g in gates])).sum(0).mean()
 
 
 @torch.no_grad()
 def shrink_groups(field: VectorField, step: Float[Tensor, "k n"]) -> None:
-    """Take the proximal step of `groups`: every edge's weights become shorter by `step`, or 0."""
+    """Take the proximal step of Σ_ij ‖W¹_j[i, :]‖₂: an edge's weights become shorter by `step`, or 0."""
     w = field.weights[0]
     length = w.norm(dim=2, keepdim=True)
     w.mul_((1 - step[..., None] / length.clamp(min=1e-12)).clamp(min=0))
@@ -51,7 +49,7 @@ def shrink_groups(field: VectorField, step: Float[Tensor, "k n"]) -> None:
 
 @torch.no_grad()
 def hierarchical(
-    skip: Float[Tensor, "k n"], w: Float[Tensor, "k n h"], step: float, ratio: float
+    skip: Float[Tensor, "k n"], w: Float[Tensor, "k n h"], step: Float[Tensor, "k n"], ratio: float
 ) -> tuple[Float[Tensor, "k n"], Float[Tensor, "k n h"]]:
     """Take LassoNet's proximal step: skip weights shrink by `step`, an edge's |w| are ≤ ratio |skip|.
 
@@ -63,7 +61,11 @@ def hierarchical(
     m = torch.arange(w.shape[2] + 1, device=w.device)
     total = torch.cat([torch.zeros_like(size[..., :1]), size.cumsum(2)], 2)
     # candidates with the m largest weights at the bound
-    bound = ratio / (1 + m * ratio**2) * (skip.abs()[..., None] + ratio * total - step).clamp(min=0)
+    bound = (
+        ratio
+        / (1 + m * ratio**2)
+        * (skip.abs()[..., None] + ratio * total - step[..., None]).clamp(min=0)
+    )
     lower = torch.cat([size, torch.zeros_like(size[..., :1])], 2)
     at = (bound >= lower).int().argmax(2, keepdim=True)  # the first that holds
     bound = bound.gather(2, at)

@@ -23,7 +23,7 @@ class PathNorm(Dynamics):
 class CNODE(Penalised):
     """A neural ODE with few strong paths from inputs to outputs.
 
-    Penalty: mean_ij (|W¹| |W²| … |Wᴸ|)_ij. Paths become small, never 0.
+    Penalty: mean_j Σ_i (|W¹| |W²| … |Wᴸ|)_ij. Paths become small, never 0.
 
     References
     ----------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -32,8 +34,8 @@ class Groups(Dynamics):
     def after_step(self, step: Step) -> None:
         """Take the proximal step: the penalty is no part of the objective."""
         if self.strength:
-            shorter = float(self.strength) * step.lr * self.adaptive
-            sparsity.shrink_groups(self.field, shorter)
+            rate = step.rate(self.field.weights[0]).mean(2)
+            sparsity.shrink_groups(self.field, self.strength * rate * self.adaptive / len(rate))
 
 
 @config
@@ -47,7 +49,13 @@ class GroupLasso(Penalised):
     Bellot, Branson and van der Schaar (2022), Neural graphical modelling in continuous-time, ICLR.
     """
 
-    hidden: tuple[int, ...] = param((16,), "Widths of the network of each output.", low=1)
+    per_output: ClassVar[bool] = True
+
+    strengths: tuple[float, ...] = param(
+        (0.0005, 0.001, 0.002, 0.004, 0.008),
+        "Weights to choose from, each fit begun at the last one.",
+        low=0,
+    )
 
     def build(self, spec: Spec) -> Groups:
         """Return the untrained tensors."""
@@ -55,4 +63,4 @@ class GroupLasso(Penalised):
 
     def field(self, n: int) -> VectorField:
         """Return the untrained velocity of `n` genes."""
-        return VectorField(n, self.hidden, per_output=True, activation=self.activation)
+        return VectorField(n, self.widths(n), per_output=True, activation=self.activation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config import config
+from ..config import config, param
 from ..losses import sparsity
 from ..nn.vectorfield import VectorField
 from ..schema import Spec
@@ -29,10 +29,16 @@ class L0(Penalised):
     Louizos, Welling and Kingma (2018), Learning Sparse Neural Networks through L0 Regularization, ICLR.
     """
 
+    strengths: tuple[float, ...] = param(
+        (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        "Weights to choose from, each fit begun at the last one.",
+        low=0,
+    )
+
     def build(self, spec: Spec) -> FewWeights:
         """Return the untrained tensors."""
         return FewWeights(self, spec, self.field(self.width(spec)))
 
     def field(self, n: int) -> VectorField:
         """Return the untrained velocity of `n` genes."""
-        return VectorField(n, self.hidden, activation=self.activation, gates="weights")
+        return VectorField(n, self.widths(n), activation=self.activation, gates="weights")

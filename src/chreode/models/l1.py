@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config import config
+from ..config import config, param
 from ..losses import sparsity
 from ..schema import Spec
 from .neuralode import Dynamics, Penalised
@@ -27,6 +27,12 @@ class L1(Penalised):
     ----------
     Tibshirani (1996), Regression shrinkage and selection via the lasso, JRSS B 58:267.
     """
+
+    strengths: tuple[float, ...] = param(
+        (0.3, 1.0, 3.0, 10.0, 30.0),
+        "Weights to choose from, each fit begun at the last one.",
+        low=0,
+    )
 
     def build(self, spec: Spec) -> SmallWeights:
         """Return the untrained tensors."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from typing import ClassVar
 
 from ..config import config, param
 from ..losses import sparsity
@@ -21,23 +17,15 @@ class Skipped(Dynamics):
 
     options: LassoNet
 
-    def __init__(self, options: LassoNet, spec: Spec, field: VectorField) -> None:
-        super().__init__(options, spec, field)
-        self.skip = nn.Parameter(0.1 * torch.randn(field.n, field.n) / field.n**0.5)
-
-    def velocity(self) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
-        """Return f for one solve."""
-        networks = super().velocity()
-        return lambda x: networks(x) + x @ self.skip.T
-
     def after_step(self, step: Step) -> None:
         """Take the proximal step: the penalty is no part of the objective."""
         if self.strength:
-            shorter = float(self.strength) * step.lr
+            assert self.field.skip is not None
+            shorter = self.strength * step.rate(self.field.skip) / len(self.centre)
             skip, first = sparsity.hierarchical(
-                self.skip, self.field.weights[0], shorter, self.options.ratio
+                self.field.skip, self.field.weights[0], shorter, self.options.ratio
             )
-            self.skip.data.copy_(skip)
+            self.field.skip.data.copy_(skip)
             self.field.weights[0].data.copy_(first)
 
 
@@ -53,7 +41,13 @@ class LassoNet(Penalised):
     Lemhadri, Ruan, Abraham and Tibshirani (2021), LassoNet: A Neural Network with Feature Sparsity, JMLR.
     """
 
-    hidden: tuple[int, ...] = param((16,), "Widths of the network of each output.", low=1)
+    per_output: ClassVar[bool] = True
+
+    strengths: tuple[float, ...] = param(
+        (0.03, 0.06, 0.12, 0.25, 0.5),
+        "Weights to choose from, each fit begun at the last one.",
+        low=0,
+    )
     ratio: float = param(10.0, "M: how much larger network weights may be than linear ones.", low=0)
 
     def build(self, spec: Spec) -> Skipped:
@@ -62,4 +56,6 @@ class LassoNet(Penalised):
 
     def field(self, n: int) -> VectorField:
         """Return the untrained velocity of `n` genes."""
-        return VectorField(n, self.hidden, per_output=True, activation=self.activation)
+        return VectorField(
+            n, self.widths(n), per_output=True, activation=self.activation, skip=True
+        )

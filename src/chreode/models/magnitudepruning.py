@@ -56,4 +56,4 @@ class MagnitudePruning(Penalised):
 
     def field(self, n: int) -> VectorField:
         """Return the untrained velocity of `n` genes."""
-        return VectorField(n, self.hidden, activation=self.activation, gates="kept")
+        return VectorField(n, self.widths(n), activation=self.activation, gates="kept")

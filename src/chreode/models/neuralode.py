@@ -26,7 +26,7 @@ from ..learn.rng import Rng
 from ..learn.sgd import SGD
 from ..model import Model
 from ..module import Loss, Module, Step
-from ..nn.vectorfield import VectorField
+from ..nn.vectorfield import Gates, VectorField
 from ..ode import trajectory
 from ..read import Data
 from ..schema import Spec
@@ -35,6 +35,8 @@ from ..schema import Spec
 REFERENCES = 200
 #: Steps of an epoch, about: between looks at the held-out series.
 EVERY = 20
+#: What a module knows of its data before it learns.
+_OF_DATA = ("centre", "scale", "clock", "references", "plane", "starts", "begins", "started")
 #: Trajectories of which whole ones can be spared to validate on.
 MANY = 10
 
@@ -106,21 +108,20 @@ class Dynamics(Module):
         )
 
     def loss(self, batch: SeriesBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
-        """Return the squared error of slopes or of paths, and the penalty."""
+        """Return the squared error, as a share of what standing still would have, and the penalty."""
         if batch.slopes is not None:
             fit = self.matched(batch)
         else:  # every cell has the same say
-            fit = self._errors(batch).sum() / batch.weight.sum()
+            fit = self._errors(batch).sum() / self._still(batch)
         penalty = self.penalty()
         return Loss({"model": fit + self.strength * penalty}, {"fit": fit, "penalty": penalty})
 
     def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return the squared error of slopes, as a share of their variance."""
+        """Return the squared error of slopes, of each gene as a share of their size."""
         assert batch.slopes is not None
         seen = batch.weight[..., 0] > 0
         slopes = batch.slopes[seen] * (self.length / self.scale)
-        error = self.velocity()(self.inside(batch.values)[seen]) - slopes
-        return error.square().mean() / slopes.square().mean()
+        return unexplained(self.velocity("estimated")(self.inside(batch.values)[seen]), slopes)
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return what `strength` weighs, under the gates of the last solve."""
@@ -137,10 +138,13 @@ class Dynamics(Module):
         except BlowUpError:
             return batch.start.new_full((len(batch),), math.inf)
 
-    def forecast(self, batch: SeriesBatch) -> Float[Tensor, "s t g"]:
-        """Return the expression of series at their times, from their starts."""
+    def forecast(self, batch: SeriesBatch, absent: tuple[int, ...] = ()) -> Float[Tensor, "s t g"]:
+        """Return the expression of series at their times, from their starts, without some genes."""
+        start, clamped = self.without(
+            self.inside(batch.start), torch.tensor(absent, dtype=torch.long)
+        )
         with self.named(batch.names):
-            found = self.expected(self.inside(batch.start), batch.times, batch.begin)
+            found = self.expected(start, batch.times, batch.begin, clamped)
         return found * self.scale + self.centre
 
     def _errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
@@ -150,6 +154,10 @@ class Dynamics(Module):
                 start = start + self.options.jitter * torch.randn_like(start)
             found = self.integrate(start, batch.times, batch.begin)
         return (batch.weight * (found - self.inside(batch.values)).square()).sum((1, 2))
+
+    def _still(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+        away = (batch.values - batch.start[:, None]) / self.scale
+        return (batch.weight * away.square()).sum().clamp(min=1e-6 * float(batch.weight.sum()))
 
     # the solve
 
@@ -162,10 +170,28 @@ class Dynamics(Module):
         """Return expression, centred and scaled."""
         return (x - self.centre) / self.scale
 
-    def velocity(self) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
-        """Return f for one solve: gates are drawn once while it learns, and settled otherwise."""
-        self.field.settle(random=self.training)
+    def velocity(
+        self, gates: Gates = "sample"
+    ) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
+        """Return f for one solve: while it learns gates are drawn once, or as told; then settled."""
+        self.field.settle(self.gates_as(gates))
         return self.field.solved()
+
+    def gates_as(self, told: Gates) -> Gates:
+        """Return how gates are taken: open without a penalty, lest those close that nothing closes."""
+        if not self.strength:
+            return "ones"
+        return told if self.training else "settled"
+
+    def without(
+        self, x: Float[Tensor, "s g"], genes: Int[Tensor, " k"]
+    ) -> tuple[Float[Tensor, "s g"], Int[Tensor, " k"] | None]:
+        """Return scaled states without expression of some genes, and which are to be held so."""
+        if not len(genes):
+            return x, None
+        x = x.clone()
+        x[:, genes] = (-self.centre / self.scale)[genes]
+        return x, genes
 
     def free(self, clamped: Int[Tensor, " k"] | None) -> Float[Tensor, " g"]:
         """Return 1 for genes that move, and 0 for those that are held."""
@@ -173,6 +199,12 @@ class Dynamics(Module):
         if clamped is not None:
             keep[clamped] = 0.0
         return keep
+
+    def path_matrix(self) -> Float[Tensor, "g g"]:
+        """Return Σ |W¹| |W²| … over all paths from each gene to each: 0 where there is none."""
+        self.field.settle(self.gates_as("settled"))
+        with torch.no_grad():
+            return self.field.reach()
 
     def integrate(
         self,
@@ -229,10 +261,10 @@ class Dynamics(Module):
     # refits
 
     def fresh(self) -> Dynamics:
-        """Return new weights under the same penalty, for a refit."""
+        """Return new weights for the same data, for a refit."""
         other = replace(self.options, n_refits=0).build(self.spec)
-        told = {name: b for name, b in self.named_buffers() if not name.startswith("members.")}
-        other.load_state_dict({**other.state_dict(), **told})
+        for name in _OF_DATA:
+            getattr(other, name).copy_(getattr(self, name))
         return other
 
     def keep_refits(self, refits: Sequence[Dynamics], of_chance: Sequence[Dynamics]) -> None:
@@ -280,11 +312,9 @@ class Dynamics(Module):
     def _carried(
         self, batch: CellBatch, to: CellBatch, at: Float[Tensor, "b t"]
     ) -> Float[Tensor, "b t g"]:
-        x, now, clamped = self.inside(batch.log_expression()), batch["time"], None
-        if "knockout" in to.columns:
-            clamped = to["knockout"][0]
-            x = x.clone()
-            x[:, clamped] = (-self.centre / self.scale)[clamped]  # no expression
+        absent = to["knockout"][0] if "knockout" in to.columns else torch.zeros(0, dtype=torch.long)
+        x, clamped = self.without(self.inside(batch.log_expression()), absent)
+        now = batch["time"]
         with self.named([f"the path of cell {r}" for r in batch.rows.tolist()]):
             after = self.expected(x, at.maximum(now[:, None]), now, clamped)
             before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
@@ -322,6 +352,12 @@ class Dynamics(Module):
         return torch.stack(parts).sum(0).T / len(at)
 
 
+def unexplained(found: Float[Tensor, "n g"], truth: Float[Tensor, "n g"]) -> Float[Tensor, ""]:
+    """Return the mean over genes of the squared error as a share of the square; of tiny genes less."""
+    size = truth.square().mean(0)
+    return ((found - truth).square().mean(0) / size.clamp(min=0.01 * float(size.mean()))).mean()
+
+
 @config
 class NeuralODE(Model):
     """States that move by a velocity, which a network reads from the state.
@@ -344,9 +380,16 @@ class NeuralODE(Model):
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "log1p CP10k"
     extends: ClassVar[bool] = False
     inverts: ClassVar[bool] = True
+    #: Whether every output has a network of its own.
+    per_output: ClassVar[bool] = False
 
     n_latent: int = param(10, "Dimensions in which `embed` places cells.", low=1)
-    hidden: tuple[int, ...] = param((128,), "Widths of the hidden layers.", low=1)
+    hidden: tuple[int, ...] | None = param(
+        None,
+        "Widths of the hidden layers; None: 128, or of a network for each output 16, and fewer beyond "
+        "100 genes.",
+        low=1,
+    )
     activation: Literal["elu", "tanh", "silu"] = param("silu", "Between layers.")
     n_times: int = param(100, "Most time points of a series; cells are averaged to as many.", low=2)
     bandwidth: float = param(
@@ -359,7 +402,7 @@ class NeuralODE(Model):
     span: float = param(0.15, "Length of the pieces, as a share of the time.", low=0.01, high=1)
     path_steps: int = param(200, "Steps on whole paths.", low=0)
     jitter: float = param(
-        0.2, "Noise of the starts while it learns, in standard deviations of a gene.", low=0
+        0.5, "Noise of the starts while it learns, in standard deviations of a gene.", low=0
     )
     n_refits: int = param(
         0,
@@ -378,19 +421,27 @@ class NeuralODE(Model):
 
     def field(self, n: int) -> VectorField:
         """Return the untrained velocity of `n` genes."""
-        return VectorField(n, self.hidden, activation=self.activation)
+        return VectorField(n, self.widths(n), activation=self.activation)
+
+    def widths(self, n: int) -> tuple[int, ...]:
+        """Return the widths of hidden layers: all first layers together have 1,600 units at the most."""
+        each = (max(2, min(16, 1600 // n)),) if self.per_output else (128,)
+        return each if self.hidden is None else self.hidden
 
     def phases(self) -> list[Phase]:
-        """Slopes, pieces, whole paths."""
-        stages = ("slopes", self.match_steps, 0.0), ("pieces", self.piece_steps, self.span)
-        found = [self.phase(self.sgd(n), n, span, name) for name, n, span in stages if n]
-        again = Phase(Refits(self.n_refits, tuple(found)), name="refits")
-        last = [self.last_phase()] if self.path_steps else []
-        return [*found, *last, *([again] if self.n_refits else [])]
+        """Slopes, pieces, whole paths, and refits."""
+        refits = Phase(Refits(self.n_refits, tuple(self.first())), name="refits")
+        return [*self.first(), *self.whole(), *([refits] if self.n_refits else [])]
 
-    def last_phase(self) -> Phase:
+    def first(self) -> list[Phase]:
+        """Return the stages before whole paths: what a refit is."""
+        stages = ("slopes", self.match_steps, 0.0), ("pieces", self.piece_steps, self.span)
+        return [self.phase(self.sgd(n), n, span, name) for name, n, span in stages if n]
+
+    def whole(self) -> list[Phase]:
         """Return the stage of whole paths."""
-        return self.phase(self.sgd(self.path_steps, 0.3), self.path_steps, None, "paths")
+        n = self.path_steps
+        return [self.phase(self.sgd(n, 0.3), n, None, "paths")] if n else []
 
     def sgd(self, steps: int, share: float = 1.0) -> SGD:
         """Return a learner of so many steps, at a share of the learning rate."""
@@ -445,16 +496,18 @@ class Penalised(NeuralODE):
         None, "Weight of the penalty; None: chosen of `strengths` on held-out series.", low=0
     )
     strengths: tuple[float, ...] = param(
-        (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        (0.001, 0.003, 0.006, 0.012, 0.025),
         "Weights to choose from, each fit begun at the last one.",
         low=0,
     )
+    match_steps: int = param(300, "Steps on slopes, without a penalty and under each.", low=1)
 
-    def last_phase(self) -> Phase:
-        """Return the stage of whole paths, under each strength in turn."""
+    def first(self) -> list[Phase]:
+        """Slopes without a penalty and under each strength, then pieces under the best."""
         strengths = self.strengths if self.strength is None else (self.strength,)
-        path = Path(self.sgd(self.path_steps), tuple(sorted(strengths)))
-        return self.phase(path, self.path_steps, None, "strengths")
+        slopes, *pieces = super().first()
+        path = Path(slopes, tuple(sorted(strengths)))
+        return [slopes, Phase(path, name="strengths", view=self.view(None)), *pieces]
 
 
 def _epochs(steps: int) -> int:

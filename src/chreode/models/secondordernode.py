@@ -10,7 +10,7 @@ from ..config import config
 from ..data.series import SeriesBatch
 from ..nn.vectorfield import VectorField
 from ..schema import Spec
-from .neuralode import Dynamics, NeuralODE
+from .neuralode import Dynamics, NeuralODE, unexplained
 
 
 class SecondOrder(Dynamics):
@@ -18,10 +18,10 @@ class SecondOrder(Dynamics):
 
     def __init__(self, options: NeuralODE, spec: Spec, field: VectorField) -> None:
         super().__init__(options, spec, field)
-        self.first = VectorField(field.n, options.hidden, activation=options.activation)
+        self.first = VectorField(field.n, options.widths(field.n), activation=options.activation)
 
     def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return the squared errors of velocities and accelerations, as shares of their variances."""
+        """Return the squared errors of velocities and accelerations, as shares of their sizes."""
         assert batch.slopes is not None
         assert batch.bends is not None
         length = self.clock[1] - self.clock[0]
@@ -29,8 +29,7 @@ class SecondOrder(Dynamics):
         x = self.inside(batch.values)[seen]
         v, a = (d[seen] * length**k / self.scale for k, d in ((1, batch.slopes), (2, batch.bends)))
         state = torch.cat([x, v], 1)
-        errors = (self.first(x) - v).square().mean() / v.square().mean()
-        return errors + (self.velocity()(state) - a).square().mean() / a.square().mean()
+        return unexplained(self.first(x), v) + unexplained(self.velocity()(state), a)
 
     def integrate(
         self,
@@ -82,4 +81,4 @@ class SecondOrderNODE(NeuralODE):
 
     def field(self, n: int) -> VectorField:
         """Return the untrained acceleration of `n` genes."""
-        return VectorField(n, self.hidden, inputs=2 * n, activation=self.activation)
+        return VectorField(n, self.widths(n), inputs=2 * n, activation=self.activation)

@@ -51,10 +51,17 @@ class HardConcrete(nn.Module):
         """Return the probability that each gate is not 0."""
         return torch.sigmoid(self.log_alpha - BETA * math.log(-GAMMA / ZETA))
 
+    def ones(self) -> Float[Tensor, "*shape"]:
+        """Return every gate open."""
+        return torch.ones_like(self.slow)
+
+    def estimated(self) -> Float[Tensor, "*shape"]:
+        """Return the gates without chance (equation 13), in which gradients see how to close them."""
+        return (torch.sigmoid(self.log_alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
     def settled(self) -> Float[Tensor, "*shape"]:
         """Return the gates without chance, exactly 0 where 0 is the likelier."""
-        z = (torch.sigmoid(self.log_alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-        return z * (self.opened() > 0.5)
+        return self.estimated() * (self.opened() > 0.5)
 
 
 class Kept(nn.Module):
@@ -70,4 +77,4 @@ class Kept(nn.Module):
         """Return the gates."""
         return self.mask
 
-    opened = settled = sample
+    opened = estimated = settled = ones = sample

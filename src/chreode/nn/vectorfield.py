@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,8 @@ _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
     "silu": nn.functional.silu,
 }
+#: How gates are taken: a method of theirs.
+Gates: TypeAlias = Literal["sample", "estimated", "settled", "ones"]
 
 
 class VectorField(nn.Module):
@@ -42,6 +44,8 @@ class VectorField(nn.Module):
         Probability at the start that a gate is closed: of the first layer's, and of the others'.
     speed
         Of the gates (see `HardConcrete`).
+    skip
+        Add linear terms, which the gates of edges close too.
     linear_from
         Layers after which no activation follows, from this one on (published: 1).
     """
@@ -57,6 +61,7 @@ class VectorField(nn.Module):
         gates: Literal["weights", "edges", "inputs", "kept"] | None = None,
         closed: tuple[float, float] = (0.2, 0.5),
         speed: float = 10.0,
+        skip: bool = False,
         linear_from: int | None = None,
     ) -> None:
         super().__init__()
@@ -76,17 +81,25 @@ class VectorField(nn.Module):
                 self.gates.append(HardConcrete(*shape, closed=closed[min(layer, 1)], speed=speed))
             if gates == "kept":
                 self.gates.append(Kept(k, a, b))
+        self.skip = nn.Parameter(torch.zeros(n, widths[0])) if skip else None
         self.masks: list[Tensor] | None = None
 
-    def settle(self, *, random: bool) -> None:
-        """Fix the gates for the calls that follow: drawn, or without chance."""
-        self.masks = [gate.sample() if random else gate.settled() for gate in self.gates]
+    def settle(self, how: Gates = "settled") -> None:
+        """Fix the gates for the calls that follow, by one of their methods."""
+        self.masks = [getattr(gate, how)() for gate in self.gates]
 
     def effective(self) -> list[Float[Tensor, "k a b"]]:
         """Return the weights behind their gates."""
         masks = self.masks or [gate.settled() for gate in self.gates]
         gated = [w * m for w, m in zip(self.weights, masks, strict=False)]
         return [*gated, *list(self.weights)[len(gated) :]]
+
+    def linear(self) -> Float[Tensor, "n i"] | None:
+        """Return the linear terms behind the gates of edges, if there are any."""
+        if self.skip is None or not self.gates:
+            return self.skip
+        masks = self.masks or [gate.settled() for gate in self.gates]
+        return self.skip * masks[0][..., 0]
 
     def forward(self, x: Float[Tensor, "s i"]) -> Float[Tensor, "s n"]:
         """Return the velocity of each state."""
@@ -98,10 +111,12 @@ class VectorField(nn.Module):
         weights, biases = self.effective(), list(self.biases)
         if not self.per_output:
             flat = [(w[0], b[0]) for w, b in zip(weights, biases, strict=True)]
-            return partial(self._together, flat)
-        # what all networks read is one product of matrices
-        first = weights[0].transpose(0, 1).flatten(1), biases[0].flatten()
-        return partial(self._apart, first, list(zip(weights[1:], biases[1:], strict=True)))
+            networks = partial(self._together, flat)
+        else:  # what all networks read is one product of matrices
+            first = weights[0].transpose(0, 1).flatten(1), biases[0].flatten()
+            networks = partial(self._apart, first, list(zip(weights[1:], biases[1:], strict=True)))
+        linear = self.linear()
+        return networks if linear is None else lambda x: torch.addmm(networks(x), x, linear.T)
 
     def _together(self, layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
         for layer, (w, b) in enumerate(layers):
@@ -130,6 +145,12 @@ class VectorField(nn.Module):
         for w in weights[1:]:
             product = product @ w
         return product[..., 0].T if self.per_output else product[0]
+
+    def reach(self) -> Float[Tensor, "i n"]:
+        """Return Σ |W¹| |W²| … over all paths from each input to each output, 0 where there is none."""
+        paths = self.paths([w.abs() for w in self.effective()])
+        linear = self.linear()
+        return paths if linear is None else paths + linear.abs().T
 
     def opened(self) -> list[Float[Tensor, "k a b"]]:
         """Return the probability that each weight's gate is open; 1 where there is none."""

@@ -154,13 +154,13 @@ def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) 
     return ax
 
 
-def sparsity_curve(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the error of held-out series, and of training ones, over the strength of the penalty.
+def sparsity_curve(history: pd.DataFrame) -> Figure:
+    """Draw errors, and how many pairs of genes are without an effect, over the strength of the penalty.
 
     Parameters
     ----------
     history
-        Of a fit along strengths: rows with ``strength``, ``train_fit`` and ``validation_fit``.
+        Of a fit along strengths: rows with ``strength``, ``train_fit``, ``validation_fit`` and ``none``.
 
     Raises
     ------
@@ -172,15 +172,22 @@ def sparsity_curve(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             "This fit has one strength only: leave strength at None, and give strengths."
         )
     last = history.dropna(subset="strength").groupby("strength").last()
-    ax = axes(ax, 3.6, 2.6)
+    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    errors, zeros = figure.subplots(1, 2)
     for colour, part in zip((PALETTE[0], PALETTE[5]), ("train", "validation"), strict=True):
         if f"{part}_fit" in last and last[f"{part}_fit"].notna().any():
-            ax.plot(last.index, last[f"{part}_fit"], "o-", color=colour, markersize=4, label=part)
-    ax.set_xscale("symlog", linthresh=float(min(s for s in last.index if s > 0)))
-    ax.set(xlabel="strength of the penalty", ylabel="mean squared error, scaled")
-    ax.legend(frameon=False, fontsize="small")
-    bare(ax)
-    return ax
+            errors.plot(
+                last.index, last[f"{part}_fit"], "o-", color=colour, markersize=4, label=part
+            )
+    errors.set(ylabel="mean squared error, scaled", ylim=(0, None))
+    errors.legend(frameon=False, fontsize="small")
+    zeros.plot(last.index, last["none"], "o-", color=PALETTE[0], markersize=4)
+    zeros.set(ylabel="share of pairs without a path", ylim=(-0.02, 1.02))
+    for ax in (errors, zeros):
+        ax.set_xscale("symlog", linthresh=float(min(s for s in last.index if s > 0)))
+        ax.set_xlabel("strength of the penalty")
+        bare(ax)
+    return figure
 
 
 def _path(fitted: Fitted, start: str) -> AnnData:

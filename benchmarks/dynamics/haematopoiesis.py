@@ -1,0 +1,81 @@
+"""Forecasts of three lineages of blood for donors never seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+
+import chreode as ch
+
+from ..common import Row
+from .fits import METHODS, judge
+from .report import across, against
+
+LINEAGES, LEARNED, DONORS = ("B", "eryth", "mono"), "12", ("11", "21", "36")
+SEEDS = (0, 1, 2)
+
+
+def cases() -> list[Row]:
+    return [{"seed": seed, "method": name} for name in ("baselines", *METHODS) for seed in SEEDS]
+
+
+def cells_of(data: Path) -> anndata.AnnData:
+    """Return the cells of all lineages and donors in the order of pseudotime, without the ends of each."""
+    values, tables = [], []
+    for donor in (LEARNED, *DONORS):
+        for lineage in LINEAGES:
+            place = data / "haematopoiesis_trajectories" / f"{lineage}_{donor}_norm.csv.gz"
+            table = pd.read_csv(place, sep="\t", index_col=0).sort_index(kind="stable")
+            table = table.iloc[10:-20]  # as published
+            time = table.index.to_numpy(float)
+            values.append(table)
+            tables.append(pd.DataFrame({
+                "time": (time - time.min()) / np.ptp(time), "donor": donor, "path": f"{lineage} {donor}",
+            }))  # fmt: skip
+    obs = pd.concat(tables, ignore_index=True)
+    obs.index = obs.index.astype(str)
+    x = pd.concat(values)
+    return anndata.AnnData(
+        x.to_numpy(np.float32), obs=obs, var=pd.DataFrame(index=pd.Index(x.columns.astype(str)))
+    )
+
+
+def edges_of(data: Path, genes: pd.Index) -> pd.DataFrame:
+    """Return the reference network within these genes; its signs are not known."""
+    place = data / "haematopoiesis_trajectories" / "tf_targets_baseGRN_human_matrix.csv.gz"
+    table = pd.read_csv(place, sep="\t", index_col=0)
+    table = table.loc[table.index.intersection(genes), table.columns.intersection(genes)]
+    source, target = np.nonzero(table.to_numpy())
+    return pd.DataFrame(
+        {"source": table.index[source], "target": table.columns[target], "sign": 1.0}
+    )
+
+
+def measure(case: Row, data: Path, kept: Path) -> Row:
+    cells = cells_of(data)
+    schema = ch.Schema(expression="X", time="obs/time", trajectory="obs/path")
+    donor = cells.obs["donor"]
+    return judge(
+        case["method"], cells, schema, kept / "haematopoiesis", seed=case["seed"],
+        held_out=donor.ne(LEARNED), edges=edges_of(data, cells.var_names),
+        tests={f"donor {d}": donor.eq(d).to_numpy() for d in DONORS},
+    )  # fmt: skip
+
+
+SHOWN = {
+    **{f"mse, donor {d}": f"cells, {d}" for d in DONORS},
+    **{f"denoised, donor {d}": f"paths, {d}" for d in DONORS},
+    **{f"scaling, donor {d}": f"of it scaling, {d}" for d in DONORS},
+    "lift": "lift", "edges_zero": "edges 0", "spurious_zero": "spurious 0", "weights_zero": "weights 0",
+}  # fmt: skip
+
+
+def render(rows: list[Row]) -> list[str]:
+    lines = across(rows, SHOWN)
+    for donor in DONORS:
+        lines += ["", f"Smoothed paths of donor {donor}, ratios to the training mean:", ""]
+        lines += against(rows, "training mean", f"denoised, donor {donor}", invert=True)
+    return lines

@@ -1,0 +1,81 @@
+"""What the tables of dynamics share: means over seeds, paired ratios, what validation would choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+from scipy import stats
+
+from ..common import Row, spread
+from ..speed.ratios import markdown
+
+
+def _by_method(rows: Sequence[Row], metric: str) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for name, told in row["methods"].items():
+            if metric in told["scores"]:
+                found.setdefault(name, {})[row["case"]["seed"]] = told["scores"][metric]
+    return found
+
+
+def across(rows: Sequence[Row], shown: Mapping[str, str]) -> list[str]:
+    """Return methods x metrics: the mean over seeds, the lowest and the highest."""
+    names = dict.fromkeys(name for row in rows for name in row["methods"])
+    table = {metric: _by_method(rows, metric) for metric in shown}
+    lines = []
+    for name in names:
+        cells = (table[metric].get(name, {}).values() for metric in shown)
+        times = [r["methods"][name]["seconds"] for r in rows if name in r["methods"]]
+        lines.append((name, *(spread(list(c)) if c else "" for c in cells), f"{fmean(times):.0f}"))
+    return markdown(("", *shown.values(), "seconds"), lines)
+
+
+def interval(ratios: Sequence[float]) -> str:
+    """Return the geometric mean of paired ratios, with a 95 % t interval over seeds."""
+    logs = np.log(np.asarray(ratios, float))
+    if len(logs) < 2 or not np.isfinite(logs).all():
+        return f"{np.exp(logs.mean()):.3g}"
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
+    low, high = np.exp(logs.mean() - half), np.exp(logs.mean() + half)
+    return f"{np.exp(logs.mean()):.3g} ({low:.3g} to {high:.3g})"
+
+
+def against(rows: Sequence[Row], name: str, metric: str, *, invert: bool = False) -> list[str]:
+    """Return the ratio of one method's metric to every other's (inverted: theirs to its)."""
+    found = _by_method(rows, metric)
+    mine = found.pop(name, {})
+    lines = []
+    for other, theirs in found.items():
+        seeds = sorted(mine.keys() & theirs.keys())
+        ratios = [theirs[s] / mine[s] if invert else mine[s] / theirs[s] for s in seeds]
+        if ratios:
+            lines.append((other, interval(ratios)))
+    return markdown(("", "ratio, 95 % interval over seeds"), lines)
+
+
+def chosen(rows: Sequence[Row], by: str, metric: str) -> str:
+    """Say which method has the smallest error `by`, seed by seed, and its ratio to the best baseline's."""
+    baselines = {
+        name for row in rows if row["case"]["method"] == "baselines" for name in row["methods"]
+    }
+    valid, test = _by_method(rows, by), _by_method(rows, metric)
+    fitted = [name for name in valid if name not in baselines]
+    best = min(
+        (b for b in baselines if b in test), key=lambda b: fmean(test[b].values()), default=""
+    )
+    if not fitted or not best:
+        return ""
+    picks, ratios = [], []
+    for seed in test[best]:
+        having = [name for name in fitted if seed in valid[name]]
+        if having:
+            pick = min(having, key=lambda name, seed=seed: valid[name][seed])
+            picks.append(pick)
+            ratios.append(test[pick][seed] / test[best][seed])
+    told = ", ".join(picks)
+    return (
+        f"Validation chooses {told}: {interval(ratios)} of the error of the best baseline ({best})."
+    )

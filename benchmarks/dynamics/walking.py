@@ -1,0 +1,81 @@
+"""Forecasts of a walker, of another one, and of a runner, from motion capture of the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+
+import chreode as ch
+
+from ..common import Row
+from .fits import METHODS, judge
+from .report import across, chosen
+
+#: Noise of what is learned from, in standard deviations of a channel, and the share of times that is left.
+SETTINGS = {"noise 0.1": (0.1, 1.0), "noise 0.5": (0.5, 1.0), "half the times": (0.1, 0.5)}
+SEEDS = (0, 1, 2)
+LEVELS = {"new clip": "35", "new walker": "39", "running": "09"}
+
+
+def cases() -> list[Row]:
+    return [
+        {"setting": setting, "seed": seed, "method": name}
+        for setting in SETTINGS
+        for name in ("baselines", *METHODS)
+        for seed in SEEDS
+    ]
+
+
+def measure(case: Row, data: Path, kept: Path) -> Row:
+    clips = {k: np.load(data / "mocap" / f"mocap{k}.npz") for k in LEVELS.values()}
+    learned = clips["35"]["train"]
+    alive = learned.std((0, 1)) > 1e-6
+    centre, spread = learned.mean((0, 1))[alive], learned.std((0, 1))[alive]
+    noise, share = SETTINGS[case["setting"]]
+    rng = np.random.default_rng(case["seed"])
+    sets = {
+        "train": learned, "validation": clips["35"]["validation"],
+        **{level: clips[k]["test"] for level, k in LEVELS.items()},
+    }  # fmt: skip
+    values, tables = [], []
+    for part, some in sets.items():
+        for number, clip in enumerate(some):
+            x = (clip[:, alive] - centre) / spread
+            at = np.arange(len(x))
+            if part in ("train", "validation"):
+                x = x + noise * rng.normal(size=x.shape)
+                at = np.sort(rng.choice(at, round(share * len(at)), replace=False))
+            values.append(x[at])
+            tables.append(
+                pd.DataFrame({"time": at / 100, "clip": f"{part} {number}", "part": part})
+            )
+    obs = pd.concat(tables, ignore_index=True)
+    obs.index = obs.index.astype(str)
+    cells = anndata.AnnData(np.concatenate(values).astype(np.float32), obs=obs)
+    schema = ch.Schema(expression="X", time="obs/time", trajectory="obs/clip")
+    return judge(
+        case["method"], cells, schema, kept / "walking", seed=case["seed"],
+        held_out=~obs["part"].isin(["train", "validation"]),
+        validation=obs["part"].eq("validation").to_numpy(),
+        tests={level: obs["part"].eq(level).to_numpy() for level in LEVELS},
+    )  # fmt: skip
+
+
+SHOWN = {
+    "mse, validation": "validation", "mse, new clip": "new clip", "mse, new walker": "new walker",
+    "mse, running": "running", "r2, new clip": "R², new clip", "r2, new walker": "R², new walker",
+    "r2, running": "R², running", "weights_zero": "weights 0", "edges_zero": "edges 0",
+}  # fmt: skip
+
+
+def render(rows: list[Row]) -> list[str]:
+    lines: list[str] = []
+    for setting in SETTINGS:
+        mine = [row for row in rows if row["case"]["setting"] == setting]
+        if mine:
+            best = chosen(mine, "mse, validation", "mse, new clip")
+            lines += ["", f"### {setting}", "", *across(mine, SHOWN), "", best]
+    return lines

@@ -1,0 +1,66 @@
+"""Tables of a page: rows are measured once each, and written by a script."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .common import ROOT, Row, append, read, say, write_section
+
+DATA = ROOT.parent / "shared" / "data"
+
+
+def measure(package: str, tables: Sequence[str], description: str | None) -> None:
+    """Measure what has no row yet, of the tables named on the command line.
+
+    Parameters
+    ----------
+    package
+        Folder of `benchmarks`. Each table is a module of it with ``cases()``,
+        ``measure(case, data, kept)`` and ``render(rows)``.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    # the empty list is the default, which argparse checks too
+    parser.add_argument("tables", nargs="*", choices=[[], *tables], help="default: all")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="words that a case, as printed, must contain"
+    )
+    here = ROOT / "benchmarks" / package
+    parser.add_argument("--rows", type=Path, default=here, help="folder of the rows")
+    parser.add_argument("--data", type=Path, default=DATA, help="real data")
+    parser.add_argument(
+        "--kept", type=Path, default=ROOT / ".cache" / package, help="folder that keeps fits"
+    )
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in given.tables or tables:
+        table, rows = _module(package, name), given.rows / f"{name}.jsonl"
+        for case in table.cases():
+            told = ", ".join(f"{k} {v}" for k, v in case.items()) + "."
+            if not all(word in told for word in given.only):
+                continue
+            # another run may have added rows meanwhile
+            if case in [row["case"] for row in read(rows)]:
+                continue
+            say(f"{name}: {told}")
+            start = time.perf_counter()
+            found: Row = table.measure(case, given.data, given.kept)
+            append({"case": case, "took": time.perf_counter() - start, **found}, rows)
+            say(f"{name}: {told} {time.perf_counter() - start:.0f} s")
+
+
+def write(package: str, tables: Sequence[str], page: Path) -> None:
+    """Write the tables of a page from their rows; no number is typed by hand."""
+    for name in tables:
+        rows = read(ROOT / "benchmarks" / package / f"{name}.jsonl")
+        lines = _module(package, name).render(rows) if rows else ["Not measured yet."]
+        write_section(page, name, "\n".join(lines).strip())
+
+
+def _module(package: str, name: str):  # type: ignore[no-untyped-def]  # a table is duck-typed
+    return importlib.import_module(f"benchmarks.{package}.{name}")
