@@ -30,8 +30,8 @@ from .trials import Result
 
 #: Of the smoother that makes starts and denoised targets, as a share of the time.
 BANDWIDTH = 0.03
-#: Times of a test series; beyond, neighbouring cells are averaged.
-_MOST = 10_000
+#: Times of a series that is learned from, and of one that is forecast: beyond, neighbours are averaged.
+_LEARNED, _FORECAST = 100, 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +158,8 @@ def _given(
     span = source.columns["time"][train]
     bandwidth = BANDWIDTH * float(span.max() - span.min())
 
-    def series(known: np.ndarray) -> SeriesBatch:
-        of = SeriesSource.of(source, known=known, n_times=_MOST, bandwidth=bandwidth)
+    def series(known: np.ndarray, n_times: int = _FORECAST) -> SeriesBatch:
+        of = SeriesSource.of(source, known=known, n_times=n_times, bandwidth=bandwidth)
         return of.series(known)
 
     if len(spare):
@@ -177,7 +177,9 @@ def _given(
         signs[genes.get_indexer(edges["source"]), genes.get_indexer(edges["target"])] = edges[
             "sign"
         ]
-    return _Given(data, schema, train, spare, series(train), levels, bandwidth, signs, progress)
+    return _Given(
+        data, schema, train, spare, series(train, _LEARNED), levels, bandwidth, signs, progress
+    )  # fmt: skip
 
 
 def _metric_table(given: _Given) -> pd.DataFrame:

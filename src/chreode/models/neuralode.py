@@ -507,7 +507,7 @@ class Penalised(NeuralODE):
         strengths = self.strengths if self.strength is None else (self.strength,)
         slopes, *pieces = super().first()
         path = Path(slopes, tuple(sorted(strengths)))
-        return [slopes, Phase(path, name="strengths", view=self.view(None)), *pieces]
+        return [slopes, Phase(path, name="strengths", view=self.view(self.span)), *pieces]
 
 
 def _epochs(steps: int) -> int:
