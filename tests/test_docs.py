@@ -1,7 +1,8 @@
 """The pages are true: their blocks run, their links and names resolve, their tables are the code's.
 
 On a page, ```python blocks run in order in one namespace, in a folder that holds ``pbmc.h5ad`` and
-``query.h5ad``, with the cells of the first as `a` and a schema of them as `s`; ```sh lines that
+``query.h5ad``, with the cells of the first as `a` and a schema of them as `s`, and simulated ones over
+time as `paths`; ```sh lines that
 begin with ``chreode`` run in the same folder. To save time, fits without `max_epochs` are cut to two
 epochs, and bootstraps to 20 resamples.
 """
@@ -75,7 +76,8 @@ def with_blocks(language: str) -> list[Path]:
 @pytest.mark.parametrize("page", with_blocks("python"), ids=named)
 def test_python_on_the_page_runs(page, desk):
     schema = ch.Schema(counts="layers/counts", batch="obs/donor", label="obs/cell_type")
-    names = {"a": desk, "s": schema}
+    paths = ch.simulate.simulate_system("predators", ch.simulate.Sampling(n_trajectories=4))
+    names = {"a": desk, "s": schema, "paths": paths}
     for line, code in blocks(page, "python"):
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
 

@@ -69,16 +69,33 @@ def multiome(said: str) -> None:
     assert re.search(r"type_\d +300 ", said)
 
 
+def motion_capture(said: str) -> None:
+    errors = dict(re.findall(r"^(\w+(?: \w+)*) +(?:baseline|method) +error ([\d.]+)", said, re.M))
+    assert float(errors["NeuralODE"]) < float(errors["training mean"])
+    assert len(errors) == 7
+
+
+def haematopoiesis(said: str) -> None:
+    sure, n = numbers(r"surest: (\d+)% of (\d+)", said)
+    others, _ = numbers(r"others: (\d+)% of (\d+)", said)
+    assert sure > 60
+    assert n > 5
+    assert sure > others + 20
+    without, unchanged = numbers(r"error ([\d.]+), ([\d.]+) if", said)
+    assert without < unchanged
+
+
 SHOWN = {
     show.__name__: show
     for show in (
         integrate, generate, query_mapping, factors, select_genes_and_check, attributes, multiome,
+        motion_capture, haematopoiesis,
     )
 }  # fmt: skip
 
 
-#: Examples that train a flow take half a minute.
-SLOW = ("attributes", "multiome")
+#: Examples that train a flow, or refits, take half a minute.
+SLOW = ("attributes", "multiome", "motion_capture", "haematopoiesis")
 
 
 @pytest.mark.parametrize(

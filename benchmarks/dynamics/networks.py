@@ -6,7 +6,6 @@ from pathlib import Path
 
 import anndata
 import numpy as np
-from chreode.simulate import GeneNetwork, Sampling
 
 import chreode as ch
 
@@ -16,7 +15,7 @@ from .report import across, against
 
 #: Fixed before anything was measured; options of models were chosen on the network of seed 5.
 GENES, SEEDS = 50, (10, 11, 12)
-TRAIN = Sampling(n_trajectories=20, n_times=40, noise=0.1)
+TRAIN = ch.simulate.Sampling(n_trajectories=20, n_times=40, noise=0.1)
 KNOCKED_OUT = 5
 
 
@@ -25,8 +24,8 @@ def cases() -> list[Row]:
 
 
 def measure(case: Row, data: Path, kept: Path) -> Row:  # noqa: ARG001 (simulated)
-    network = GeneNetwork.random(GENES, seed=case["seed"])
-    few, some = (Sampling(n_trajectories=n, n_times=40, noise=0.0) for n in (3, 6))
+    network = ch.simulate.GeneNetwork.random(GENES, seed=case["seed"])
+    few, some = (ch.simulate.Sampling(n_trajectories=n, n_times=40, noise=0.0) for n in (3, 6))
     parts = {"train": network.simulate(TRAIN, seed=1), "new start": network.simulate(some, seed=2)}
     drivers = [g for g, row in zip(network.names, network.signs, strict=True) if row.any()]
     gone = list(np.random.default_rng(case["seed"]).permutation(drivers)[:KNOCKED_OUT])

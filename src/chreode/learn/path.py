@@ -55,7 +55,8 @@ class Path:
             traces.append(trace.history.assign(strength=strength))
             errors.append(_held_out(target, source, split, run))
             zeros = float((target.path_matrix() <= _NONE).float().mean())
-            traces[-1].loc[traces[-1].index[-1], ["held_out", "none"]] = np.mean(errors[-1]), zeros
+            held_out = np.mean(errors[-1]) if errors[-1] else np.nan
+            traces[-1].loc[traces[-1].index[-1], ["held_out", "none"]] = held_out, zeros
             states.append(store.clone_state(target))
         chosen = choose(np.array(errors)) if len(split.validation) else len(self.strengths) - 1
         target.load_state_dict(states[chosen])

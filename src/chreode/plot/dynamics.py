@@ -154,39 +154,41 @@ def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) 
     return ax
 
 
-def sparsity_curve(history: pd.DataFrame) -> Figure:
+def sparsity_curve(curves: pd.DataFrame) -> Figure:
     """Draw errors, and how many pairs of genes are without an effect, over the strength of the penalty.
 
     Parameters
     ----------
-    history
-        Of a fit along strengths: rows with ``strength``, ``train_fit``, ``validation_fit`` and ``none``.
+    curves
+        The history of a fit along strengths, or the `curves` of a bench of dynamics: ``strength``,
+        ``held_out`` and ``none``, and ``method`` where there are several.
 
     Raises
     ------
     ConfigError
         If the fit went along no strengths.
     """
-    if "strength" not in history or history["strength"].nunique() < 2:
+    if "none" not in curves or curves["none"].count() < 2:
         raise ConfigError(
             "This fit has one strength only: leave strength at None, and give strengths."
         )
-    last = history.dropna(subset="strength").groupby("strength").last()
-    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
-    errors, zeros = figure.subplots(1, 2)
-    for colour, part in zip((PALETTE[0], PALETTE[5]), ("train", "validation"), strict=True):
-        if f"{part}_fit" in last and last[f"{part}_fit"].notna().any():
-            errors.plot(
-                last.index, last[f"{part}_fit"], "o-", color=colour, markersize=4, label=part
-            )
-    errors.set(ylabel="mean squared error, scaled", ylim=(0, None))
-    errors.legend(frameon=False, fontsize="small")
-    zeros.plot(last.index, last["none"], "o-", color=PALETTE[0], markersize=4)
-    zeros.set(ylabel="share of pairs without a path", ylim=(-0.02, 1.02))
-    for ax in (errors, zeros):
-        ax.set_xscale("symlog", linthresh=float(min(s for s in last.index if s > 0)))
+    told = curves.dropna(subset="none")
+    methods = dict(list(told.groupby("method", sort=False))) if "method" in told else {"": told}
+    figure = Figure(figsize=(7.0, 2.8), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for colour, (method, rows) in zip(PALETTE * 2, methods.items(), strict=False):
+        means = rows.groupby("strength")[["held_out", "none"]].mean()
+        for ax, column in zip(panels, means, strict=True):
+            ax.plot(means.index, means[column], "o-", color=colour, markersize=4, label=method)
+    panels[0].set(ylabel="error of held-out series, scaled", ylim=(0, None))
+    panels[1].set(ylabel="share of pairs without a path", ylim=(-0.02, 1.02))
+    for ax in panels:
+        ax.set_xscale("symlog", linthresh=float(min(s for s in told["strength"] if s > 0)))
         ax.set_xlabel("strength of the penalty")
         bare(ax)
+    if len(methods) > 1:
+        lines, names = panels[0].get_legend_handles_labels()
+        figure.legend(lines, names, loc="outside right upper", fontsize="small", frameon=False)
     return figure
 
 

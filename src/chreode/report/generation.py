@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from ..bench.table import Bench
 from ..plot import mean_variance, real_and_generated, zero_fractions
 from .page import Section
@@ -80,16 +77,11 @@ def _pictures(bench: Bench, name: str) -> Section:
             ("Real cells, generated ones, and both, in one layout.", clouds),
             (
                 "Variance against mean of every feature.",
-                _figure(mean_variance(real.X, fake.X, names=("real", name))),
+                mean_variance(real.X, fake.X, names=("real", name)),
             ),
             (
                 "Share of cells without a count, for every feature.",
-                _figure(zero_fractions(real.X, fake.X, names=("real", name))),
+                zero_fractions(real.X, fake.X, names=("real", name)),
             ),
         ),
     )
-
-
-def _figure(ax: Axes) -> Figure:
-    assert isinstance(ax.figure, Figure)
-    return ax.figure

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import __version__, store
@@ -39,13 +40,13 @@ class Section:
     tables
         Pairs of caption and table. The index is shown, unless it only counts the rows.
     figures
-        Pairs of caption and figure; the caption is also what screen readers say.
+        Pairs of caption and figure, or the axes of one; the caption is also what screen readers say.
     """
 
     heading: str
     text: str = ""
     tables: tuple[tuple[str, pd.DataFrame], ...] = ()
-    figures: tuple[tuple[str, Figure], ...] = ()
+    figures: tuple[tuple[str, Figure | Axes], ...] = ()
 
 
 def write(
@@ -114,9 +115,16 @@ def _shown(section: Section, name: str) -> dict[str, Any]:
                 "svg": svg(figure, caption, f"{name}f{i}"),
                 "width": round(float(figure.get_figwidth()) * 96),  # pixels of CSS
             }
-            for i, (caption, figure) in enumerate(section.figures)
+            for i, (caption, shown) in enumerate(section.figures)
+            for figure in [_whole(shown)]
         ],
     }
+
+
+def _whole(shown: Figure | Axes) -> Figure:
+    figure = shown.figure if isinstance(shown, Axes) else shown
+    assert isinstance(figure, Figure)
+    return figure
 
 
 def _block(text: str) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from .. import config
 from ..bench.integration import BASELINE
@@ -19,7 +17,7 @@ from ..fitted import Fitted
 from ..plot import embedding, history, score_table, umap_coordinates
 from ..plot.scatter import principal_plane
 from ..plot.scores import ranked
-from . import generation
+from . import dynamics, generation
 from .page import Section, write
 
 #: Cells in a picture at the most: UMAP of more takes minutes and shows the same.
@@ -60,13 +58,15 @@ def bench_sections(bench: Bench) -> list[Section]:
         Section(
             "Findings",
             _lead_and_list(findings(bench)),
-            figures=((_SCORES.format(_scale(bench)), _figure(score_table(bench))),),
+            figures=((_SCORES.format(_scale(bench)), score_table(bench)),),
         )
     ]
     if bench.embeddings:
         sections.append(_embeddings(bench, order))
     if bench.kind == "generation":
         sections += generation.sections(bench)
+    if bench.kind == "dynamics":
+        sections += dynamics.sections(bench)
     names = bench.metrics["name"]
     scores = bench.table().loc[order, list(names.index)].rename(columns=names).T
     intervals = bench.intervals().loc[order].replace("nan to nan", np.nan).rename(columns=names).T
@@ -104,11 +104,6 @@ def _scale(bench: Bench) -> str:
     return "bars from 0 to 1" if (bench.metrics["best"] == 1).any() else "in numbers"
 
 
-def _figure(ax: Axes) -> Figure:
-    assert isinstance(ax.figure, Figure)
-    return ax.figure
-
-
 # findings
 
 
@@ -118,7 +113,7 @@ def _lead_and_list(lines: Sequence[str]) -> str:
 
 def findings(bench: Bench) -> list[str]:
     """Return in plain words what a reader must know before believing the table."""
-    leads = {"generation": generation.lead, "augmentation": _rare}
+    leads = {"generation": generation.lead, "augmentation": _rare, "dynamics": dynamics.lead}
     return [*leads.get(bench.kind, _winner)(bench), *_doubts(bench), *_context(bench)]
 
 
@@ -231,7 +226,7 @@ def _embeddings(bench: Bench, order: Sequence[str]) -> Section:
             caption = f"{method} by {role}: {name}" if role else f"{method}: {name}"
             ax = embedding(plane, colour=values)
             ax.set(xlabel="", ylabel="")  # the caption says what they are
-            pictures.append((caption, _figure(ax)))
+            pictures.append((caption, ax))
     return Section("Embeddings", text, figures=tuple(pictures))
 
 
@@ -276,6 +271,7 @@ def fit_sections(fitted: Fitted) -> list[Section]:
     return [
         Section(type(fitted.model).__name__, _lead_and_list(card)),
         _training(fitted),
+        *(dynamics.fit_sections(fitted) if "rank" in fitted.verbs else []),
         Section("Configuration", tables=(("", options),)),
     ]
 
