@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from chreode import plot
 from chreode.bench import Bench
-from chreode.errors import CapabilityError, DataError, SchemaError
+from chreode.errors import CapabilityError, ConfigError, DataError, SchemaError
 from chreode.plot.style import GREY, PALETTE
 
 METRICS = pd.DataFrame(
@@ -346,3 +346,65 @@ def test_counts_without_variance_are_refused():
         plot.mean_variance(np.ones((4, 3)))
     with pytest.raises(DataError, match="two or more"):
         plot.mean_variance(np.ones((1, 3)))
+
+
+@pytest.fixture(scope="module")
+def moving():
+    """Return a sparse model of two species over time, and its cells."""
+    import chreode as ch
+
+    how = ch.simulate.Sampling(n_trajectories=4, n_times=15)
+    cells = ch.simulate.simulate_system("predators", how, seed=0)
+    schema = ch.Schema(expression="X", time="obs/time", trajectory="obs/trajectory")
+    model = ch.PathReg(n_latent=2, match_steps=10, piece_steps=5, path_steps=5)
+    return model.fit(cells, schema, seed=0, progress=False), cells
+
+
+def test_a_portrait_has_cells_by_time_and_paths_from_their_starts(moving):
+    fitted, cells = moving
+    ax = plot.phase_portrait(fitted, cells, paths=["path_2"])
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), fitted.embed(cells), atol=1e-5)
+    np.testing.assert_array_equal(ax.collections[0].get_array(), cells.obs["time"])
+    (path,) = [line for line in ax.lines if line.get_label() == "path_2"]
+    along = fitted.module.place(torch.from_numpy(fitted.trajectory(start="path_2").X))
+    np.testing.assert_allclose(path.get_xydata(), along, atol=1e-5)
+
+
+def test_paths_are_drawn_over_what_was_observed(moving):
+    fitted, cells = moving
+    figure = plot.paths(fitted, cells, ["predator"], most=2)
+    (ax,) = [a for a in figure.axes if a.get_visible()]
+    assert ax.get_title() == "predator"
+    dots, line = ax.lines[:2]
+    first = cells[cells.obs["trajectory"] == "path_0"]
+    np.testing.assert_allclose(dots.get_ydata(), first.X[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(
+        line.get_ydata(), fitted.trajectory(start="path_0").X[:, 1], rtol=1e-6
+    )
+    with pytest.raises(ConfigError, match="Did you mean 'prey'"):
+        plot.paths(fitted, cells, ["pray"])
+
+
+def test_edges_are_drawn_from_their_drivers():
+    edges = pd.DataFrame(
+        {"source": ["a", "b", "c"], "target": ["b", "a", "a"], "weight": [2.0, -1.0, 0.1]}
+    )
+    ax = plot.edge_matrix(edges, most=2)
+    shown = np.asarray(ax.images[0].get_array())
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    assert shown[0, 1] == 2.0
+    assert shown[1, 0] == -1.0
+
+
+def test_curves_have_the_means_of_every_method():
+    curves = pd.DataFrame(
+        {
+            "method": ["A"] * 4 + ["B"] * 2, "strength": [0.1, 0.2, 0.1, 0.2, 0.1, 0.2],
+            "held_out": [1.0, 2.0, 3.0, 4.0, 9.0, 9.0], "none": [0.0, 0.5, 0.2, 0.7, 0.0, 1.0],
+        }
+    )  # fmt: skip
+    errors, zeros = plot.sparsity_curve(curves).axes
+    assert errors.lines[0].get_ydata().tolist() == [2.0, 3.0]
+    assert zeros.lines[1].get_ydata().tolist() == [0.0, 1.0]
+    with pytest.raises(ConfigError, match="one strength only"):
+        plot.sparsity_curve(curves[:1])

@@ -360,7 +360,7 @@ def test_many_cells_are_sampled_for_the_pictures(monkeypatch):
     embeddings, labels = pictured()
     made = bench_sections(bench({"PCA": 0.5, "SCVI": 0.6}, embeddings=embeddings, labels=labels))
     assert "50 of 120 cells are shown" in made[1].text
-    assert len(made[1].figures[0][1].axes[0].collections[0].get_offsets()) == 50
+    assert len(made[1].figures[0][1].collections[0].get_offsets()) == 50
 
 
 def test_without_umap_learn_principal_components_stand_in(monkeypatch):
@@ -371,7 +371,7 @@ def test_without_umap_learn_principal_components_stand_in(monkeypatch):
     assert "principal components (umap-learn is not installed)" in caption
     x = embeddings["SCVI"] - embeddings["SCVI"].mean(0)
     spread = np.linalg.svd(x, compute_uv=False)[:2]
-    drawn = np.asarray(figure.axes[0].collections[0].get_offsets())
+    drawn = np.asarray(figure.collections[0].get_offsets())
     np.testing.assert_allclose(np.linalg.norm(drawn, axis=0), spread, rtol=1e-5)
 
 

@@ -227,15 +227,28 @@ class SeriesSource(Source):
             raise DataError("Every trajectory has one time only; dynamics need two at the least.")
         whole, known = self._averaged(self.known)
         at = torch.from_numpy(np.searchsorted(known, codes))
-        begin = whole.times[:, 0]
+        begin = self._first_times(
+            known
+        )  # of single cells: their means may be later than those of fewer
         start = whole.smoothed(begin[:, None], self.bandwidth)[0][:, 0]
         return replace(batch, begin=begin[at], start=start[at])
 
+    def _first_times(self, series: np.ndarray) -> Float[Tensor, " s"]:
+        first = np.full(len(series), np.inf)
+        np.minimum.at(
+            first,
+            np.searchsorted(series, self._codes(self.known)),
+            self.columns["time"][self.known],
+        )
+        return torch.from_numpy(first).float()
+
+    def _codes(self, rows: np.ndarray) -> np.ndarray:
+        found = self.columns.get("trajectory")
+        return np.zeros(len(rows), int) if found is None else np.asarray(found)[rows]
+
     def _averaged(self, rows: np.ndarray) -> tuple[SeriesBatch, np.ndarray]:
-        columns = self.columns
-        time = columns["time"][rows].astype(np.float64)
-        code = columns["trajectory"][rows] if "trajectory" in columns else np.zeros(len(rows), int)
-        series, codes = np.unique(code, return_inverse=True)
+        time = self.columns["time"][rows].astype(np.float64)
+        series, codes = np.unique(self._codes(rows), return_inverse=True)
         point = np.zeros(len(rows), int)
         for s in range(len(series)):
             mine = np.flatnonzero(codes == s)

@@ -42,7 +42,10 @@ class Path:
 
     def until(self, strength: float) -> Path:
         """Return the way to one strength."""
-        return replace(self, strengths=tuple(s for s in self.strengths if s <= strength))
+        # a module keeps it in single precision
+        return replace(
+            self, strengths=tuple(s for s in self.strengths if s <= strength * (1 + 1e-6))
+        )
 
     def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
         """Train ``phase.part`` in place; held-out series are judged as the phase sees them."""

@@ -22,6 +22,7 @@ class Pruned(Dynamics):
     @torch.no_grad()
     def strengthen(self, value: float) -> None:
         """Cut the smallest weights of every layer, and rewind the others to what they first were here."""
+        super().strengthen(value)
         parameters = [*self.field.weights, *self.field.biases]
         self.early = self.early or [p.clone() for p in parameters]
         for gate, w in zip(self.field.gates, self.field.weights, strict=True):

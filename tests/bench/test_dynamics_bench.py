@@ -1,0 +1,164 @@
+"""Baselines are what they say, levels are judged apart, and what blows up is infinitely wrong."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.linalg import expm
+
+import chreode as ch
+from chreode.bench.forecasters import BASELINES
+from chreode.data.series import SeriesBatch
+from chreode.errors import ConfigError, SchemaError
+from chreode.report import bench_sections, findings
+
+TURN = np.array([[-0.2, 1.5, 0.0], [-1.5, -0.2, 0.0], [0.8, 0.0, -1.0]])
+SCHEMA = ch.Schema(expression="X", time="obs/time", trajectory="obs/path")
+QUICK = {"match_steps": 30, "piece_steps": 5, "path_steps": 5}
+
+
+def series(n, seed, times=60):
+    rng, t = np.random.default_rng(seed), np.linspace(0, 3, times)
+    x = np.stack([[expm(TURN * at) @ start for at in t] for start in rng.normal(size=(n, 3))])
+    x = torch.tensor(x, dtype=torch.float32)
+    grid = torch.tensor(t, dtype=torch.float32).expand(n, -1)
+    names = tuple(f"s{i}" for i in range(n))
+    return SeriesBatch(names, grid, x, torch.ones_like(x), grid[:, 0], x[:, 0])
+
+
+@pytest.fixture(scope="module")
+def train():
+    return series(12, 0)
+
+
+def test_persistence_and_the_mean(train):
+    new = series(3, 1)
+    stays = BASELINES["persistence"](train, 0.1).forecast(new, ())
+    assert (stays == new.start[:, None]).all()
+    mean = BASELINES["training mean"](train, 0.1).forecast(new, ())
+    torch.testing.assert_close(mean[1, 7], train.values.mean((0, 1)))
+
+
+def test_the_smoother_is_a_weighted_mean_of_the_cells(train):
+    new = series(2, 1)
+    found = BASELINES["kernel smoother"](train, 0.1).forecast(new, ())
+    kernel = np.exp(-0.5 * ((train.times.numpy() - float(new.times[1, 20])) / 0.3) ** 2)
+    expected = (kernel[..., None] * train.values.numpy()).sum((0, 1)) / kernel.sum()
+    np.testing.assert_allclose(found[1, 20], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ridge linear ODE", "lasso on slopes"])
+def test_linear_dynamics_are_found(train, name):
+    found, new = BASELINES[name](train, 0.05), series(4, 2)
+    assert found.edges is not None
+    np.testing.assert_allclose(found.edges, TURN.T, atol=0.15)
+    error = (found.forecast(new, ()) - new.values).square().mean()
+    assert float(error) < 0.05 * float(new.values.var())
+    without = found.forecast(new, (0,))
+    assert not without[:, :, 0].any()
+    # the second variable then decays by itself
+    expected = new.start[:, 1, None] * torch.exp(-0.2 * new.times)
+    assert float((without[:, :, 1] - expected).abs().mean()) < 0.1
+
+
+def test_lasso_leaves_out_what_drives_nothing(train):
+    edges = BASELINES["lasso on slopes"](train, 0.05).edges
+    assert abs(edges[2, 0]) < 0.05  # the third drives neither
+    assert abs(edges[2, 1]) < 0.05
+
+
+@pytest.fixture(scope="module")
+def cells():
+    parts = {"train": series(8, 0, 20), "new": series(3, 1, 20), "far": series(3, 2, 20)}
+    made = []
+    for part, batch in parts.items():
+        x = batch.values * (3.0 if part == "far" else 1.0)
+        path = np.repeat([f"{part} {name}" for name in batch.names], 20)
+        obs = pd.DataFrame({"time": batch.times.flatten().numpy(), "part": part, "path": path})
+        obs.index = [f"{part} {i}" for i in range(len(obs))]
+        made.append(anndata.AnnData(x.flatten(0, 1).numpy(), obs=obs))
+    data = anndata.concat(made)
+    data.var_names = ["a", "b", "c"]
+    return data
+
+
+@pytest.fixture(scope="module")
+def bench(cells):
+    part = cells.obs["part"]
+    edges = pd.DataFrame({"source": ["a", "b", "a"], "target": ["b", "a", "c"], "sign": [-1, 1, 1]})
+    return ch.bench.dynamics(
+        cells, SCHEMA, [ch.NeuralODE(**QUICK), ch.PathReg(**QUICK)],
+        tests={"new start": part.eq("new").to_numpy(), "far start": part.eq("far").to_numpy()},
+        edges=edges, seeds=(0, 1), progress=False,
+    )  # fmt: skip
+
+
+def test_every_row_is_judged_at_every_level(bench):
+    table = bench.table()
+    assert list(table.index) == [*BASELINES, "NeuralODE", "PathReg"]
+    assert (table.loc["training mean", ["r2, new start", "r2, far start"]] == 0).all()
+    assert (table["mse, far start"] > table["mse, new start"]).all()
+    assert table.loc["ridge linear ODE", "signed"] == 1.0
+    assert table["signed"].notna().sum() == 4  # of rows that have edges
+    assert set(bench.by_class["class"]) == {
+        f"{level} start: {part} s{i}" for level, part in (("new", "new"), ("far", "far")) for i in range(3)
+    }  # fmt: skip
+    assert bench.curves.groupby("seed").size().tolist() == [5, 5]
+    assert set(bench.curves["method"]) == {"PathReg"}
+
+
+def test_the_report_says_where_baselines_win(bench, tmp_path):
+    said = findings(bench)
+    assert said[0].startswith("new start: no method beats the baselines; ")
+    assert any("Edges with their signs" in line for line in said)
+    assert "Along the strengths" in [s.heading for s in bench_sections(bench)]
+    assert bench.report(tmp_path / "report.html").stat().st_size > 20_000
+    loaded = ch.bench.Bench.load(bench.save(tmp_path / "bench.json"))
+    pd.testing.assert_frame_equal(loaded.curves, bench.curves, check_dtype=False)
+    pd.testing.assert_frame_equal(loaded.by_class, bench.by_class, check_dtype=False)
+
+
+def test_knock_outs_are_judged_by_the_other_genes(cells):
+    part = cells.obs["part"]
+    gone = cells[part == "new"].copy()
+    gone.obs_names = [f"gone {i}" for i in range(gone.n_obs)]
+    gone.obs["path"] = "gone " + gone.obs["path"].astype(str)
+    gone.obs["part"] = "gone"
+    gone.X[:, 0] = 1e6  # of a gene that is absent nobody asks
+    data = anndata.concat([cells, gone])
+    part = data.obs["part"]
+    found = ch.bench.dynamics(
+        data, SCHEMA, tests={"far start": part.eq("far").to_numpy()},
+        knockouts={"a": part.eq("gone").to_numpy()}, seeds=(0,), progress=False,
+    ).table()  # fmt: skip
+    assert (found["mse, knock-out"] < 1e3).all()
+    with pytest.raises(SchemaError, match="no gene 'z'"):
+        ch.bench.dynamics(
+            data, SCHEMA, tests={}, knockouts={"z": part.eq("gone").to_numpy()}, progress=False
+        )
+
+
+def test_what_blows_up_is_infinitely_wrong(cells, monkeypatch):
+    from chreode.errors import BlowUpError
+    from chreode.models.neuralode import Dynamics
+
+    def explode(*_, **__):
+        raise BlowUpError(0, 1.0, torch.zeros(3), "path new s0")
+
+    monkeypatch.setattr(Dynamics, "forecast", explode)
+    part = cells.obs["part"]
+    found = ch.bench.dynamics(
+        cells, SCHEMA, [ch.NeuralODE(**QUICK)], tests={"new start": part.eq("new").to_numpy()},
+        seeds=(0,), progress=False,
+    ).table()  # fmt: skip
+    assert np.isinf(found.loc["NeuralODE", "mse, new start"])
+
+
+def test_what_cannot_be_compared_is_refused(cells):
+    with pytest.raises(ConfigError, match="forecasts no paths"):
+        ch.bench.dynamics(cells, SCHEMA, [ch.PCA()], tests={})
+    with pytest.raises(SchemaError, match="needs time"):
+        ch.bench.dynamics(cells, ch.Schema(expression="X"), tests={})

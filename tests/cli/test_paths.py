@@ -1,0 +1,64 @@
+"""`chreode trajectory` and `rank`: from a file of cells over time to edges and a knock-out."""
+
+from __future__ import annotations
+
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from chreode.data.systems import GeneNetwork, Sampling
+
+
+@pytest.fixture
+def fitted(say, there):
+    cells = GeneNetwork.random(8).simulate(Sampling(n_trajectories=4, n_times=12), seed=0)
+    cells.write_h5ad("paths.h5ad")
+    cells[cells.obs["time"] == 0].copy().write_h5ad("starts.h5ad")
+    roles = "--expression X --time obs/time --trajectory obs/trajectory"
+    code, _, said = say(
+        f"fit pathreg paths.h5ad {roles} --match-steps 20 --piece-steps 5 --path-steps 5 -o runs/p"
+    )
+    assert code == 0, said
+    return cells
+
+
+def test_paths_of_cells_and_of_named_starts(say, fitted):
+    code, out, said = say("trajectory runs/p starts.h5ad --times 0 2.5 5 -o cells.h5ad --json")
+    assert code == 0, said
+    assert json.loads(out)["file"] == "cells.h5ad"
+    paths = ad.read_h5ad("cells.h5ad")
+    assert paths.shape == (12, 8)
+    assert paths.obs["time"].tolist() == [0.0, 2.5, 5.0] * 4
+    assert say("trajectory runs/p --start path_1 --knockout gene_2 -o gone.h5ad")[0] == 0
+    gone = ad.read_h5ad("gone.h5ad")
+    assert gone.n_obs == 20
+    np.testing.assert_allclose(gone.X[:, 2], 0, atol=1e-6)
+
+
+def test_edges_are_printed_and_written(say, fitted):
+    code, out, said = say("rank runs/p -n 3 -o edges.csv --json")
+    assert code == 0, said
+    shown = json.loads(out)
+    assert len(shown) == 3
+    table = pd.read_csv("edges.csv")
+    assert table.columns.tolist() == ["source", "target", "weight", "confidence"]
+    assert shown[0]["source"] == table["source"][0]
+    assert (table["weight"].abs().diff().dropna() <= 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("trajectory runs/p --start path_9 -o x.h5ad", "path_9"),
+        ("trajectory runs/p --start path_1 --knockout gene_22 -o x.h5ad", "Did you mean"),
+        ("trajectory runs/p starts.h5ad -o x.csv", "h5ad"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(say, fitted, there, command, said):
+    code, _, error = say(command)
+    assert code != 0
+    assert said in error
+    assert not list(there.glob("x.*"))
