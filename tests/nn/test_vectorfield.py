@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chreode.nn.gates import BETA, GAMMA, ZETA, HardConcrete
-from chreode.nn.vectorfield import VectorField
+from chreode.nn.vectorfield import VectorField, mean_jacobian
 
 
 def test_one_network_is_a_perceptron():
@@ -101,3 +101,32 @@ def test_the_share_of_closed_gates_at_the_start():
     for closed in (0.2, 0.5):
         gate = HardConcrete(10_000, closed=closed)
         assert torch.sigmoid(gate.log_alpha).mean().item() == pytest.approx(1 - closed, abs=0.01)
+
+
+def test_the_mean_jacobian_of_a_linear_map_is_its_matrix():
+    torch.manual_seed(0)
+    a = torch.randn(4, 3)
+    found = mean_jacobian(lambda x: x @ a + x.square().sum(1, keepdim=True), torch.zeros(20, 4))
+    torch.testing.assert_close(found, a)
+
+
+def test_linear_terms_are_behind_the_gates_of_edges():
+    torch.manual_seed(0)
+    field = VectorField(3, (4,), per_output=True, gates="edges", skip=True)
+    with torch.no_grad():
+        field.skip.normal_()
+        field.gates[0].slow.fill_(0.5)
+        field.gates[0].slow[2, 1] = -0.5  # 1 → 2
+    x = torch.randn(5, 3)
+    expected = VectorField.forward(field, x)
+    found = mean_jacobian(field, x)
+    assert found[1, 2] == 0.0
+    assert field.reach()[1, 2] == 0.0
+    assert (found == 0).sum() == 1
+    with torch.no_grad():
+        without = field(x) - x @ field.linear().T
+        field.skip.zero_()
+        torch.testing.assert_close(field(x), without)
+        assert not torch.equal(expected, without)
+    field.settle("ones")
+    assert field.reach()[1, 2] > 0

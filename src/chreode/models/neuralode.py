@@ -24,9 +24,10 @@ from ..learn.phase import Phase, Run, Split
 from ..learn.refits import Refits
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
+from ..losses.slopes import unexplained
 from ..model import Model
 from ..module import Loss, Module, Step
-from ..nn.vectorfield import Gates, VectorField
+from ..nn.vectorfield import Gates, VectorField, mean_jacobian
 from ..ode import trajectory
 from ..read import Data
 from ..schema import Spec
@@ -342,20 +343,7 @@ class Dynamics(Module):
 
     def edges(self) -> Float[Tensor, "g g"]:
         """Return the mean Jacobian along observed paths: row, the driver; column, what is driven."""
-        return self.jacobian(self.velocity(), self.references)
-
-    @staticmethod
-    def jacobian(f: Callable[[Tensor], Tensor], at: Float[Tensor, "q n"]) -> Float[Tensor, "n g"]:
-        """Return the mean of ∂f_j/∂x_i, row i, over states."""
-        of_one = torch.func.jacrev(lambda x: f(x[None])[0])
-        parts = [torch.func.vmap(of_one)(part).detach().sum(0) for part in at.split(8)]
-        return torch.stack(parts).sum(0).T / len(at)
-
-
-def unexplained(found: Float[Tensor, "n g"], truth: Float[Tensor, "n g"]) -> Float[Tensor, ""]:
-    """Return the mean over genes of the squared error as a share of the square; of tiny genes less."""
-    size = truth.square().mean(0)
-    return ((found - truth).square().mean(0) / size.clamp(min=0.01 * float(size.mean()))).mean()
+        return mean_jacobian(self.velocity(), self.references)
 
 
 @config
@@ -460,12 +448,9 @@ class NeuralODE(Model):
             time = source.columns["time"][known]
             length = float(time.max() - time.min())
             cut = span if span is None else span * length
+            width = self.bandwidth * length
             return SeriesSource.of(
-                source,
-                known=known,
-                n_times=self.n_times,
-                bandwidth=self.bandwidth * length,
-                span=cut,
+                source, known=known, n_times=self.n_times, bandwidth=width, span=cut
             )
 
         return series

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ..config import config
 from ..data.series import SeriesBatch
-from ..nn.vectorfield import VectorField
+from ..losses.slopes import unexplained
+from ..nn.vectorfield import VectorField, mean_jacobian
 from ..schema import Spec
-from .neuralode import Dynamics, NeuralODE, unexplained
+from .neuralode import Dynamics, NeuralODE
 
 
 class SecondOrder(Dynamics):
@@ -59,7 +60,7 @@ class SecondOrder(Dynamics):
         f = self.velocity()
         with torch.no_grad():
             v = self.first(self.references)
-        return self.jacobian(f, torch.cat([self.references, v], 1))[: self.field.n]
+        return mean_jacobian(f, torch.cat([self.references, v], 1))[: self.field.n]
 
 
 @config

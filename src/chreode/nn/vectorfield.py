@@ -156,3 +156,10 @@ class VectorField(nn.Module):
         """Return the probability that each weight's gate is open; 1 where there is none."""
         found = [g.opened().expand_as(w) for g, w in zip(self.gates, self.weights, strict=False)]
         return [*found, *[torch.ones_like(w) for w in self.weights[len(found) :]]]
+
+
+def mean_jacobian(f: Callable[[Tensor], Tensor], at: Float[Tensor, "q i"]) -> Float[Tensor, "i n"]:
+    """Return the mean of ∂f_j/∂x_i, row i, over states."""
+    of_one = torch.func.jacrev(lambda x: f(x[None])[0])
+    parts = [torch.func.vmap(of_one)(part).detach().sum(0) for part in at.split(8)]
+    return torch.stack(parts).sum(0).T / len(at)
