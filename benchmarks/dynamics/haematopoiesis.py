@@ -29,9 +29,10 @@ def cells_of(data: Path) -> anndata.AnnData:
         for lineage in LINEAGES:
             place = data / "haematopoiesis_trajectories" / f"{lineage}_{donor}_norm.csv.gz"
             table = pd.read_csv(place, sep="\t", index_col=0).sort_index(kind="stable")
-            table = table.iloc[10:-20]  # as published
+            table = table.iloc[10:-20]  # as published; so are scales of each file's own
+            reach = table.max() - table.min()
             time = table.index.to_numpy(float)
-            values.append(table)
+            values.append((table - table.min()) / reach.where(reach > 0, 1.0))
             tables.append(pd.DataFrame({
                 "time": (time - time.min()) / np.ptp(time), "donor": donor, "path": f"{lineage} {donor}",
             }))  # fmt: skip
@@ -46,7 +47,7 @@ def cells_of(data: Path) -> anndata.AnnData:
 def edges_of(data: Path, genes: pd.Index) -> pd.DataFrame:
     """Return the reference network within these genes; its signs are not known."""
     place = data / "haematopoiesis_trajectories" / "tf_targets_baseGRN_human_matrix.csv.gz"
-    table = pd.read_csv(place, sep="\t", index_col=0)
+    table = pd.read_csv(place, index_col=0)
     table = table.loc[table.index.intersection(genes), table.columns.intersection(genes)]
     source, target = np.nonzero(table.to_numpy())
     return pd.DataFrame(
