@@ -57,9 +57,11 @@ def phase_portrait(
         ax.plot(*along.T, color=colour, linewidth=1.6, label=name)
         ax.plot(*along[0], "o", color=colour, markersize=5)
     if names:
+        # on a ground of its own: streamlines are everywhere
         ax.legend(
-            frameon=False, fontsize="small", title="paths from their starts", title_fontsize="small"
-        )
+            framealpha=0.85, edgecolor="none", fontsize="small", title="paths from their starts",
+            title_fontsize="small",
+        )  # fmt: skip
     ax.set(xlabel="1st component", ylabel="2nd component", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     bare(ax)
     return ax
