@@ -33,7 +33,7 @@ def _simulated() -> ad.AnnData:
     cells.obs["plate"] = [f"plate{i % 2}" for i in range(cells.n_obs)]
     cells.obs["age"] = [float(20 + i % 30) for i in range(cells.n_obs)]
     cells.obs["day"] = [float(i % 41) for i in range(cells.n_obs)]
-    cells.obs["donor"] = [f"donor{i % 3}" for i in range(cells.n_obs)]
+    cells.obs["donor"] = [f"donor{i // 2 % 3}" for i in range(cells.n_obs)]
     return cells
 
 

@@ -145,3 +145,15 @@ def test_exchanged_paths_keep_what_genes_do_and_not_what_they_do_together():
 def test_one_time_is_refused():
     with pytest.raises(DataError, match="one time"):
         source_of(cells([("a", 1.0), ("b", 2.0)], [[1], [2]])).series(np.arange(2))
+
+
+def test_a_series_without_a_gene_is_refused_by_name():
+    data = cells([("a", 0.0), ("a", 1.0), ("b", 0.0), ("b", 1.0)], np.ones((4, 3)))
+    data.var_names = ["x", "y", "z"]
+    data.X[2:, 1:] = np.nan
+    with pytest.raises(DataError, match="'b' lacks 'y' and 1 others"):
+        source_of(data).series(np.arange(4))
+    with pytest.raises(DataError, match="'b' lacks 'y'"):
+        ch.NeuralODE(match_steps=1, piece_steps=1, path_steps=1).fit(data, SCHEMA, progress=False)
+    data.X[2, 1:] = 1.0  # once is enough
+    assert source_of(data).series(np.arange(4)).start.isfinite().all()

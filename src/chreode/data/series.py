@@ -220,18 +220,29 @@ class SeriesSource(Source):
         Raises
         ------
         DataError
-            If every series has one time only.
+            If every series has one time only, or one lacks a gene altogether: where it starts is not known.
         """
         batch, codes = self._averaged(rows)
         if batch.times.shape[1] < 2:
             raise DataError("Every trajectory has one time only; dynamics need two at the least.")
         whole, known = self._averaged(self.known)
+        self._refuse_lacking(whole)
         at = torch.from_numpy(np.searchsorted(known, codes))
-        begin = self._first_times(
-            known
-        )  # of single cells: their means may be later than those of fewer
+        # of single cells: means of all may be later than those of some
+        begin = self._first_times(known)
         start = whole.smoothed(begin[:, None], self.bandwidth)[0][:, 0]
         return replace(batch, begin=begin[at], start=start[at])
+
+    def _refuse_lacking(self, batch: SeriesBatch) -> None:
+        lacking = batch.weight.sum(1) == 0  # s g
+        if bool(lacking.any()):
+            row = int(lacking.any(1).nonzero()[0])
+            genes = self.spec.features[self.spec.either("expression", "counts")]
+            missing = [genes[int(g)] for g in lacking[row].nonzero()[:, 0]]
+            raise DataError(
+                f"Trajectory {batch.names[row]!r} lacks {missing[0]!r} and {len(missing) - 1} others in all "
+                "its cells, so where it starts is not known. Leave out these features, or the trajectory."
+            )
 
     def _first_times(self, series: np.ndarray) -> Float[Tensor, " s"]:
         first = np.full(len(series), np.inf)
