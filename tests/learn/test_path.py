@@ -28,5 +28,9 @@ def test_paths_that_blow_up_are_passed_over():
     assert choose(errors) == 1
 
 
+def test_where_every_fit_blows_up_the_sparsest_is_kept():
+    assert choose(np.full((3, 6), np.inf)) == 2
+
+
 def test_a_way_ends_at_the_strength_that_is_asked_for():
     assert Path(Phase(Exact()), (0.1, 0.2, 0.3)).until(0.2).strengths == (0.1, 0.2)

@@ -50,12 +50,14 @@ class Path:
     def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
         """Train ``phase.part`` in place; held-out series are judged as the phase sees them."""
         target, traces, states, errors = phase.target(module), [], [], []
+        rested = []
         seen = self.stage.view(module, source, split, run) if self.stage.view else source
         for number, strength in enumerate(self.strengths):
             target.strengthen(strength)
             own = run.for_phase(number)
             trace = self.stage.learner.learn(module, self.stage, seen, split, own)
             traces.append(trace.history.assign(strength=strength))
+            rested.append(trace.converged)
             errors.append(_held_out(target, source, split, run))
             zeros = float((target.path_matrix() <= _NONE).float().mean())
             held_out = np.mean(errors[-1]) if errors[-1] else np.nan
@@ -64,7 +66,7 @@ class Path:
         chosen = choose(np.array(errors)) if len(split.validation) else len(self.strengths) - 1
         target.load_state_dict(states[chosen])
         note = f"{phase.name}: strength {self.strengths[chosen]:g} of {len(self.strengths)}"
-        return Trace(pd.concat(traces, ignore_index=True), converged=True, notes=(note,))
+        return Trace(pd.concat(traces, ignore_index=True), rested[chosen], (note,))
 
 
 def choose(errors: np.ndarray) -> int:
@@ -74,8 +76,11 @@ def choose(errors: np.ndarray) -> int:
     if errors.shape[1] < 5:
         slack = 0.01 * means[best]
     else:  # the series are the same: what counts is by how much they differ between fits
-        apart = errors - errors[best]
-        slack = apart.std(1, ddof=1) / errors.shape[1] ** 0.5
+        with np.errstate(invalid="ignore"):  # of infinite errors
+            apart = errors - errors[best]
+            spread = apart.std(1, ddof=1)
+        # where every fit blows up there is nothing to choose by: the sparsest
+        slack = np.nan_to_num(spread / errors.shape[1] ** 0.5, nan=0.0)
     return int(np.flatnonzero(means <= means[best] + slack)[-1])
 
 
