@@ -8,6 +8,8 @@ from statistics import fmean
 import numpy as np
 from scipy import stats
 
+from chreode.bench.forecasters import CEILING
+
 from ..common import Row, spread
 from ..speed.ratios import markdown
 
@@ -24,6 +26,7 @@ def _by_method(rows: Sequence[Row], metric: str) -> dict[str, dict[int, float]]:
 def across(rows: Sequence[Row], shown: Mapping[str, str]) -> list[str]:
     """Return methods x metrics: the mean over seeds, the lowest and the highest."""
     names = dict.fromkeys(name for row in rows for name in row["methods"])
+    names |= {CEILING: names.pop(CEILING)} if CEILING in names else {}
     table = {metric: _by_method(rows, metric) for metric in shown}
     lines = []
     for name in names:
@@ -60,7 +63,7 @@ def chosen(rows: Sequence[Row], by: str, metric: str) -> str:
     """Say which method has the smallest error `by`, seed by seed, and its ratio to the best baseline's."""
     baselines = {
         name for row in rows if row["case"]["method"] == "baselines" for name in row["methods"]
-    }
+    } - {CEILING}
     valid, test = _by_method(rows, by), _by_method(rows, metric)
     fitted = [name for name in valid if name not in baselines]
     best = min(

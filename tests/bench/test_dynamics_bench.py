@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ import torch
 from scipy.linalg import expm
 
 import chreode as ch
-from chreode.bench.forecasters import BASELINES
+from chreode.bench.forecasters import BASELINES, CEILING, halves
 from chreode.data.series import SeriesBatch
 from chreode.errors import ConfigError, SchemaError
 from chreode.report import bench_sections, findings
@@ -40,6 +42,17 @@ def test_persistence_and_the_mean(train):
     assert (stays == new.start[:, None]).all()
     mean = BASELINES["training mean"](train, 0.1).forecast(new, ())
     torch.testing.assert_close(mean[1, 7], train.values.mean((0, 1)))
+
+
+def test_the_ceiling_tells_each_time_by_the_others_of_its_series(train):
+    new = series(2, 1)
+    found = halves(train, 0.1).forecast(new, ())
+    torch.testing.assert_close(found[:, 5:-5], new.values[:, 5:-5], atol=0.05, rtol=0)
+    changed = replace(new, values=new.values.clone())
+    changed.values[:, 30] += 100.0
+    moved = (halves(train, 0.1).forecast(changed, ()) - found).abs().amax((0, 2))
+    assert float(moved[30]) == 0.0
+    assert float(moved[31]) > 1.0
 
 
 def test_the_smoother_is_a_weighted_mean_of_the_cells(train):
@@ -98,9 +111,11 @@ def bench(cells):
 
 def test_every_row_is_judged_at_every_level(bench):
     table = bench.table()
-    assert list(table.index) == [*BASELINES, "NeuralODE", "PathReg"]
+    assert list(table.index) == [*BASELINES, "NeuralODE", "PathReg", CEILING]
+    assert table["role"].value_counts().to_dict() == {"baseline": 5, "method": 2, "ceiling": 1}
     assert (table.loc["training mean", ["r2, new start", "r2, far start"]] == 0).all()
-    assert (table["mse, far start"] > table["mse, new start"]).all()
+    forecasts = table.drop(CEILING)
+    assert (forecasts["mse, far start"] > forecasts["mse, new start"]).all()
     assert table.loc["ridge linear ODE", "signed"] == 1.0
     assert table["signed"].notna().sum() == 4  # of rows that have edges
     assert set(bench.by_class["class"]) == {

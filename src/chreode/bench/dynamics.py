@@ -23,7 +23,7 @@ from ..models.neuralode import NeuralODE
 from ..read import Data
 from ..schema import Schema
 from .contest import Contestant, contest, contestants
-from .forecasters import BASELINES, Learn
+from .forecasters import BASELINES, CEILING, Learn, halves
 from .ledger import provenance
 from .table import Bench
 from .trials import Result
@@ -103,7 +103,8 @@ def dynamics(
     Bench
         By level the mean squared error of cells, the same of smoothed paths (*denoised*), and R² of both
         against the mean of the training cells; precision of edges, and how sparse weights and edges are.
-        Beside what a page of code can forecast. A path that blows up has an infinite error.
+        Beside what a page of code can forecast, and a ceiling: what every other time of a series tells of
+        those between. A path that blows up has an infinite error.
     """
     for model in methods:
         if not isinstance(model, NeuralODE):
@@ -116,6 +117,7 @@ def dynamics(
             for name, learn in BASELINES.items()
         ),
         *contestants(methods, lambda model: partial(_judge_model, model)),
+        Contestant(CEILING, "ceiling", partial(_judge_baseline, halves)),
     ]
     about = {**provenance(data, schema), "train": len(given.train), "levels": list(given.levels)}
     bench, outcomes = contest(

@@ -24,7 +24,7 @@ from ..learn.phase import Phase, Run, Split
 from ..learn.refits import Refits
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
-from ..losses.slopes import unexplained
+from ..losses.unexplained import unexplained
 from ..model import Model
 from ..module import Loss, Module, Step
 from ..nn.vectorfield import Gates, VectorField, mean_jacobian
@@ -38,6 +38,8 @@ REFERENCES = 200
 EVERY = 20
 #: What a module knows of its data before it learns.
 _OF_DATA = ("centre", "scale", "clock", "references", "plane", "starts", "begins", "started")
+#: Weight of the errors of paths beside those of slopes, which noise keeps from falling as far.
+_SOLVED = 2.0
 #: Trajectories of which whole ones can be spared to validate on.
 MANY = 10
 
@@ -109,20 +111,27 @@ class Dynamics(Module):
         )
 
     def loss(self, batch: SeriesBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
-        """Return the squared error, as a share of what standing still would have, and the penalty."""
-        if batch.slopes is not None:
-            fit = self.matched(batch)
-        else:  # every cell has the same say
-            fit = self._errors(batch).sum() / self._still(batch)
-        penalty = self.penalty()
-        return Loss({"model": fit + self.strength * penalty}, {"fit": fit, "penalty": penalty})
+        """Return the error, as a share of what standing still would have, and the penalty."""
+        solved = batch.slopes is None
+        fit = self.solved(batch) if solved else self.matched(batch)
+        penalty, weight = self.penalty(), _SOLVED if solved else 1.0
+        return Loss(
+            {"model": weight * fit + self.strength * penalty}, {"fit": fit, "penalty": penalty}
+        )
 
     def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return the squared error of slopes, of each gene as a share of their size."""
+        """Return the error of slopes."""
         assert batch.slopes is not None
         seen = batch.weight[..., 0] > 0
         slopes = batch.slopes[seen] * (self.length / self.scale)
-        return unexplained(self.velocity("estimated")(self.inside(batch.values)[seen]), slopes)
+        found = self.velocity("estimated")(self.inside(batch.values)[seen])
+        return unexplained(found, slopes, batch.weight[seen])
+
+    def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+        """Return the error of paths: how far they end up from cells, of how far those went."""
+        start = self.inside(batch.start)[:, None]
+        moved = self.inside(batch.values) - start
+        return unexplained(self._paths(batch) - start, moved, batch.weight)
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return what `strength` weighs, under the gates of the last solve."""
@@ -135,7 +144,8 @@ class Dynamics(Module):
     def errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
         """Return the mean squared error of each path, in scaled units; infinite where one blows up."""
         try:
-            return self._errors(batch) / batch.weight.sum((1, 2))
+            away = self._paths(batch) - self.inside(batch.values)
+            return (batch.weight * away.square()).sum((1, 2)) / batch.weight.sum((1, 2))
         except BlowUpError:
             return batch.start.new_full((len(batch),), math.inf)
 
@@ -148,17 +158,12 @@ class Dynamics(Module):
             found = self.expected(start, batch.times, batch.begin, clamped)
         return found * self.scale + self.centre
 
-    def _errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
+    def _paths(self, batch: SeriesBatch) -> Float[Tensor, "s t g"]:
         with self.named(batch.names):
             start = self.inside(batch.start)
             if self.training:  # paths that begin beside observed ones learn to come back to them
                 start = start + self.options.jitter * torch.randn_like(start)
-            found = self.integrate(start, batch.times, batch.begin)
-        return (batch.weight * (found - self.inside(batch.values)).square()).sum((1, 2))
-
-    def _still(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        away = (batch.values - batch.start[:, None]) / self.scale
-        return (batch.weight * away.square()).sum().clamp(min=1e-6 * float(batch.weight.sum()))
+            return self.integrate(start, batch.times, batch.begin)
 
     # the solve
 
@@ -390,7 +395,7 @@ class NeuralODE(Model):
     span: float = param(0.15, "Length of the pieces, as a share of the time.", low=0.01, high=1)
     path_steps: int = param(200, "Steps on whole paths.", low=0)
     jitter: float = param(
-        0.5, "Noise of the starts while it learns, in standard deviations of a gene.", low=0
+        0.35, "Noise of the starts while it learns, in standard deviations of a gene.", low=0
     )
     n_refits: int = param(
         0,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..config import config
 from ..data.series import SeriesBatch
-from ..losses.slopes import unexplained
+from ..losses.unexplained import unexplained
 from ..nn.vectorfield import VectorField, mean_jacobian
 from ..schema import Spec
 from .neuralode import Dynamics, NeuralODE
@@ -22,7 +22,7 @@ class SecondOrder(Dynamics):
         self.first = VectorField(field.n, options.widths(field.n), activation=options.activation)
 
     def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return the squared errors of velocities and accelerations, as shares of their sizes."""
+        """Return the errors of velocities and of accelerations."""
         assert batch.slopes is not None
         assert batch.bends is not None
         length = self.clock[1] - self.clock[0]
@@ -30,7 +30,10 @@ class SecondOrder(Dynamics):
         x = self.inside(batch.values)[seen]
         v, a = (d[seen] * length**k / self.scale for k, d in ((1, batch.slopes), (2, batch.bends)))
         state = torch.cat([x, v], 1)
-        return unexplained(self.first(x), v) + unexplained(self.velocity()(state), a)
+        weight = batch.weight[seen]
+        return unexplained(self.first(x), v, weight) + unexplained(
+            self.velocity()(state), a, weight
+        )
 
     def integrate(
         self,

@@ -14,6 +14,7 @@ from .page import Section
 def lead(bench: Bench) -> Iterator[str]:
     """Say level by level what forecasts best, and what finds the most edges."""
     table = bench.table()
+    table = table[table["role"] != "ceiling"]
     for level in bench.about["levels"]:
         rows = table.dropna(subset=f"denoised, {level}").sort_values(f"denoised, {level}")
         best = rows.index[0]
