@@ -21,7 +21,7 @@ class Skipped(Dynamics):
         """Take the proximal step: the penalty is no part of the objective."""
         if self.strength:
             assert self.field.skip is not None
-            shorter = self.strength * step.rate(self.field.skip) / len(self.centre)
+            shorter = self.strength * step.rate(self.field.skip) / self.field.n
             skip, first = sparsity.hierarchical(
                 self.field.skip, self.field.weights[0], shorter, self.options.ratio
             )

@@ -27,17 +27,14 @@ from ..learn.sgd import SGD
 from ..losses.unexplained import unexplained
 from ..model import Model
 from ..module import Loss, Module, Step
+from ..nn.frame import Frame
 from ..nn.vectorfield import Gates, VectorField, mean_jacobian
 from ..ode import trajectory
 from ..read import Data
 from ..schema import Spec
 
-#: States along observed paths at which edges are taken.
-REFERENCES = 200
 #: Steps of an epoch, about: between looks at the held-out series.
 EVERY = 20
-#: What a module knows of its data before it learns.
-_OF_DATA = ("centre", "scale", "clock", "references", "plane", "starts", "begins", "started")
 #: Weight of the errors of paths beside those of slopes, which noise keeps from falling as far.
 _SOLVED = 2.0
 #: Trajectories of which whole ones can be spared to validate on.
@@ -55,16 +52,8 @@ class Dynamics(Module):
         f.
     """
 
-    centre: Tensor
-    scale: Tensor
-    clock: Tensor
-    references: Tensor
-    plane: Tensor
     confidence: Tensor
-    starts: Tensor
-    begins: Tensor
     strength: Tensor
-    started: Tensor
 
     def __init__(self, options: NeuralODE, spec: Spec, field: VectorField) -> None:
         super().__init__()
@@ -72,43 +61,22 @@ class Dynamics(Module):
         self.options, self.spec, self.field = options, spec, field
         alone = replace(options, n_refits=0)
         self.members = nn.ModuleList(alone.build(spec) for _ in range(options.n_refits))
-        self.register_buffer("centre", torch.zeros(n))
-        self.register_buffer("scale", torch.ones(n))
-        self.register_buffer("clock", torch.tensor([0.0, 1.0]))
-        self.register_buffer("references", torch.zeros(REFERENCES, n))
-        self.register_buffer("plane", torch.zeros(n, min(options.n_latent, n)))
-        series = len(spec.categories.get("trajectory", ("all cells",)))
-        self.register_buffer("starts", torch.zeros(series, n))
-        self.register_buffer("begins", torch.zeros(series))
+        self.frame = Frame(n, options.n_latent, len(_series(spec)))
         self.register_buffer("confidence", torch.full((n, n), torch.nan))
         self.register_buffer("strength", torch.tensor(0.0))
-        self.register_buffer("started", torch.tensor(False))
 
     # what is learned
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
         """Take scales and times of the training cells."""
-        if self.started or not isinstance(source, SeriesSource):
+        if self.frame.known or not isinstance(source, SeriesSource):
             return
-        self.started.fill_(True)
         batch = source.series(rows)
-        total = batch.weight.sum((0, 1)).clamp(min=1)
-        self.centre.copy_((batch.weight * batch.values).sum((0, 1)) / total)
-        spread = (batch.weight * (batch.values - self.centre).square()).sum((0, 1)) / total
-        # a gene that hardly moves stays small: divided by its noise it would weigh as much as others
-        self.scale.copy_(spread.sqrt().clamp(min=max(0.1 * float(spread.mean().sqrt()), 1e-6)))
-        self.clock.copy_(torch.stack([batch.times.amin(), batch.times.amax()]))
-        codes = {
-            name: i for i, name in enumerate(self.spec.categories.get("trajectory", ("all cells",)))
-        }
+        self.frame.units(batch.values, batch.weight, batch.times)
+        codes = {name: i for i, name in enumerate(_series(self.spec))}
         at = torch.tensor([codes[name] for name in batch.names])
-        self.starts[at], self.begins[at] = batch.start, batch.begin
-        states = batch.smoothed(batch.times, source.bandwidth)[0][(batch.weight > 0).any(2)]
-        at = torch.linspace(0, len(states) - 1, REFERENCES).round().long()
-        self.references.copy_(self.inside(states[at]))
-        self.plane.copy_(
-            torch.linalg.svd(self.inside(states), full_matrices=False)[2][: self.plane.shape[1]].T
-        )
+        self.frame.starts[at], self.frame.begins[at] = batch.start, batch.begin
+        self.frame.states(batch.smoothed(batch.times, source.bandwidth)[0][batch.observed])
 
     def loss(self, batch: SeriesBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
         """Return the error, as a share of what standing still would have, and the penalty."""
@@ -123,19 +91,19 @@ class Dynamics(Module):
         """Return the error of slopes."""
         assert batch.slopes is not None
         seen = batch.weight[..., 0] > 0
-        slopes = batch.slopes[seen] * (self.length / self.scale)
-        found = self.velocity("estimated")(self.inside(batch.values)[seen])
+        slopes = batch.slopes[seen] * (self.frame.length / self.frame.scale)
+        found = self.velocity("estimated")(self.frame.inside(batch.values)[seen])
         return unexplained(found, slopes, batch.weight[seen])
 
     def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of paths: how far they end up from cells, of how far those went."""
-        start = self.inside(batch.start)[:, None]
-        moved = self.inside(batch.values) - start
+        start = self.frame.inside(batch.start)[:, None]
+        moved = self.frame.inside(batch.values) - start
         return unexplained(self._paths(batch) - start, moved, batch.weight)
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return what `strength` weighs, under the gates of the last solve."""
-        return self.centre.new_zeros(())
+        return self.strength.new_zeros(())
 
     def strengthen(self, value: float) -> None:
         """Set the weight of the penalty."""
@@ -144,7 +112,7 @@ class Dynamics(Module):
     def errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
         """Return the mean squared error of each path, in scaled units; infinite where one blows up."""
         try:
-            away = self._paths(batch) - self.inside(batch.values)
+            away = self._paths(batch) - self.frame.inside(batch.values)
             return (batch.weight * away.square()).sum((1, 2)) / batch.weight.sum((1, 2))
         except BlowUpError:
             return batch.start.new_full((len(batch),), math.inf)
@@ -152,29 +120,20 @@ class Dynamics(Module):
     def forecast(self, batch: SeriesBatch, absent: tuple[int, ...] = ()) -> Float[Tensor, "s t g"]:
         """Return the expression of series at their times, from their starts, without some genes."""
         start, clamped = self.without(
-            self.inside(batch.start), torch.tensor(absent, dtype=torch.long)
+            self.frame.inside(batch.start), torch.tensor(absent, dtype=torch.long)
         )
         with self.named(batch.names):
             found = self.expected(start, batch.times, batch.begin, clamped)
-        return found * self.scale + self.centre
+        return self.frame.outside(found)
 
     def _paths(self, batch: SeriesBatch) -> Float[Tensor, "s t g"]:
         with self.named(batch.names):
-            start = self.inside(batch.start)
+            start = self.frame.inside(batch.start)
             if self.training:  # paths that begin beside observed ones learn to come back to them
                 start = start + self.options.jitter * torch.randn_like(start)
             return self.integrate(start, batch.times, batch.begin)
 
     # the solve
-
-    @property
-    def length(self) -> Float[Tensor, ""]:
-        """Time from the first to the last training cell."""
-        return self.clock[1] - self.clock[0]
-
-    def inside(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b g"]:
-        """Return expression, centred and scaled."""
-        return (x - self.centre) / self.scale
 
     def velocity(
         self, gates: Gates = "sample"
@@ -196,12 +155,12 @@ class Dynamics(Module):
         if not len(genes):
             return x, None
         x = x.clone()
-        x[:, genes] = (-self.centre / self.scale)[genes]
+        x[:, genes] = self.frame.inside(x.new_zeros(x.shape[1]))[genes]
         return x, genes
 
     def free(self, clamped: Int[Tensor, " k"] | None) -> Float[Tensor, " g"]:
         """Return 1 for genes that move, and 0 for those that are held."""
-        keep = torch.ones_like(self.centre)
+        keep = torch.ones_like(self.frame.centre)
         if clamped is not None:
             keep[clamped] = 0.0
         return keep
@@ -242,8 +201,7 @@ class Dynamics(Module):
         start: Float[Tensor, " s"],
     ) -> Float[Tensor, "s t n"]:
         """Solve, in time as a share of the training cells'."""
-        at, begin = ((t - self.clock[0]) / self.length for t in (times, start))
-        o = self.options
+        at, begin, o = self.frame.share(times), self.frame.share(start), self.options
         return trajectory(
             lambda y, _: velocity(y),
             y,
@@ -260,8 +218,8 @@ class Dynamics(Module):
         try:
             yield
         except BlowUpError as error:
-            time = float(error.time * self.length + self.clock[0])
-            state = error.state[: len(self.centre)] * self.scale + self.centre
+            time = self.frame.moment(error.time)
+            state = self.frame.outside(error.state[: self.field.n])
             raise BlowUpError(error.row, time, state, names[error.row]) from None
 
     # refits
@@ -269,13 +227,12 @@ class Dynamics(Module):
     def fresh(self) -> Dynamics:
         """Return new weights for the same data, for a refit."""
         other = replace(self.options, n_refits=0).build(self.spec)
-        for name in _OF_DATA:
-            getattr(other, name).copy_(getattr(self, name))
+        other.frame.load_state_dict(self.frame.state_dict())
         return other
 
     def keep_refits(self, refits: Sequence[Dynamics], of_chance: Sequence[Dynamics]) -> None:
         """Keep the refits, and for every edge the share of them that agree with it beyond chance."""
-        off = ~torch.eye(len(self.centre), dtype=torch.bool)
+        off = ~torch.eye(self.field.n, dtype=torch.bool)
         least = torch.stack([d.edges()[off].abs().quantile(0.95) for d in of_chance]).mean()
         edges = torch.stack([d.edges() for d in refits])
         agree = (edges.sign() == self.edges().sign()) & (edges.abs() > least)
@@ -296,11 +253,11 @@ class Dynamics(Module):
 
     def place(self, x: Float[Tensor, "b g"]) -> Float[Tensor, "b z"]:
         """Return the coordinates of expression in that plane."""
-        return self.inside(x) @ self.plane
+        return self.frame.inside(x) @ self.frame.plane
 
     def drift(self, at: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return the velocity of states in the plane of its first k components, seen in it."""
-        plane = self.plane[:, : at.shape[1]]
+        plane = self.frame.plane[:, : at.shape[1]]
         with torch.no_grad():
             return self.velocity()(at @ plane.T) @ plane
 
@@ -308,7 +265,7 @@ class Dynamics(Module):
         """Return the expression of cells at the time of `to`, or at the end, without the genes it lacks."""
         moved = "time" in to and to["time"] is not batch["time"]
         now = batch["time"]
-        time = to["time"].to(now.dtype) if moved else self.clock[1].expand_as(now)
+        time = to["time"].to(now.dtype) if moved else self.frame.clock[1].expand_as(now)
         return self._carried(batch, to, time[:, None])[:, 0]
 
     def trajectory(self, batch: CellBatch, times: Float[Tensor, " t"]) -> Float[Tensor, "b t g"]:
@@ -319,14 +276,12 @@ class Dynamics(Module):
         self, batch: CellBatch, to: CellBatch, at: Float[Tensor, "b t"]
     ) -> Float[Tensor, "b t g"]:
         absent = to["knockout"][0] if "knockout" in to.columns else torch.zeros(0, dtype=torch.long)
-        x, clamped = self.without(self.inside(batch.log_expression()), absent)
+        x, clamped = self.without(self.frame.inside(batch.log_expression()), absent)
         now = batch["time"]
         with self.named([f"the path of cell {r}" for r in batch.rows.tolist()]):
             after = self.expected(x, at.maximum(now[:, None]), now, clamped)
             before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
-        return (
-            torch.where((at >= now[:, None])[..., None], after, before) * self.scale + self.centre
-        )
+        return self.frame.outside(torch.where((at >= now[:, None])[..., None], after, before))
 
     def rank(self) -> tuple[Float[Tensor, "g g"], Float[Tensor, "g g"]]:
         """Return the weight and the confidence of every edge."""
@@ -334,21 +289,21 @@ class Dynamics(Module):
 
     def clock_times(self, n: int) -> Float[np.ndarray, " n"]:
         """Return times from the first to the last of the fit."""
-        first, last = self.clock.tolist()
+        first, last = self.frame.clock.tolist()
         return torch.linspace(first, last, n).numpy()
 
     def named_start(self, code: int) -> CellBatch:
         """Return the smoothed start of a trajectory of the fit, as a cell."""
-        columns = {"time": self.begins[code : code + 1]}
+        columns = {"time": self.frame.begins[code : code + 1]}
         return CellBatch(
             torch.zeros(1, dtype=torch.long),
-            {"expression": self.starts[code : code + 1]},
+            {"expression": self.frame.starts[code : code + 1]},
             columns=columns,
         )
 
     def edges(self) -> Float[Tensor, "g g"]:
         """Return the mean Jacobian along observed paths: row, the driver; column, what is driven."""
-        return mean_jacobian(self.velocity(), self.references)
+        return mean_jacobian(self.velocity(), self.frame.references)
 
 
 @config
@@ -498,6 +453,10 @@ class Penalised(NeuralODE):
         slopes, *pieces = super().first()
         path = Path(slopes, tuple(sorted(strengths)))
         return [slopes, Phase(path, name="strengths", view=self.view(self.span)), *pieces]
+
+
+def _series(spec: Spec) -> Sequence[str]:
+    return spec.categories.get("trajectory", ("all cells",))
 
 
 def _epochs(steps: int) -> int:

@@ -30,7 +30,7 @@ class Paths(Dynamics):
         published = self.options.variant == "published"
         opened = sparsity.open_paths(self.field, self.field.masks if published else None)
         whole = sparsity.path_norm(self.field) + _OPEN * opened
-        return whole / len(self.centre) if published else whole
+        return whole / self.field.n if published else whole
 
     def velocity(
         self, gates: Gates = "sample"

@@ -25,10 +25,12 @@ class SecondOrder(Dynamics):
         """Return the errors of velocities and of accelerations."""
         assert batch.slopes is not None
         assert batch.bends is not None
-        length = self.clock[1] - self.clock[0]
         seen = batch.weight[..., 0] > 0
-        x = self.inside(batch.values)[seen]
-        v, a = (d[seen] * length**k / self.scale for k, d in ((1, batch.slopes), (2, batch.bends)))
+        x = self.frame.inside(batch.values)[seen]
+        v, a = (
+            d[seen] * self.frame.length**k / self.frame.scale
+            for k, d in ((1, batch.slopes), (2, batch.bends))
+        )
         state = torch.cat([x, v], 1)
         weight = batch.weight[seen]
         return unexplained(self.first(x), v, weight) + unexplained(
@@ -54,7 +56,7 @@ class SecondOrder(Dynamics):
 
     def drift(self, at: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return the velocity with which paths begin at states in the plane."""
-        plane = self.plane[:, : at.shape[1]]
+        plane = self.frame.plane[:, : at.shape[1]]
         with torch.no_grad():
             return self.first(at @ plane.T) @ plane
 
@@ -62,8 +64,8 @@ class SecondOrder(Dynamics):
         """Return the mean of ∂a/∂x along observed paths: row, the driver; column, what is driven."""
         f = self.velocity()
         with torch.no_grad():
-            v = self.first(self.references)
-        return mean_jacobian(f, torch.cat([self.references, v], 1))[: self.field.n]
+            v = self.first(self.frame.references)
+        return mean_jacobian(f, torch.cat([self.frame.references, v], 1))[: self.field.n]
 
 
 @config
