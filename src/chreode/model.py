@@ -194,10 +194,11 @@ class Model:
         run.group.copy_from_first(module.state_dict().values())
         traces = []
         for number, phase in enumerate(self.phases()):
-            seen = phase.view(module, source, split, run) if phase.view else source
+            some = split.whole() if phase.whole else split
+            seen = phase.view(module, source, some, run) if phase.view else source
             with run.rng.scope("prepare", number), torch.no_grad():
-                phase.target(module).prepare(seen, split.train, run.rng)
-            traces.append(phase.learner.learn(module, phase, seen, split, run.for_phase(number)))
+                phase.target(module).prepare(seen, some.train, run.rng)
+            traces.append(phase.learner.learn(module, phase, seen, some, run.for_phase(number)))
         for parameter in module.parameters():
             parameter.requires_grad_(True)
         return module, traces
@@ -271,7 +272,7 @@ def _split(data: Data, rows: np.ndarray, validation: Any, rng: Rng) -> Split:
         n = round(len(rows) * validation)
         return Split(np.sort(shuffled[n:]), np.sort(shuffled[:n]))
     held_out = np.intersect1d(read.positions(data, validation), rows)
-    return Split(np.setdiff1d(rows, held_out), held_out)
+    return Split(np.setdiff1d(rows, held_out), held_out, named=True)
 
 
 def _start_from(model: Model, spec: Spec, module: Module, from_: Fitted) -> None:

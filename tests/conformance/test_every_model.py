@@ -40,6 +40,8 @@ OTHERWISE = {
     "match_steps": ({"match_steps": 5}, {}),
     "piece_steps": ({"piece_steps": 5}, {}),
     "path_steps": ({"path_steps": 5}, {}),
+    "population_steps": ({"population_steps": 2}, {}),
+    "targets": ({"targets": "smoothed"}, {}),
     "n_times": ({"n_times": 10}, {}),
     "strength": ({"strength": 0.5}, {}),
     "strengths": ({"strengths": (0.5,)}, {}),

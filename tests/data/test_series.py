@@ -157,3 +157,28 @@ def test_a_series_without_a_gene_is_refused_by_name():
         ch.NeuralODE(match_steps=1, piece_steps=1, path_steps=1).fit(data, SCHEMA, progress=False)
     data.X[2, 1:] = 1.0  # once is enough
     assert source_of(data).series(np.arange(4)).start.isfinite().all()
+
+
+def test_a_population_is_drawn_of_the_cells_of_each_time():
+    rng = np.random.default_rng(0)
+    table = [(p, float(t)) for p in "ab" for t in range(3 if p == "a" else 2) for _ in range(20)]
+    x = np.array([[100 * (p == "b") + 10 * t, k] for k, (p, t) in enumerate(table)])
+    data = cells(table, x)[rng.permutation(len(table))].copy()
+    source = source_of(data, crowd=50)
+    (batch,) = source.minibatches([np.arange(100)])
+    drawn = batch.cells
+    assert drawn.shape == (2, 3, 50, 2)
+    for s in range(2):
+        for t in range(3 - s):
+            assert (drawn[s, t, :, 0] == 100 * s + 10 * t).all()
+            assert len(drawn[s, t, :, 1].unique()) > 10
+
+
+def test_smoothed_states_stand_for_the_cells():
+    rng = np.random.default_rng(0)
+    time = np.arange(60) / 10
+    data = cells([("a", t) for t in time], np.stack([time, time + rng.normal(size=60)], 1))
+    (batch,) = source_of(data, bandwidth=1.0, smooth=True).minibatches([np.arange(60)])
+    plain = source_of(data, bandwidth=1.0).series(np.arange(60))
+    torch.testing.assert_close(batch.values, plain.smoothed(plain.times, 1.0)[0])
+    torch.testing.assert_close(batch.weight, plain.weight)

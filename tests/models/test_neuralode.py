@@ -214,3 +214,42 @@ def test_entries_not_measured_are_left_out():
     data.X[np.random.default_rng(0).random(data.X.shape) < 0.3] = np.nan
     fitted = ch.NeuralODE(**FEW).fit(data, SCHEMA, progress=False)
     assert fitted.history["train_fit"].notna().all()
+
+
+@pytest.fixture(scope="module")
+def fork():
+    """Cells of dx/dt = 4 (x − x³), dy/dt = −y: they part to x = −1 and 1, and their mean stays at 0."""
+    rng, rows, times = np.random.default_rng(0), [], np.linspace(0, 1, 5)
+    for t in times:
+        x = 0.4 * rng.normal(size=150)  # other cells at every time
+        x = x * np.exp(4 * t) / np.sqrt(1 + x**2 * (np.exp(8 * t) - 1))
+        rows.append(np.stack([x, np.exp(-t) * (1 + 0.1 * rng.normal(size=150))], 1))
+    obs = pd.DataFrame({"time": np.repeat(times, 150)})
+    obs.index = obs.index.astype(str)
+    x = np.concatenate(rows).astype(np.float32)
+    return anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=["x", "y"]))
+
+
+def test_populations_part_where_their_means_do_not(fork):
+    schema = ch.Schema(expression="X", time="obs/time")
+    few = {"hidden": (32,), "match_steps": 100, "piece_steps": 40, "path_steps": 0}
+    first = fork[fork.obs["time"] == 0].copy()
+    found = {}
+    for steps in (0, 200):
+        fitted = ch.NeuralODE(**few, population_steps=steps, lr=3e-2).fit(
+            fork, schema, seed=0, progress=False
+        )
+        found[steps] = fitted.trajectory(first, [0.5, 1.0]).X[:, 0].reshape(-1, 2)
+    truth = [np.abs(fork.X[fork.obs["time"] == t, 0]).mean() for t in (0.5, 1.0)]
+    assert (np.abs(found[0]).mean(0) < 0.6).all()
+    np.testing.assert_allclose(np.abs(found[200]).mean(0), truth, atol=0.1)
+    clear = np.abs(first.X[:, 0]) > 0.1
+    assert (np.sign(found[200][:, 1]) == np.sign(first.X[:, 0]))[clear].mean() > 0.95
+
+
+def test_populations_need_every_entry(fork):
+    holes = fork.copy()
+    holes.X[3, 0] = np.nan
+    schema = ch.Schema(expression="X", time="obs/time")
+    with pytest.raises(DataError, match="population_steps=0"):
+        ch.NeuralODE(**FEW, population_steps=2).fit(holes, schema, progress=False)

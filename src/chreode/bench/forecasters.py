@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.linalg import expm
+from scipy.sparse.linalg import expm_multiply
 from sklearn.base import clone
 from sklearn.linear_model import LassoCV, RidgeCV
 from torch import Tensor
@@ -120,17 +120,14 @@ def _linear(a: Float[np.ndarray, "g g"], b: Float[np.ndarray, " g"]) -> Forecast
 
     def forecast(batch: SeriesBatch, absent: tuple[int, ...]) -> Tensor:
         out = torch.empty_like(batch.values)
-        known: dict[float, np.ndarray] = {}
         moves = whole.copy()
         moves[list(absent)] = 0.0
         for s, (start, begin) in enumerate(zip(batch.start, batch.begin, strict=True)):
             state, time = np.append(start.double().numpy(), 1.0), float(begin)
             state[list(absent)] = 0.0
             for t, when in enumerate(batch.times[s].tolist()):
-                step = round(when - time, 9)
-                if step not in known:
-                    known[step] = expm(moves * step)
-                state, time = known[step] @ state, when
+                # times of cells differ by as many steps as there are cells: none is worth a whole matrix
+                state, time = expm_multiply(moves * (when - time), state), when
                 out[s, t] = torch.from_numpy(state[:-1])
         return out
 

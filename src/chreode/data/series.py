@@ -37,6 +37,8 @@ class SeriesBatch:
         When each series begins, and its state then, smoothed (see `smoothed`).
     slopes, bends
         Where the values are smoothed states: their first and second derivatives.
+    cells
+        Some cells of each time, drawn with replacement: a population, none of which is another one later.
     """
 
     names: tuple[str, ...]
@@ -47,13 +49,14 @@ class SeriesBatch:
     start: Float[Tensor, "s g"]
     slopes: Float[Tensor, "s t g"] | None = None
     bends: Float[Tensor, "s t g"] | None = None
+    cells: Float[Tensor, "s t m g"] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to(self, device: str | torch.device) -> SeriesBatch:
         """Return the same series on `device`."""
-        fields = ("times", "values", "weight", "begin", "start", "slopes", "bends")
+        fields = ("times", "values", "weight", "begin", "start", "slopes", "bends", "cells")
         there = {n: t for n in fields if (t := getattr(self, n)) is not None}
         return replace(self, **{n: t.to(device) for n, t in there.items()})
 
@@ -168,6 +171,10 @@ class SeriesSource(Source):
         Of the smoother, in units of time.
     span
         Length of the pieces that series are cut into; 0: smoothed states and slopes instead; None: whole.
+    smooth
+        Whether smoothed states stand for the cells.
+    crowd
+        Cells to be drawn of each time; 0: none.
     redrawn, generator
         See `SeriesBatch.resampled` and `SeriesBatch.exchanged`, and their seed.
     """
@@ -176,6 +183,8 @@ class SeriesSource(Source):
     n_times: int = 100
     bandwidth: float = 1.0
     span: float | None = None
+    smooth: bool = False
+    crowd: int = 0
     redrawn: Literal["", "resampled", "exchanged"] = ""
     generator: int = 0
     _made: dict[int, SeriesBatch] = field(default_factory=dict, repr=False)
@@ -204,14 +213,20 @@ class SeriesSource(Source):
             if key not in self._made:
                 batch, rng = self.series(some), np.random.default_rng(self.generator)
                 batch = getattr(batch, self.redrawn)(rng) if self.redrawn else batch
+                if self.crowd:
+                    _refuse_gaps(batch)
+                    batch = replace(batch, cells=self._drawn(some, rng))
                 self._made[key] = self._cut(batch).to(device)
             yield self._made[key]
 
     def _cut(self, batch: SeriesBatch) -> SeriesBatch:
-        if self.span is None:
-            return batch
         if self.span == 0:
             return batch.matched(self.bandwidth)
+        if self.smooth:
+            values = batch.smoothed(batch.times, self.bandwidth)[0]
+            batch = replace(batch, values=values)
+        if self.span is None:
+            return batch
         return batch.pieces(self.span, self.bandwidth)
 
     def series(self, rows: Int[np.ndarray, " n"]) -> SeriesBatch:
@@ -257,7 +272,8 @@ class SeriesSource(Source):
         found = self.columns.get("trajectory")
         return np.zeros(len(rows), int) if found is None else np.asarray(found)[rows]
 
-    def _averaged(self, rows: np.ndarray) -> tuple[SeriesBatch, np.ndarray]:
+    def _slots(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return the codes of the series, each cell's place among series x times, and the most times."""
         time = self.columns["time"][rows].astype(np.float64)
         series, codes = np.unique(self._codes(rows), return_inverse=True)
         point = np.zeros(len(rows), int)
@@ -269,7 +285,11 @@ class SeriesSource(Source):
                 at = rank * self.n_times // len(mine)
             point[mine] = at
         longest = int(point.max(initial=0)) + 1
-        slot = codes * longest + point
+        return series, codes * longest + point, longest
+
+    def _averaged(self, rows: np.ndarray) -> tuple[SeriesBatch, np.ndarray]:
+        series, slot, longest = self._slots(rows)
+        time = self.columns["time"][rows].astype(np.float64)
         n = np.bincount(slot, minlength=len(series) * longest).reshape(-1, longest)
         when = np.bincount(slot, time, minlength=n.size).reshape(n.shape) / np.maximum(n, 1)
         last = when[np.arange(len(series)), (n > 0).sum(1) - 1]
@@ -281,6 +301,17 @@ class SeriesSource(Source):
             tuple(str(names[s]) for s in series), times, values, weight, times[:, 0], values[:, 0]
         ), series
 
+    def _drawn(self, rows: np.ndarray, rng: np.random.Generator) -> Float[Tensor, "s t m g"]:
+        series, slot, longest = self._slots(rows)
+        n = np.bincount(slot, minlength=len(series) * longest)
+        first = (n.cumsum() - n)[:, None]
+        # a time that a series does not have is filled with its last cells, and never looked at
+        at = first + (rng.random((n.size, self.crowd)) * np.maximum(n, 1)[:, None]).astype(int)
+        chosen = rows[np.argsort(slot, kind="stable")][np.minimum(at, len(rows) - 1)]
+        distinct, where = np.unique(chosen, return_inverse=True)
+        x = torch.cat([b.log_expression() for b in self.cells.batches(distinct)])
+        return x[torch.from_numpy(where)].view(len(series), longest, self.crowd, -1)
+
     def _sums(self, rows: np.ndarray, slot: np.ndarray, n: int) -> tuple[Tensor, Tensor]:
         """Return the sum of what was measured in each slot, and in how many cells."""
         role = self.spec.either("expression", "counts")
@@ -291,3 +322,11 @@ class SeriesSource(Source):
             total.index_add_(0, at, x.nan_to_num())
             weight.index_add_(0, at, (~x.isnan()).float())
         return total, weight
+
+
+def _refuse_gaps(batch: SeriesBatch) -> None:
+    if bool((batch.weight < batch.weight.amax(2, keepdim=True)).any()):
+        raise DataError(
+            "Populations need every entry of their cells, and some were not measured (NaN). Leave out these "
+            "features, or learn from means alone (population_steps=0)."
+        )

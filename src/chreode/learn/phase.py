@@ -23,10 +23,26 @@ from .rng import Rng
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers to learn from and to validate on."""
+    """Row numbers to learn from and to validate on.
+
+    Attributes
+    ----------
+    train, validation
+        Row numbers, sorted.
+    named
+        Whether the user named the rows to validate on, which are then never learned from.
+    """
 
     train: np.ndarray
     validation: np.ndarray
+    named: bool = False
+
+    def whole(self) -> Split:
+        """Return all rows to learn from, if those held out were drawn, and have done their work."""
+        if self.named:
+            return self
+        rows = np.sort(np.concatenate([self.train, self.validation]))
+        return Split(rows, self.validation[:0])
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,9 @@ class Phase:
     view
         What the part sees in place of the source: what an earlier phase has made of the cells
         (module, source, split, run) → a source, of cells or of series.
+    whole
+        Whether rows that were held out at random for earlier phases are learned from too: nothing is left
+        to be chosen by them.
     """
 
     learner: Learner
@@ -116,6 +135,7 @@ class Phase:
     data: Sampler | None = None
     name: str = field(default="fit")
     view: Callable[[Any, Source, Split, Run], Any] | None = None
+    whole: bool = False
 
     def target(self, module: Module) -> Any:
         """Return the submodule that learns."""

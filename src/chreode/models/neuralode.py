@@ -24,6 +24,7 @@ from ..learn.phase import Phase, Run, Split
 from ..learn.refits import Refits
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
+from ..losses.energy import energy_distance
 from ..losses.unexplained import unexplained
 from ..model import Model
 from ..module import Loss, Module, Step
@@ -37,6 +38,8 @@ from ..schema import Spec
 EVERY = 20
 #: Weight of the errors of paths beside those of slopes, which noise keeps from falling as far.
 _SOLVED = 2.0
+#: Cells of a population that are carried at once.
+CROWD = 128
 #: Trajectories of which whole ones can be spared to validate on.
 MANY = 10
 
@@ -80,9 +83,14 @@ class Dynamics(Module):
 
     def loss(self, batch: SeriesBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
         """Return the error, as a share of what standing still would have, and the penalty."""
-        solved = batch.slopes is None
-        fit = self.solved(batch) if solved else self.matched(batch)
-        penalty, weight = self.penalty(), _SOLVED if solved else 1.0
+        weight = _SOLVED
+        if batch.slopes is not None:
+            weight, fit = 1.0, self.matched(batch)
+        elif batch.cells is not None:
+            fit = self.carried(batch)
+        else:
+            fit = self.solved(batch)
+        penalty = self.penalty()
         return Loss(
             {"model": weight * fit + self.strength * penalty}, {"fit": fit, "penalty": penalty}
         )
@@ -100,6 +108,24 @@ class Dynamics(Module):
         start = self.frame.inside(batch.start)[:, None]
         moved = self.frame.inside(batch.values) - start
         return unexplained(self._paths(batch) - start, moved, batch.weight)
+
+    def carried(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+        """Return how far cells of the first time end up from those of later ones, of how far they were.
+
+        Energy distances between populations: no cell is told which one it becomes.
+        """
+        assert batch.cells is not None
+        cells, m = self.frame.inside(batch.cells), batch.cells.shape[2]
+        first = cells[:, 0]
+        begin, times = batch.times[:, 0], batch.times
+        with self.named([name for name in batch.names for _ in range(m)]):
+            found = self.integrate(
+                first.flatten(0, 1), times.repeat_interleave(m, 0), begin.repeat_interleave(m)
+            ).unflatten(0, first.shape[:2])
+        later = batch.observed & (times > begin[:, None])
+        away = energy_distance(found.transpose(1, 2), cells)[later].mean()
+        still = energy_distance(first[:, None].expand_as(cells), cells)[later].mean()
+        return away / still.clamp(min=1e-6)
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return what `strength` weighs, under the gates of the last solve."""
@@ -315,7 +341,8 @@ class NeuralODE(Model):
         dx/dt = f(x),   x(t_0) smoothed from the first cells
 
     f first matches the slopes of smoothed paths, which needs no solve; then short pieces are solved
-    through, then whole paths.
+    through, then whole paths. Of ten trajectories or more some are held out at random to choose by, and then
+    learned from too, as cross-validated regressions are; trajectories named to `fit` never are.
 
     References
     ----------
@@ -349,6 +376,15 @@ class NeuralODE(Model):
     piece_steps: int = param(400, "Steps on pieces of paths.", low=0)
     span: float = param(0.15, "Length of the pieces, as a share of the time.", low=0.01, high=1)
     path_steps: int = param(200, "Steps on whole paths.", low=0)
+    population_steps: int = param(
+        0,
+        "Steps on populations after those: cells of the first time, carried, become like those of later "
+        "times, which paths of means cannot tell.",
+        low=0,
+    )
+    targets: Literal["cells", "smoothed"] = param(
+        "cells", "What pieces and whole paths come close to: the cells, or their smoothed states."
+    )
     jitter: float = param(
         0.35, "Noise of the starts while it learns, in standard deviations of a gene.", low=0
     )
@@ -384,23 +420,26 @@ class NeuralODE(Model):
     def first(self) -> list[Phase]:
         """Return the stages before whole paths: what a refit is."""
         stages = ("slopes", self.match_steps, 0.0), ("pieces", self.piece_steps, self.span)
-        return [self.phase(self.sgd(n), n, span, name) for name, n, span in stages if n]
+        return [self.stage(name, n, span) for name, n, span in stages if n]
 
     def whole(self) -> list[Phase]:
-        """Return the stage of whole paths."""
-        n = self.path_steps
-        return [self.phase(self.sgd(n, 0.3), n, None, "paths")] if n else []
+        """Return the stages of whole paths, and of populations."""
+        paths, crowds = self.path_steps, self.population_steps
+        stages = ("paths", paths, 0.3, 0), ("populations", crowds, 1.0, CROWD)
+        return [self.stage(name, n, None, share, m) for name, n, share, m in stages if n]
 
-    def sgd(self, steps: int, share: float = 1.0) -> SGD:
-        """Return a learner of so many steps, at a share of the learning rate."""
-        return SGD(lr=share * self.lr, max_epochs=_epochs(steps), clip=1.0, schedule="cosine")
+    def stage(
+        self, name: str, steps: int, span: float | None, share: float = 1.0, crowd: int = 0
+    ) -> Phase:
+        """Return a stage of so many steps, at a share of the learning rate, that sees pieces so long."""
+        n = math.ceil(steps / EVERY)
+        sgd = SGD(lr=share * self.lr, max_epochs=n, clip=1.0, schedule="cosine")
+        view, whole = self.view(span, crowd), name != "slopes"
+        return Phase(sgd, data=Together(round(steps / n)), name=name, view=view, whole=whole)
 
-    def phase(self, learner: Any, steps: int, span: float | None, name: str) -> Phase:
-        """Return a stage of so many steps that sees pieces so long."""
-        each = Together(round(steps / _epochs(steps)))
-        return Phase(learner, data=each, name=name, view=self.view(span))
-
-    def view(self, span: float | None) -> Callable[[Any, Source, Split, Run], SeriesSource]:
+    def view(
+        self, span: float | None, crowd: int = 0
+    ) -> Callable[[Any, Source, Split, Run], SeriesSource]:
         """Return what makes series of cells, cut into pieces so long (a share of the time)."""
 
         def series(module: Any, source: Source, split: Split, run: Run) -> SeriesSource:  # noqa: ARG001
@@ -410,8 +449,9 @@ class NeuralODE(Model):
             cut = span if span is None else span * length
             width = self.bandwidth * length
             return SeriesSource.of(
-                source, known=known, n_times=self.n_times, bandwidth=width, span=cut
-            )
+                source, known=known, n_times=self.n_times, bandwidth=width, span=cut,
+                smooth=self.targets == "smoothed", crowd=crowd,
+            )  # fmt: skip
 
         return series
 
@@ -457,7 +497,3 @@ class Penalised(NeuralODE):
 
 def _series(spec: Spec) -> Sequence[str]:
     return spec.categories.get("trajectory", ("all cells",))
-
-
-def _epochs(steps: int) -> int:
-    return math.ceil(steps / EVERY)
