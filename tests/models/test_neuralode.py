@@ -145,6 +145,23 @@ def test_whole_trajectories_are_held_out(paths):
     assert fitted.provenance["cells"] == 220
 
 
+def test_series_that_were_named_are_never_learned_from(paths):
+    """Those held out at random are, once slopes have been matched."""
+    spared = paths.obs["trajectory"].isin(sorted(set(paths.obs["trajectory"]))[:2]).to_numpy()
+    changed = paths.copy()
+    changed.X[spared] *= 3
+    model = ch.NeuralODE(match_steps=5, piece_steps=5, path_steps=0)
+    for validation, same in ((spared, True), (0.2, False)):
+        rows = [
+            model.fit(cells, SCHEMA, seed=0, validation=validation, progress=False)
+            for cells in (paths, changed)
+        ]
+        weights = [torch.cat([w.flatten() for w in r.module.field.weights]) for r in rows]
+        assert torch.equal(*weights) == same
+        kept = rows[0].history.query("phase == 'pieces'")
+        assert ("validation_fit" in kept.dropna(axis=1, how="all")) == same
+
+
 def test_cells_in_any_order_are_the_same_series(paths):
     order = np.random.default_rng(0).permutation(paths.n_obs)
     a = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, validation=0.0, progress=False)
