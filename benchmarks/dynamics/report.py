@@ -46,26 +46,34 @@ def interval(ratios: Sequence[float]) -> str:
     return f"{np.exp(logs.mean()):.3g} ({low:.3g} to {high:.3g})"
 
 
-def against(rows: Sequence[Row], name: str, metric: str, *, invert: bool = False) -> list[str]:
+def ratios(rows: Sequence[Row], name: str, metric: str, *, invert: bool = False) -> dict[str, str]:
     """Return the ratio of one method's metric to every other's (inverted: theirs to its)."""
     found = _by_method(rows, metric)
+    found.pop(CEILING, None)
     mine = found.pop(name, {})
-    lines = []
+    told = {}
     for other, theirs in found.items():
         seeds = sorted(mine.keys() & theirs.keys())
-        ratios = [theirs[s] / mine[s] if invert else mine[s] / theirs[s] for s in seeds]
-        if ratios:
-            lines.append((other, interval(ratios)))
-    return markdown(("", "ratio, 95 % interval over seeds"), lines)
+        if seeds:
+            pairs = [(theirs[s], mine[s]) if invert else (mine[s], theirs[s]) for s in seeds]
+            told[other] = interval([a / b for a, b in pairs])
+    return told
+
+
+def against(rows: Sequence[Row], name: str, metric: str, *, invert: bool = False) -> list[str]:
+    """Return a table of these ratios."""
+    told = ratios(rows, name, metric, invert=invert)
+    return markdown(("", "ratio, 95 % interval over seeds"), list(told.items()))
 
 
 def chosen(rows: Sequence[Row], by: str, metric: str) -> str:
     """Say which method has the smallest error `by`, seed by seed, and its ratio to the best baseline's."""
-    baselines = {
+    plain = {
         name for row in rows if row["case"]["method"] == "baselines" for name in row["methods"]
-    } - {CEILING}
+    }
+    baselines = plain - {CEILING}
     valid, test = _by_method(rows, by), _by_method(rows, metric)
-    fitted = [name for name in valid if name not in baselines]
+    fitted = [name for name in valid if name not in plain]
     best = min(
         (b for b in baselines if b in test), key=lambda b: fmean(test[b].values()), default=""
     )

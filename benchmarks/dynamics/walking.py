@@ -11,8 +11,9 @@ import pandas as pd
 import chreode as ch
 
 from ..common import Row
+from ..speed.ratios import markdown
 from .fits import METHODS, judge
-from .report import across, chosen
+from .report import across, chosen, ratios
 
 #: Noise of what is learned from, in standard deviations of a channel, and the share of times that is left.
 SETTINGS = {"noise 0.1": (0.1, 1.0), "noise 0.5": (0.5, 1.0), "half the times": (0.1, 0.5)}
@@ -78,4 +79,16 @@ def render(rows: list[Row]) -> list[str]:
         if mine:
             best = chosen(mine, "mse, validation", "mse, new clip")
             lines += ["", f"### {setting}", "", *across(mine, SHOWN), "", best]
+    for level in ("new clip", "new walker"):
+        lines += ["", f"### Beside a dense NODE, {level}", "", *_beside(rows, f"mse, {level}")]
     return lines
+
+
+def _beside(rows: list[Row], metric: str) -> list[str]:
+    """Return how many times a dense NODE's error the others have, setting by setting."""
+    told = {
+        s: ratios([r for r in rows if r["case"]["setting"] == s], "NODE", metric, invert=True)
+        for s in SETTINGS
+    }
+    names = [n for n in ("training mean", *METHODS) if any(n in found for found in told.values())]
+    return markdown(("", *told), [(n, *(f.get(n, "") for f in told.values())) for n in names])
