@@ -12,7 +12,7 @@ import chreode as ch
 
 from ..common import Row
 from .fits import METHODS, judge
-from .report import across, against
+from .report import across, beside, ratios
 
 LINEAGES, LEARNED, DONORS = ("B", "eryth", "mono"), "12", ("11", "21", "36")
 SEEDS = (0, 1, 2)
@@ -76,7 +76,13 @@ SHOWN = {
 
 def render(rows: list[Row]) -> list[str]:
     lines = across(rows, SHOWN)
-    for donor in DONORS:
-        lines += ["", f"Smoothed paths of donor {donor}, ratios to the training mean:", ""]
-        lines += against(rows, "training mean", f"denoised, donor {donor}", invert=True)
+    for row in rows:
+        for told in row["methods"].values():
+            for d in DONORS:
+                path, scaling = (told["scores"][f"{k}, donor {d}"] for k in ("denoised", "scaling"))
+                told["scores"][f"rest, donor {d}"] = path - scaling
+    for key, name in (("denoised", "Smoothed paths"), ("rest", "What scaling would not mend")):
+        told = {d: ratios(rows, "training mean", f"{key}, donor {d}", invert=True) for d in DONORS}
+        lines += ["", f"{name}, ratios to the training mean:", ""]
+        lines += beside([*told[DONORS[0]]], {f"donor {d}": found for d, found in told.items()})
     return lines

@@ -66,6 +66,11 @@ def against(rows: Sequence[Row], name: str, metric: str, *, invert: bool = False
     return markdown(("", "ratio, 95 % interval over seeds"), list(told.items()))
 
 
+def beside(names: Sequence[str], told: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return a table of such ratios, methods x whatever they were told for."""
+    return markdown(("", *told), [(n, *(f.get(n, "") for f in told.values())) for n in names])
+
+
 def chosen(rows: Sequence[Row], by: str, metric: str) -> str:
     """Say which method has the smallest error `by`, seed by seed, and its ratio to the best baseline's."""
     plain = {

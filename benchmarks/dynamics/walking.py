@@ -11,9 +11,8 @@ import pandas as pd
 import chreode as ch
 
 from ..common import Row
-from ..speed.ratios import markdown
 from .fits import METHODS, judge
-from .report import across, chosen, ratios
+from .report import across, beside, chosen, ratios
 
 #: Noise of what is learned from, in standard deviations of a channel, and the share of times that is left.
 SETTINGS = {"noise 0.1": (0.1, 1.0), "noise 0.5": (0.5, 1.0), "half the times": (0.1, 0.5)}
@@ -91,4 +90,4 @@ def _beside(rows: list[Row], metric: str) -> list[str]:
         for s in SETTINGS
     }
     names = [n for n in ("training mean", *METHODS) if any(n in found for found in told.values())]
-    return markdown(("", *told), [(n, *(f.get(n, "") for f in told.values())) for n in names])
+    return beside(names, told)
