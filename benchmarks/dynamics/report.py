@@ -24,16 +24,23 @@ def _by_method(rows: Sequence[Row], metric: str) -> dict[str, dict[int, float]]:
 
 
 def across(rows: Sequence[Row], shown: Mapping[str, str]) -> list[str]:
-    """Return methods x metrics: the mean over seeds, the lowest and the highest."""
+    """Return methods x metrics: the mean over seeds, the lowest and the highest.
+
+    In how many of them a fit still improved when it stopped stands at the end.
+    """
     names = dict.fromkeys(name for row in rows for name in row["methods"])
     names |= {CEILING: names.pop(CEILING)} if CEILING in names else {}
     table = {metric: _by_method(rows, metric) for metric in shown}
     lines = []
     for name in names:
         cells = (table[metric].get(name, {}).values() for metric in shown)
-        times = [r["methods"][name]["seconds"] for r in rows if name in r["methods"]]
-        lines.append((name, *(spread(list(c)) if c else "" for c in cells), f"{fmean(times):.0f}"))
-    return markdown(("", *shown.values(), "seconds"), lines)
+        told = [r["methods"][name] for r in rows if name in r["methods"]]
+        seconds, moving = fmean(t["seconds"] for t in told), sum(not t["converged"] for t in told)
+        lines.append((
+            name, *(spread(list(c)) if c else "" for c in cells), f"{seconds:.0f}",
+            f"{moving} of {len(told)}" if moving else "",
+        ))  # fmt: skip
+    return markdown(("", *shown.values(), "seconds", "unconverged"), lines)
 
 
 def interval(ratios: Sequence[float]) -> str:
