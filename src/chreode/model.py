@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from . import __version__, config, read
+from . import __version__, config, read, store
 from .align import learn_spec, match_features, open_source
 from .check import MAY_LACK, any_nan, findings, require
 from .data.source import Source
@@ -164,9 +164,10 @@ class Model:
             history=join_histories(traces, [p.name for p in self.phases()]),
             statistics=_reservoir(source, split.train, rng),
             provenance={
-                "model": self.key, "version": __version__, "config": config.as_dict(self),
-                "spec": spec.hash, "seed": int(seed), "cells": len(split.train),
-                "validation_cells": len(split.validation), "torch": torch.__version__,
+                "model": self.key, "version": __version__, "code": store.code_hash(),
+                "config": config.as_dict(self), "spec": spec.hash, "seed": int(seed),
+                "cells": len(split.train), "validation_cells": len(split.validation),
+                "torch": torch.__version__,
                 "converged": all(t.converged for t in traces),
                 "notes": [note for t in traces for note in t.notes],
             },

@@ -90,6 +90,7 @@ class Ledger:
         line = {
             "key": key, "trial": name, "failed": outcome.failed, "seconds": outcome.seconds,
             "attempts": outcome.attempts, "arrays": sorted(outcome.arrays), "row": outcome.row,
+            "code": store.code_hash(),
         }  # fmt: skip
         self._append(line)
         self.kept[key] = line
@@ -143,8 +144,8 @@ def provenance(data: Data, schema: Schema) -> dict[str, Any]:
     """Return what a number depends on and a reader needs to repeat it: data, schema, versions, threads."""
     return {
         "data": fingerprint(data, schema), "schema": schema.as_dict(),
-        "chreode": __version__, "torch": torch.__version__, "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
+        "chreode": __version__, "code": store.code_hash(), "torch": torch.__version__,
+        "machine": platform.machine(), "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
