@@ -49,6 +49,11 @@ def spread(values: Sequence[float]) -> str:
     return told if len(values) == 1 else f"{told} ({min(values):.3g} to {max(values):.3g})"
 
 
+def still_improving(row: Row) -> bool:
+    """Return whether a fit was when it stopped; rows of before tell whether it was not."""
+    return row["state"] == "still improving" if "state" in row else not row["converged"]
+
+
 class Stopwatch:
     """Wall and processor seconds, and how many cores others kept busy meanwhile.
 

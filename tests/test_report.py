@@ -49,7 +49,7 @@ def bench(totals, notes=None, seeds=3, about=None, embeddings=None, labels=None)
         {
             "role": [ROLES.get(m, "method") for m in totals],
             "seeds": seeds,
-            "converged": ["unconverged" not in notes.get(m, "") for m in totals],
+            "state": "rested",
             "seconds": 1.25,
             "note": [notes.get(m, "") for m in totals],
         },
@@ -275,14 +275,14 @@ def test_the_paired_comparison_with_pca_goes_before_intervals():
 
 def test_notes_are_put_in_words():
     notes = {
-        "A": "not better than PCA; unconverged",
+        "A": "not better than PCA; still improving",
         "Harmony": "not run: harmonypy is not installed",
         "X_b": "one seed: a ready-made embedding",
     }
     totals = {"PCA": 0.5, "Harmony": np.nan, "A": 0.4, "X_b": 0.7}
     text = said(totals, notes, seeds=1)
     assert "A is not better than PCA" in text
-    assert "it was still improving when it stopped (unconverged)" in text
+    assert "it was still improving when it stopped" in text
     assert "Harmony: not run: harmonypy is not installed." in text
     assert "X_b was judged under one seed" in text
     assert "ready-made" not in text
@@ -381,7 +381,7 @@ def test_without_umap_learn_principal_components_stand_in(monkeypatch):
 def test_a_fit_is_reported_with_its_curves(cells, schema):
     fitted = ch.SCVI(max_epochs=1, n_latent=3).fit(cells, schema, seed=4)
     model, training, options = fit_sections(fitted)
-    assert model.text.startswith("It was still improving when it stopped (unconverged)")
+    assert model.text.startswith("It was still improving when it stopped")
     assert "seed 4" in model.text
     assert "300 features of counts" in model.text
     assert len(training.figures) == 1
@@ -391,7 +391,7 @@ def test_a_fit_is_reported_with_its_curves(cells, schema):
 
 def test_a_fit_in_closed_form_has_no_curve(cells, schema):
     model, training, _ = fit_sections(ch.PCA(n_latent=3).fit(cells, schema))
-    assert model.text.startswith("It had converged")
+    assert model.text.startswith("It had come to rest")
     assert not training.figures
     assert "closed form" in training.text
 
@@ -446,6 +446,6 @@ def test_the_report_of_real_cells(cells, schema, tmp_path):
         cells, schema, [ch.SCVI(max_epochs=1)], seeds=(0,), metrics=["clisi", "ilisi"]
     )
     html = made.report(tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "unconverged" in html
+    assert "still improving" in html
     assert ": UMAP" in html
     assert len(Page(html).named("svg")) == 1 + 2 * len(made.embeddings)

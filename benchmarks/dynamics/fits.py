@@ -87,7 +87,7 @@ def judge(
         "methods": {
             method if models else name: {
                 "seconds": bench.methods.loc[name, "seconds"],
-                "converged": bool(bench.methods.loc[name, "converged"]),
+                "state": bench.methods.loc[name, "state"],
                 "scores": _of(bench.scores, name, "metric"),
                 "series": _of(bench.by_class.assign(
                     key=bench.by_class["metric"] + ", " + bench.by_class["class"]

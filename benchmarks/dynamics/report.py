@@ -10,7 +10,7 @@ from scipy import stats
 
 from chreode.bench.forecasters import CEILING
 
-from ..common import Row, spread
+from ..common import Row, spread, still_improving
 from ..speed.ratios import markdown
 
 
@@ -35,12 +35,12 @@ def across(rows: Sequence[Row], shown: Mapping[str, str]) -> list[str]:
     for name in names:
         cells = (table[metric].get(name, {}).values() for metric in shown)
         told = [r["methods"][name] for r in rows if name in r["methods"]]
-        seconds, moving = fmean(t["seconds"] for t in told), sum(not t["converged"] for t in told)
+        seconds, moving = fmean(t["seconds"] for t in told), sum(map(still_improving, told))
         lines.append((
             name, *(spread(list(c)) if c else "" for c in cells), f"{seconds:.0f}",
             f"{moving} of {len(told)}" if moving else "",
         ))  # fmt: skip
-    return markdown(("", *shown.values(), "seconds", "unconverged"), lines)
+    return markdown(("", *shown.values(), "seconds", "still improving"), lines)
 
 
 def interval(ratios: Sequence[float]) -> str:

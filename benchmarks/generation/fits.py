@@ -69,7 +69,7 @@ def fit(
     fitted = ch.load(place)
     told["epochs"] = _learned(fitted.history).groupby("phase", sort=False).size().to_list()
     told["seconds"] = float(fitted.history["seconds"].sum())
-    told["converged"] = bool(fitted.provenance["converged"])
+    told["state"] = fitted.provenance["state"]
     return fitted, told
 
 

@@ -13,7 +13,7 @@ import chreode as ch
 from chreode import config
 from chreode.bench.generation import class_table, generation, split
 
-from ..common import Row, spread
+from ..common import Row, spread, still_improving
 from ..speed.ratios import markdown
 from .fits import budgeted, code
 from .tasks import SEEDS, prepare
@@ -82,7 +82,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
         "config": config.as_dict(models[0]) if models else {},
         "methods": {
             method: {
-                "role": row["role"], "seconds": row["seconds"], "converged": bool(row["converged"]),
+                "role": row["role"], "seconds": row["seconds"], "state": row["state"],
                 "note": row["note"],
                 "scores": _scores(bench.scores, method),
                 "by_class": bench.by_class[bench.by_class["method"] == method]
@@ -150,7 +150,7 @@ def _of_task(found: dict[str, list[Row]]) -> list[str]:
     lines = []
     for name, rows in found.items():
         values = [spread([row["scores"].get(key, np.nan) for row in rows]) for key in keys]
-        mark = "" if all(row["converged"] for row in rows) else " †"
+        mark = " †" if any(still_improving(row) for row in rows) else ""
         epochs = " + ".join(
             str(round(np.mean(e))) for e in zip(*(r["epochs"] for r in rows), strict=True)
         )

@@ -17,6 +17,7 @@ import torch
 
 from . import __version__, config, models, store, verbs
 from .errors import ChreodeError, StoreError
+from .learn.state import STATES, read_state
 from .model import Model
 from .module import capabilities
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Place, Schema, Spec
@@ -27,7 +28,7 @@ FORMAT = 2
 FILES = ("model.json", "weights.safetensors", "history.csv", "card.md")
 _PROVENANCE = {
     "version": str, "seed": int, "cells": int, "validation_cells": int, "torch": str,
-    "converged": bool, "notes": list,
+    "state": str, "notes": list,
 }  # fmt: skip
 
 
@@ -50,7 +51,8 @@ class Fitted:
     statistics
         Conditions and depths of training cells, from which `generate` draws.
     provenance
-        Model, version, configuration, spec, seed, and whether the fit had converged.
+        Model, version, configuration, spec, seed, and the state of the fit: *still improving*, *overfitted*
+        or *rested* (see `learn.state`).
     """
 
     model: Model
@@ -131,13 +133,12 @@ class Fitted:
         rows = [f"| {k} | {v} |" for k, v in config.as_dict(self.model).items()]
         features = ", ".join(f"{len(n):,} {r}" for r, n in self.spec.features.items())
         groups = ", ".join(f"{len(n)} {r}" for r, n in self.spec.categories.items())
-        state = "yes" if said["converged"] else "no: the objective was still improving"
         return "\n".join(
             [
                 f"# {type(self.model).__name__}", "",
                 f"Fitted with chreode {said['version']} on {said['cells']:,} cells ({features}"
                 f"{'; ' + groups if groups else ''}), seed {said['seed']}.",
-                f"Converged: {state}. It can: {', '.join(self.verbs)}.",
+                f"It {STATES[said['state']]}. It can: {', '.join(self.verbs)}.",
                 *[f"Note: {note}." for note in said["notes"]], "",
                 "| option | value |", "|---|---|", *rows, "",
             ]
@@ -247,6 +248,8 @@ def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
     statistics = {k: v.numpy() for k, v in store.under("statistics", tensors).items()}
     _refuse_absurd(statistics, spec)
     provenance = dict(info["provenance"])
+    provenance["state"] = read_state(provenance)
+    provenance.pop("converged", None)
     told = [provenance[name] for name in ("model", "config", "spec")]
     typed = all(isinstance(provenance[name], kind) for name, kind in _PROVENANCE.items())
     if told != [model.key, config.as_dict(model), spec.hash] or not typed:

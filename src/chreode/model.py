@@ -19,6 +19,7 @@ from .errors import CapabilityError, ConfigError, DataError, SchemaError
 from .learn.exact import Exact
 from .learn.phase import Phase, Run, Split, choose_device, join_histories
 from .learn.rng import Rng
+from .learn.state import worst
 from .module import Module
 from .read import Data
 from .schema import MATRIX_ROLES, Schema, Spec
@@ -168,7 +169,7 @@ class Model:
                 "config": config.as_dict(self), "spec": spec.hash, "seed": int(seed),
                 "cells": len(split.train), "validation_cells": len(split.validation),
                 "torch": torch.__version__,
-                "converged": all(t.converged for t in traces),
+                "state": worst(t.state for t in traces),
                 "notes": [note for t in traces for note in t.notes],
             },
         )  # fmt: skip

@@ -52,7 +52,7 @@ class Tuned:
     best
         The model with the options of the lowest objective; ``best.fit(…)`` fits it.
     trials
-        One row per trial: options, objective on the validation cells, seconds, converged, seed, note.
+        One row per trial: options, objective on the validation cells, seconds, state, seed, note.
         Trial 0 is the model as it was given.
     refits
         One row per refit of the options given and of the best: seed, objective on the test cells.
@@ -367,7 +367,7 @@ def _fit_and_judge(
     value = float(given.objective(fitted, _some(data, getattr(given, cells))))
     if not np.isfinite(value):
         raise FitError(f"the objective is {value}")
-    return {"objective": value, "converged": bool(fitted.provenance["converged"])}, {}
+    return {"objective": value, "state": fitted.provenance["state"]}, {}
 
 
 def _some(data: Any, rows: np.ndarray) -> Data:
@@ -392,7 +392,7 @@ def _some(data: Any, rows: np.ndarray) -> Data:
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:
-    row = outcome.row or {"objective": np.nan, "converged": False}
+    row = outcome.row or {"objective": np.nan, "state": ""}
     note = f"failed: {outcome.failed}" if outcome.failed else ""
     return {**row, "seconds": outcome.seconds, "note": note}
 

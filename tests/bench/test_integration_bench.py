@@ -63,7 +63,7 @@ def test_what_does_not_beat_pca_says_so(bench):
     assert "not better than PCA" in notes["X_noise"]
     assert "not better than PCA" not in notes["X_good"]
     assert "one seed" in notes["X_good"]
-    assert "unconverged" in notes["SCVI"]
+    assert "still improving" in notes["SCVI"]
     assert notes["PCA"] == notes["label oracle"] == ""
 
 

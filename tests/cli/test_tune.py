@@ -62,7 +62,7 @@ def test_what_is_given_is_not_searched(say, there):
     told = json.loads(out)
     assert code == 0
     assert set(told["trials"][0]) == {
-        "trial", "n_hidden", "n_layers", "batch_size", "objective", "converged", "seconds", "note", "seed",
+        "trial", "n_hidden", "n_layers", "batch_size", "objective", "state", "seconds", "note", "seed",
     }  # fmt: skip
     assert {told["best"]["n_latent"], told["best"]["max_epochs"]} == {10, 1}
     assert told["folder"] is None

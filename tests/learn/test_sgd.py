@@ -87,7 +87,7 @@ def test_clipping_bounds_the_gradient(source):
 def test_the_average_of_the_weights_is_what_is_kept(source):
     plain, averaged = Quadratic(), Quadratic()
     learn(plain, source, max_epochs=3)
-    learn(averaged, source, max_epochs=3, ema=0.9)
+    learn(averaged, source, max_epochs=3, ema=0.9, chooses=False)
     by_hand = torch.zeros(())
     trace = []
     replay = Quadratic()
@@ -102,23 +102,68 @@ def test_the_average_of_the_weights_is_what_is_kept(source):
 
 
 def test_early_stopping_keeps_the_best_and_waits_for_the_warm_up(source):
-    class Overfits(Quadratic):
-        def loss(self, batch, step):
-            up = (self.w - 1).square() if self.training else (self.w - 0.3).square()
-            return Loss({"model": up})
-
     module = Overfits()
     trace = learn(module, source, patience=3, max_epochs=100)
     best = trace.history["validation_objective"].idxmin()
     assert len(trace.history) == best + 4
-    assert trace.converged
+    assert trace.state == "overfitted"
     assert abs(module.w.item() - 0.3) < 0.15
     late = learn(Overfits(), source, patience=3, settle=0.5, max_epochs=40)
     assert len(late.history) >= 20
 
 
-def test_a_run_that_still_improves_is_called_unconverged(source):
-    assert not learn(Quadratic(), source, lr=1e-4, max_epochs=10).converged
+def test_a_run_that_still_improves_is_called_so(source):
+    assert learn(Quadratic(), source, lr=1e-4, max_epochs=10).state == "still improving"
+    assert learn(Quadratic(), source, max_epochs=200).state == "rested"
+
+
+class Overfits(Quadratic):
+    """Cells that are held out want 0.3, those learned from 1."""
+
+    def loss(self, batch, step):
+        up = (self.w - 1).square() if self.training else (self.w - 0.3).square()
+        return Loss({"model": up})
+
+
+def test_the_best_weights_are_kept_where_a_fit_overfits(source):
+    module, last = Overfits(), Overfits()
+    trace = learn(module, source, max_epochs=60)
+    assert trace.state == "overfitted"
+    assert len(trace.history) == 60
+    assert abs(module.w.item() - 0.3) < 0.15
+    # where the objective is not all that is minimised, held-out cells choose nothing
+    assert learn(last, source, max_epochs=60, chooses=False).state != "overfitted"
+    assert last.w.item() > 0.9
+    # and without them nobody can tell
+    alone = learn(Overfits(), source, Split(SPLIT.train, SPLIT.train[:0]), max_epochs=60)
+    assert alone.state != "overfitted"
+
+
+class WarmsUp(Quadratic):
+    """A penalty rises over the run, so that the objective is lowest before there is one."""
+
+    def loss(self, batch, step):
+        penalty = step.warm_up(0.5) * (10 + (self.w + 1).square())
+        return Loss({"model": (self.w - 1).square() + penalty})
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_warm_up_is_compared_with_nothing(source, patience, held_out):
+    """The weights kept minimise the whole objective, at 0, and not what it was at first, at 1."""
+    module, split = WarmsUp(), SPLIT if held_out else Split(SPLIT.train, SPLIT.train[:0])
+    options = {"lr": 0.02, "settle": 0.5, "patience": patience, "max_epochs": 120}
+    trace = learn(module, source, split, **options)
+    assert abs(module.w.item()) < 0.1
+    assert trace.state == "rested"
+    # a run whose objective changed to its end has no epochs to compare: the last weights are kept
+    late, same = WarmsUp(), WarmsUp()
+    assert learn(late, source, split, **options | {"settle": 1.0}).state in (
+        "rested",
+        "still improving",
+    )
+    learn(same, source, split, **options | {"settle": 1.0, "patience": None})
+    assert late.w.item() == pytest.approx(same.w.item(), abs=0.05)
 
 
 def test_each_player_follows_its_own_objective(source):

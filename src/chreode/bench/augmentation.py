@@ -22,6 +22,7 @@ from .. import read
 from ..augmentation import augment
 from ..check import as_category
 from ..errors import DataError, SchemaError
+from ..learn.state import State
 from ..metrics.generation import log_cp10k
 from ..model import Model
 from ..read import Data
@@ -62,8 +63,10 @@ class _Given:
     progress: bool | None
 
 
-#: Returns counts and classes to add to the training rows given, and whether a fit for it had converged.
-_Add: TypeAlias = Callable[[_Given, np.ndarray, int, int], tuple[sp.csr_matrix | None, Codes, bool]]
+#: Returns counts and classes to add to the training rows given, and how a fit for it stood.
+_Add: TypeAlias = Callable[
+    [_Given, np.ndarray, int, int], tuple[sp.csr_matrix | None, Codes, State]
+]
 
 
 def augmentation(
@@ -167,7 +170,7 @@ def _judge(add: _Add, seed: int, given: _Given, *, weighted: bool = False) -> Re
     rare = rare[np.isin(rare, given.classes[test])]
     if not len(rare):
         raise DataError(f"No class has fewer than {floor} training cells: raise the floor.")
-    more, of_more, converged = add(given, train, floor, seed)
+    more, of_more, state = add(given, train, floor, seed)
     seconds = time.perf_counter() - start
     x = log_cp10k(given.counts[train]).toarray()
     pca = PCA(min(_COMPONENTS, *(s - 1 for s in x.shape)), random_state=seed).fit(x)
@@ -184,7 +187,7 @@ def _judge(add: _Add, seed: int, given: _Given, *, weighted: bool = False) -> Re
         scores[f"{classifier}_rare"] = float(recall[rare].mean())
         scores[f"{classifier}_recall"] = float(recall[n > 0].mean())
         scores[f"{classifier}_precision"] = float(precision[rare].mean())
-    return {"scores": scores, "converged": converged, "seconds": seconds}, {}
+    return {"scores": scores, "state": state, "seconds": seconds}, {}
 
 
 def _guesses(
@@ -205,25 +208,25 @@ def _guesses(
 # what each row adds
 
 
-def _nothing(*_: Any) -> tuple[None, Codes, bool]:
-    return None, np.zeros(0, np.int64), True
+def _nothing(*_: Any) -> tuple[None, Codes, State]:
+    return None, np.zeros(0, np.int64), "rested"
 
 
 def _oversampled(
     given: _Given, train: np.ndarray, floor: int, seed: int
-) -> tuple[sp.csr_matrix, Codes, bool]:
+) -> tuple[sp.csr_matrix, Codes, State]:
     rng, y = np.random.default_rng(seed), given.classes[train]
     sizes = np.bincount(y, minlength=len(given.names))
     drawn = [
         rng.choice(train[y == number], floor - n) for number, n in enumerate(sizes) if 0 < n < floor
     ]
     rows = np.concatenate(drawn)
-    return given.counts[rows], given.classes[rows], True
+    return given.counts[rows], given.classes[rows], "rested"
 
 
 def _generated(
     model: Model, given: _Given, train: np.ndarray, floor: int, seed: int
-) -> tuple[sp.csr_matrix, Codes, bool]:
+) -> tuple[sp.csr_matrix, Codes, State]:
     fitted = model.fit(given.data, given.schema, rows=train, seed=seed, progress=given.progress)
     both = augment(
         given.data, fitted, by=given.by, floor=floor, rows=train, seed=seed, progress=given.progress
@@ -232,4 +235,4 @@ def _generated(
     codes = pd.Index(given.names).get_indexer(
         pd.Index(new.obs[fitted.column(given.by)].astype(str))
     )
-    return sp.csr_matrix(new.X), codes.astype(np.int64), bool(fitted.provenance["converged"])
+    return sp.csr_matrix(new.X), codes.astype(np.int64), fitted.provenance["state"]

@@ -15,6 +15,7 @@ import torch
 from .. import config
 from ..errors import DataError
 from ..learn.phase import bar
+from ..learn.state import worst
 from ..model import Model
 from .table import Bench
 from .trials import Outcome, Result, Trial, pinned, running
@@ -32,8 +33,8 @@ class Contestant:
     name, role
         As in `Bench.methods`.
     judge
-        Returns, from a seed and what all are given, ``scores`` by metric, whether a fit had
-        ``converged`` and its ``seconds``; whatever else it returns is left to the bench.
+        Returns, from a seed and what all are given, ``scores`` by metric, the ``state``
+        of a fit and its ``seconds``; whatever else it returns is left to the bench.
     about
         What its results depend on, beside its name.
     """
@@ -119,9 +120,9 @@ def contest(
 def _summary(row: Contestant, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     done = [outcome for outcome in outcomes if not outcome.failed]
     notes = dict.fromkeys(f"failed: {o.failed}" for o in outcomes if o.failed)
-    converged = all(outcome.row["converged"] for outcome in done)
+    state = worst(outcome.row["state"] for outcome in done)
     return {
-        "method": row.name, "role": row.role, "seeds": len(done), "converged": converged,
+        "method": row.name, "role": row.role, "seeds": len(done), "state": state,
         "seconds": float(np.mean([outcome.row["seconds"] for outcome in done] or [np.nan])),
-        "note": "; ".join([*notes, *([] if converged else ["unconverged"])]),
+        "note": "; ".join([*notes, *([] if state == "rested" else [state])]),
     }  # fmt: skip

@@ -227,7 +227,7 @@ def _judge_baseline(learn: Learn, seed: int, given: _Given) -> Result:  # noqa: 
         spread = given.learned.spread()
         scores |= _of_edges(found.edges * spread[:, None] / spread, given.signs)
     seconds = time.perf_counter() - start
-    return {"scores": scores, "by_class": by_class, "converged": True, "seconds": seconds}, {}
+    return {"scores": scores, "by_class": by_class, "state": "rested", "seconds": seconds}, {}
 
 
 def _judge_model(model: Model, seed: int, given: _Given) -> Result:
@@ -249,9 +249,8 @@ def _judge_model(model: Model, seed: int, given: _Given) -> Result:
     if "none" in fitted.history:
         along = fitted.history.dropna(subset="none")
         curves = along[["strength", "held_out", "none"]].to_dict("records")
-    converged = bool(fitted.provenance["converged"])
     row = {"scores": scores, "by_class": by_class, "curves": curves}
-    return {**row, "converged": converged, "seconds": seconds}, {}
+    return {**row, "state": fitted.provenance["state"], "seconds": seconds}, {}
 
 
 def _of_edges(edges: np.ndarray, signs: np.ndarray | None) -> dict[str, float]:

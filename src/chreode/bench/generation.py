@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int
 from .. import read
 from ..check import as_category
 from ..errors import ConfigError, DataError, SchemaError
+from ..learn.state import State
 from ..metrics import generation as measure
 from ..model import Model
 from ..read import Data
@@ -84,8 +85,8 @@ class _Given:
     progress: bool | None
 
 
-#: Makes a cell of every class wanted, from training rows and a seed; says whether it had converged.
-_Make: TypeAlias = Callable[[_Given, np.ndarray, Classes, int], tuple[Counts, bool]]
+#: Makes a cell of every class wanted, from training rows and a seed; says how a fit for it stood.
+_Make: TypeAlias = Callable[[_Given, np.ndarray, Classes, int], tuple[Counts, State]]
 
 
 def generation(
@@ -248,12 +249,12 @@ def _judge(make: _Make | None, seed: int, given: _Given, *, pictured: int) -> Re
     seen = np.isin(given.classes, given.classes[train])
     reference, spare = reference[seen[reference]], spare[seen[spare]]
     wanted = of_fake = given.classes[reference]
-    converged = True
+    state: State = "rested"
     fake: Counts
     if make is None:
         fake, of_fake = {role: x[spare] for role, x in given.counts.items()}, given.classes[spare]
     else:
-        fake, converged = make(given, train, wanted, seed)
+        fake, state = make(given, train, wanted, seed)
     seconds = time.perf_counter() - start
     scores: dict[str, float] = {}
     by_class: list[dict[str, Any]] = []
@@ -282,7 +283,7 @@ def _judge(make: _Make | None, seed: int, given: _Given, *, pictured: int) -> Re
             scores[f"{first}_{role}"] = measure.cross_agreement(
                 (given.counts[first][both], x[both]), (fake[first][also], fake[role][also])
             )
-    row = {"scores": scores, "by_class": by_class, "converged": converged, "seconds": seconds}
+    row = {"scores": scores, "by_class": by_class, "state": state, "seconds": seconds}
     if seed != pictured:
         return row, {}
     kept = given.measured[first][reference]
@@ -408,29 +409,29 @@ def _whole(given: _Given, train: np.ndarray) -> np.ndarray:
     return train[whole | lacking]
 
 
-def _replay(given: _Given, train: np.ndarray, wanted: Classes, seed: int) -> tuple[Counts, bool]:
+def _replay(given: _Given, train: np.ndarray, wanted: Classes, seed: int) -> tuple[Counts, State]:
     train = _whole(given, train)
     chosen = generators.replayed(given.classes[train], wanted, np.random.default_rng(seed))
-    return _rows(given, train[chosen]), True
+    return _rows(given, train[chosen]), "rested"
 
 
-def _shuffled(given: _Given, train: np.ndarray, wanted: Classes, seed: int) -> tuple[Counts, bool]:
+def _shuffled(given: _Given, train: np.ndarray, wanted: Classes, seed: int) -> tuple[Counts, State]:
     rng = np.random.default_rng(seed)
     rows = _whole(given, train)
-    return _rows(given, rng.choice(rows, len(wanted), replace=len(wanted) > len(rows))), True
+    return _rows(given, rng.choice(rows, len(wanted), replace=len(wanted) > len(rows))), "rested"
 
 
 def _drawn(
     draw: Callable[..., Counts], given: _Given, train: np.ndarray, wanted: Classes, seed: int
-) -> tuple[Counts, bool]:
+) -> tuple[Counts, State]:
     measured = {role: mask[train] for role, mask in given.measured.items()}
     known = generators.Known(_rows(given, train), measured, given.classes[train])
-    return draw(known, wanted, np.random.default_rng(seed)), True
+    return draw(known, wanted, np.random.default_rng(seed)), "rested"
 
 
 def _fit_and_generate(
     model: Model, given: _Given, train: np.ndarray, wanted: Classes, seed: int
-) -> tuple[Counts, bool]:
+) -> tuple[Counts, State]:
     data, schema, attributes = given.data, given.schema, given.attributes
     if "label" not in model.uses:
         data, schema = _classes_as_batches(given)
@@ -439,11 +440,11 @@ def _fit_and_generate(
     fitted = model.fit(data, schema, rows=train, seed=seed, progress=given.progress)
     told = {name: values.to_numpy()[wanted] for name, values in attributes.items()}
     made: Any = fitted.generate(len(wanted), given=told, seed=seed, progress=given.progress)
-    converged = bool(fitted.provenance["converged"])
+    state = fitted.provenance["state"]
     if isinstance(made, anndata.AnnData):
-        return {next(iter(given.counts)): sp.csr_matrix(made.X)}, converged
+        return {next(iter(given.counts)): sp.csr_matrix(made.X)}, state
     places = dict(schema.places())
-    return {r: sp.csr_matrix(made[places[r].modality or r].X) for r in given.counts}, converged
+    return {r: sp.csr_matrix(made[places[r].modality or r].X) for r in given.counts}, state
 
 
 def _classes_as_batches(given: _Given) -> tuple[anndata.AnnData, Schema]:

@@ -21,6 +21,7 @@ from ..check import as_category
 from ..errors import CapabilityError, SchemaError, near
 from ..fitted import Fitted
 from ..learn.phase import bar
+from ..learn.state import State, worst
 from ..metrics.clustering import require_igraph
 from ..metrics.integration import METRICS, integration_scores, weights
 from ..metrics.score import Score
@@ -59,8 +60,8 @@ class _Given:
     progress: bool | None
 
 
-#: Embeds all cells under a seed, and says whether what was fitted for it had converged.
-_Embed: TypeAlias = Callable[[_Given, int], tuple[np.ndarray, bool]]
+#: Embeds all cells under a seed, and says how the fit for it stood when it stopped.
+_Embed: TypeAlias = Callable[[_Given, int], tuple[np.ndarray, State]]
 
 
 @dataclass(eq=False)
@@ -239,25 +240,25 @@ def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarr
 # how each method embeds: functions of what all are given, and a seed
 
 
-def _pca(given: _Given, _: int) -> tuple[np.ndarray, bool]:
-    return given.x_pca, True
+def _pca(given: _Given, _: int) -> tuple[np.ndarray, State]:
+    return given.x_pca, "rested"
 
 
-def _read_slot(key: str, given: _Given, _: int) -> tuple[np.ndarray, bool]:
-    return _slot(opened(given.data), key), True
+def _read_slot(key: str, given: _Given, _: int) -> tuple[np.ndarray, State]:
+    return _slot(opened(given.data), key), "rested"
 
 
-def _embed(fitted: Fitted, given: _Given, _: int) -> tuple[np.ndarray, bool]:
+def _embed(fitted: Fitted, given: _Given, _: int) -> tuple[np.ndarray, State]:
     x = fitted.embed(_shallow(opened(given.data)), progress=given.progress)
-    return x, bool(fitted.provenance["converged"])
+    return x, fitted.provenance["state"]
 
 
-def _fit_and_embed(model: Model, given: _Given, seed: int) -> tuple[np.ndarray, bool]:
+def _fit_and_embed(model: Model, given: _Given, seed: int) -> tuple[np.ndarray, State]:
     data = opened(given.data)
     return _embed(model.fit(data, given.schema, seed=seed, progress=given.progress), given, seed)
 
 
-def _harmony(given: _Given, seed: int) -> tuple[np.ndarray, bool]:
+def _harmony(given: _Given, seed: int) -> tuple[np.ndarray, State]:
     try:
         import harmonypy
     except ImportError as error:
@@ -271,14 +272,14 @@ def _harmony(given: _Given, seed: int) -> tuple[np.ndarray, bool]:
     out = np.full_like(x, np.nan)
     corrected = np.asarray(fixed.Z_corr, np.float32)
     out[kept] = corrected if corrected.shape == x[kept].shape else corrected.T
-    return out, True
+    return out, "rested"
 
 
-def _oracle(given: _Given, seed: int) -> tuple[np.ndarray, bool]:
+def _oracle(given: _Given, seed: int) -> tuple[np.ndarray, State]:
     codes = pd.factorize(given.named["label"])[0]
     hot = np.eye(codes.max() + 1, dtype=np.float32)[np.maximum(codes, 0)]
     noise = np.random.default_rng(seed).normal(scale=0.1, size=hot.shape)
-    return hot + noise.astype(np.float32), True
+    return hot + noise.astype(np.float32), "rested"
 
 
 # a trial, and what is made of all of them
@@ -287,7 +288,7 @@ def _oracle(given: _Given, seed: int) -> tuple[np.ndarray, bool]:
 def _judge(embed: _Embed, seed: int, given: _Given) -> Result:
     """Embed the cells and score them; the arrays are for pictures and for notes on the totals."""
     start = time.perf_counter()
-    x, converged = embed(given, seed)
+    x, state = embed(given, seed)
     x, seconds = x[given.cells], time.perf_counter() - start
     label, batch = (given.named[role].to_numpy()[given.cells] for role in ("label", "batch"))
     scores = integration_scores(
@@ -295,7 +296,7 @@ def _judge(embed: _Embed, seed: int, given: _Given) -> Result:
     )
     drawn = _draws(scores, given.draws)
     rows = [_scored(key, drawn[key], scores) for key in _metric_table(given.metrics).index]
-    row = {"scores": rows, "converged": converged, "seconds": seconds}
+    row = {"scores": rows, "state": state, "seconds": seconds}
     return row, {"embedding": x, "total": drawn["total"]}
 
 
@@ -329,7 +330,7 @@ def _summary(
 ) -> dict[str, Any]:
     """Return the row of a method, with notes on what it failed of and on whether it beats the baseline."""
     done = [outcome for outcome in outcomes if not outcome.failed]
-    converged = all(outcome.row["converged"] for outcome in done)
+    state = worst(outcome.row["state"] for outcome in done)
     notes = [method.note] if method.note else []
     notes += dict.fromkeys(f"failed: {outcome.failed}" for outcome in outcomes if outcome.failed)
     if method.role == "method" and done:
@@ -337,10 +338,10 @@ def _summary(
         better = totals[method.name] - totals.get(BASELINE, np.nan)
         if np.isfinite(better).any() and np.nanquantile(better, 0.025) <= 0:
             notes.append(f"not better than {BASELINE}")
-        if not converged:
-            notes.append("unconverged")
+        if state != "rested":
+            notes.append(state)
     return {
-        "method": method.name, "role": method.role, "seeds": len(done), "converged": converged,
+        "method": method.name, "role": method.role, "seeds": len(done), "state": state,
         "seconds": float(np.mean([outcome.row["seconds"] for outcome in done] or [np.nan])),
         "note": "; ".join(notes),
     }  # fmt: skip

@@ -14,6 +14,7 @@ from pandas.api.types import is_numeric_dtype
 
 from .. import store
 from ..errors import StoreError
+from ..learn.state import read_state
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 #: Columns that hold text, and columns that hold numbers.
 _COLUMNS = {
     "scores": (("method", "metric", "reason"), ("seed", "value", "low", "high")),
-    "methods": (("method", "role", "note"), ("seeds", "converged", "seconds")),
+    "methods": (("method", "role", "state", "note"), ("seeds", "seconds")),
     "metrics": (("metric", "name", "group", "about"), ("best",)),
 }
 
@@ -41,7 +42,7 @@ class Bench:
     scores
         Long table: method, seed, metric, value, low, high (95 % bootstrap interval over cells).
     methods
-        One row per method: role (baseline, method, ceiling), seeds, converged, seconds, note.
+        One row per method: role (baseline, method, ceiling), seeds, state of the fits, seconds, note.
     metrics
         One row per metric: name, group, best value, description.
     about
@@ -115,6 +116,7 @@ class Bench:
         try:
             read = json.loads(Path(path).read_text())
             tables = {n: pd.DataFrame(read[n]) for n in ("scores", "methods", "metrics")}
+            tables["methods"]["state"] = [read_state(row) for row in read["methods"]]
             if not (
                 isinstance(read["kind"], str) and isinstance(read["about"].get("schema", {}), dict)
             ):

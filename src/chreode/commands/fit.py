@@ -124,6 +124,7 @@ def _fit(
         or, without GPUs, each core.
     """
     from ..fitted import refuse_to_replace
+    from ..learn.state import STATES
     from ..read import read
 
     if distributed and "WORLD_SIZE" not in os.environ:
@@ -147,9 +148,8 @@ def _fit(
     interrupted = any(note.startswith("interrupted") for note in fitted.provenance["notes"])
     if checkpoint and not interrupted:
         shutil.rmtree(checkpoint, ignore_errors=True)
-    state = "Converged" if fitted.provenance["converged"] else "Still improving when it stopped"
     return Answer(
-        f"{fitted!r}.\n{state}, {seconds:.1f} s; saved to {output}",
+        f"{fitted!r}.\nIt {STATES[fitted.provenance['state']]}. {seconds:.1f} s; saved to {output}",
         {
             "folder": str(output), "seconds": seconds, **fitted.provenance,
             "verbs": fitted.verbs, "last_epoch": records(fitted.history)[-1],

@@ -81,7 +81,7 @@ class EM:
                 shown.update()
                 if calm == 2:
                     break
-        return Trace(pd.DataFrame(log), calm == 2, tuple(notes))
+        return Trace(pd.DataFrame(log), "rested" if calm == 2 else "still improving", tuple(notes))
 
     def _guard(self, log: list[dict[str, float]], ll: float) -> None:
         before = log[-1]["train_log_likelihood"] if log else -np.inf

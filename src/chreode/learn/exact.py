@@ -35,7 +35,7 @@ class Exact:
         with torch.no_grad():
             rested = target.solve(lambda: source.batches(split.train, run.device), run.rng)
         history = pd.DataFrame({"epoch": [0], "seconds": [time.perf_counter() - start]})
-        return Trace(history, rested is not False)
+        return Trace(history, "still improving" if rested is False else "rested")
 
 
 def moments(

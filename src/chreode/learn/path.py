@@ -57,7 +57,7 @@ class Path:
             own = run.for_phase(number)
             trace = self.stage.learner.learn(module, self.stage, seen, split, own)
             traces.append(trace.history.assign(strength=strength))
-            rested.append(trace.converged)
+            rested.append(trace.state)
             errors.append(_held_out(target, source, split, run))
             zeros = float((target.path_matrix() <= _NONE).float().mean())
             held_out = np.mean(errors[-1]) if errors[-1] else np.nan

@@ -19,6 +19,7 @@ from ..distributed import Group
 from ..errors import ConfigError
 from ..module import Module
 from .rng import Rng
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a learner reports: a row per epoch, and whether it had come to rest.
-
-    `converged` is False where the objective was still improving when the epochs ran out.
-    """
+    """What a learner reports: a row per epoch, how it stood when it stopped, and notes for the reader."""
 
     history: pd.DataFrame
-    converged: bool
+    state: State
     notes: tuple[str, ...] = ()
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """Moves the parameters of a part; knows steps and convergence, no biology."""
+    """Moves the parameters of a part; knows steps and when to rest, no biology."""
 
     #: Whether rows should be held out for it.
     validates: ClassVar[bool]

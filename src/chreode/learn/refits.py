@@ -52,7 +52,7 @@ class Refits:
                     refits.append(member.eval())
                     shown.update()
         module.keep_refits(found["resampled"], found["exchanged"])
-        return Trace(pd.DataFrame(), converged=True)
+        return Trace(pd.DataFrame(), "rested")
 
 
 def _until(stage: Phase, module: Any) -> Phase:

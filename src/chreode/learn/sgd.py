@@ -23,6 +23,7 @@ from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
 from .memory import keep_freed_memory
 from .phase import Phase, Run, Split, Trace, bar
+from .state import State, state_of
 
 #: Cells that a fit by minibatches needs at the least: batch norm and a split must make sense.
 MIN_CELLS = 10
@@ -64,10 +65,20 @@ class SGD:
         Decay, per step, of an average of the weights, which is then what is validated and kept
         (None: off). Early on it decays faster: it holds about the last tenth of the run so far.
     patience
-        Epochs without a better validation objective before stopping (None: run to the end). The
-        best weights are kept when it is set, the last ones otherwise.
+        Epochs without a better objective before stopping (None: run to the end). The weights of the best
+        epoch are then kept.
     settle
-        Share of the run before which early stopping does not act (a warm-up's length).
+        Share of the run in which the objective still changes, as in a warm-up of one of its terms. Early
+        stopping does not act before, and training objectives from before are compared with none.
+    chooses
+        Whether cells held out choose the weights: those of the best epoch are kept, whatever the patience,
+        where the fit had overfitted (see `state_of`). Not so where the objective is not all that is
+        minimised (proximal steps), or cells held out choose later.
+
+    Notes
+    -----
+    An objective is compared with itself alone: that of held-out cells, in which every term has its final
+    weight, or else that of training cells once `settle` is over.
     """
 
     validates: ClassVar[bool] = True
@@ -83,6 +94,7 @@ class SGD:
     ema: float | None = None
     patience: int | None = None
     settle: float = 0.0
+    chooses: bool = True
 
     def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
         """Train ``phase.part`` in place. Ctrl-C keeps the best weights so far and says so.
@@ -123,10 +135,10 @@ class SGD:
                 warnings.warn(f"{phase.name}: {loop.notes[-1]}.", stacklevel=4)
                 loop.finish(keep_best=True)
             else:
-                loop.finish(keep_best=self.patience is not None)
+                loop.finish(keep_best=self.patience is not None or loop.state() == "overfitted")
             finally:
                 share_statistics(module, among_processes=False)
-        return Trace(pd.DataFrame(loop.log), loop.converged(), tuple(loop.notes))
+        return Trace(pd.DataFrame(loop.log), loop.state(), tuple(loop.notes))
 
 
 @dataclass
@@ -187,9 +199,9 @@ class _Loop:
         if len(self.split.validation):
             row |= self._validate(train.sums).result()
         row["seconds"] = time.perf_counter() - start
-        value = row.get("validation_objective", row["train_objective"])
-        if value < self.best or self.best_epoch < 0:
-            self.best, self.best_epoch = value, self.epoch
+        value = self._comparable(row)
+        if value is None or value < self.best or self.best_epoch < 0:
+            self.best, self.best_epoch = math.inf if value is None else value, self.epoch
             with self._averaged():
                 self.best_state = store.clone_state(self.target)
         patience, settled = self.sgd.patience, (self.epoch + 1) / self.epochs >= self.sgd.settle
@@ -205,11 +217,20 @@ class _Loop:
         self.target.load_state_dict(final)
         self.target.eval()
 
-    def converged(self) -> bool:
-        """Return whether the objective had stopped improving before the epochs ran out."""
-        ended = self.epoch >= self.epochs  # not so after Ctrl-C
-        rested = self.best_epoch < self.epochs - max(1, math.ceil(0.05 * self.epochs))
-        return self.stopped or (ended and rested)
+    def _comparable(self, row: Mapping[str, float]) -> float | None:
+        """Return the objective by which epochs are compared; None while it is not yet the final one."""
+        if "validation_objective" in row:
+            return row["validation_objective"]
+        return row["train_objective"] if row["epoch"] >= self.sgd.settle * self.epochs else None
+
+    def state(self) -> State:
+        """Return how the fit stood when it stopped."""
+        if not self.stopped and self.epoch < self.epochs:  # after Ctrl-C
+            return "still improving"
+        curve = [v for row in self.log if (v := self._comparable(row)) is not None]
+        held_out = self.sgd.chooses and len(self.split.validation) > 0
+        found = state_of(curve, held_out=held_out)
+        return "rested" if self.stopped and found == "still improving" else found
 
     # one epoch
 

@@ -433,7 +433,7 @@ class NeuralODE(Model):
     ) -> Phase:
         """Return a stage of so many steps, at a share of the learning rate, that sees pieces so long."""
         n = math.ceil(steps / EVERY)
-        sgd = SGD(lr=share * self.lr, max_epochs=n, clip=1.0, schedule="cosine")
+        sgd = SGD(lr=share * self.lr, max_epochs=n, clip=1.0, schedule="cosine", chooses=False)
         view, whole = self.view(span, crowd), name != "slopes"
         return Phase(sgd, data=Together(round(steps / n)), name=name, view=view, whole=whole)
 

@@ -14,6 +14,7 @@ from ..bench.integration import BASELINE
 from ..bench.table import Bench
 from ..errors import CapabilityError
 from ..fitted import Fitted
+from ..learn.state import STATES
 from ..plot import embedding, history, score_table, umap_coordinates
 from ..plot.scatter import principal_plane
 from ..plot.scores import ranked
@@ -28,8 +29,7 @@ _FEW_SEEDS = 3
 _IN_FULL = {
     f"not better than {BASELINE}": f"is not better than {BASELINE}: over resampled cells, its total "
     f"does not stay above {BASELINE}'s",
-    "unconverged": "was still improving when it stopped (unconverged): train it for longer before "
-    "you judge it",
+    **STATES,
 }
 
 
@@ -246,15 +246,10 @@ def _plane(x: Float[np.ndarray, "b z"]) -> tuple[Float[np.ndarray, "b 2"], str]:
 def fit_sections(fitted: Fitted) -> list[Section]:
     """Return what a fitted model was learned from, its training curves and its configuration."""
     said, spec = fitted.provenance, fitted.spec
-    state = (
-        "It had converged when it stopped."
-        if said["converged"]
-        else "It was still improving when it stopped (unconverged): train it for longer."
-    )
     sizes = [f"{len(names):,} features of {role}" for role, names in spec.features.items()]
     sizes += [f"{len(names):,} categories of {role}" for role, names in spec.categories.items()]
     card = [
-        state,
+        f"It {STATES[said['state']]}.",
         *(f"{note[:1].upper()}{note[1:]}." for note in said["notes"]),
         f"Learned from {said['cells']:,} cells ({', '.join(sizes)}), seed {said['seed']}, "
         f"by chreode {said['version']}.",

@@ -1,0 +1,111 @@
+"""One word of three for how a fit stood when it stopped, whatever the noise."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import chreode as ch
+from chreode.bench.table import Bench
+from chreode.fitted import seal
+from chreode.learn.state import SHARE, STATES, read_state, state_of, worst
+
+EPOCHS = np.arange(400)
+
+
+def curve(name, noise, seed):
+    """Return an objective that falls by 100, as those of fits do."""
+    falls = 100 * np.exp(-EPOCHS / 30)
+    along = {
+        "rests": falls,
+        "falls to the end": 100 * np.exp(-EPOCHS / 300),
+        "rises": falls + 8 * np.maximum(EPOCHS - 150, 0) / 250,
+    }[name]
+    noises = np.random.default_rng(seed).normal(size=len(EPOCHS))
+    return (300 + along + noise * noises).tolist()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1.0, 3.0])
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [("rests", "rested"), ("falls to the end", "still improving"), ("rises", "overfitted")],
+)
+def test_noise_does_not_change_the_word(name, state, noise):
+    found = [state_of(curve(name, noise, seed), held_out=True) for seed in range(50)]
+    assert np.mean([word == state for word in found]) >= 0.96
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+@pytest.mark.parametrize("name", ["rests", "falls to the end", "rises"])
+def test_units_and_levels_do_not_matter(name, factor):
+    values = curve(name, 0.5, 0)
+    for held_out in (True, False):
+        assert state_of([factor * (v - 300) for v in values], held_out=held_out) == state_of(
+            values, held_out=held_out
+        )
+
+
+def test_only_cells_held_out_tell_of_overfitting():
+    assert state_of(curve("rises", 0.1, 0), held_out=False) == "rested"
+
+
+def test_what_is_nothing_is_said():
+    """A fall by so small a share of the gain is none; without noise a larger one is."""
+    flat = np.r_[100.0, np.zeros(19)]
+    for share, state in ((0.5 * SHARE, "rested"), (2 * SHARE, "still improving")):
+        flat[-2:] = -100 * share
+        assert state_of(flat.tolist(), held_out=True) == state
+
+
+def test_short_and_broken_runs():
+    assert state_of([], held_out=True) == "still improving"
+    assert state_of([1.0], held_out=True) == "still improving"
+    assert state_of([1.0, np.inf], held_out=True) == "rested"  # nothing was gained, nothing lost
+    assert state_of([3.0, 1.0, np.inf], held_out=True) == "overfitted"
+    assert state_of([np.nan, np.inf], held_out=True) == "still improving"
+
+
+def test_the_worst_of_several_is_told():
+    assert worst(["rested", "overfitted", "still improving"]) == "still improving"
+    assert worst(["rested", "overfitted"]) == "overfitted"
+    assert worst([]) == "rested"
+
+
+def test_rows_of_before_are_read():
+    assert read_state({"converged": True}) == "rested"
+    assert read_state({"converged": False}) == "still improving"
+    assert read_state({"state": "overfitted", "converged": True}) == "overfitted"
+    with pytest.raises(ValueError, match="no state"):
+        read_state({"state": "done"})
+
+
+@pytest.mark.parametrize(("was", "state"), [(True, "rested"), (False, "still improving")])
+def test_models_and_benches_saved_before_are_read(cells, schema, tmp_path, was, state):
+    folder = ch.PCA(n_latent=2).fit(cells, schema).save(tmp_path / "model")
+    info = json.loads((folder / "model.json").read_text())
+    info["provenance"].pop("state")
+    info["provenance"]["converged"] = was
+    info.pop("sha256")
+    (folder / "model.json").write_text(json.dumps({**info, "sha256": seal(info)}))
+    old = ch.load(folder)
+    assert old.provenance["state"] == state
+    assert "converged" not in old.provenance
+    assert STATES[state] in old.card()
+    methods = [
+        {"method": "A", "role": "method", "seeds": 1, "converged": was, "seconds": 1.0, "note": ""}
+    ]
+    score = {
+        "index": 0,
+        "method": "A",
+        "seed": 0,
+        "metric": "m",
+        "value": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+    }
+    metric = {"metric": "m", "name": "m", "group": "bio", "best": 1.0, "about": ""}
+    tables = {"scores": [{**score, "reason": ""}], "methods": methods, "metrics": [metric]}
+    (tmp_path / "b.json").write_text(json.dumps({"kind": "integration", "about": {}, **tables}))
+    assert Bench.load(tmp_path / "b.json").methods.loc["A", "state"] == state
