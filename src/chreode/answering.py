@@ -24,6 +24,7 @@ from .learn.phase import bar
 from .module import capabilities
 from .nn.attributes import attribute_names
 from .read import Data
+from .remember import WEIGHT
 from .schema import NUMBER_ROLES, Schema
 
 if TYPE_CHECKING:
@@ -170,18 +171,23 @@ def under(batch: CellBatch, target: Iterable[tuple[str, int | None, Any]]) -> Ce
 def draw_conditions(
     self: Fitted, n: int, given: Conditions | None, generator: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Return the conditions of n cells: what is given, and the rest as training cells have it."""
-    pool = self.statistics
-    size = len(next(iter(pool.values()))) if pool else 0
+    """Return the conditions of n cells: what is given, and the rest as training cells have it.
+
+    They are drawn from the cells that agree with most of the categories given.
+    """
+    pool = {name: values for name, values in self.statistics.items() if name != WEIGHT}
+    weight = self.statistics.get(WEIGHT, np.zeros(0))
     drawn = np.zeros(n, int)
     for told, rows in _alike(n, given or {}):
-        agreeing = np.ones(size, bool)
+        agreeing = np.zeros(len(weight), int)
         for name, position, code in encode(self, told):
             if isinstance(code, int):  # numbers hardly ever agree
                 values = pool[name] if position is None else pool[name][:, position]
-                agreeing &= values == code
-        candidates = np.flatnonzero(agreeing) if agreeing.any() else np.arange(size)
-        drawn[rows] = generator.choice(candidates, len(rows)) if size else 0
+                agreeing += values == code
+        candidates = np.flatnonzero(agreeing == agreeing.max(initial=0))
+        if len(candidates):
+            share = weight[candidates] / weight[candidates].sum()
+            drawn[rows] = generator.choice(candidates, len(rows), p=share)
     columns = {k: torch.from_numpy(np.ascontiguousarray(v[drawn])) for k, v in pool.items()}
     for told, rows in _alike(n, given or {}):
         for name, position, code in encode(self, told):

@@ -20,10 +20,11 @@ from .errors import ChreodeError, StoreError
 from .learn.state import STATES, read_state
 from .model import Model
 from .module import capabilities
+from .remember import WEIGHT
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Place, Schema, Spec
 
 #: Version of the folder's form; raised when older readers could not understand a new folder.
-FORMAT = 2
+FORMAT = 3
 #: What a model is saved as.
 FILES = ("model.json", "weights.safetensors", "history.csv", "card.md")
 _PROVENANCE = {
@@ -275,3 +276,11 @@ def _refuse_absurd(statistics: Mapping[str, np.ndarray], spec: Spec) -> None:
             and (values >= (-1 if coded else 0 if name == "library" else -np.inf)).all()
         ):
             raise StoreError(f"The {name} of the training cells is not what the spec describes.")
+    weight = statistics[WEIGHT]
+    if not (
+        weight.dtype == np.float64
+        and weight.shape == (n,)
+        and np.isfinite(weight).all()
+        and (weight > 0).all()
+    ):
+        raise StoreError("The weights of the training cells are no positive numbers.")

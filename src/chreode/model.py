@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,6 +23,7 @@ from .learn.rng import Rng
 from .learn.state import worst
 from .module import Module
 from .read import Data
+from .remember import joined, remember
 from .schema import MATRIX_ROLES, Schema, Spec
 
 if TYPE_CHECKING:
@@ -146,6 +148,8 @@ class Model:
         positions = self._complete(data, schema, roles, positions)
         spec = learn_spec(data, schema, roles, positions, from_.spec if from_ else None)
         take = match_features(data, schema, spec, roles, from_.feature_weight() if from_ else None)
+        if from_ is not None and spec.blocks == from_.spec.blocks:
+            _refuse_lacking(take)
         source = open_source(data, schema, spec, roles, take, positions)
         self.refuse_missing(source)
         rng = Rng(int(seed))
@@ -163,7 +167,7 @@ class Model:
             spec=spec,
             module=module.to("cpu").eval(),
             history=join_histories(traces, [p.name for p in self.phases()]),
-            statistics=_reservoir(source, split.train, rng),
+            statistics=self._remembered(source, split, rng, from_),
             provenance={
                 "model": self.key, "version": __version__, "code": store.code_hash(),
                 "config": config.as_dict(self), "spec": spec.hash, "seed": int(seed),
@@ -204,6 +208,17 @@ class Model:
         for parameter in module.parameters():
             parameter.requires_grad_(True)
         return module, traces
+
+    def _remembered(
+        self, source: Source, split: Split, rng: Rng, from_: Fitted | None
+    ) -> dict[str, np.ndarray]:
+        """Return what `generate` draws from: training cells, and those that an earlier fit learned from."""
+        fresh = remember(source, split.train, rng)
+        if from_ is None:
+            return fresh
+        if source.spec.blocks != from_.spec.blocks:  # what was said of the old cells stays true
+            return joined(from_.statistics, fresh)
+        return joined(fresh, from_.statistics)
 
     def _roles(self, schema: Schema) -> list[str]:
         """Return the roles to read: all that are needed, and those that are used and named."""
@@ -277,6 +292,17 @@ def _split(data: Data, rows: np.ndarray, validation: Any, rng: Rng) -> Split:
     return Split(np.setdiff1d(rows, held_out), held_out, named=True)
 
 
+def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:
+    """Refuse to go on learning without features that are known: all else would move on without them."""
+    for role, found in take.items():
+        if lacking := int((found < 0).sum()):
+            raise DataError(
+                f"{role}: training cannot go on from a fit of {len(found):,} features with {lacking:,} of "
+                "them missing. Give cells that have them all, or fit anew on those that are there. (Mapping "
+                "cells of a new batch may lack some: nothing but the new batch is learned.)"
+            )
+
+
 def _start_from(model: Model, spec: Spec, module: Module, from_: Fitted) -> None:
     """Copy the old parameters; if there are new ones beside them, freeze the old."""
     if not model.extends and spec.blocks != from_.spec.blocks:
@@ -290,19 +316,3 @@ def _start_from(model: Model, spec: Spec, module: Module, from_: Fitted) -> None
     if missing:
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in missing)
-
-
-def _reservoir(
-    source: Source, rows: np.ndarray, rng: Rng, size: int = 10_000
-) -> dict[str, np.ndarray]:
-    """Return the conditions and depths of up to `size` training cells, drawn as they occur together.
-
-    `generate` draws from it whatever the user leaves open.
-    """
-    kept = np.sort(rng.numpy("reservoir").permutation(rows)[:size])
-    table = {name: values[kept] for name, values in source.columns.items()}
-    if "counts" in source.matrices:
-        table["library"] = np.concatenate(
-            [b["counts"].sum(1).numpy() for b in source.batches(kept)]
-        )
-    return table

@@ -245,8 +245,8 @@ def generate(
         Number of cells.
     given
         Conditions by role or covariate name, in any combination and order: one value for all cells,
-        or one for each. What is left open is drawn from the training cells that agree with it (from
-        all of them if none does).
+        or one for each. What is left open is drawn from the training cells that agree with most of
+        it, in the proportions that all training cells have.
     guidance
         Weight of the conditions, for models that have one; 1 is the model as trained, 0 ignores
         them, above 1 draws cells more typical of them. A weight per attribute (``{"label": 2}``, the

@@ -190,3 +190,18 @@ class CellBatch:
         x = self.sparse("counts")
         scale = 1e4 / x.sum().clamp_min(torch.finfo(x.values.dtype).tiny)
         return x.map(torch.log1p(x.values * scale[x.cells])).dense()
+
+    def measured_expression(self) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
+        """Return `log_expression`, 0 where it was not measured, and which entries were: 1 or 0.
+
+        The mask has one row where all cells were measured for the same features, and one entry where
+        they were for all.
+        """
+        x = self.log_expression()
+        measured = torch.ones(1, 1).to(x)
+        for known in self.observed.values():
+            measured = measured * known
+        lacking = x.isnan()
+        if bool(lacking.any()):
+            measured, x = measured * ~lacking, x.nan_to_num()
+        return x, measured

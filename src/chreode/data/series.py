@@ -318,9 +318,9 @@ class SeriesSource(Source):
         total, weight = torch.zeros(2, n, self.spec.n_features(role))
         pieces = self.cells.pieces(slot)
         for batch, piece in zip(self.cells.batches(rows), pieces, strict=True):
-            x, at = batch.log_expression(), torch.from_numpy(piece)
-            total.index_add_(0, at, x.nan_to_num())
-            weight.index_add_(0, at, (~x.isnan()).float())
+            (x, measured), at = batch.measured_expression(), torch.from_numpy(piece)
+            total.index_add_(0, at, x * measured)
+            weight.index_add_(0, at, measured.expand_as(x))
         return total, weight
 
 

@@ -275,7 +275,13 @@ class Dynamics(Module):
 
     def embed(self, batch: CellBatch, to: CellBatch | None = None) -> Float[Tensor, "b z"]:
         """Return coordinates of cells in the plane in which the training paths vary most."""
-        return self.place(batch.log_expression() if to is None else self.predict(batch, to))
+        x = self.seen(batch) if to is None else self.frame.inside(self.predict(batch, to))
+        return x @ self.frame.plane
+
+    def seen(self, batch: CellBatch) -> Float[Tensor, "b g"]:
+        """Return the states of cells; what was not measured counts as average."""
+        x, measured = batch.measured_expression()
+        return self.frame.inside(x) * measured
 
     def place(self, x: Float[Tensor, "b g"]) -> Float[Tensor, "b z"]:
         """Return the coordinates of expression in that plane."""
@@ -302,7 +308,7 @@ class Dynamics(Module):
         self, batch: CellBatch, to: CellBatch, at: Float[Tensor, "b t"]
     ) -> Float[Tensor, "b t g"]:
         absent = to["knockout"][0] if "knockout" in to.columns else torch.zeros(0, dtype=torch.long)
-        x, clamped = self.without(self.frame.inside(batch.log_expression()), absent)
+        x, clamped = self.without(self.seen(batch), absent)
         now = batch["time"]
         with self.named([f"the path of cell {r}" for r in batch.rows.tolist()]):
             after = self.expected(x, at.maximum(now[:, None]), now, clamped)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -34,7 +33,7 @@ from ..nn.blocks import (
     input_weight,
     reparametrise,
 )
-from ..nn.dispersion import CountMoments, LogTheta
+from ..nn.dispersion import NEVER, CountMoments, LogTheta
 from ..schema import Spec
 
 #: Log-odds of an extra zero where the decoder starts.
@@ -131,9 +130,15 @@ class SCVIModule(Module):
     def rates(
         self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
     ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b h"]]:
-        """Return ℓρ, the mean before extra zeros, and the activations it comes from."""
+        """Return ℓρ, the mean before extra zeros, and the activations it comes from.
+
+        The library is a total of the genes that the cells were measured for: of these ρ sums to 1.
+        """
         logits, h = self._logits(z, batch)
-        return log_library.exp() * (F.softplus(logits) if self.scaled else logits.softmax(-1)), h
+        if self.scaled:
+            return log_library.exp() * F.softplus(logits), h
+        total = _measured(logits, batch).logsumexp(-1, keepdim=True)
+        return (log_library + logits - total).exp(), h
 
     def decode(
         self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
@@ -153,8 +158,11 @@ class SCVIModule(Module):
         """Return log p(x|z, ℓ, covariates), summed over genes: that of `decode`, in fewer steps."""
         kind = self.options.likelihood
         if kind == "poisson" or self.scaled:
-            return self.decode(z, log_library, batch).log_prob(batch["counts"]).sum(-1)
+            each = self.decode(z, log_library, batch).log_prob(batch["counts"])
+            measured = batch.observed.get("counts")
+            return (each if measured is None else each[:, measured]).sum(-1)
         logits, h = self._logits(z, batch)
+        logits = _measured(logits, batch)
         x, log_theta = batch.sparse("counts"), self._log_theta(batch)
         if kind == "nb":
             return nb_log_likelihood(x, logits, log_library, log_theta)
@@ -211,7 +219,8 @@ class SCVIModule(Module):
         log_library = self.log_library(batch, latent)
         if library is None:
             return self.decode(latent.mean, log_library, to).mean
-        return self.rates(latent.mean, torch.full_like(log_library, math.log(library)), to)[0]
+        mu = self.rates(latent.mean, log_library, to)[0]
+        return mu * (library / mu.sum(-1, keepdim=True))
 
     def predict(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:
         """Return posterior predictive counts under the conditions of `to`."""
@@ -317,6 +326,12 @@ class SCVIModule(Module):
         normal, (mean, variance) = torch.distributions.Normal, latent.library
         prior, q = normal(*self._library_prior(batch)), normal(mean, variance.sqrt())
         return ratio + (prior.log_prob(log_library) - q.log_prob(log_library)).squeeze(-1)
+
+
+def _measured(logits: Float[Tensor, "b g"], batch: CellBatch) -> Float[Tensor, "b g"]:
+    """Return logits; those of genes that the cells were not measured for expect no count at all."""
+    measured = batch.observed.get("counts")
+    return logits if measured is None else logits.masked_fill(~measured, NEVER)
 
 
 @config

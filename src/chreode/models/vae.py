@@ -22,7 +22,6 @@ from ..losses.kl import kl_standard_normal
 from ..model import Model
 from ..module import Loss, Module, Step
 from ..nn.blocks import MLP, GaussianEncoder, Linear, input_weight, reparametrise
-from ..nn.linear_gaussian import observed_entries
 from ..schema import Spec
 
 #: Added to the noise variance: a constant feature would otherwise have an infinite density.
@@ -78,7 +77,7 @@ class VAEModule(Module):
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
         """Return the negative evidence lower bound; the KL term warms up over `kl_warmup`."""
-        x, observed = observed_entries(batch)
+        x, observed = batch.measured_expression()
         mean, variance = self.encode(x, observed)
         values = self.decode(reparametrise(mean, variance))
         reconstruction = -(values.log_prob(x) * observed).sum(-1)
@@ -95,11 +94,11 @@ class VAEModule(Module):
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
         """Return the posterior mean."""
-        return self.encode(*observed_entries(batch))[0]
+        return self.encode(*batch.measured_expression())[0]
 
     def posterior(self, batch: CellBatch, n_samples: int) -> Float[Tensor, "s b z"]:
         """Return posterior draws."""
-        mean, variance = self.encode(*observed_entries(batch))
+        mean, variance = self.encode(*batch.measured_expression())
         shape = (n_samples, *mean.shape)
         return reparametrise(mean.expand(shape), variance.expand(shape))
 
@@ -122,7 +121,7 @@ class VAEModule(Module):
         importance: bool,  # noqa: FBT001 (the contract)
     ) -> Float[Tensor, " b"]:
         """Return the ELBO or the importance-weighted bound of the features that the cells have."""
-        x, observed = observed_entries(batch)
+        x, observed = batch.measured_expression()
         mean, variance = self.encode(x, observed)
 
         def draw() -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:

@@ -116,7 +116,8 @@ class Autoencoder(Module):
         """Return p(x|z, ℓ, attributes) of a modality; `weights` of the attributes' effects."""
         j, shift = list(self.modalities).index(role), self._shift(role, batch, weights)
         depth = log_depth[:, j : j + 1]
-        return self.modalities[role].distribution(z, depth, self._group(batch), shift)
+        measured = batch.observed.get(role)
+        return self.modalities[role].distribution(z, depth, self._group(batch), shift, measured)
 
     def _shift(
         self, role: str, batch: CellBatch, weights: Sequence[float] | None
@@ -161,7 +162,9 @@ class Autoencoder(Module):
         terms, total = {}, torch.zeros(len(batch), device=mean.device)
         for j, (role, modality) in enumerate(self.modalities.items()):
             shift = self._shift(role, batch, weights)
-            ll = modality.log_likelihood(batch.sparse(role), z, depth[:, j : j + 1], group, shift)
+            ll = modality.log_likelihood(
+                batch.sparse(role), z, depth[:, j : j + 1], group, shift, batch.observed.get(role)
+            )
             ll = ll * batch.present[role] if role in batch.present else ll
             terms[f"log_likelihood_{role}"] = ll.detach().mean()
             total = total - ll

@@ -12,6 +12,8 @@ from torch import Tensor
 from ..data.batch import SparseRows
 from .blocks import CategoryTable
 
+#: Log frequency of a feature that cells were not measured for: of it no count is expected, and none is seen.
+NEVER = -1e4
 #: From a gene with rare bursts to one that is hardly wider than a Poisson.
 _THETA = (0.05, 100.0)
 

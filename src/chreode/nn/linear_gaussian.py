@@ -99,18 +99,6 @@ def infer(
     return Posterior(mean, covariance, -0.5 * (log_det + squares))
 
 
-def observed_entries(batch: CellBatch) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
-    """Return log-expression with 0 where it is not measured, and the mask that `infer` takes."""
-    x = batch.log_expression()
-    observed = torch.ones(1, 1).to(x)
-    for known in batch.observed.values():
-        observed = observed * known
-    lacking = x.isnan()
-    if bool(lacking.any()):
-        observed, x = observed * ~lacking, x.nan_to_num()
-    return x, observed
-
-
 class LinearGaussian(Module):
     """Mean μ, weights W and noise variances ψ, learned by EM from a start in closed form.
 
@@ -245,7 +233,7 @@ class LinearGaussian(Module):
         self.weight.copy_(weight * largest.sign())
 
     def _residual(self, batch: CellBatch) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
-        x, observed = observed_entries(batch)
+        x, observed = batch.measured_expression()
         return (x - self.mean).mul_(observed), observed.double()
 
     # what a fitted model can do
@@ -304,7 +292,7 @@ def _filled(batches: Batches) -> Batches:
     """Return the same batches with the feature's mean where an entry is not measured."""
     total, n_cells = torch.zeros(()), torch.zeros(())
     for batch in batches():
-        x, observed = observed_entries(batch)
+        x, observed = batch.measured_expression()
         total, n_cells = total + x.sum(0), n_cells + observed.expand_as(x).sum(0)
     if bool((n_cells == 0).any()):
         raise DataError(
@@ -315,7 +303,7 @@ def _filled(batches: Batches) -> Batches:
 
     def filled() -> Iterator[CellBatch]:
         for batch in batches():
-            x, observed = observed_entries(batch)
+            x, observed = batch.measured_expression()
             yield replace(batch, views={"expression": x + mean * (1 - observed)})
 
     return filled

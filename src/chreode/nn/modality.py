@@ -13,7 +13,7 @@ from ..data.batch import SparseRows
 from ..distributions import Bernoulli, NegativeBinomial, Poisson
 from ..losses.counts import bernoulli_log_likelihood, nb_log_likelihood, poisson_log_likelihood
 from .blocks import MLP, Linear
-from .dispersion import CountMoments, LogTheta
+from .dispersion import NEVER, CountMoments, LogTheta
 
 
 class Modality(nn.Module):
@@ -91,9 +91,10 @@ class Modality(nn.Module):
         log_depth: Float[Tensor, "b 1"],
         group: Int[Tensor, " b"] | None = None,
         shift: Float[Tensor, "b g"] | float = 0.0,
+        measured: Bool[Tensor, " g"] | None = None,
     ) -> Float[Tensor, " b"]:
-        """Return log p(x|z, ℓ, group) in nats, summed over features; logits moved by `shift`."""
-        logits = self.head(self.decoder(z)) + shift
+        """Return log p(x|z, ℓ, group) in nats, summed over `measured` features; logits moved by `shift`."""
+        logits = _among(measured, self.head(self.decoder(z)) + shift)
         if self.kind == "bernoulli":
             return bernoulli_log_likelihood(x, logits)
         if self.kind == "poisson":
@@ -106,13 +107,18 @@ class Modality(nn.Module):
         log_depth: Float[Tensor, "b 1"],
         group: Int[Tensor, " b"] | None = None,
         shift: Float[Tensor, "b g"] | float = 0.0,
+        measured: Bool[Tensor, " g"] | None = None,
     ) -> NegativeBinomial | Poisson | Bernoulli:
-        """Return p(x|z, ℓ, group), logits moved by `shift`; no z: as if all cells were alike."""
+        """Return p(x|z, ℓ, group), logits moved by `shift`; no z: as if all cells were alike.
+
+        ℓ is the total of the `measured` features (default: all).
+        """
         hidden = self.head.bias.expand(len(log_depth), -1)
         logits = (hidden if z is None else self.head(self.decoder(z))) + shift
         if self.kind == "bernoulli":
             return Bernoulli(logits)
-        mu = log_depth.exp() * logits.softmax(-1)
+        total = _among(measured, logits).logsumexp(-1, keepdim=True)
+        mu = (log_depth + logits - total).exp()
         return (
             Poisson(mu)
             if self.kind == "poisson"
@@ -126,3 +132,10 @@ class Modality(nn.Module):
         if group is None:
             return table
         return table[group.clamp(min=0)].where(group[:, None] >= 0, table.mean(0))
+
+
+def _among(
+    measured: Bool[Tensor, " g"] | None, logits: Float[Tensor, "b g"]
+) -> Float[Tensor, "b g"]:
+    """Return logits; of features that are not `measured` nothing is expected."""
+    return logits if measured is None else logits.masked_fill(~measured, NEVER)
