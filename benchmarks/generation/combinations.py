@@ -9,6 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 
 import chreode as ch
+from chreode.bench.generation import class_table
+from chreode.bench.yardstick import split
 from chreode.metrics import generation as measured
 
 from ..common import Row, spread
@@ -35,14 +37,19 @@ def cases() -> list[Row]:
 
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
-    cells, schema = prepare("kang", data, case["seed"], lambda cells, _: _parts(cells)[3])
+    cells, schema = prepare("kang", data, case["seed"])
+    # of every class, hidden or not: cells that chose the genes, span the space, and are nowhere else
+    rows = split(class_table(cells, schema)[0], case["seed"]).yardstick
+    yardstick = cells[rows].copy()
+    space = measured.Space.of(sp.csr_matrix(yardstick.X))
+    yards = [space.place(sp.csr_matrix(yardstick.X[mask])) for mask in _parts(yardstick)[2]]
+    cells = cells[np.setdiff1d(np.arange(cells.n_obs), rows)].copy()
     kind, condition, hidden, train = _parts(cells)
     model = ch.CFGen(**HOWS[case["attributes"]])
     fitted, told = fit(model, cells, schema, train, case["seed"], kept / "fits")
     counts = sp.csr_matrix(cells.X)
-    space = measured.Space.of(counts[train])
     scores = {}
-    for (t, c), mask in zip(HIDDEN, hidden, strict=True):
+    for (t, c), mask, yard in zip(HIDDEN, hidden, yards, strict=True):
         rng = np.random.default_rng(case["seed"])
         half = rng.permutation(np.flatnonzero(mask))
         real, spare = half[: len(half) // 2], half[len(half) // 2 :]
@@ -67,10 +74,10 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
             for b in OTHER
             if (a, b) not in HIDDEN
         }
-        nearest = min(seen, key=lambda pair: measured.energy_distance(x, seen[pair]))
+        nearest = min(seen, key=lambda pair: measured.energy_distance(yard, seen[pair]))
         clouds["nearest seen combination"] = seen[nearest]
         scores[f"{t}, {c}"] = {
-            name: _compared(x, y, case["seed"]) for name, y in clouds.items()
+            name: _compared(x, y, yard, case["seed"]) for name, y in clouds.items()
         } | {"nearest": ", ".join(nearest)}
     return {**told, "scores": scores}
 
@@ -97,10 +104,10 @@ def _shift(
     return np.mean(found, axis=0)
 
 
-def _compared(x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
+def _compared(x: np.ndarray, y: np.ndarray, yard: np.ndarray, seed: int) -> dict[str, float]:
     return {
         "w2": measured.wasserstein2(x, y, seed=seed),
-        "mmd": measured.mmd2(x, y),
+        "mmd": measured.mmd2(x, y, measured.median_widths(yard)),
         "energy": measured.energy_distance(x, y),
     }
 

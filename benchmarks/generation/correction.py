@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
 import chreode as ch
-from chreode.metrics.generation import log_cp10k
+from chreode.metrics.generation import Space, log_cp10k
 from chreode.metrics.integration import integration_scores, summary
 
 from ..common import Row
@@ -31,16 +31,18 @@ def cases() -> list[Row]:
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
     """Embed all cells, and judge those that no method was fitted on and whose labels are hidden."""
-    cells, test = corrected(case["task"], data, case["seed"])
+    cells, train, test, yardstick = corrected(case["task"], data, case["seed"])
     labels, batches = (cells.obs[c].astype(str).to_numpy() for c in ("label", "batch"))
     hidden = cells.copy()
     hidden.obs["label"] = hidden.obs["label"].astype(object)
     hidden.obs.loc[test, "label"] = np.nan
-    z, told = _embedded(case["method"], hidden, np.flatnonzero(~test), case["seed"], kept)
-    before = log_cp10k(sp.csr_matrix(cells.X[test])).toarray()
+    z, told = _embedded(case["method"], hidden, train, case["seed"], kept)
+    counts = sp.csr_matrix(cells.X)
+    space = Space.of(counts[yardstick], n_genes=cells.n_vars, n_components=50)
+    before = space.place(counts[test])
     scores = integration_scores(z[test], labels[test], batches[test], pre=before, seed=0)
     return {
-        **told, "cells": int(test.sum()),
+        **told, "cells": len(test),
         "scores": {k: v.value for k, v in {**scores, **summary(scores)}.items()},
     }  # fmt: skip
 

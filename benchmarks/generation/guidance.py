@@ -9,7 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 
 import chreode as ch
-from chreode.bench.generation import class_table, scored, split
+from chreode.bench.generation import class_table
+from chreode.bench.yardstick import scored, split
 
 from ..common import Row
 from ..speed.ratios import markdown
@@ -31,13 +32,16 @@ def cases() -> list[Row]:
 def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare(case["task"], data, case["seed"])
     classes, attributes = class_table(cells, schema)
-    train, reference, spare = split(classes, case["seed"])
+    train, reference, spare, yardstick = split(classes, case["seed"])
     fitted, told = fit(ch.CFGen(), cells, schema, train, case["seed"], kept / "fits")
     fitted.module.options = dataclasses.replace(fitted.module.options, guide=case["guide"])
     counts = sp.csr_matrix(cells.X)
     given = {n: values.to_numpy()[classes[reference]] for n, values in attributes.items()}
     real = counts[reference], classes[reference]
-    others = {"train": counts[train], "spare": counts[spare], "seed": case["seed"]}
+    others = {
+        "train": counts[train], "yardstick": counts[yardstick],
+        "of_yardstick": classes[yardstick], "seed": case["seed"],
+    }  # fmt: skip
     scores = {}
     for weight in WEIGHTS:
         made = fitted.generate(

@@ -11,7 +11,8 @@ from scipy import stats
 
 import chreode as ch
 from chreode import config
-from chreode.bench.generation import class_table, generation, split
+from chreode.bench.generation import class_table, generation
+from chreode.bench.yardstick import split
 
 from ..common import Row, spread, still_improving
 from ..speed.ratios import markdown
@@ -66,7 +67,7 @@ def cases() -> list[Row]:
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare(case["task"], data, case["seed"])
-    train = split(class_table(cells, schema)[0], case["seed"])[0]
+    train = split(class_table(cells, schema)[0], case["seed"]).train
     name, _, change = case["method"].partition(": ")
     models, budget = [], {}
     if MODELS[name] is not None:

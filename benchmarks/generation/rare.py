@@ -22,9 +22,9 @@ def cases() -> list[Row]:
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare(
-        case["task"], data, case["seed"], lambda _, classes: split(classes, case["seed"])[0]
+        case["task"], data, case["seed"], lambda classes: split(classes, case["seed"]).yardstick
     )
-    train = split(class_table(cells, schema)[0], case["seed"])[0]
+    train = split(class_table(cells, schema)[0], case["seed"]).train
     model, budget = budgeted(ch.CFGen(), cells, schema, train)
     folder = kept / "augmentation" / code()[:12] / f"{case['task']}-{case['seed']}"
     bench = augmentation(cells, schema, [model], seeds=(case["seed"],), into=folder, progress=False)

@@ -13,7 +13,8 @@ from scipy import stats
 
 import chreode as ch
 from chreode import ode
-from chreode.bench.generation import MIN_CLASS, class_table, split
+from chreode.bench.generation import class_table
+from chreode.bench.yardstick import MIN_CLASS, split
 from chreode.metrics import generation as measured
 
 from ..common import Row
@@ -42,10 +43,10 @@ def cases() -> list[Row]:
 def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare(case["task"], data, case["seed"])
     classes, attributes = class_table(cells, schema)
-    train, reference, spare = split(classes, case["seed"])
+    train, reference, spare, yardstick = split(classes, case["seed"])
     fitted, told = fit(ch.CFGen(), cells, schema, train, case["seed"], kept / "fits")
     counts = sp.csr_matrix(cells.X)
-    space = measured.Space.of(counts[train])
+    space = measured.Space.of(counts[yardstick])
     of_real = classes[reference]
     given = {n: values.to_numpy()[of_real] for n, values in attributes.items()}
     real = space.place(counts[reference])

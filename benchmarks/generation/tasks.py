@@ -11,7 +11,8 @@ import mudata
 import numpy as np
 
 import chreode as ch
-from chreode.bench.generation import class_table, split
+from chreode.bench.generation import class_table
+from chreode.bench.yardstick import split
 from chreode.read import Data
 
 GENES, PEAKS = 2000, 5000
@@ -32,7 +33,7 @@ class Task:
     schema
         Where the roles are.
     n_genes
-        Genes to choose on the training cells (None: those in at least ten of them).
+        Genes to choose on the cells of the yardstick (None: those in at least a hundredth of them).
     """
 
     file: str
@@ -79,24 +80,24 @@ def prepare(
     name: str,
     data: Path,
     seed: int,
-    learned: Callable[[Data, np.ndarray], np.ndarray] | None = None,
+    chosen_by: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[Data, ch.Schema]:
-    """Return the cells, with features chosen on those that are learned from.
+    """Return the cells, with features chosen on cells that nothing is learned from or compared with.
 
     Parameters
     ----------
-    learned
-        Returns these, from the cells and their classes (default: as the bench splits them).
+    chosen_by
+        Returns these, from the classes (default: the yardstick, as `bench.generation` splits them).
     """
     task = TASKS[name]
     cells = task.read(data / task.file)
     classes = class_table(cells, task.schema)[0]
-    train = learned(cells, classes) if learned else split(classes, seed)[0]
+    yardstick = chosen_by(classes) if chosen_by else split(classes, seed).yardstick
     if isinstance(cells, anndata.AnnData):
-        return cells[:, _genes(cells, task, train)].copy(), task.schema
+        return cells[:, _genes(cells, task, yardstick)].copy(), task.schema
     if isinstance(cells, mudata.MuData) and task.schema.accessibility:
         atac = cells.mod["atac"]
-        rows = atac.obs_names.get_indexer(cells.obs_names[train])
+        rows = atac.obs_names.get_indexer(cells.obs_names[yardstick])
         seen = np.asarray((atac.X[rows[rows >= 0]] > 0).sum(0)).ravel()
         cells.mod["atac"] = atac[:, np.sort(np.argsort(-seen, kind="stable")[:PEAKS])].copy()
         cells.mod["atac"].X.data[:] = 1  # 2 % of the entries are above 1
@@ -104,16 +105,22 @@ def prepare(
     return cells, task.schema
 
 
-def _genes(cells: anndata.AnnData, task: Task, train: np.ndarray) -> np.ndarray:
+def _genes(cells: anndata.AnnData, task: Task, rows: np.ndarray) -> np.ndarray:
     if task.n_genes is None:
-        return np.asarray((cells.X[train] > 0).sum(0)).ravel() >= 10
+        return np.asarray((cells.X[rows] > 0).mean(0)).ravel() >= 0.01
     return cells.var_names.isin(
-        ch.pp.select_genes(cells, ch.Schema(counts="X"), task.n_genes, rows=train)
+        ch.pp.select_genes(cells, ch.Schema(counts="X"), task.n_genes, rows=rows)
     )
 
 
-def corrected(name: str, data: Path, seed: int) -> tuple[anndata.AnnData, np.ndarray]:
-    """Return cells with ``obs["label"]`` and ``obs["batch"]``, and which of them (a fifth) are judged."""
+def corrected(
+    name: str, data: Path, seed: int
+) -> tuple[anndata.AnnData, np.ndarray, np.ndarray, np.ndarray]:
+    """Return cells with ``obs["label"]`` and ``obs["batch"]``, and the rows of three parts.
+
+    Seven of ten are learned from, a fifth is judged, and a tenth chooses the genes and the components in
+    which batches are sought before the correction.
+    """
     if name == "mop":
         cells = mudata.read_h5ad(data / TASKS[name].file, mod="rna")
         columns = "cell_type", "batch"
@@ -124,10 +131,12 @@ def corrected(name: str, data: Path, seed: int) -> tuple[anndata.AnnData, np.nda
         ].copy()
         columns = "cell_type", "donor"
     cells.obs["label"], cells.obs["batch"] = (cells.obs[c].astype(str) for c in columns)
-    test = np.random.default_rng([seed, 13]).random(cells.n_obs) < 0.2
+    drawn = np.random.default_rng([seed, 13]).random(cells.n_obs)
+    parts = drawn >= 0.3, drawn < 0.2, (drawn >= 0.2) & (drawn < 0.3)
+    train, test, yardstick = map(np.flatnonzero, parts)
     if cells.n_vars > GENES:
         genes = ch.pp.select_genes(
-            cells, ch.Schema(counts="X", batch="obs/batch"), GENES, rows=~test
+            cells, ch.Schema(counts="X", batch="obs/batch"), GENES, rows=yardstick
         )
         cells = cells[:, cells.var_names.isin(genes)].copy()
-    return cells, test
+    return cells, train, test, yardstick

@@ -92,6 +92,26 @@ def test_memorisation_of_copies_of_noise_and_of_new_cells(rng):
     assert m.memorisation(train, held_out, 5 * new) < 0.1
 
 
+def test_membership_of_copies_and_of_new_cells(rng):
+    train, held_out, new = rng.normal(size=(3, 300, 5))
+    assert m.membership(train, held_out, new) == pytest.approx(0.5, abs=0.06)
+    assert m.membership(train, held_out, train) == 1
+    # a tenth copied: the others are guessed at by chance
+    some = np.concatenate([train[:30], new[:270]])
+    assert m.membership(train, held_out, some) == pytest.approx(0.55, abs=0.06)
+    # no copies, but too narrow a cloud, which memorisation takes for memory
+    assert m.memorisation(train, held_out, 0.3 * new) > 0.6
+    assert m.membership(train, held_out, 0.3 * new) == pytest.approx(0.5, abs=0.06)
+
+
+def test_copies_of_a_cell_are_not_told_from_it_by_having_been_seen(rng):
+    """Cells drawn twice and thrice are real ones: no forest may know them again from another fold."""
+    real, few = rng.normal(size=(300, 5)), rng.normal(size=(60, 5))
+    found = [m.real_or_fake(real, few[rng.integers(60, size=300)], seed=s) for s in range(3)]
+    assert np.mean(found) < 0.62
+    assert m.real_or_fake(real, np.zeros((300, 5))) > 0.95  # collapsed
+
+
 def test_concordance_is_lins(rng):
     a = rng.normal(size=100)
     assert m.concordance(a, a) == pytest.approx(1)

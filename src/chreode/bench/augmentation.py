@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Float, Int
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_fscore_support
 from sklearn.neighbors import KNeighborsClassifier
@@ -23,7 +22,7 @@ from ..augmentation import augment
 from ..check import as_category
 from ..errors import DataError, SchemaError
 from ..learn.state import State
-from ..metrics.generation import log_cp10k
+from ..metrics.generation import Space
 from ..model import Model
 from ..read import Data
 from ..schema import Schema
@@ -32,8 +31,8 @@ from .ledger import provenance
 from .table import Bench
 from .trials import Result
 
-#: Share of the cells that nothing is learned from.
-HELD_OUT = 0.4
+#: Shares of the cells, as `Parts` has them.
+SHARES = (0.5, 0.4, 0.1)
 NONE, OVERSAMPLED, WEIGHTED = "nothing added", "oversampling", "class weights"
 _NEIGHBOURS, _COMPONENTS = 15, 50
 METRICS = {
@@ -47,6 +46,14 @@ METRICS = {
 }
 
 Codes: TypeAlias = Int[np.ndarray, " _"]
+
+
+class Parts(NamedTuple):
+    """Rows to learn from, to test on, and of the yardstick: the space of the classifiers is fitted on it."""
+
+    train: np.ndarray
+    test: np.ndarray
+    yardstick: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +89,8 @@ def augmentation(
 ) -> Bench:
     """Train classifiers on cells and on what is added to them, and test them on real held-out cells.
 
-    Classifiers see 50 principal components of the log-expression of real training cells.
+    Classifiers see 50 principal components of log-expression. These, and their scale, are fitted on a tenth
+    of the cells, from which nothing is learned otherwise and on which nothing is tested.
 
     Parameters
     ----------
@@ -154,16 +162,16 @@ def _given(
     return _Given(data, schema, counts, classes, names, by, floor, progress)
 
 
-def split(classes: Codes, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows to learn from, and rows to test on."""
+def split(classes: Codes, seed: int) -> Parts:
+    """Return the rows of every part (see `SHARES`)."""
     rows = np.random.default_rng([seed, 11]).permutation(np.flatnonzero(classes >= 0))
-    test, train = np.split(rows, [round(HELD_OUT * len(rows))])
-    return np.sort(train), np.sort(test)
+    ends = np.round(np.cumsum(SHARES[:-1]) * len(rows)).astype(int)
+    return Parts(*map(np.sort, np.split(rows, ends)))
 
 
 def _judge(add: _Add, seed: int, given: _Given, *, weighted: bool = False) -> Result:
     start = time.perf_counter()
-    train, test = split(given.classes, seed)
+    train, test, yardstick = split(given.classes, seed)
     sizes = np.bincount(given.classes[train], minlength=len(given.names))
     floor = int(np.median(sizes[sizes > 0])) if given.floor is None else given.floor
     rare = np.flatnonzero((sizes > 0) & (sizes < floor))
@@ -172,15 +180,14 @@ def _judge(add: _Add, seed: int, given: _Given, *, weighted: bool = False) -> Re
         raise DataError(f"No class has fewer than {floor} training cells: raise the floor.")
     more, of_more, state = add(given, train, floor, seed)
     seconds = time.perf_counter() - start
-    x = log_cp10k(given.counts[train]).toarray()
-    pca = PCA(min(_COMPONENTS, *(s - 1 for s in x.shape)), random_state=seed).fit(x)
-    x, y = pca.transform(x), given.classes[train]
+    space = Space.of(given.counts[yardstick], given.counts.shape[1], _COMPONENTS)
+    x, y = space.place(given.counts[train]), given.classes[train]
     if more is not None:
-        x = np.concatenate([x, pca.transform(log_cp10k(more).toarray())])
+        x = np.concatenate([x, space.place(more)])
         y = np.concatenate([y, of_more])
-    unseen = pca.transform(log_cp10k(given.counts[test]).toarray())
+    unseen, scale = space.place(given.counts[test]), space.place(given.counts[yardstick]).std(0)
     scores: dict[str, float] = {}
-    for classifier, guess in _guesses(x, y, unseen, weighted=weighted).items():
+    for classifier, guess in _guesses(x, y, unseen, scale, weighted=weighted).items():
         precision, recall, _, n = precision_recall_fscore_support(
             given.classes[test], guess, labels=np.arange(len(given.names)), zero_division=0
         )
@@ -191,14 +198,18 @@ def _judge(add: _Add, seed: int, given: _Given, *, weighted: bool = False) -> Re
 
 
 def _guesses(
-    x: Float[np.ndarray, "n z"], y: Codes, unseen: Float[np.ndarray, "m z"], *, weighted: bool
+    x: Float[np.ndarray, "n z"],
+    y: Codes,
+    unseen: Float[np.ndarray, "m z"],
+    scale: Float[np.ndarray, " z"],
+    *,
+    weighted: bool,
 ) -> dict[str, Codes]:
     """Return the class of each unseen cell by both classifiers; weights are one over a class's size."""
     knn = KNeighborsClassifier(_NEIGHBOURS).fit(x, y)
     votes = knn.predict_proba(unseen)
     if weighted:
         votes = votes / np.bincount(y)[knn.classes_]
-    scale = x.std(0)
     logistic = LogisticRegression(max_iter=1000, class_weight="balanced" if weighted else None).fit(
         x / scale, y
     )

@@ -13,11 +13,11 @@ import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from .. import read
 from ..check import as_category
-from ..errors import ConfigError, DataError, SchemaError
+from ..errors import ConfigError, SchemaError
 from ..learn.state import State
 from ..metrics import generation as measure
 from ..model import Model
@@ -29,38 +29,13 @@ from .generators import Classes, Counts
 from .ledger import provenance
 from .table import Bench
 from .trials import Result
+from .yardstick import METRICS, MIN_CLASS, SHARES, Parts, scored, split, worst_marker
 
-#: Shares of the cells: to learn from, to compare with, and real ones to compare in place of fakes.
-SHARES = (0.6, 0.2, 0.2)
-#: Cells that a class must have in the part compared with, to be scored by itself.
-MIN_CLASS = 20
-#: Cells of a class, and of all classes together, that distances look at.
-POOLED = 2000
 #: Cells of each kind that are kept for pictures.
 PICTURED = 1500
 #: Rows beside those asked for.
 CEILING, REPLAY, SHUFFLED = "real cells", "replayed training cells", "shuffled labels"
 NB, MIXTURE = "NB per class", "PCA mixture per class"
-METRICS = {
-    "w2": ("W2", 0.0, "2-Wasserstein distance in 30 principal components, mean over classes"),
-    "w2_pooled": ("W2, pooled", 0.0, "the same of all classes together"),
-    "mmd": ("MMD²", 0.0, "unbiased squared maximum mean discrepancy, mean over classes"),
-    "mmd_pooled": ("MMD², pooled", 0.0, "the same of all classes together"),
-    "energy": ("energy", 0.0, "unbiased energy distance, mean over classes"),
-    "auc": ("AUC", 0.5, "a random forest that tells real from fake, mean over classes"),
-    "auc_pooled": ("AUC, pooled", 0.5, "the same of all classes together"),
-    "precision": ("precision", 1.0, "fake cells near real ones"),
-    "recall": ("recall", 1.0, "real cells near fake ones"),
-    "density": ("density", 1.0, "real neighbourhoods that a fake cell lies in"),
-    "coverage": ("coverage", 1.0, "real cells with a fake one in their neighbourhood"),
-    "mean": ("feature means", 1.0, "concordance over features, mean over classes"),
-    "variance": ("feature variances", 1.0, "concordance over features, mean over classes"),
-    "zeros": ("zeros", 1.0, "concordance over features of the share of zeros, mean over classes"),
-    "correlation": ("pairs", 1.0, "concordance of correlations of the 200 most variable features"),
-    "fold_change": ("fold changes", 1.0, "concordance of log fold changes, class against the rest"),
-    "depth": ("depth", 0.0, "Kolmogorov-Smirnov distance of totals, mean over classes"),
-    "memory": ("memory", 0.5, "how often a fake is nearer to a training cell than a held-out one"),
-}
 _ACROSS = (
     "between modalities",
     1.0,
@@ -72,7 +47,8 @@ _ACROSS = (
 class _Given:
     """What every trial is given.
 
-    `classes` of each cell (-1: none), the attributes of each class, and which cells have a modality.
+    `classes` of each cell (-1: none), the attributes of each class, which cells have a modality, and the
+    `types` whose markers are compared: labels, or classes if there are none.
     """
 
     data: Data
@@ -84,9 +60,27 @@ class _Given:
     attributes: pd.DataFrame
     progress: bool | None
 
+    @property
+    def types(self) -> tuple[np.ndarray, list[str]]:
+        """Return the number of each class's type, and the names of these."""
+        if "label" not in self.attributes:
+            return np.arange(len(self.attributes)), class_names(self.attributes)
+        numbers, names = pd.factorize(self.attributes["label"], sort=True)
+        return numbers, [*map(str, names)]
 
-#: Makes a cell of every class wanted, from training rows and a seed; says how a fit for it stood.
-_Make: TypeAlias = Callable[[_Given, np.ndarray, Classes, int], tuple[Counts, State]]
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """Cells in place of real ones: counts, the class each was asked for, and which have a modality."""
+
+    counts: Counts
+    classes: Classes
+    measured: Mapping[str, Bool[np.ndarray, " n"]]
+    state: State = "rested"
+
+
+#: Makes cells, as many of each class as the reference has.
+_Make: TypeAlias = Callable[[_Given, Parts, int], _Made]
 
 
 def generation(
@@ -128,8 +122,9 @@ def generation(
     -------
     Bench
         Scores against the same held-out cells, with rows that tell what they are worth: real cells in
-        place of fakes (nothing can be expected to do better), replayed training cells (which only
-        `memory` gives away), cells of a random class, and two models that a page of code can hold.
+        place of fakes, replayed training cells (which `memory` and `membership` alone give away), cells of a
+        random class, and two models that a page of code can hold. `markers` has the genes that define
+        the types, one by one. Classes too small to be scored alone are in ``about["too small"]``.
     """
     for model in methods:
         if model.scale != "counts":
@@ -138,49 +133,45 @@ def generation(
     given = _given(data, schema, progress)
     judge = partial(partial, _judge, pictured=seeds[0])
     rows = [
-        Contestant(CEILING, "ceiling", judge(None)),
+        Contestant(CEILING, "ceiling", judge(_spare)),
         Contestant(REPLAY, "control", judge(_replay)),
         Contestant(SHUFFLED, "control", judge(_shuffled)),
         Contestant(NB, "baseline", judge(partial(_drawn, generators.independent))),
         Contestant(MIXTURE, "baseline", judge(partial(_drawn, generators.mixture))),
         *contestants(methods, lambda model: judge(partial(_fit_and_generate, model))),
     ]
+    names = class_names(given.attributes)
+    held_out = np.bincount(given.classes[split(given.classes, 0).reference], minlength=len(names))
     about = {
-        **provenance(data, schema), "shares": list(SHARES), "classes": len(given.attributes),
+        **provenance(data, schema), "shares": list(SHARES), "classes": len(names),
         "cells": int((given.classes >= 0).sum()),
+        "too small": {n: int(k) for n, k in zip(names, held_out, strict=True) if k < MIN_CLASS},
     }  # fmt: skip
     bench, outcomes = contest(
         "generation", rows, _metric_table(given), given, about,
         seeds=seeds, into=into, progress=progress,
     )  # fmt: skip
-    by_class = [
-        {"method": name, "seed": seed, **row}
-        for name, of in outcomes.items()
-        for seed, outcome in of.items()
-        for row in outcome.row.get("by_class", [])
-    ]
+    further = {
+        key: pd.DataFrame(
+            {"method": name, "seed": seed, **row}
+            for name, of in outcomes.items()
+            for seed, outcome in of.items()
+            for row in outcome.row.get(key, [])
+        )
+        for key in ("by_class", "markers")
+    }
     first = {name: of[seeds[0]].arrays for name, of in outcomes.items()}
     pairs = {
         name: (_unpacked(arrays, "real", given), _unpacked(arrays, "fake", given))
         for name, arrays in first.items()
         if arrays
     }
-    return replace(bench, by_class=pd.DataFrame(by_class), pairs=pairs)
-
-
-def split(classes: Classes, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return rows to learn from, to compare with, and real ones in place of fakes (see `SHARES`)."""
-    rng = np.random.default_rng([seed, 7])
-    parts: list[list[np.ndarray]] = [[], [], []]
-    for number in np.unique(classes[classes >= 0]):  # as many of each class on both sides
-        rows = rng.permutation(np.flatnonzero(classes == number))
-        n = round(SHARES[1] * len(rows))
-        for part, some in zip(
-            parts, np.split(rows[::-1], [len(rows) - 2 * n, len(rows) - n]), strict=True
-        ):
-            part.append(some)
-    train, reference, spare = (np.sort(np.concatenate(part)) for part in parts)
-    return train, reference, spare
+    bench = replace(bench, **further, pairs=pairs)
+    worst = {name: worst_marker(bench.markers, name) for name in bench.methods.index}
+    notes = [
+        "; ".join(filter(None, (note, worst[name]))) for name, note in bench.methods["note"].items()
+    ]
+    return replace(bench, methods=bench.methods.assign(note=notes))
 
 
 def class_table(data: Data, schema: Schema) -> tuple[Classes, pd.DataFrame]:
@@ -243,127 +234,63 @@ def _metric_table(given: _Given) -> pd.DataFrame:
 # a trial
 
 
-def _judge(make: _Make | None, seed: int, given: _Given, *, pictured: int) -> Result:
+def _judge(make: _Make, seed: int, given: _Given, *, pictured: int) -> Result:
     start = time.perf_counter()
-    train, reference, spare = split(given.classes, seed)
-    seen = np.isin(given.classes, given.classes[train])
-    reference, spare = reference[seen[reference]], spare[seen[spare]]
-    wanted = of_fake = given.classes[reference]
-    state: State = "rested"
-    fake: Counts
-    if make is None:
-        fake, of_fake = {role: x[spare] for role, x in given.counts.items()}, given.classes[spare]
-    else:
-        fake, state = make(given, train, wanted, seed)
+    parts = split(given.classes, seed)
+    made = make(given, parts, seed)
     seconds = time.perf_counter() - start
     scores: dict[str, float] = {}
     by_class: list[dict[str, Any]] = []
-    names = _class_names(given)
+    markers: list[dict[str, Any]] = []
     first = next(iter(given.counts))
-    for role, x in given.counts.items():
-        if role not in fake:  # a model of one modality
-            continue
-        rows = reference[given.measured[role][reference]]
-        # fakes of the same cells, or all: every generated cell has every modality
-        kept = given.measured[role][spare if make is None else reference]
-        others = [x[r[given.measured[role][r]]] for r in (train, spare)]
-        found, parts = scored(
-            x[rows], given.classes[rows], fake[role][kept], of_fake[kept],
-            train=others[0], spare=others[1], seed=seed,
-        )  # fmt: skip
+    for role in made.counts:  # a model of one modality has one
         prefix = "" if role == first else f"{role}_"
+        found, alone, of_types = _of_role(given, parts, made, role, seed)
         scores |= {f"{prefix}{k}": v for k, v in found.items()}
-        by_class += [
-            {"class": names[number], "metric": f"{prefix}{metric}", "value": float(value)}
-            for (number, metric), value in parts.stack().items()
-        ]
+        by_class += [{**row, "metric": f"{prefix}{row['metric']}"} for row in alone]
+        markers += [{"role": role, **row} for row in of_types]
         if role != first:
-            both = reference[given.measured[role][reference] & given.measured[first][reference]]
-            also = kept & given.measured[first][spare if make is None else reference]
+            both = [np.flatnonzero(m[first] & m[role]) for m in (given.measured, made.measured)]
+            real = np.intersect1d(parts.reference, both[0])
             scores[f"{first}_{role}"] = measure.cross_agreement(
-                (given.counts[first][both], x[both]), (fake[first][also], fake[role][also])
+                (given.counts[first][real], given.counts[role][real]),
+                (made.counts[first][both[1]], made.counts[role][both[1]]),
             )
-    row = {"scores": scores, "by_class": by_class, "state": state, "seconds": seconds}
+    row = {
+        "scores": scores, "by_class": by_class, "markers": markers,
+        "state": made.state, "seconds": seconds,
+    }  # fmt: skip
     if seed != pictured:
         return row, {}
-    kept = given.measured[first][reference]
-    real = given.counts[first][reference][kept], given.classes[reference][kept]
-    return row, _packed("real", *real, seed) | _packed("fake", fake[first], of_fake, seed)
+    shown = parts.reference[given.measured[first][parts.reference]]
+    real_cells = given.counts[first][shown], given.classes[shown]
+    return row, _packed("real", *real_cells, seed) | _packed(
+        "fake", made.counts[first], made.classes, seed
+    )
 
 
-def scored(
-    real: sp.csr_matrix,
-    of_real: Classes,
-    fake: sp.csr_matrix,
-    of_fake: Classes,
-    *,
-    train: sp.csr_matrix,
-    spare: sp.csr_matrix,
-    seed: int = 0,
-) -> tuple[dict[str, float], pd.DataFrame]:
-    """Return every metric of `METRICS`, and those of single classes as a table, classes x metrics.
-
-    The former are means over the classes of at least `MIN_CLASS` cells, which the table holds.
-
-    Parameters
-    ----------
-    real, fake
-        Raw counts, and the class of each cell.
-    train, spare
-        Raw counts of what was learned from, which choose the components and are what `memory` asks
-        about, and of further real cells.
-
-    Raises
-    ------
-    DataError
-        If no class has enough cells.
-    """
-    # of neither side: in components fitted on it, a cloud is wider than others like it
-    space = measure.Space.of(train)
-    x, y = space.place(real), space.place(fake)
-    parts = {}
-    for number in np.unique(of_real):
-        a, b = np.flatnonzero(of_real == number), np.flatnonzero(of_fake == number)
-        if min(len(a), len(b)) >= MIN_CLASS:
-            parts[int(number)] = _of_class(x[a], y[b], real[a], fake[b], seed)
-    if not parts:
-        raise DataError(
-            f"No class has {MIN_CLASS} cells to compare: give more cells, or fewer categories."
-        )
-    few = _thinned(x, seed), _thinned(y, seed)
-    variable = space.genes[np.argsort(-measure.Moments.of(real[:, space.genes]).variance)[:200]]
-    pooled = {
-        "w2_pooled": measure.wasserstein2(*few, seed=seed),
-        "mmd_pooled": measure.mmd2(*few),
-        "auc_pooled": measure.real_or_fake(x, y, seed=seed),
-        "correlation": measure.correlation_agreement(real, fake, variable),
-        "fold_change": measure.fold_change_agreement(real, fake, of_real, of_fake),
-        "memory": measure.memorisation(space.place(train), space.place(spare), y),
-    }
-    table = pd.DataFrame.from_dict(parts, orient="index")
-    found = {**table.mean().to_dict(), **pooled}
-    return {key: float(found[key]) for key in METRICS}, table
-
-
-def _of_class(
-    x: np.ndarray, y: np.ndarray, real: sp.csr_matrix, fake: sp.csr_matrix, seed: int
-) -> dict[str, float]:
-    x, y = _thinned(x, seed), _thinned(y, seed)
-    shape = measure.manifold(x, y)
-    return {
-        "w2": measure.wasserstein2(x, y, seed=seed),
-        "mmd": measure.mmd2(x, y),
-        "energy": measure.energy_distance(x, y),
-        "auc": measure.real_or_fake(x, y, seed=seed),
-        "precision": shape.precision, "recall": shape.recall,
-        "density": shape.density, "coverage": shape.coverage,
-        **measure.gene_agreement(real, fake),
-        "depth": measure.depth_distance(*(np.asarray(c.sum(1)).ravel() for c in (real, fake))),
-    }  # fmt: skip
-
-
-def _thinned(x: np.ndarray, seed: int) -> np.ndarray:
-    return x[np.random.default_rng(seed).permutation(len(x))[:POOLED]]
+def _of_role(
+    given: _Given, parts: Parts, made: _Made, role: str, seed: int
+) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the scores of one modality, those of single classes, and the markers of types."""
+    counts, measured = given.counts[role], given.measured[role]
+    train, reference, _, yardstick = (rows[measured[rows]] for rows in parts)
+    types, named = given.types
+    kept = np.flatnonzero(made.measured[role])
+    found, alone, markers = scored(
+        counts[reference], given.classes[reference], made.counts[role][kept], made.classes[kept],
+        train=counts[train], yardstick=counts[yardstick], of_yardstick=given.classes[yardstick],
+        types=types, seed=seed,
+    )  # fmt: skip
+    names = class_names(given.attributes)
+    by_class = [
+        {"class": names[number], "metric": metric, "value": float(value)}
+        for (number, metric), value in alone.stack().items()
+    ]
+    if len(markers):
+        markers["class"] = [named[i] for i in markers.pop("type")]
+        markers["gene"] = given.features[role][markers["gene"]].astype(str)
+    return found, by_class, markers.to_dict("records")
 
 
 # cells for pictures, which a ledger keeps as arrays
@@ -384,55 +311,61 @@ def _unpacked(arrays: Mapping[str, np.ndarray], kind: str, given: _Given) -> ann
     return anndata.AnnData(
         sp.csr_matrix((data, indices, indptr), shape=(len(classes), len(features))),
         obs=pd.DataFrame(
-            {"class": pd.Categorical.from_codes(classes, _class_names(given))},
+            {"class": pd.Categorical.from_codes(classes, class_names(given.attributes))},
             index=[f"{kind} {i}" for i in range(len(classes))],
         ),
         var=pd.DataFrame(index=features),
     )
 
 
-def _class_names(given: _Given) -> list[str]:
-    return [", ".join(map(str, row)) for row in given.attributes.itertuples(index=False)]
+def class_names(attributes: pd.DataFrame) -> list[str]:
+    """Return what each class is called: its attributes."""
+    return [", ".join(map(str, row)) for row in attributes.itertuples(index=False)]
 
 
 # how each row makes its cells
 
 
-def _rows(given: _Given, rows: Int[np.ndarray, " n"]) -> dict[str, sp.csr_matrix]:
-    return {role: x[rows] for role, x in given.counts.items()}
+def _real(given: _Given, rows: np.ndarray, classes: Classes) -> _Made:
+    """Return real cells as they are, with the modalities that they have."""
+    return _Made(
+        {role: x[rows] for role, x in given.counts.items()},
+        classes,
+        {role: mask[rows] for role, mask in given.measured.items()},
+    )
 
 
-def _whole(given: _Given, train: np.ndarray) -> np.ndarray:
-    """Return training rows that have every modality, and all of a class that has no such."""
-    whole = np.all([mask[train] for mask in given.measured.values()], axis=0)
-    lacking = ~np.isin(given.classes[train], given.classes[train][whole])
-    return train[whole | lacking]
+def _generated(given: _Given, parts: Parts, counts: Counts, state: State = "rested") -> _Made:
+    """Return generated cells, which have every modality; those of it are compared that real ones have."""
+    measured = {role: given.measured[role][parts.reference] for role in counts}
+    return _Made(counts, given.classes[parts.reference], measured, state)
 
 
-def _replay(given: _Given, train: np.ndarray, wanted: Classes, seed: int) -> tuple[Counts, State]:
-    train = _whole(given, train)
-    chosen = generators.replayed(given.classes[train], wanted, np.random.default_rng(seed))
-    return _rows(given, train[chosen]), "rested"
+def _spare(given: _Given, parts: Parts, seed: int) -> _Made:  # noqa: ARG001 (one signature)
+    return _real(given, parts.spare, given.classes[parts.spare])
 
 
-def _shuffled(given: _Given, train: np.ndarray, wanted: Classes, seed: int) -> tuple[Counts, State]:
-    rng = np.random.default_rng(seed)
-    rows = _whole(given, train)
-    return _rows(given, rng.choice(rows, len(wanted), replace=len(wanted) > len(rows))), "rested"
+def _replay(given: _Given, parts: Parts, seed: int) -> _Made:
+    wanted = given.classes[parts.reference]
+    drawn = generators.replayed(given.classes[parts.train], wanted, np.random.default_rng(seed))
+    return _real(given, parts.train[drawn], wanted)
 
 
-def _drawn(
-    draw: Callable[..., Counts], given: _Given, train: np.ndarray, wanted: Classes, seed: int
-) -> tuple[Counts, State]:
-    measured = {role: mask[train] for role, mask in given.measured.items()}
-    known = generators.Known(_rows(given, train), measured, given.classes[train])
-    return draw(known, wanted, np.random.default_rng(seed)), "rested"
+def _shuffled(given: _Given, parts: Parts, seed: int) -> _Made:
+    drawn = np.random.default_rng(seed).permutation(parts.train)[: len(parts.reference)]
+    return _real(given, drawn, given.classes[parts.reference])
 
 
-def _fit_and_generate(
-    model: Model, given: _Given, train: np.ndarray, wanted: Classes, seed: int
-) -> tuple[Counts, State]:
+def _drawn(draw: Callable[..., Counts], given: _Given, parts: Parts, seed: int) -> _Made:
+    train = _real(given, parts.train, given.classes[parts.train])
+    known = generators.Known(train.counts, train.measured, train.classes)
+    wanted = given.classes[parts.reference]
+    return _generated(given, parts, draw(known, wanted, np.random.default_rng(seed)))
+
+
+def _fit_and_generate(model: Model, given: _Given, parts: Parts, seed: int) -> _Made:
     data, schema, attributes = given.data, given.schema, given.attributes
+    train, wanted = parts.train, given.classes[parts.reference]
     if "label" not in model.uses:
         data, schema = _classes_as_batches(given)
         attributes = pd.DataFrame({"batch": data.obs["class"].cat.categories})
@@ -440,11 +373,13 @@ def _fit_and_generate(
     fitted = model.fit(data, schema, rows=train, seed=seed, progress=given.progress)
     told = {name: values.to_numpy()[wanted] for name, values in attributes.items()}
     made: Any = fitted.generate(len(wanted), given=told, seed=seed, progress=given.progress)
-    state = fitted.provenance["state"]
-    if isinstance(made, anndata.AnnData):
-        return {next(iter(given.counts)): sp.csr_matrix(made.X)}, state
     places = dict(schema.places())
-    return {r: sp.csr_matrix(made[places[r].modality or r].X) for r in given.counts}, state
+    counts = (
+        {next(iter(given.counts)): sp.csr_matrix(made.X)}
+        if isinstance(made, anndata.AnnData)
+        else {r: sp.csr_matrix(made[places[r].modality or r].X) for r in given.counts}
+    )
+    return _generated(given, parts, counts, fitted.provenance["state"])
 
 
 def _classes_as_batches(given: _Given) -> tuple[anndata.AnnData, Schema]:

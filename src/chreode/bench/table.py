@@ -28,7 +28,7 @@ _COLUMNS = {
 
 
 #: Tables that not every bench has.
-_FURTHER = ("by_class", "curves")
+_FURTHER = ("by_class", "curves", "markers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,9 @@ class Bench:
     curves
         What became of fits along rising strengths of a penalty, in a bench of dynamics: method, seed,
         strength, error of held-out series, share of pairs without an effect.
+    markers
+        In a bench of generation, genes that define types: method, seed, class, gene, and what
+        `chreode.metrics.markers.compare_markers` says of each.
     pairs
         Some real and some generated cells by method (first seed), raw counts in ``X`` and their class in
         ``obs["class"]``, for pictures; not saved.
@@ -71,6 +74,7 @@ class Bench:
     labels: Mapping[str, pd.Series] = field(default_factory=dict, repr=False)
     by_class: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    markers: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     pairs: Mapping[str, tuple[AnnData, AnnData]] = field(default_factory=dict, repr=False)
 
     def table(self) -> pd.DataFrame:

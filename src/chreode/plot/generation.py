@@ -29,8 +29,8 @@ def real_and_generated(
 ) -> Figure:
     """Draw real and generated cells side by side in one layout, coloured by label, then both together.
 
-    The layout is UMAP (without umap-learn: a plane) of 30 principal components of the real cells, in
-    which the generated ones are placed; of each kind 3,000 cells at the most.
+    The layout is UMAP (without umap-learn: a plane) of 30 principal components of as many cells of either
+    kind, at most 3,000. Components of one kind alone would make it look wider than the other.
 
     Parameters
     ----------
@@ -55,7 +55,9 @@ def real_and_generated(
     rng = np.random.default_rng(seed)
     counts = [sp.csr_matrix(c) for c in (real, generated)]
     rows = [np.sort(rng.permutation(c.shape[0])[:_SHOWN]) for c in counts]
-    space = Space.of(counts[0])
+    even = min(len(some) for some in rows)
+    both = [c[rng.permutation(some)[:even]] for c, some in zip(counts, rows, strict=True)]
+    space = Space.of(sp.csr_matrix(sp.vstack(both)))
     x = np.concatenate([space.place(c[some]) for c, some in zip(counts, rows, strict=True)])
     try:
         plane = umap_coordinates(x, seed)

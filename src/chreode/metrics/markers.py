@@ -1,0 +1,115 @@
+"""Do cells have what defines their type? How many express its markers, and how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from jaxtyping import Float, Int
+from scipy import stats
+
+from .expression import differential_expression
+from .generation import log_cp10k
+
+#: Markers of a type, and cells that it must have on either side to be compared.
+MARKERS, FEWEST = 5, 5
+#: Standard errors that count as nothing: so far apart the worst of a hundred pairs of equal samples may be.
+ERRORS = 3.0
+#: Quantiles of expression that are compared, beside the share of cells that express at all.
+QUANTILES = {"median": 0.5, "high": 0.9}
+STATISTICS = ("share", *QUANTILES)
+
+
+def choose_markers(
+    counts: sp.csr_matrix, types: Int[np.ndarray, " n"], n: int = MARKERS
+) -> dict[int, Int[np.ndarray, " k"]]:
+    """Return, of each type, the genes that set it apart the most: the highest t against all other cells.
+
+    Choose them on cells that are compared with nothing: on any other, they look less of a marker
+    elsewhere, by chance alone.
+
+    Parameters
+    ----------
+    counts
+        Raw counts, cells x genes.
+    types
+        Type of each cell, -1 where it has none. Types of fewer than two cells have no markers.
+    """
+    numbers, sizes = np.unique(types[types >= 0], return_counts=True)
+    kept = np.flatnonzero(np.isin(types, numbers[sizes > 1]))
+    if len(np.unique(types[kept])) < 2:
+        return {}
+    table = differential_expression(log_cp10k(counts[kept]), types[kept])
+    up = table[table["score"] > 0].groupby("group")["gene"]
+    return {int(number): genes.to_numpy()[:n] for number, genes in up}
+
+
+def compare_markers(
+    real: sp.csr_matrix,
+    of_real: Int[np.ndarray, " n"],
+    fake: sp.csr_matrix,
+    of_fake: Int[np.ndarray, " m"],
+    markers: Mapping[int, Int[np.ndarray, " k"]],
+) -> pd.DataFrame:
+    """Compare the markers of each type that has `FEWEST` cells on either side.
+
+    Parameters
+    ----------
+    real, fake
+        Raw counts, cells x genes.
+    of_real, of_fake
+        Type of each cell.
+    markers
+        Positions of genes by type, as of `choose_markers`.
+
+    Returns
+    -------
+    A row per type and marker: ``type``, ``gene`` (positions), ``cells`` (real ones), and of each of
+    `STATISTICS` its value in ``real …`` and ``fake …`` cells (share of cells that express; quantiles
+    of log1p counts per 10,000), and ``off …``: how far they are apart beyond `ERRORS` standard errors (0: no
+    further than chance takes them).
+
+    References
+    ----------
+    Shares: Agresti & Caffo (2000), The American Statistician 54:280. Quantiles: Harrell & Davis (1982),
+    Biometrika 69:635, with the standard errors of Maritz & Jarrett (1978), JASA 73:194.
+    """
+    x, y = log_cp10k(real), log_cp10k(fake)
+    tables = []
+    for number, genes in markers.items():
+        a, b = (
+            c[np.flatnonzero(of == number)][:, genes].toarray()
+            for c, of in ((x, of_real), (y, of_fake))
+        )
+        if min(len(a), len(b)) < FEWEST:
+            continue
+        columns: dict[str, object] = {"type": number, "gene": genes, "cells": len(a)}
+        for name in STATISTICS:
+            at = QUANTILES.get(name)
+            (u, du), (v, dv) = (_share(c) if at is None else _quantile(c, at) for c in (a, b))
+            beyond = np.abs(u - v) - ERRORS * np.hypot(du, dv)
+            columns |= {
+                f"{kind} {name}": (c > 0).mean(0) if at is None else np.quantile(c, at, axis=0)
+                for kind, c in (("real", a), ("fake", b))
+            }
+            columns[f"off {name}"] = np.maximum(beyond, 0)
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _share(x: Float[np.ndarray, "n k"]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the share above 0, with a success and a failure added, and its standard error."""
+    n = len(x) + 2
+    p = ((x > 0).sum(0) + 1) / n
+    return p, np.sqrt(p * (1 - p) / n)
+
+
+def _quantile(x: Float[np.ndarray, "n k"], at: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return a quantile, as a mean of ordered values weighed by where it may lie, and its standard error."""
+    n = len(x)
+    ends = stats.beta.cdf(np.arange(n + 1) / n, (n + 1) * at, (n + 1) * (1 - at))
+    weight, ordered = np.diff(ends), np.sort(x, axis=0)
+    mean = weight @ ordered
+    return mean, np.sqrt(np.maximum(weight @ ordered**2 - mean**2, 0))

@@ -1,0 +1,50 @@
+"""The bench of augmentation judges by a space that neither what is learned from nor the test has shaped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import chreode as ch
+from chreode.bench.augmentation import NONE, OVERSAMPLED, WEIGHTED, split
+from chreode.data.simulate import simulate_cells
+from chreode.metrics.generation import Space
+
+ROLES = ch.Schema(counts="layers/counts", label="obs/cell_type")
+
+
+@pytest.fixture(scope="module")
+def cells():
+    made = simulate_cells(500, 60, n_types=3, seed=0)
+    rare = np.flatnonzero(made.obs["cell_type"] == "type_0")[30:]
+    return made[np.setdiff1d(np.arange(500), rare)].copy()
+
+
+def parts_of(cells, seed):
+    return split(cells.obs["cell_type"].astype("category").cat.codes.to_numpy(), seed)
+
+
+def test_the_space_is_of_cells_that_nothing_else_uses(cells, monkeypatch):
+    parts = parts_of(cells, 0)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(cells.n_obs))
+    seen = []
+    fit = Space.of.__func__
+    monkeypatch.setattr(Space, "of", classmethod(lambda c, x, *a: seen.append(x) or fit(c, x, *a)))
+    table = ch.bench.augmentation(cells, ROLES, seeds=(0,), progress=False).table()
+    expected = sp.csr_matrix(cells.layers["counts"])[parts.yardstick]
+    assert len(seen) == 3
+    assert all((x != expected).nnz == 0 for x in seen)
+    assert list(table.index) == [NONE, OVERSAMPLED, WEIGHTED]
+
+
+def test_to_the_space_cells_learned_from_are_like_those_tested_on(cells):
+    """Coordinates of both vary as much: in components of its own cells, a cloud is the wider one."""
+    counts = sp.csr_matrix(cells.layers["counts"])
+    ratios = []
+    for seed in range(6):
+        parts = parts_of(cells, seed)
+        space = Space.of(counts[parts.yardstick], counts.shape[1], 30)
+        spread = [space.place(counts[rows]).var(0).sum() for rows in (parts.train, parts.test)]
+        ratios.append(spread[0] / spread[1])
+    assert np.mean(ratios) == pytest.approx(1, abs=0.04)
