@@ -157,7 +157,7 @@ def test_genes_are_chosen_without_the_test_cells(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("cells")
     settings = Settings(epochs=1, n_genes=10)
     shown = simulate_cells(200, 60, n_types=3, n_batches=2, seed=0)
-    monkeypatch.setitem(tasks.TASKS, "made", ("file", lambda _: (shown, "batch")))
+    monkeypatch.setitem(tasks.TASKS, "made", (("file",), lambda _: (shown, "batch")))
     shown.X = sp.csr_matrix(shown.layers["counts"])
     before = tasks.prepare("made", tmp_path, settings)
     assert [len(before.rows(p)) for p in (TRAIN, VALIDATION, TEST)] == [160, 20, 20]
