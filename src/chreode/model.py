@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,6 +17,7 @@ from .data.source import Source
 from .distributed import Group
 from .errors import CapabilityError, ConfigError, DataError, SchemaError
 from .learn.exact import Exact
+from .learn.fingerprint import fingerprint
 from .learn.phase import Phase, Run, Split, choose_device, join_histories
 from .learn.rng import Rng
 from .learn.state import worst
@@ -157,8 +157,7 @@ class Model:
         split = self.split(data, source, positions, validation if validates else 0, rng)
         run = Run(
             rng=rng, device=choose_device(device, double=not validates), precision=precision, compile=compile,
-            progress=progress, checkpoint=Path(checkpoint) if checkpoint else None,
-            fingerprint=self._fingerprint(spec, seed, split, source), group=group,
+            progress=progress, checkpoint=Path(checkpoint) if checkpoint else None, group=group,
         )  # fmt: skip
         module, traces = self._learn(spec, source, split, run, from_)
         return Fitted(
@@ -198,6 +197,9 @@ class Model:
             _start_from(self, spec, module, from_)
         module.to(run.device)
         run.group.copy_from_first(module.state_dict().values())
+        if run.checkpoint is not None:
+            about = {"model": self.key, "options": config.as_dict(self), "spec": spec.hash}
+            run = replace(run, fingerprint=fingerprint(about, module, source, split, run))
         traces = []
         for number, phase in enumerate(self.phases()):
             some = split.whole() if phase.whole else split
@@ -265,18 +267,6 @@ class Model:
                     f"{role} holds NaN (not measured), which {type(self).__name__} does not understand. "
                     "PPCA and FactorAnalysis do; or remove these cells or features."
                 )
-
-    def _fingerprint(self, spec: Spec, seed: int, split: Split, source: Source) -> str:
-        """Return what must agree for a checkpoint to be resumed."""
-        digest = hashlib.sha256(
-            json.dumps([__version__, self.key, config.as_dict(self), spec.hash, int(seed)]).encode()
-        )
-        for values in (split.train, split.validation, *source.columns.values()):
-            digest.update(np.ascontiguousarray(values).tobytes())
-        first = next(source.batches(split.train[:256]))
-        for role in sorted(first.views):
-            digest.update(first[role].numpy().tobytes())
-        return digest.hexdigest()[:32]
 
 
 def _split(data: Data, rows: np.ndarray, validation: Any, rng: Rng) -> Split:

@@ -70,6 +70,13 @@ def aside(target: str | Path) -> Iterator[Path]:
         _discard(work, target)
 
 
+def remove(target: Path) -> None:
+    """Remove a file, and what a killed process left of an earlier write to it."""
+    for left in _abandoned(target):
+        _discard(left, target)
+    target.unlink(missing_ok=True)
+
+
 def survivor(target: Path) -> Path | None:
     """Return the old folder of a replacement that was cut off between its two renames, if any."""
     target = Path(os.path.realpath(target))
@@ -223,7 +230,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
     """Write tensors and a JSON-able header as one safetensors file that tells if it was changed."""
     plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
     told = json.dumps(info)
-    header = {"info": told, "sha256": _digest(plain, told)}
+    header = {"info": told, "sha256": digest(plain, told)}
     # as bytes, because the library's own writer makes files that only their owner can read
     path.write_bytes(save(plain, metadata=header))
 
@@ -241,7 +248,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             # copies: the library's tensors are the file itself, and change or crash with it
             tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118 (no mapping)
             header = file.metadata() or {}
-        if header.get("sha256") != _digest(tensors, header.get("info", "")):
+        if header.get("sha256") != digest(tensors, header.get("info", "")):
             raise ValueError("its hash differs")
         return tensors, json.loads(header["info"])
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -251,13 +258,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def _digest(tensors: Mapping[str, Tensor], told: str) -> str:
+def digest(tensors: Mapping[str, Tensor], told: str) -> str:
     """Return a hash of names, types, shapes, values and header."""
-    digest = hashlib.sha256(told.encode())
+    made = hashlib.sha256(told.encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        made.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
 
 
 def sha256(path: Path) -> str:

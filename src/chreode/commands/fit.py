@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import functools
 import os
-import shutil
 import sys
 import time
 import tomllib
@@ -124,6 +123,7 @@ def _fit(
         or, without GPUs, each core.
     """
     from ..fitted import refuse_to_replace
+    from ..learn.phase import forget
     from ..learn.state import STATES
     from ..read import read
 
@@ -147,7 +147,7 @@ def _fit(
     fitted.save(output)
     interrupted = any(note.startswith("interrupted") for note in fitted.provenance["notes"])
     if checkpoint and not interrupted:
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        forget(checkpoint, asked.phases())
     return Answer(
         f"{fitted!r}.\nIt {STATES[fitted.provenance['state']]}. {seconds:.1f} s; saved to {output}",
         {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from .. import store
 from ..data.sampler import Sampler
 from ..data.source import Source
 from ..distributed import Group
@@ -65,7 +66,7 @@ class Run:
     checkpoint
         File to resume from and to write after every epoch, or None.
     fingerprint
-        What a checkpoint must agree with: model, data and seed.
+        What a checkpoint must agree with, by part (see `learn.fingerprint`).
     group
         The processes that share the fit.
     """
@@ -76,12 +77,12 @@ class Run:
     compile: bool = False
     progress: bool | None = None
     checkpoint: Path | None = None
-    fingerprint: str = ""
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
     group: Group = field(default_factory=Group)
 
     def for_phase(self, number: int) -> Run:
         """Return the run of one phase: a stream and a checkpoint of its own."""
-        file = self.checkpoint / f"phase{number}.safetensors" if self.checkpoint else None
+        file = _state(self.checkpoint, number) if self.checkpoint else None
         return replace(self, rng=self.rng.child(f"phase{number}"), checkpoint=file)
 
 
@@ -138,6 +139,35 @@ class Phase:
     def target(self, module: Module) -> Any:
         """Return the submodule that learns."""
         return module.get_submodule(self.part)
+
+
+def forget(checkpoint: Path, phases: Sequence[Phase]) -> None:
+    """Remove the states that a fit of these phases has kept, and their folder if nothing else is in it."""
+    for number, phase in enumerate(phases):
+        if phase.learner.validates:  # the others keep none
+            _remove(_state(checkpoint, number))
+            _remove_if_empty(checkpoint)
+
+
+def _state(folder: Path, number: int) -> Path:
+    return folder / f"phase{number}.safetensors"
+
+
+def _remove(state: Path) -> None:
+    """Remove the state of a phase: a file, or a folder of those of its steps."""
+    if not state.is_dir():
+        store.remove(state)
+        return
+    number = 0
+    while (step := _state(state, number)).is_file():
+        store.remove(step)
+        number += 1
+    _remove_if_empty(state)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 @contextmanager

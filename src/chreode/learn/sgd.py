@@ -366,7 +366,7 @@ class _Loop:
             for i, state in optimiser.state_dict()["state"].items():
                 tensors |= store.prefixed(f"optimiser/{name}/{i}", state)
         info = {
-            "fingerprint": self.run.fingerprint, "epoch": self.epoch, "index": self.index,
+            "fingerprint": dict(self.run.fingerprint), "epoch": self.epoch, "index": self.index,
             "best": self.best, "best_epoch": self.best_epoch, "stopped": self.stopped,
             "log": self.log, "notes": self.notes,
         }  # fmt: skip
@@ -378,10 +378,13 @@ class _Loop:
         if self.run.checkpoint is None or not self.run.checkpoint.exists():
             return
         tensors, info = store.read_tensors(self.run.checkpoint)
-        if info.get("fingerprint") != self.run.fingerprint:
+        ours, theirs = self.run.fingerprint, info.get("fingerprint")
+        if theirs != ours:
+            known = theirs if isinstance(theirs, dict) else {}
+            differ = [p for p in {**ours, **known} if known.get(p) != ours.get(p)]
             raise StoreError(
-                f"{self.run.checkpoint} belongs to another fit (model, data, rows, seed or version differ). "
-                "Remove it or name another checkpoint."
+                f"{self.run.checkpoint} belongs to another fit: {', '.join(differ)} differ. "
+                "Remove it to begin anew, or name another checkpoint."
             )
         try:
             self._restore(tensors, info)

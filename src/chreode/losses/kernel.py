@@ -48,6 +48,12 @@ def available() -> bool:
     return os.environ.get("CHREODE_KERNEL") != "0" and _library() is not None
 
 
+def name() -> str:
+    """Return what tells this kernel from others: its bits depend on compiler, flags and processor."""
+    library = _library()
+    return Path(library._name).stem if library else ""
+
+
 def serves(logits: Float[Tensor, "b g"]) -> bool:
     """Return whether the kernel is the way to compute with such a tensor."""
     return logits.device.type == "cpu" and logits.dtype == torch.float32 and available()
