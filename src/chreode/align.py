@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .check import as_category, findings, require
+from .check import as_category, findings, merging, require, unit
 from .data.source import Source
 from .errors import DataError, SchemaError, near
-from .read import Data, column, matrix, where
-from .schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, Place, Schema, Spec
+from .read import Data, column, matrix, numbers, where
+from .schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, UNIT_ROLES, Place, Schema, Spec
 
 #: A query whose shared features carry less than this share of the model's weight is refused.
 MIN_WEIGHT = 0.5
@@ -33,12 +33,13 @@ def learn_spec(
     Parameters
     ----------
     old
-        The spec of the fit to start from: its features are kept, and categories it does not know
-        become a new block behind its own.
+        The spec of the fit to start from: its features and units are kept, and categories it does
+        not know become a new block behind its own.
     """
     features: dict[str, tuple[str, ...]] = {}
     categories: dict[str, tuple[str, ...]] = {}
     blocks: dict[str, tuple[int, ...]] = {}
+    units: dict[str, tuple[float, float]] = {}
     covariates: dict[str, list[str]] = {"categorical": [], "continuous": []}
     for role, place in _wanted(schema, roles):
         base, _, name = role.partition("/")
@@ -46,19 +47,22 @@ def learn_spec(
             features[role] = tuple(str(n) for n in matrix(data, place, role)[1])
         if base in covariates:
             covariates[base].append(name)
+        if base in (*UNIT_ROLES, "continuous"):
+            before = old.numbers.get(name or role) if old else None
+            units[name or role] = before or unit(numbers(data, place, role)[rows])
         if base in CATEGORY_ROLES or base == "categorical":
             key = name or role
             values = as_category(column(data, place, role).iloc[rows], schema.missing).dropna()
-            before = old.categories.get(key, ()) if old else ()
-            fresh = tuple(sorted(set(values) - set(before)))
-            categories[key] = (*before, *fresh)
+            known = old.categories.get(key, ()) if old else ()
+            fresh = tuple(sorted(set(values) - set(known)))
+            categories[key] = (*known, *fresh)
             blocks[key] = (
                 *(old.blocks.get(key, ()) if old else ()),
                 *([len(fresh)] if fresh else []),
             )
     spec = Spec(
         tuple(roles), features, categories, blocks,
-        tuple(covariates["categorical"]), tuple(covariates["continuous"]), len(rows),
+        tuple(covariates["categorical"]), tuple(covariates["continuous"]), len(rows), units,
     )  # fmt: skip
     return replace(spec, features=old.features) if old else spec
 
@@ -108,12 +112,12 @@ def open_source(
     take
         What `match_features` returned.
     rows
-        Cells whose categories must be known (default: all).
+        Cells whose categories must be known, and numbers told apart (default: all).
 
     Raises
     ------
     DataError
-        If categories are unknown on `rows`.
+        If categories are unknown on `rows`, or numbers too close to be told apart.
     """
     matrices: dict[str, Any] = {}
     places: dict[str, np.ndarray] = {}
@@ -129,7 +133,9 @@ def open_source(
             key = name or role
             columns[role] = _codes(column(data, place, role), key, schema, spec, rows)
         elif base in NUMBER_ROLES or base == "continuous":
-            columns[role] = column(data, place, role).to_numpy(np.float32)
+            columns[role] = numbers(data, place, role)
+            if base != "size_factor":
+                _refuse_merging(role, columns[role] if rows is None else columns[role][rows], spec)
     for stacked in ("categorical", "continuous"):
         names_ = getattr(spec, stacked)
         if names_ and any(r.startswith(f"{stacked}/") for r in columns):
@@ -164,7 +170,7 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, A
     """Return (column of a batch, position in it, code) of a condition such as ``batch="p3"``.
 
     `key` is a role, the column name of a categorical or continuous covariate, or ``"knockout"``: a gene,
-    or several as ``A+B``, whose code is a tuple of their positions.
+    or several as ``A+B``, whose code is a tuple of their positions. Numbers stay in the user's units.
 
     Raises
     ------
@@ -174,9 +180,9 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, A
     if key == "knockout":
         return key, None, _genes(spec, str(value))
     if key in spec.continuous:
-        return "continuous", spec.continuous.index(key), _number(key, value)
+        return "continuous", spec.continuous.index(key), _number(spec, key, value)
     if key in NUMBER_ROLES and key in spec.roles:
-        return key, None, _number(key, value)
+        return key, None, _number(spec, key, value)
     if key not in spec.categories:
         known = [*spec.categories, *spec.continuous, *(r for r in NUMBER_ROLES if r in spec.roles)]
         raise SchemaError(f"This model was not fitted with a condition {key!r}.{near(key, known)}")
@@ -197,14 +203,21 @@ def _genes(spec: Spec, value: str) -> tuple[int, ...]:
     return tuple(genes.index(gene) for gene in value.split("+"))
 
 
-def _number(key: str, value: Any) -> float:
+def _number(spec: Spec, key: str, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if not np.isfinite(spec.narrowed(key, np.array(number))):
         raise SchemaError(f"{key}={value!r}: expected a finite number.")
     return number
+
+
+def _refuse_merging(role: str, values: np.ndarray, spec: Spec) -> None:
+    name = role.partition("/")[2] or role
+    for found in merging(role, values, spec.numbers.get(name, (0.0, 1.0))):
+        if found.level == "error":
+            raise DataError(found.text)
 
 
 def _wanted(schema: Schema, roles: Collection[str]) -> list[tuple[str, Place]]:

@@ -148,8 +148,14 @@ def as_mapping(to: Conditions | str | None) -> Conditions:
 
 
 def encode(self: Fitted, to: Conditions | str | None) -> list[tuple[str, int | None, Any]]:
-    """Return the columns and codes of conditions."""
-    return [condition_code(self.spec, key, value) for key, value in as_mapping(to).items()]
+    """Return the columns and codes of conditions, as modules see them."""
+    found = []
+    for key, value in as_mapping(to).items():
+        name, position, code = condition_code(self.spec, key, value)
+        if isinstance(code, float):
+            code = float(self.spec.narrowed(key, np.array(code)))
+        found.append((name, position, code))
+    return found
 
 
 def under(batch: CellBatch, target: Iterable[tuple[str, int | None, Any]]) -> CellBatch:
@@ -170,17 +176,22 @@ def under(batch: CellBatch, target: Iterable[tuple[str, int | None, Any]]) -> Ce
 
 def draw_conditions(
     self: Fitted, n: int, given: Conditions | None, generator: np.random.Generator
-) -> dict[str, Tensor]:
+) -> dict[str, np.ndarray]:
     """Return the conditions of n cells: what is given, and the rest as training cells have it.
 
-    They are drawn from the cells that agree with most of the categories given.
+    They are codes, and numbers in the user's units, drawn from the cells that agree with most of the
+    categories given.
     """
     pool = {name: values for name, values in self.statistics.items() if name != WEIGHT}
     weight = self.statistics.get(WEIGHT, np.zeros(0))
     drawn = np.zeros(n, int)
-    for told, rows in _alike(n, given or {}):
+    groups = [
+        ([condition_code(self.spec, *item) for item in told.items()], rows)
+        for told, rows in _alike(n, given or {})
+    ]
+    for codes, rows in groups:
         agreeing = np.zeros(len(weight), int)
-        for name, position, code in encode(self, told):
+        for name, position, code in codes:
             if isinstance(code, int):  # numbers hardly ever agree
                 values = pool[name] if position is None else pool[name][:, position]
                 agreeing += values == code
@@ -188,9 +199,9 @@ def draw_conditions(
         if len(candidates):
             share = weight[candidates] / weight[candidates].sum()
             drawn[rows] = generator.choice(candidates, len(rows), p=share)
-    columns = {k: torch.from_numpy(np.ascontiguousarray(v[drawn])) for k, v in pool.items()}
-    for told, rows in _alike(n, given or {}):
-        for name, position, code in encode(self, told):
+    columns = {name: values[drawn] for name, values in pool.items()}
+    for codes, rows in groups:
+        for name, position, code in codes:
             (columns[name] if position is None else columns[name][:, position])[rows] = code
     return columns
 
@@ -210,7 +221,7 @@ def _alike(n: int, given: Conditions) -> Iterator[tuple[Conditions, Int[np.ndarr
         yield {**given, **told}, rows
 
 
-def decode_conditions(self: Fitted, columns: Mapping[str, Tensor], n: int) -> pd.DataFrame:
+def decode_conditions(self: Fitted, columns: Mapping[str, np.ndarray], n: int) -> pd.DataFrame:
     """Return the obs of new cells: their conditions, as users wrote them."""
     obs = pd.DataFrame(index=pd.Index([f"{self.model.key}_{i}" for i in range(n)], dtype=object))
     for name, values in columns.items():
@@ -218,7 +229,7 @@ def decode_conditions(self: Fitted, columns: Mapping[str, Tensor], n: int) -> pd
             name
         )
         for i, key in enumerate(stacked if stacked is not None else [name]):
-            code = (values[:, i] if stacked is not None else values).numpy()
+            code = values[:, i] if stacked is not None else values
             if key in self.spec.categories:
                 obs[self.column(key)] = pd.Categorical.from_codes(
                     code, list(self.spec.categories[key])

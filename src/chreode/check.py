@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import Int, Shaped
+from jaxtyping import Float64, Int, Shaped
 
 from .errors import DataError, SchemaError
 from .learn.phase import bar
-from .read import Data, column, matrix, where
+from .read import Data, column, matrix, numbers, where
 from .schema import CATEGORY_ROLES, COUNT_ROLES, MATRIX_ROLES, NUMBER_ROLES, Place, Schema
 
 #: Values looked at in one go: bounds the memory of the checks.
@@ -103,11 +103,10 @@ def _role(
             seen = looks.get(str(place)) or look(values, rows, f"check {role}", progress)
             yield from _values(said, base, seen, schema)
     else:
-        values = column(data, place, role).iloc[rows]
         if base in CATEGORY_ROLES or base == "categorical":
-            yield from _category(said, base, values, schema)
+            yield from _category(said, base, column(data, place, role).iloc[rows], schema)
         elif base in NUMBER_ROLES or base == "continuous":
-            yield from _number(said, base, values)
+            yield from _number(said, base, numbers(data, place, role)[rows])
 
 
 def _form(said: str, role: str, values: Any, names: pd.Index) -> Iterator[Finding]:
@@ -303,17 +302,50 @@ def _category(said: str, role: str, values: pd.Series, schema: Schema) -> Iterat
         )
 
 
-def _number(said: str, role: str, values: pd.Series) -> Iterator[Finding]:
-    if values.dtype.kind not in "fiub":
-        yield Finding(
-            "error", role,
-            f"{said} holds {values.dtype}, expected numbers: convert it with pandas.to_numeric.",
-        )  # fmt: skip
-        return
-    bad = int((~np.isfinite(values.to_numpy(float))).sum())
+def _number(said: str, role: str, values: Float64[np.ndarray, " n"]) -> Iterator[Finding]:
+    bad = int((~np.isfinite(values)).sum())
     if bad:
         yield Finding(
             "error", role, f"{said}: {bad:,} values are NaN or infinite. Remove these cells."
         )
-    if role == "size_factor" and (values <= 0).any():
-        yield Finding("error", role, f"{said} must be positive.")
+    elif role != "size_factor":
+        yield from merging(said, values, unit(values))
+    elif not ((values > 1e-38) & (values < 1e38)).all():  # as float32 holds them
+        yield Finding("error", role, f"{said} must be positive, and from 1e-38 to 1e38.")
+
+
+def unit(values: Float64[np.ndarray, " n"]) -> tuple[float, float]:
+    """Return mean and standard deviation of finite numbers; a scale of 1 where they are all alike."""
+    if not len(values) or values.min() == values.max():
+        return (float(values[0]), 1.0) if len(values) else (0.0, 1.0)
+    with np.errstate(over="ignore"):
+        return float(values.mean()), float(values.std()) or 1.0
+
+
+def merging(
+    said: str, values: Float64[np.ndarray, " n"], scaled: tuple[float, float]
+) -> Iterator[Finding]:
+    """Say how many distinct numbers float32 makes one of, once they are centred and scaled.
+
+    An error if these are more than a hundredth of the numbers, and more than chance brings together
+    among so many; else a note.
+    """
+    role, distinct = said.partition(" ")[0].partition("/")[0], np.unique(values)
+    with np.errstate(all="ignore"):
+        narrow = ((distinct - scaled[0]) / scaled[1]).astype(np.float32)
+    if not np.isfinite(narrow).all():
+        yield Finding("error", role, f"{said} holds numbers up to {np.abs(distinct).max():.3g}: "
+            "too large to be scaled. Divide them.")  # fmt: skip
+        return
+    same = np.flatnonzero(np.diff(narrow) == 0)
+    n = len(distinct)
+    if not len(same):
+        return
+    example = f"{distinct[same[0]]!r} and {distinct[same[0] + 1]!r}"
+    few = len(same) <= n / 100 + n**2 / 2**24
+    yield Finding(
+        "note" if few else "error", role,
+        f"{said}: of {n:,} different numbers {len(same):,} are too close to the next to be told from it "
+        f"(such as {example}), beside the range of all from {distinct[0]:.6g} to {distinct[-1]:.6g}"
+        + ("." if few else ". Look for outliers or a second unit, and subtract or rescale."),
+    )  # fmt: skip

@@ -263,13 +263,14 @@ def _refuse_absurd(statistics: Mapping[str, np.ndarray], spec: Spec) -> None:
     stacked = {"categorical": spec.categorical, "continuous": spec.continuous}
     roles = [r for r in spec.roles if r in (*CATEGORY_ROLES, *NUMBER_ROLES, *stacked)]
     n = len(next(iter(statistics.values()), ()))
+    kinds = {"library": np.float32, "number": np.float64, "code": np.int64}
     for name in [*roles, *(["library"] if "counts" in spec.roles else [])]:
         values, columns = statistics[name], stacked.get(name, ())
         coded = name == "categorical" or name in CATEGORY_ROLES
         known = [len(spec.categories[c]) for c in columns or (name,)] if coded else np.inf
         if not (
             n
-            and values.dtype == (np.int64 if coded else np.float32)
+            and values.dtype == kinds.get(name, kinds["code" if coded else "number"])
             and values.shape == (n, *([len(columns)] if columns else []))
             and np.isfinite(values).all()
             and (values < known).all()

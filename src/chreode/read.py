@@ -182,6 +182,27 @@ def column(data: Data, place: Place, role: str) -> pd.Series:
     return values if owner is data else values.reindex(data.obs_names)
 
 
+def numbers(data: Data, place: Place, role: str) -> np.ndarray:
+    """Return the obs column at `place` as float64, NaN where there is no value.
+
+    Raises
+    ------
+    SchemaError
+        If it holds no numbers.
+    """
+    values = column(data, place, role)
+    if values.dtype.kind in "fiub":
+        return values.to_numpy(np.float64, na_value=np.nan)
+    said, name = f"{role} ({place}) holds {values.dtype}", f"data.obs[{place.key!r}]"
+    if values.dtype.kind in "mM":
+        since = f"({name} - {name}.min())" if values.dtype.kind == "M" else name
+        raise SchemaError(
+            f"{said}, expected numbers. Tell it in days, say, and remember since when: "
+            f"{name} = {since} / pandas.Timedelta(days=1)."
+        )
+    raise SchemaError(f"{said}, expected numbers: convert it with pandas.to_numeric.")
+
+
 def where(data: Data, place: Place) -> np.ndarray | None:
     """Return the row of each cell in its modality (-1: absent), or None where rows are the cells."""
     modalities = getattr(data, "mod", {})

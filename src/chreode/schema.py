@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from .errors import SchemaError, near
 
@@ -21,6 +24,8 @@ MATRIX_ROLES = ("counts", "expression", "protein", "accessibility", "views")
 CATEGORY_ROLES = ("batch", "label", "trajectory", "perturbation")
 #: Roles that hold one number per cell.
 NUMBER_ROLES = ("size_factor", "time", "dose")
+#: Those of them that models see centred and scaled, as they see every column of `continuous`.
+UNIT_ROLES = ("time", "dose")
 #: Roles that are tuples of places.
 TUPLE_ROLES = ("views", "categorical", "continuous")
 #: Roles whose values must be non-negative whole numbers.
@@ -102,7 +107,7 @@ class Schema:
     categorical, continuous
         Further covariates, called by their column names from then on.
     size_factor, time, dose
-        One number per cell.
+        One number per cell, in any unit; dates are told as days or seconds.
     control
         The value of `perturbation` that means "unperturbed".
     missing
@@ -208,7 +213,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a fit remembers of the data's form: names and sizes, no values.
+    """What a fit remembers of the data's form: names, sizes and units.
 
     Attributes
     ----------
@@ -225,6 +230,9 @@ class Spec:
         Columns of the role `continuous`.
     n_cells
         Cells that were learned from.
+    numbers
+        Centre and scale of `time`, `dose` and every column of `continuous`, over these cells. Models
+        see such numbers centred and scaled in float64 and only then as float32, which holds no dates.
     """
 
     roles: tuple[str, ...]
@@ -234,6 +242,7 @@ class Spec:
     categorical: tuple[str, ...] = ()
     continuous: tuple[str, ...] = ()
     n_cells: int = 0
+    numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def n_features(self, role: str) -> int:
         """Return the number of features of a matrix role."""
@@ -251,6 +260,31 @@ class Spec:
         names = [*(["batch"] if "batch" in self.categories else []), *self.categorical]
         return tuple(self.blocks[name] for name in names)
 
+    def inside(self, name: str, values: Any) -> np.ndarray:
+        """Return numbers of a column (of ``continuous``: cells x columns) as shares of its scale."""
+        centre, scale = self._unit(name)
+        return np.asarray((np.asarray(values, np.float64) - centre) / scale)
+
+    def outside(self, name: str, values: Any) -> np.ndarray:
+        """Return scaled numbers in the user's units, with the digits that float32 can tell."""
+        centre, scale = self.numbers.get(name, (0.0, 1.0))
+        digits = min(6 - math.ceil(math.log10(scale)), 100)
+        return np.asarray(np.round(np.asarray(values, np.float64) * scale + centre, digits))
+
+    def narrowed(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return a column as tensors hold it: codes as they are, numbers scaled, as float32."""
+        if values.dtype.kind != "f":
+            return values
+        with np.errstate(over="ignore"):
+            return self.inside(name, values).astype(np.float32)
+
+    def _unit(self, name: str) -> tuple[Any, Any]:
+        if name != "continuous":
+            return self.numbers.get(name, (0.0, 1.0))
+        units = [self.numbers.get(column, (0.0, 1.0)) for column in self.continuous]
+        centre, scale = np.array(units, np.float64).reshape(-1, 2).T
+        return centre, scale
+
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -261,7 +295,7 @@ class Spec:
         try:
             tables = {
                 name: {str(k): tuple(v) for k, v in values[name].items()}
-                for name in ("features", "categories", "blocks")
+                for name in ("features", "categories", "blocks", "numbers")
             }
             spec = cls(
                 roles=tuple(values["roles"]),
@@ -278,6 +312,9 @@ class Spec:
                 raise SchemaError(
                     "The stored spec is malformed (names are no text, or not unique)."
                 )
+        named = {*spec.continuous, *(r for r in UNIT_ROLES if r in spec.roles)}
+        if set(spec.numbers) != named or not all(map(_is_unit, spec.numbers.values())):
+            raise SchemaError("The stored spec is malformed (units of numbers).")
         for name, blocks in spec.blocks.items():
             whole = all(isinstance(n, int) and n >= 0 for n in blocks)
             if not whole or sum(blocks) != len(spec.categories.get(name, ())):
@@ -291,3 +328,9 @@ class Spec:
         """Short fingerprint, written with every result."""
         text = json.dumps(self.as_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_unit(unit: Any) -> bool:
+    """Return whether this is a centre and a scale."""
+    numbers = len(unit) == 2 and all(type(value) is float for value in unit)
+    return numbers and bool(np.isfinite(unit).all()) and unit[1] > 0

@@ -268,8 +268,10 @@ def generate(
         starts = range(0, n, size)
         with bar(len(starts), "generate", progress) as shown:
             for number, start in enumerate(starts):
-                rows = torch.arange(start, min(start + size, n))
-                batch = CellBatch(rows, {}, columns={k: v[rows] for k, v in columns.items()})
+                rows = np.arange(start, min(start + size, n))
+                told = {k: self.spec.narrowed(k, v[rows]) for k, v in columns.items()}
+                tensors = {k: torch.from_numpy(v) for k, v in told.items()}
+                batch = CellBatch(torch.from_numpy(rows), {}, columns=tensors)
                 noise = Rng(seed).scope("noise", number)
                 yield blocks(self, ask(self.module.generate, batch, noise=noise, **options))
                 shown.update()
@@ -383,10 +385,11 @@ def trajectory(
         raise ConfigError(
             "trajectory begins at cells (data) or at a trajectory of the fit (start)."
         )
-    at = self.module.clock_times(20) if times is None else np.asarray(times, dtype=np.float32)
+    at = self.module.clock_times(20) if times is None else np.asarray(times, dtype=np.float64)
     if at.ndim != 1 or not len(at) or not np.isfinite(at).all():
         raise ConfigError("times: expected a list of finite numbers.")
     rising, back = np.unique(at, return_inverse=True)
+    scaled = self.spec.narrowed("time", rising)
     target = encode(self, to)
     role = self.spec.either("expression", "counts")
     if start is not None:
@@ -402,7 +405,7 @@ def trajectory(
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         for _, batch in batches:
-            found = ask(self.module.trajectory, under(batch, target), torch.from_numpy(rising))
+            found = ask(self.module.trajectory, under(batch, target), torch.from_numpy(scaled))
             yield {role: found[:, back].flatten(0, 1).numpy()}
 
     rows = np.repeat(np.arange(len(obs)), len(at))

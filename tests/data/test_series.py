@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -26,6 +28,7 @@ def source_of(data, n_times=100, bandwidth=0.1, **how):
     rows = np.arange(data.n_obs)
     roles = ["expression", "time", "trajectory"]
     spec = learn_spec(data, SCHEMA, roles, rows)
+    spec = replace(spec, numbers={})  # so that time is told in the units of the test
     source = open_source(data, SCHEMA, spec, roles, {})
     return SeriesSource.of(source, known=rows, n_times=n_times, bandwidth=bandwidth, **how)
 

@@ -165,7 +165,9 @@ def test_a_query_becomes_the_tensors_that_a_loop_makes(data):
     assert batch["categorical"][:, 0].tolist() == codes(
         query.obs["plate"], spec.categories["plate"]
     )
-    assert batch["continuous"][:, 0].tolist() == [np.float32(a) for a in query.obs["age"]]
+    centre, scale = spec.numbers["age"]
+    ages = [np.float32((float(a) - centre) / scale) for a in query.obs["age"]]
+    assert batch["continuous"][:, 0].tolist() == ages
     part = np.arange(len(source))[::-2].copy()
     assert (source.batch(part)["counts"] == batch["counts"][part]).all()
 

@@ -157,7 +157,7 @@ def _given(
     train = np.setdiff1d(everything, np.concatenate([held_out, spare]))
     spec = learn_spec(data, schema, roles, everything)
     source = open_source(data, schema, spec, roles, {})
-    span = source.columns["time"][train]
+    span = source.scaled("time")[train]
     bandwidth = BANDWIDTH * float(span.max() - span.min())
 
     def series(known: np.ndarray, n_times: int = _FORECAST) -> SeriesBatch:

@@ -116,7 +116,8 @@ class CellBatch:
         For each matrix role of a query that lacks features: which features it has, shape (features,).
     columns
         Codes (``batch``, ``label`` with -1 for unlabelled, …) and numbers, shape (b,);
-        ``categorical`` and ``continuous`` of shape (b, columns).
+        ``categorical`` and ``continuous`` of shape (b, columns). Numbers are centred and scaled (see
+        `Spec.numbers`), but for ``size_factor``.
     """
 
     rows: Int[Tensor, " b"]

@@ -21,7 +21,7 @@ _RIDGE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class SeriesBatch:
-    """Series of states over time.
+    """Series of states over time, which is centred and scaled as in every batch.
 
     Attributes
     ----------
@@ -168,7 +168,7 @@ class SeriesSource(Source):
     n_times
         Most times of a series.
     bandwidth
-        Of the smoother, in units of time.
+        Of the smoother, in units of scaled time.
     span
         Length of the pieces that series are cut into; 0: smoothed states and slopes instead; None: whole.
     smooth
@@ -264,7 +264,7 @@ class SeriesSource(Source):
         np.minimum.at(
             first,
             np.searchsorted(series, self._codes(self.known)),
-            self.columns["time"][self.known],
+            self.scaled("time")[self.known],
         )
         return torch.from_numpy(first).float()
 
@@ -274,7 +274,7 @@ class SeriesSource(Source):
 
     def _slots(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the codes of the series, each cell's place among series x times, and the most times."""
-        time = self.columns["time"][rows].astype(np.float64)
+        time = self.scaled("time")[rows]
         series, codes = np.unique(self._codes(rows), return_inverse=True)
         point = np.zeros(len(rows), int)
         for s in range(len(series)):
@@ -289,7 +289,7 @@ class SeriesSource(Source):
 
     def _averaged(self, rows: np.ndarray) -> tuple[SeriesBatch, np.ndarray]:
         series, slot, longest = self._slots(rows)
-        time = self.columns["time"][rows].astype(np.float64)
+        time = self.scaled("time")[rows]
         n = np.bincount(slot, minlength=len(series) * longest).reshape(-1, longest)
         when = np.bincount(slot, time, minlength=n.size).reshape(n.shape) / np.maximum(n, 1)
         last = when[np.arange(len(series)), (n > 0).sum(1) - 1]

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from ..schema import Spec
@@ -60,7 +60,7 @@ class Source:
     take
         For roles whose features differ from the spec: column of each trained feature, -1 if missing.
     columns
-        Codes and numbers, one row per cell.
+        Codes, and numbers in the user's units, one row per cell.
     """
 
     spec: Spec
@@ -92,13 +92,18 @@ class Source:
         """Return which cells have a row in the matrix of `role`."""
         return self.where[role] >= 0 if role in self.where else np.ones(len(self), bool)
 
+    def scaled(self, role: str) -> Float64[np.ndarray, " cells"]:
+        """Return the numbers of a role, such as ``time``, centred and scaled as modules see them."""
+        return self.spec.inside(role, self.columns[role])
+
     def batch(self, rows: Int[np.ndarray, " b"], device: str = "cpu") -> CellBatch:
         """Return the cells at `rows`, in that order, as tensors on `device`."""
         views = {role: self._view(role, rows, device) for role in self.matrices}
         present = {r: torch.from_numpy(w[rows] >= 0).to(device) for r, w in self.where.items()}
         observed = {r: torch.from_numpy(t >= 0).to(device) for r, t in self.take.items()}
         observed = {r: mask for r, mask in observed.items() if not bool(mask.all())}
-        columns = {k: torch.from_numpy(v[rows]).to(device) for k, v in self.columns.items()}
+        narrowed = {k: self.spec.narrowed(k, v[rows]) for k, v in self.columns.items()}
+        columns = {k: torch.from_numpy(v).to(device) for k, v in narrowed.items()}
         return CellBatch(torch.from_numpy(rows).to(device), views, present, observed, columns)
 
     def pieces(self, rows: Int[np.ndarray, " n"] | None = None) -> list[Int[np.ndarray, " _"]]:

@@ -71,7 +71,6 @@ class Flow(Module):
         batch = source.batch(rows)
         codes, numbers, _ = read_attributes(self.spec, batch)
         self.depth.fill(batch["log_depth"], codes, numbers, batch["depth_noise"])
-        self.field.attributes.measure(numbers)
         if self.options.standardise:
             spread = batch["latent"].var(0) + batch["latent_variance"].mean(0)
             self.centre.copy_(batch["latent"].mean(0))

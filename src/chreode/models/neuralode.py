@@ -244,7 +244,7 @@ class Dynamics(Module):
         try:
             yield
         except BlowUpError as error:
-            time = self.frame.moment(error.time)
+            time = float(self.spec.outside("time", self.frame.moment(error.time)))
             state = self.frame.outside(error.state[: self.field.n])
             raise BlowUpError(error.row, time, state, names[error.row]) from None
 
@@ -320,9 +320,8 @@ class Dynamics(Module):
         return self.edges(), self.confidence
 
     def clock_times(self, n: int) -> Float[np.ndarray, " n"]:
-        """Return times from the first to the last of the fit."""
-        first, last = self.frame.clock.tolist()
-        return torch.linspace(first, last, n).numpy()
+        """Return times from the first to the last of the fit, in the user's units."""
+        return np.linspace(*self.spec.outside("time", self.frame.clock.numpy()), n)
 
     def named_start(self, code: int) -> CellBatch:
         """Return the smoothed start of a trajectory of the fit, as a cell."""
@@ -450,7 +449,7 @@ class NeuralODE(Model):
 
         def series(module: Any, source: Source, split: Split, run: Run) -> SeriesSource:  # noqa: ARG001
             known = np.sort(np.concatenate([split.train, split.validation]))
-            time = source.columns["time"][known]
+            time = source.scaled("time")[known]
             length = float(time.max() - time.min())
             cut = span if span is None else span * length
             width = self.bandwidth * length

@@ -54,8 +54,6 @@ class Latent:
 class SCVIModule(Module):
     """Encoder, decoder, dispersion and library of scVI."""
 
-    covariate_mean: Tensor
-    covariate_scale: Tensor
     started: Tensor
 
     def __init__(self, options: SCVI, spec: Spec) -> None:
@@ -97,17 +95,11 @@ class SCVIModule(Module):
             self.per_batch = options.dispersion == "gene-batch" and "batch" in spec.blocks
             self.log_theta = LogTheta(spec.blocks["batch"] if self.per_batch else (1,), genes)
         self.register_buffer("started", torch.tensor(False))
-        self.register_buffer("covariate_mean", torch.zeros(len(spec.continuous)))
-        self.register_buffer("covariate_scale", torch.ones(len(spec.continuous)))
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Take the scale of continuous covariates, priors of the library, and the decoder's start."""
+        """Take priors of the library, and the decoder's start."""
         fresh = not self.started  # a fit that starts from another has all this already
         self.started.fill_(True)
-        if fresh and "continuous" in source.columns:
-            values = torch.from_numpy(source.columns["continuous"][rows])
-            self.covariate_mean.copy_(values.mean(0))
-            self.covariate_scale.copy_(values.std(0).clamp_min(1e-6))
         if self.options.latent_library:
             library = torch.cat([b.sparse("counts").sum().log() for b in source.batches(rows)])
             codes = source.columns.get("batch", np.zeros(len(source), np.int64))[rows]
@@ -292,11 +284,7 @@ class SCVIModule(Module):
     def _covariates(
         self, batch: CellBatch
     ) -> tuple[Int[Tensor, "b c"], Float[Tensor, "b k"] | None]:
-        if "continuous" not in batch:
-            return batch.conditions(), None
-        return batch.conditions(), (
-            batch["continuous"] - self.covariate_mean
-        ) / self.covariate_scale
+        return batch.conditions(), batch.columns.get("continuous")
 
     def _draw_library(self, batch: CellBatch, latent: Latent) -> Float[Tensor, "b 1"]:
         return reparametrise(*latent.library) if latent.library else self.log_library(batch)

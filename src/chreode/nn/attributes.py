@@ -111,13 +111,6 @@ class Combinations(nn.Module):
         return kept >= 0
 
 
-def mean_and_spread(numbers: Float[Tensor, "cells n"]) -> Float[Tensor, "2 n"]:
-    """Return mean and standard deviation of each column, of the values that are known."""
-    known = [v[v.isfinite()].double() for v in numbers.T]
-    found = [(v.mean(), v.std(correction=0).clamp_min(1e-12)) for v in known]
-    return torch.tensor(found, dtype=numbers.dtype).reshape(-1, 2).T
-
-
 class AttributeEmbedding(nn.Module):
     """A vector for any combination of attributes, told or not.
 
@@ -125,8 +118,6 @@ class AttributeEmbedding(nn.Module):
     each does alone; ``"joint"``: a network of all of them, which can learn what only a combination
     does; ``"both"``: the sum of the two.
     """
-
-    scale: Tensor
 
     def __init__(self, spec: Spec, width: int, how: Literal["joint", "additive", "both"]) -> None:
         super().__init__()
@@ -144,11 +135,6 @@ class AttributeEmbedding(nn.Module):
                 nn.SiLU(),
                 nn.Linear(width, width),
             )
-        self.register_buffer("scale", torch.tensor([[0.0], [1.0]]).repeat(1, len(numbers)))
-
-    def measure(self, numbers: Float[Tensor, "cells n"]) -> None:
-        """Take mean and standard deviation of the continuous attributes, where they are known."""
-        self.scale.copy_(mean_and_spread(numbers))
 
     def forward(
         self,
@@ -159,10 +145,9 @@ class AttributeEmbedding(nn.Module):
         """Return the embedding of what is `told`; nothing told is a vector like any other."""
         if not self.n_attributes:
             return numbers.new_zeros(len(numbers), self.width)
-        scaled = (numbers - self.scale[0]) / self.scale[1]
         each = [table(codes[:, i].clamp(min=0)) for i, table in enumerate(self.tables)]
-        each += [curve(scaled[:, i, None].nan_to_num()) for i, curve in enumerate(self.curves)]
-        seen = told.to(scaled.dtype)
+        each += [curve(numbers[:, i, None].nan_to_num()) for i, curve in enumerate(self.curves)]
+        seen = told.to(numbers.dtype)
         vectors = torch.stack(each, 1) * seen[:, :, None]  # b, attributes, width
         out = vectors.sum(1) if self.additive else torch.zeros_like(vectors[:, 0])
         if self.together is None:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from ..schema import Spec
-from .attributes import Combinations, attribute_names, mean_and_spread
+from .attributes import Combinations, attribute_names
 
 #: Cells that the expectation from single attributes weighs against those of a combination itself.
 SHRINKAGE = 10.0
@@ -37,7 +37,6 @@ class Depth(nn.Module):
     """
 
     effects: Tensor
-    scale: Tensor
     mean: Tensor
     variance: Tensor
     root: Tensor
@@ -51,7 +50,6 @@ class Depth(nn.Module):
         self.combinations = Combinations(spec)
         rows = len(self.combinations.number)
         width = 1 + sum(self.combinations.number.sizes) + len(numbers)
-        self.register_buffer("scale", torch.tensor([[0.0], [1.0]]).repeat(1, len(numbers)))
         self.register_buffer("effects", torch.zeros(width, n_modalities))
         self.register_buffer("mean", torch.zeros(rows, n_modalities))  # deviation from a
         self.register_buffer("variance", torch.ones(rows, n_modalities))
@@ -70,7 +68,6 @@ class Depth(nn.Module):
 
         `noise`: variance that counting adds to the logarithm of each total (default: none).
         """
-        self.scale.copy_(mean_and_spread(numbers))
         self.combinations.fill(codes)
         combination = self.combinations.number(codes)
         chunks = torch.arange(len(codes)).split(_ROWS)
@@ -164,4 +161,4 @@ class Depth(nn.Module):
         parts = [torch.ones(len(codes), 1, device=codes.device)]
         for i, size in enumerate(self.combinations.number.sizes):
             parts.append(torch.nn.functional.one_hot(codes[:, i] + 1, size).float())
-        return torch.cat([*parts, ((numbers - self.scale[0]) / self.scale[1]).nan_to_num()], 1)
+        return torch.cat([*parts, numbers.nan_to_num()], 1)
