@@ -34,7 +34,8 @@ class Contestant:
         As in `Bench.methods`.
     judge
         Returns, from a seed and what all are given, ``scores`` by metric, the ``state``
-        of a fit and its ``seconds``; whatever else it returns is left to the bench.
+        of a fit and its ``seconds``, and maybe a ``note``; whatever else it returns is left to
+        the bench.
     about
         What its results depend on, beside its name.
     """
@@ -119,7 +120,8 @@ def contest(
 
 def _summary(row: Contestant, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     done = [outcome for outcome in outcomes if not outcome.failed]
-    notes = dict.fromkeys(f"failed: {o.failed}" for o in outcomes if o.failed)
+    told = [*(f"failed: {o.failed}" for o in outcomes if o.failed), *(o.row.get("note") for o in done)]
+    notes = dict.fromkeys(filter(None, told))
     state = worst(outcome.row["state"] for outcome in done)
     return {
         "method": row.name, "role": row.role, "seeds": len(done), "state": state,

@@ -227,7 +227,8 @@ def _judge_baseline(learn: Learn, seed: int, given: _Given) -> Result:  # noqa: 
         spread = given.learned.spread()
         scores |= _of_edges(found.edges * spread[:, None] / spread, given.signs)
     seconds = time.perf_counter() - start
-    return {"scores": scores, "by_class": by_class, "state": "rested", "seconds": seconds}, {}
+    row = {"scores": scores, "by_class": by_class, "note": found.note}
+    return {**row, "state": "rested", "seconds": seconds}, {}
 
 
 def _judge_model(model: Model, seed: int, given: _Given) -> Result:

@@ -12,9 +12,11 @@ from jaxtyping import Float
 from scipy.sparse.linalg import expm_multiply
 from sklearn.base import clone
 from sklearn.linear_model import LassoCV, RidgeCV
+from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from ..data.series import SeriesBatch
+from . import analogs
 
 #: Of the smoother, as a share of the time from first to last cell.
 BANDWIDTH = 0.1
@@ -30,12 +32,17 @@ class Forecaster:
         Returns the states of series at their times, from their starts, without genes that are absent.
     edges
         Which gene drives which, row the driver, if it can say.
+    note
+        Settings that it chose.
     """
 
     forecast: Callable[[SeriesBatch, tuple[int, ...]], Float[Tensor, "s t g"]]
     edges: Float[np.ndarray, "g g"] | None = None
+    note: str = ""
 
 
+#: Rows that are learned from, and those held out.
+Fold: TypeAlias = tuple[np.ndarray, np.ndarray]
 Learn: TypeAlias = Callable[[SeriesBatch, float], Forecaster]
 
 
@@ -66,19 +73,41 @@ def smoother(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG00
     return Forecaster(forecast)
 
 
+def time_itself(train: SeriesBatch, bandwidth: float) -> Forecaster:
+    """All series are a regression of the training cells on time; held-out parts choose its bandwidth."""
+    width = analogs.width_of_time(train, bandwidth)
+    return Forecaster(
+        lambda batch, _: analogs.over_time(train, batch, width), note=f"bandwidth {width:.3g}"
+    )
+
+
+def analog(train: SeriesBatch, bandwidth: float) -> Forecaster:
+    """The same, in which series weigh more the nearer they begin; held-out parts choose how much more."""
+    width = analogs.width_of_time(train, bandwidth)
+    components, reach = analogs.analog_setting(train, bandwidth, width)
+
+    def forecast(batch: SeriesBatch, _: tuple[int, ...]) -> Tensor:
+        weights = analogs.nearness(train, batch, components, reach, width)
+        return analogs.over_time(train, batch, width, weights)
+
+    note = f"bandwidth {width:.3g}, components {components}, weights {reach:g} spreads wide"
+    return Forecaster(forecast, note=note)
+
+
 def ridge(train: SeriesBatch, bandwidth: float) -> Forecaster:
     """dx/dt = A x + b, by ridge regression on slopes of smoothed paths."""
-    x, slopes = _regression(train, bandwidth)
-    found = RidgeCV(alphas=np.logspace(-4, 4, 17)).fit(x, slopes)
+    x, slopes, folds = _regression(train, bandwidth)
+    alphas, judged = np.logspace(-4, 4, 17), "neg_mean_squared_error"
+    found = RidgeCV(alphas=alphas, cv=folds, scoring=judged).fit(x, slopes)
     return _linear(found.coef_, found.intercept_)
 
 
 def lasso(train: SeriesBatch, bandwidth: float) -> Forecaster:
     """dx/dt = A x + b with few entries in A, by lasso on slopes (as SINDy with a linear library)."""
-    x, slopes = _regression(train, bandwidth)
+    x, slopes, folds = _regression(train, bandwidth)
     scale = np.maximum(x.std(0), 1e-8)
     # a tolerance of a thousandth: of hundreds of genes each is a cross-validation of its own
-    one = LassoCV(cv=5, alphas=20, max_iter=2000, tol=1e-3)
+    one = LassoCV(cv=folds, alphas=20, max_iter=2000, tol=1e-3)
     rows = [clone(one).fit(x / scale, slope) for slope in slopes.T]
     return _linear(
         np.stack([row.coef_ / scale for row in rows]), np.array([row.intercept_ for row in rows])
@@ -103,15 +132,19 @@ def halves(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG001 
 CEILING = "its other half, smoothed"
 BASELINES: dict[str, Learn] = {
     "persistence": persistence, "training mean": mean, "kernel smoother": smoother,
-    "ridge linear ODE": ridge, "lasso on slopes": lasso,
+    "time itself": time_itself, "analog": analog, "ridge linear ODE": ridge, "lasso on slopes": lasso,
 }  # fmt: skip
 
 
-def _regression(train: SeriesBatch, bandwidth: float) -> tuple[np.ndarray, np.ndarray]:
+def _regression(train: SeriesBatch, bandwidth: float) -> tuple[np.ndarray, np.ndarray, list[Fold]]:
+    """Return states, their slopes and five folds: of whole series, or of one series' spans of time."""
     smooth = train.matched(bandwidth)
     assert smooth.slopes is not None
     seen = train.observed
-    return smooth.values[seen].double().numpy(), smooth.slopes[seen].double().numpy()
+    x, slopes = smooth.values[seen].double().numpy(), smooth.slopes[seen].double().numpy()
+    n = len(train)
+    of = np.nonzero(seen.numpy())[0] if n > 1 else np.arange(len(x)) * 5 // len(x)
+    return x, slopes, list(GroupKFold(min(5, n) if n > 1 else 5).split(x, groups=of))
 
 
 def _linear(a: Float[np.ndarray, "g g"], b: Float[np.ndarray, " g"]) -> Forecaster:

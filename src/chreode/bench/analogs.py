@@ -1,0 +1,140 @@
+"""Forecasts by time alone, and by the training series that begin alike; settings by held-out parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..data.series import SeriesBatch
+
+#: Series of which whole ones are left out to choose by; of fewer, halves of each one's times.
+MANY = 10
+#: To choose from: bandwidths as shares of the time, components of the starts, and widths of the weights in
+#: spreads of the training starts.
+BANDWIDTHS = (0.03, 0.05, 0.1, 0.2, 0.4)
+COMPONENTS, WIDTHS = (1, 2, 3, 5, 10), (0.2, 0.35, 0.5, 0.7, 1.0, 2.0)
+#: Least weight of a series; below, it has none.
+_LEAST = 1e-6
+
+Setting = TypeVar("Setting")
+
+
+def parts(train: SeriesBatch, bandwidth: float) -> Iterator[tuple[SeriesBatch, SeriesBatch]]:
+    """Yield what is learned from and what is held out: fifths of the series, or halves of their times.
+
+    Of fewer than ten series whole ones cannot be spared: one of each two neighbouring times is then held
+    out, drawn five times, and either half judges the other.
+    """
+    rng = np.random.default_rng(0)
+    n, longest = train.times.shape
+    if n >= MANY:
+        fold = rng.permutation(n) % 5
+        for held_out in range(5):
+            mine = torch.from_numpy(np.flatnonzero(fold == held_out))
+            others = torch.from_numpy(np.flatnonzero(fold != held_out))
+            yield _some(train, others), _some(train, mine)
+        return
+    for _ in range(5):
+        first = rng.integers(2, size=(n, (longest + 1) // 2))
+        half = np.stack([first, 1 - first], 2).reshape(n, -1)[:, :longest] == 1
+        both = [_at(train, torch.from_numpy(h), bandwidth) for h in (half, ~half)]
+        yield both[0], both[1]
+        yield both[1], both[0]
+
+
+def chosen(
+    train: SeriesBatch,
+    bandwidth: float,
+    settings: Sequence[Setting],
+    forecast: Callable[[SeriesBatch, SeriesBatch, Setting], Float[Tensor, "s t g"]],
+) -> Setting:
+    """Return the setting under which held-out parts are forecast best; series have the same say."""
+    errors = np.zeros(len(settings))
+    for learned, held_out in parts(train, bandwidth):
+        for i, setting in enumerate(settings):
+            away = (forecast(learned, held_out, setting) - held_out.values).square()
+            of_each = (held_out.weight * away).sum((1, 2)) / held_out.weight.sum((1, 2))
+            errors[i] += float(of_each.mean())
+    return settings[int(errors.argmin())]
+
+
+def over_time(
+    train: SeriesBatch, batch: SeriesBatch, width: float, weights: Float[Tensor, "s l"] | None = None
+) -> Float[Tensor, "s t g"]:
+    """Regress the training cells on time, lines fitted locally; their series weigh the same, or as told.
+
+    Parameters
+    ----------
+    width
+        Standard deviation of the Gaussian weights in time.
+    weights
+        Of the training series, for each series of `batch`.
+    """
+    even = train.weight / train.weight.sum(1, keepdim=True).clamp(min=1e-12) * train.weight.shape[1]
+    times = batch.times.clamp(train.times.amin(), train.times.amax())
+    one = replace(
+        train, names=("all",), times=train.times.flatten()[None],
+        values=train.values.flatten(0, 1)[None], begin=train.begin[:1], start=train.start[:1],
+    )  # fmt: skip
+    if weights is None:
+        weights = torch.ones(len(batch), len(train))
+    found = torch.empty(*batch.times.shape, train.values.shape[2])
+    for s, w in enumerate(weights):
+        own = replace(one, weight=(even * w[:, None, None]).flatten(0, 1)[None])
+        found[s] = own.smoothed(times[s][None], width)[0][0]
+    return found
+
+
+def nearness(
+    train: SeriesBatch, batch: SeriesBatch, components: int, width: float, smoother: float
+) -> Float[Tensor, "s l"]:
+    """Return the weight of each training series, largest 1, by how near its start is.
+
+    Nearness is seen in the `components` in which the smoothed training paths vary most, and falls off as a
+    Gaussian whose standard deviation is `width` spreads of the training starts.
+    """
+    paths = train.smoothed(train.times, smoother)[0][train.observed]
+    axes = torch.linalg.svd(paths - paths.mean(0), full_matrices=False)[2][:components].T
+    mine, theirs = batch.start @ axes, train.start @ axes
+    spread = theirs.var(0, unbiased=False).sum().clamp(min=1e-12)
+    apart = torch.cdist(mine, theirs).square() / spread
+    found = torch.exp(-0.5 * (apart - apart.amin(1, keepdim=True)) / width**2)
+    return torch.where(found < _LEAST, 0.0, found)
+
+
+def width_of_time(train: SeriesBatch, bandwidth: float) -> float:
+    """Return the bandwidth, in units of time, with which time itself forecasts held-out parts best."""
+    length = float(train.times.amax() - train.times.amin())
+    return chosen(train, bandwidth, [b * length for b in BANDWIDTHS], over_time)
+
+
+def analog_setting(train: SeriesBatch, bandwidth: float, smoother: float) -> tuple[int, float]:
+    """Return the components and the width of weights that forecast held-out parts best."""
+
+    def forecast(learned: SeriesBatch, held_out: SeriesBatch, how: tuple[int, float]) -> Tensor:
+        return over_time(learned, held_out, smoother, nearness(learned, held_out, *how, smoother))
+
+    return chosen(train, bandwidth, list(product(COMPONENTS, WIDTHS)), forecast)
+
+
+def _some(train: SeriesBatch, rows: Tensor) -> SeriesBatch:
+    """Return some of the series."""
+    return replace(
+        train, names=tuple(train.names[r] for r in rows.tolist()),
+        **{k: getattr(train, k)[rows] for k in ("times", "values", "weight", "begin", "start")},
+    )  # fmt: skip
+
+
+def _at(train: SeriesBatch, times: Bool[Tensor, "s t"], bandwidth: float) -> SeriesBatch:
+    """Return the series at some of their times, and where they start by these alone."""
+    some = replace(train, weight=train.weight * times[..., None])
+    first = some.observed.float().argmax(1)
+    begin = some.times.gather(1, first[:, None])
+    return replace(some, begin=begin[:, 0], start=some.smoothed(begin, bandwidth)[0][:, 0])
