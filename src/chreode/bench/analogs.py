@@ -66,7 +66,10 @@ def chosen(
 
 
 def over_time(
-    train: SeriesBatch, batch: SeriesBatch, width: float, weights: Float[Tensor, "s l"] | None = None
+    train: SeriesBatch,
+    batch: SeriesBatch,
+    width: float,
+    weights: Float[Tensor, "s l"] | None = None,
 ) -> Float[Tensor, "s t g"]:
     """Regress the training cells on time, lines fitted locally; their series weigh the same, or as told.
 
@@ -79,16 +82,16 @@ def over_time(
     """
     even = train.weight / train.weight.sum(1, keepdim=True).clamp(min=1e-12) * train.weight.shape[1]
     times = batch.times.clamp(train.times.amin(), train.times.amax())
-    one = replace(
-        train, names=("all",), times=train.times.flatten()[None],
-        values=train.values.flatten(0, 1)[None], begin=train.begin[:1], start=train.start[:1],
-    )  # fmt: skip
     if weights is None:
         weights = torch.ones(len(batch), len(train))
     found = torch.empty(*batch.times.shape, train.values.shape[2])
     for s, w in enumerate(weights):
-        own = replace(one, weight=(even * w[:, None, None]).flatten(0, 1)[None])
-        found[s] = own.smoothed(times[s][None], width)[0][0]
+        pooled = replace(
+            train, names=("all",), times=train.times.flatten()[None],
+            values=train.values.flatten(0, 1)[None], begin=train.begin[:1], start=train.start[:1],
+            weight=(even * w[:, None, None]).flatten(0, 1)[None],
+        )  # fmt: skip
+        found[s] = pooled.smoothed(times[s][None], width)[0][0]
     return found
 
 

@@ -120,7 +120,10 @@ def contest(
 
 def _summary(row: Contestant, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     done = [outcome for outcome in outcomes if not outcome.failed]
-    told = [*(f"failed: {o.failed}" for o in outcomes if o.failed), *(o.row.get("note") for o in done)]
+    told = [
+        *(f"failed: {o.failed}" for o in outcomes if o.failed),
+        *(o.row.get("note") for o in done),
+    ]
     notes = dict.fromkeys(filter(None, told))
     state = worst(outcome.row["state"] for outcome in done)
     return {
