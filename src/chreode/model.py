@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -105,9 +105,9 @@ class Model:
         rows
             Cells to learn from: mask, positions or names (default: all).
         from_
-            A fit to start from. If `data` has categories it never saw, only their parameters are
-            learned (query mapping: what it said of the old cells stays true); otherwise training
-            goes on from its weights.
+            A fit of a model of the same form, and of the same roles, to start from. If `data` has
+            categories it never saw, only their parameters are learned (query mapping: what it said of
+            the old cells stays true); otherwise training goes on from its weights.
         validation
             Share of `rows` to hold out, or these rows themselves.
         device
@@ -139,16 +139,15 @@ class Model:
         positions = read.positions(data, rows)
         require(findings(data, schema, positions, progress=progress))
         roles = self._roles(schema)
-        if from_ is not None and from_.model.key != self.key:
-            raise ConfigError(f"from_ is a fitted {from_.model.key}, this is {self.key}.")
-        if from_ is not None and all(isinstance(p.learner, Exact) for p in self.phases()):
-            raise ConfigError(
-                f"{self.key} is solved in closed form: there is nothing to start from."
-            )
+        if from_ is not None:
+            self._refuse_to_start_from(from_, roles)
         positions = self._complete(data, schema, roles, positions)
         spec = learn_spec(data, schema, roles, positions, from_.spec if from_ else None)
+        if from_ is not None:
+            _refuse_other_covariates(spec, from_.spec)
         take = match_features(data, schema, spec, roles, from_.feature_weight() if from_ else None)
-        if from_ is not None and spec.blocks == from_.spec.blocks:
+        mapping = from_ is not None and spec.blocks != from_.spec.blocks
+        if from_ is not None and not mapping:
             _refuse_lacking(take)
         source = open_source(data, schema, spec, roles, take, positions)
         self.refuse_missing(source)
@@ -158,6 +157,7 @@ class Model:
         run = Run(
             rng=rng, device=choose_device(device, double=not validates), precision=precision, compile=compile,
             progress=progress, checkpoint=Path(checkpoint) if checkpoint else None, group=group,
+            mapping=mapping,
         )  # fmt: skip
         module, traces = self._learn(spec, source, split, run, from_)
         return Fitted(
@@ -193,8 +193,9 @@ class Model:
     ) -> tuple[Module, list[Any]]:
         with run.rng.scope("init"):
             module = self.build(spec)
+        learned = [p.requires_grad for p in module.parameters()]
         if from_ is not None:
-            _start_from(self, spec, module, from_)
+            _start_from(self, module, from_, mapping=run.mapping)
         module.to(run.device)
         run.group.copy_from_first(module.state_dict().values())
         if run.checkpoint is not None:
@@ -207,8 +208,8 @@ class Model:
             with run.rng.scope("prepare", number), torch.no_grad():
                 phase.target(module).prepare(seen, some.train, run.rng)
             traces.append(phase.learner.learn(module, phase, seen, some, run.for_phase(number)))
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
+        for parameter, wish in zip(module.parameters(), learned, strict=True):
+            parameter.requires_grad_(wish)
         return module, traces
 
     def _remembered(
@@ -237,6 +238,35 @@ class Model:
                 )
             roles.append(there[0])
         return [*roles, *(r for r in self.uses if r in named)]
+
+    def _refuse_to_start_from(self, from_: Fitted, roles: Sequence[str]) -> None:
+        """Refuse a fit whose weights are not those of this model on such data: it says what differs."""
+        from .fitted import Fitted
+
+        if not isinstance(from_, Fitted):
+            raise ConfigError(f"from_={from_!r}: expected a fitted model, as ch.load returns.")
+        if from_.model.key != self.key:
+            raise ConfigError(f"from_ is a fitted {from_.model.key}, this is {self.key}.")
+        if all(isinstance(p.learner, Exact) for p in self.phases()):
+            raise ConfigError(
+                f"{self.key} is solved in closed form: there is nothing to start from."
+            )
+        there = {r.partition("/")[0] for r in from_.spec.roles}
+        here = {r.partition("/")[0] for r in roles}
+        for role in sorted(there ^ here):
+            given, lacks = ("from_", "this fit") if role in there else ("this fit", "from_")
+            raise ConfigError(
+                f"{given} reads {role}, which {lacks} does not: a fit can only go on with the same roles."
+            )
+        with torch.device("meta"):  # without memory: what this model would be on the old data
+            form = {name: t.shape for name, t in self.build(from_.spec).state_dict().items()}
+        if form != {name: t.shape for name, t in from_.module.state_dict().items()}:
+            old, new = config.as_dict(from_.model), config.as_dict(self)
+            differ = [f"{k} ({old[k]!r} there, {new[k]!r} here)" for k in new if old[k] != new[k]]
+            raise ConfigError(
+                f"from_ is a {self.key} of another form. Options that differ: {', '.join(differ)}. "
+                "Go on with from_.model, or fit anew."
+            )
 
     def _complete(
         self, data: Data, schema: Schema, roles: list[str], rows: np.ndarray
@@ -293,16 +323,26 @@ def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:
             )
 
 
-def _start_from(model: Model, spec: Spec, module: Module, from_: Fitted) -> None:
-    """Copy the old parameters; if there are new ones beside them, freeze the old."""
-    if not model.extends and spec.blocks != from_.spec.blocks:
-        raise CapabilityError(
-            f"{model.key} cannot learn categories that are new to the fit it starts from: "
-            "fit it on the old and the new cells together."
-        )
-    missing, unexpected = module.load_state_dict(from_.module.state_dict(), strict=False)
-    if unexpected:
-        raise ConfigError(f"from_ has tensors that this model lacks: {unexpected[:3]}.")
-    if missing:
+def _refuse_other_covariates(spec: Spec, old: Spec) -> None:
+    for kind in ("categorical", "continuous"):
+        there, here = getattr(old, kind), getattr(spec, kind)
+        if there != here:
+            raise ConfigError(
+                f"from_ has the {kind} covariates {', '.join(there)}; this fit has {', '.join(here)}. "
+                "Name the same ones, in the same order."
+            )
+
+
+def _start_from(model: Model, module: Module, from_: Fitted, *, mapping: bool) -> None:
+    """Copy the old parameters; in a mapping, those of new categories are beside them, and alone learn."""
+    old = from_.module.state_dict()
+    if mapping:
+        fresh = {name for name, _ in module.named_parameters() if name not in old}
+        if not (model.extends and fresh):
+            raise CapabilityError(
+                f"{model.key} cannot learn categories that are new to the fit it starts from: "
+                "fit it on the old and the new cells together."
+            )
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name in missing)
+            parameter.requires_grad_(parameter.requires_grad and name in fresh)
+    module.load_state_dict({**module.state_dict(), **old})

@@ -157,8 +157,9 @@ def test_every_option_tells(gaussian, option):
         usual |= {"max_epochs": 25, "lr": 0.05, "kl_warmup": 0.0}
     a = ch.VAE(**usual).fit(gaussian, SCHEMA)
     b = ch.VAE(**{**usual, **option}).fit(gaussian, SCHEMA)
+    if "patience" in option:  # both may keep the weights of the best epoch
+        assert len(b.history) < len(a.history)
+        return
     assert a.embed(gaussian).shape != b.embed(gaussian).shape or not np.allclose(
         a.embed(gaussian), b.embed(gaussian)
     )
-    if "patience" in option:
-        assert len(b.history) < len(a.history)

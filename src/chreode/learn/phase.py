@@ -69,6 +69,9 @@ class Run:
         What a checkpoint must agree with, by part (see `learn.fingerprint`).
     group
         The processes that share the fit.
+    mapping
+        Whether only parameters of categories that are new to an older fit learn. All else stays as it was
+        fitted, dropout and batch norm included.
     """
 
     rng: Rng
@@ -79,6 +82,7 @@ class Run:
     checkpoint: Path | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     group: Group = field(default_factory=Group)
+    mapping: bool = False
 
     def for_phase(self, number: int) -> Run:
         """Return the run of one phase: a stream and a checkpoint of its own."""

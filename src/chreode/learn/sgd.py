@@ -171,8 +171,6 @@ class _Loop:
             name: [p for p in parameters if p.requires_grad]
             for name, parameters in self.target.players().items()
         }
-        # A query's fit moves new parameters alone: dropout and batch norm then stay as fitted.
-        self.whole = all(p.requires_grad for p in self.target.parameters())
         kind = torch.optim.AdamW if self.sgd.decoupled else torch.optim.Adam
         self.optimisers = {
             name: kind(
@@ -244,7 +242,7 @@ class _Loop:
 
     def _train(self) -> _Mean:
         self.root.eval()
-        self.target.train(self.whole)
+        self.target.train(not self.run.mapping)
         group, generator = self.run.group, self.run.rng.numpy("data", self.epoch)
         joint = list(self.sampler.batches(self.source, self.split.train, self.epoch, generator))
         if not group.alone and min(map(len, joint)) < 2 * group.size:
