@@ -14,7 +14,7 @@ from scipy.linalg import expm
 import chreode as ch
 from chreode.bench.forecasters import BASELINES, CEILING, halves
 from chreode.data.series import SeriesBatch
-from chreode.errors import ConfigError, SchemaError
+from chreode.errors import ConfigError, DataError, SchemaError
 from chreode.report import bench_sections, findings
 
 TURN = np.array([[-0.2, 1.5, 0.0], [-1.5, -0.2, 0.0], [0.8, 0.0, -1.0]])
@@ -156,20 +156,46 @@ def test_knock_outs_are_judged_by_the_other_genes(cells):
         )
 
 
-def test_what_blows_up_is_infinitely_wrong(cells, monkeypatch):
-    from chreode.errors import BlowUpError
-    from chreode.models.neuralode import Dynamics
-
-    def explode(*_, **__):
-        raise BlowUpError(0, 1.0, torch.zeros(3), "path new s0")
-
-    monkeypatch.setattr(Dynamics, "forecast", explode)
-    part = cells.obs["part"]
+def test_what_blows_up_is_infinitely_wrong_and_alone(cells, bench):
+    far, part = cells.copy(), cells.obs["part"]
+    tests = {f"{name} start": part.eq(name).to_numpy() for name in ("new", "far")}
+    far.X[cells.obs["path"].eq("new s1").to_numpy()] *= np.float32(1e38)
     found = ch.bench.dynamics(
-        cells, SCHEMA, [ch.NeuralODE(**QUICK)], tests={"new start": part.eq("new").to_numpy()},
-        seeds=(0,), progress=False,
-    ).table()  # fmt: skip
-    assert np.isinf(found.loc["NeuralODE", "mse, new start"])
+        far, SCHEMA, [ch.NeuralODE(**QUICK)], tests=tests, seeds=(0,), progress=False
+    )
+    assert np.isinf(found.table().loc["NeuralODE", "mse, new start"])
+    was, now = (
+        b.by_class.query("metric == 'mse' and method == 'NeuralODE' and seed == 0")
+        .set_index("class")["value"]
+        .reindex(["new start: new s0", "new start: new s2"])
+        for b in (bench, found)
+    )
+    np.testing.assert_allclose(now, was, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("edge", "said"),
+    [
+        ({"source": ["z"], "target": ["b"], "sign": [1]}, "'z'"),
+        ({"source": ["a"], "target": ["z"], "sign": [1]}, "'z'"),
+        ({"source": ["a", "b"], "target": ["b", 7], "sign": [1, 1]}, "'7'"),
+        ({"source": ["a"], "target": ["b"], "sign": ["+"]}, "'sign' must be"),
+        ({"source": ["a"], "target": ["b"]}, "no column 'sign'"),
+    ],
+)
+def test_true_edges_of_unknown_genes_are_refused(cells, edge, said):
+    tests = {"new start": cells.obs["part"].eq("new").to_numpy()}
+    with pytest.raises(SchemaError, match=said):
+        ch.bench.dynamics(cells, SCHEMA, tests=tests, edges=pd.DataFrame(edge), progress=False)
+
+
+@pytest.mark.parametrize(("role", "column"), [("trajectory", "path"), ("time", "time")])
+def test_cells_without_a_place_in_time_are_refused(cells, role, column):
+    lacking = cells.copy()
+    lacking.obs.loc["new 0", column] = np.nan
+    tests = {"new start": cells.obs["part"].eq("new").to_numpy()}
+    with pytest.raises(DataError, match=role):
+        ch.bench.dynamics(lacking, SCHEMA, tests=tests, progress=False)
 
 
 def test_what_cannot_be_compared_is_refused(cells):

@@ -152,6 +152,23 @@ def test_a_blow_up_says_whose_when_and_where():
     assert float(caught.value.state) > 10
 
 
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "rk4"])
+@pytest.mark.parametrize("far", [2.0, 1e37, float("inf")])
+def test_a_series_that_blows_up_fails_alone(method, far):
+    """dx/dt = x² from x = 2 leaves the finite numbers at t = 0.5."""
+    how = {"method": method, "steps": 200, "rtol": 1e-4, "atol": 1e-4, "alone": True}
+    starts = torch.tensor([[-1.0], [far], [-0.3]])
+    times = torch.linspace(0, 1, 11).expand(3, -1)
+    found = trajectory(lambda y, _: y.square(), starts, times, **how)
+    others = trajectory(lambda y, _: y.square(), starts[[0, 2]], times[[0, 2]], **how)
+    torch.testing.assert_close(found[[0, 2]], others, rtol=0, atol=0)
+    assert bool(found[1, 6:].isnan().all())
+    if far == 2.0:
+        torch.testing.assert_close(found[1, :5, 0], 1 / (0.5 - times[1, :5]), rtol=0.02, atol=0)
+    none = trajectory(lambda y, _: y.square(), starts[1:2], times[1:2], **how)
+    assert bool(none[0, 6:].isnan().all())
+
+
 @pytest.mark.parametrize("bad", [[0.0, 2.0, 1.0], [0.0, float("nan"), 1.0]])
 def test_times_that_turn_back_are_refused(bad):
     with pytest.raises(ConfigError, match="series 0"):

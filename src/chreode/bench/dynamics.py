@@ -16,7 +16,7 @@ import torch
 from .. import read
 from ..align import condition_code, learn_spec, open_source
 from ..data.series import SeriesBatch, SeriesSource
-from ..errors import BlowUpError, ConfigError, SchemaError
+from ..errors import ConfigError, SchemaError, near
 from ..metrics import dynamics as measure
 from ..model import Model
 from ..models.neuralode import NeuralODE
@@ -172,16 +172,33 @@ def _given(
             Unseen(series(cells), condition_code(spec, "knockout", genes)[2])
             for genes, cells in without.items()
         ]
-    signs = None
-    if edges is not None:
-        genes = pd.Index(spec.features[role])
-        signs = np.zeros((len(genes), len(genes)))
-        signs[genes.get_indexer(edges["source"]), genes.get_indexer(edges["target"])] = edges[
-            "sign"
-        ]
+    signs = None if edges is None else _signs(edges, spec.features[role])
     return _Given(
         data, schema, train, spare, series(train, _LEARNED), levels, bandwidth, signs, progress
     )  # fmt: skip
+
+
+def _signs(edges: pd.DataFrame, genes: Sequence[str]) -> np.ndarray:
+    """Return true edges as genes x genes, row the source."""
+    lacking = [c for c in ("source", "target", "sign") if c not in edges]
+    if lacking:
+        raise SchemaError(
+            f"edges: there is no column {lacking[0]!r}.{near(lacking[0], edges.columns)}"
+        )
+    at = {c: pd.Index(genes).get_indexer(edges[c].astype(str)) for c in ("source", "target")}
+    for column, found in at.items():
+        unknown = edges[column][found < 0].astype(str).unique()
+        if len(unknown):
+            raise SchemaError(
+                f"edges: {len(unknown)} of the genes in {column!r} are not in the data, such as "
+                f"{unknown[0]!r}.{near(unknown[0], genes)} Correct their names, or leave their edges out."
+            )
+    sign = pd.to_numeric(edges["sign"], errors="coerce").to_numpy(float)
+    if not np.isfinite(sign).all():
+        raise SchemaError("edges: 'sign' must be 1 (activates) or -1 (represses) in every row.")
+    signs = np.zeros((len(genes), len(genes)))
+    signs[at["source"], at["target"]] = sign
+    return signs
 
 
 def _metric_table(given: _Given) -> pd.DataFrame:
@@ -289,25 +306,24 @@ def _errors(given: _Given, test: Unseen, forecast: Any, centre: Any) -> pd.DataF
     """Return the errors of each series; infinite where a path blows up."""
     batch = test.batch
     kept = np.setdiff1d(np.arange(batch.values.shape[2]), test.absent)
-    try:
-        with torch.no_grad():
-            found = forecast(batch, test.absent).numpy()[..., kept]
-    except BlowUpError:
-        found = np.full((*batch.values.shape[:2], len(kept)), np.inf)
-    plain = centre(batch, test.absent).numpy()[..., kept]
-    values, weight = batch.values.numpy()[..., kept], batch.weight.numpy()[..., kept]
-    smooth = batch.smoothed(batch.times, given.bandwidth)[0].numpy()[..., kept]
+    with torch.no_grad():
+        told = forecast(batch, test.absent)
+    mean_path, course = centre(batch, test.absent), batch.smoothed(batch.times, given.bandwidth)[0]
+    # squares of what is far out are more than single precision holds
+    found, plain, smooth, values, weight = (
+        x.double().numpy()[..., kept] for x in (told, mean_path, course, batch.values, batch.weight)
+    )
     even = (weight > 0).any(2, keepdims=True) * np.ones_like(weight)
     rows = []
-    for guess, mean, truth, course, w, e in zip(
+    for guess, mean, truth, denoised, w, e in zip(
         found, plain, values, smooth, weight, even, strict=True
     ):
         finite = np.isfinite(guess).all()
         rows.append({
-            "mse": measure.forecast_error(guess, truth, w),
+            "mse": measure.forecast_error(guess, truth, w) if finite else np.inf,
             "mse of mean": measure.forecast_error(mean, truth, w),
-            "denoised": measure.forecast_error(guess, course, e),
-            "denoised of mean": measure.forecast_error(mean, course, e),
-            "scaling": measure.scaling_error(guess, course, e)[0] if finite else np.nan,
+            "denoised": measure.forecast_error(guess, denoised, e) if finite else np.inf,
+            "denoised of mean": measure.forecast_error(mean, denoised, e),
+            "scaling": measure.scaling_error(guess, denoised, e)[0] if finite else np.nan,
         })  # fmt: skip
     return pd.DataFrame(rows, index=batch.names)

@@ -264,17 +264,27 @@ class SeriesSource(Source):
         np.minimum.at(
             first,
             np.searchsorted(series, self._codes(self.known)),
-            self.scaled("time")[self.known],
+            self._times(self.known),
         )
         return torch.from_numpy(first).float()
 
     def _codes(self, rows: np.ndarray) -> np.ndarray:
         found = self.columns.get("trajectory")
-        return np.zeros(len(rows), int) if found is None else np.asarray(found)[rows]
+        codes = np.zeros(len(rows), int) if found is None else np.asarray(found)[rows]
+        for role, bad in (("trajectory", codes < 0), ("time", ~np.isfinite(self._times(rows)))):
+            if bad.any():
+                raise DataError(
+                    f"{int(bad.sum())} cells, such as {self.obs_names[rows[bad]][0]!r}, have no {role}. "
+                    "Leave them out, or fill it in."
+                )
+        return codes
+
+    def _times(self, rows: np.ndarray) -> Float[np.ndarray, " n"]:
+        return self.scaled("time")[rows]
 
     def _slots(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the codes of the series, each cell's place among series x times, and the most times."""
-        time = self.scaled("time")[rows]
+        time = self._times(rows)
         series, codes = np.unique(self._codes(rows), return_inverse=True)
         point = np.zeros(len(rows), int)
         for s in range(len(series)):
@@ -289,7 +299,7 @@ class SeriesSource(Source):
 
     def _averaged(self, rows: np.ndarray) -> tuple[SeriesBatch, np.ndarray]:
         series, slot, longest = self._slots(rows)
-        time = self.scaled("time")[rows]
+        time = self._times(rows)
         n = np.bincount(slot, minlength=len(series) * longest).reshape(-1, longest)
         when = np.bincount(slot, time, minlength=n.size).reshape(n.shape) / np.maximum(n, 1)
         last = when[np.arange(len(series)), (n > 0).sum(1) - 1]

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..config import config, param
 from ..losses import sparsity
+from ..nn.dynamics import Dynamics
 from ..nn.vectorfield import VectorField
 from ..schema import Spec
-from .neuralode import Dynamics, Penalised
+from .neuralode import Penalised
 
 
 class FewWeights(Dynamics):

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..config import config, param
 from ..losses import sparsity
+from ..nn.dynamics import Dynamics
 from ..schema import Spec
-from .neuralode import Dynamics, Penalised
+from .neuralode import Penalised
 
 
 class SmallWeights(Dynamics):

@@ -7,9 +7,10 @@ from typing import ClassVar
 from ..config import config, param
 from ..losses import sparsity
 from ..module import Step
+from ..nn.dynamics import Dynamics
 from ..nn.vectorfield import VectorField
 from ..schema import Spec
-from .neuralode import Dynamics, Penalised
+from .neuralode import Penalised
 
 
 class Skipped(Dynamics):

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..config import config, param
+from ..nn.dynamics import Dynamics
 from ..nn.gates import Kept
 from ..nn.vectorfield import VectorField
 from ..schema import Spec
-from .neuralode import Dynamics, Penalised
+from .neuralode import Penalised
 
 
 class Pruned(Dynamics):

@@ -3,339 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
 
 from ..config import config, param
-from ..data.batch import CellBatch
 from ..data.sampler import Together
-from ..data.series import SeriesBatch, SeriesSource
+from ..data.series import SeriesSource
 from ..data.source import Source
-from ..errors import BlowUpError
 from ..learn.path import Path
 from ..learn.phase import Phase, Run, Split
 from ..learn.refits import Refits
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
-from ..losses.energy import energy_distance
-from ..losses.unexplained import unexplained
 from ..model import Model
-from ..module import Loss, Module, Step
-from ..nn.frame import Frame
-from ..nn.vectorfield import Gates, VectorField, mean_jacobian
-from ..ode import trajectory
+from ..nn.dynamics import Dynamics
+from ..nn.vectorfield import VectorField
 from ..read import Data
 from ..schema import Spec
 
 #: Steps of an epoch, about: between looks at the held-out series.
 EVERY = 20
-#: Weight of the errors of paths beside those of slopes, which noise keeps from falling as far.
-_SOLVED = 2.0
 #: Cells of a population that are carried at once.
 CROWD = 128
 #: Trajectories of which whole ones can be spared to validate on.
 MANY = 10
-
-
-class Dynamics(Module):
-    """dx/dt = f(x), of states that are centred and scaled gene by gene, in time from 0 to 1.
-
-    Parameters
-    ----------
-    options
-        Of the solver.
-    field
-        f.
-    """
-
-    confidence: Tensor
-    strength: Tensor
-
-    def __init__(self, options: NeuralODE, spec: Spec, field: VectorField) -> None:
-        super().__init__()
-        n = field.n
-        self.options, self.spec, self.field = options, spec, field
-        alone = replace(options, n_refits=0)
-        self.members = nn.ModuleList(alone.build(spec) for _ in range(options.n_refits))
-        self.frame = Frame(n, options.n_latent, len(_series(spec)))
-        self.register_buffer("confidence", torch.full((n, n), torch.nan))
-        self.register_buffer("strength", torch.tensor(0.0))
-
-    # what is learned
-
-    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Take scales and times of the training cells."""
-        if self.frame.known or not isinstance(source, SeriesSource):
-            return
-        batch = source.series(rows)
-        self.frame.units(batch.values, batch.weight, batch.times)
-        codes = {name: i for i, name in enumerate(_series(self.spec))}
-        at = torch.tensor([codes[name] for name in batch.names])
-        self.frame.starts[at], self.frame.begins[at] = batch.start, batch.begin
-        self.frame.states(batch.smoothed(batch.times, source.bandwidth)[0][batch.observed])
-
-    def loss(self, batch: SeriesBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
-        """Return the error, as a share of what standing still would have, and the penalty."""
-        weight = _SOLVED
-        if batch.slopes is not None:
-            weight, fit = 1.0, self.matched(batch)
-        elif batch.cells is not None:
-            fit = self.carried(batch)
-        else:
-            fit = self.solved(batch)
-        penalty = self.penalty()
-        return Loss(
-            {"model": weight * fit + self.strength * penalty}, {"fit": fit, "penalty": penalty}
-        )
-
-    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return the error of slopes."""
-        assert batch.slopes is not None
-        seen = batch.weight[..., 0] > 0
-        slopes = batch.slopes[seen] * (self.frame.length / self.frame.scale)
-        found = self.velocity("estimated")(self.frame.inside(batch.values)[seen])
-        return unexplained(found, slopes, batch.weight[seen])
-
-    def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return the error of paths: how far they end up from cells, of how far those went."""
-        start = self.frame.inside(batch.start)[:, None]
-        moved = self.frame.inside(batch.values) - start
-        return unexplained(self._paths(batch) - start, moved, batch.weight)
-
-    def carried(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return how far cells of the first time end up from those of later ones, of how far they were.
-
-        Energy distances between populations: no cell is told which one it becomes.
-        """
-        assert batch.cells is not None
-        cells, m = self.frame.inside(batch.cells), batch.cells.shape[2]
-        first = cells[:, 0]
-        begin, times = batch.times[:, 0], batch.times
-        with self.named([name for name in batch.names for _ in range(m)]):
-            found = self.integrate(
-                first.flatten(0, 1), times.repeat_interleave(m, 0), begin.repeat_interleave(m)
-            ).unflatten(0, first.shape[:2])
-        later = batch.observed & (times > begin[:, None])
-        away = energy_distance(found.transpose(1, 2), cells)[later].mean()
-        still = energy_distance(first[:, None].expand_as(cells), cells)[later].mean()
-        return away / still.clamp(min=1e-6)
-
-    def penalty(self) -> Float[Tensor, ""]:
-        """Return what `strength` weighs, under the gates of the last solve."""
-        return self.strength.new_zeros(())
-
-    def strengthen(self, value: float) -> None:
-        """Set the weight of the penalty."""
-        self.strength.fill_(value)
-
-    def errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
-        """Return the mean squared error of each path, in scaled units; infinite where one blows up."""
-        try:
-            away = self._paths(batch) - self.frame.inside(batch.values)
-            return (batch.weight * away.square()).sum((1, 2)) / batch.weight.sum((1, 2))
-        except BlowUpError:
-            return batch.start.new_full((len(batch),), math.inf)
-
-    def forecast(self, batch: SeriesBatch, absent: tuple[int, ...] = ()) -> Float[Tensor, "s t g"]:
-        """Return the expression of series at their times, from their starts, without some genes."""
-        start, clamped = self.without(
-            self.frame.inside(batch.start), torch.tensor(absent, dtype=torch.long)
-        )
-        with self.named(batch.names):
-            found = self.expected(start, batch.times, batch.begin, clamped)
-        return self.frame.outside(found)
-
-    def _paths(self, batch: SeriesBatch) -> Float[Tensor, "s t g"]:
-        with self.named(batch.names):
-            start = self.frame.inside(batch.start)
-            if self.training:  # paths that begin beside observed ones learn to come back to them
-                start = start + self.options.jitter * torch.randn_like(start)
-            return self.integrate(start, batch.times, batch.begin)
-
-    # the solve
-
-    def velocity(
-        self, gates: Gates = "sample"
-    ) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
-        """Return f for one solve: while it learns gates are drawn once, or as told; then settled."""
-        self.field.settle(self.gates_as(gates))
-        return self.field.solved()
-
-    def gates_as(self, told: Gates) -> Gates:
-        """Return how gates are taken: open without a penalty, lest those close that nothing closes."""
-        if not self.strength:
-            return "ones"
-        return told if self.training else "settled"
-
-    def without(
-        self, x: Float[Tensor, "s g"], genes: Int[Tensor, " k"]
-    ) -> tuple[Float[Tensor, "s g"], Int[Tensor, " k"] | None]:
-        """Return scaled states without expression of some genes, and which are to be held so."""
-        if not len(genes):
-            return x, None
-        x = x.clone()
-        x[:, genes] = self.frame.inside(x.new_zeros(x.shape[1]))[genes]
-        return x, genes
-
-    def free(self, clamped: Int[Tensor, " k"] | None) -> Float[Tensor, " g"]:
-        """Return 1 for genes that move, and 0 for those that are held."""
-        keep = torch.ones_like(self.frame.centre)
-        if clamped is not None:
-            keep[clamped] = 0.0
-        return keep
-
-    def path_matrix(self) -> Float[Tensor, "g g"]:
-        """Return Σ |W¹| |W²| … over all paths from each gene to each: 0 where there is none."""
-        self.field.settle(self.gates_as("settled"))
-        with torch.no_grad():
-            return self.field.reach()
-
-    def integrate(
-        self,
-        x: Float[Tensor, "s g"],
-        times: Float[Tensor, "s t"],
-        start: Float[Tensor, " s"],
-        clamped: Int[Tensor, " k"] | None = None,
-    ) -> Float[Tensor, "s t g"]:
-        """Follow scaled states from `start` through `times`; `clamped` genes stay what they are."""
-        f, keep = self.velocity(), self.free(clamped)
-        return self.follow(lambda y: f(y) * keep, x, times, start)
-
-    def expected(
-        self,
-        x: Float[Tensor, "s g"],
-        times: Float[Tensor, "s t"],
-        start: Float[Tensor, " s"],
-        clamped: Int[Tensor, " k"] | None = None,
-    ) -> Float[Tensor, "s t g"]:
-        """Return the mean path of this fit and its refits: where they part, none is followed far."""
-        all_fits = (self, *self.members)
-        return torch.stack([d.integrate(x, times, start, clamped) for d in all_fits]).mean(0)
-
-    def follow(
-        self,
-        velocity: Callable[[Tensor], Tensor],
-        y: Float[Tensor, "s n"],
-        times: Float[Tensor, "s t"],
-        start: Float[Tensor, " s"],
-    ) -> Float[Tensor, "s t n"]:
-        """Solve, in time as a share of the training cells'."""
-        at, begin, o = self.frame.share(times), self.frame.share(start), self.options
-        return trajectory(
-            lambda y, _: velocity(y),
-            y,
-            at,
-            start=begin,
-            method=o.solver,
-            rtol=o.tolerance,
-            atol=o.tolerance,
-        )
-
-    @contextmanager
-    def named(self, names: Sequence[str]) -> Iterator[None]:
-        """Say which series blew up, when, and where it stood, in the data's own units."""
-        try:
-            yield
-        except BlowUpError as error:
-            time = float(self.spec.outside("time", self.frame.moment(error.time)))
-            state = self.frame.outside(error.state[: self.field.n])
-            raise BlowUpError(error.row, time, state, names[error.row]) from None
-
-    # refits
-
-    def fresh(self) -> Dynamics:
-        """Return new weights for the same data, for a refit."""
-        other = replace(self.options, n_refits=0).build(self.spec)
-        other.frame.load_state_dict(self.frame.state_dict())
-        return other
-
-    def keep_refits(self, refits: Sequence[Dynamics], of_chance: Sequence[Dynamics]) -> None:
-        """Keep the refits, and for every edge the share of them that agree with it beyond chance."""
-        off = ~torch.eye(self.field.n, dtype=torch.bool)
-        least = torch.stack([d.edges()[off].abs().quantile(0.95) for d in of_chance]).mean()
-        edges = torch.stack([d.edges() for d in refits])
-        agree = (edges.sign() == self.edges().sign()) & (edges.abs() > least)
-        self.confidence.copy_(agree.float().mean(0))
-        for member, refit in zip(self.members, refits, strict=True):
-            member.load_state_dict(refit.state_dict())
-
-    def players(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters that gradients move: those of refits are set."""
-        own = [p for name, p in self.named_parameters() if not name.startswith("members.")]
-        return {"model": own}
-
-    # what it can answer
-
-    def embed(self, batch: CellBatch, to: CellBatch | None = None) -> Float[Tensor, "b z"]:
-        """Return coordinates of cells in the plane in which the training paths vary most."""
-        x = self.seen(batch) if to is None else self.frame.inside(self.predict(batch, to))
-        return x @ self.frame.plane
-
-    def seen(self, batch: CellBatch) -> Float[Tensor, "b g"]:
-        """Return the states of cells; what was not measured counts as average."""
-        x, measured = batch.measured_expression()
-        return self.frame.inside(x) * measured
-
-    def place(self, x: Float[Tensor, "b g"]) -> Float[Tensor, "b z"]:
-        """Return the coordinates of expression in that plane."""
-        return self.frame.inside(x) @ self.frame.plane
-
-    def drift(self, at: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-        """Return the velocity of states in the plane of its first k components, seen in it."""
-        plane = self.frame.plane[:, : at.shape[1]]
-        with torch.no_grad():
-            return self.velocity()(at @ plane.T) @ plane
-
-    def predict(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:
-        """Return the expression of cells at the time of `to`, or at the end, without the genes it lacks."""
-        moved = "time" in to and to["time"] is not batch["time"]
-        now = batch["time"]
-        time = to["time"].to(now.dtype) if moved else self.frame.clock[1].expand_as(now)
-        return self._carried(batch, to, time[:, None])[:, 0]
-
-    def trajectory(self, batch: CellBatch, times: Float[Tensor, " t"]) -> Float[Tensor, "b t g"]:
-        """Return the expression that each cell had, or will have, at `times` (rising)."""
-        return self._carried(batch, batch, times.expand(len(batch), -1))
-
-    def _carried(
-        self, batch: CellBatch, to: CellBatch, at: Float[Tensor, "b t"]
-    ) -> Float[Tensor, "b t g"]:
-        absent = to["knockout"][0] if "knockout" in to.columns else torch.zeros(0, dtype=torch.long)
-        x, clamped = self.without(self.seen(batch), absent)
-        now = batch["time"]
-        with self.named([f"the path of cell {r}" for r in batch.rows.tolist()]):
-            after = self.expected(x, at.maximum(now[:, None]), now, clamped)
-            before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
-        return self.frame.outside(torch.where((at >= now[:, None])[..., None], after, before))
-
-    def rank(self) -> tuple[Float[Tensor, "g g"], Float[Tensor, "g g"]]:
-        """Return the weight and the confidence of every edge."""
-        return self.edges(), self.confidence
-
-    def clock_times(self, n: int) -> Float[np.ndarray, " n"]:
-        """Return times from the first to the last of the fit, in the user's units."""
-        first, last = self.spec.outside("time", self.frame.clock.numpy()).tolist()
-        return np.linspace(first, last, n)
-
-    def named_start(self, code: int) -> CellBatch:
-        """Return the smoothed start of a trajectory of the fit, as a cell."""
-        columns = {"time": self.frame.begins[code : code + 1]}
-        return CellBatch(
-            torch.zeros(1, dtype=torch.long),
-            {"expression": self.frame.starts[code : code + 1]},
-            columns=columns,
-        )
-
-    def edges(self) -> Float[Tensor, "g g"]:
-        """Return the mean Jacobian along observed paths: row, the driver; column, what is driven."""
-        return mean_jacobian(self.velocity(), self.frame.references)
 
 
 @config
@@ -499,7 +192,3 @@ class Penalised(NeuralODE):
         slopes, *pieces = super().first()
         path = Path(slopes, tuple(sorted(strengths)))
         return [slopes, Phase(path, name="strengths", view=self.view(self.span)), *pieces]
-
-
-def _series(spec: Spec) -> Sequence[str]:
-    return spec.categories.get("trajectory", ("all cells",))

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..config import config, param
 from ..losses import sparsity
+from ..nn.dynamics import Dynamics
 from ..nn.vectorfield import Gates, VectorField
 from ..schema import Spec
-from .neuralode import Dynamics, Penalised
+from .neuralode import Penalised
 
 #: Weight of open paths beside that of their norm.
 _OPEN = 0.1

@@ -9,9 +9,10 @@ from torch import Tensor
 from ..config import config
 from ..data.series import SeriesBatch
 from ..losses.unexplained import unexplained
+from ..nn.dynamics import Dynamics
 from ..nn.vectorfield import VectorField, mean_jacobian
 from ..schema import Spec
-from .neuralode import Dynamics, NeuralODE
+from .neuralode import NeuralODE
 
 
 class SecondOrder(Dynamics):
@@ -43,6 +44,8 @@ class SecondOrder(Dynamics):
         times: Float[Tensor, "s t"],
         start: Float[Tensor, " s"],
         clamped: Int[Tensor, " k"] | None = None,
+        *,
+        alone: bool = False,
     ) -> Float[Tensor, "s t g"]:
         """Follow states from the velocity that goes with them."""
         f, n = self.velocity(), x.shape[1]
@@ -52,7 +55,7 @@ class SecondOrder(Dynamics):
             return torch.cat([state[:, n:] * keep, f(state) * keep], 1)
 
         state = torch.cat([x, self.first(x) * keep], 1)
-        return self.follow(both, state, times, start)[..., :n]
+        return self.follow(both, state, times, start, alone=alone)[..., :n]
 
     def drift(self, at: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return the velocity with which paths begin at states in the plane."""

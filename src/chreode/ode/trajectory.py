@@ -29,6 +29,7 @@ def trajectory(
     steps: int = 20,
     rtol: float = 1e-3,
     atol: float = 1e-3,
+    alone: bool = False,
 ) -> Float[Tensor, "s t z"]:
     """Follow ``dy/dt = velocity(y, t)`` for several series, each from its own start through its own times.
 
@@ -50,14 +51,17 @@ def trajectory(
         ``"dopri5"`` or ``"tsit5"`` choose their steps; ``"rk4"`` takes `steps` equal ones per series.
     rtol, atol
         Error allowed per step, relative to the state and absolute: root mean square of a series.
+    alone
+        A series that blows up fails alone: its states are NaN from then on, those of the others what they
+        are without it. By default none is answered.
 
     Raises
     ------
     ConfigError
         If there is no such method, or times do not rise or fall along a row.
     BlowUpError
-        If a state is no longer finite, or steps become too short to count: says of which series, when,
-        and where it stood.
+        If a state is no longer finite, or steps become too short to count, and not `alone`: says of which
+        series, when, and where it stood.
 
     References
     ----------
@@ -68,7 +72,7 @@ def trajectory(
     tableau = METHODS[method] if METHODS[method].dense else _closed(METHODS[method])
     start = times[:, 0] if start is None else start
     _refuse_unsorted(torch.cat([start[:, None], times], 1))
-    path = _Path(tableau)
+    path = _Path(tableau, alone)
     with torch.no_grad():
         end = times[:, -1].clone()
     if tableau.error:
@@ -80,9 +84,11 @@ def trajectory(
 
 @dataclass
 class _Path:
-    """The steps taken: where each began, how long it was, and its slopes."""
+    """The steps taken: where each ended, how long it was, its slopes; and which series were lost."""
 
     tableau: Tableau
+    alone: bool = False
+    lost: dict[int, float] = field(default_factory=dict)
     ends: list[Tensor] = field(default_factory=list)
     lengths: list[Tensor] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
@@ -95,10 +101,23 @@ class _Path:
         self.states.append(y)
         self.slopes.append(slopes)
 
+    def lose(self, gone: Tensor, t: Tensor, y: Tensor) -> None:
+        """Go on without some series."""
+        row = int(gone.nonzero()[0])
+        if not self.alone:
+            raise BlowUpError(row, float(t[row]), y[row].detach())
+        self.lost |= {row: float(t[row]) for row in gone.nonzero()[:, 0].tolist()}
+
     def at(self, times: Tensor, start: Tensor, first: Tensor) -> Float[Tensor, "s t z"]:
         """Return the states at `times`: one product of matrices for all steps, stages and times."""
-        if not self.ends:
-            return first[:, None].expand(-1, times.shape[1], -1)
+        found = self._read(times, start, first) if self.ends else first[:, None]
+        found = found.expand(-1, times.shape[1], -1)
+        for row, when in self.lost.items():
+            after = (times[row] - start[row]).abs() > abs(when - float(start[row]))
+            found = found.index_put((torch.tensor(row), after), found.new_tensor(torch.nan))
+        return found
+
+    def _read(self, times: Tensor, start: Tensor, first: Tensor) -> Float[Tensor, "s t z"]:
         with torch.no_grad():
             direction = torch.where(self.ends[-1] >= start, 1.0, -1.0)[:, None]
             ends, h = torch.stack(self.ends, 1), torch.stack(self.lengths, 1)
@@ -173,9 +192,10 @@ def _even(path: _Path, velocity: Field, y: Tensor, start: Tensor, end: Tensor, s
     for i in range(steps):
         t = start + i * h
         new, slopes = _step(path.tableau, velocity, y, t, h, slope)
-        finite = new.isfinite().all(1)
-        if not bool(finite.all()):
-            raise _blown_up(finite, t, y)
+        gone = ~new.isfinite().all(1)
+        if bool(gone.any()):
+            path.lose(gone, t, y)
+            new, *slopes = (k.where(~gone[:, None], torch.zeros_like(k)) for k in (new, *slopes))
         path.add(start + (i + 1) * h, h, y, slopes)
         y, slope = new, slopes[-1]
 
@@ -207,15 +227,18 @@ def _adaptive(
             taken = (error <= 1) & bool(error.isfinite().all())
             reached = torch.where(taken, torch.where(last, end, t + h), t)
             stuck = (reached == t) & (t != end) & (h.abs() <= 1e-7 * (end - start).abs())
-            if bool(stuck.any()):
-                raise _blown_up(~stuck, t, y)
-            longer = h * grown(error, tableau.order)
+            # those that another one made wait try the same step again
+            longer = torch.where(taken | (error > 1), h * grown(error, tableau.order), h)
         if bool(taken.any()):
             path.add(reached, torch.where(taken, h, 0.0), y, slopes)
             y = torch.where(taken[:, None], new, y)
             slope = torch.where(taken[:, None], slopes[-1], slope)
+        if bool(stuck.any()):
+            path.lose(stuck, t, y)
+            reached = torch.where(stuck, end, reached)
+            y, slope = (k.where(~stuck[:, None], torch.zeros_like(k)) for k in (y, slope))
         t, h = reached, longer
-    raise _blown_up(t == end, t, y)
+    path.lose(t != end, t, y)
 
 
 def _first_step(
@@ -244,7 +267,8 @@ def _first_step(
         longer = torch.where(
             largest <= 1e-15, (h.abs() * 1e-3).clamp(min=1e-6), (0.01 / largest) ** (1 / order)
         )
-        return torch.minimum(torch.minimum(100 * h.abs(), longer), way.abs()) * way.sign()
+        h = torch.minimum(torch.minimum(100 * h.abs(), longer), way.abs()) * way.sign()
+        return h.nan_to_num(0.0)  # where the slope itself is not finite there is no step
 
 
 def _refuse_unsorted(times: Float[Tensor, "s t"]) -> None:
@@ -255,8 +279,3 @@ def _refuse_unsorted(times: Float[Tensor, "s t"]) -> None:
         raise ConfigError(
             f"times of series {row}: expected finite ones that rise, or fall, all the way."
         )
-
-
-def _blown_up(fine: Tensor, t: Tensor, y: Tensor) -> BlowUpError:
-    row = int((~fine).nonzero()[0])
-    return BlowUpError(row, float(t[row]), y[row].detach())
