@@ -309,10 +309,16 @@ class Dynamics(Module):
         absent = to["knockout"][0] if "knockout" in to.columns else torch.zeros(0, dtype=torch.long)
         x, clamped = self.without(self.seen(batch), absent)
         now = batch["time"]
-        with self.named([f"the path of cell {r}" for r in batch.rows.tolist()]):
-            after = self.expected(x, at.maximum(now[:, None]), now, clamped)
-            before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
-        return self.frame.outside(torch.where((at >= now[:, None])[..., None], after, before))
+        after = self.expected(x, at.maximum(now[:, None]), now, clamped)
+        before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
+        found = self.frame.outside(torch.where((at >= now[:, None])[..., None], after, before))
+        lost = found.isnan().any(2)
+        if bool(lost.any()):
+            row = int(lost.any(1).nonzero()[0])
+            raise BlowUpError(
+                row, float(now[row]), self.frame.outside(x[row]), f"the path of cell {row}"
+            )
+        return found
 
     def rank(self) -> tuple[Float[Tensor, "g g"], Float[Tensor, "g g"]]:
         """Return the weight and the confidence of every edge."""
