@@ -316,7 +316,10 @@ class Dynamics(Module):
         if bool(lost.any()):
             row = int(lost.any(1).nonzero()[0])
             raise BlowUpError(
-                row, float(now[row]), self.frame.outside(x[row]), f"the path of cell {row}"
+                row,
+                float(self.spec.outside("time", now[row])),
+                self.frame.outside(x[row]),
+                f"the path of cell {row}",
             )
         return found
 
@@ -326,7 +329,8 @@ class Dynamics(Module):
 
     def clock_times(self, n: int) -> Float[np.ndarray, " n"]:
         """Return times from the first to the last of the fit, in the user's units."""
-        return np.linspace(*self.spec.outside("time", self.frame.clock.numpy()), n)
+        first, last = self.spec.outside("time", self.frame.clock.numpy()).tolist()
+        return np.linspace(first, last, n)
 
     def named_start(self, code: int) -> CellBatch:
         """Return the smoothed start of a trajectory of the fit, as a cell."""
