@@ -124,7 +124,7 @@ def _real(data: Data, fitted: Fitted, rows: np.ndarray) -> AnnData:
             obs[key] = read.column(data, place, name).iloc[rows].to_numpy()
     var = pd.DataFrame(index=pd.Index(list(fitted.spec.features["counts"]), dtype=object))
     return AnnData(
-        counts if fitted.schema.fractional else counts.astype(np.int32), obs=obs, var=var
+        counts if fitted.schema.fractional else counts.astype(np.int64), obs=obs, var=var
     )
 
 

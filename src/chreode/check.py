@@ -18,6 +18,8 @@ from .schema import CATEGORY_ROLES, COUNT_ROLES, MATRIX_ROLES, NUMBER_ROLES, Pla
 
 #: Values looked at in one go: bounds the memory of the checks.
 _PIECE = 2**22
+#: Counts that float32 tells from their neighbours.
+_EXACT = 2**24
 #: Strings that often stand for "not known" without saying so.
 _SUSPECT = ("nan", "na", "none", "unknown", "unmatched", "unassigned", "")
 _LONELY = (
@@ -127,6 +129,8 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
         yield Finding(
             "error", role, f"{said} holds {seen.infinite:,} infinite values; remove them."
         )
+    elif max(seen.high, -seen.low) > 3.4e38:
+        yield Finding("error", role, f"{said} holds values beyond 3.4e38; divide or remove them.")
     if seen.lacking and role not in MAY_LACK:
         yield Finding(
             "error", role,
@@ -150,6 +154,12 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
                 f"{said} holds {seen.broken:,} values that are not whole (such as {seen.example:.4g}): this "
                 "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
                 "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
+            )  # fmt: skip
+        elif seen.high > _EXACT:
+            yield Finding(
+                "warning", role,
+                f"{said} holds counts up to {seen.high:,.0f}. Models read them as float32: above "
+                f"{_EXACT:,} neighbouring counts become one (six to seven digits are kept).",
             )  # fmt: skip
         if role == "counts" and not (seen.negative or seen.infinite or seen.lacking):
             yield from _zeros(said, role, seen)

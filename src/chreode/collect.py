@@ -69,12 +69,14 @@ def collect_cells(
         Names of the features of each modality. One alone makes an AnnData with it in ``X``, several
         a MuData of such.
     counts
-        Store whole numbers as sparse int32; otherwise dense float32.
+        Store whole numbers as sparse int64; otherwise dense float32.
 
     Raises
     ------
     StoreError
         If `into` cannot be written.
+    DataError
+        If counts are no finite numbers that 64 bits hold.
     """
     empty = {
         name: AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(list(names), dtype=object)))
@@ -154,7 +156,7 @@ def _joined(parts: Mapping[str, AnnData], obs: pd.DataFrame, uns: dict[str, Any]
 def _stacked(blocks: list[Any], width: int, *, counts: bool) -> Any:
     if not blocks:
         return (
-            sp.csr_matrix((0, width), dtype=np.int32)
+            sp.csr_matrix((0, width), dtype=np.int64)
             if counts
             else np.zeros((0, width), np.float32)
         )
@@ -162,13 +164,18 @@ def _stacked(blocks: list[Any], width: int, *, counts: bool) -> Any:
 
 
 def _whole(block: np.ndarray) -> sp.csr_matrix:
-    return sp.csr_matrix(np.rint(block).astype(np.int32))
+    if not bool((np.abs(block) < 2.0**63).all()):  # false where there is NaN, too
+        raise DataError(
+            "The model drew counts that are not finite, or above 9.2e18. Look at the depths of the cells "
+            "it learned from, and at the conditions asked for."
+        )
+    return sp.csr_matrix(np.rint(block).astype(np.int64))
 
 
 def _append_sparse(file: h5py.File, chunks: Iterable[Blocks], shapes: Mapping[str, Any]) -> None:
     stored = {}
     for place, (_, width) in shapes.items():
-        empty: Any = sp.csr_matrix((0, width), dtype=np.int32)
+        empty: Any = sp.csr_matrix((0, width), dtype=np.int64)
         write_elem(file, place, empty, dataset_kwargs={"chunks": (_STORED,)})
         stored[place] = anndata.io.sparse_dataset(file[place])
     for chunk in chunks:

@@ -39,7 +39,7 @@ def test_generated_cells_are_those_of_their_type(trained, cells):
     made = {t: trained.generate(300, given={"label": t}, progress=False) for t in np.unique(types)}
     for t, new in made.items():
         assert np.array_equal(new.X.data, np.rint(new.X.data))
-        assert new.X.dtype == np.int32
+        assert new.X.dtype == np.int64
         assert set(new.obs["cell_type"]) == {t}
         near = {
             u: concordance(np.log1p(means(counts[types == u])), np.log1p(means(new.X)))
