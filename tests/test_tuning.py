@@ -189,6 +189,54 @@ def test_the_default_objective_is_what_held_out_cells_cost(cells, schema):
         assert value == nats_per_cell(fitted, small[rows[judged]])
 
 
+@pytest.mark.parametrize("learner", [ch.PPCA(), ch.VAE(max_epochs=1, n_hidden=4)])
+@pytest.mark.parametrize("how", ["mask", "positions", "names"])
+@pytest.mark.parametrize("which", ["validation", "test", "both"])
+def test_named_cells_have_one_task(cells, schema, learner, how, which):
+    """Whatever is named, and however: no cell is in two parts, and none is outside of `rows`."""
+    small, rows = cells[:100, :30].copy(), np.arange(20, 100)
+    named = {"validation": np.arange(20, 50), "test": np.arange(50, 60)}
+    told = {}
+    for name in named if which == "both" else [which]:
+        mask = np.zeros(100, bool)
+        mask[named[name]] = True
+        told[name] = {"mask": mask, "positions": named[name], "names": small.obs_names[mask]}[how]
+    judged, learned = [], []
+
+    def objective(fitted, data):
+        judged.append(set(data.obs_names))
+        learned.append(fitted.provenance["cells"])
+        return 0.0
+
+    ch.tune(learner, small, schema, trials=1, space=SPACE, objective=objective, rows=rows, **told)
+    parts = {"validation": judged[0], "test": judged[-1]}
+    assert not parts["validation"] & parts["test"]
+    assert set.union(*parts.values()) <= set(small.obs_names[rows])
+    for name in told:
+        assert parts[name] == set(small.obs_names[named[name]])
+    assert set(learned) == {80 - len(parts["validation"]) - len(parts["test"])}
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+@pytest.mark.parametrize(
+    "what",
+    [None, 0, 0.001, 1, 1.5, -0.1, np.nan, np.float32(1), True, "c", ["nobody"], [], np.arange(20, 100),
+     np.arange(10), {"a": 1}, {3}, object(), [[1], [2, 3]], np.zeros(7, bool)],
+    ids=repr,
+)  # fmt: skip
+def test_odd_shares_are_refused_by_name(cells, schema, name, what):
+    with pytest.raises(ch.ChreodeError, match=f"^{name}"):
+        ch.tune(
+            ch.PPCA(), cells[:100, :30].copy(), schema, trials=1, rows=np.arange(20, 100),
+            **{name: what},
+        )  # fmt: skip
+
+
+def test_a_cell_named_for_both_is_refused(search):
+    with pytest.raises(ch.ConfigError, match="5 cells are named both"):
+        search(distance, 1, validation=np.arange(20), test=np.arange(15, 40))
+
+
 def test_a_mudata(quick):
     with mudata.set_options(pull_on_update=False):
         data = simulate_citeseq(120, 40, 8, seed=0)

@@ -109,7 +109,7 @@ class Model:
             categories it never saw, only their parameters are learned (query mapping: what it said of
             the old cells stays true); otherwise training goes on from its weights.
         validation
-            Share of `rows` to hold out, or these rows themselves.
+            Share of `rows` to hold out, or these rows themselves (None or 0: none are).
         device
             ``"auto"`` takes CUDA, then MPS, then the CPU.
         precision
@@ -137,6 +137,7 @@ class Model:
         progress = progress if group.rank == 0 else False
         data = read.read(data)
         positions = read.positions(data, rows)
+        validation = named_cells(data, positions, validation, "validation")
         require(findings(data, schema, positions, progress=progress))
         roles = self._roles(schema)
         if from_ is not None:
@@ -153,7 +154,7 @@ class Model:
         self.refuse_missing(source)
         rng = Rng(int(seed))
         validates = any(p.learner.validates for p in self.phases())
-        split = self.split(data, source, positions, validation if validates else 0, rng)
+        split = self.split(source, positions, validation if validates else 0.0, rng)
         run = Run(
             rng=rng, device=choose_device(device, double=not validates), precision=precision, compile=compile,
             progress=progress, checkpoint=Path(checkpoint) if checkpoint else None, group=group,
@@ -179,14 +180,14 @@ class Model:
 
     def split(
         self,
-        data: Data,
         source: Source,  # noqa: ARG002 (models of time read it)
         rows: np.ndarray,
-        validation: Any,
+        validation: float | np.ndarray,
         rng: Rng,
     ) -> Split:
         """Return `rows` to learn from, and a share of them, or those named, to validate on."""
-        return _split(data, rows, validation, rng)
+        train, held_out = hold_out(rows, validation, rng.numpy("split"))
+        return Split(train, held_out, named=not isinstance(validation, float))
 
     def _learn(
         self, spec: Spec, source: Source, split: Split, run: Run, from_: Fitted | None
@@ -299,17 +300,44 @@ class Model:
                 )
 
 
-def _split(data: Data, rows: np.ndarray, validation: Any, rng: Rng) -> Split:
-    if isinstance(validation, float | int) and not isinstance(validation, bool):
-        if not 0 <= validation < 1:
-            raise ConfigError(
-                f"validation={validation}: expected a share from 0 to below 1, or rows."
-            )
-        shuffled = rng.numpy("split").permutation(rows)
-        n = round(len(rows) * validation)
-        return Split(np.sort(shuffled[n:]), np.sort(shuffled[:n]))
-    held_out = np.intersect1d(read.positions(data, validation), rows)
-    return Split(np.setdiff1d(rows, held_out), held_out, named=True)
+def named_cells(data: Data, rows: np.ndarray, what: Any, name: str) -> Any:
+    """Return a share as it is, and the cells named in its place as positions: some of `rows`.
+
+    Parameters
+    ----------
+    what
+        A share (None: 0); or cells, as a mask, positions or names.
+    name
+        What the argument is called, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If it is no share from 0 to below 1, or names no cells, all cells, or others than `rows`.
+    """
+    share = 0 if what is None else what
+    if isinstance(share, (int, float, np.number)) and not isinstance(share, bool):
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name}={share}: expected a share from 0 to below 1, or rows.")
+        return float(share)
+    found = read.positions(data, what, name)
+    others = len(np.setdiff1d(found, rows))
+    if others or not 0 < len(found) < len(rows):
+        raise ConfigError(
+            f"{name} names {len(found):,} cells, {others:,} of them not among the {len(rows):,} to use. "
+            "Name some of those, or give a share."
+        )
+    return found
+
+
+def hold_out(
+    rows: np.ndarray, what: Any, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that are left, and those held out: a share that is drawn, or positions."""
+    if isinstance(what, float):
+        shuffled, n = generator.permutation(rows), round(len(rows) * what)
+        return np.sort(shuffled[n:]), np.sort(shuffled[:n])
+    return np.setdiff1d(rows, what), np.intersect1d(rows, what)
 
 
 def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:

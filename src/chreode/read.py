@@ -212,29 +212,41 @@ def where(data: Data, place: Place) -> np.ndarray | None:
     return None if np.array_equal(rows, np.arange(len(rows))) else rows
 
 
-def positions(data: Data, rows: Any) -> np.ndarray:
+def positions(data: Data, rows: Any, name: str = "rows") -> np.ndarray:
     """Return row numbers from a mask, positions, or names of cells (None: all).
+
+    Parameters
+    ----------
+    name
+        What the argument is called, for messages.
 
     Raises
     ------
     SchemaError
-        If a row is out of range, unknown or named twice.
+        If it is nothing of the kind, or a row is out of range, unknown or named twice.
     """
     n = data.n_obs
     if rows is None:
         return np.arange(n)
-    rows = np.asarray(rows)
-    if rows.dtype == bool:
-        if rows.shape != (n,):
-            raise SchemaError(f"rows: the mask has shape {rows.shape}, expected ({n},).")
-        return np.flatnonzero(rows)
-    if rows.dtype.kind not in "iu":
-        found = data.obs_names.get_indexer(pd.Index(rows))
+    try:
+        given = np.asarray(rows)
+    except ValueError:  # lists of unlike lengths
+        given = np.zeros((0, 0))
+    if given.ndim != 1:
+        raise SchemaError(
+            f"{name}={str(rows)[:60]!r}: expected a mask, positions or names of cells, as a list or array."
+        )
+    if given.dtype == bool:
+        if given.shape != (n,):
+            raise SchemaError(f"{name}: the mask has shape {given.shape}, expected ({n},).")
+        return np.flatnonzero(given)
+    if len(given) and given.dtype.kind not in "iu":
+        found = data.obs_names.get_indexer(pd.Index(given))
         if (found < 0).any():
-            raise SchemaError(f"rows: {rows[found < 0][:5].tolist()} are not among the cells.")
-        rows = found
-    if len(rows) and (rows.min() < 0 or rows.max() >= n):
-        raise SchemaError(f"rows: expected positions from 0 to {n - 1}.")
-    if len(np.unique(rows)) != len(rows):
-        raise SchemaError("rows: some cells are named twice.")
-    return rows.astype(np.int64)
+            raise SchemaError(f"{name}: {given[found < 0][:5].tolist()} are not among the cells.")
+        given = found
+    if len(given) and (given.min() < 0 or given.max() >= n):
+        raise SchemaError(f"{name}: expected positions from 0 to {n - 1}.")
+    if len(np.unique(given)) != len(given):
+        raise SchemaError(f"{name}: some cells are named twice.")
+    return given.astype(np.int64)

@@ -24,7 +24,7 @@ from .errors import CapabilityError, ConfigError, FitError, near
 from .fitted import Fitted
 from .learn.phase import bar
 from .learn.rng import Rng
-from .model import Model
+from .model import Model, hold_out, named_cells
 from .read import Data
 from .schema import Schema
 
@@ -152,7 +152,8 @@ def tune(
     validation
         Share of them by which trials are compared, or these rows themselves.
     test
-        Share of them for the refits at the end, or these rows themselves.
+        Share of them for the refits at the end, or these rows themselves. A share is drawn from rows that
+        are not named for the other.
     into
         Folder that keeps the result of every trial as it comes. The same call goes on where it was
         cut off, and more `trials` go on from there too.
@@ -189,8 +190,7 @@ def tune(
     data = read.read(data)
     positions = read.positions(data, rows)
     require(findings(data, schema, positions))
-    rest, last = _hold_out(data, positions, test, "test", seed)
-    train, between = _hold_out(data, rest, validation, "validation", seed)
+    train, between, last = _three(data, positions, validation, test, seed)
     objective = objective or nats_per_cell
     named = getattr(objective, "__qualname__", type(objective).__qualname__)
     with pinned(int(ray) or torch.get_num_threads()):
@@ -330,18 +330,28 @@ def _distribution(model: Model, name: str, values: Any) -> Any:
     return made
 
 
-def _hold_out(
-    data: Data, rows: np.ndarray, what: Any, name: str, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that are left, and those held out: a share drawn by chance, or the ones named."""
-    if isinstance(what, int | float) and not isinstance(what, bool):
-        if not 0 < what < 1:
-            raise ConfigError(f"{name}={what}: expected a share between 0 and 1, or rows.")
-        shuffled = Rng(seed).numpy(f"tune {name}").permutation(rows)
-        held_out = np.sort(shuffled[: max(1, round(what * len(rows)))])
-    else:
-        held_out = read.positions(data, what)
-    return np.setdiff1d(rows, held_out), held_out
+def _three(
+    data: Data, rows: np.ndarray, validation: Any, test: Any, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows to learn from, to compare trials by, and to judge at the end: no two share any."""
+    between = named_cells(data, rows, validation, "validation")
+    last = named_cells(data, rows, test, "test")
+    both = [what for what in (between, last) if not isinstance(what, float)]
+    if len(both) == 2 and (shared := len(np.intersect1d(*both))):
+        raise ConfigError(
+            f"{shared:,} cells are named both for validation and for test: choose one."
+        )
+    named = np.concatenate([np.zeros(0, int), *both])
+    parts, rest = {}, np.setdiff1d(rows, named)
+    for name, what, given in (("test", last, test), ("validation", between, validation)):
+        parts[name] = what
+        if isinstance(what, float):
+            rest, parts[name] = hold_out(rest, what, Rng(seed).numpy(f"tune {name}"))
+        if not len(parts[name]):
+            raise ConfigError(
+                f"{name}={given}: expected a share above 0 that comes to a cell at least, or rows."
+            )
+    return rest, parts["validation"], parts["test"]
 
 
 def _trial(name: str, model: Model, seed: int, cells: Literal["validation", "test"]) -> Trial:
@@ -361,7 +371,7 @@ def _fit_and_judge(
         given.schema,
         seed=seed,
         rows=rows,
-        validation=given.validation,
+        validation=given.validation if validates else 0,
         progress=given.progress,
     )
     value = float(given.objective(fitted, _some(data, getattr(given, cells))))

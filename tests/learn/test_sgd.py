@@ -278,8 +278,26 @@ def test_validation_rows_may_be_named(cells, schema):
     a = ch.SCVI(max_epochs=2).fit(cells, schema, validation=rows)
     assert a.provenance["cells"] == 400
     assert a.provenance["validation_cells"] == 100
-    with pytest.raises(ch.ConfigError, match="share from 0"):
-        ch.SCVI(max_epochs=2).fit(cells, schema, validation=1.0)
+
+
+@pytest.mark.parametrize("none", [None, 0, 0.0, np.int64(0)])
+def test_no_validation_learns_from_all_cells(cells, schema, none):
+    fitted = ch.SCVI(max_epochs=1, n_hidden=8).fit(cells, schema, validation=none)
+    assert fitted.provenance["cells"] == 500
+    assert not fitted.provenance["validation_cells"]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [1.0, 2, -0.1, np.nan, True, "plate1", ["nobody"], [], np.arange(100, 200), np.arange(95, 105),
+     np.arange(100), {"a": 1}, object(), [[1], [2, 3]], np.zeros(7, bool)],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize("model", [ch.SCVI(max_epochs=1), ch.PPCA(), ch.PathReg()])
+def test_an_odd_validation_is_refused_by_name(cells, schema, model, what):
+    timed = schema.with_(time="obs/day") if isinstance(model, ch.PathReg) else schema
+    with pytest.raises(ch.ChreodeError, match="^validation"):
+        model.fit(cells, timed, rows=np.arange(100), validation=what)
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from ..learn.sgd import SGD
 from ..model import Model
 from ..nn.dynamics import Dynamics
 from ..nn.vectorfield import VectorField
-from ..read import Data
 from ..schema import Spec
 
 #: Steps of an epoch, about: between looks at the held-out series.
@@ -155,7 +154,7 @@ class NeuralODE(Model):
         return series
 
     def split(
-        self, data: Data, source: Source, rows: np.ndarray, validation: Any, rng: Rng
+        self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
     ) -> Split:
         """Hold out whole trajectories where there are ten at the least, otherwise cells of each."""
         if isinstance(validation, float) and "trajectory" in source.columns:
@@ -165,7 +164,7 @@ class NeuralODE(Model):
             if len(series) >= MANY:
                 held_out = np.isin(of, series[:n])
                 return Split(rows[~held_out], rows[held_out])
-        return super().split(data, source, rows, validation, rng)
+        return super().split(source, rows, validation, rng)
 
     def reads(self, verb: str) -> tuple[str, ...]:
         """Return the roles that `verb` reads."""
