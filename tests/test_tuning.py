@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import chreode as ch
-from chreode import models
+from chreode import models, tuning
 from chreode.data.simulate import simulate_citeseq
 from chreode.tuning import REFITS, default_space, nats_per_cell
 
@@ -276,32 +276,50 @@ def test_bad_data_is_refused_before_any_fit(search, cells, schema):
         ch.tune(ch.PPCA(), cells, ch.Schema(counts="layers/count"))
 
 
-def test_it_goes_on_where_ctrl_c_cut_it_off(search, tmp_path):
-    begun, stop_at = [], 5
+def test_it_goes_on_where_ctrl_c_cut_it_off(search, tmp_path, monkeypatch):
+    plain, begun, stop_at = tuning._fit_and_judge, [], 5
 
-    def counted(fitted, _):
-        begun.append(fitted.model.n_latent)
+    def counted(model, *rest):
+        begun.append(model.n_latent)
         if len(begun) == stop_at:
             signal.raise_signal(signal.SIGINT)
-        return distance(fitted, _)
+        return plain(model, *rest)
 
     whole = search(distance, 8)
+    monkeypatch.setattr(tuning, "_fit_and_judge", counted)
     with pytest.raises(KeyboardInterrupt, match="4 results are kept"):
-        search(counted, 8, into=tmp_path)
+        search(distance, 8, into=tmp_path)
     stop_at = 0
-    again = search(counted, 8, into=tmp_path)
+    again = search(distance, 8, into=tmp_path)
     pd.testing.assert_frame_equal(but_seconds(again), but_seconds(whole))
     assert again.best == whole.best
     n_different = (
         whole.trials["n_latent"].nunique() + 2 * REFITS
     )  # the same options are fitted once
     assert len(begun) == 1 + n_different
-    more = search(counted, 12, into=tmp_path)
+    more = search(distance, 12, into=tmp_path)
     pd.testing.assert_frame_equal(but_seconds(more)[:8], but_seconds(whole))
     with pytest.raises(ch.StoreError, match="another run"):
-        search(counted, 8, into=tmp_path, seed=1)
+        search(distance, 8, into=tmp_path, seed=1)
     with pytest.raises(ch.StoreError, match="another run .*objective"):
-        search(distance, 8, into=tmp_path)
+        search(lambda fitted, cells: -distance(fitted, cells), 8, into=tmp_path)
+
+
+def test_an_objective_that_cannot_be_told_from_others_is_refused_where_results_are_kept(
+    search, tmp_path
+):
+    with (tmp_path / "log").open("w") as file:
+
+        def logged(fitted, cells):
+            file.write("judged")
+            return distance(fitted, cells)
+
+        with pytest.raises(
+            ch.ConfigError, match=r"logged refers to a .*partial.*or leave out into"
+        ):
+            search(logged, 2, into=tmp_path / "kept")
+        assert not (tmp_path / "kept").exists()
+        search(logged, 1)
 
 
 # data on disk

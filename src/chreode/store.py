@@ -31,12 +31,13 @@ _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 @contextmanager
-def aside(target: str | Path) -> Iterator[Path]:
+def aside(target: str | Path, *, first: bool = False) -> Iterator[Path]:
     """Yield a path to write to; rename it to `target` if the block succeeds, else remove it.
 
     A file replaces a file in one step. A folder may be made at the path instead: it then replaces
     the old folder, which for the instant between two renames is where `survivor` finds it. A link
-    is followed. What a killed process left of an earlier write is removed first.
+    is followed. What a killed process left of an earlier write is removed first. If it is to be the
+    `first`, a file that stands there by then stays: of several that begin at once, one does.
 
     Raises
     ------
@@ -58,7 +59,7 @@ def aside(target: str | Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             shutil.copymode(target, made)  # what was private stays private
         _flush(made)
-        _replace(made, target)
+        (_link if first else _replace)(made, target)
     except (OSError, SafetensorError) as error:
         if isinstance(error, StoreError):
             raise
@@ -132,6 +133,17 @@ def _replace(made: Path, target: Path) -> None:
             target.rename(previous)
     _sync(target.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _link(made: Path, target: Path) -> None:
+    """Put the file `made` at `target`, unless there is one."""
+    try:
+        os.link(made, target)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links, where the last of those that begin at once wins
+        _replace(made, target)
+    _sync(target.parent)
 
 
 def _flush(path: Path) -> None:

@@ -17,6 +17,7 @@ from mudata import MuData
 
 from . import config, read
 from .bench.cluster import opened, portable
+from .bench.identity import identity
 from .bench.ledger import digest, provenance
 from .bench.trials import Outcome, Result, Runner, Trial, pinned, running
 from .check import findings, require
@@ -192,11 +193,10 @@ def tune(
     require(findings(data, schema, positions))
     train, between, last = _three(data, positions, validation, test, seed)
     objective = objective or nats_per_cell
-    named = getattr(objective, "__qualname__", type(objective).__qualname__)
     with pinned(int(ray) or torch.get_num_threads()):
         about = {
             **provenance(data, schema), "model": model.key, "rows": digest(train, between, last),
-            "objective": f"{objective.__module__}.{named}",
+            "objective": _told_apart(objective, named=into is None),
         }  # fmt: skip
         given = _Given(
             data if sent is None else sent, schema, train, between, last, objective, progress
@@ -252,6 +252,22 @@ def nats_per_cell(fitted: Fitted, cells: Data) -> float:
         If the model has no score.
     """
     return -float(np.nanmean(fitted.score(cells, progress=False)))
+
+
+def _told_apart(objective: Objective, *, named: bool) -> str:
+    """Return the name of an objective and, where results are kept, what tells it from others."""
+    name = getattr(objective, "__qualname__", type(objective).__qualname__)
+    name = f"{getattr(objective, '__module__', '')}.{name}"
+    if named:
+        return name
+    try:
+        return f"{name} {identity(objective)}"
+    except ConfigError as error:
+        raise ConfigError(
+            f"The objective {name} refers to {error}, of which cannot be told whether it is the same in the "
+            "next call, so results of several objectives could be mixed in one folder (into). Give it plain "
+            "values, as in functools.partial(objective, weight=0.5), or leave out into."
+        ) from error
 
 
 class _Study:

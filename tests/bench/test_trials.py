@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -16,8 +19,8 @@ import torch
 from threadpoolctl import threadpool_info
 
 import chreode as ch
-from chreode.bench.ledger import digest, fingerprint
-from chreode.bench.trials import Trial, pinned, running
+from chreode.bench.ledger import Ledger, digest, fingerprint
+from chreode.bench.trials import Outcome, Trial, pinned, running
 from chreode.learn.phase import bar
 
 ABOUT = {"data": "abc", "threads": 1}
@@ -213,6 +216,76 @@ def test_a_folder_of_something_else_and_a_changed_file_are_refused(tmp_path):
     file.write_bytes(head + a[:-20] + b)
     with pytest.raises(ch.StoreError, match="was changed since"):
         run(Desk(), "a", into=tmp_path / "run")
+
+
+STARTS = """
+import os, sys, time
+from pathlib import Path
+from chreode.bench.ledger import Ledger
+from chreode.bench.trials import Outcome
+for number in range(4):
+    into, at, children = Path(sys.argv[1], str(number)), time.time() + 0.03, []
+    for child in range(8):
+        children.append(os.fork())
+        if children[-1] == 0:
+            code = 1
+            try:
+                time.sleep(max(0, at - time.time()))
+                Ledger(into, {"data": "x"}).add(f"key{child}", "t", Outcome({"value": child}))
+                code = 0
+            finally:
+                os._exit(code)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+    assert len(Ledger(into, {"data": "x"}).kept) == 8
+    assert os.listdir(into) == ["rows.jsonl"]
+"""
+
+
+def test_eight_processes_that_begin_at_the_same_moment_all_go_on(tmp_path):
+    command = [sys.executable, "-c", STARTS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_of_two_runs_that_begin_at_once_the_second_is_refused(tmp_path, monkeypatch):
+    """The other's first line comes between the look and the writing of ours."""
+    plain, told = Ledger._begin, []
+
+    def begin(self, **how):
+        if not told:
+            told.append(1)
+            Ledger(tmp_path, {"data": "another"})
+        plain(self, **how)
+
+    monkeypatch.setattr(Ledger, "_begin", begin)
+    with pytest.raises(ch.StoreError, match="data: another there, x here"):
+        Ledger(tmp_path, {"data": "x"})
+    assert Ledger(tmp_path, {"data": "another"}).kept == {}
+
+
+def test_a_row_behind_a_torn_one_and_a_folder_that_was_removed_meanwhile(tmp_path):
+    mine, theirs = (Ledger(tmp_path / "run", {"data": "x"}) for _ in range(2))
+    mine.add("a", "a", Outcome({"value": 1}))
+    with theirs.file.open("ab") as file:
+        file.write(b'{"key": "torn", "tr')  # as a process leaves it that is killed
+    mine.add("b", "b", Outcome({"value": 2}))
+    assert set(Ledger(tmp_path / "run", {"data": "x"}).kept) == {"a", "b"}
+    shutil.rmtree(tmp_path / "run")
+    mine.add("c", "c", Outcome({"value": 3}))
+    assert set(Ledger(tmp_path / "run", {"data": "x"}).kept) == {"c"}
+
+
+@pytest.mark.parametrize("text", ["[]\n", '{"data": "x"}\n{"data": "x"}\n', '{"data": "x"}\n3\n'])
+def test_lines_that_are_no_results_are_refused(tmp_path, text):
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(ch.StoreError):
+        Ledger(tmp_path, {"data": "x"})
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
+    (tmp_path / "thesis").write_text("chapter 1")
+    with pytest.raises(ch.StoreError, match="holds no results"):
+        Ledger(tmp_path / "thesis", {"data": "x"})
 
 
 # fingerprints

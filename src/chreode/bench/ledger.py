@@ -49,16 +49,16 @@ class Ledger:
     def __init__(self, folder: str | Path | None, about: Mapping[str, Any]) -> None:
         self.folder = Path(folder) if folder else None
         self.kept: dict[str, dict[str, Any]] = {}
+        self.about = json.loads(json.dumps(dict(about)))
         if self.folder is None:
             return
         self.file = self.folder / "rows.jsonl"
-        if not self.file.exists() and self.folder.exists() and any(self.folder.iterdir()):
-            raise StoreError(f"{self.folder} exists and holds no results; choose another place.")
-        lines = self._whole_lines()
-        if not lines:
-            self._append(dict(about))
-            return
-        self._refuse_another(lines[0], json.loads(json.dumps(dict(about))))
+        self._refuse_something_else()
+        torn = self.file.exists()  # its first line, if it has no whole one
+        if not (lines := self._whole_lines()):
+            self._begin(first=not torn)
+            lines = self._whole_lines()
+        self._refuse_another(lines[0])
         self.kept = {line["key"]: line for line in lines[1:]}
 
     def find(self, key: str) -> dict[str, Any] | None:
@@ -102,11 +102,27 @@ class Ledger:
         done = sum(not line["failed"] for line in self.kept.values())
         return f"{done} results are kept in {self.folder}, and the same call goes on from there"
 
+    def _refuse_something_else(self) -> None:
+        assert self.folder is not None
+        names = {f.name for f in self.folder.iterdir()} if self.folder.is_dir() else set()
+        begun = self.file.name in names or all(
+            name.startswith(f".{self.file.name}.writing-") for name in names
+        )
+        if not begun or (self.folder.exists() and not self.folder.is_dir()):
+            raise StoreError(f"{self.folder} exists and holds no results; choose another place.")
+
+    def _begin(self, *, first: bool) -> None:
+        """Write the first line; where there was no file, another process may do so at the same time."""
+        with store.aside(self.file, first=first) as made:
+            made.write_bytes(_line(self.about))
+
     def _append(self, line: Mapping[str, Any]) -> None:
+        if not self.file.exists():  # somebody has removed it
+            self._begin(first=True)
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._cut()
             with self.file.open("ab") as file:
-                file.write(json.dumps(line).encode() + b"\n")
+                file.write(_line(line))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -115,22 +131,34 @@ class Ledger:
                 "Free some space, and the same call goes on from there."
             ) from error
 
+    def _cut(self) -> None:
+        """Cut off a last line that a crash has torn: the next one would be written behind it."""
+        with self.file.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 1, 0))
+            if file.read() != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """Return the lines of the file, and cut off a last one that a crash has torn."""
+        """Return the lines of the file, without a last one that a crash has torn."""
         if not self.file.exists():
             return []
         text = self.file.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            os.truncate(self.file, whole)
         try:
-            return [json.loads(line) for line in text[:whole].splitlines()]
+            lines = [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+            if not all(isinstance(line, dict) for line in lines) or any(
+                "key" not in line for line in lines[1:]
+            ):
+                raise ValueError("a line is no result")
         except ValueError as error:
             raise StoreError(
                 f"{self.file} was changed since it was written ({error}). Remove the folder or name another."
             ) from error
+        return lines
 
-    def _refuse_another(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    def _refuse_another(self, theirs: Mapping[str, Any]) -> None:
+        ours = self.about
         differ = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
         if differ:
             said = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differ)
@@ -138,6 +166,10 @@ class Ledger:
                 f"{self.folder} holds results of another run ({said}). "
                 "Name another folder, or remove this one."
             )
+
+
+def _line(told: Mapping[str, Any]) -> bytes:
+    return json.dumps(told).encode() + b"\n"
 
 
 def provenance(data: Data, schema: Schema) -> dict[str, Any]:
