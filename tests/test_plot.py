@@ -311,6 +311,15 @@ def test_score_table_ranks_marks_and_says_what_is_absent():
     assert rendered(ax.figure).std() > 0
 
 
+def test_controls_and_ceilings_are_never_bold():
+    """They are real cells: that they are nearest to real cells is no feat."""
+    roles = {"replay": "control", "oracle": "ceiling"}
+    ax = plot.score_table(bench({"A": [0.4] * 4, "replay": [0.8] * 4, "oracle": [0.9] * 4}, roles))
+    weight = {text.get_text(): text.get_fontweight() for text in ax.texts}
+    assert weight["0.40"] == "bold"
+    assert weight["0.80"] == weight["0.90"] == "normal"
+
+
 def test_scores_beyond_the_scale_stay_in_their_cell():
     widths = bars(plot.score_table(bench({"a": [1.5, -0.5, 1.0, 0.0]})))
     assert widths[0] == widths[2]

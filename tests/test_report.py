@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -332,6 +333,34 @@ def test_a_bench_without_total_is_reported_too(tmp_path):
     html = bare.report(tmp_path / "g.html").read_text(encoding="utf-8")
     assert "<h1>Generation bench</h1>" in html
     assert "A is not better than PCA" in html
+
+
+def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)  # slow, as are forests
+    monkeypatch.setattr(ch.metrics.generation, "real_or_fake", lambda *_, **__: 0.5)
+    cells = ch.simulate.simulate_cells(420, 40, n_types=3, seed=0)
+    few = np.flatnonzero(cells.obs["cell_type"] == "type_2")[10:]
+    cells = cells[np.setdiff1d(np.arange(420), few)].copy()
+    counts = cells.layers["counts"].toarray()
+    for gene in (0, 1):  # each defines a type
+        counts[:, gene] = 50 * (cells.obs["cell_type"] == f"type_{gene}")
+    cells.layers["counts"] = sp.csr_matrix(counts)
+    roles = ch.Schema(counts="layers/counts", label="obs/cell_type")
+    ran = ch.bench.generation(cells, roles, seeds=(0,), progress=False)
+    made = Bench.load(ran.save(tmp_path / "b.json"))
+    assert made.about["too small"] == {"type_2": 2}
+    pd.testing.assert_frame_equal(made.markers, ran.markers, check_dtype=False)
+    text = bench_sections(made)[0].text
+    assert "fewer than 20 held-out cells: type_2 (2)" in text
+    note = made.methods.loc["shuffled labels", "note"]
+    assert note.startswith("worst marker: gene_")
+    assert f"shuffled labels: {note}." in text
+    assert made.methods.loc["real cells", "note"] == ""
+    assert made.table().loc["shuffled labels", "note"] == note
+    # what is the best to be had is the first column of every wide table
+    assert all(t.columns[0] == "real cells" for _, t in bench_sections(made)[2].tables)
+    pictures = [c for s in bench_sections(ran) for c, _ in s.figures]
+    assert any(c.startswith("Markers of every type") for c in pictures)
 
 
 def test_scores_come_before_what_explains_them():

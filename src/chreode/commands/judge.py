@@ -126,7 +126,7 @@ def generation(
     scored = ch.bench.generation(
         file, ch.Schema.from_dict(roles), [find(name)() for name in models], seeds=seeds, into=into
     )
-    columns = ["role", "w2", "mmd", "auc", "zeros", "fold_change", "depth", "memory", "note"]
+    columns = ["role", "w2", "mmd", "auc", "zeros", "marker_share", "depth", "membership", "note"]
     return _answer(scored, columns, output, report, json)
 
 

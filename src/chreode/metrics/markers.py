@@ -13,8 +13,8 @@ from scipy import stats
 from .expression import differential_expression
 from .generation import log_cp10k
 
-#: Markers of a type, and cells that it must have on either side to be compared.
-MARKERS, FEWEST = 5, 5
+#: Markers of a type; cells that it must have on either side to be compared, and beyond a quantile.
+MARKERS, FEWEST, BEYOND = 5, 5, 2
 #: Standard errors that count as nothing: so far apart the worst of a hundred pairs of equal samples may be.
 ERRORS = 3.0
 #: Quantiles of expression that are compared, beside the share of cells that express at all.
@@ -69,7 +69,7 @@ def compare_markers(
     A row per type and marker: ``type``, ``gene`` (positions), ``cells`` (real ones), and of each of
     `STATISTICS` its value in ``real …`` and ``fake …`` cells (share of cells that express; quantiles
     of log1p counts per 10,000), and ``off …``: how far they are apart beyond `ERRORS` standard errors (0: no
-    further than chance takes them).
+    further than chance takes them; NaN for a quantile beyond which fewer than `BEYOND` cells lie).
 
     References
     ----------
@@ -94,7 +94,8 @@ def compare_markers(
                 f"{kind} {name}": (c > 0).mean(0) if at is None else np.quantile(c, at, axis=0)
                 for kind, c in (("real", a), ("fake", b))
             }
-            columns[f"off {name}"] = np.maximum(beyond, 0)
+            told = at is None or (1 - at) * min(len(a), len(b)) >= BEYOND
+            columns[f"off {name}"] = np.maximum(beyond, 0) if told else np.nan
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

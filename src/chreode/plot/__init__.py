@@ -7,7 +7,7 @@ Figures are made without pyplot, so nothing needs a display and nothing is left 
 from .counts import mean_variance
 from .curves import history
 from .dynamics import edge_matrix, paths, phase_portrait, sparsity_curve
-from .generation import real_and_generated, zero_fractions
+from .generation import marker_shares, real_and_generated, zero_fractions
 from .scatter import embedding, umap_coordinates
 from .scores import score_table
 
@@ -15,6 +15,7 @@ __all__ = [
     "edge_matrix",
     "embedding",
     "history",
+    "marker_shares",
     "mean_variance",
     "paths",
     "phase_portrait",

@@ -13,10 +13,10 @@ from ..metrics.generation import Space
 from ..metrics.score import Labels
 from .counts import Counts
 from .scatter import embedding, principal_plane, umap_coordinates
-from .style import GREY, PALETTE, axes, bare
+from .style import GREY, PALETTE, axes, bare, short
 
-#: Cells of each kind in a picture at the most.
-_SHOWN = 3000
+#: Cells of each kind in a picture at the most, and markers that are named in one.
+_SHOWN, _NAMED = 3000, 5
 
 
 def real_and_generated(
@@ -81,6 +81,51 @@ def real_and_generated(
     for panel in panels:
         panel.set(xlabel="", ylabel="")
     return figure
+
+
+def marker_shares(
+    markers: pd.DataFrame, method: str, *, beside: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw the share of generated cells that express each marker of their type over that of real ones.
+
+    Parameters
+    ----------
+    markers
+        `Bench.markers` of a bench of generation.
+    method
+        Whose cells to draw; its markers that are furthest off are named.
+    beside
+        A method that is drawn in grey behind, as real cells are.
+    ax
+        Where to draw (default: a new figure).
+
+    Examples
+    --------
+    >>> row = {"method": "VAE", "class": "B", "gene": "CD79A", "real share": 1.0, "fake share": 0.25}
+    >>> ax = marker_shares(pd.DataFrame([{**row, "off share": 0.5}]), "VAE")
+    >>> [text.get_text() for text in ax.texts]
+    ['CD79A, B']
+    """
+    ax = axes(ax, 3.8, 3.8)
+    means = markers.groupby(["method", "class", "gene"]).mean(numeric_only=True)
+    for name, colour in ((beside, GREY), (method, PALETTE[0])):
+        if name in means.index:
+            some = means.loc[name]
+            ax.scatter(
+                some["real share"], some["fake share"], s=14, color=colour, alpha=0.6, linewidths=0
+            )
+    worst = means.loc[method].nlargest(_NAMED, "off share")
+    for (kind, gene), row in worst[worst["off share"] > 0].iterrows():
+        right = row["real share"] > 0.5
+        ax.annotate(
+            f"{gene}, {short(kind, 24)}", (row["real share"], row["fake share"]), fontsize=7,
+            xytext=(-5 if right else 5, 0), textcoords="offset points", va="center",
+            ha="right" if right else "left", parse_math=False,
+        )  # fmt: skip
+    ax.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2)
+    ax.set(xlabel="share expressing, real", ylabel=f"share expressing, {method}")
+    bare(ax)
+    return ax
 
 
 def zero_fractions(

@@ -26,8 +26,9 @@ def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
 
     A bar is the raw score on a fixed scale: it stays the same whatever else is in the table. The
     thin line under it is the 95 % interval. Rows are sorted by the total, if there is one; baselines
-    lie on a grey band, and the ceiling stands hollow at the end. The best of each column, the
-    ceiling aside, is bold. Metrics whose best value is not 1 are given in numbers only.
+    lie on a grey band, and the ceiling stands hollow at the end. The best method or baseline of each
+    column is bold; a ceiling or a control, which is real cells, never is. Metrics whose best value is not
+    1 are given in numbers only.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
     methods, metrics = ranked(bench), bench.metrics
     scores = bench.table().loc[methods, metrics.index].astype(float)
     ends = bench.scores.groupby(["method", "metric"]).agg(low=("low", "min"), high=("high", "max"))
-    contest = scores[bench.methods.loc[methods, "role"] != "ceiling"]
+    contest = scores[bench.methods.loc[methods, "role"].isin(["method", "baseline"])]
     off = (contest - metrics["best"]).abs().round(2)  # as shown
     group = dict(zip(metrics["group"].unique(), _GROUPS, strict=False))
     left = _columns(metrics)

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..bench.table import Bench
-from ..plot import mean_variance, real_and_generated, zero_fractions
+from ..bench.yardstick import MIN_CLASS
+from ..plot import marker_shares, mean_variance, real_and_generated, zero_fractions
 from .page import Section
-
-#: Share of pairs in which a generated cell may be nearer to a training cell than a held-out one is.
-_REPEATS = 0.6
 
 
 def lead(bench: Bench) -> Iterator[str]:
@@ -33,11 +31,18 @@ def lead(bench: Bench) -> Iterator[str]:
             f"{method}: a random forest tells its cells from real ones of their class with an AUC of "
             f"{row['auc']:.2f} (0.5: it cannot; 1: always)."
         )
-        if row["memory"] > _REPEATS:
+        if "membership" in row:
             yield (
-                f"{method} may repeat training cells: its cells are nearer to them than held-out ones in "
-                f"{row['memory']:.0%} of pairs, where 50 % is expected."
+                f"{method}: whoever has its cells guesses of a real one whether it was trained on with an "
+                f"AUC of {row['membership']:.2f} (0.5: a coin; cells of other real ones "
+                f"{table.loc[ceiling, 'membership'].mean():.2f}). This is one attack, and no guarantee."
             )
+    if few := bench.about.get("too small"):
+        named = ", ".join(f"{name} ({n})" for name, n in few.items())
+        yield (
+            f"Too small to be scored alone, with fewer than {MIN_CLASS} held-out cells: {named}. They count "
+            "in what is pooled, and in markers from five cells of a type on."
+        )
 
 
 def sections(bench: Bench) -> list[Section]:
@@ -68,6 +73,18 @@ def sections(bench: Bench) -> list[Section]:
 
 def _pictures(bench: Bench, name: str) -> Section:
     real, fake = bench.pairs[name]
+    markers = bench.markers
+    of_types = (
+        (
+            (
+                "Markers of every type: share of cells that express them. Grey: other real cells in place of "
+                "generated ones, which is what chance does. Named: the furthest off.",
+                marker_shares(markers, name, beside=str(bench.methods.index[0])),
+            ),
+        )
+        if len(markers) and name in set(markers["method"])
+        else ()
+    )
     labels: Any = (real.obs["class"], fake.obs["class"])
     one_class = real.obs["class"].nunique() < 2
     clouds = real_and_generated(real.X, fake.X, None if one_class else labels, names=("real", name))
@@ -75,6 +92,7 @@ def _pictures(bench: Bench, name: str) -> Section:
         f"Cells of {name}",
         figures=(
             ("Real cells, generated ones, and both, in one layout.", clouds),
+            *of_types,
             (
                 "Variance against mean of every feature.",
                 mean_variance(real.X, fake.X, names=("real", name)),

@@ -68,8 +68,14 @@ def bench_sections(bench: Bench) -> list[Section]:
     if bench.kind == "dynamics":
         sections += dynamics.sections(bench)
     names = bench.metrics["name"]
-    scores = bench.table().loc[order, list(names.index)].rename(columns=names).T
-    intervals = bench.intervals().loc[order].replace("nan to nan", np.nan).rename(columns=names).T
+    # what is the best to be had stands beside the names, where a narrow page begins
+    ends = (
+        bench.methods.loc[order, "role"].eq("ceiling").sort_values(ascending=False, kind="stable")
+    )
+    scores = bench.table().loc[ends.index, list(names.index)].rename(columns=names).T
+    intervals = (
+        bench.intervals().loc[ends.index].replace("nan to nan", np.nan).rename(columns=names).T
+    )
     return [
         *sections,
         Section(
@@ -174,7 +180,7 @@ def _context(bench: Bench) -> Iterator[str]:
         for method in ceilings:
             yield (
                 f"The ceiling, {method}, stands at {values.loc[method, 'total']:.3f}: "
-                "more is hardly to be had from these cells."
+                "what its labels alone would score. A total above it mixes batches better."
             )
         partial = values.drop(index=ceilings).dropna(how="all").isna()
         if len(partial.drop_duplicates()) > 1:

@@ -1,0 +1,86 @@
+"""Markers of types: level for real cells, loud where a defining gene is silent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from chreode.metrics.markers import STATISTICS, _quantile, choose_markers, compare_markers
+
+
+def cells(seed, sizes=(400, 150, 12), genes=40):
+    """Three types, one of them rare; genes 0 and 1 define the rare one."""
+    rng = np.random.default_rng(seed)
+    types = np.repeat(np.arange(len(sizes)), sizes)
+    rate = np.exp(np.random.default_rng(0).normal(0, 1, size=(len(sizes), genes)))
+    rate[:, :2] = 0.02
+    rate[2, :2] = 100.0
+    depth = rng.gamma(5, size=(len(types), 1)) / 5
+    return sp.csr_matrix(rng.poisson(rate[types] * depth).astype(float)), types
+
+
+def test_markers_are_what_sets_types_apart():
+    counts, types = cells(1)
+    found = choose_markers(counts, types)
+    assert {0, 1} <= set(found[2])
+    assert not {0, 1} & (set(found[0]) | set(found[1]))
+    types[types == 2] = -1
+    assert 2 not in choose_markers(counts, types)
+    assert choose_markers(counts, np.zeros(len(types), int)) == {}  # one type has no markers
+
+
+def test_real_cells_are_level():
+    """Over forty pairs of samples of the same cells, hardly one is off by any statistic."""
+    worst = []
+    for seed in range(40):
+        yard, real, other = (cells(1000 * k + seed) for k in (1, 2, 3))
+        table = compare_markers(*real, *other, choose_markers(*yard))
+        worst.append([table[f"off {name}"].max() for name in STATISTICS])
+    assert len(table) == 15
+    assert (np.array(worst) > 0).mean(0).max() <= 0.1
+    assert np.max(worst) < 0.3
+
+
+def test_a_silent_gene_of_a_rare_type_stands_out():
+    yard, real, fake = cells(1), cells(2), cells(3)
+    silent = fake[0].tolil()
+    rows = np.flatnonzero(fake[1] == 2)[:9]  # nine of twelve
+    silent[rows, 0] = 0
+    table = compare_markers(*real, sp.csr_matrix(silent), fake[1], choose_markers(*yard))
+    worst = table.loc[table["off share"].idxmax()]
+    assert (worst["type"], worst["gene"], worst["cells"]) == (2, 0, 12)
+    assert (worst["real share"], worst["fake share"]) == (1, 0.25)
+    assert worst["off share"] > 0.1
+    assert worst["off median"] > 1
+    assert (table["off share"] > 0).sum() == 1
+
+
+def test_expression_of_another_height_stands_out():
+    yard, real, fake = cells(1), cells(2), cells(3)
+    gene = choose_markers(*yard)[1][0]
+    scaled = fake[0].toarray()
+    scaled[fake[1] == 1, gene] = np.ceil(scaled[fake[1] == 1, gene] / 5)
+    table = compare_markers(*real, sp.csr_matrix(scaled), fake[1], choose_markers(*yard))
+    row = table[(table["type"] == 1) & (table["gene"] == gene)].iloc[0]
+    assert row["off share"] == 0
+    assert min(row["off median"], row["off high"]) > 0.5
+
+
+def test_few_cells_are_left_out_and_far_quantiles_of_some():
+    yard, real, fake = cells(1), cells(2), cells(3)
+    kept = np.flatnonzero((real[1] < 2) | (np.arange(len(real[1])) >= len(real[1]) - 4))
+    table = compare_markers(real[0][kept], real[1][kept], *fake, choose_markers(*yard))
+    assert set(table["type"]) == {0, 1}
+    table = compare_markers(*real, *fake, choose_markers(*yard))
+    assert table.loc[table["type"] == 2, "off high"].isna().all()
+    assert table.loc[table["type"] < 2, "off high"].notna().all()
+
+
+@pytest.mark.parametrize("at", [0.5, 0.9])
+def test_quantiles_and_their_errors_are_those_of_many_samples(at):
+    rng = np.random.default_rng(0)
+    found = [_quantile(rng.normal(size=(60, 1)), at) for _ in range(400)]
+    means, errors = (np.array([one[i][0] for one in found]) for i in (0, 1))
+    assert 0.95 < np.mean(errors) / means.std() < 1.25  # a little too large, if anything
+    assert means.mean() == pytest.approx({0.5: 0.0, 0.9: 1.2816}[at], abs=0.05)
