@@ -1,23 +1,26 @@
-"""Fits of half a minute: as many steps as go into them, by a short fit on the same series."""
+"""Fits with the steps that they need to come to rest, and who does not get them."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 import chreode as ch
-from chreode.bench.ledger import digest, fingerprint
+from chreode.bench.ledger import fingerprint
 from chreode.models.neuralode import EVERY, Penalised
+from chreode.store import code_hash
 
-from ..common import ROOT, Row
+from ..common import Row
 
-#: Wall clock of a fit.
-SECONDS = 30.0
-#: Shares of it: slopes (under all strengths together), pieces, whole paths.
-DENSE, SPARSE = (0.2, 0.4, 0.4), (0.5, 0.25, 0.25)
+#: Wall clock that one fit may take. Steps are a model's own, and doubled for as long as it still improves and
+#: twice the time of the last fit is within this; one that improves even then is left out, and named.
+SECONDS = 120.0
+STAGES = ("match_steps", "piece_steps", "path_steps")
 METHODS: dict[str, Any] = {
     "NODE": ch.NeuralODE(),
     "NODE, exact starts": ch.NeuralODE(jitter=0.0),
@@ -37,25 +40,26 @@ METHODS: dict[str, Any] = {
 }
 
 
-def budgeted(model: Any, data: Any, schema: ch.Schema, rows: Any) -> tuple[Any, Row]:
-    """Return the model with the steps that fit, at most its own, and what a short fit said of their cost."""
-    names = ("match_steps", "piece_steps", "path_steps")
+def expected_seconds(model: Any, data: Any, schema: ch.Schema, rows: Any) -> float:
+    """Return how long a fit takes, by a short one on the same series."""
     sparse = isinstance(model, Penalised)
-    few = {**dict.fromkeys(names, EVERY), **({"strength": model.strengths[-1]} if sparse else {})}
-    history = (
-        dataclasses.replace(model, **few)
-        .fit(data, schema, rows=rows, seed=0, progress=False)
-        .history
-    )
+    few = {**dict.fromkeys(STAGES, EVERY), **({"strength": model.strengths[-1]} if sparse else {})}
+    short = dataclasses.replace(model, **few)
+    history = short.fit(data, schema, rows=rows, seed=0, progress=False).history
     cost = history[history["phase"] != "strengths"].groupby("phase", sort=False)["seconds"].sum()
     times = (len(model.strengths) + 1 if sparse else 1, 1, 1)
-    steps = {
-        name: max(1, min(getattr(model, name), int(SECONDS * share / repeats * EVERY / seconds)))
-        for name, share, repeats, seconds in zip(
-            names, SPARSE if sparse else DENSE, times, cost, strict=True
-        )
-    }
-    return dataclasses.replace(model, **steps), {"steps": list(steps.values())}
+    steps = [getattr(model, stage) * n for stage, n in zip(STAGES, times, strict=True)]
+    return sum(n / EVERY * seconds for n, seconds in zip(steps, cost, strict=True))
+
+
+def at_rest(model: Any, judged: Callable[[Any], ch.bench.Bench]) -> tuple[Any, ch.bench.Bench]:
+    """Return the model with the steps that bring it to rest, if they are within the time, and its bench."""
+    while True:
+        bench = judged(model)
+        row = bench.methods[bench.methods["role"].eq("method")].iloc[0]
+        if row["state"] != "still improving" or 2 * row["seconds"] > SECONDS:
+            return model, bench
+        model = dataclasses.replace(model, **{stage: 2 * getattr(model, stage) for stage in STAGES})
 
 
 def judge(
@@ -69,18 +73,23 @@ def judge(
     **about: Any,
 ) -> Row:
     """Return the row of a method, or of all baselines where it is "baselines"."""
-    models, told = [], {}
-    if method != "baselines":
-        model, told = budgeted(METHODS[method], data, schema, (~held_out).to_numpy())
-        models = [model]
     # a folder per data set: baselines are judged once
-    sources = sorted((ROOT / "src").rglob("*.py"))
-    code = digest([file.read_text(encoding="utf-8") for file in sources])
-    folder = kept / code[:12] / fingerprint(data, schema)
-    bench = ch.bench.dynamics(
-        data, schema, models, seeds=(seed,), into=folder, progress=False, **about
+    folder = kept / code_hash()[:12] / fingerprint(data, schema)
+    judged = partial(
+        ch.bench.dynamics, data, schema, seeds=(seed,), into=folder, progress=False, **about
     )
-    chosen = bench.methods["role"].eq("method") == bool(models)
+    told: Row = {}
+    models = method != "baselines"
+    if not models:
+        bench = judged([])
+    else:
+        model, rows = METHODS[method], (~held_out).to_numpy()
+        needed = expected_seconds(model, data, schema, rows)
+        if needed > SECONDS:
+            return {"methods": {}, "left_out": {method: f"its own steps take about {needed:.0f} s"}}
+        model, bench = at_rest(model, lambda model: judged([model]))
+        told["steps"] = [getattr(model, stage) for stage in STAGES]
+    chosen = bench.methods["role"].eq("method") == models
     names = bench.methods.index[chosen]
     return {
         "data": bench.about["data"], "threads": bench.about["threads"], **told,
@@ -88,6 +97,7 @@ def judge(
             method if models else name: {
                 "seconds": bench.methods.loc[name, "seconds"],
                 "state": bench.methods.loc[name, "state"],
+                "note": bench.methods.loc[name, "note"],
                 "scores": _of(bench.scores, name, "metric"),
                 "series": _of(bench.by_class.assign(
                     key=bench.by_class["metric"] + ", " + bench.by_class["class"]

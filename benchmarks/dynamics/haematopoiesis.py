@@ -12,7 +12,7 @@ import chreode as ch
 
 from ..common import Row
 from .fits import METHODS, judge
-from .report import across, beside, ratios
+from .report import across, at_rest, beside, ratios
 
 LINEAGES, LEARNED, DONORS = ("B", "eryth", "mono"), "12", ("11", "21", "36")
 SEEDS = (0, 1, 2)
@@ -44,15 +44,16 @@ def cells_of(data: Path) -> anndata.AnnData:
     )
 
 
-def edges_of(data: Path, genes: pd.Index) -> pd.DataFrame:
-    """Return the reference network within these genes; its signs are not known."""
+def reference(data: Path, genes: pd.Index) -> Row:
+    """Return the reference network within these genes: edges, of unknown sign, and pairs that could be."""
     place = data / "haematopoiesis_trajectories" / "tf_targets_baseGRN_human_matrix.csv.gz"
     table = pd.read_csv(place, index_col=0)
     table = table.loc[table.index.intersection(genes), table.columns.intersection(genes)]
     source, target = np.nonzero(table.to_numpy())
-    return pd.DataFrame(
-        {"source": table.index[source], "target": table.columns[target], "sign": 1.0}
-    )
+    edges = {"source": table.index[source], "target": table.columns[target], "sign": 1.0}
+    return {
+        "edges": pd.DataFrame(edges), "regulators": list(table.index), "targets": list(table.columns),
+    }  # fmt: skip
 
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
@@ -61,7 +62,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     donor = cells.obs["donor"]
     return judge(
         case["method"], cells, schema, kept / "haematopoiesis", seed=case["seed"],
-        held_out=donor.ne(LEARNED), edges=edges_of(data, cells.var_names),
+        held_out=donor.ne(LEARNED), **reference(data, cells.var_names),
         tests={f"donor {d}": donor.eq(d).to_numpy() for d in DONORS},
     )  # fmt: skip
 
@@ -76,6 +77,7 @@ SHOWN = {
 
 def render(rows: list[Row]) -> list[str]:
     lines = across(rows, SHOWN)
+    rows, _ = at_rest(rows)
     for row in rows:
         for told in row["methods"].values():
             for d in DONORS:

@@ -24,23 +24,40 @@ def _by_method(rows: Sequence[Row], metric: str) -> dict[str, dict[int, float]]:
 
 
 def across(rows: Sequence[Row], shown: Mapping[str, str]) -> list[str]:
-    """Return methods x metrics: the mean over seeds, the lowest and the highest.
+    """Return methods x metrics: the mean over seeds, the lowest and the highest; and who is left out.
 
-    In how many of them a fit still improved when it stopped stands at the end.
+    A method that still improved in all the time it had is left out, and named. Rows of before that rule
+    say how many fits still improved.
     """
+    rows, left_out = at_rest(rows)
     names = dict.fromkeys(name for row in rows for name in row["methods"])
     names |= {CEILING: names.pop(CEILING)} if CEILING in names else {}
-    table = {metric: _by_method(rows, metric) for metric in shown}
+    by_metric = {metric: _by_method(rows, metric) for metric in shown}
     lines = []
     for name in names:
-        cells = (table[metric].get(name, {}).values() for metric in shown)
+        cells = (by_metric[metric].get(name, {}).values() for metric in shown)
         told = [r["methods"][name] for r in rows if name in r["methods"]]
         seconds, moving = fmean(t["seconds"] for t in told), sum(map(still_improving, told))
         lines.append((
             name, *(spread(list(c)) if c else "" for c in cells), f"{seconds:.0f}",
             f"{moving} of {len(told)}" if moving else "",
         ))  # fmt: skip
-    return markdown(("", *shown.values(), "seconds", "still improving"), lines)
+    table = markdown(("", *shown.values(), "seconds", "still improving"), lines)
+    return [*table, *(["", f"Left out, not at rest: {'; '.join(left_out)}."] if left_out else [])]
+
+
+def at_rest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Return the rows without methods that did not come to rest, and why these are left out."""
+    gone = {name: why for row in rows for name, why in row.get("left_out", {}).items()}
+    for row in rows:
+        for name, told in row["methods"].items():
+            if told.get("state") == "still improving":
+                gone[name] = f"still improving after {' + '.join(map(str, row['steps']))} steps"
+    kept = [
+        {**row, "methods": {n: told for n, told in row["methods"].items() if n not in gone}}
+        for row in rows
+    ]
+    return [row for row in kept if row["methods"]], [f"{n} ({why})" for n, why in gone.items()]
 
 
 def interval(ratios: Sequence[float]) -> str:

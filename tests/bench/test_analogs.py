@@ -55,7 +55,7 @@ def test_series_have_the_same_say_over_time():
 
 def test_nearness_is_a_gaussian_of_how_far_starts_are_apart():
     train = fans(4, 0, noise=0.0)
-    found = analogs.nearness(train, train, 1, 0.7, 0.1)
+    found = analogs.nearness(train, train, 0.7, 1, 0.1)
     # the starts, -1 and 1, spread by 1 and are 2 apart
     expected = np.exp(-0.5 * (2 / 0.7) ** 2)
     np.testing.assert_allclose(

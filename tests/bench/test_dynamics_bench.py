@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import anndata
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.linalg import expm
 import chreode as ch
 from chreode.bench.forecasters import BASELINES, CEILING, halves
 from chreode.data.series import SeriesBatch
-from chreode.errors import ConfigError, DataError, SchemaError
+from chreode.errors import ConfigError, DataError, SchemaError, StoreError
 from chreode.report import bench_sections, findings
 
 TURN = np.array([[-0.2, 1.5, 0.0], [-1.5, -0.2, 0.0], [0.8, 0.0, -1.0]])
@@ -203,3 +204,45 @@ def test_what_cannot_be_compared_is_refused(cells):
         ch.bench.dynamics(cells, SCHEMA, [ch.PCA()], tests={})
     with pytest.raises(SchemaError, match="needs time"):
         ch.bench.dynamics(cells, ch.Schema(expression="X"), tests={})
+
+
+def test_forecasts_are_not_shown_what_they_forecast(cells, monkeypatch):
+    from chreode.bench import forecasters
+    from chreode.models.neuralode import Dynamics
+
+    seen, forecast = [], Dynamics.forecast
+
+    def watched(self, batch, absent=()):
+        seen.append(batch.values)
+        return forecast(self, batch, absent)
+
+    monkeypatch.setattr(Dynamics, "forecast", watched)
+    cheat = forecasters.Forecaster(lambda batch, _: batch.values)
+    monkeypatch.setitem(BASELINES, "cheat", lambda *_: cheat)
+    part = cells.obs["part"]
+    found = ch.bench.dynamics(
+        cells, SCHEMA, [ch.NeuralODE(**QUICK)], tests={"new start": part.eq("new").to_numpy()},
+        seeds=(0,), progress=False,
+    ).table()  # fmt: skip
+    assert seen
+    assert all(torch.isnan(values).all() for values in seen)
+    assert not np.isfinite(found.loc["cheat", "mse, new start"])
+    assert np.isfinite(found.drop("cheat")["mse, new start"]).all()
+
+
+def test_edges_are_judged_among_those_that_could_be(cells, tmp_path):
+    part = cells.obs["part"]
+    edges = pd.DataFrame({"source": ["a", "b"], "target": ["b", "a"], "sign": [-1, 1]})
+    judge = partial(
+        ch.bench.dynamics, cells, SCHEMA, tests={"new start": part.eq("new").to_numpy()}, edges=edges,
+        seeds=(0,), progress=False, into=tmp_path / "kept",
+    )  # fmt: skip
+    found = judge(regulators=["a"], targets=["b", "c"]).table()
+    # one of two pairs is an edge: chance has half, and lift says so
+    assert set(found["auprc"].dropna()) <= {0.5, 1.0}
+    assert (found["lift"].dropna() == found["auprc"].dropna() / 0.5).all()
+    with pytest.raises(SchemaError, match="regulators: there is no gene 'q' in"):
+        judge(regulators=["a", "q"])
+    # what was kept under other pairs is no result under these
+    with pytest.raises(StoreError):
+        judge(targets=["a", "b"])

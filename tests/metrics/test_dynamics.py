@@ -79,3 +79,18 @@ def test_a_network_without_edges_is_refused():
 
 def test_zeros_are_counted_within_a_tolerance():
     assert zeros(np.array([0.0, 1e-6, -1e-6, 0.1])) == 0.75
+
+
+def test_pairs_that_could_not_be_edges_are_not_judged():
+    signs = np.zeros((4, 4))
+    signs[0, 1] = signs[0, 2] = 1.0
+    weights = np.arange(16.0).reshape(4, 4)
+    weights[0, 1] = 9.0
+    pairs = np.zeros((4, 4), bool)
+    pairs[0] = True
+    found = edge_precision(weights, signs, pairs)
+    # of 0→1 (9), 0→2 (2) and 0→3 (3), two are edges
+    assert found["auprc"] == pytest.approx((1.0 + 2 / 3) / 2)
+    assert found["lift"] == pytest.approx(found["auprc"] / (2 / 3))
+    with pytest.raises(DataError, match="no true edge"):
+        edge_precision(weights, signs, ~pairs)

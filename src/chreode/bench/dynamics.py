@@ -24,7 +24,7 @@ from ..read import Data
 from ..schema import Schema
 from .contest import Contestant, contest, contestants
 from .forecasters import BASELINES, CEILING, Learn, halves
-from .ledger import provenance
+from .ledger import digest, provenance
 from .table import Bench
 from .trials import Result
 
@@ -54,7 +54,15 @@ class _Given:
     levels: Mapping[str, Sequence[Unseen]]
     bandwidth: float
     signs: np.ndarray | None
+    pairs: np.ndarray
     progress: bool | None
+
+    def digest(self) -> str:
+        """Name all that results depend on beside the data and the method."""
+        unseen = [(level, u) for level, of in self.levels.items() for u in of]
+        names = [[level, list(u.absent), list(u.batch.names)] for level, u in unseen]
+        asked = [x.numpy() for _, u in unseen for x in (u.batch.times, u.batch.weight)]
+        return digest(names, *asked, self.train, self.validation, self.signs, self.pairs)
 
 
 def dynamics(
@@ -66,6 +74,8 @@ def dynamics(
     knockouts: Mapping[str, Any] | None = None,
     validation: Any = None,
     edges: pd.DataFrame | None = None,
+    regulators: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     into: str | Path | None = None,
     progress: bool | None = None,
@@ -91,6 +101,9 @@ def dynamics(
         as the level *validation*.
     edges
         True edges, if they are known: ``source, target, sign``.
+    regulators, targets
+        Genes that could drive others, and that could be driven, if not all: edges are judged among pairs of
+        these, and chance is the share of these that are true. Say so where the reference knows of no others.
     seeds
         Seeds of fits.
     into
@@ -110,7 +123,9 @@ def dynamics(
         if not isinstance(model, NeuralODE):
             raise ConfigError(f"{model.key} forecasts no paths, which this bench compares.")
     data = read.read(data)
-    given = _given(data, schema, tests, knockouts or {}, validation, edges, progress)
+    given = _given(
+        data, schema, tests, knockouts or {}, validation, edges, (regulators, targets), progress
+    )  # fmt: skip
     rows = [
         *(
             Contestant(name, "baseline", partial(_judge_baseline, learn))
@@ -119,7 +134,10 @@ def dynamics(
         *contestants(methods, lambda model: partial(_judge_model, model)),
         Contestant(CEILING, "ceiling", partial(_judge_baseline, halves)),
     ]
-    about = {**provenance(data, schema), "train": len(given.train), "levels": list(given.levels)}
+    about = {
+        **provenance(data, schema), "train": len(given.train), "levels": list(given.levels),
+        "given": given.digest(),
+    }  # fmt: skip
     bench, outcomes = contest(
         "dynamics", rows, _metric_table(given), given, about, seeds=seeds, into=into, progress=progress
     )  # fmt: skip
@@ -142,6 +160,7 @@ def _given(
     knockouts: Mapping[str, Any],
     validation: Any,
     edges: pd.DataFrame | None,
+    among: tuple[Sequence[str] | None, Sequence[str] | None],
     progress: bool | None,  # noqa: FBT001 (tri-state)
 ) -> _Given:
     named = {role.partition("/")[0] for role, _ in schema.places()}
@@ -173,8 +192,11 @@ def _given(
             for genes, cells in without.items()
         ]
     signs = None if edges is None else _signs(edges, spec.features[role])
+    judged = zip(("regulators", "targets"), among, strict=True)
+    drives, driven = (_among(name, genes, spec.features[role]) for name, genes in judged)
+    pairs = drives[:, None] & driven
     return _Given(
-        data, schema, train, spare, series(train, _LEARNED), levels, bandwidth, signs, progress
+        data, schema, train, spare, series(train, _LEARNED), levels, bandwidth, signs, pairs, progress
     )  # fmt: skip
 
 
@@ -185,20 +207,34 @@ def _signs(edges: pd.DataFrame, genes: Sequence[str]) -> np.ndarray:
         raise SchemaError(
             f"edges: there is no column {lacking[0]!r}.{near(lacking[0], edges.columns)}"
         )
-    at = {c: pd.Index(genes).get_indexer(edges[c].astype(str)) for c in ("source", "target")}
-    for column, found in at.items():
-        unknown = edges[column][found < 0].astype(str).unique()
-        if len(unknown):
-            raise SchemaError(
-                f"edges: {len(unknown)} of the genes in {column!r} are not in the data, such as "
-                f"{unknown[0]!r}.{near(unknown[0], genes)} Correct their names, or leave their edges out."
-            )
+    at = {c: _known(f"edges, {c!r}", edges[c].astype(str), genes) for c in ("source", "target")}
     sign = pd.to_numeric(edges["sign"], errors="coerce").to_numpy(float)
     if not np.isfinite(sign).all():
         raise SchemaError("edges: 'sign' must be 1 (activates) or -1 (represses) in every row.")
     signs = np.zeros((len(genes), len(genes)))
     signs[at["source"], at["target"]] = sign
     return signs
+
+
+def _among(name: str, some: Sequence[str] | None, genes: Sequence[str]) -> np.ndarray:
+    """Return which of the genes these are, all by default."""
+    found = np.full(len(genes), some is None)
+    if some is not None:
+        found[_known(name, some, genes)] = True
+    return found
+
+
+def _known(name: str, some: Sequence[str], genes: Sequence[str]) -> np.ndarray:
+    """Return where these are among the genes; one that is not is refused by name."""
+    found = pd.Index(genes).get_indexer(pd.Index(some))
+    unknown = pd.unique(np.asarray(some, object)[found < 0])
+    if len(unknown):
+        more = f", nor {len(unknown) - 1} others," if len(unknown) > 1 else ""
+        raise SchemaError(
+            f"{name}: there is no gene {unknown[0]!r}{more} in the data.{near(unknown[0], genes)} "
+            "Correct such names, or leave them out."
+        )
+    return found
 
 
 def _metric_table(given: _Given) -> pd.DataFrame:
@@ -239,10 +275,10 @@ def _metric_table(given: _Given) -> pd.DataFrame:
 def _judge_baseline(learn: Learn, seed: int, given: _Given) -> Result:  # noqa: ARG001 (no chance in them)
     start = time.perf_counter()
     found = learn(given.learned, given.bandwidth)
-    scores, by_class = _forecasts(given, found.forecast)
+    scores, by_class = _forecasts(given, found.forecast if found.oracle else _blind(found.forecast))
     if found.edges is not None:
         spread = given.learned.spread()
-        scores |= _of_edges(found.edges * spread[:, None] / spread, given.signs)
+        scores |= _of_edges(found.edges * spread[:, None] / spread, given)
     seconds = time.perf_counter() - start
     row = {"scores": scores, "by_class": by_class, "note": found.note}
     return {**row, "state": "rested", "seconds": seconds}, {}
@@ -257,11 +293,11 @@ def _judge_model(model: Model, seed: int, given: _Given) -> Result:
     )
     seconds = time.perf_counter() - start
     module = fitted.module
-    scores, by_class = _forecasts(given, module.forecast)
+    scores, by_class = _forecasts(given, _blind(module.forecast))
     weights = torch.cat([w.flatten() for w in module.field.effective()]).detach().numpy()
     scores |= {
         "weights_zero": measure.zeros(weights),
-        **_of_edges(module.edges().numpy(), given.signs),
+        **_of_edges(module.edges().numpy(), given),
     }
     curves = []
     if "none" in fitted.history:
@@ -271,14 +307,25 @@ def _judge_model(model: Model, seed: int, given: _Given) -> Result:
     return {**row, "state": fitted.provenance["state"], "seconds": seconds}, {}
 
 
-def _of_edges(edges: np.ndarray, signs: np.ndarray | None) -> dict[str, float]:
-    scores = {"edges_zero": measure.zeros(edges)}
+def _of_edges(edges: np.ndarray, given: _Given) -> dict[str, float]:
+    scores, signs = {"edges_zero": measure.zeros(edges)}, given.signs
     if signs is None:
         return scores
     idle = ~signs.any(1)
     if idle.any():
         scores["spurious_zero"] = measure.zeros(edges[idle])
-    return {**scores, **measure.edge_precision(edges, signs)}
+    return {**scores, **measure.edge_precision(edges, signs, given.pairs)}
+
+
+def _blind(forecast: Any) -> Any:
+    """Return the forecast of series whose values it is not shown: of their starts and times alone."""
+
+    def of(batch: SeriesBatch, absent: tuple[int, ...]) -> torch.Tensor:
+        hidden = torch.full_like(batch.values, torch.nan)
+        found: torch.Tensor = forecast(replace(batch, values=hidden), absent)
+        return found
+
+    return of
 
 
 def _forecasts(given: _Given, forecast: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -34,11 +34,14 @@ class Forecaster:
         Which gene drives which, row the driver, if it can say.
     note
         Settings that it chose.
+    oracle
+        Whether it is shown the values that it forecasts, as a ceiling is.
     """
 
     forecast: Callable[[SeriesBatch, tuple[int, ...]], Float[Tensor, "s t g"]]
     edges: Float[np.ndarray, "g g"] | None = None
     note: str = ""
+    oracle: bool = False
 
 
 #: Rows that are learned from, and those held out.
@@ -75,22 +78,24 @@ def smoother(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG00
 
 def time_itself(train: SeriesBatch, bandwidth: float) -> Forecaster:
     """All series are a regression of the training cells on time; held-out parts choose its bandwidth."""
-    width = analogs.width_of_time(train, bandwidth)
+    share = analogs.width_of_time(train, bandwidth)
+    width = share * analogs.length(train)
     return Forecaster(
-        lambda batch, _: analogs.over_time(train, batch, width), note=f"bandwidth {width:.3g}"
+        lambda batch, _: analogs.over_time(train, batch, width), note=f"bandwidth {share:g}"
     )
 
 
 def analog(train: SeriesBatch, bandwidth: float) -> Forecaster:
     """The same, in which series weigh more the nearer they begin; held-out parts choose how much more."""
-    width = analogs.width_of_time(train, bandwidth)
-    components, reach = analogs.analog_setting(train, bandwidth, width)
+    share = analogs.width_of_time(train, bandwidth)
+    width = share * analogs.length(train)
+    reach, components = analogs.analog_setting(train, bandwidth, width)
 
     def forecast(batch: SeriesBatch, _: tuple[int, ...]) -> Tensor:
-        weights = analogs.nearness(train, batch, components, reach, width)
+        weights = analogs.nearness(train, batch, reach, components, width)
         return analogs.over_time(train, batch, width, weights)
 
-    note = f"bandwidth {width:.3g}, components {components}, weights {reach:g} spreads wide"
+    note = f"bandwidth {share:g}, components {components}, weights {reach:g} spreads wide"
     return Forecaster(forecast, note=note)
 
 
@@ -125,7 +130,7 @@ def halves(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG001 
         odd = torch.arange(batch.times.shape[1]) % 2
         return torch.where(odd[:, None] == 1, told(batch, 1 - odd), told(batch, odd))
 
-    return Forecaster(forecast)
+    return Forecaster(forecast, oracle=True)
 
 
 #: What no forecast can be better than, but by the noise of half the cells.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from sklearn.metrics import average_precision_score
 
 from ..errors import DataError
@@ -51,8 +51,15 @@ def scaling_error(
     return forecast_error(found, truth, weight) - mended, mended
 
 
-def edge_precision(weights: Edges, signs: Edges) -> dict[str, float]:
+def edge_precision(
+    weights: Edges, signs: Edges, pairs: Bool[np.ndarray, "g g"] | None = None
+) -> dict[str, float]:
     """Compare weighted edges, row the source, with true signs; what genes do to themselves does not count.
+
+    Parameters
+    ----------
+    pairs
+        Those that could be edges, and are judged (default: all).
 
     Returns
     -------
@@ -70,11 +77,11 @@ def edge_precision(weights: Edges, signs: Edges) -> dict[str, float]:
     ----------
     Davis and Goadrich (2006), The relationship between precision-recall and ROC curves.
     """
-    off = ~np.eye(len(signs), dtype=bool)
+    off = ~np.eye(len(signs), dtype=bool) & (True if pairs is None else pairs)
     w, s = np.asarray(weights, float)[off], np.sign(np.asarray(signs, float)[off])
     n = int((s != 0).sum())
     if n == 0:
-        raise DataError("There is no true edge between different genes.")
+        raise DataError("There is no true edge between different genes of those that are judged.")
     auprc = float(average_precision_score(s != 0, abs(w)))
     signed = float(average_precision_score(np.concatenate([s > 0, s < 0]), np.concatenate([w, -w])))
     called = np.zeros(len(w), bool)
