@@ -98,3 +98,12 @@ def test_a_fold_of_a_regression_is_of_whole_series(n):
 def test_settings_that_were_chosen_are_told():
     assert BASELINES["time itself"](fans(12, 0), 0.1).note.startswith("bandwidth 0.")
     assert "components" in BASELINES["analog"](fans(12, 0), 0.1).note
+
+
+@pytest.mark.parametrize("n", [3, 12])
+def test_the_plainest_of_settings_that_are_as_good_is_taken(n):
+    def forecast(_, held_out, wrong):
+        return held_out.values + wrong
+
+    settings = [1.0, 0.1, -0.1, 0.5]
+    assert analogs.chosen(fans(n, 0), 0.1, settings, forecast) == -0.1

@@ -17,8 +17,8 @@ from ..learn.path import choose
 
 #: Series of which whole ones are left out to choose by; of fewer, halves of each one's times.
 MANY = 10
-#: To choose from, the plainest last: bandwidths as shares of the time, components of the starts, and widths of
-#: the weights in spreads of the training starts.
+#: To choose from, the plainest last: bandwidths as shares of the time, components of the starts, and widths
+#: of the weights in spreads of the training starts.
 BANDWIDTHS = (0.03, 0.05, 0.1, 0.2, 0.4)
 COMPONENTS, WIDTHS = (10, 5, 3, 2, 1), (0.2, 0.35, 0.5, 0.7, 1.0, 2.0)
 #: Least weight of a series; below, it has none.

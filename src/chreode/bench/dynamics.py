@@ -207,7 +207,9 @@ def _signs(edges: pd.DataFrame, genes: Sequence[str]) -> np.ndarray:
         raise SchemaError(
             f"edges: there is no column {lacking[0]!r}.{near(lacking[0], edges.columns)}"
         )
-    at = {c: _known(f"edges, {c!r}", edges[c].astype(str), genes) for c in ("source", "target")}
+    at = {
+        c: _known(f"edges, {c!r}", [str(g) for g in edges[c]], genes) for c in ("source", "target")
+    }
     sign = pd.to_numeric(edges["sign"], errors="coerce").to_numpy(float)
     if not np.isfinite(sign).all():
         raise SchemaError("edges: 'sign' must be 1 (activates) or -1 (represses) in every row.")
@@ -226,7 +228,7 @@ def _among(name: str, some: Sequence[str] | None, genes: Sequence[str]) -> np.nd
 
 def _known(name: str, some: Sequence[str], genes: Sequence[str]) -> np.ndarray:
     """Return where these are among the genes; one that is not is refused by name."""
-    found = pd.Index(genes).get_indexer(pd.Index(some))
+    found = pd.Index(genes).get_indexer(pd.Index(some, dtype=object))
     unknown = pd.unique(np.asarray(some, object)[found < 0])
     if len(unknown):
         more = f", nor {len(unknown) - 1} others," if len(unknown) > 1 else ""
