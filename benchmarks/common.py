@@ -81,6 +81,10 @@ class Stopwatch:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def own(self) -> float:
+        """Return the share of a core that was its own: what others left of it."""
+        return min(1.0, self.cpu_seconds / self.seconds)
+
     def times(self) -> dict[str, float]:
         names = ("seconds", "cpu_seconds", "foreign_cores")
         return {name: getattr(self, name) for name in names}

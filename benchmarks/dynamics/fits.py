@@ -15,9 +15,9 @@ from chreode.bench.ledger import fingerprint
 from chreode.models.neuralode import EVERY, Penalised
 from chreode.store import code_hash
 
-from ..common import Row
+from ..common import Row, Stopwatch
 
-#: Wall clock that one fit may take. Steps are a model's own, and doubled for as long as it still improves and
+#: What one fit may take of one core. Steps are a model's own, and doubled for as long as it still improves and
 #: twice the time of the last fit is within this; one that improves even then is left out, and named.
 SECONDS = 120.0
 STAGES = ("match_steps", "piece_steps", "path_steps")
@@ -45,19 +45,21 @@ def expected_seconds(model: Any, data: Any, schema: ch.Schema, rows: Any) -> flo
     sparse = isinstance(model, Penalised)
     few = {**dict.fromkeys(STAGES, EVERY), **({"strength": model.strengths[-1]} if sparse else {})}
     short = dataclasses.replace(model, **few)
-    history = short.fit(data, schema, rows=rows, seed=0, progress=False).history
+    with Stopwatch() as watch:
+        history = short.fit(data, schema, rows=rows, seed=0, progress=False).history
     cost = history[history["phase"] != "strengths"].groupby("phase", sort=False)["seconds"].sum()
     times = (len(model.strengths) + 1 if sparse else 1, 1, 1)
     steps = [getattr(model, stage) * n for stage, n in zip(STAGES, times, strict=True)]
-    return sum(n / EVERY * seconds for n, seconds in zip(steps, cost, strict=True))
+    return watch.own() * sum(n / EVERY * seconds for n, seconds in zip(steps, cost, strict=True))
 
 
 def at_rest(model: Any, judged: Callable[[Any], ch.bench.Bench]) -> tuple[Any, ch.bench.Bench]:
     """Return the model with the steps that bring it to rest, if they are within the time, and its bench."""
     while True:
-        bench = judged(model)
+        with Stopwatch() as watch:
+            bench = judged(model)
         row = bench.methods[bench.methods["role"].eq("method")].iloc[0]
-        if row["state"] != "still improving" or 2 * row["seconds"] > SECONDS:
+        if row["state"] != "still improving" or 2 * row["seconds"] * watch.own() > SECONDS:
             return model, bench
         model = dataclasses.replace(model, **{stage: 2 * getattr(model, stage) for stage in STAGES})
 

@@ -19,7 +19,8 @@ SEEDS = (0, 1, 2)
 
 
 def cases() -> list[Row]:
-    return [{"seed": seed, "method": name} for name in ("baselines", *METHODS) for seed in SEEDS]
+    fits = [{"seed": seed, "method": name} for name in METHODS for seed in SEEDS]
+    return [{"seed": SEEDS[0], "method": "baselines"}, *fits]
 
 
 def cells_of(data: Path) -> anndata.AnnData:
@@ -76,6 +77,12 @@ SHOWN = {
 
 
 def render(rows: list[Row]) -> list[str]:
+    # there is no chance in baselines: measured once, they stand beside every seed
+    rows = [
+        {**row, "case": {**row["case"], "seed": seed}}
+        for row in rows
+        for seed in (SEEDS if row["case"]["method"] == "baselines" else [row["case"]["seed"]])
+    ]
     lines = across(rows, SHOWN)
     rows, _ = at_rest(rows)
     for row in rows:
