@@ -17,8 +17,8 @@ from chreode.store import code_hash
 
 from ..common import Row, Stopwatch
 
-#: What one fit may take of one core. Steps are a model's own, and doubled for as long as it still improves and
-#: twice the time of the last fit is within this; one that improves even then is left out, and named.
+#: What one fit may take of one core. Steps are a model's own, and doubled for as long as it still improves
+#: and twice the time of the last fit is within this; one that improves even then is left out, and named.
 SECONDS = 120.0
 STAGES = ("match_steps", "piece_steps", "path_steps")
 METHODS: dict[str, Any] = {
