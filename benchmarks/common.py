@@ -33,12 +33,16 @@ def read(path: Path) -> list[Row]:
 
 
 def append(row: Row, path: Path) -> None:
-    """Add a row and the hash of the code that made it, by a rename: a run killed here loses no row."""
+    """Add a row and the hash of the code that made it, by a rename: a run killed here loses no row.
+
+    An older row of the same ``case`` gives way to it.
+    """
     from chreode.store import code_hash  # not at the top: the rivals' environment has no chreode
 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
-    lines = [json.dumps(r) for r in [*read(path), {**row, "code": code_hash()}]]
+    kept = [r for r in read(path) if "case" not in row or r.get("case") != row["case"]]
+    lines = [json.dumps(r) for r in [*kept, {**row, "code": code_hash()}]]
     aside.write_text("\n".join(lines) + "\n")
     aside.replace(path)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from chreode.store import code_hash
+
 from .common import ROOT, Row, append, read, say, write_section
 
 DATA = ROOT.parent / "shared" / "data"
@@ -22,7 +24,8 @@ def measure(package: str, tables: Sequence[str], description: str | None) -> Non
     ----------
     package
         Folder of `benchmarks`. Each table is a module of it with ``cases()``,
-        ``measure(case, data, kept)`` and ``render(rows)``.
+        ``measure(case, data, kept)`` and ``render(rows)``. A row that other code made is measured again
+        and gives way to the new one, unless the command line says ``--any-code``.
     """
     parser = argparse.ArgumentParser(description=description)
     # the empty list is the default, which argparse checks too
@@ -36,6 +39,9 @@ def measure(package: str, tables: Sequence[str], description: str | None) -> Non
     parser.add_argument(
         "--kept", type=Path, default=ROOT / ".cache" / package, help="folder that keeps fits"
     )
+    parser.add_argument(
+        "--any-code", action="store_true", help="leave rows that other code made as they are"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     for name in given.tables or tables:
@@ -45,7 +51,8 @@ def measure(package: str, tables: Sequence[str], description: str | None) -> Non
             if not all(word in told for word in given.only):
                 continue
             # another run may have added rows meanwhile
-            if case in [row["case"] for row in read(rows)]:
+            made = {row.get("code") for row in read(rows) if row["case"] == case}
+            if code_hash() in made or (made and given.any_code):
                 continue
             say(f"{name}: {told}")
             start = time.perf_counter()

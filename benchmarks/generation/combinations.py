@@ -16,7 +16,7 @@ from chreode.metrics import generation as measured
 from ..common import Row, spread
 from ..speed.ratios import markdown
 from .fits import fit
-from .tasks import prepare
+from .tasks import development, prepare
 
 #: Chosen before any fit: a lymphoid and a myeloid type, one in each condition.
 HIDDEN = (("B cells", "stim"), ("CD14+ Monocytes", "ctrl"))
@@ -79,7 +79,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
         scores[f"{t}, {c}"] = {
             name: _compared(x, y, yard, case["seed"]) for name, y in clouds.items()
         } | {"nearest": ", ".join(nearest)}
-    return {**told, "scores": scores}
+    return {**development(case), **told, "scores": scores}
 
 
 def _parts(cells: Any) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:

@@ -19,7 +19,7 @@ from chreode.metrics.integration import integration_scores, summary
 from ..common import Row
 from ..speed.ratios import markdown
 from .fits import fit
-from .tasks import corrected
+from .tasks import corrected, development, titled
 
 TASKS = ("mop", "kang")
 METHODS = ("PCA", "Harmony", "scVI", "CFGen", "CFGen, not moved")
@@ -42,7 +42,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     before = space.place(counts[test])
     scores = integration_scores(z[test], labels[test], batches[test], pre=before, seed=0)
     return {
-        **told, "cells": len(test),
+        **development(case), **told, "cells": len(test),
         "scores": {k: v.value for k, v in {**scores, **summary(scores)}.items()},
     }  # fmt: skip
 
@@ -76,7 +76,11 @@ def _largest(batch: pd.Series) -> str:
 def render(rows: list[Row]) -> list[str]:
     keys = list(rows[0]["scores"])
     lines = [
-        (row["case"]["task"], row["case"]["method"], *(f"{row['scores'][k]:.3f}" for k in keys))
+        (
+            titled(row["case"]["task"]),
+            row["case"]["method"],
+            *(f"{row['scores'][k]:.3f}" for k in keys),
+        )
         for row in rows
     ]
     return markdown(("", "", *keys), lines)

@@ -15,8 +15,9 @@ import chreode as ch
 from chreode import config
 from chreode.bench.ledger import digest, fingerprint
 from chreode.read import Data
+from chreode.store import code_hash
 
-from ..common import ROOT, Row, say
+from ..common import Row, say
 
 #: Wall clock of a fit.
 MINUTES = 5.0
@@ -25,12 +26,6 @@ FIRST = 0.4
 #: Epochs beyond which none is expected to gain: the defaults of scvi-tools, the paper's, and ours.
 MOST = {"scvi": (400,), "cfgen": (400, 3000)}
 PAPER = (300, 1500)
-
-
-def code() -> str:
-    """Return a hash of the library's source."""
-    files = sorted((ROOT / "src").rglob("*.py"))
-    return digest([file.read_text(encoding="utf-8") for file in files])
 
 
 def budgeted(model: Any, data: Data, schema: ch.Schema, rows: np.ndarray) -> tuple[Any, Row]:
@@ -55,7 +50,7 @@ def fit(
     """Return the fit of a model under the budget, and how it came about; `folder` keeps it."""
     about = {
         "data": fingerprint(data, schema), "model": model.key, "config": config.as_dict(model),
-        "rows": digest(rows), "seed": seed, "minutes": MINUTES, "code": code(),
+        "rows": digest(rows), "seed": seed, "minutes": MINUTES, "code": code_hash(),
     }  # fmt: skip
     place = folder / digest(about)
     told = {k: about[k] for k in ("data", "model", "config", "seed", "code")}

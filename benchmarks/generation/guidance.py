@@ -15,7 +15,7 @@ from chreode.bench.yardstick import scored, split
 from ..common import Row
 from ..speed.ratios import markdown
 from .fits import fit
-from .tasks import prepare
+from .tasks import development, prepare, titled
 
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 TASKS = ("pbmc3k", "kang", "tusi")
@@ -52,7 +52,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
         found["log_depth"] = _log_depth(x) - _log_depth(real[0])
         scores[str(weight)] = found
     ceiling = scored(*real, counts[spare], classes[spare], **others)[0]
-    return {**told, "scores": scores, "ceiling": ceiling}
+    return {**development(case), **told, "scores": scores, "ceiling": ceiling}
 
 
 def _log_depth(counts: sp.csr_matrix) -> float:
@@ -67,7 +67,7 @@ def render(rows: list[Row]) -> list[str]:
     }  # fmt: skip
     lines = []
     for row in rows:
-        name = f"{row['case']['task']}, {row['case']['guide']}"
+        name = f"{titled(row['case']['task'])}, {row['case']['guide']}"
         for weight, scores in [*row["scores"].items(), ("real cells", row["ceiling"])]:
             values = (f"{scores[key]:.3g}" if key in scores else "" for key in keys)
             lines.append((name, weight, *values))

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 import chreode as ch
 from chreode import config
 from chreode.bench.generation import class_table, generation
-from chreode.bench.yardstick import split
+from chreode.bench.yardstick import MIN_CLASS, split, worst_marker
+from chreode.store import code_hash
 
 from ..common import Row, spread, still_improving
 from ..speed.ratios import markdown
-from .fits import budgeted, code
-from .tasks import SEEDS, prepare
+from .fits import budgeted
+from .tasks import SEEDS, development, prepare, titled
 
 MODELS: dict[str, Any] = {
     "controls": None,
@@ -75,10 +77,11 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
         model, budget = budgeted(model, cells, schema, train)
         models = [model]
     # a folder per data set and seed: the rows beside the methods are judged once
-    folder = kept / "bench" / code()[:12] / f"{case['task']}-{case['seed']}"
+    folder = kept / "bench" / code_hash() / f"{case['task']}-{case['seed']}"
     bench = generation(cells, schema, models, seeds=(case["seed"],), into=folder, progress=False)
     chosen = bench.methods["role"].eq("method") == bool(models)
     return {
+        **development(case), "too small": bench.about["too small"],
         "data": bench.about["data"], "threads": bench.about["threads"], **budget,
         "config": config.as_dict(models[0]) if models else {},
         "methods": {
@@ -86,6 +89,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
                 "role": row["role"], "seconds": row["seconds"], "state": row["state"],
                 "note": row["note"],
                 "scores": _scores(bench.scores, method),
+                "markers": bench.markers[bench.markers["method"] == method].to_dict("records"),
                 "by_class": bench.by_class[bench.by_class["method"] == method]
                 .pivot_table(index="class", columns="metric", values="value")
                 .reindex(columns=["w2", "mmd", "auc"])
@@ -108,7 +112,7 @@ SHOWN = {
     "w2": "W2", "w2_pooled": "W2, pooled", "mmd": "MMD²", "energy": "energy", "auc": "AUC",
     "precision": "precision", "recall": "recall", "coverage": "coverage", "zeros": "zeros",
     "variance": "variances", "correlation": "pairs", "fold_change": "fold changes", "depth": "depth",
-    "memory": "memory",
+    "marker_share": "markers", "memory": "memory", "membership": "membership",
 }  # fmt: skip
 JUDGED = ("w2", "mmd", "auc")
 OURS = "CFGen"
@@ -118,8 +122,21 @@ def render(rows: list[Row]) -> list[str]:
     lines: list[str] = []
     tasks = dict.fromkeys(row["case"]["task"] for row in rows)
     for task in tasks:
-        found = _by_method([row for row in rows if row["case"]["task"] == task])
-        lines += ["", f"### {task}", "", *_of_task(found)]
+        here = [row for row in rows if row["case"]["task"] == task]
+        found = _by_method(here)
+        varied = {name: of for name, of in found.items() if name.startswith(f"{OURS}: ")}
+        lines += ["", f"### {titled(task)}", ""]
+        lines += _of_task({name: of for name, of in found.items() if name not in varied})
+        few = {name: n for row in here for name, n in row.get("too small", {}).items()}
+        if few:
+            told = ", ".join(f"{name} ({n})" for name, n in few.items())
+            lines += [
+                "",
+                f"Too small to be scored alone (fewer than {MIN_CLASS} cells compared with): {told}.",
+            ]
+        if varied:  # real cells and the default stay in sight
+            known = {name: found[name] for name in (next(iter(found)), OURS) if name in found}
+            lines += ["", f"### {titled(task)}, one difference each", "", *_of_task(known | varied)]
     return [*lines, "", "### Who is nearest", "", *_verdict(rows)]
 
 
@@ -156,12 +173,16 @@ def _of_task(found: dict[str, list[Row]]) -> list[str]:
             str(round(np.mean(e))) for e in zip(*(r["epochs"] for r in rows), strict=True)
         )
         seconds = f"{np.mean([row['seconds'] for row in rows]):.0f}"
-        lines.append((name + mark, *values, epochs, seconds, str(len(rows))))
-    return markdown(("", *keys.values(), "epochs", "seconds", "seeds"), lines)
+        markers = pd.DataFrame([m for row in rows for m in row.get("markers", [])])
+        worst = worst_marker(markers.assign(method=name), name).removeprefix("worst marker: ")
+        lines.append((name + mark, *values, worst, epochs, seconds, str(len(rows))))
+    return markdown(("", *keys.values(), "worst marker", "epochs", "seconds", "seeds"), lines)
 
 
 def _verdict(rows: list[Row]) -> list[str]:
-    """Compare the default with each method class by class: mean difference, and its 95 % interval.
+    """Compare the default with each method, and with real cells, by class: mean difference and 95 % interval.
+
+    Classes and seeds count as independent, which those of one data set are but nearly.
 
     Bold: the interval is on the default's side.
     """
@@ -169,10 +190,12 @@ def _verdict(rows: list[Row]) -> list[str]:
     for task in dict.fromkeys(row["case"]["task"] for row in rows):
         found = _by_method([row for row in rows if row["case"]["task"] == task])
         for name, theirs in found.items():
-            if name == OURS or OURS not in found or theirs[0]["role"] in ("ceiling", "control"):
+            if name == OURS or OURS not in found or theirs[0]["role"] == "control":
                 continue
             cells = [_difference(found[OURS], theirs, metric) for metric in JUDGED]
-            lines.append((task, name, *cells))
+            if theirs[0]["role"] == "ceiling":  # no contest
+                cells = [cell.strip("*") for cell in cells]
+            lines.append((titled(task), name, *cells))
     return markdown(("", "CFGen less …", *(SHOWN[m] for m in JUDGED)), lines)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import chreode as ch
 from chreode.bench.augmentation import METRICS, augmentation, split
 from chreode.bench.generation import class_table
+from chreode.store import code_hash
 
 from ..common import Row, spread
 from ..speed.ratios import markdown
-from .fits import budgeted, code
-from .tasks import prepare
+from .fits import budgeted
+from .tasks import development, prepare, titled
 
 
 def cases() -> list[Row]:
@@ -26,10 +27,15 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     )
     train = split(class_table(cells, schema)[0], case["seed"]).train
     model, budget = budgeted(ch.CFGen(), cells, schema, train)
-    folder = kept / "augmentation" / code()[:12] / f"{case['task']}-{case['seed']}"
+    folder = kept / "augmentation" / code_hash() / f"{case['task']}-{case['seed']}"
     bench = augmentation(cells, schema, [model], seeds=(case["seed"],), into=folder, progress=False)
     table = bench.scores.pivot_table(index="method", columns="metric", values="value")
-    return {**budget, "data": bench.about["data"], "scores": table.to_dict("index")}
+    return {
+        **development(case),
+        **budget,
+        "data": bench.about["data"],
+        "scores": table.to_dict("index"),
+    }
 
 
 def render(rows: list[Row]) -> list[str]:
@@ -41,5 +47,5 @@ def render(rows: list[Row]) -> list[str]:
                 [row["scores"][method][key] for row in here if method in row["scores"]]
                 for key in METRICS
             )
-            lines.append((task, method, *map(spread, values)))
+            lines.append((titled(task), method, *map(spread, values)))
     return markdown(("", "", *(name for name, *_ in METRICS.values())), lines)

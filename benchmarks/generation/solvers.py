@@ -20,7 +20,7 @@ from chreode.metrics import generation as measured
 from ..common import Row
 from ..speed.ratios import markdown
 from .fits import fit
-from .tasks import prepare
+from .tasks import development, prepare, titled
 
 FINE, USUAL = "dopri5, 1e-5", "dopri5, 1e-3"
 TRIED: dict[str, dict[str, Any]] = {
@@ -65,6 +65,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
             "cells_per_second": DRAWS * len(reference) / seconds,
         }  # fmt: skip
     return {
+        **development(case),
         **told,
         "found": found,
         "ceiling": _judged(real, space.place(counts[spare]), of_real, classes[spare]),
@@ -112,7 +113,7 @@ def render(rows: list[Row]) -> list[str]:
             half = stats.t.ppf(0.975, len(more) - 1) * more.std(ddof=1) / np.sqrt(len(more))
             lines.append(
                 (
-                    row["case"]["task"],
+                    titled(row["case"]["task"]),
                     name,
                     str(told["evaluations"]),
                     f"{w2.mean():.3f}",
@@ -123,7 +124,7 @@ def render(rows: list[Row]) -> list[str]:
                     f"{told['cells_per_second']:,.0f}",
                 )
             )
-        lines.append((row["case"]["task"], "real cells", "", f"{least:.3f}", "", "",
+        lines.append((titled(row["case"]["task"]), "real cells", "", f"{least:.3f}", "", "",
                       f"{row['ceiling']['recall']:.3f}", f"{row['ceiling']['spread']:.3f}", ""))  # fmt: skip
     header = ("", "solver, steps or tolerance", "evaluations", "W2", "above real cells", "share of Dopri5's",
               "recall", "variance, of real", "cells/s")  # fmt: skip

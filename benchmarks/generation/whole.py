@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..common import ROOT, Row
 from ..speed.ratios import markdown
+from .tasks import development, titled
 
 GENERATED = 20_000
 
@@ -25,7 +26,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
         cwd=ROOT, check=True, capture_output=True, text=True,
     )  # fmt: skip
     found: Row = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return {**development(case), **found}
 
 
 def alone(data: Path, kept: Path, seed: int) -> Row:
@@ -62,7 +63,8 @@ def alone(data: Path, kept: Path, seed: int) -> Row:
 def render(rows: list[Row]) -> list[str]:
     lines = [
         (
-            row["case"]["task"], f"{row['cells']:,} x {row['genes']:,}", " + ".join(map(str, row["epochs"])),
+            titled(row["case"]["task"]), f"{row['cells']:,} x {row['genes']:,}",
+            " + ".join(map(str, row["epochs"])),
             f"{row['train_seconds']:.0f}", f"{row['cells_per_second']:,.0f}", f"{row['peak_mib']:,.0f}",
         )
         for row in rows

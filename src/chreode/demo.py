@@ -143,5 +143,5 @@ def verdict(bench: Bench) -> str:
     totals = bench.table()["total"]
     said = f"total {totals['SCVI']:.3f} against {totals['PCA']:.3f} (1 is best)"
     if "not better than PCA" in bench.methods.loc["SCVI", "note"]:
-        return f"scVI does not beat PCA here: {said}, within what chance explains."
-    return f"scVI beats PCA here: {said}, beyond what chance explains."
+        return f"scVI does not beat PCA here: {said}, over resampled cells."
+    return f"scVI beats PCA here: {said}, over resampled cells. It is one fit: another seed may differ."

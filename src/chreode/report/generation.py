@@ -29,7 +29,7 @@ def lead(bench: Bench) -> Iterator[str]:
     for method, row in rows[rows["role"] == "method"].iterrows():
         yield (
             f"{method}: a random forest tells its cells from real ones of their class with an AUC of "
-            f"{row['auc']:.2f} (0.5: it cannot; 1: always)."
+            f"{row['auc']:.2f} (0.5: a coin; 1: always)."
         )
         if "membership" in row:
             yield (

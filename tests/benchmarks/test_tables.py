@@ -1,0 +1,69 @@
+"""Tables of a page: each row is measured once by the same code, on genes that no row has chosen."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from benchmarks import common, tables
+from benchmarks.generation import tasks
+
+import chreode as ch
+from chreode.bench.generation import class_table
+from chreode.bench.yardstick import split
+from chreode.data.simulate import simulate_cells
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Measure two cases; returns the cases that were measured, and the rows kept."""
+    rows = tmp_path / "toy.jsonl"
+
+    def go(*options, code="a"):
+        done = []
+        table = SimpleNamespace(
+            cases=lambda: [{"task": "x", "seed": s} for s in (0, 1)],
+            measure=lambda case, *_: done.append(case["seed"]) or {"value": 1.0},
+        )
+        monkeypatch.setattr(tables, "_module", lambda *_: table)
+        for place in (tables, ch.store):
+            monkeypatch.setattr(place, "code_hash", lambda: code)
+        monkeypatch.setattr(sys, "argv", ["run.py", "--rows", str(tmp_path), *options])
+        tables.measure("toy", ("toy",), None)
+        return done, common.read(rows)
+
+    return go
+
+
+def test_a_run_goes_on_where_it_was_and_measures_again_what_other_code_made(run):
+    assert run("--only", "seed 1")[0] == [1]
+    assert run()[0] == [0]
+    assert run()[0] == []
+    done, rows = run("--any-code", code="b")
+    assert done == []
+    assert [row["code"] for row in rows] == ["a", "a"]
+    done, rows = run("--only", "seed 0", code="b")
+    assert done == [0]
+    assert [(row["case"]["seed"], row["code"]) for row in rows] == [(1, "a"), (0, "b")]
+
+
+def test_genes_are_chosen_by_the_yardstick(tmp_path, monkeypatch):
+    """Whatever the cells do that are learned from or compared: they choose nothing."""
+    cells = simulate_cells(300, 60, n_types=2, seed=0)
+    cells.X = cells.layers["counts"].astype(np.float32)
+    schema = ch.Schema(counts="X", label="obs/cell_type")
+    parts = split(class_table(cells, schema)[0], 4)
+    other = cells.copy()
+    others = np.concatenate(parts[:3])
+    other.X[others] = other.X[others][:, ::-1]
+    for n_genes in (20, None):
+        chosen = []
+        for some in (cells, other):
+            task = tasks.Task("", lambda _, some=some: some, schema, n_genes)
+            monkeypatch.setitem(tasks.TASKS, "toy", task)
+            chosen.append(list(tasks.prepare("toy", tmp_path, 4)[0].var_names))
+        assert chosen[0] == chosen[1]
+    assert tasks.development({"task": "kang, all genes"}) == {"development": True}
+    assert tasks.development({"task": "tusi"}) == {"development": False}
