@@ -6,13 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 import chreode as ch
 from chreode import config
-from chreode.bench.generation import class_table, generation
+from chreode.bench.generation import CEILING, MIXTURE, class_table, generation
 from chreode.bench.yardstick import MIN_CLASS, split, worst_marker
 from chreode.store import code_hash
 
@@ -115,6 +116,10 @@ SHOWN = {
     "marker_share": "markers", "memory": "memory", "membership": "membership",
 }  # fmt: skip
 JUDGED = ("w2", "mmd", "auc")
+#: Whose markers the picture shows.
+MARKED = (MIXTURE, "scVI, tuned", "CFGen")
+FIGURE = "markers.svg"
+PICTURE = "Share of cells of Kang that express the markers of their type, generated over real"
 OURS = "CFGen"
 
 
@@ -137,7 +142,34 @@ def render(rows: list[Row]) -> list[str]:
         if varied:  # real cells and the default stay in sight
             known = {name: found[name] for name in (next(iter(found)), OURS) if name in found}
             lines += ["", f"### {titled(task)}, one difference each", "", *_of_task(known | varied)]
-    return [*lines, "", "### Who is nearest", "", *_verdict(rows)]
+    pictured = ["", f"![{PICTURE}](figures/{FIGURE})"] if _shown(rows) else []
+    return [*lines, *pictured, "", "### Who is nearest", "", *_verdict(rows)]
+
+
+def _shown(rows: list[Row]) -> dict[str, pd.DataFrame]:
+    """Return the markers of the rows of Kang that a picture shows, by method; real cells come first."""
+    found = _by_method([row for row in rows if row["case"]["task"] == ABLATED])
+    tables = {
+        name: pd.DataFrame([m for row in found.get(name, []) for m in row.get("markers", [])])
+        for name in (CEILING, *MARKED)
+    }
+    return {name: table.assign(method=name) for name, table in tables.items() if len(table)}
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw the share of cells that express each marker of Kang, generated over real."""
+    from matplotlib.figure import Figure
+
+    tables = _shown(rows)
+    names = [name for name in tables if name != CEILING]
+    if not names:
+        return
+    figure = Figure(figsize=(3.6 * len(names), 3.6), layout="constrained")
+    markers = pd.concat(tables.values())
+    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        ch.plot.marker_shares(markers, name, beside=CEILING, ax=panel)
+    with mpl.rc_context({"svg.hashsalt": "chreode"}):  # the same rows, the same bytes
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _by_method(rows: list[Row]) -> dict[str, list[Row]]:

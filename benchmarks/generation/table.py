@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import ROOT, read
-from benchmarks.generation import guidance
+from benchmarks.generation import guidance, methods
 from benchmarks.generation.run import TABLES
 from benchmarks.tables import write
 
@@ -19,6 +19,9 @@ def main() -> None:
     write("generation", TABLES, PAGE)
     if rows := read(Path(__file__).parent / "guidance.jsonl"):
         guidance.draw(rows, PAGE.parent / "figures" / "guidance.svg")
+    methods.draw(
+        read(Path(__file__).parent / "methods.jsonl"), PAGE.parent / "figures" / methods.FIGURE
+    )
 
 
 if __name__ == "__main__":
