@@ -22,6 +22,7 @@ from .model import Model
 from .module import capabilities
 from .remember import WEIGHT
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Place, Schema, Spec
+from .surroundings import settled
 
 #: Version of the folder's form; raised when older readers could not understand a new folder.
 FORMAT = 3
@@ -167,6 +168,7 @@ def refuse_to_replace(folder: Path) -> None:
         raise StoreError(f"{folder} exists and holds no model; choose another place.")
 
 
+@settled()
 def load(folder: str | Path) -> Fitted:
     """Read a folder that `Fitted.save` wrote. Runs no code from it and follows no link out of it.
 

@@ -21,10 +21,12 @@ from .learn.fingerprint import fingerprint
 from .learn.phase import Phase, Run, Split, choose_device, join_histories
 from .learn.rng import Rng
 from .learn.state import worst
+from .losses import kernel
 from .module import Module
 from .read import Data
 from .remember import joined, remember
 from .schema import MATRIX_ROLES, Schema, Spec
+from .surroundings import settled
 
 if TYPE_CHECKING:
     from .fitted import Fitted
@@ -76,6 +78,7 @@ class Model:
         """Name in the registry, in slots and on the command line."""
         return type(self).__name__.lower()
 
+    @settled()
     def fit(
         self,
         data: Data | str | Path,
@@ -160,6 +163,7 @@ class Model:
             progress=progress, checkpoint=Path(checkpoint) if checkpoint else None, group=group,
             mapping=mapping,
         )  # fmt: skip
+        kernel.used()
         module, traces = self._learn(spec, source, split, run, from_)
         return Fitted(
             model=self,
@@ -172,7 +176,8 @@ class Model:
                 "model": self.key, "version": __version__, "code": store.code_hash(),
                 "config": config.as_dict(self), "spec": spec.hash, "seed": int(seed),
                 "cells": len(split.train), "validation_cells": len(split.validation),
-                "torch": torch.__version__,
+                "torch": torch.__version__, "device": run.device, "precision": precision,
+                "threads": torch.get_num_threads(), "kernel": kernel.used(),
                 "state": worst(t.state for t in traces),
                 "notes": [note for t in traces for note in t.notes],
             },

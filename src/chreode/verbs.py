@@ -45,11 +45,13 @@ from .learn.phase import bar
 from .learn.rng import Rng
 from .read import Data
 from .schema import Schema
+from .surroundings import settled
 
 if TYPE_CHECKING:
     from .fitted import Fitted
 
 
+@settled()
 def embed(
     self: Fitted,
     data: Data | str | Path,
@@ -102,6 +104,7 @@ def embed(
     return out
 
 
+@settled()
 def posterior(
     self: Fitted,
     data: Data | str | Path,
@@ -130,6 +133,7 @@ def posterior(
     return out
 
 
+@settled()
 def reconstruct(
     self: Fitted,
     data: Data | str | Path,
@@ -186,6 +190,7 @@ def reconstruct(
     )  # fmt: skip
 
 
+@settled()
 def predict(
     self: Fitted,
     data: Data | str | Path,
@@ -227,6 +232,7 @@ def predict(
     )  # fmt: skip
 
 
+@settled()
 def generate(
     self: Fitted,
     n: int,
@@ -284,6 +290,7 @@ def generate(
     )  # fmt: skip
 
 
+@settled()
 def score(
     self: Fitted,
     data: Data | str | Path,
@@ -321,6 +328,7 @@ def score(
     return out
 
 
+@settled()
 def loadings(self: Fitted, data: AnnData | None = None) -> pd.DataFrame:
     """Return what each latent dimension does to each feature, for models with a linear decoder.
 
@@ -342,6 +350,7 @@ def loadings(self: Fitted, data: AnnData | None = None) -> pd.DataFrame:
     return table
 
 
+@settled()
 def trajectory(
     self: Fitted,
     data: Data | str | Path | None = None,
@@ -419,6 +428,7 @@ def trajectory(
     )  # fmt: skip
 
 
+@settled()
 def rank(self: Fitted) -> pd.DataFrame:
     """Return which genes drive which.
 

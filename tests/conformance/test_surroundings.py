@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack, contextmanager
 
-from chreode import models
+import numpy as np
+import pytest
+import torch
+
+import chreode as ch
+from chreode import models, store
 from chreode.learn.phase import forget
 
+#: Models whose code the fast tests run; the others' is the same in what is tested here.
+FAST = ("factoranalysis", "nmf", "pca", "ppca", "scvi", "vae")
+KEYS = [pytest.param(key, marks=[] if key in FAST else pytest.mark.slow) for key in models.keys()]  # noqa: SIM118
 
-@pytest.fixture(params=models.keys())
+
+@pytest.fixture(params=KEYS)
 def model(request, quick):
     return quick(models.find(request.param))
 
@@ -36,3 +49,149 @@ def test_nothing_is_removed_but_the_states_that_a_fit_has_kept(model, roles, cel
     assert (tree(state) != sorted(theirs)) == gradients
     forget(state, model.phases())
     assert tree(state) == sorted(theirs)
+
+
+# settings of the process
+
+
+@contextmanager
+def changed(get, put, value):
+    before = get()
+    put(value)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+SETTINGS = {
+    "double precision": lambda: changed(
+        torch.get_default_dtype, torch.set_default_dtype, torch.float64
+    ),
+    "half precision": lambda: changed(
+        torch.get_default_dtype, torch.set_default_dtype, torch.bfloat16
+    ),
+    "another device": lambda: torch.device("meta"),
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "floating-point errors": lambda: np.errstate(all="raise"),
+    "deterministic algorithms": lambda: changed(
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
+    ),
+}
+
+
+def under(names):
+    stack = ExitStack()
+    for name in names:
+        stack.enter_context(SETTINGS[name]())
+    return stack
+
+
+def same(fitted, other):
+    return store.digest(fitted.module.state_dict(), "") == store.digest(
+        other.module.state_dict(), ""
+    )
+
+
+def generators():
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    return torch.get_rng_state(), numpy_state
+
+
+def equal(one, other):
+    return torch.equal(one[0], other[0]) and np.array_equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_settings_around_a_call_change_nothing(model, roles, cells, tmp_path, double):
+    if not double and model.key not in ("scvi", "pca"):
+        pytest.skip("once is enough: what is set is set for all")
+    small, before = cells[:150, :50].copy(), generators()
+    plain = model.fit(small, roles)
+    verbs = [v for v in ("embed", "generate", "score", "loadings") if v in plain.verbs]
+    told = {verb: ask(plain, verb, small) for verb in verbs}
+    with under(set(SETTINGS) - {"half precision" if double else "double precision"}):
+        odd = model.fit(small, roles)
+        again = ch.load(odd.save(tmp_path / "model"))
+        found = {verb: ask(again, verb, small) for verb in verbs}
+        assert torch.get_default_dtype() == (torch.float64 if double else torch.bfloat16)
+    assert same(odd, plain)
+    assert same(again, plain)
+    for verb in verbs:
+        np.testing.assert_array_equal(found[verb], told[verb])
+    if any(phase.learner.validates for phase in model.phases()):
+        model.fit(small, roles, from_=again)  # what was loaded under inference can learn
+    assert equal(generators(), before)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def ask(fitted, verb, cells):
+    if verb == "generate":
+        made = fitted.generate(5, seed=1)
+        return made.X.toarray() if hasattr(made.X, "toarray") else made.X
+    if verb == "score":
+        return fitted.score(cells.copy())
+    return fitted.embed(cells.copy()) if verb == "embed" else fitted.loadings().to_numpy()
+
+
+def test_fits_at_once_in_several_threads_are_those_of_one(schema, cells, quick):
+    """Each has the numbers of a fit alone, and the generators of the process stay as they were."""
+    keys = ("scvi", "vae", "nmf", "neuralode", "scvi")
+    timed = schema.with_(time="obs/day", trajectory="obs/donor")
+    todo = [quick(models.find(key)) for key in keys]
+    small = cells[:150, :50].copy()
+
+    def fit(model):
+        needs = timed if "time" in model.needs else schema
+        fitted = model.fit(small.copy(), needs, progress=False)
+        return fitted, fitted.embed(small.copy())
+
+    alone = [fit(model) for model in todo]
+    before, together = generators(), {}
+    threads = [
+        threading.Thread(target=lambda i=i: together.update({i: fit(todo[i])}))
+        for i in range(len(todo))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert equal(generators(), before)
+    for number, (fitted, z) in enumerate(alone):
+        assert same(together[number][0], fitted), keys[number]
+        assert np.array_equal(together[number][1], z)
+
+
+FORK = """
+import os, sys, signal
+import torch
+import chreode as ch
+torch.set_num_threads(2)
+cells = ch.simulate.simulate_cells(300, 400, n_batches=2, seed=0)
+roles = ch.Schema(counts="X", batch="obs/batch")
+model = ch.SCVI(max_epochs=1)
+model.fit(cells, roles, progress=False)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # ends it if it hangs
+    try:
+        fitted = model.fit(cells, roles, progress=False)
+        fitted.embed(cells)
+        print(fitted.provenance["threads"], flush=True)
+        os._exit(0)
+    finally:
+        os._exit(1)
+assert os.waitpid(child, 0)[1] == 0, "it hangs"
+print(model.fit(cells, roles, progress=False).provenance["threads"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_that_is_forked_after_a_fit_with_two_threads_can_fit():
+    command, two = [sys.executable, "-c", FORK], {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, env=two, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1", "2"]

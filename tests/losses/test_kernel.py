@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,69 @@ def test_it_serves_float32_on_the_cpu(monkeypatch):
     assert kernel.serves(torch.zeros(1, 1))
     assert not kernel.serves(torch.zeros(1, 1, dtype=torch.float64))
     assert not kernel.serves(torch.zeros(1, 1, device="meta"))
+
+
+def test_what_is_damaged_foreign_or_stale_is_built_anew(fresh):
+    """None of it is loaded: a name tells the content, and a file of others is not ours to run."""
+    needs_a_compiler()
+    assert kernel._library.__wrapped__() is not None
+    (path,) = (fresh / "kernel").glob("*.so")
+    whole = path.read_bytes()
+    for content in (b"short", whole[:5000], whole + b"more", whole[:-9] + bytes(9)):
+        path.unlink()  # it is mapped: the test must not change it in place
+        path.write_bytes(content)
+        assert kernel._library.__wrapped__() is not None
+        assert path.read_bytes() == whole
+    path.chmod(0o777)
+    kernel._library.__wrapped__()
+    assert path.stat().st_mode & 0o022 == 0
+    elsewhere = fresh / "elsewhere.so"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    assert kernel._library.__wrapped__() is not None
+    assert not path.is_symlink()
+    assert {p.name for p in (fresh / "kernel").iterdir()} == {path.name}
+
+
+@pytest.mark.parametrize(
+    "compiler", ['gcc "', "true", "echo", "/", "/etc/passwd", "cc -no-such-flag", "' '"]
+)
+def test_an_odd_compiler_is_survived(fresh, monkeypatch, compiler):
+    monkeypatch.setenv("CC", compiler)
+    assert kernel._library.__wrapped__() is None
+
+
+def test_a_compiler_may_have_arguments(fresh, monkeypatch):
+    needs_a_compiler()
+    monkeypatch.setenv("CC", "env -u NOTHING cc -g0")
+    assert kernel._library.__wrapped__() is not None
+
+
+def test_a_compiler_that_hangs_is_ended_with_what_it_has_started(
+    fresh, monkeypatch, tmp_path, caplog
+):
+    hanging = tmp_path / "cc"
+    hanging.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nsleep 600\n")
+    hanging.chmod(0o755)
+    monkeypatch.setenv("CC", str(hanging))
+    monkeypatch.setattr(kernel, "_PATIENCE", (0.5, 0.5))
+    assert kernel._library.__wrapped__() is None
+    group = int((tmp_path / "pid").read_text())
+    end = time.monotonic() + 10
+    while Path(f"/proc/{group}").exists() and time.monotonic() < end:
+        time.sleep(0.05)  # until the system has buried it
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+
+
+def test_no_home_and_a_place_that_cannot_be_written_are_survived(fresh, monkeypatch, tmp_path):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CHREODE_CACHE", str(tmp_path / "file" / "cache"))
+    assert kernel._library.__wrapped__() is None
+    for name in ("CHREODE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(kernel.Path, "home", homeless)
+    assert kernel._library.__wrapped__() is None

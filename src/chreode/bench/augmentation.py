@@ -26,6 +26,7 @@ from ..metrics.generation import Space
 from ..model import Model
 from ..read import Data
 from ..schema import Schema
+from ..surroundings import settled
 from .contest import Contestant, contest, contestants
 from .ledger import provenance
 from .table import Bench
@@ -76,6 +77,7 @@ _Add: TypeAlias = Callable[
 ]
 
 
+@settled()
 def augmentation(
     data: Data | str | Path,
     schema: Schema,

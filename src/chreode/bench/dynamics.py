@@ -22,6 +22,7 @@ from ..model import Model
 from ..models.neuralode import NeuralODE
 from ..read import Data
 from ..schema import Schema
+from ..surroundings import settled
 from .contest import Contestant, contest, contestants
 from .forecasters import BASELINES, CEILING, Learn, halves
 from .ledger import digest, provenance
@@ -65,6 +66,7 @@ class _Given:
         return digest(names, *asked, self.train, self.validation, self.signs, self.pairs)
 
 
+@settled()
 def dynamics(
     data: Data | str | Path,
     schema: Schema,

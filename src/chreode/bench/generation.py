@@ -23,6 +23,7 @@ from ..metrics import generation as measure
 from ..model import Model
 from ..read import Data
 from ..schema import CATEGORY_ROLES, COUNT_ROLES, Schema
+from ..surroundings import settled
 from . import generators
 from .contest import Contestant, contest, contestants
 from .generators import Classes, Counts
@@ -83,6 +84,7 @@ class _Made:
 _Make: TypeAlias = Callable[[_Given, Parts, int], _Made]
 
 
+@settled()
 def generation(
     data: Data | str | Path,
     schema: Schema,

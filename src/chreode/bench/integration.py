@@ -29,6 +29,7 @@ from ..model import Model
 from ..models.pca import PCA
 from ..read import Data
 from ..schema import Schema
+from ..surroundings import settled
 from .cluster import opened, portable
 from .ledger import digest, provenance
 from .table import Bench
@@ -76,6 +77,7 @@ class _Method:
     note: str = ""
 
 
+@settled()
 def integration(
     data: Data | str | Path,
     schema: Schema,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+#: Whoever draws from the global generators holds it: threads that fit at once take turns.
+_turn = threading.RLock()
+
+
+def renew() -> None:
+    """Forget who holds the turn: in a forked process, threads that are not there."""
+    global _turn
+    _turn = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -41,16 +51,21 @@ class Rng:
     def scope(self, purpose: str, *counters: int) -> Iterator[None]:
         """Seed torch's and NumPy's global generators for `purpose`; restore them after.
 
-        Dropout, initialisers and torch's distributions take no generator, hence the global ones.
+        Dropout, initialisers and torch's distributions take no generator, hence the global ones. Another
+        thread that asks for them waits until they are restored.
         """
-        numpy_state = np.random.get_state()  # noqa: NPY002 (libraries draw from the global generator)
         cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=cuda):
+        mps = torch.backends.mps.is_available()
+        with _turn, torch.random.fork_rng(devices=cuda):
+            numpy_state = np.random.get_state()  # noqa: NPY002 (libraries draw from the global one)
+            mps_state = torch.mps.get_rng_state() if mps else None
             self.seed_global(purpose, *counters)
             try:
                 yield
             finally:
                 np.random.set_state(numpy_state)  # noqa: NPY002
+                if mps_state is not None:
+                    torch.mps.set_rng_state(mps_state)
 
     def seed_global(self, purpose: str, *counters: int) -> None:
         """Seed the global generators and leave them so: for every step of a loop inside a `scope`."""

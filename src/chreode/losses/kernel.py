@@ -18,7 +18,12 @@ import logging
 import os
 import platform
 import shlex
+import signal
+import stat
 import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -39,7 +44,19 @@ _FLAGS = [
     "-O3", _NATIVE, "-std=gnu11", "-fPIC", "-shared", "-fopenmp-simd",
     "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
 ]  # fmt: skip
+#: Seconds that a compiler may take to say what it is, and to compile.
+_PATIENCE = (5, 10)
+#: What a machine may do to those who would compile; none of it ends a fit. `Path.home` raises RuntimeErrors.
+_FAILURES = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    ArithmeticError,
+    subprocess.SubprocessError,
+)
 _ROWS, _BLOCKS = 10, 16  # as in the source
+_here = threading.local()
 _ALONE = 4  # threads of torch that one thread of the kernel replaces
 
 
@@ -51,7 +68,13 @@ def available() -> bool:
 def name() -> str:
     """Return what tells this kernel from others: its bits depend on compiler, flags and processor."""
     library = _library()
-    return Path(library._name).stem if library else ""
+    return Path(library._name).stem.partition("-")[0] if library else ""
+
+
+def used() -> str:
+    """Return the `name` of the kernel if this thread has computed with it since it last asked, else ""."""
+    was, _here.served = getattr(_here, "served", False), False
+    return name() if was else ""
 
 
 def serves(logits: Float[Tensor, "b g"]) -> bool:
@@ -67,7 +90,7 @@ def log_likelihood(
     Parameters and gradients are, in this order, by logits, log library, log θ and, with extra
     zeros, dropout logits (else None): contiguous, float32 and of the shapes that `counts` checks.
     """
-    library = _library()
+    library, _here.served = _library(), True
     assert library is not None
     return _call(library, x, weights, *parameters)
 
@@ -93,34 +116,68 @@ def _call(
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """Load the kernel, after building it if it is not in the cache; None where that fails."""
-    compiler = shlex.split(os.environ.get("CC") or "cc")
+    """Load the kernel, after building it if it is not in the cache; None where that fails, whatever for."""
     try:
+        compiler = shlex.split(os.environ.get("CC") or "cc")
         # version and instruction set, as this processor has it: the compiler's predefined macros
-        macros = _run(*compiler, _NATIVE, "-dM", "-E", "-x", "c", os.devnull)
+        macros = _run(*compiler, _NATIVE, "-dM", "-E", "-x", "c", os.devnull, seconds=_PATIENCE[0])
         folder = _folder()
-    except (OSError, subprocess.CalledProcessError) as error:
+    except _FAILURES as error:
         log.info("no compiled kernel: %s", error)
         return None
-    for threading in _threading():
-        command = [*compiler, *_FLAGS, str(_SOURCE), *threading]
-        parts = [_SOURCE.read_bytes(), macros, shlex.join(command).encode()]
-        path = folder / f"{hashlib.sha256(bytes(0).join(parts)).hexdigest()[:32]}.so"
+    for threading_ in _threading():
+        command = [*compiler, *_FLAGS, str(_SOURCE), *threading_]
         try:
-            if path.exists():
-                return _load(path)
-            with store.aside(path) as made:
-                _run(*command, "-o", str(made))
-                library = _load(made)
-                _check(library)
-            return library
-        except (OSError, subprocess.CalledProcessError, ArithmeticError) as error:
+            parts = [_SOURCE.read_bytes(), macros, shlex.join(command).encode()]
+            kind = hashlib.sha256(bytes(0).join(parts)).hexdigest()[:32]
+            return _kept(folder, kind) or _built(folder, kind, command)
+        except subprocess.TimeoutExpired as error:
+            log.warning("no compiled kernel: %s", error)
+            return None
+        except _FAILURES as error:
             log.info("no compiled kernel by %s: %s", shlex.join(command), error)
     return None
 
 
-def _run(*command: str) -> bytes:
-    return subprocess.run(command, capture_output=True, check=True).stdout
+def _kept(folder: Path, kind: str) -> ctypes.CDLL | None:
+    """Load a kernel from the cache whose content is what its name says, if none but us could write it."""
+    for path in sorted(folder.glob(f"{kind}-*.so")):
+        told = path.lstat()
+        ours = (
+            stat.S_ISREG(told.st_mode) and told.st_uid == os.getuid() and not told.st_mode & 0o022
+        )
+        if ours and path.stem.removeprefix(f"{kind}-") == store.sha256(path)[:32]:
+            return _load(path)
+        log.info("%s is damaged, or not ours; it is left alone", path)
+    return None
+
+
+def _built(folder: Path, kind: str, command: Sequence[str]) -> ctypes.CDLL:
+    """Compile the kernel, see that it computes what it should, and keep it under a name that tells both."""
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as work:
+        made = Path(work, "kernel.so")
+        _run(*command, "-o", str(made), seconds=_PATIENCE[1])
+        made.chmod(0o700)
+        _check(_load(made))
+        path = folder / f"{kind}-{store.sha256(made)[:32]}.so"
+        made.replace(path)
+    return _load(path)
+
+
+def _run(*command: str, seconds: float) -> bytes:
+    """Run a compiler, and end it and what it has started where it takes too long."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as running:  # fmt: skip
+        try:
+            out, err = running.communicate(timeout=seconds)
+        except BaseException:
+            os.killpg(running.pid, signal.SIGKILL)
+            raise
+    if running.returncode:
+        raise subprocess.CalledProcessError(running.returncode, command, out, err)
+    return out
 
 
 def _folder() -> Path:

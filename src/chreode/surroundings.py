@@ -1,0 +1,74 @@
+"""What a process may have set around a call of chreode, and what holds inside it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+
+from .learn import rng
+
+_lock = threading.Lock()
+_inside = 0  # calls that are under way, in all threads
+_theirs = torch.float32  # the default type outside of them
+_threads = 1  # the most that torch had in a call: OpenMP keeps as many
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Compute as the pages say, whatever is set around; a decorator of all that users call.
+
+    Tensors are made in float32 and on the CPU, with gradients, outside of any autocast; NumPy warns of
+    what it cannot compute. The default type is the process's and not the thread's: other threads see
+    float32 too for as long as a call is under way in any.
+    """
+    global _threads
+    _threads = max(_threads, torch.get_num_threads())
+    with ExitStack() as inside:
+        inside.enter_context(_single_precision())
+        inside.enter_context(np.errstate(all="warn", under="ignore"))
+        inside.enter_context(torch.inference_mode(False))
+        inside.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                inside.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":  # else it would cost time at every operation
+            inside.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    global _inside, _theirs
+    with _lock:
+        if _inside == 0:
+            _theirs = torch.get_default_dtype()
+        _inside += 1
+        torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                torch.set_default_dtype(_theirs)
+
+
+def _in_child() -> None:
+    """Make good what a fork leaves: locks that nobody will release, and threads that are not there.
+
+    A parallel loop would wait for ever for the threads that OpenMP had in the parent.
+    """
+    global _lock
+    _lock = threading.Lock()
+    rng.renew()
+    if _threads > 1:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
