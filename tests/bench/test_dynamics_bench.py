@@ -122,7 +122,7 @@ def test_every_row_is_judged_at_every_level(bench):
     assert set(bench.by_class["class"]) == {
         f"{level} start: {part} s{i}" for level, part in (("new", "new"), ("far", "far")) for i in range(3)
     }  # fmt: skip
-    assert bench.curves.groupby("seed").size().tolist() == [5, 5]
+    assert (bench.curves.groupby("seed").size() >= 5).all()  # a grid may grow
     assert set(bench.curves["method"]) == {"PathReg"}
 
 

@@ -90,8 +90,51 @@ def test_a_line_is_smoothed_to_itself_and_its_slope():
 def test_far_from_every_cell_the_nearest_ones_decide():
     batch = source_of(cells([("a", 0.0), ("a", 1.0)], [[2], [6]])).series(np.arange(2))
     states, slopes = batch.smoothed(torch.tensor([[0.0, 500.0]]), 1e-3)
-    torch.testing.assert_close(states[0, :, 0], torch.tensor([2.0, 6.0]))
+    torch.testing.assert_close(states[0, :, 0], torch.tensor([2.0, 6.0]), atol=0.3, rtol=0)
     assert slopes.isfinite().all()
+
+
+TIMES = {
+    "three": [0, 1, 2],
+    "six": np.arange(6),
+    "nine": np.arange(9),
+    "uneven": [0, 1, 2, 4, 8, 24],
+    "pairs": [0, 0.001, 5, 5.001, 10, 10.001],
+    "a late one": [0, 1, 2, 3, 4, 40],
+    "forty": np.linspace(0, 1, 40),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_slopes_are_seen_however_far_apart_times_are(name):
+    """Of a straight line they are its slope, but for the ridge."""
+    time = np.asarray(TIMES[name], float)
+    share = (time - time.min()) / np.ptp(time)
+    source = source_of(cells([("a", t) for t in time], (2 * share - 1)[:, None]))
+    length = float(np.ptp(source.scaled("time")))
+    batch = source.series(np.arange(len(time)))
+    states, slopes = batch.smoothed(batch.times, 0.03 * length)
+    found = slopes[0, :, 0].numpy() * length
+    assert (found > 0.75 * 2).all()
+    assert (found < 1.05 * 2).all()
+    np.testing.assert_allclose(states[0, :, 0], 2 * share - 1, atol=0.1)
+
+
+def test_where_times_are_dense_the_bandwidth_is_what_was_asked_for():
+    batch = source_of(cells([("a", t) for t in np.linspace(0, 1, 100)], np.zeros((100, 1)))).series(
+        np.arange(100)
+    )
+    assert bool((batch._widths(batch.times, 0.1) == 0.1).all())
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_few_times_are_resampled_without_losing_one(n):
+    data = cells([(p, float(t)) for p in "ab" for t in range(n)], np.arange(2 * n)[:, None])
+    whole = source_of(data).series(np.arange(2 * n))
+    weights = {whole.resampled(np.random.default_rng(k)).weight.sum() for k in range(5)}
+    assert len(weights) > 1
+    for k in range(20):
+        assert bool((whole.resampled(np.random.default_rng(k)).weight > 0).all())
 
 
 def test_pieces_overlap_by_half_and_cover_the_series():
@@ -145,9 +188,12 @@ def test_exchanged_paths_keep_what_genes_do_and_not_what_they_do_together():
     )
 
 
-def test_one_time_is_refused():
-    with pytest.raises(DataError, match="one time"):
+def test_a_series_of_one_time_is_refused_by_name():
+    with pytest.raises(DataError, match="2 of 2 trajectories have one time only, such as 'a'"):
         source_of(cells([("a", 1.0), ("b", 2.0)], [[1], [2]])).series(np.arange(2))
+    three = cells([("a", 1.0), ("a", 2.0), ("b", 2.0)], [[1], [2], [3]])
+    with pytest.raises(DataError, match="1 of 2 trajectories have one time only, such as 'b'"):
+        source_of(three).series(np.arange(3))
 
 
 def test_a_series_without_a_gene_is_refused_by_name():

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+import pytest
+import torch
 
+from chreode.data.source import Source
 from chreode.learn.exact import Exact
-from chreode.learn.path import Path, choose
-from chreode.learn.phase import Phase
+from chreode.learn.path import GROWN, Path, choose
+from chreode.learn.phase import Phase, Run, Split, Trace
+from chreode.learn.rest import ToRest
+from chreode.learn.rng import Rng
+from chreode.module import Module
 
 
 def test_the_sparsest_within_one_standard_error_of_the_best_is_kept():
@@ -32,5 +39,102 @@ def test_where_every_fit_blows_up_the_sparsest_is_kept():
     assert choose(np.full((3, 6), np.inf)) == 2
 
 
+class Parabola(Module):
+    """Its errors on held-out series are least at one strength; it learns nothing."""
+
+    def __init__(self, best):
+        super().__init__()
+        self.best = best
+        self.register_buffer("strength", torch.tensor(0.0))
+
+    def strengthen(self, value):
+        self.strength.fill_(value)
+
+    def further(self, value, before):
+        return value * value / before
+
+    def path_matrix(self):
+        return torch.ones(2, 2)
+
+    def errors(self, batch):
+        return (1 + (self.strength / self.best).log().square()).expand(3)
+
+
+class Cells(Source):
+    """Held-out rows, which are not looked at."""
+
+    def __init__(self):
+        pass
+
+    def pieces(self, rows):
+        return [rows]
+
+    def minibatches(self, rows, device):
+        return [None for _ in rows]
+
+
+class Nothing:
+    validates = True
+
+    def learn(self, module, phase, source, split, run):
+        return Trace(pd.DataFrame({"train_objective": [1.0]}), "rested")
+
+
+@pytest.mark.parametrize("best", [0.1, 0.4, 1.6, 0.025])
+def test_a_grid_grows_while_the_best_lies_at_its_end(best):
+    module, split = Parabola(best), Split(np.arange(5), np.arange(2))
+    path = Path(Phase(Nothing()), (0.1, 0.2))
+    trace = path.learn(module, Phase(path), Cells(), split, Run(Rng(0)))
+    assert float(module.strength) == pytest.approx(best)
+    tried = sorted(set(trace.history["strength"]))
+    assert tried[0] < best * 1.01
+    assert max(tried) >= best
+    assert "end of the grid" not in trace.notes[-1]
+    assert path.until(best, module).strengths[-1] == pytest.approx(best)
+
+
+def test_a_grid_that_never_ends_says_so():
+    module, split = Parabola(1e9), Split(np.arange(5), np.arange(2))
+    path = Path(Phase(Nothing()), (0.1, 0.2))
+    trace = path.learn(module, Phase(path), Cells(), split, Run(Rng(0)))
+    assert float(module.strength) == pytest.approx(0.2 * 2**GROWN)
+    assert "the end of the grid" in trace.notes[-1]
+
+
+@pytest.mark.parametrize(("strengths", "rows"), [((0.1,), 2), ((0.1, 0.2), 0)])
+def test_one_strength_is_no_grid_and_nothing_is_chosen_by_nothing(strengths, rows):
+    module, split = Parabola(1e9), Split(np.arange(5), np.arange(rows))
+    path = Path(Phase(Nothing()), strengths)
+    trace = path.learn(module, Phase(path), Cells(), split, Run(Rng(0)))
+    assert len(trace.history) == len(strengths)
+
+
+class Slow:
+    """Halves the way to an objective of 1 in every round."""
+
+    validates = True
+
+    def __init__(self, start):
+        self.objective = start
+
+    def learn(self, module, phase, source, split, run):
+        self.objective = (1 + self.objective) / 2
+        return Trace(pd.DataFrame({"train_objective": [self.objective]}), "rested")
+
+
+@pytest.mark.parametrize(
+    ("start", "rounds", "state"),
+    [(1.0, 2, "rested"), (1.2, 5, "rested"), (99, 5, "still improving")],
+)
+def test_rounds_go_on_until_one_changes_little(start, rounds, state):
+    split = Split(np.arange(5), np.arange(0))
+    trace = ToRest(Slow(start)).learn(Parabola(1.0), Phase(Exact()), Cells(), split, Run(Rng(0)))
+    assert len(trace.history) == rounds
+    assert trace.state == state
+
+
 def test_a_way_ends_at_the_strength_that_is_asked_for():
-    assert Path(Phase(Exact()), (0.1, 0.2, 0.3)).until(0.2).strengths == (0.1, 0.2)
+    way, module = Path(Phase(Exact()), (0.1, 0.2, 0.4)), Parabola(1.0)
+    assert way.until(0.2, module).strengths == (0.1, 0.2)
+    assert way.until(1.6, module).strengths == pytest.approx((0.1, 0.2, 0.4, 0.8, 1.6))
+    assert way.until(0.05, module).strengths == (0.05,)

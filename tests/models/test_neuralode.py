@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import chreode as ch
+from chreode import read
+from chreode.align import learn_spec, open_source
 from chreode.data.systems import GeneNetwork, Sampling, simulate_system
 from chreode.errors import BlowUpError, ConfigError, DataError, SchemaError
+from chreode.learn.rng import Rng
 from chreode.metrics.dynamics import edge_precision
 
 SCHEMA = ch.Schema(expression="X", time="obs/time", trajectory="obs/trajectory")
@@ -143,6 +146,45 @@ def test_whole_trajectories_are_held_out(paths):
     fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
     assert fitted.provenance["validation_cells"] == 20
     assert fitted.provenance["cells"] == 220
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+def test_no_trajectory_is_learned_from_and_held_out(paths, n):
+    """Of one trajectory cells are, spread over its time."""
+    some = paths[paths.obs["trajectory"].isin([f"path_{i}" for i in range(n)])].copy()
+    model, data = ch.PathReg(), read.read(some)
+    spec = learn_spec(data, SCHEMA, ["expression", "time", "trajectory"], np.arange(20 * n))
+    source = open_source(data, SCHEMA, spec, spec.roles, {})
+    split = model.split(source, np.arange(20 * n), 0.1, Rng(0))
+    of, time = some.obs["trajectory"].to_numpy(), some.obs["time"].to_numpy()
+    shared = set(of[split.train]) & set(of[split.validation])
+    assert len(shared) == (n == 1)
+    assert len(set(of[split.validation])) == 1
+    assert np.ptp(time[split.validation]) >= 2.0  # of 5
+    few = model.split(source, np.arange(9), 0.1, Rng(0))
+    assert len(few.validation) == 0  # one cell
+
+
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [*(("NeuralODE", n) for n in (2, 3, 6, 9)), ("SecondOrderNODE", 3), ("PathReg", 4)],
+)
+def test_courses_of_few_times_are_learned(name, n):
+    """One lineage of cells, a straight line of two genes in time: the commonest design."""
+    rng, time = np.random.default_rng(0), np.repeat(np.arange(n), 20) / (n - 1)
+    x = np.stack([time, 1 - time, 0 * time], 1) + 0.05 * rng.normal(size=(20 * n, 3))
+    obs = pd.DataFrame({"time": time}, index=[str(i) for i in range(20 * n)])
+    data = anndata.AnnData(x.astype(np.float32), obs=obs)
+    data.var_names = ["up", "down", "still"]
+    schema = ch.Schema(expression="X", time="obs/time")
+    sparse = {"strength": 1e-3, "n_refits": 1} if name == "PathReg" else {}
+    model = getattr(ch, name)(
+        n_latent=3, match_steps=60, piece_steps=40, path_steps=20, lr=0.02, **sparse
+    )
+    fitted = model.fit(data, schema, seed=0, progress=False)
+    end = fitted.trajectory(data[:20].copy(), times=[1.0]).X.mean(0)
+    np.testing.assert_allclose(end, [1, 0, 0], atol=0.25)
+    assert fitted.embed(data).shape == (20 * n, 3)
 
 
 def test_series_that_were_named_are_never_learned_from(paths):

@@ -17,6 +17,10 @@ from .source import Source
 
 #: Share of a slope's weight with which it is drawn to 0, lest few cells make steep ones.
 _RIDGE = 0.05
+#: Spread of the times that a kernel must see, as a share of its width; those of two times alone reach 0.67.
+_SEEN = 0.5
+#: By how much a kernel is widened at a time until it sees as much, and how often at the most.
+_WIDER, _WIDENED = 2**0.25, 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,29 +86,59 @@ class SeriesBatch:
     def smoothed(
         self, at: Float[Tensor, "s q"], bandwidth: float
     ) -> tuple[Float[Tensor, "s q g"], Float[Tensor, "s q g"]]:
-        """Return states and slopes at other times, from lines fitted to the cells near each.
+        """Return states and slopes at other times, from lines fitted to the times near each.
 
-        Weights fall off as a Gaussian of standard deviation `bandwidth`; where they hold too little to
-        tell a slope it is drawn to 0 (local linear regression, Fan and Gijbels 1996, section 3.2).
+        Weights fall off as a Gaussian. Its standard deviation is `bandwidth` where times are dense, and as
+        much more as it takes to see neighbours elsewhere: the standard deviation of the times under it is
+        at least half of its own. Slopes are drawn to 0 by a twentieth of the weight (local linear
+        regression, Fan and Gijbels 1996, section 3.2).
         """
-        apart = (self.times[:, None] - at[:, :, None]) / bandwidth  # s q t
-        nearest = torch.where(self.observed[:, None], apart.abs(), torch.inf).amin(2, keepdim=True)
-        # of those far from all cells, relative to the nearest one: no weight is lost to rounding
-        kernel = torch.exp(-0.5 * (apart.square() - nearest.square()).clamp(min=0))
+        width = self._widths(at, bandwidth)
+        kernel, apart = self._kernel(at, width)
         w, wx = self.weight, self.weight * self.values
         s0, t0 = (kernel @ w).clamp(min=1e-12), kernel @ wx
         kernel = kernel * apart
         s1, t1, s2 = kernel @ w, kernel @ wx, (kernel * apart) @ w
         slope = (t1 - s1 * t0 / s0) / (s2 - s1.square() / s0 + _RIDGE * s0)
-        return (t0 - slope * s1) / s0, slope / bandwidth
+        return (t0 - slope * s1) / s0, slope / width[..., None]
+
+    def _kernel(
+        self, at: Float[Tensor, "s q"], width: Float[Tensor, "s q"]
+    ) -> tuple[Float[Tensor, "s q t"], Float[Tensor, "s q t"]]:
+        """Return the weights of all times as seen from others, and how far they are, in widths."""
+        apart = (self.times[:, None] - at[:, :, None]) / width[..., None]
+        nearest = torch.where(self.observed[:, None], apart.abs(), torch.inf).amin(2, keepdim=True)
+        # of those far from all cells, relative to the nearest one: no weight is lost to rounding
+        return torch.exp(-0.5 * (apart.square() - nearest.square()).clamp(min=0)), apart
+
+    def _widths(self, at: Float[Tensor, "s q"], bandwidth: float) -> Float[Tensor, "s q"]:
+        """Return the least width, of those tried, whose kernel sees enough; where none does, `bandwidth`."""
+        width, enough = torch.full_like(at, bandwidth), torch.zeros_like(at, dtype=torch.bool)
+        several = (self.observed.sum(1) > 1)[:, None].expand_as(at)
+        for _ in range(_WIDENED):
+            kernel, apart = self._kernel(at, width)
+            kernel = kernel * self.observed[:, None]
+            total = kernel.sum(2)
+            mean = (kernel * apart).sum(2) / total
+            seen = (kernel * (apart - mean[..., None]).square()).sum(2) / total
+            enough = (seen >= _SEEN**2) | ~several
+            if bool(enough.all()):
+                break
+            width = torch.where(enough, width, width * _WIDER)
+        return width.where(enough, torch.full_like(at, bandwidth))
 
     def resampled(self, rng: np.random.Generator) -> SeriesBatch:
-        """Draw series with replacement; of fewer than five, tenths of each series' times."""
+        """Draw series with replacement; of fewer than five, weigh tenths of each series' times at random.
+
+        Weights are then above 0, lest too few times be left (Bayesian bootstrap, Rubin 1981).
+        """
         s, t = self.times.shape
+        times: np.ndarray
         if s >= 5:
             times = rng.multinomial(s, np.full(s, 1 / s))[:, None]
         else:
-            times = rng.multinomial(10, np.full(10, 0.1), size=s)[:, np.arange(t) * 10 // t]
+            n = min(t, 10)
+            times = n * rng.dirichlet(np.ones(n), size=s)[:, np.arange(t) * n // t]
         return replace(self, weight=self.weight * torch.from_numpy(times).float()[..., None])
 
     def exchanged(self, rng: np.random.Generator) -> SeriesBatch:
@@ -142,7 +176,7 @@ class SeriesBatch:
                 if end == len(times):
                     break
                 begin = max(int(np.searchsorted(times, times[begin] + span / 2)), begin + 1)
-        of, first, last = torch.tensor(found).T
+        of, first, last = torch.tensor(found, dtype=torch.long).reshape(-1, 3).T
         at = first[:, None] + torch.arange(int((last - first).max()))
         inside, at = at < last[:, None], at.minimum(last[:, None] - 1)
         states = self.smoothed(self.times, bandwidth)[0]
@@ -235,12 +269,11 @@ class SeriesSource(Source):
         Raises
         ------
         DataError
-            If every series has one time only, or one lacks a gene altogether: where it starts is not known.
+            If a series has one time only, or lacks a gene altogether: where it starts is not known.
         """
         batch, codes = self._averaged(rows)
-        if batch.times.shape[1] < 2:
-            raise DataError("Every trajectory has one time only; dynamics need two at the least.")
         whole, known = self._averaged(self.known)
+        _refuse_moments(whole)
         self._refuse_lacking(whole)
         at = torch.from_numpy(np.searchsorted(known, codes))
         # of single cells: means of all may be later than those of some
@@ -332,6 +365,17 @@ class SeriesSource(Source):
             total.index_add_(0, at, x * measured)
             weight.index_add_(0, at, measured.expand_as(x))
         return total, weight
+
+
+def _refuse_moments(batch: SeriesBatch) -> None:
+    short = (batch.observed.sum(1) < 2).nonzero()[:, 0].tolist()
+    if short:
+        name, n = batch.names[short[0]], int(batch.weight[short[0]].amax())
+        raise DataError(
+            f"{len(short)} of {len(batch)} trajectories have one time only, such as {name!r} (cells there: "
+            f"{n}): nothing is seen to move. A path needs two times at the least. Leave them out, or correct "
+            "the column of trajectories."
+        )
 
 
 def _refuse_gaps(batch: SeriesBatch) -> None:

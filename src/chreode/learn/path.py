@@ -18,20 +18,27 @@ from .phase import Phase, Run, Split, Trace
 _NONE = 1e-5
 
 
+#: Strengths that a grid grows by, at the most.
+GROWN = 6
+
+
 @dataclass(frozen=True)
 class Path:
     """Learn under each strength in turn, and keep the sparsest fit that is as good as the best.
 
     As good: its mean error on the held-out series is within one standard error of the smallest one
-    (Breiman et al. 1984), or within 1 % where there are fewer than five series.
+    (Breiman et al. 1984), or within 1 % where there are fewer than five series. Where that is the
+    strongest of several the grid goes on, and where the best is the weakest it goes back, by six strengths
+    at the most: the end of a grid is no optimum.
 
-    The module offers ``strengthen(value)``, ``errors(batch)`` (the error of each series), and
-    ``path_matrix()`` (0 where an input does not reach an output), whose share of zeros the history tells.
+    The module offers ``strengthen(value)``, ``further(value, before)`` (the next strength of a grid, or
+    None), ``errors(batch)`` (the error of each series), and ``path_matrix()`` (0 where an input does not
+    reach an output), whose share of zeros the history tells.
 
     Attributes
     ----------
     stage
-        How to learn at each strength.
+        How to learn at each strength: to rest, or a strength would stand for the steps before it too.
     strengths
         Rising.
     """
@@ -40,33 +47,77 @@ class Path:
     stage: Phase
     strengths: tuple[float, ...]
 
-    def until(self, strength: float) -> Path:
-        """Return the way to one strength."""
+    def until(self, strength: float, module: Any) -> Path:
+        """Return the way to one strength, which may lie beyond the grid."""
         # a module keeps it in single precision
-        return replace(
-            self, strengths=tuple(s for s in self.strengths if s <= strength * (1 + 1e-6))
-        )
+        way = [s for s in self.strengths if s <= strength * (1 + 1e-6)] or [strength]
+        while len(way) > 1 and strength > way[-1] * (1 + 1e-6):
+            way.append(min(module.further(way[-1], way[-2]), strength))
+        return replace(self, strengths=tuple(way))
 
     def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
         """Train ``phase.part`` in place; held-out series are judged as the phase sees them."""
-        target, traces, states, errors = phase.target(module), [], [], []
-        rested = []
+        target = phase.target(module)
         seen = self.stage.view(module, source, split, run) if self.stage.view else source
-        for number, strength in enumerate(self.strengths):
+        first = _Fit(0.0, store.clone_state(target), [], Trace(pd.DataFrame(), "rested"))
+        fits: list[_Fit] = []
+
+        def fit(strength: float, begun: _Fit) -> _Fit:
+            target.load_state_dict(begun.state)
             target.strengthen(strength)
-            own = run.for_phase(number)
+            own = run.for_phase(len(fits))
             trace = self.stage.learner.learn(module, self.stage, seen, split, own)
-            traces.append(trace.history.assign(strength=strength))
-            rested.append(trace.state)
-            errors.append(_held_out(target, source, split, run))
+            errors = _held_out(target, source, split, run)
+            table = trace.history.assign(strength=strength)
             zeros = float((target.path_matrix() <= _NONE).float().mean())
-            held_out = np.mean(errors[-1]) if errors[-1] else np.nan
-            traces[-1].loc[traces[-1].index[-1], ["held_out", "none"]] = held_out, zeros
-            states.append(store.clone_state(target))
-        chosen = choose(np.array(errors)) if len(split.validation) else len(self.strengths) - 1
-        target.load_state_dict(states[chosen])
-        note = f"{phase.name}: strength {self.strengths[chosen]:g} of {len(self.strengths)}"
-        return Trace(pd.concat(traces, ignore_index=True), rested[chosen], (note,))
+            held_out = np.mean(errors) if errors else np.nan
+            table.loc[table.index[-1], ["held_out", "none"]] = held_out, zeros
+            found = _Fit(strength, store.clone_state(target), errors, replace(trace, history=table))
+            fits.append(found)
+            return found
+
+        last = first
+        for strength in self.strengths:
+            last = fit(strength, last)
+        chosen, more = last, None
+        if len(split.validation):
+            while True:
+                fits.sort(key=lambda f: f.strength)
+                errors = np.array([f.errors for f in fits])
+                chosen = fits[choose(errors)]
+                more = _beyond(fits, errors, chosen, target)
+                if more is None or len(fits) >= len(self.strengths) + GROWN:
+                    break
+                fit(more, fits[-1] if more > fits[-1].strength else first)
+        target.load_state_dict(chosen.state)
+        fits.sort(key=lambda f: f.strength)
+        end = " (the end of the grid)" if more is not None else ""
+        note = f"{phase.name}: strength {chosen.strength:g} of {len(fits)}{end}"
+        table = pd.concat([f.trace.history for f in fits], ignore_index=True)
+        return Trace(table, chosen.trace.state, (*chosen.trace.notes, note))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A fit under one strength."""
+
+    strength: float
+    state: dict[str, torch.Tensor]
+    errors: list[float]
+    trace: Trace
+
+
+def _beyond(fits: list[_Fit], errors: np.ndarray, chosen: _Fit, target: Any) -> float | None:
+    """Return the next strength at the end of the grid at which the best lies, if it does."""
+    means = errors.mean(1)
+    if len(fits) < 2 or not np.isfinite(means).any():
+        return None
+    found: float | None = None
+    if chosen is fits[-1]:
+        found = target.further(fits[-1].strength, fits[-2].strength)
+    elif int(np.nanargmin(means)) == 0:
+        found = target.further(fits[0].strength, fits[1].strength)
+    return found
 
 
 def choose(errors: np.ndarray) -> int:

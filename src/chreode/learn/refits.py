@@ -58,4 +58,4 @@ class Refits:
 def _until(stage: Phase, module: Any) -> Phase:
     if not isinstance(stage.learner, Path):
         return stage
-    return replace(stage, learner=stage.learner.until(float(module.strength)))
+    return replace(stage, learner=stage.learner.until(float(module.strength), module))

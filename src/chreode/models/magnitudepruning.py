@@ -34,6 +34,11 @@ class Pruned(Dynamics):
         for p, old in zip(parameters, self.early, strict=True):
             p.copy_(old)
 
+    def further(self, value: float, before: float) -> float | None:
+        """Return the next share that is cut: what is kept has even ratios."""
+        found = 1 - (1 - value) ** 2 / (1 - before)
+        return found if found >= 0 and found != value else None
+
 
 @config
 class MagnitudePruning(Penalised):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..data.source import Source
 from ..learn.path import Path
 from ..learn.phase import Phase, Run, Split
 from ..learn.refits import Refits
+from ..learn.rest import ToRest
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
 from ..model import Model
@@ -26,8 +28,6 @@ from ..schema import Spec
 EVERY = 20
 #: Cells of a population that are carried at once.
 CROWD = 128
-#: Trajectories of which whole ones can be spared to validate on.
-MANY = 10
 
 
 @config
@@ -39,7 +39,7 @@ class NeuralODE(Model):
         dx/dt = f(x),   x(t_0) smoothed from the first cells
 
     f first matches the slopes of smoothed paths, which needs no solve; then short pieces are solved
-    through, then whole paths. Of ten trajectories or more some are held out at random to choose by, and then
+    through, then whole paths. Of several trajectories some are held out at random to choose by, and then
     learned from too, as cross-validated regressions are; trajectories named to `fit` never are.
 
     References
@@ -156,15 +156,26 @@ class NeuralODE(Model):
     def split(
         self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
     ) -> Split:
-        """Hold out whole trajectories where there are ten at the least, otherwise cells of each."""
-        if isinstance(validation, float) and "trajectory" in source.columns:
-            of = source.columns["trajectory"][rows]
-            series = rng.numpy("split").permutation(np.unique(of))
-            n = max(1, round(len(series) * validation)) if validation else 0
-            if len(series) >= MANY:
-                held_out = np.isin(of, series[:n])
-                return Split(rows[~held_out], rows[held_out])
-        return super().split(source, rows, validation, rng)
+        """Hold out whole trajectories; where there is but one, cells spread over its time.
+
+        Cells of a path that is learned from tell little of the next one.
+        """
+        drawn = super().split(source, rows, validation, rng)
+        n, of = len(drawn.validation), source.columns.get("trajectory")
+        if isinstance(validation, np.ndarray) or drawn.named or not n:
+            return drawn
+        chance = rng.numpy("split")
+        series = np.unique(np.zeros(1) if of is None else np.asarray(of)[rows])
+        if len(series) > 1:
+            n = max(1, round(len(series) * validation))
+            held_out = np.isin(np.asarray(of)[rows], chance.permutation(series)[:n])
+            return Split(rows[~held_out], rows[held_out])
+        time = source.scaled("time")[rows]
+        spread = np.floor((np.arange(n) + chance.random()) * len(rows) / n).astype(int)
+        held_out = np.isin(np.arange(len(rows)), np.argsort(time, kind="stable")[spread])
+        if len(np.unique(time[held_out])) < 2:  # of one moment nothing is seen to move
+            return Split(rows, rows[:0])
+        return Split(rows[~held_out], rows[held_out])
 
     def reads(self, verb: str) -> tuple[str, ...]:
         """Return the roles that `verb` reads."""
@@ -180,14 +191,17 @@ class Penalised(NeuralODE):
     )
     strengths: tuple[float, ...] = param(
         (0.001, 0.003, 0.006, 0.012, 0.025),
-        "Weights to choose from, each fit begun at the last one.",
+        "Weights to choose from, each fit begun at the last one; more where the best is the last or first.",
         low=0,
     )
-    match_steps: int = param(300, "Steps on slopes, without a penalty and under each.", low=1)
+    match_steps: int = param(
+        300, "Steps of a round on slopes; without a penalty and under each: rounds to rest.", low=1
+    )
 
     def first(self) -> list[Phase]:
         """Slopes without a penalty and under each strength, then pieces under the best."""
         strengths = self.strengths if self.strength is None else (self.strength,)
         slopes, *pieces = super().first()
+        slopes = replace(slopes, learner=ToRest(slopes.learner))
         path = Path(slopes, tuple(sorted(strengths)))
         return [slopes, Phase(path, name="strengths", view=self.view(self.span)), *pieces]

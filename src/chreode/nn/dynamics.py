@@ -124,6 +124,10 @@ class Dynamics(Module):
         """Set the weight of the penalty."""
         self.strength.fill_(value)
 
+    def further(self, value: float, before: float) -> float | None:
+        """Return the strength that comes after two others in a grid of even ratios, either way."""
+        return value * value / before if value and before else None
+
     def errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
         """Return the mean squared error of each path, in scaled units; infinite where one blows up."""
         start = self.frame.inside(batch.start)

@@ -59,12 +59,15 @@ class Frame(nn.Module):
         self.clock.copy_(torch.stack([times.amin(), times.amax()]))
 
     def states(self, found: Float[Tensor, "q g"]) -> None:
-        """Keep states along observed paths, and the plane in which they vary most."""
+        """Keep states along observed paths, and the plane in which they vary most.
+
+        Dimensions beyond those that so many states can span stay 0.
+        """
         found = self.inside(found)
         at = torch.linspace(0, len(found) - 1, REFERENCES).round().long()
         self.references.copy_(found[at])
-        axes = torch.linalg.svd(found, full_matrices=False)[2]
-        self.plane.copy_(axes[: self.plane.shape[1]].T)
+        axes = torch.linalg.svd(found, full_matrices=False)[2][: self.plane.shape[1]]
+        self.plane[:, : len(axes)] = axes.T
 
     @property
     def length(self) -> Float[Tensor, ""]:
