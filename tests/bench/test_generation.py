@@ -153,5 +153,8 @@ def test_a_small_class_is_learned_from_first(n):
 def test_what_cannot_be_judged_is_refused(cells):
     with pytest.raises(ch.SchemaError, match="classes"):
         ch.bench.generation(cells, ch.Schema(counts="layers/counts"))
+    for n in (4, 60):
+        with pytest.raises(ch.DataError, match="a fifth of all"):
+            ch.bench.generation(cells[:n].copy(), ROLES, seeds=(0,), progress=False)
     with pytest.raises(ch.SchemaError, match="counts"):
         ch.bench.generation(cells, ch.Schema(label="obs/cell_type"))

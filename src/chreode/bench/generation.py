@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from .. import read
 from ..check import as_category
-from ..errors import ConfigError, SchemaError
+from ..errors import ConfigError, DataError, SchemaError
 from ..learn.state import State
 from ..metrics import generation as measure
 from ..model import Model
@@ -30,7 +30,7 @@ from .generators import Classes, Counts
 from .ledger import provenance
 from .table import Bench
 from .trials import Result
-from .yardstick import METRICS, MIN_CLASS, SHARES, Parts, scored, split, worst_marker
+from .yardstick import METRICS, MIN_CLASS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
 
 #: Cells of each kind that are kept for pictures.
 PICTURED = 1500
@@ -119,6 +119,8 @@ def generation(
     ------
     ConfigError, SchemaError
         If a model generates no counts, or the schema names no counts or no classes.
+    DataError
+        If no class has enough cells to be scored.
 
     Returns
     -------
@@ -149,6 +151,8 @@ def generation(
         "cells": int((given.classes >= 0).sum()),
         "too small": {n: int(k) for n, k in zip(names, held_out, strict=True) if k < MIN_CLASS},
     }  # fmt: skip
+    if len(about["too small"]) == len(names):
+        raise DataError(TOO_FEW)
     bench, outcomes = contest(
         "generation", rows, _metric_table(given), given, about,
         seeds=seeds, into=into, progress=progress,

@@ -17,6 +17,9 @@ from .generators import Classes
 SHARES = (0.5, 0.2, 0.2, 0.1)
 #: Cells that a class must have in the part compared with, to be scored by itself.
 MIN_CLASS = 20
+TOO_FEW = (
+    f"No class has {MIN_CLASS} cells to compare, a fifth of all: give more, or fewer categories."
+)
 #: Metrics that tell replayed cells from new ones; by all others they are real cells.
 OF_MEMORY = ("memory", "membership")
 #: Cells of a class, and of all classes together, that distances look at.
@@ -108,18 +111,19 @@ def scored(
     DataError
         If no class has enough cells.
     """
+    sides = {
+        int(number): (np.flatnonzero(of_real == number), np.flatnonzero(of_fake == number))
+        for number in np.unique(of_real)
+    }
+    large = {number: ab for number, ab in sides.items() if min(map(len, ab)) >= MIN_CLASS}
+    if not large:
+        raise DataError(TOO_FEW)
     space = measure.Space.of(yardstick)
     x, y, yard = space.place(real), space.place(fake), space.place(yardstick)
     parts = {}
-    for number in np.unique(of_real):
-        a, b = np.flatnonzero(of_real == number), np.flatnonzero(of_fake == number)
-        if min(len(a), len(b)) >= MIN_CLASS:
-            widths = measure.median_widths(yard[of_yardstick == number])
-            parts[int(number)] = _of_class(x[a], y[b], real[a], fake[b], widths, seed)
-    if not parts:
-        raise DataError(
-            f"No class has {MIN_CLASS} cells to compare, a fifth of all: give more, or fewer categories."
-        )
+    for number, (a, b) in large.items():
+        widths = measure.median_widths(yard[of_yardstick == number])
+        parts[number] = _of_class(x[a], y[b], real[a], fake[b], widths, seed)
     few = _thinned(x, seed), _thinned(y, seed)
     by_variance = np.argsort(-measure.Moments.of(yardstick).variance, kind="stable")
     known = space.place(train)
