@@ -155,7 +155,7 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
                 "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
                 "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
             )  # fmt: skip
-        elif seen.high > _EXACT:
+        elif _EXACT < seen.high < 3.4e38:
             yield Finding(
                 "warning", role,
                 f"{said} holds counts up to {seen.high:,.0f}. Models read them as float32: above "

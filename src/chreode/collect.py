@@ -16,7 +16,9 @@ from anndata import AnnData
 from anndata.io import write_elem
 
 from . import store
+from .data.disk import readable
 from .data.files import editable
+from .data.foreign import refuse_foreign
 from .errors import DataError, StoreError
 from .read import Data
 
@@ -129,8 +131,13 @@ def copy_with(
     StoreError
         If `target` cannot be written.
     """
+    with readable(str(file)):
+        refuse_foreign(file)
     with store.aside(target) as made:
-        (shutil.copytree if file.is_dir() else shutil.copyfile)(file, made)
+        if file.is_dir():
+            shutil.copytree(file, made, symlinks=True)  # none is followed
+        else:
+            shutil.copyfile(file, made)
         with editable(made) as root:
             for slot, items in (("obsm", obsm), ("uns", {}), ("uns/chreode", records)):
                 if slot not in root:

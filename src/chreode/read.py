@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from .data.disk import DiskMatrix, by_rows, readable
+from .data.disk import DiskMatrix, by_rows, refuse_elsewhere_in
 from .data.files import OnDisk, open_file, stack, stored_bytes
+from .data.memory import in_memory
 from .errors import SchemaError, StoreError, near
 from .schema import Place
 
@@ -55,44 +54,36 @@ def open(  # noqa: A001 (called as ch.open)
 
 
 def read(data: Data | str | Path) -> Data:
-    """Return the cells; read them if a path is given, or open it if it is larger than `IN_MEMORY`.
+    """Return the cells; a path is opened.
+
+    What roles name is read into memory once it is asked for, or left in a file larger than `IN_MEMORY`.
 
     Raises
     ------
     StoreError
-        If the file is absent, cut short or of another kind.
+        If the file is absent, cut short, of another kind, or takes data from other files.
     """
     if isinstance(data, AnnData) and data.isbacked and data.is_view:
         raise StoreError(
             "This is a part of data on disk. Give the whole and choose cells with rows=…, "
             "or load the part first: data.to_memory()."
         )
+    if isinstance(data, AnnData | MuData):
+        _refuse_elsewhere(data)
     if isinstance(data, AnnData | MuData | OnDisk):
         return data
     if not isinstance(data, str | Path):
         raise StoreError(f"Expected an AnnData, a MuData or a path, got {type(data).__name__}.")
     path = Path(data)
-    if stored_bytes(path) > IN_MEMORY:
-        return open_file(path)
-    with readable(str(path)):
-        if path.suffix == ".h5mu":
-            return _read_mudata(path)
-        import anndata
-
-        return (anndata.read_zarr if path.suffix == ".zarr" else anndata.read_h5ad)(path)
+    return open_file(path, light=stored_bytes(path) <= IN_MEMORY)
 
 
-def _read_mudata(path: Path) -> MuData:
-    import mudata
-
-    try:
-        with mudata.set_options(pull_on_update=False):
-            return mudata.read_h5mu(path)
-    except ValueError:
-        # mudata 0.3 cannot join modalities whose obs index has a name; its older way can
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return mudata.read_h5mu(path)
+def _refuse_elsewhere(data: AnnData | MuData) -> None:
+    for part in (data, *getattr(data, "mod", {}).values()):
+        if isinstance(part, AnnData):
+            raw = [part.raw.X] if part.raw is not None else []
+            for values in (part.X, *raw, *part.layers.values(), *part.obsm.values()):
+                refuse_elsewhere_in(values)
 
 
 def holder(data: Data, place: Place, role: str) -> Data:
@@ -119,61 +110,71 @@ def holder(data: Data, place: Place, role: str) -> Data:
 
 
 def matrix(data: Data, place: Place, role: str) -> tuple[Any, pd.Index]:
-    """Return the matrix at `place` (CSR, dense or on disk) and the names of its features."""
+    """Return the matrix at `place` (CSR, dense or on disk) and the names of its features.
+
+    Raises
+    ------
+    SchemaError
+        If there is none.
+    DataError, StoreError
+        If it is damaged.
+    """
     owner: Any = holder(data, place, role)
-    if place.slot == "raw":
-        if getattr(owner, "raw", None) is None:
-            raise SchemaError(f"{role}={str(place)!r}: the data has no raw.")
-        values, names = owner.raw.X, owner.raw.var_names
-    elif place.slot == "X":
-        values, names = owner.X, owner.var_names
-        if values is None:
-            raise SchemaError(f"{role}={str(place)!r}: the data has no X.")
-    else:
-        table = getattr(owner, place.slot)
-        if place.key not in table:
-            raise SchemaError(
-                f"{role}={str(place)!r}: there is no {place.key!r} in {place.slot}."
-                f"{near(place.key, table)}"
-            )
-        values = table[place.key]
-        names = owner.var_names if place.slot == "layers" else _obsm_names(values, place.key)
-    if isinstance(values, pd.DataFrame):
-        values = values.to_numpy()
-    if sp.issparse(values):
-        values = values.tocsr()
-        if not values.has_canonical_format:
-            values = values.copy()  # the user's own stays as it is
-            values.sum_duplicates()
-        return _alike(values), names
+    said = f"{role} ({place})" if role else str(place)
+    values, names = _found(owner, place, role)
+    if names is None:
+        names = _obsm_names(values, place.key)
     values = by_rows(values)
-    if not isinstance(values, DiskMatrix):
-        values = np.asarray(values)
-    if len(values.shape) != 2:
-        raise SchemaError(f"{role}={str(place)!r}: expected cells x features, got {values.shape}.")
-    return values, names
+    if isinstance(values, DiskMatrix):
+        if len(values.shape) != 2:
+            raise SchemaError(f"{said}: expected cells x features, got {values.shape}.")
+        if not getattr(owner, "light", False):
+            return values, names
+        values = values.whole
+    return in_memory(values, said), names
 
 
-def _alike(values: sp.csr_matrix | sp.csr_array) -> sp.csr_matrix | sp.csr_array:
-    """Give indices and indptr the same integers: else SciPy converts all indices for a few rows."""
-    kind = values.indices.dtype
-    if values.indptr.dtype == kind:
-        return values
-    if values.nnz > np.iinfo(kind).max:
-        kind = values.indptr.dtype
-    parts = values.data, values.indices.astype(kind, copy=False), values.indptr.astype(kind)
-    return type(values)(parts, shape=values.shape)
+def _found(owner: Any, place: Place, role: str) -> tuple[Any, pd.Index | None]:
+    """Return what stands at a place, as it is, and the names of its features where they are the owner's."""
+    named = f"{role}={str(place)!r}"
+    _refuse_unreadable(owner, place, role)
+    if place.slot == "raw":
+        if getattr(owner, "raw", None) is None or owner.raw.X is None:
+            raise SchemaError(f"{named}: the data has no raw.")
+        return owner.raw.X, owner.raw.var_names
+    if place.slot == "X":
+        if owner.X is None:
+            raise SchemaError(f"{named}: the data has no X.")
+        return owner.X, owner.var_names
+    table = getattr(owner, place.slot)
+    if place.key not in table:
+        raise SchemaError(
+            f"{named}: there is no {place.key!r} in {place.slot}.{near(place.key, table)}"
+        )
+    return table[place.key], owner.var_names if place.slot == "layers" else None
+
+
+def _refuse_unreadable(owner: Any, place: Place, role: str) -> None:
+    slot = f"{place.slot}/{place.key}" if place.key else place.slot
+    why = getattr(owner, "unreadable", {}).get(slot)
+    if why is not None:
+        raise StoreError(
+            f"{role}={str(place)!r}: {slot} of {owner.path} cannot be read ({why}). Copy or download the "
+            "file again, or write this slot anew; slots that no role names may stay as they are."
+        )
 
 
 def _obsm_names(values: Any, key: str) -> pd.Index:
     if isinstance(values, pd.DataFrame):
         return values.columns.astype(str)
-    return pd.Index([f"{key}_{i}" for i in range(values.shape[1])])
+    shape = getattr(values, "shape", ())
+    return pd.Index([f"{key}_{i}" for i in range(shape[1] if len(shape) == 2 else 0)])
 
 
 def column(data: Data, place: Place, role: str) -> pd.Series:
     """Return the obs column at `place`, one value per cell of `data`."""
     owner = holder(data, place, role)
+    _refuse_unreadable(owner, place, role)
     if place.key not in owner.obs:
         raise SchemaError(
             f"{role}={str(place)!r}: there is no column {place.key!r} in obs.{near(place.key, owner.obs)}"

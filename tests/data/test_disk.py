@@ -495,10 +495,12 @@ def test_a_path_is_read_if_it_is_small_and_opened_if_it_is_large(cells, schema, 
         for x in (cells.X, *(x for x in cells.layers.values() if sp.issparse(x)))
     )
     assert files.stored_bytes(path) > bytes_ > path.stat().st_size
-    assert isinstance(read.read(path), ad.AnnData)
+    small = read.read(path)
+    assert sp.issparse(read.matrix(small, Place.parse("X"), "counts")[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(read, "IN_MEMORY", bytes_)
-        assert isinstance(read.read(path), files.OnDisk)
+        large = read.read(path)
+        assert isinstance(read.matrix(large, Place.parse("X"), "counts")[0], disk.DiskSparse)
         fitted = ch.PCA(n_latent=3).fit(str(path), schema)
         np.testing.assert_array_equal(fitted.embed(path), fitted.embed(cells))
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import anndata
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 
@@ -28,7 +29,7 @@ from ..metrics.score import Score
 from ..model import Model
 from ..models.pca import PCA
 from ..read import Data
-from ..schema import Schema
+from ..schema import Place, Schema
 from ..surroundings import settled
 from .cluster import opened, portable
 from .ledger import digest, provenance
@@ -230,7 +231,8 @@ def _ready(data: Data, table: Sequence[_Method]) -> Iterator[Float[np.ndarray, "
 
 
 def _slot(data: Data, key: str) -> Float[np.ndarray, "cells z"]:
-    return np.asarray(data.obsm[key], np.float32)
+    values = read.matrix(data, Place("obsm", key), "obsm")[0]
+    return np.asarray(values.toarray() if sp.issparse(values) else values, np.float32)
 
 
 def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarray:

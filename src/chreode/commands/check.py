@@ -114,7 +114,7 @@ def _matrices(data: Data, looks: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from .. import read
     from ..check import look
     from ..data.disk import is_sparse
-    from ..errors import StoreError
+    from ..errors import ChreodeError
 
     for prefix, part in _parts(data):
         whole = bool(getattr(data, "mod", {})) and not prefix
@@ -125,18 +125,20 @@ def _matrices(data: Data, looks: dict[str, Any]) -> Iterator[dict[str, Any]]:
         slots += [f"obsm/{name}" for name in part.obsm if not (whole and name in data.mod)]
         for slot in slots:
             place = str(Place.parse(prefix + slot))
-            values, _ = read.matrix(data, Place.parse(place), "")
-            counts, said = False, f"{values.dtype}, no numbers"
-            if values.dtype.kind in "fiub":
-                try:
+            row = {"place": place, "shape": [], "dtype": "", "sparse": False, "counts": False}
+            try:
+                values, _ = read.matrix(data, Place.parse(place), "")
+                row |= {"shape": list(values.shape), "dtype": str(values.dtype)}
+                row |= {"sparse": is_sparse(values), "holds": f"{values.dtype}, no numbers"}
+                if values.dtype.kind in "fiub":
                     looks[place] = look(values, np.arange(values.shape[0]), f"look at {place}")
-                    counts, said = _told(looks[place])
-                except StoreError as error:  # one damaged slot does not hide the others
-                    said = str(error)
-            yield {
-                "place": place, "shape": list(values.shape), "dtype": str(values.dtype),
-                "sparse": is_sparse(values), "counts": counts, "holds": said,
-            }  # fmt: skip
+                    row["counts"], row["holds"] = _told(looks[place])
+            except ChreodeError as error:  # one damaged slot does not hide the others
+                row["holds"] = str(error)
+            yield row
+        for slot, why in getattr(part, "unreadable", {}).items():
+            yield {"place": prefix + slot, "shape": [], "dtype": "", "sparse": False,
+                   "counts": False, "holds": f"cannot be read ({why})"}  # fmt: skip
 
 
 def _told(seen: Look) -> tuple[bool, str]:
@@ -244,7 +246,7 @@ def _next(
         roles.append("--" + role.replace("_", "-"))
         if value is not True:
             roles += [value] if isinstance(value, str) else value
-    width = next((m["shape"][1] for m in matrices if m["place"] == schema.counts), 0)
+    width = next((m["shape"][1] for m in matrices if m["place"] == schema.counts and m["shape"]), 0)
     # most genes of a whole transcriptome tell nothing and cost time
     fewer = ["--n-genes", "2000"] if width > 5000 else []
     return shlex.join(["chreode", "fit", model, str(file), *roles, *fewer, "-o", f"runs/{model}"])
@@ -292,8 +294,8 @@ def _tables(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> It
     wide = max((len(row["place"]) for row in (*matrices, *columns)), default=0)
     yield "\nMatrices"
     for row in matrices:
-        shape = f"{row['shape'][0]:,} x {row['shape'][1]:,}"
-        form = f"{'sparse' if row['sparse'] else 'dense'} {row['dtype']}"
+        shape = " x ".join(f"{n:,}" for n in row["shape"])
+        form = f"{'sparse' if row['sparse'] else 'dense'} {row['dtype']}" if row["dtype"] else ""
         yield f"  {row['place']:<{wide}}  {shape:<20}{form:<16}{row['holds']}"
     if columns:
         yield "\nColumns"

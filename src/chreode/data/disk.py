@@ -18,6 +18,8 @@ from anndata.abc import CSCDataset, CSRDataset
 from jaxtyping import Int, Shaped
 
 from ..errors import ChreodeError, StoreError
+from .foreign import refuse_codecs, refuse_elsewhere
+from .memory import refuse_ends, rows_of
 from .source import Csr, in_order
 
 #: Stored values that a block holds at the least and, where chunks are large, at the most.
@@ -60,6 +62,11 @@ class DiskMatrix:
         held = self._read(wanted)
         return held if np.array_equal(wanted, rows) else held[np.searchsorted(wanted, rows)]
 
+    @cached_property
+    def whole(self) -> Csr | np.ndarray:
+        """All rows, in memory from the first time they are asked for."""
+        return self[np.arange(self.shape[0])]
+
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         """Return the whole, dense."""
         whole: Any = self[np.arange(self.shape[0])]
@@ -77,7 +84,7 @@ class DiskMatrix:
 
 
 class DiskDense(DiskMatrix):
-    """A dense matrix in a file."""
+    """A dense matrix in a file; pieces of zarr that are absent were lost, for all that can be told."""
 
     sparse = False
 
@@ -87,8 +94,15 @@ class DiskDense(DiskMatrix):
         self._width = math.prod(self.shape[1:])
         self.block = self._block((array.chunks or (0,))[0] * self._width, self._width)
 
+    @cached_property
+    def _intact(self) -> bool:
+        if absent(self._array):
+            raise _lost(self.name, absent(self._array))
+        return True
+
     def _read(self, rows: Int[np.ndarray, " r"]) -> np.ndarray:
         first, last = _runs(rows)
+        assert self._intact
         return _gather(self.name, self._array, first, last, max(self._width, 1))
 
 
@@ -111,53 +125,41 @@ class DiskSparse(DiskMatrix):
     def _indptr(self) -> Int[np.ndarray, " ends"]:
         """Where each row begins, and where the last one ends."""
         with readable(self.name):
-            ends = self._indptr_array[:].astype(np.int64)
-        stored = min(self._data.shape[0], self._indices.shape[0])
-        falls = len(ends) > 1 and bool((np.diff(ends) < 0).any())
-        if len(ends) != self.shape[0] + 1 or ends[0] != 0 or ends[-1] > stored or falls:
-            raise StoreError(
-                f"{self.name} is damaged: its indptr does not describe {self.shape[0]:,} rows of "
-                f"{stored:,} stored values. Copy or write the file again."
-            )
-        lacking = _lacking(self._indices)
-        if lacking and stored > self.shape[0]:  # so they cannot all be those of the first column
-            raise StoreError(
-                f"{self.name} is damaged: {lacking:,} pieces of its zarr array are absent, and would "
-                "be read as zeros. Copy or write the folder again."
-            )
+            ends = self._indptr_array[:]
+        stored = self._data.shape[0], self._indices.shape[0]
+        refuse_ends(self.name, ends, self.shape[0], stored, StoreError)
+        ends = ends.astype(np.int64)
+        refuse_absent(self.name, ends, self._indptr_array, self._indices, self._data)
         return ends
 
     def _read(self, rows: Int[np.ndarray, " r"]) -> sp.csr_matrix:
         first, last = _runs(rows)
         begin, end = self._indptr[first], self._indptr[last]
-        indices = _gather(self.name, self._indices, begin, end)
-        width = self.shape[1]
-        if len(indices) and not 0 <= indices.min() <= indices.max() < width:
-            raise StoreError(
-                f"{self.name} is damaged: column {int(indices.max()):,} in a matrix of {width:,} "
-                "features. Copy or write the file again."
-            )
-        # positions as int32 where they fit: scipy would look through all of them to find out
-        kind = np.int32 if max(len(indices), width) < 2**31 else np.int64
+        indices, data = (_gather(self.name, a, begin, end) for a in (self._indices, self._data))
         ends = np.concatenate([[0], np.cumsum(self._indptr[rows + 1] - self._indptr[rows])])
-        found = sp.csr_matrix(
-            (_gather(self.name, self._data, begin, end), indices.astype(kind), ends.astype(kind)),
-            (len(rows), width),
-        )
-        found.sum_duplicates()  # and sorted; does nothing where a file is in order
-        return found
+        return rows_of(self.name, data, indices, ends, (len(rows), self.shape[1]), error=StoreError)
 
 
 class DiskByColumns(DiskMatrix):
-    """A CSC matrix in a file: it is refused when rows are asked for."""
+    """A CSC matrix in a file: read as a whole, and refused when some rows are asked for."""
 
     sparse = True
 
     def __init__(self, dataset: CSCDataset) -> None:
         group: Any = dataset.group
+        self._parts = [group[part] for part in ("data", "indices", "indptr")]
         self.name = _name(group["data"])
         self.shape, self.dtype = tuple(map(int, dataset.shape)), group["data"].dtype
         self.block = 2
+
+    @cached_property
+    def whole(self) -> Csr:
+        """All rows, in memory from the first time they are asked for."""
+        with readable(self.name):
+            data, indices, indptr = (part[:] for part in self._parts)
+        refuse_ends(self.name, indptr, self.shape[1], (len(data), len(indices)), StoreError)
+        refuse_absent(self.name, indptr.astype(np.int64), *reversed(self._parts))
+        return rows_of(self.name, data, indices, indptr, self.shape, columns=True, error=StoreError)
 
     def _read(self, rows: Int[np.ndarray, " r"]) -> Any:  # noqa: ARG002 (nothing can be read)
         raise StoreError(
@@ -212,6 +214,18 @@ def by_rows(values: Any) -> Any:
     return DiskByColumns(values) if isinstance(values, CSCDataset) else values
 
 
+def refuse_elsewhere_in(values: Any) -> None:
+    """Refuse what stands in a slot if it is of a file that takes data from others, or runs code."""
+    group = values.group if isinstance(values, CSRDataset | CSCDataset) else values
+    if isinstance(group, h5py.Group | h5py.Dataset):
+        refuse_elsewhere(group.file)
+    elif isinstance(group, zarr.Array):
+        refuse_codecs(_name(group), group.metadata.to_dict())
+    elif isinstance(group, zarr.Group):
+        for part in group.array_values():
+            refuse_codecs(_name(part), part.metadata.to_dict())
+
+
 def is_sparse(values: Any) -> bool:
     """Return whether the zeros of a matrix are not stored, in memory or on disk."""
     return values.sparse if isinstance(values, DiskMatrix) else sp.issparse(values)
@@ -225,9 +239,51 @@ def _name(values: Any) -> str:
     return getattr(values, "name", "memory")
 
 
-def _lacking(array: Any) -> int:
-    """Return how many chunks of a zarr array are absent: of zeros alone, or lost by a copy."""
-    return array.nchunks - array.nchunks_initialized if isinstance(array, zarr.Array) else 0
+def absent(array: Any) -> list[tuple[int, ...]]:
+    """Return which pieces (chunks, or shards) of a zarr array in a folder are absent.
+
+    zarr leaves out a piece that holds its fill value alone, and reads one that a copy lost as if it did.
+    """
+    root = getattr(getattr(array, "store", None), "root", None)
+    if not isinstance(array, zarr.Array) or not isinstance(root, Path):
+        return []
+    folder, size = root / array.path, array.shards or array.chunks
+    there = {str(Path(at, name)) for at, _, names in os.walk(folder) for name in names}
+    grid = [math.ceil(n / s) for n, s in zip(array.shape, size, strict=True)]
+    key = array.metadata.encode_chunk_key
+    return [at for at in np.ndindex(*grid) if str(folder / key(at)) not in there]
+
+
+def refuse_absent(
+    name: str, ends: Int[np.ndarray, " ends"], indptr: Any, indices: Any, data: Any
+) -> None:
+    """Refuse a sparse matrix that lost pieces, unless they must be what zarr reads in their place.
+
+    Those are pieces behind the last row, and pieces of indices in which every row has one value at the most,
+    so that all may be of the first column.
+    """
+    stored, lost = int(ends[-1]), []
+    if data.shape[0]:
+        lost += [*absent(indptr), *(at for at in absent(data) if at[0] * _piece(data) < stored)]
+    inside = np.unique(ends)
+    for at in absent(indices):
+        begin, end = at[0] * _piece(indices), min((at[0] + 1) * _piece(indices), stored)
+        if ((inside > begin) & (inside < end)).sum() < end - begin - 1:
+            lost.append(at)
+    if lost:
+        raise _lost(name, lost)
+
+
+def _piece(array: Any) -> int:
+    return int((array.shards or array.chunks)[0])
+
+
+def _lost(name: str, pieces: Sequence[Any]) -> StoreError:
+    return StoreError(
+        f"{name} is damaged: {len(pieces):,} pieces of its zarr array are absent, and would be read as "
+        "zeros. Copy or download the folder again. If they do hold zeros alone, write them: "
+        "zarr.config.set({'array.write_empty_chunks': True}), then write_zarr."
+    )
 
 
 def _runs(

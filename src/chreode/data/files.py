@@ -19,7 +19,8 @@ from anndata.io import read_elem, sparse_dataset
 
 from .. import store
 from ..errors import SchemaError, StoreError, near
-from .disk import Array, DiskDense, Selected, Stacked, by_rows, readable
+from .disk import Array, DiskDense, Selected, Stacked, absent, by_rows, readable
+from .foreign import refuse_foreign
 
 
 @dataclass(eq=False)
@@ -42,6 +43,10 @@ class OnDisk:
         Where results came from, as verbs wrote it.
     mod
         Modalities of an .h5mu.
+    unreadable
+        Why a place, such as ``obs/batch``, cannot be read; an error where a role names it.
+    light
+        Whether a matrix is read into memory when it is first asked for, as of small files.
     """
 
     path: str
@@ -53,6 +58,8 @@ class OnDisk:
     raw: OnDisk | None = None
     uns: dict[str, Any] = field(default_factory=dict)
     mod: dict[str, OnDisk] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    light: bool = False
 
     @property
     def obs_names(self) -> pd.Index:
@@ -112,8 +119,8 @@ class OnDisk:
         return f"{self.n_obs:,} cells x {features} on disk in {self.path}"
 
 
-def open_file(path: Path) -> OnDisk:
-    """Return the cells of an .h5ad, .h5mu or .zarr, with their matrices left there.
+def open_file(path: Path, *, light: bool = False) -> OnDisk:
+    """Return the cells of an .h5ad, .h5mu or .zarr, with their matrices left there (see `OnDisk.light`).
 
     Raises
     ------
@@ -124,8 +131,8 @@ def open_file(path: Path) -> OnDisk:
     with readable(str(path)):
         parts: Any = root.get("mod", {})
         order = parts.attrs.get("mod-order", parts) if parts else parts
-        mod = {name: _cells(path, parts[name]) for name in order}
-        return dataclasses.replace(_cells(path, root), mod=mod)
+        mod = {name: _cells(path, parts[name], light=light) for name in order}
+        return dataclasses.replace(_cells(path, root, light=light), mod=mod)
 
 
 def open_root(path: Path) -> Any:
@@ -134,19 +141,25 @@ def open_root(path: Path) -> Any:
     Raises
     ------
     StoreError
-        If it is absent, cut short or of another kind.
+        If it is absent, cut short, of another kind, or takes data from elsewhere (see `refuse_foreign`).
     """
     if not path.exists():
         raise StoreError(f"There is no file {str(path)!r}.")
     if path.suffix not in (".h5ad", ".h5mu", ".zarr"):
         raise StoreError(f"{str(path)!r}: expected a name that ends in .h5ad, .h5mu or .zarr.")
     with readable(str(path)):
-        return zarr.open_group(path, mode="r") if path.suffix == ".zarr" else h5py.File(path, "r")
+        refuse_foreign(path)
+        if path.suffix != ".zarr":
+            return h5py.File(path, "r")
+        # what the folder holds, and not what a copy of its metadata says
+        return zarr.open_group(path, mode="r", use_consolidated=False)
 
 
 @contextmanager
 def editable(path: Path) -> Iterator[Any]:
     """Open a file, or a folder of zarr, to write further slots into it."""
+    with readable(str(path)):
+        refuse_foreign(path)
     if path.suffix != ".zarr":
         with store.hdf5(path, "r+") as (file, _):
             _refuse_old(path, file)
@@ -171,15 +184,20 @@ def stored_bytes(path: Path) -> int:
         return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)
 
 
-def _cells(path: Path, root: Any) -> OnDisk:
+def _cells(path: Path, root: Any, *, light: bool) -> OnDisk:
     _refuse_old(path, root)
-    obs, var = read_elem(root["obs"]), read_elem(root["var"])
+    lost: dict[str, str] = {}
+    obs, var = (_table(root, name, lost) for name in ("obs", "var"))
     raw = root["raw"] if "X" in root.get("raw", ()) else None
     uns = root.get("uns", ())
     return OnDisk(
-        str(path), obs, var, _slot(root.get("X")), _slots(root, "layers"), _slots(root, "obsm"),
-        raw if raw is None else OnDisk(str(path), obs, read_elem(raw["var"]), _slot(raw["X"])),
+        str(path), obs, var, _slots(root, "X", lost).get("X"),
+        _slots(root, "layers", lost), _slots(root, "obsm", lost),
+        None if raw is None else OnDisk(
+            str(path), obs, _table(raw, "var", {}), _slots(raw, "X", lost).get("X"), light=light
+        ),
         {"chreode": read_elem(root["uns/chreode"])} if "chreode" in uns else {},
+        unreadable=lost, light=light,
     )  # fmt: skip
 
 
@@ -191,20 +209,66 @@ def _refuse_old(path: Path, root: Any) -> None:
         )
 
 
-def _slots(root: Any, name: str) -> dict[str, Any]:
-    group: Any = root.get(name, {})
-    found = {key: _slot(group[key]) for key in group}
-    return {key: values for key, values in found.items() if values is not None}
+def _slots(root: Any, name: str, lost: dict[str, str]) -> dict[str, Any]:
+    """Return what can be read of a slot, by key; the other keys are told in `lost`."""
+    found: dict[str, Any] = {}
+    places = {"X": "X"} if name == "X" else {key: f"{name}/{key}" for key in root.get(name, ())}
+    for key, place in places.items():
+        try:
+            values = _slot(root[place]) if place in root else None
+        except Exception as error:  # noqa: BLE001 (whatever a storage library raises)
+            lost[place] = f"{type(error).__name__}: {error}"
+            continue
+        if values is not None:
+            found[key] = values
+        elif place in root:
+            lost[place] = f"it is stored as {root[place].attrs.get('encoding-type', 'no array')!r}"
+    return found
 
 
 def _slot(item: Any) -> Any:
     """Return a matrix on disk, or a table in memory; None for what no role can name."""
     if isinstance(item, Array):
         return DiskDense(item) if item.shape else None
-    if item is not None and "indptr" in item:
+    if "indptr" in item:
         return by_rows(sparse_dataset(item))
-    table = item is not None and item.attrs.get("encoding-type") == "dataframe"
-    return read_elem(item) if table else None
+    return read_elem(item) if item.attrs.get("encoding-type") == "dataframe" else None
+
+
+def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
+    """Return the columns of a table that can be read; the others are told in `lost`.
+
+    A column of a zarr of which pieces are absent is told there too, unless zarr must be right to read
+    them as zeros: where there is one category alone, and where a mask says that nothing is masked.
+    """
+    group = root[name]
+    if group.attrs.get("encoding-version") != "0.2.0":
+        return read_elem(group)
+    index = str(group.attrs["_index"])
+    if absent(group[index]):
+        raise StoreError(f"{name}: pieces of the names are absent. Copy the folder again.")
+    names, columns = read_elem(group[index]), dict[str, Any]()
+    for key in map(str, group.attrs["column-order"]):
+        try:
+            values = read_elem(group[key])
+            if len(values) != len(names):
+                raise ValueError(f"{len(values)} values for {len(names)} names")
+            columns[key] = values
+            if _pieces_lost(group[key]):
+                lost[f"{name}/{key}"] = "pieces of its zarr array are absent, and read as zeros"
+        except Exception as error:  # noqa: BLE001 (whatever a storage library raises)
+            lost[f"{name}/{key}"] = f"{type(error).__name__}: {error}"
+    table = pd.DataFrame(columns, index=names)
+    table.index.name = None if index == "_index" else index
+    return table
+
+
+def _pieces_lost(item: Any) -> bool:
+    if isinstance(item, Array):
+        return bool(absent(item))
+    several = "categories" in item and item["categories"].shape[0] > 1
+    parts = ("categories", "codes") if several else ("categories", "values")
+    return any(part in item and absent(item[part]) for part in parts)
 
 
 def stack(parts: Sequence[OnDisk], join: Literal["same", "inner"]) -> OnDisk:

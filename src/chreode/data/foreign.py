@@ -1,0 +1,138 @@
+"""Files from strangers: refused, before anything is decoded, if they do more than hold cells."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from ..errors import StoreError
+
+#: Codecs of zarr that only turn bytes into bytes, or into numbers and text. Others can run code ("pickle").
+CODECS = frozenset({
+    "adler32", "astype", "base64", "bitround", "blosc", "bytes", "bz2", "categorize", "crc32", "crc32c",
+    "delta", "endian", "fixedscaleoffset", "fletcher32", "gzip", "jenkins_lookup3", "json2", "lz4", "lzma",
+    "packbits", "pcodec", "quantize", "sharding_indexed", "shuffle", "transpose", "vlen-array",
+    "vlen-bytes", "vlen-utf8", "zfpy", "zlib", "zstd",
+})  # fmt: skip
+_METADATA = (".zarray", ".zmetadata", "zarr.json")
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse a file of cells that points out of itself, or names a codec that could run code.
+
+    Raises
+    ------
+    StoreError
+        If an HDF5 file has external links, external storage or virtual data sets, or a folder of zarr has
+        links, anything that is neither a file nor a folder, or filters and compressors not in `CODECS`.
+    """
+    if path.is_dir():
+        for file in _files(path):
+            if file.name in _METADATA:
+                refuse_codecs(str(file), _told(file))
+    elif path.suffix != ".zarr":
+        with h5py.File(path, "r") as root:
+            refuse_elsewhere(root)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder, and refuse what is no plain file or folder."""
+    for at, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            item = Path(at, name)
+            mode = item.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                raise StoreError(
+                    f"{item} is a link: chreode follows none inside a .zarr, since it could lead to any "
+                    "file of yours. Put a copy of what it should be in its place."
+                )
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise StoreError(f"{item} is no plain file. Remove it from the .zarr.")
+            if name in files:
+                yield item
+
+
+def _told(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise StoreError(
+            f"{file} is no JSON ({error}): the folder is damaged. Copy or download it again."
+        ) from error
+
+
+def refuse_codecs(name: str, metadata: Any) -> None:
+    """Refuse metadata of zarr, of format 2 or 3, that names a codec not in `CODECS`."""
+    for codec in _codecs(metadata):
+        known = codec.removeprefix("numcodecs.") if isinstance(codec, str) else codec
+        if known not in CODECS:
+            raise StoreError(
+                f"{name} is to be decoded with {codec!r}, which chreode does not run on files that others "
+                "may have made. If you trust it, read it with zarr, and write it anew."
+            )
+
+
+def _codecs(told: Any) -> Iterator[Any]:
+    """Yield the names of all codecs in metadata, those inside of codecs and of other nodes included."""
+    if isinstance(told, Mapping):
+        for key, value in told.items():
+            if key in ("filters", "compressor", "codecs", "index_codecs"):
+                for codec in value if isinstance(value, (list, tuple)) else [value]:
+                    if isinstance(codec, Mapping):
+                        yield codec.get("id", codec.get("name"))
+                    elif codec is not None:
+                        yield codec
+            if key not in ("attributes", ".zattrs"):
+                yield from _codecs(value)
+    elif isinstance(told, (list, tuple)):
+        for value in told:
+            yield from _codecs(value)
+
+
+def refuse_elsewhere(root: h5py.File | h5py.Group) -> None:
+    """Refuse an open HDF5 file that takes data from other files."""
+    seen, groups = set(), [root]
+    while groups:
+        group = groups.pop()
+        address = h5py.h5o.get_info(group.id).addr
+        if address in seen:
+            continue
+        seen.add(address)
+        for name in group:
+            kind = _link(group, name)
+            if kind is h5py.SoftLink:
+                continue  # to a place in this file, which is looked at where it is
+            if kind is not h5py.HardLink:
+                _refuse(group, name, "a link to another file")
+            try:
+                item = group[name]
+            except (KeyError, OSError, TypeError, ValueError):
+                continue  # unreadable, so it leads nowhere; who needs it is told
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+            elif isinstance(item, h5py.Dataset):
+                if item.external:
+                    _refuse(group, name, f"stored in another file ({item.external[0][0]})")
+                if item.is_virtual:
+                    _refuse(group, name, "a virtual data set, made of parts of other files")
+
+
+def _link(group: h5py.Group, name: str) -> type | None:
+    try:
+        found: type = group.get(name, getlink=True, getclass=True)
+    except TypeError:  # a kind of link that HDF5 leaves to plug-ins
+        return None
+    return found
+
+
+def _refuse(group: h5py.Group, name: str, why: str) -> None:
+    raise StoreError(
+        f"{group.file.filename}:{group.name.rstrip('/')}/{name} is {why}. chreode reads what is in the file "
+        "alone, since it could be any file of yours. Ask for a file that holds its own data."
+    )

@@ -1,0 +1,135 @@
+"""Matrices in memory, whatever they came as: CSR or NumPy, and sound before C code reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from jaxtyping import Shaped
+
+from ..errors import ChreodeError, DataError, SchemaError
+from .source import Csr
+
+
+def in_memory(values: Any, name: str) -> Csr | np.ndarray:
+    """Return a matrix as CSR, sorted and without duplicates, or as a NumPy array; the user's own is kept.
+
+    A dask array is computed. What is masked is NaN: not measured.
+
+    Raises
+    ------
+    DataError
+        If a sparse matrix is damaged.
+    SchemaError
+        If this is no matrix.
+    """
+    if hasattr(values, "compute") and hasattr(values, "dask"):
+        values = values.compute()
+    if sp.issparse(values):
+        return _sparse(values, name)
+    if isinstance(values, pd.DataFrame):
+        values = _table(values)
+    if isinstance(values, np.ma.MaskedArray):
+        values = (
+            values.astype(np.float64).filled(np.nan) if np.ma.is_masked(values) else values.data
+        )
+    try:
+        array = np.asarray(values)
+    except Exception as error:
+        raise SchemaError(
+            f"{name} holds a {type(values).__name__}, which is no matrix ({error}). Make it a NumPy array "
+            "or scipy.sparse.csr_matrix."
+        ) from error
+    if array.ndim != 2:
+        raise SchemaError(f"{name}: expected cells x features, got {array.shape}.")
+    return array
+
+
+def _table(values: pd.DataFrame) -> np.ndarray:
+    if all(kind.kind in "fiub" for kind in values.dtypes):
+        extended = any(not isinstance(kind, np.dtype) for kind in values.dtypes)
+        return values.to_numpy(np.float64, na_value=np.nan) if extended else values.to_numpy()
+    return values.to_numpy()
+
+
+def _sparse(values: Any, name: str) -> Csr:
+    if values.format not in ("csr", "csc"):
+        try:
+            found = values.tocoo()  # made anew, which raises where an index is out of range
+            values = sp.coo_matrix((found.data, (found.row, found.col)), found.shape).tocsr()
+        except ValueError as error:
+            raise DataError(f"{name} is damaged ({error}). Make it again.") from error
+    parts = (np.asarray(part) for part in (values.data, values.indices, values.indptr))
+    made = rows_of(name, *parts, values.shape, columns=values.format == "csc")
+    return sp.csr_array(made) if isinstance(values, sp.sparray) else made
+
+
+def rows_of(
+    name: str,
+    data: np.ndarray,
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    columns: bool = False,
+    error: type[ChreodeError] = DataError,
+) -> sp.csr_matrix:
+    """Return the CSR matrix of these parts, or of those of a CSC (`columns`), once they are sound.
+
+    Indices and ends have one type, which SciPy would otherwise make anew for every few rows.
+    """
+    major, minor = shape[::-1] if columns else shape
+    refuse_ends(name, indptr, major, (len(data), len(indices)), error)
+    end = int(indptr[-1])
+    data, indices = computable(data[:end]), indices[:end]
+    refuse_outside(name, indices, minor, error)
+    kind = np.int32 if max(end, *shape) < 2**31 else np.int64
+    parts = data, indices.astype(kind, copy=False), indptr.astype(kind, copy=False)
+    made = sp.csc_matrix(parts, shape).tocsr() if columns else sp.csr_matrix(parts, shape)
+    if data.dtype.kind in "fiub" and not made.has_canonical_format:
+        made = made.copy()  # the user's own stays as it is
+        made.sum_duplicates()
+    return made
+
+
+def refuse_ends(
+    name: str,
+    indptr: np.ndarray,
+    n: int,
+    stored: tuple[int, int],
+    error: type[ChreodeError] = DataError,
+) -> None:
+    """Refuse ends of `n` rows (or columns) that rows of so many stored values and indices cannot have."""
+    formed = indptr.ndim == 1 and indptr.dtype.kind in "iu" and len(indptr) == n + 1
+    agree = formed and stored[0] == stored[1] and indptr[0] == 0 and indptr[-1] <= stored[0]
+    if agree and not (indptr[1:] < indptr[:-1]).any():
+        return
+    raise error(
+        f"{name} is damaged: its indptr does not describe {n:,} rows of {stored[0]:,} stored values and "
+        f"{stored[1]:,} indices (a small integer type may have wrapped). Read, copy or make it again."
+    )
+
+
+def refuse_outside(
+    name: str,
+    indices: np.ndarray,
+    width: int,
+    error: type[ChreodeError] = DataError,
+) -> None:
+    """Refuse indices that are no features of a matrix so wide."""
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise error(f"{name} is damaged: its indices are {indices.dtype}. Read or make it again.")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < width:
+        odd = int(indices.min() if indices.min() < 0 else indices.max())
+        raise error(
+            f"{name} is damaged: column {odd:,} in a matrix of {width:,} features, whose columns are 0 to "
+            f"{width - 1:,}. Read, copy or make it again."
+        )
+
+
+def computable(data: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
+    """Return stored values in a type that SciPy computes with: of this machine's order, and no half."""
+    kind = np.dtype(np.float32) if data.dtype == np.float16 else data.dtype.newbyteorder("=")
+    return data.astype(kind, copy=False)
