@@ -167,7 +167,7 @@ def _refuse_unreadable(owner: Any, place: Place, role: str) -> None:
 def _obsm_names(values: Any, key: str) -> pd.Index:
     if isinstance(values, pd.DataFrame):
         return values.columns.astype(str)
-    shape = getattr(values, "shape", ())
+    shape: Any = getattr(values, "shape", ())
     return pd.Index([f"{key}_{i}" for i in range(shape[1] if len(shape) == 2 else 0)])
 
 

@@ -32,9 +32,7 @@ def in_memory(values: Any, name: str) -> Csr | np.ndarray:
     if isinstance(values, pd.DataFrame):
         values = _table(values)
     if isinstance(values, np.ma.MaskedArray):
-        values = (
-            values.astype(np.float64).filled(np.nan) if np.ma.is_masked(values) else values.data
-        )
+        values = np.where(np.ma.getmaskarray(values), np.nan, np.asarray(values.data))
     try:
         array = np.asarray(values)
     except Exception as error:
@@ -61,8 +59,8 @@ def _sparse(values: Any, name: str) -> Csr:
             values = sp.coo_matrix((found.data, (found.row, found.col)), found.shape).tocsr()
         except ValueError as error:
             raise DataError(f"{name} is damaged ({error}). Make it again.") from error
-    parts = (np.asarray(part) for part in (values.data, values.indices, values.indptr))
-    made = rows_of(name, *parts, values.shape, columns=values.format == "csc")
+    data, indices, indptr = map(np.asarray, (values.data, values.indices, values.indptr))
+    made = rows_of(name, data, indices, indptr, values.shape, columns=values.format == "csc")
     return sp.csr_array(made) if isinstance(values, sp.sparray) else made
 
 
