@@ -24,6 +24,8 @@ STAGES = ("match_steps", "piece_steps", "path_steps")
 METHODS: dict[str, Any] = {
     "NODE": ch.NeuralODE(),
     "NODE, exact starts": ch.NeuralODE(jitter=0.0),
+    # of blood the analog chooses two components inside the donor that is learned from
+    "lineage NODE": ch.LineageNODE(n_components=2),
     "SONODE": ch.SecondOrderNODE(),
     "L1": ch.L1(),
     "C-NODE": ch.CNODE(),

@@ -16,7 +16,7 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from ..data.series import SeriesBatch
-from . import analogs
+from ..learn import analogs
 
 #: Of the smoother, as a share of the time from first to last cell.
 BANDWIDTH = 0.1

@@ -49,7 +49,7 @@ class Dynamics(Module):
 
     def __init__(self, options: NeuralODE, spec: Spec, field: VectorField) -> None:
         super().__init__()
-        n = field.n
+        n = options.width(spec)
         self.options, self.spec, self.field = options, spec, field
         alone = replace(options, n_refits=0)
         self.members = nn.ModuleList(alone.build(spec) for _ in range(options.n_refits))
@@ -248,7 +248,7 @@ class Dynamics(Module):
             yield
         except BlowUpError as error:
             time = float(self.spec.outside("time", self.frame.moment(error.time)))
-            state = self.frame.outside(error.state[: self.field.n])
+            state = self.frame.outside(error.state[: len(self.frame.centre)])
             raise BlowUpError(error.row, time, state, names[error.row]) from None
 
     # refits
@@ -261,7 +261,7 @@ class Dynamics(Module):
 
     def keep_refits(self, refits: Sequence[Dynamics], of_chance: Sequence[Dynamics]) -> None:
         """Keep the refits, and for every edge the share of them that agree with it beyond chance."""
-        off = ~torch.eye(self.field.n, dtype=torch.bool)
+        off = ~torch.eye(len(self.confidence), dtype=torch.bool)
         least = torch.stack([d.edges()[off].abs().quantile(0.95) for d in of_chance]).mean()
         edges = torch.stack([d.edges() for d in refits])
         agree = (edges.sign() == self.edges().sign()) & (edges.abs() > least)

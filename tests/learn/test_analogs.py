@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from chreode.bench import analogs
 from chreode.bench.forecasters import BASELINES, _regression
 from chreode.data.series import SeriesBatch
+from chreode.learn import analogs
 
 
 def fans(n, seed, *, apart=1.0, noise=0.05, times=30):

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..data.series import SeriesBatch
-from ..learn.path import choose
+from .path import choose
 
 #: Series of which whole ones are left out to choose by; of fewer, halves of each one's times.
 MANY = 10
@@ -103,16 +103,20 @@ def over_time(
     return found
 
 
+def components(states: Float[Tensor, "q g"], n: int) -> Float[Tensor, "g k"]:
+    """Return the n directions in which states vary most, or as many as there are."""
+    return torch.linalg.svd(states - states.mean(0), full_matrices=False)[2][:n].T
+
+
 def nearness(
-    train: SeriesBatch, batch: SeriesBatch, width: float, components: int, smoother: float
+    train: SeriesBatch, batch: SeriesBatch, width: float, n: int, smoother: float
 ) -> Float[Tensor, "s l"]:
     """Return the weight of each training series, largest 1, by how near its start is.
 
-    Nearness is seen in the `components` in which the smoothed training paths vary most, and falls off as a
+    Nearness is seen in the `n` components in which the smoothed training paths vary most, and falls off as a
     Gaussian whose standard deviation is `width` spreads of the training starts.
     """
-    paths = train.smoothed(train.times, smoother)[0][train.observed]
-    axes = torch.linalg.svd(paths - paths.mean(0), full_matrices=False)[2][:components].T
+    axes = components(train.smoothed(train.times, smoother)[0][train.observed], n)
     mine, theirs = batch.start @ axes, train.start @ axes
     spread = theirs.var(0, unbiased=False).sum().clamp(min=1e-12)
     apart = torch.cdist(mine, theirs).square() / spread
@@ -129,13 +133,18 @@ def width_of_time(train: SeriesBatch, bandwidth: float) -> float:
     return chosen(train, bandwidth, BANDWIDTHS, forecast)
 
 
-def analog_setting(train: SeriesBatch, bandwidth: float, smoother: float) -> tuple[float, int]:
-    """Return the width of weights and the components that forecast held-out parts best."""
+def analog_setting(
+    train: SeriesBatch,
+    bandwidth: float,
+    smoother: float,
+    of_starts: Sequence[int] = COMPONENTS,
+) -> tuple[float, int]:
+    """Return the width of weights and the components that forecast held-out parts."""
 
     def forecast(learned: SeriesBatch, held_out: SeriesBatch, how: tuple[float, int]) -> Tensor:
         return over_time(learned, held_out, smoother, nearness(learned, held_out, *how, smoother))
 
-    return chosen(train, bandwidth, list(product(WIDTHS, COMPONENTS)), forecast)
+    return chosen(train, bandwidth, list(product(WIDTHS, of_starts)), forecast)
 
 
 def length(train: SeriesBatch) -> float:
