@@ -211,8 +211,10 @@ class Model:
         for number, phase in enumerate(self.phases()):
             some = split.whole() if phase.whole else split
             seen = phase.view(module, source, some, run) if phase.view else source
+            module.to("cpu")  # where cells are, and in double precision too
             with run.rng.scope("prepare", number), torch.no_grad():
                 phase.target(module).prepare(seen, some.train, run.rng)
+            module.to(run.device)
             traces.append(phase.learner.learn(module, phase, seen, some, run.for_phase(number)))
         for parameter, wish in zip(module.parameters(), learned, strict=True):
             parameter.requires_grad_(wish)

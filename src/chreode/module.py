@@ -79,7 +79,7 @@ class Module(nn.Module):
     drawn: tuple[str, ...] = ()
 
     def prepare(self, source: Source, rows: Any, rng: Rng) -> None:
-        """Take statistics of the training rows when a phase begins: priors, scales."""
+        """Take statistics of the training rows when a phase begins: priors, scales; on the CPU."""
 
     def loss(self, batch: Any, step: Step) -> Loss:
         """Return the objectives of a minibatch: a `CellBatch`, or what a phase's view makes of cells."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import anndata as ad
 import mudata
 import numpy as np
@@ -11,6 +14,8 @@ import scipy.sparse as sp
 import torch
 
 import chreode as ch
+from chreode.answering import open_cells
+from chreode.data.simulate import simulate_multiome
 from chreode.metrics.generation import concordance
 from chreode.nn.attributes import AttributeEmbedding, attribute_names, sinusoid
 
@@ -154,6 +159,71 @@ def test_probable_cells_score_higher_than_cells_of_another_type(trained, cells):
         kinds[(kinds.index(t) + 1) % len(kinds)] for t in cells.obs["cell_type"]
     ]
     assert np.median(own - trained.score(other)) > 2
+
+
+@torch.no_grad()
+def rescale(module, factor):
+    """Write the same model with latent states in other units."""
+    coder, flow = module.autoencoder, module.flow
+    for tensor in (coder.mean.weight, coder.mean.bias, flow.centre, flow.scale):
+        tensor.mul_(factor)
+    coder.log_variance.bias.add_(2 * np.log(factor))
+    for modality in coder.modalities.values():
+        modality.decoder.layers[0].linear.weight.div_(factor)
+
+
+def test_the_score_knows_no_units_of_latent_states(trained, cells):
+    some = cells[:20].copy()
+    own = trained.score(some)
+    other = dataclasses.replace(trained, module=copy.deepcopy(trained.module))
+    rescale(other.module, 0.1)
+    assert other.embed(some).std() < 0.2 * trained.embed(some).std()
+    np.testing.assert_allclose(other.score(some), own, atol=0.05)
+
+
+def test_the_score_is_a_bound_of_the_probability_of_counts():
+    """With one latent dimension that is an integral, which a grid gives exactly."""
+    with mudata.set_options(pull_on_update=False):
+        data = simulate_multiome(200, 12, 10, seed=0)
+    roles = ch.Schema(counts="rna:X", accessibility="atac:X", label="obs/cell_type")
+    model = ch.CFGen(
+        n_latent=1, hidden=(16, 8), max_epochs=20, flow_epochs=40, flow_width=32, flow_blocks=1,
+        lr=1e-2, flow_lr=5e-3, solver="rk4",
+    )  # fmt: skip
+    fitted = model.fit(data, roles, seed=0)
+    some, module = data[:8], fitted.module
+    source, rows = open_cells(fitted, "score", some, None, False)
+    batch = source.batch(np.repeat(rows, 101))
+    with torch.no_grad():
+        grid = torch.linspace(-5, 5, 101) * module.flow.scale + module.flow.centre
+        z = grid.repeat(8)[:, None]
+        ll = torch.stack([*module.autoencoder.log_likelihood(batch, z).values()]).sum(0)
+        prior = module.flow.log_density(z, batch, module.autoencoder.log_depth(batch))
+    ll, prior = (t.double().reshape(8, 101) for t in (ll, prior))
+    step = float(grid[1] - grid[0])
+    np.testing.assert_allclose(prior.exp().sum(1) * step, 1, atol=0.03)
+    exact = ((ll + prior).logsumexp(1) + np.log(step)).numpy()
+    elbo = fitted.score(some, n_samples=30)
+    assert (elbo < exact + 0.2).all()
+    near = fitted.score(some, bound="importance", n_samples=30)
+    np.testing.assert_allclose(near, exact, atol=0.5)
+    assert (elbo < near).all()
+
+
+def test_counts_are_never_more_probable_than_certain(trained, cells):
+    silent = cells.copy()
+    silent.layers["counts"] = sp.csr_matrix(
+        np.eye(500, 300, dtype=np.float32) + np.eye(500, 300, -300)
+    )
+    for data in (cells, silent):
+        assert (trained.score(data[:50].copy()) <= 0).all()
+
+
+def test_without_a_posterior_there_is_no_score(cells, roles, quick):
+    assert "score" not in quick(ch.CFGen, preset="paper", hidden=(8, 8)).fit(cells, roles).verbs
+    fitted = quick(ch.CFGen, kl=0.0).fit(cells, roles)
+    with pytest.raises(ch.CapabilityError, match="cannot score"):
+        fitted.score(cells)
 
 
 def test_the_paper_is_a_preset_of_arguments(roles):

@@ -43,7 +43,7 @@ class Refits:
                 for number in range(self.n):
                     own = replace(quiet, rng=run.rng.child(f"{how} {number}"))
                     with own.rng.scope("init"):
-                        member = module.fresh()
+                        member = module.fresh().to(run.device)
                     for stage in stages:
                         assert stage.view is not None
                         seen: Any = stage.view(member, source, split, own)

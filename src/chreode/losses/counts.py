@@ -358,6 +358,8 @@ class _Compiled:
         if self.works is not False:
             try:
                 found = reference(*inputs, run=_run_compiled)
+            except torch.OutOfMemoryError:  # says nothing of the compiler
+                raise
             except RuntimeError as error:  # no Triton, no compiler, an unknown device, …
                 log.info("the reference is not compiled: %s", error)
                 self.works = False

@@ -27,7 +27,7 @@ def log_ratio_standard_normal(
 
 def evidence_bound(
     draw: Callable[[], tuple[Float[Tensor, " b"], Float[Tensor, " b"]]],
-    kl: Float[Tensor, " b"],
+    kl: Float[Tensor, " b"] | None,
     n_samples: int,
     *,
     importance: bool,
@@ -39,7 +39,7 @@ def evidence_bound(
     draw
         Draws z from q(z|x) and returns log p(x|z) and log p(z) − log q(z|x).
     kl
-        KL(q(z|x) ‖ p(z)), for the ELBO.
+        KL(q(z|x) ‖ p(z)), for the ELBO (None: the mean over the draws, where it has no closed form).
     n_samples
         Draws to average. The importance-weighted bound rises to log p(x) with them.
 
@@ -56,7 +56,8 @@ def evidence_bound(
     """
     draws = [draw() for _ in range(n_samples)]
     log_likelihood = torch.stack([ll for ll, _ in draws]).double()
-    if not importance:
+    if not importance and kl is not None:
         return log_likelihood.mean(0) - kl
     log_ratio = torch.stack([ratio for _, ratio in draws]).double()
-    return (log_likelihood + log_ratio).logsumexp(0) - math.log(n_samples)
+    weight = log_likelihood + log_ratio
+    return weight.logsumexp(0) - math.log(n_samples) if importance else weight.mean(0)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.distributions import Normal
 
 from ..config import config, param
 from ..data.batch import CellBatch
@@ -26,6 +27,7 @@ from ..learn.exact import Exact
 from ..learn.phase import Phase, Run, Split
 from ..learn.rng import Rng
 from ..learn.sgd import SGD
+from ..losses.evidence import evidence_bound
 from ..model import Model
 from ..module import Loss, Module, Step
 from ..nn.attributes import attribute_names, read_attributes
@@ -143,6 +145,8 @@ class CFGenModule(Module):
         self.autoencoder = Autoencoder(options, spec)
         self.flow = Flow(options, spec)
         self.drawn = tuple(self.autoencoder.modalities)
+        # without a posterior, latent states have a density and counts have none
+        self.unable = () if options.kl else ("score",)
 
     def terms(self, guidance: float | Mapping[str, float] = 1.0) -> Terms:
         """Return which attributes each velocity is told, and its weight."""
@@ -199,14 +203,28 @@ class CFGenModule(Module):
     def score(
         self,
         batch: CellBatch,
-        n_samples: int,  # noqa: ARG002 (the contract)
-        importance: bool,  # noqa: FBT001, ARG002 (the contract)
+        n_samples: int,
+        importance: bool,  # noqa: FBT001 (the contract)
     ) -> Float[Tensor, " b"]:
-        """Return log p(z | attributes, ℓ) of the latent mean, exactly."""
+        """Return a lower bound of log p(counts | attributes, depth), of the modalities that a cell has.
+
+        With draws of z from q(z|x), it is the mean of log p(x|z, ℓ) + log p(z | attributes, ℓ) − log q(z|x),
+        where the flow has the second term; or the importance-weighted bound.
+        """
         # derivatives need tensors of the usual kind
         with torch.inference_mode(False), torch.no_grad():
-            depth, z = self.autoencoder.log_depth(batch).clone(), self.embed(batch).clone()
-            return self.flow.log_density(z, batch, depth)
+            mean, variance = self.autoencoder.encode(batch)
+            assert variance is not None, "no posterior"
+            posterior, depth = Normal(mean, variance.sqrt()), self.autoencoder.log_depth(batch)
+
+            def draw() -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+                z = posterior.sample()
+                ll = torch.stack([*self.autoencoder.log_likelihood(batch, z).values()]).sum(0)
+                prior = self.flow.log_density(z, batch, depth)
+                return ll, prior - posterior.log_prob(z).sum(-1)
+
+            # counts are not more probable than certain, although a draw or the solver may say so
+            return evidence_bound(draw, None, n_samples, importance=importance).clamp(max=0)
 
     def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
         """Return the norm of the encoder's weights per feature."""

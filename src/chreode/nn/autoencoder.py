@@ -64,8 +64,7 @@ class Autoencoder(Module):
         if self.options.start == "data" and not self.started:
             for role, modality in self.modalities.items():
                 modality.start(batch.sparse(role) for batch in source.batches(rows))
-            device = str(self.started.device)
-            self._count_effects(lambda: source.batches(rows, device), lambda _: None)
+            self._count_effects(lambda: source.batches(rows), lambda _: None)
         self.started.fill_(True)
 
     def encode(self, batch: CellBatch) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"] | None]:
@@ -156,23 +155,33 @@ class Autoencoder(Module):
         """Return −Σ log p(x|z, ℓ) over modalities, plus the weighted KL term if there is one."""
         mean, variance = self.encode(batch)
         z = mean if variance is None else reparametrise(mean, variance)
-        depth, group = self.log_depth(batch).nan_to_num(), self._group(batch)
         # types are the latent state's to tell, whoever knows their names
         weights = [float(name != "label") for name in attribute_names(self.spec)[0]]
-        terms, total = {}, torch.zeros(len(batch), device=mean.device)
-        for j, (role, modality) in enumerate(self.modalities.items()):
-            shift = self._shift(role, batch, weights)
-            ll = modality.log_likelihood(
-                batch.sparse(role), z, depth[:, j : j + 1], group, shift, batch.observed.get(role)
-            )
-            ll = ll * batch.present[role] if role in batch.present else ll
-            terms[f"log_likelihood_{role}"] = ll.detach().mean()
-            total = total - ll
+        found = self.log_likelihood(batch, z, weights)
+        terms = {f"log_likelihood_{role}": ll.detach().mean() for role, ll in found.items()}
+        total = -torch.stack([*found.values()]).sum(0)
         if variance is not None:
             kl = kl_standard_normal(mean, variance)
             terms["kl"] = kl.detach().mean()
             total = total + self.options.kl * step.warm_up(WARM_UP) * kl
         return Loss({"model": total.mean()}, terms)
+
+    def log_likelihood(
+        self,
+        batch: CellBatch,
+        z: Float[Tensor, "b z"],
+        weights: Sequence[float] | None = None,
+    ) -> dict[str, Float[Tensor, " b"]]:
+        """Return log p(x|z, ℓ, attributes) of each modality in nats; 0 where a cell lacks it."""
+        depth, group = self.log_depth(batch).nan_to_num(), self._group(batch)
+        found = {}
+        for j, (role, modality) in enumerate(self.modalities.items()):
+            shift = self._shift(role, batch, weights)
+            ll = modality.log_likelihood(
+                batch.sparse(role), z, depth[:, j : j + 1], group, shift, batch.observed.get(role)
+            )
+            found[role] = ll * batch.present[role] if role in batch.present else ll
+        return found
 
     def _group(self, batch: CellBatch) -> Int[Tensor, " b"] | None:
         return batch[self.by] if self.by else None
