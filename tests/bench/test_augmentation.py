@@ -38,6 +38,19 @@ def test_the_space_is_of_cells_that_nothing_else_uses(cells, monkeypatch):
     assert list(table.index) == [NONE, OVERSAMPLED, WEIGHTED]
 
 
+def test_every_class_is_learned_from_and_tested_and_one_cell_is_named(cells):
+    for n in range(2, 12):
+        parts = split(np.zeros(n, np.int64), 0)
+        assert min(len(parts.train), len(parts.test)) > 0
+    obs = cells.obs["cell_type"].astype(str).to_numpy()
+    obs[0] = "alone"
+    cells = cells.copy()
+    cells.obs["cell_type"] = obs
+    found = ch.bench.augmentation(cells, ROLES, seeds=(0,), progress=False)
+    assert found.about["untested"] == ["alone"]
+    assert "Of one cell, which leaves none to be tested on: alone." in ch.report.findings(found)
+
+
 def test_to_the_space_cells_learned_from_are_like_those_tested_on(cells):
     """Coordinates of both vary as much: in components of its own cells, a cloud is the wider one."""
     counts = sp.csr_matrix(cells.layers["counts"])

@@ -31,6 +31,7 @@ from .contest import Contestant, contest, contestants
 from .ledger import provenance
 from .table import Bench
 from .trials import Result
+from .yardstick import stratified
 
 #: Shares of the cells, as `Parts` has them.
 SHARES = (0.5, 0.4, 0.1)
@@ -135,7 +136,11 @@ def augmentation(
             for key, (name, best, said) in METRICS.items()
         ]
     ).set_index("metric")
-    about = {**provenance(data, schema), "by": by, "floor": floor, "classes": len(given.names)}
+    sizes = np.bincount(given.classes[given.classes >= 0], minlength=len(given.names))
+    about = {
+        **provenance(data, schema), "by": by, "floor": floor, "classes": len(given.names),
+        "untested": [name for name, n in zip(given.names, sizes, strict=True) if n < 2],
+    }  # fmt: skip
     return contest(
         "augmentation", rows, metrics, given, about, seeds=seeds, into=into, progress=progress
     )[0]
@@ -165,10 +170,8 @@ def _given(
 
 
 def split(classes: Codes, seed: int) -> Parts:
-    """Return the rows of every part (see `SHARES`)."""
-    rows = np.random.default_rng([seed, 11]).permutation(np.flatnonzero(classes >= 0))
-    ends = np.round(np.cumsum(SHARES[:-1]) * len(rows)).astype(int)
-    return Parts(*map(np.sort, np.split(rows, ends)))
+    """Return the rows of every part, shares of each class (see `SHARES`)."""
+    return Parts(*stratified(classes, SHARES, np.random.default_rng([seed, 11])))
 
 
 def _judge(add: _Add, seed: int, given: _Given, *, weighted: bool = False) -> Result:
@@ -176,8 +179,8 @@ def _judge(add: _Add, seed: int, given: _Given, *, weighted: bool = False) -> Re
     train, test, yardstick = split(given.classes, seed)
     sizes = np.bincount(given.classes[train], minlength=len(given.names))
     floor = int(np.median(sizes[sizes > 0])) if given.floor is None else given.floor
-    rare = np.flatnonzero((sizes > 0) & (sizes < floor))
-    rare = rare[np.isin(rare, given.classes[test])]
+    # a class of one cell has none to be tested on
+    rare = np.flatnonzero((sizes < floor) & np.isin(np.arange(len(sizes)), given.classes[test]))
     if not len(rare):
         raise DataError(f"No class has fewer than {floor} training cells: raise the floor.")
     more, of_more, state = add(given, train, floor, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,14 +69,20 @@ def split(classes: Classes, seed: int) -> Parts:
 
     A class of three cells or more is in all parts but the yardstick, which takes one of six.
     """
-    rng = np.random.default_rng([seed, 7])
-    parts: list[list[np.ndarray]] = [[], [], [], []]
+    return Parts(*stratified(classes, SHARES, np.random.default_rng([seed, 7])))
+
+
+def stratified(
+    classes: Classes, shares: Sequence[float], rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Return rows of parts that have these shares of every class, the first what rounding leaves."""
+    parts: list[list[np.ndarray]] = [[] for _ in shares]
     for number in np.unique(classes[classes >= 0]):
         rows = rng.permutation(np.flatnonzero(classes == number))
-        ends = np.cumsum([round(share * len(rows)) for share in SHARES[:0:-1]])
+        ends = np.cumsum([round(share * len(rows)) for share in shares[:0:-1]])
         for part, some in zip(parts, np.split(rows, ends)[::-1], strict=True):
             part.append(some)
-    return Parts(*(np.sort(np.concatenate(part)) for part in parts))
+    return [np.sort(np.concatenate(part)) for part in parts]
 
 
 def scored(

@@ -157,6 +157,8 @@ def _rare(bench: Bench) -> Iterator[str]:
         said = f"{name}: {best} is best, {table.loc[best, metric]:.3f}"
         others = table[metric].drop(best).sort_values(ascending=False)
         yield f"{said}; {_and(f'{n} {v:.3f}' for n, v in others.items())}."
+    if alone := bench.about.get("untested"):
+        yield f"Of one cell, which leaves none to be tested on: {_and(alone)}."
 
 
 def _doubts(bench: Bench) -> Iterator[str]:
