@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import time
+import unicodedata
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
+from safetensors import SafetensorError
 
 from . import __version__, config, models, store, verbs
 from .errors import ChreodeError, StoreError
 from .learn.state import STATES, read_state
 from .model import Model
-from .module import capabilities
+from .module import Module, capabilities
 from .remember import WEIGHT
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Place, Schema, Spec
 from .surroundings import settled
@@ -32,6 +37,12 @@ _PROVENANCE = {
     "version": str, "seed": int, "cells": int, "validation_cells": int, "torch": str,
     "state": str, "notes": list,
 }  # fmt: skip
+#: What folders of earlier versions lack.
+_LATER = {"code": str, "device": str, "precision": str, "kernel": str, "threads": int}
+#: Bytes that a description, a history, or what is remembered of training cells may have.
+_MOST = 2**27
+#: How often a folder is read that another process is replacing.
+_TRIES = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +173,19 @@ def refuse_to_replace(folder: Path) -> None:
     StoreError
         If `folder` is a file, or a folder that holds something but no model.
     """
-    if folder.is_dir() and ((folder / "model.json").is_file() or not any(folder.iterdir())):
+    if folder.is_dir() and (_is_model(folder) or not any(folder.iterdir())):
         return
     if folder.exists():
         raise StoreError(f"{folder} exists and holds no model; choose another place.")
+
+
+def _is_model(folder: Path) -> bool:
+    """Return whether the model.json in a folder is of chreode, and not of another program."""
+    try:
+        told = json.loads((folder / "model.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and {"format", "key", "spec", "weights"} <= told.keys()
 
 
 @settled()
@@ -178,18 +198,40 @@ def load(folder: str | Path) -> Fitted:
         If it is absent, cut short, changed since it was written, of a newer version, or not a model.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        previous = store.survivor(folder)
-        if previous is None or folder.exists():
+    for last in (*[False] * _TRIES, True):
+        place, previous = _place(folder), store.survivor(folder)
+        if place is None and previous is None and _place(folder) is None:
             raise StoreError(f"There is no model folder {str(folder)!r}.")
-        warnings.warn(f"{folder} was lost while being replaced; reading {previous}.", stacklevel=2)
-        folder = previous
-    for name in ("model.json", "weights.safetensors", "history.csv"):
-        if not (folder / name).is_file() or (folder / name).is_symlink():
-            raise StoreError(f"{folder} is no whole model: {name} is absent or a link.")
+        found = folder
+        if last and place is None and previous is not None:
+            said = f"{folder} was lost while being replaced; reading {previous}."
+            warnings.warn(said, stacklevel=3)
+            found = previous
+        try:
+            return _read(found)
+        except StoreError:
+            if last or (place is not None and place == _place(folder)):
+                raise
+        time.sleep(0.01)  # another process is replacing it
+    raise AssertionError("the last try returns or raises")
+
+
+def _place(folder: Path) -> tuple[int, int, int] | None:
+    """Return what tells this folder from the one that may replace it, None where there is none."""
+    try:
+        told = folder.stat()
+    except OSError:
+        return None
+    return told.st_dev, told.st_ino, told.st_ctime_ns  # numbers are given again
+
+
+def _read(folder: Path) -> Fitted:
+    """Read every file of a model once, and believe none whose hash is not that of the description."""
+    if not folder.is_dir():
+        raise StoreError(f"There is no model folder {str(folder)!r}.")
     description = folder / "model.json"
     try:
-        info = json.loads(description.read_text(encoding="utf-8"))
+        info = json.loads(store.read_once(description, _MOST))
         if int(info["format"]) > FORMAT:
             raise StoreError(
                 f"{folder} was written by chreode {info.get('version')}, newer than this "
@@ -202,13 +244,11 @@ def load(folder: str | Path) -> Fitted:
             )
         if info.pop("sha256") != seal(info):
             raise StoreError(f"{description} was changed since it was written (its hash differs).")
-        for name, stated in (("weights.safetensors", "weights"), ("history.csv", "history")):
-            _compare(folder / name, info[stated])
         return _assemble(folder, info)
     except StoreError:
         raise
     except (OSError, KeyError, TypeError, AttributeError, ValueError, ArithmeticError,
-            RuntimeError, ChreodeError) as error:  # fmt: skip
+            RuntimeError, SafetensorError, ChreodeError) as error:  # fmt: skip
         raise StoreError(
             f"{folder} does not describe a model of this version: model.json is malformed, or says "
             f"what the weights are not ({type(error).__name__}: {error})."
@@ -224,40 +264,85 @@ def _stamp(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": store.sha256(file)}
 
 
-def _compare(file: Path, stated: Mapping[str, Any]) -> None:
-    size = file.stat().st_size
-    if size != stated["bytes"]:
-        raise StoreError(f"{file} has {size} bytes, expected {stated['bytes']}: it is cut short.")
-    if store.sha256(file) != stated["sha256"]:
+def _content(file: Path, stated: Mapping[str, Any], most: int) -> bytes:
+    content = store.read_once(file, most)
+    if len(content) != stated["bytes"]:
+        raise StoreError(
+            f"{file} has {len(content)} bytes, expected {stated['bytes']}: it is cut short."
+        )
+    if hashlib.sha256(content).hexdigest() != stated["sha256"]:
         raise StoreError(f"{file} was changed since it was written (its hash differs).")
+    return content
 
 
 def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
-    tensors, _ = store.read_tensors(folder / "weights.safetensors")
     model = config.from_dict(models.find(info["key"]), info["config"])
     spec = Spec.from_dict(info["spec"])
     schema = Schema.from_dict(info["schema"])
+    provenance = _provenance(info["provenance"], model, spec)
+    for name, sizes in spec.blocks.items():
+        if min(sizes, default=1) < 1 or sum(sizes) != len(spec.categories[name]):
+            raise StoreError(f"The blocks of {name} are not those of its categories.")
     # built without memory, so that an absurd size costs nothing before the shapes are compared
     with torch.device("meta"):
         module = model.build(spec)
-    expected = {name: tensor.dtype for name, tensor in module.state_dict().items()}
+    expected = module.state_dict()
+    most = _MOST + sum(tensor.nbytes for tensor in expected.values())
+    content = _content(folder / "weights.safetensors", info["weights"], most)
+    tensors, _ = store.tensors_of(content)
+    strange = [name for name in tensors if name.partition("/")[0] not in ("module", "statistics")]
+    if strange:
+        raise StoreError(f"The weights hold {strange[0]!r}, which no model has.")
     module.load_state_dict(store.under("module", tensors), assign=True)
+    unknown = {
+        f"{part}.{name}".lstrip(".")
+        for part, inner in module.named_modules()
+        for name in (inner.unknown if isinstance(inner, Module) else ())
+    }
     for name, tensor in module.state_dict().items():
-        if tensor.dtype != expected[name]:
-            raise StoreError(f"{name} is {tensor.dtype}, expected {expected[name]}.")
+        if tensor.dtype != expected[name].dtype:
+            raise StoreError(f"{name} is {tensor.dtype}, expected {expected[name].dtype}.")
+        if not bool((tensor.nan_to_num(0) if name in unknown else tensor).isfinite().all()):
+            raise StoreError(f"{name} holds what is no finite number: the model cannot answer.")
     for parameter in module.parameters():
         parameter.requires_grad_(True)
-    history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
     statistics = {k: v.numpy() for k, v in store.under("statistics", tensors).items()}
     _refuse_absurd(statistics, spec)
-    provenance = dict(info["provenance"])
+    history = _history(_content(folder / "history.csv", info["history"], _MOST))
+    return Fitted(model, schema, spec, module.eval(), history, statistics, provenance)
+
+
+def _history(content: bytes) -> pd.DataFrame:
+    history = pd.read_csv(io.BytesIO(content), float_precision="round_trip")
+    told = history.drop(columns="phase")
+    if history.empty or not all(map(is_numeric_dtype, told.dtypes)):
+        raise StoreError("The history is no table of numbers by phase.")
+    return history
+
+
+def _provenance(told: Mapping[str, Any], model: Model, spec: Spec) -> dict[str, Any]:
+    """Return the provenance, whose words will be printed and whose numbers will be believed."""
+    provenance = dict(told)
     provenance["state"] = read_state(provenance)
     provenance.pop("converged", None)
-    told = [provenance[name] for name in ("model", "config", "spec")]
-    typed = all(isinstance(provenance[name], kind) for name, kind in _PROVENANCE.items())
-    if told != [model.key, config.as_dict(model), spec.hash] or not typed:
+    own = [provenance[name] for name in ("model", "config", "spec")]
+    typed = all(type(provenance[name]) is kind for name, kind in _PROVENANCE.items()) and all(
+        type(provenance.get(name, kind())) is kind for name, kind in _LATER.items()
+    )
+    if own != [model.key, config.as_dict(model), spec.hash] or not typed:
         raise StoreError("The provenance is not that of the model.")
-    return Fitted(model, schema, spec, module.eval(), history, statistics, provenance)
+    words = [v for v in provenance.values() if isinstance(v, str)] + provenance["notes"]
+    numbers = [v for v in provenance.values() if type(v) is int]
+    if not all(isinstance(word, str) and _can_be_printed(word) for word in words):
+        raise StoreError("The provenance holds notes or names that are no text.")
+    if not all(-(2**63) <= number < 2**64 for number in numbers):
+        raise StoreError("The provenance holds numbers beyond all sense.")
+    return provenance
+
+
+def _can_be_printed(word: str) -> bool:
+    """Return whether a text holds neither control characters nor halves of characters."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in word)
 
 
 def _refuse_absurd(statistics: Mapping[str, np.ndarray], spec: Spec) -> None:

@@ -77,6 +77,8 @@ class Module(nn.Module):
     #: Matrix roles of which `generate` and `predict` return counts, if not the first one's alone: they
     #: then return a tensor by role.
     drawn: tuple[str, ...] = ()
+    #: Its own buffers in which NaN means that something is not known; anywhere else it is a fault.
+    unknown: tuple[str, ...] = ()
 
     def prepare(self, source: Source, rows: Any, rng: Rng) -> None:
         """Take statistics of the training rows when a phase begins: priors, scales; on the CPU."""

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,8 +20,8 @@ from typing import Any, Literal, TypeVar
 
 import h5py
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from .errors import StoreError
@@ -256,18 +257,43 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         If the file is absent, cut short, changed since it was written, or not safetensors.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            # copies: the library's tensors are the file itself, and change or crash with it
-            tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118 (no mapping)
-            header = file.metadata() or {}
-        if header.get("sha256") != digest(tensors, header.get("info", "")):
-            raise ValueError("its hash differs")
-        return tensors, json.loads(header["info"])
+        return tensors_of(path.read_bytes())
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise StoreError(
             f"{path} cannot be read ({error}): it was cut short, or changed since it was written. "
             "Remove it, or put a whole copy in its place."
         ) from error
+
+
+def tensors_of(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the header in the content of a file, or raise what is wrong with it."""
+    tensors = load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    told = header.get("__metadata__", {})
+    if told.get("sha256") != digest(tensors, told.get("info", "")):
+        raise ValueError("its hash differs")
+    return tensors, json.loads(told["info"])
+
+
+def read_once(path: Path, most: int) -> bytes:
+    """Return the content of a file of at most so many bytes, following no link.
+
+    Raises
+    ------
+    StoreError
+        If it is absent, no plain file, or larger.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise StoreError(f"{path} is absent or a link ({error.strerror}).") from error
+    with os.fdopen(handle, "rb") as file:
+        told = os.fstat(handle)
+        if not stat.S_ISREG(told.st_mode):
+            raise StoreError(f"{path} is no file.")
+        if told.st_size > most:
+            raise StoreError(f"{path} has {told.st_size:,} bytes, expected {most:,} at the most.")
+        return file.read(told.st_size)
 
 
 def digest(tensors: Mapping[str, Tensor], told: str) -> str:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import chreode as ch
+import chreode.fitted
 from chreode import store
 
 
@@ -276,3 +277,167 @@ def test_every_fit_and_row_names_the_code_that_made_it(fitted, cells, tmp_path):
     )
     rows = map(json.loads, (tmp_path / "rows" / "rows.jsonl").read_text().splitlines())
     assert {row["code"] for row in rows} == {bench.about["code"]} == {store.code_hash()}
+
+
+# a model that is read while it is replaced
+
+
+@pytest.mark.parametrize("name", ["model.json", "weights.safetensors", "history.csv"])
+@pytest.mark.parametrize("away", [False, True])
+def test_a_model_that_is_replaced_while_it_is_read_is_one_of_the_two(
+    fitted, cells, quick, tmp_path, monkeypatch, name, away
+):
+    """The other one comes right before a file is read, or its folder is away for a moment."""
+    other = quick(ch.PCA).fit(cells[:300].copy(), ch.Schema(counts="layers/counts"), seed=1)
+    folder, plain, done = fitted.save(tmp_path / "model"), store.read_once, []
+
+    def read_once(path, most):
+        if path.name == name and not done:
+            done.append(1)
+            other.save(folder)
+            if away:
+                folder.rename(tmp_path / "away")
+        elif away and done and not folder.exists():
+            (tmp_path / "away").rename(folder)
+        return plain(path, most)
+
+    monkeypatch.setattr(store, "read_once", read_once)
+    if away:  # as between the two renames of a replacement
+        monkeypatch.setattr(store, "survivor", lambda _: tmp_path / "away")
+        place = ch.fitted._place
+        monkeypatch.setattr(
+            ch.fitted, "_place",
+            lambda f: place(f) or ((tmp_path / "away").rename(folder) and None if done else None),
+        )  # fmt: skip
+    loaded = ch.load(folder)
+    assert loaded.provenance["seed"] == 1
+    np.testing.assert_array_equal(loaded.embed(cells), other.embed(cells))
+
+
+def test_a_folder_of_another_program_is_not_replaced(fitted, tmp_path):
+    for name in ("model.json", "history.csv"):
+        (tmp_path / name).write_text('{"class_name": "Sequential", "config": {}}')
+    with pytest.raises(ch.StoreError, match="holds no model"):
+        fitted.save(tmp_path)
+    assert (tmp_path / "history.csv").read_text().startswith('{"class_name"')
+
+
+# strangers' models, sealed anew
+
+
+def forged(folder, change=lambda info: None, tensors=None, history=None):
+    """Write a folder anew whose hashes all fit."""
+    info = json.loads((folder / "model.json").read_text())
+    weights = folder / "weights.safetensors"
+    if tensors is not None:
+        held, told = store.read_tensors(weights)
+        tensors(held)
+        store.write_tensors(weights, held, told)
+    if history is not None:
+        (folder / "history.csv").write_text(history)
+    for key, file in (("weights", weights), ("history", folder / "history.csv")):
+        info[key] = {"bytes": file.stat().st_size, "sha256": store.sha256(file)}
+    change(info)
+    info.pop("sha256")
+    (folder / "model.json").write_text(json.dumps({**info, "sha256": ch.fitted.seal(info)}))
+
+
+def setting(*path, to):
+    def change(info):
+        for key in path[:-1]:
+            info = info[key]
+        info[path[-1]] = to
+
+    return change
+
+
+@pytest.fixture
+def strange(cells, quick, tmp_path):
+    roles = ch.Schema(counts="layers/counts", batch="obs/batch")
+    model = quick(ch.SCVI, max_epochs=1)
+    return model.fit(cells[:60, :20].copy(), roles).save(tmp_path / "strange")
+
+
+NO_NOTES = ("text", [1], [None], [["a"]], ["\x1b[2J"], ["\ud800"], {"a": 1})
+WORDS = ("version", "torch", "code", "kernel", "device")
+NUMBERS = ("seed", "cells", "validation_cells", "threads")
+NO_NUMBERS = (float("nan"), True, "1", 1.0, None, 10**400, [1])
+
+
+def test_what_is_forged_without_harm_loads(strange):
+    forged(strange)
+    assert ch.load(strange).provenance["notes"] == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_wherever_they_are(strange, value):
+    names = list(store.read_tensors(strange / "weights.safetensors")[0])
+    whole = (strange / "weights.safetensors").read_bytes()
+    for name in names:
+
+        def poison(held, name=name):
+            if held[name].is_floating_point() and held[name].numel():
+                held[name].view(-1)[-1] = value
+            else:
+                held["module/another"] = torch.zeros(1)
+
+        forged(strange, tensors=poison)
+        with pytest.raises(ch.StoreError):
+            ch.load(strange)
+        (strange / "weights.safetensors").write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[setting("provenance", "notes", to=to) for to in NO_NOTES],
+        *[setting("provenance", key, to="\x1b]0;x\x07") for key in WORDS],
+        *[setting("provenance", key, to=to) for key in NUMBERS for to in NO_NUMBERS],
+        *[setting("provenance", "state", to=to) for to in ("asleep", 1, ["rested"])],
+        setting("spec", "blocks", "batch", to=[3, *[0] * 100_000]),
+        setting("spec", "blocks", "batch", to=[1]),
+        setting("key", to="../scvi"),
+        setting("key", to=["scvi"]),
+    ],
+)  # fmt: skip
+def test_odd_descriptions_are_refused(strange, change):
+    forged(strange, change)
+    with pytest.raises(ch.StoreError):
+        ch.load(strange)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "phase", "epoch\n1\n", "phase,epoch\n", "phase,epoch\nfit,\x1b[2J\n"]
+)  # fmt: skip
+def test_odd_histories_are_refused(strange, text):
+    forged(strange, history=text)
+    with pytest.raises(ch.StoreError):
+        ch.load(strange)
+
+
+@pytest.mark.parametrize("name", ["model.json", "weights.safetensors", "history.csv"])
+def test_files_that_promise_terabytes_cost_nothing(strange, name):
+    """They are sparse: nothing is stored, and reading them would take all memory."""
+    with (strange / name).open("r+b") as file:
+        file.truncate(2**41)
+    if name != "model.json":
+        key = name.partition(".")[0]
+        info = json.loads((strange / "model.json").read_text())
+        info[key]["bytes"] = 2**41
+        info.pop("sha256")
+        (strange / "model.json").write_text(json.dumps({**info, "sha256": ch.fitted.seal(info)}))
+    with pytest.raises(ch.StoreError, match=r"2,199,023,255,552 bytes, expected"):
+        ch.load(strange)
+
+
+@pytest.mark.parametrize("name", ["model.json", "weights.safetensors", "history.csv"])
+def test_pipes_links_and_folders_in_the_place_of_files_are_refused(strange, name):
+    file = strange / name
+    copy = shutil.move(file, strange.parent / "elsewhere")
+    for make in (lambda: file.symlink_to(copy), lambda: os.mkfifo(file), file.mkdir):
+        make()
+        with pytest.raises(ch.StoreError):
+            ch.load(strange)
+        file.rmdir() if file.is_dir() else file.unlink()
+    with pytest.raises(ch.StoreError, match="absent"):
+        ch.load(strange)

@@ -44,6 +44,7 @@ class Dynamics(Module):
         f.
     """
 
+    unknown = ("confidence",)
     confidence: Tensor
     strength: Tensor
 
