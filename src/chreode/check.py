@@ -11,10 +11,19 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Float64, Int, Shaped
 
+from .design import confounded
 from .errors import DataError, SchemaError
 from .learn.phase import bar
-from .read import Data, column, matrix, numbers, where
-from .schema import CATEGORY_ROLES, COUNT_ROLES, MATRIX_ROLES, NUMBER_ROLES, Place, Schema
+from .read import Data, column, matrix, measured, numbers, where
+from .schema import (
+    CATEGORY_ROLES,
+    COUNT_ROLES,
+    MATRIX_ROLES,
+    NUMBER_ROLES,
+    UNIT_ROLES,
+    Place,
+    Schema,
+)
 
 #: Values looked at in one go: bounds the memory of the checks.
 _PIECE = 2**22
@@ -50,10 +59,12 @@ def findings(
     """Return everything there is to say about the roles of `schema`, on `rows` (default: all).
 
     A `query` is not learned from, so a batch of one cell is no error there. Every matrix is read
-    once, and those at the places of `looks` are not read again.
+    once, and those at the places of `looks` are not read again. Cells that lack every modality that a
+    role names are asked for nothing.
     """
     rows = np.arange(data.n_obs) if rows is None else rows
     found = list(_names(data))
+    rows = rows[measured(data, schema)[rows]]
     if len(rows) == 0:
         return [*found, Finding("error", "rows", "There are no cells.")]
     for role, place in schema.places():
@@ -61,7 +72,24 @@ def findings(
             found += _role(data, schema, role, place, rows, looks or {}, progress)
         except SchemaError as error:
             found.append(Finding("error", role, str(error)))
-    return [f for f in found if not (query and f.text.endswith(_LONELY))]
+    if query:  # nothing is learned
+        return [f for f in found if not f.text.endswith(_LONELY)]
+    return (
+        found if any(f.level == "error" for f in found) else [*found, *_design(data, schema, rows)]
+    )
+
+
+def _design(data: Data, schema: Schema, rows: np.ndarray) -> Iterator[Finding]:
+    columns = {}
+    for role, place in schema.places():
+        if role.partition("/")[0] not in (*MATRIX_ROLES, "size_factor", "trajectory"):
+            values = column(data, place, role).iloc[rows]
+            numeric = role.partition("/")[0] in (*UNIT_ROLES, "continuous")
+            columns[f"{role} ({place})"] = (
+                values if numeric else as_category(values, schema.missing)
+            )
+    for level, role, text in confounded(columns):
+        yield Finding(level, role, text)
 
 
 def require(found: list[Finding]) -> None:
@@ -340,7 +368,7 @@ def merging(
     An error if these are more than a hundredth of the numbers, and more than chance brings together
     among so many; else a note.
     """
-    role, distinct = said.partition(" ")[0].partition("/")[0], np.unique(values)
+    role, distinct = said.partition(" ")[0].partition("/")[0], np.unique(values[~np.isnan(values)])
     with np.errstate(all="ignore"):
         narrow = ((distinct - scaled[0]) / scaled[1]).astype(np.float32)
     if not np.isfinite(narrow).all():

@@ -281,7 +281,7 @@ class Model:
     ) -> np.ndarray:
         """Drop the cells that lack a modality, for models that need every one."""
         if self.partial:
-            return rows
+            return rows[read.measured(data, schema)[rows]]
         for role, place in schema.places():
             at = read.where(data, place) if role.partition("/")[0] in roles else None
             if at is not None and role.partition("/")[0] in MATRIX_ROLES:

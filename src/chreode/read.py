@@ -15,7 +15,7 @@ from .data.disk import DiskMatrix, by_rows, refuse_elsewhere_in
 from .data.files import OnDisk, open_file, stack, stored_bytes
 from .data.memory import in_memory
 from .errors import SchemaError, StoreError, near
-from .schema import Place
+from .schema import MATRIX_ROLES, Place, Schema
 
 Data: TypeAlias = AnnData | MuData | OnDisk
 
@@ -211,6 +211,17 @@ def where(data: Data, place: Place) -> np.ndarray | None:
         return None
     rows = modalities[place.modality].obs_names.get_indexer(data.obs_names)
     return None if np.array_equal(rows, np.arange(len(rows))) else rows
+
+
+def measured(data: Data, schema: Schema) -> np.ndarray:
+    """Return which cells have a row in a matrix that `schema` names (all, where it names none)."""
+    modalities = getattr(data, "mod", {})
+    found = np.zeros(data.n_obs, bool)
+    places = [p for role, p in schema.places() if role.partition("/")[0] in MATRIX_ROLES]
+    for place in places:
+        at = where(data, place) if place.modality in modalities else None
+        found |= True if at is None else at >= 0
+    return found if places else ~found
 
 
 def positions(data: Data, rows: Any, name: str = "rows") -> np.ndarray:

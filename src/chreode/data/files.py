@@ -188,8 +188,8 @@ def _cells(path: Path, root: Any, *, light: bool) -> OnDisk:
     _refuse_old(path, root)
     lost: dict[str, str] = {}
     obs, var = (_table(root, name, lost) for name in ("obs", "var"))
-    raw = root["raw"] if "X" in root.get("raw", ()) else None
-    uns = root.get("uns", ())
+    raw = root["raw"] if "X" in _keys(root, "raw") else None
+    uns = _keys(root, "uns")
     return OnDisk(
         str(path), obs, var, _slots(root, "X", lost).get("X"),
         _slots(root, "layers", lost), _slots(root, "obsm", lost),
@@ -212,7 +212,7 @@ def _refuse_old(path: Path, root: Any) -> None:
 def _slots(root: Any, name: str, lost: dict[str, str]) -> dict[str, Any]:
     """Return what can be read of a slot, by key; the other keys are told in `lost`."""
     found: dict[str, Any] = {}
-    places = {"X": "X"} if name == "X" else {key: f"{name}/{key}" for key in root.get(name, ())}
+    places = {"X": "X"} if name == "X" else {key: f"{name}/{key}" for key in _keys(root, name)}
     for key, place in places.items():
         try:
             values = _slot(root[place]) if place in root else None
@@ -221,9 +221,15 @@ def _slots(root: Any, name: str, lost: dict[str, str]) -> dict[str, Any]:
             continue
         if values is not None:
             found[key] = values
-        elif place in root:
+        elif place in root and root[place].attrs.get("encoding-type") != "null":
             lost[place] = f"it is stored as {root[place].attrs.get('encoding-type', 'no array')!r}"
     return found
+
+
+def _keys(root: Any, name: str) -> Any:
+    """Return the keys of a slot; anndata writes one that is None as an array of nothing."""
+    slot = root.get(name)
+    return () if slot is None or isinstance(slot, Array) else slot
 
 
 def _slot(item: Any) -> Any:

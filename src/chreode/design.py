@@ -1,0 +1,113 @@
+"""What the columns of a design cannot tell apart, however many cells there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+#: What models take out, and what users ask about.
+_TAKEN_OUT = ("batch", "categorical", "continuous")
+_ASKED = ("label", "perturbation", "time", "dose")
+
+Codes = Int[np.ndarray, " cells"]
+
+
+def confounded(
+    columns: Mapping[str, pd.Series],
+) -> Iterator[tuple[Literal["warning", "note"], str, str]]:
+    """Yield (level, role, text) of what columns, told as ``batch (obs/lane)``, do not tell apart.
+
+    Numbers count as categories, if some cells share each on average. Cells without a value are left out.
+    """
+    found = {said: _coded(values) for said, values in columns.items()}
+    codes = {said: code for said, code in found.items() if code.max(initial=-1) > 0}
+    for said in found.keys() - codes.keys():
+        yield from _alone(said, columns[said])
+    for one, other in combinations(sorted(codes), 2):
+        yield from _pair(one, other, codes)
+
+
+def _base(said: str) -> str:
+    return said.partition(" ")[0].partition("/")[0]
+
+
+def _coded(values: pd.Series) -> Codes:
+    return np.asarray(pd.factorize(values, sort=True)[0], np.int64)
+
+
+def _alone(said: str, values: pd.Series) -> Iterator[tuple[Literal["warning", "note"], str, str]]:
+    level: Literal["warning", "note"] = "note" if _base(said) in ("batch", "label") else "warning"
+    if values.notna().any() and _base(said) != "trajectory":
+        yield (
+            level,
+            _base(said),
+            (
+                f"{said} is {values.dropna().iloc[0]} in every cell that has a value: it can teach nothing."
+            ),
+        )
+
+
+def _pair(
+    one: str, other: str, codes: Mapping[str, Codes]
+) -> Iterator[tuple[Literal["warning", "note"], str, str]]:
+    """Say whether one of two columns tells the other."""
+    known = (codes[one] >= 0) & (codes[other] >= 0)
+    a, b = codes[one][known], codes[other][known]
+    tells, told = _one_each(a, b), _one_each(b, a)
+    roles = _base(one), _base(other)
+    if tells and told and all(role in (*_TAKEN_OUT, *_ASKED) for role in roles):
+        asked = any(role in _ASKED for role in roles)
+        what = (
+            "what is taken out with the one is what the other did, and no model can tell which it was"
+            if asked and any(role in _TAKEN_OUT for role in roles)
+            else "one of them is enough, and their effects cannot be told apart"
+        )
+        yield "warning", roles[0], f"{one} and {other} are the same split of the cells: {what}."
+        return
+    for (out, its), (asked_of, of) in (((one, a), (other, b)), ((other, b), (one, a))):
+        if _base(out) not in _TAKEN_OUT or _base(asked_of) not in _ASKED:
+            continue
+        if _one_each(its, of):
+            yield (
+                "warning",
+                _base(out),
+                (
+                    f"Every value of {out} has cells of one value of {asked_of} alone: taking the first out "
+                    "takes differences of the second. Compare within its values alone, or leave it out."
+                ),
+            )
+        elif _one_each(of, its):
+            yield (
+                "warning",
+                _base(out),
+                (
+                    f"Every value of {asked_of} has cells of one value of {out} alone: where the second "
+                    "differs, values of the first cannot be compared."
+                ),
+            )
+        else:
+            lone = _lone(of, its)
+            if len(lone):
+                yield (
+                    "note",
+                    _base(asked_of),
+                    (f"{len(lone):,} values of {asked_of} have cells of one value of {out} alone."),
+                )
+
+
+def _one_each(a: Codes, b: Codes) -> bool:
+    """Return whether every value of `a` goes with one value of `b`, by more than having a cell each."""
+    n = len(np.unique(a))
+    return 1 < n <= len(a) / 2 and len(np.unique(b)) > 1 and len(_lone(a, b)) == n
+
+
+def _lone(a: Codes, b: Codes) -> Int[np.ndarray, " values"]:
+    """Return the values of `a` that go with one value of `b` alone."""
+    pairs = np.unique(np.stack([a, b], 1), axis=0)
+    values, n = np.unique(pairs[:, 0], return_counts=True)
+    return values[n == 1]
