@@ -191,3 +191,33 @@ def test_cells_that_lack_the_modality_are_left_out(real, quick):
         bench = ch.bench.integration(data, schema, [], seeds=(0,), metrics=["ilisi"])
     assert bench.about["cells"] == 1200
     assert bench.about["batches"] == 3
+
+
+@pytest.mark.parametrize("genes", [2, 3, 30])
+def test_panels_of_few_features_and_embeddings_of_one_dimension_are_scored(genes):
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"batch": ["x", "y"] * 60, "label": ["A"] * 60 + ["B"] * 60})
+    x = (rng.poisson(3, (120, genes)) + 1).astype(np.float32)
+    cells = ad.AnnData(x, obs.set_index(obs.index.astype(str)))
+    cells.obsm["X_e"] = rng.normal(size=(120, 1))
+    schema = ch.Schema(counts="X", batch="obs/batch", label="obs/label")
+    out = ch.bench.integration(cells, schema, ["e"], seeds=(0,), metrics=[*FEW, "clisi", "bras"])
+    assert np.isfinite(out.table().loc[["PCA", "X_e"], "total"].astype(float)).all()
+    assert out.about["components of PCA"] == genes
+
+
+def test_no_interval_leaves_the_range_of_its_metric(cells):
+    cells = cells[:200].copy()
+    code = pd.factorize(cells.obs["batch"])[0][:, None]
+    noise = np.random.default_rng(0).normal(size=(200, 5))
+    cells.obsm["X_noise"], cells.obsm["X_batch"] = noise, noise + 4 * code
+    schema = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
+    out = ch.bench.integration(cells, schema, ["noise", "batch"], seeds=(0,)).scores
+    lowest = out["metric"].map(
+        {"ari_kmeans": -0.5, "ari_leiden": -0.5, "bio": -1 / 7, "total": -0.6 / 7}
+    )
+    defined = out["value"].notna()
+    assert (out["low"] >= lowest.fillna(0) - 1e-9)[defined].all()
+    assert (out["high"] <= 1 + 1e-9)[defined].all()
+    assert (out["low"] <= out["value"] + 1e-9)[defined].all()
+    assert (out["high"] >= out["value"] - 1e-9)[defined].all()

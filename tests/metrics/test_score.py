@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +19,7 @@ from chreode.metrics.mixing import (
 from chreode.metrics.neighbours import (
     exact_neighbours,
 )
-from chreode.metrics.score import Score, mean_over_labels
+from chreode.metrics.score import Score, combined, mean_over_labels
 from chreode.metrics.silhouette import (
     silhouette_widths,
 )
@@ -102,3 +104,14 @@ def test_summary_averages_raw_scores_and_their_resamples(scored):
     assert np.isnan(only["total"].value)
     assert "batch" in only["total"].reason
     assert all(np.isnan(only["total"].interval()))
+
+
+def test_intervals_end_where_the_metric_does():
+    """One cell in two hundred is not perfect: as many draws lie beyond 1 as below."""
+    values = np.r_[np.ones(199), 0.0]
+    score = Score.of(lambda counts: float(np.average(values, weights=counts)), 200)
+    assert score.draws().max() > 1
+    assert score.interval()[1] == 1
+    both = combined([(0.5, score), (0.5, replace(score, span=(-0.5, 1.0)))])
+    assert both.span == (-0.25, 1.0)
+    assert both.interval()[1] == 1

@@ -25,7 +25,7 @@ from ..learn.phase import bar
 from ..learn.state import State, worst
 from ..metrics.clustering import require_igraph
 from ..metrics.integration import METRICS, integration_scores, weights
-from ..metrics.score import Score
+from ..metrics.score import Score, ends, spanned
 from ..model import Model
 from ..models.pca import PCA
 from ..read import Data
@@ -143,13 +143,13 @@ def integration(
     if any(key.endswith("leiden") for key in told.index):
         require_igraph()
     with pinned(int(ray) or torch.get_num_threads()):
-        pca = PCA(n_latent=min(50, data.n_obs - 2))
+        pca = PCA(n_latent=_components(data, schema))
         x_pca = pca.fit(data, schema, seed=seeds[0], progress=progress).embed(_shallow(data))
         table = _table(data, methods, seeds)
         cells = _everywhere(read.positions(data, rows), [x_pca, *_ready(data, table)])
         about = {
             **provenance(data, schema), **_sizes(named, cells), "rows": digest(cells),
-            "metrics": [*told.index], "draws": DRAWS,
+            "metrics": [*told.index], "draws": DRAWS, "components of PCA": pca.n_latent,
         }  # fmt: skip
         given = _Given(
             data if sent is None else sent, schema, named, x_pca, cells, metrics, DRAWS, progress
@@ -186,6 +186,16 @@ def integration(
         embeddings=pictures,
         labels={role: values.iloc[cells] for role, values in named.items()},
     )
+
+
+def _components(data: Data, schema: Schema) -> int:
+    """Return how many principal components the baseline has: 50, or as many as there can be."""
+    places = dict(schema.places())
+    role = "expression" if "expression" in places else "counts"
+    if role not in places:
+        return 50  # the fit, which follows, says what is lacking
+    cells, features = read.matrix(data, places[role], role)[0].shape
+    return max(1, min(50, cells - 2, features))
 
 
 def _table(
@@ -299,7 +309,8 @@ def _judge(embed: _Embed, seed: int, given: _Given) -> Result:
         x, label, batch, pre=given.x_pca[given.cells], seed=seed, metrics=given.metrics
     )
     drawn = _draws(scores, given.draws)
-    rows = [_scored(key, drawn[key], scores) for key in _metric_table(given.metrics).index]
+    spans = _spans(scores)
+    rows = [_scored(k, drawn[k], spans[k], scores) for k in _metric_table(given.metrics).index]
     row = {"scores": rows, "state": state, "seconds": seconds}
     return row, {"embedding": x, "total": drawn["total"]}
 
@@ -314,17 +325,28 @@ def _draws(scores: Mapping[str, Score], n: int) -> dict[str, Float[np.ndarray, "
     return drawn
 
 
+def _spans(scores: Mapping[str, Score]) -> dict[str, tuple[float, float]]:
+    """Return the least and the greatest value that each metric and total can have."""
+    spans = {key: score.span for key, score in scores.items()}
+    shares = weights(key for key, score in scores.items() if not score.reason)
+    for name in _TOTALS:
+        spans[name] = spanned([(w, spans[key]) for key, w in shares.get(name, {}).items()])
+    return spans
+
+
 def _scored(
-    metric: str, draws: Float[np.ndarray, " draws"], scores: Mapping[str, Score]
+    metric: str,
+    draws: Float[np.ndarray, " draws"],
+    span: tuple[float, float],
+    scores: Mapping[str, Score],
 ) -> dict[str, Any]:
     """Return one row of the table; draws are centred, so their mean is the value."""
     defined = bool(np.isfinite(draws).any())
     mean = float(np.nanmean(draws)) if defined else np.nan
     value = scores[metric].value if metric in scores else mean
-    low, high = np.nanquantile(draws, [0.025, 0.975]) if defined else (np.nan, np.nan)
+    low, high = ends(draws, span) if defined else (np.nan, np.nan)
     return {
-        "metric": metric,
-        "value": float(value), "low": float(low), "high": float(high),
+        "metric": metric, "value": float(value), "low": low, "high": high,
         "reason": scores[metric].reason if metric in scores else "",
     }  # fmt: skip
 

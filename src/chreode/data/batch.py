@@ -186,11 +186,21 @@ class CellBatch:
         """Return `expression` if the schema names it, otherwise log1p of counts per 10,000."""
         if "expression" in self.views:
             return self["expression"]
+        x = self.stored_expression()
+        return x if isinstance(x, Tensor) else x.dense()
+
+    def stored_expression(self) -> Tensor | SparseRows:
+        """Return what `log_expression` does, sparse where it is stored so.
+
+        10,000 is the sum over the features that are read, not over all that the cell once had.
+        """
+        if "expression" in self.views:
+            return self.views["expression"]
         if "counts" not in self.views:
             raise DataError("There is neither expression nor counts in this batch.")
         x = self.sparse("counts")
         scale = 1e4 / x.sum().clamp_min(torch.finfo(x.values.dtype).tiny)
-        return x.map(torch.log1p(x.values * scale[x.cells])).dense()
+        return x.map(torch.log1p(x.values * scale[x.cells]))
 
     def measured_expression(self) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
         """Return `log_expression`, 0 where it was not measured, and which entries were: 1 or 0.

@@ -143,11 +143,14 @@ def ari(labels: Labels, clusters: Labels) -> Score:
     >>> round(ari(["B", "B", "T", "T"], [1, 0, 1, 0]).value, 3)
     -0.5
     """
-    return _agreement(labels, clusters, _ari)
+    return _agreement(labels, clusters, _ari, span=(-0.5, 1.0))
 
 
 def _agreement(
-    labels: Labels, clusters: Labels, index: Callable[[Float64[np.ndarray, "l k"]], float]
+    labels: Labels,
+    clusters: Labels,
+    index: Callable[[Float64[np.ndarray, "l k"]], float],
+    span: tuple[float, float] = (0.0, 1.0),
 ) -> Score:
     n_cells = len(labels)
     label = encode(labels, "label", n_cells, at_least=2)
@@ -158,7 +161,7 @@ def _agreement(
     def statistic(counts: Int[np.ndarray, " b"]) -> float:
         return index(np.bincount(cell, counts, minlength=shape[0] * shape[1]).reshape(shape))
 
-    return Score.of(statistic, n_cells)
+    return Score.of(statistic, n_cells, span)
 
 
 def _nmi(table: Float64[np.ndarray, "l k"]) -> float:

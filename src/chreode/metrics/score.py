@@ -39,6 +39,8 @@ class Score:
         How many of the cells never count, having no label.
     reason
         Why the value is NaN; empty where there is one.
+    span
+        The least and the greatest value that there can be.
 
     Examples
     --------
@@ -53,11 +55,14 @@ class Score:
     statistic: Statistic = field(repr=False, compare=False)
     excluded: int = 0
     reason: str = ""
+    span: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
-    def of(cls, statistic: Statistic, n_cells: int) -> Score:
+    def of(
+        cls, statistic: Statistic, n_cells: int, span: tuple[float, float] = (0.0, 1.0)
+    ) -> Score:
         """Evaluate `statistic` with every cell counted once."""
-        return cls(statistic(np.ones(n_cells, dtype=np.int64)), n_cells, statistic)
+        return cls(statistic(np.ones(n_cells, dtype=np.int64)), n_cells, statistic, span=span)
 
     @classmethod
     def undefined(cls, reason: str, n_cells: int) -> Score:
@@ -82,7 +87,8 @@ class Score:
         """Bootstrap over cells: the score of `n` resamples with replacement, centred on `value`.
 
         A resample holds cells twice, which lifts some scores (NMI, explained variance) whatever
-        the embedding; the mean of the draws is therefore moved to the value.
+        the embedding; the mean of the draws is therefore moved to the value. Near the end of the span
+        some then lie beyond it.
 
         The same seed draws the same cells for every score of equally many cells, so that
         embeddings of the same cells can be compared draw by draw.
@@ -101,7 +107,7 @@ class Score:
         return np.array(found) - np.nanmean(found) + self.value
 
     def interval(self, n: int = 200, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-        """Return the interval that holds the share `level` of the `draws`.
+        """Return the interval that holds the share `level` of the `draws`, cut at the ends of the span.
 
         Raises
         ------
@@ -112,9 +118,22 @@ class Score:
             raise ConfigError(f"level={level}: expected 0 < level < 1.")
         if np.isnan(self.value):
             return float("nan"), float("nan")
-        tail = (1 - level) / 2
-        low, high = np.nanquantile(self.draws(n, seed), [tail, 1 - tail])
-        return float(low), float(high)
+        return ends(self.draws(n, seed), self.span, level)
+
+
+def ends(
+    draws: Float[np.ndarray, " n"], span: tuple[float, float], level: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval that holds the share `level` of the draws, cut at the ends of the span.
+
+    Examples
+    --------
+    >>> ends(np.array([-0.25, 0.0, 0.25]), (0.0, 1.0), level=0.5)
+    (0.0, 0.125)
+    """
+    tail = (1 - level) / 2
+    low, high = np.clip(np.nanquantile(draws, [tail, 1 - tail]), *span)
+    return float(low), float(high)
 
 
 def combined(parts: Sequence[tuple[float, Score]]) -> Score:
@@ -130,7 +149,13 @@ def combined(parts: Sequence[tuple[float, Score]]) -> Score:
     reasons = [score.reason for _, score in parts if score.reason]
     if reasons:
         return Score.undefined(" ".join(reasons), n_cells)
-    return Score.of(lambda counts: sum(w * s.statistic(counts) for w, s in parts), n_cells)
+    span = spanned([(w, score.span) for w, score in parts])
+    return Score.of(lambda counts: sum(w * s.statistic(counts) for w, s in parts), n_cells, span)
+
+
+def spanned(parts: Sequence[tuple[float, tuple[float, float]]]) -> tuple[float, float]:
+    """Return the least and the greatest value of a weighted sum."""
+    return sum(w * low for w, (low, _) in parts), sum(w * high for w, (_, high) in parts)
 
 
 def mean_over_labels(values: Float[np.ndarray, " b"], labels: Int[np.ndarray, " b"]) -> Score:

@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.batch import CellBatch
+from ..data.batch import CellBatch, SparseRows
 from ..data.source import Source
 from ..distributions import Normal
 from ..errors import DataError
-from ..learn.exact import Batches, moments, top_eigen
+from ..learn.exact import Batches, principal
 from ..learn.rng import Rng
 from ..module import Module
+from .sparse import centred_times, centred_transposed_times, powers, times, transposed_times
 
 #: Least noise variance, as a share of the mean variance of the features: a constant feature would
 #: otherwise have an infinite density.
@@ -54,7 +55,8 @@ class Posterior:
 
 
 def infer(
-    residual: Float[Tensor, "b g"],
+    x: SparseRows | Float[Tensor, "b g"],
+    mean: Float[Tensor, " g"],
     observed: Float[Tensor, "#b #g"],
     weight: Float[Tensor, "g z"],
     noise: Float[Tensor, " g"],
@@ -67,8 +69,8 @@ def infer(
 
     Parameters
     ----------
-    residual
-        x − μ; 0 where not observed.
+    x, mean
+        x − μ is 0 where not observed; sparse x stays so.
     observed
         1 (observed) or 0. One row for all cells where they share a pattern, one entry if all is
         observed: M is then computed once.
@@ -82,21 +84,43 @@ def infer(
     Examples
     --------
     >>> one = torch.ones(1, 1)
-    >>> infer(2 * one, one, weight=one, noise=torch.ones(1)).mean.round(decimals=4)
+    >>> infer(2 * one, torch.zeros(1), one, weight=one, noise=torch.ones(1)).mean.round(decimals=4)
     tensor([[1.]])
     """
     k = weight.shape[1]
     precision = 1 / noise
-    products = (weight[:, :, None] * weight[:, None, :]).flatten(1)
-    inner = torch.eye(k).to(weight) + ((observed * precision) @ products).unflatten(1, (k, k))
+    if len(observed) == 1:
+        products = (weight.T @ (weight * (observed * precision).T))[None]
+    else:
+        products = (weight[:, :, None] * weight[:, None, :]).flatten(1)
+        products = ((observed * precision) @ products).unflatten(1, (k, k))
+    inner = torch.eye(k).to(weight) + products
     root = torch.linalg.cholesky(inner)
     covariance = torch.cholesky_inverse(root)
-    projected = residual @ (weight * precision[:, None])
-    mean = torch.einsum("bij,bj->bi", covariance, projected)
+    projected = centred_times(x, mean, weight * precision[:, None])
+    z = torch.einsum("bij,bj->bi", covariance, projected)
     log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
     log_det = log_det + (observed * (2 * math.pi * noise).log()).sum(1)
-    squares = residual.square() @ precision - (projected * mean).sum(1)
-    return Posterior(mean, covariance, -0.5 * (log_det + squares))
+    # Σ (x − μ)² / ψ without the block of x − μ
+    squares = times(powers(x, 2), precision[:, None]) - 2 * times(x, (mean * precision)[:, None])
+    squares = squares[:, 0] + mean.square() @ precision - (projected * z).sum(1)
+    return Posterior(z, covariance, -0.5 * (log_det + squares))
+
+
+def lacking(batch: CellBatch) -> bool:
+    """Return whether some entry was not measured."""
+    x = batch.stored_expression()
+    values = x.values if isinstance(x, SparseRows) else x
+    return bool(batch.observed) or bool(values.isnan().any())
+
+
+def _squares(
+    x: SparseRows | Float[Tensor, "b g"], mean: Float[Tensor, " g"], n: int
+) -> Float[Tensor, " g"]:
+    """Return Σ (x − μ)² of each feature."""
+    one = mean.new_ones(n, 1)
+    sums = transposed_times(powers(x, 2), one)[:, 0], transposed_times(x, one)[:, 0]
+    return sums[0] - 2 * mean * sums[1] + n * mean.square()
 
 
 class LinearGaussian(Module):
@@ -122,7 +146,7 @@ class LinearGaussian(Module):
 
     # learning
 
-    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
+    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:
         """Fit the covariance of the cells, unless there are parameters already.
 
         For shared noise in closed form; otherwise by steps of EM from there. Entries that are not
@@ -141,27 +165,29 @@ class LinearGaussian(Module):
         batches = _filled(lambda: source.batches(rows, str(self.mean.device)))
         if not bool(self.noise.isnan().any()):
             return
-        n, mean, covariance = moments(batches)
         g, k = self.weight.shape
-        if k >= min(n - 1, g):
+        if k >= min(len(rows) - 1, g):
             raise DataError(
-                f"{k} latent dimensions need {k + 2} cells and {k + 1} features at least; got {n} x {g}."
+                f"{k} latent dimensions need {k + 2} cells and {k + 1} features at least; got "
+                f"{len(rows)} x {g}."
             )
-        values, axes = top_eigen(covariance, k)
-        variance = covariance.diagonal()
+        mean, variance, values, axes, covariance, _ = principal(batches, k, rng)
         self.floor.copy_(FLOOR * variance.mean())
         sigma2 = ((variance.sum() - values.sum()) / (g - k)).clamp_min(self.floor)
         weight = axes * (values - sigma2).clamp_min(0).sqrt()
         self._set(mean, weight, variance - weight.square().sum(1), torch.ones_like(mean))
-        for _ in range(0 if self.shared_noise else COVARIANCE_STEPS):
+        if covariance is None or self.shared_noise:
+            return  # many features: their steps are those on the cells
+        for _ in range(COVARIANCE_STEPS):
             self.update(self._collect_covariance(covariance))
 
     def _collect_covariance(self, covariance: Float[Tensor, "g g"]) -> dict[str, Tensor]:
         """Return what `collect` sums, per cell, over complete cells about μ with covariance S."""
         complete = torch.ones(1, 1).to(covariance)
         # the posterior mean is linear, B x: with rows of S in the place of cells it is S Bᵀ
-        rows = infer(covariance, complete, self.weight, self.noise)
-        explained = infer(rows.mean.T, complete, self.weight, self.noise).mean  # B S Bᵀ
+        centre = torch.zeros_like(self.mean)
+        rows = infer(covariance, centre, complete, self.weight, self.noise)
+        explained = infer(rows.mean.T, centre, complete, self.weight, self.noise).mean  # B S Bᵀ
         products = torch.block_diag(rows.covariance[0] + explained, complete)
         return {
             "products": products[None],
@@ -172,8 +198,8 @@ class LinearGaussian(Module):
 
     def collect(self, batch: CellBatch) -> dict[str, Tensor]:
         """Return the sums that the regressions of x − μ on (z, 1) need, and the log-likelihood."""
-        residual, observed = self._residual(batch)
-        q = infer(residual, observed, self.weight, self.noise)
+        x, mean, observed = self._entries(batch)
+        q = infer(x, mean, observed, self.weight, self.noise)
         z1 = F.pad(q.mean, (0, 1), value=1.0)
         products = z1[:, :, None] * z1[:, None, :]
         products[:, :-1, :-1] += q.covariance
@@ -182,8 +208,8 @@ class LinearGaussian(Module):
             products = latent
         return {
             "products": (observed.T @ products.flatten(1)).unflatten(1, latent.shape[1:]),
-            "cross": residual.T @ z1,
-            "squares": residual.square().sum(0),
+            "cross": centred_transposed_times(x, mean, z1),
+            "squares": _squares(x, mean, len(batch)),
             "latent": latent[0],
             "log_likelihood": q.log_evidence.sum(),
         }
@@ -232,15 +258,21 @@ class LinearGaussian(Module):
         largest = weight.gather(0, weight.abs().argmax(0, keepdim=True))
         self.weight.copy_(weight * largest.sign())
 
-    def _residual(self, batch: CellBatch) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
+    def _entries(
+        self, batch: CellBatch
+    ) -> tuple[SparseRows | Float[Tensor, "b g"], Float[Tensor, " g"], Float[Tensor, "#b #g"]]:
+        """Return x and μ, whose difference is 0 where not observed, and the mask that `infer` takes."""
+        stored = batch.stored_expression()
+        if isinstance(stored, SparseRows) and not lacking(batch):
+            return stored, self.mean, self.mean.new_ones(1, 1)
         x, observed = batch.measured_expression()
-        return (x - self.mean).mul_(observed), observed.double()
+        return (x - self.mean).mul_(observed), torch.zeros_like(self.mean), observed.double()
 
     # what a fitted model can do
 
     def _infer(self, batch: CellBatch) -> Posterior:
         """Return the posterior of each cell, and the log-density of its observed entries."""
-        return infer(*self._residual(batch), self.weight, self.noise)
+        return infer(*self._entries(batch), self.weight, self.noise)
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
         """Return the posterior mean."""
@@ -290,6 +322,8 @@ class LinearGaussian(Module):
 
 def _filled(batches: Batches) -> Batches:
     """Return the same batches with the feature's mean where an entry is not measured."""
+    if not any(lacking(batch) for batch in batches()):
+        return batches
     total, n_cells = torch.zeros(()), torch.zeros(())
     for batch in batches():
         x, observed = batch.measured_expression()

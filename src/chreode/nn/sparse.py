@@ -1,4 +1,4 @@
-"""A linear layer on sparse rows, without the dense block."""
+"""Products of sparse rows and small dense matrices, without the dense block."""
 
 from __future__ import annotations
 
@@ -39,6 +39,67 @@ def sparse_linear(
     return out if bias is None else out + bias
 
 
+def times(
+    x: SparseRows | Float[Tensor, "b g"], table: Float[Tensor, "g k"]
+) -> Float[Tensor, "b k"]:
+    """Return x @ table in the table's precision, without gradients.
+
+    Examples
+    --------
+    >>> x = SparseRows.of(torch.tensor([[0.0, 2.0]]))
+    >>> times(x, torch.tensor([[1.0], [3.0]]))
+    tensor([[6.]])
+    """
+    if isinstance(x, SparseRows) and table.device.type == "cpu":
+        return torch.from_numpy(_csr(x, table) @ table.numpy())
+    return _block(x).to(table.dtype) @ table
+
+
+def transposed_times(
+    x: SparseRows | Float[Tensor, "b g"], table: Float[Tensor, "b k"]
+) -> Float[Tensor, "g k"]:
+    """Return xᵀ @ table in the table's precision, without gradients.
+
+    Examples
+    --------
+    >>> x = SparseRows.of(torch.tensor([[0.0, 2.0]]))
+    >>> transposed_times(x, torch.tensor([[3.0]]))
+    tensor([[0.],
+            [6.]])
+    """
+    if isinstance(x, SparseRows) and table.device.type == "cpu":
+        return torch.from_numpy(_csr(x, table).T @ table.numpy())
+    return _block(x).to(table.dtype).T @ table
+
+
+def centred_times(
+    x: SparseRows | Float[Tensor, "b g"], mean: Float[Tensor, " g"], table: Float[Tensor, "g k"]
+) -> Float[Tensor, "b k"]:
+    """Return (x − mean) @ table."""
+    return times(x, table) - mean @ table
+
+
+def centred_transposed_times(
+    x: SparseRows | Float[Tensor, "b g"], mean: Float[Tensor, " g"], table: Float[Tensor, "b k"]
+) -> Float[Tensor, "g k"]:
+    """Return (x − mean)ᵀ @ table."""
+    return transposed_times(x, table) - mean.outer(table.sum(0))
+
+
+def powers(x: SparseRows | Float[Tensor, "b g"], power: int) -> SparseRows | Float[Tensor, "b g"]:
+    """Return every value to a power above 0, in float64."""
+    return x.map(x.values.double() ** power) if isinstance(x, SparseRows) else x.double() ** power
+
+
+def _block(x: SparseRows | Float[Tensor, "b g"]) -> Float[Tensor, "b g"]:
+    return x.dense() if isinstance(x, SparseRows) else x
+
+
+def _csr(x: SparseRows, like: Tensor) -> scipy.sparse.csr_array:
+    csr = (x.values.to(like.dtype).numpy(), x.columns.numpy(), x.indptr.numpy())
+    return scipy.sparse.csr_array(csr, shape=(len(x), x.n_features))
+
+
 class _Product(Function):
     """Both products are sums of rows picked from a table, at which torch is quick."""
 
@@ -51,8 +112,7 @@ class _Product(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "b h"]) -> tuple[None, Float[Tensor, "h g"]]:
         x = ctx.x
-        csr = (x.values.numpy(), x.columns.numpy(), x.indptr.numpy())
-        by_gene = scipy.sparse.csr_array(csr, shape=(len(x), x.n_features)).tocsc()
+        by_gene = _csr(x, x.values).tocsc()
         rows, starts, weights = map(
             torch.from_numpy, (by_gene.indices, by_gene.indptr, by_gene.data)
         )
