@@ -6,9 +6,17 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from .text import message, visible
+
 
 class ChreodeError(Exception):
-    """Anything that a user can mend; its text says how."""
+    """Anything that a user can mend; its text says how.
+
+    What it quotes of a file is made visible, and cut where it is longer than a message.
+    """
+
+    def __str__(self) -> str:
+        return message(super().__str__())
 
 
 class SchemaError(ChreodeError, ValueError):
@@ -64,7 +72,7 @@ def near(word: str, known: Iterable[str]) -> str:
     >>> near("batchs", ["batch", "label"])
     " Did you mean 'batch'?"
     """
-    known = [str(k) for k in known]
+    known = [visible(k) for k in known]
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if match:
         return f" Did you mean {match[0]!r}?"

@@ -28,6 +28,7 @@ from .module import Module, capabilities
 from .remember import WEIGHT
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Place, Schema, Spec
 from .surroundings import settled
+from .text import markdown, spreadsheet, visible
 
 #: Version of the folder's form; raised when older readers could not understand a new folder.
 FORMAT = 3
@@ -127,7 +128,7 @@ class Fitted:
                 {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self.statistics.items()},
             )
             store.write_tensors(made / "weights.safetensors", tensors, {})
-            self.history.to_csv(made / "history.csv", index=False)
+            spreadsheet(self.history).to_csv(made / "history.csv", index=False)
             (made / "card.md").write_text(self.card(), encoding="utf-8")
             info = {
                 "format": FORMAT, "key": self.model.key, "version": __version__,
@@ -143,22 +144,22 @@ class Fitted:
     def card(self) -> str:
         """Return a page in Markdown that says what this model is and what it was learned from."""
         said = self.provenance
-        rows = [f"| {k} | {v} |" for k, v in config.as_dict(self.model).items()]
-        features = ", ".join(f"{len(n):,} {r}" for r, n in self.spec.features.items())
-        groups = ", ".join(f"{len(n)} {r}" for r, n in self.spec.categories.items())
+        rows = [f"| {k} | {markdown(v)} |" for k, v in config.as_dict(self.model).items()]
+        features = ", ".join(f"{len(n):,} {markdown(r)}" for r, n in self.spec.features.items())
+        groups = ", ".join(f"{len(n)} {markdown(r)}" for r, n in self.spec.categories.items())
         return "\n".join(
             [
                 f"# {type(self.model).__name__}", "",
-                f"Fitted with chreode {said['version']} on {said['cells']:,} cells ({features}"
+                f"Fitted with chreode {markdown(said['version'])} on {said['cells']:,} cells ({features}"
                 f"{'; ' + groups if groups else ''}), seed {said['seed']}.",
                 f"It {STATES[said['state']]}. It can: {', '.join(self.verbs)}.",
-                *[f"Note: {note}." for note in said["notes"]], "",
+                *[f"Note: {markdown(note)}." for note in said["notes"]], "",
                 "| option | value |", "|---|---|", *rows, "",
             ]
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        features = ", ".join(f"{len(n):,} {r}" for r, n in self.spec.features.items())
+        features = ", ".join(f"{len(n):,} {visible(r)}" for r, n in self.spec.features.items())
         return (
             f"Fitted {type(self.model).__name__} on {self.provenance['cells']:,} cells ({features}); "
             f"it can {', '.join(self.verbs)}"

@@ -108,7 +108,7 @@ def test_a_method_that_fails_is_a_row(cells, schema, quick):
     methods = [ch.PCA(n_latent=400), quick(ch.PCA)]
     bench = ch.bench.integration(cells, schema, methods, seeds=(0,), metrics=["ilisi"])
     row = bench.table().loc["PCA (2)"]
-    assert row["note"].startswith("failed: PCA(n_latent=400) needs")
+    assert row["note"].startswith("failed: 400 latent dimensions need 401 cells")
     assert row["seeds"] == 0
     assert np.isnan(row["ilisi"])
     assert np.isfinite(bench.table().loc["PCA (3)", "ilisi"])

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from ..models import find, keys
 from ..schema import Place, Schema
+from ..text import visible
 from .common import Answer, Json, spoken, with_roles
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def check(
             *_tables(matrices, columns),
             *(["", "Findings", *_shown(found)] if found or roles else []),
             *(["", f"Models{pending}", *_shown_feeds(feeds)] if feeds else []),
-            *(["", "Next", f"  {suggested}"] if suggested else []),
+            *(["", "Next", f"  {visible(suggested)}"] if suggested else []),
         ]
     )
     told = {
@@ -102,8 +103,10 @@ def _parts(data: Data) -> Iterator[tuple[str, Any]]:
 def _sizes(data: Data) -> str:
     parts = [f"{part.n_obs:,} cells x {part.n_vars:,} features" for _, part in _parts(data)]
     if len(parts) == 1:
-        return parts[0] + (f", such as {', '.join(data.var_names[:3])}" if data.n_vars else "")
-    inside = "; ".join(f"{n} {s}" for n, s in zip(data.mod, parts[1:], strict=True))
+        return parts[0] + (
+            f", such as {', '.join(map(visible, data.var_names[:3]))}" if data.n_vars else ""
+        )
+    inside = "; ".join(f"{visible(n)} {s}" for n, s in zip(data.mod, parts[1:], strict=True))
     return f"{data.n_obs:,} cells in {len(data.mod)} modalities ({inside})"
 
 
@@ -291,24 +294,24 @@ def _expression(matrices: list[dict[str, Any]]) -> list[str]:
 
 
 def _tables(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> Iterator[str]:
-    wide = max((len(row["place"]) for row in (*matrices, *columns)), default=0)
+    wide = max((len(visible(row["place"])) for row in (*matrices, *columns)), default=0)
     yield "\nMatrices"
     for row in matrices:
         shape = " x ".join(f"{n:,}" for n in row["shape"])
         form = f"{'sparse' if row['sparse'] else 'dense'} {row['dtype']}" if row["dtype"] else ""
-        yield f"  {row['place']:<{wide}}  {shape:<20}{form:<16}{row['holds']}"
+        yield f"  {visible(row['place']):<{wide}}  {shape:<20}{form:<16}{visible(row['holds'])}"
     if columns:
         yield "\nColumns"
     for row in columns:
         lacking = f"; {row['lacking']:,} cells have none" if row["lacking"] else ""
         suits = f"  ({' or '.join(row['suits'])}?)" if row["suits"] else ""
-        yield f"  {row['place']:<{wide}}  {row['holds']}{lacking}{suits}"
+        yield f"  {visible(row['place']):<{wide}}  {visible(row['holds'])}{lacking}{suits}"
 
 
 def _shown(found: list[Any]) -> list[str]:
     order = {"error": 0, "warning": 1, "note": 2}
     lines = [
-        f"  {f'{finding.level}:':<9}{spoken(finding.text)}"
+        f"  {f'{finding.level}:':<9}{visible(spoken(finding.text))}"
         for finding in sorted(found, key=lambda finding: order[finding.level])
     ]
     return lines or ["  none: every role is sound"]

@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 
 from ..errors import StoreError
 from ..schema import Schema
+from ..text import visible
 
 ROLES_GROUP = Group("Roles: where the data lives", sort_key=1)
 RUN = Group("How to run", sort_key=3)
@@ -32,7 +33,9 @@ class Answer:
     code: int = 0
 
     def __str__(self) -> str:
-        return json_.dumps(self.data, indent=1, allow_nan=False) if self.json else self.text
+        if self.json:
+            return json_.dumps(self.data, indent=1, allow_nan=False)
+        return visible(self.text, lines=True)
 
 
 def _whole(_: Any, tokens: Sequence[Token]) -> int | None:

@@ -11,6 +11,7 @@ import chreode as ch
 
 from ..errors import ConfigError
 from ..models import find, keys
+from ..text import shown
 from .common import (
     RUN,
     Answer,
@@ -148,7 +149,7 @@ def _answer(
     written = [scored.save(output)] if output else []
     written += [scored.report(report)] if report else []
     table = scored.table()
-    text = table[columns].to_string(float_format="%.3f")
+    text = shown(table[columns]).to_string(float_format="%.3f")
     return Answer(
         "\n".join([text, *(f"written to {path}" for path in written)]),
         {

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 import chreode as ch
 
 from .. import store
+from ..text import shown, spreadsheet
 from .common import (
     RUN,
     Answer,
@@ -90,12 +91,12 @@ def rank(
     if output is not None:
         require_suffix(output, [".csv"])
         with store.aside(output) as path:
-            table.to_csv(path, index=False)
-    shown = table.head(n)
+            spreadsheet(table).to_csv(path, index=False)
+    first = table.head(n)
     text = (
-        shown.to_string(index=False, float_format=lambda v: f"{v:.3g}")
-        if len(shown)
+        shown(first).to_string(index=False, float_format=lambda v: f"{v:.3g}")
+        if len(first)
         else "No edges."
     )
     written = f"\n{len(table):,} edges written to {output}" if output else ""
-    return Answer(f"{text}{written}", records(shown), json)
+    return Answer(f"{text}{written}", records(first), json)

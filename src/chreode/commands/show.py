@@ -11,6 +11,7 @@ import chreode as ch
 from .. import config
 from .. import models as registry
 from ..schema import CATEGORY_ROLES, MATRIX_ROLES, Spec
+from ..text import shown, visible
 from .common import Answer, Json, records
 
 if TYPE_CHECKING:
@@ -80,12 +81,13 @@ def show(model: Path, /, *, json: Json = False) -> Answer:
         "categories": {role: list(names) for role, names in fitted.spec.categories.items()},
         "continuous": list(fitted.spec.continuous),
     }
-    roles = [f"{role:<16}{place}" for role, place in fitted.schema.places()]
+    roles = [f"{visible(role):<16}{visible(place)}" for role, place in fitted.schema.places()]
     groups = [
-        f"{role:<16}{len(names)}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
+        f"{visible(role):<16}{len(names)}: {', '.join(map(visible, names[:8]))}"
+        f"{', …' if len(names) > 8 else ''}"
         for role, names in sizes["categories"].items()
     ]
-    tail = fitted.history.tail(3).map(lambda v: f"{v:.4g}" if isinstance(v, float) else v)
+    tail = shown(fitted.history.tail(3).map(lambda v: f"{v:.4g}" if isinstance(v, float) else v))
     text = "\n".join(
         [fitted.card(), "Roles", *roles, *(["", "Categories", *groups] if groups else []),
          "", "Last epochs", tail.T.to_string(header=False)]

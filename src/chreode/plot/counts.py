@@ -10,6 +10,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from ..errors import DataError
+from ..text import picture
 from .style import GREY, PALETTE, axes, bare
 
 Counts: TypeAlias = sp.csr_matrix | sp.csr_array | np.ndarray
@@ -57,7 +58,7 @@ def mean_variance(
             raise DataError(f"No gene of {name} varies, so there is nothing to draw.")
         ax.scatter(
             mean[seen], variance[seen], s=6, color=colour, alpha=0.5, linewidths=0,
-            rasterized=True, label=name,
+            rasterized=True, label=picture(name),
         )  # fmt: skip
     line = np.geomspace(
         min(m[m > 0].min() for m, _ in clouds), max(m.max() for m, _ in clouds), 100

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import DataError
 from ..fitted import Fitted
+from ..text import picture
 from .style import PALETTE, bare
 
 _COLOURS = {"train": PALETTE[0], "validation": PALETTE[5]}
@@ -51,7 +52,7 @@ def history(fitted: Fitted | pd.DataFrame) -> Figure:
         for ax in line[len(logged) :]:
             ax.set_visible(False)
         if len(rows) > 1:
-            line[0].set_ylabel(phase)
+            line[0].set_ylabel(picture(phase))
     panels[0, 0].legend(frameon=False, fontsize="small")
     return figure
 
@@ -75,7 +76,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
         if part == "validation" and quantity == "objective":
             lowest = int(np.nanargmin(values))
             ax.plot(done[lowest], values.iloc[lowest], "o", color=colour, markersize=6)
-    ax.set_title(quantity.replace("_", " "), fontsize="medium")
+    ax.set_title(picture(quantity.replace("_", " ")), fontsize="medium")
     ax.set_xlabel("epochs")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     bare(ax)

@@ -15,6 +15,7 @@ from .. import read
 from ..answering import open_cells, stream
 from ..errors import ConfigError, near
 from ..fitted import Fitted
+from ..text import picture
 from .style import GREY, PALETTE, axes, bare
 
 #: Corners of the grid on which streamlines are drawn, per axis.
@@ -54,7 +55,7 @@ def phase_portrait(
     for colour, name in zip(PALETTE[5:], paths or names[:3], strict=False):
         path = _path(fitted, name)
         along = fitted.module.place(torch.from_numpy(path.X))[:, :2].numpy()
-        ax.plot(*along.T, color=colour, linewidth=1.6, label=name)
+        ax.plot(*along.T, color=colour, linewidth=1.6, label=picture(name))
         ax.plot(*along[0], "o", color=colour, markersize=5)
     if names:
         # on a ground of its own: streamlines are everywhere
@@ -109,9 +110,9 @@ def paths(fitted: Fitted, data: AnnData, genes: Sequence[str], *, most: int = 4)
                 path.X[:, column],
                 color=colour,
                 linewidth=1.5,
-                label=name,
+                label=picture(name),
             )
-        ax.set_title(gene, fontsize="medium")
+        ax.set_title(picture(gene), fontsize="medium")
         ax.set_xlabel("time")
         bare(ax)
     for ax in panels[len(genes) :]:
@@ -150,8 +151,8 @@ def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) 
     bound = float(np.nanmax(np.abs(table.to_numpy()))) if table.notna().any(axis=None) else 1.0
     shown = ax.imshow(table, cmap="RdBu_r", vmin=-bound, vmax=bound)
     ax.figure.colorbar(shown, ax=ax, shrink=0.7, label="weight")
-    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize="x-small")
-    ax.set_yticks(range(len(genes)), genes, fontsize="x-small")
+    ax.set_xticks(range(len(genes)), [*map(picture, genes)], rotation=90, fontsize="x-small")
+    ax.set_yticks(range(len(genes)), [*map(picture, genes)], fontsize="x-small")
     ax.set(xlabel="driven", ylabel="driver")
     return ax
 
@@ -181,7 +182,9 @@ def sparsity_curve(curves: pd.DataFrame) -> Figure:
     for colour, (method, rows) in zip(PALETTE * 2, methods.items(), strict=False):
         means = rows.groupby("strength")[["held_out", "none"]].mean()
         for ax, column in zip(panels, means, strict=True):
-            ax.plot(means.index, means[column], "o-", color=colour, markersize=4, label=method)
+            ax.plot(
+                means.index, means[column], "o-", color=colour, markersize=4, label=picture(method)
+            )
     panels[0].set(ylabel="error of held-out series, scaled", ylim=(0, None))
     panels[1].set(ylabel="share of pairs without a path", ylim=(-0.02, 1.02))
     for ax in panels:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..errors import CapabilityError, DataError
 from ..metrics.generation import Space
 from ..metrics.score import Labels
+from ..text import picture
 from .counts import Counts
 from .scatter import embedding, principal_plane, umap_coordinates
 from .style import GREY, PALETTE, axes, bare, short
@@ -158,6 +159,8 @@ def zero_fractions(
         shares[0], shares[1], s=6, color=PALETTE[0], alpha=0.5, linewidths=0, rasterized=True
     )
     ax.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2)
-    ax.set(xlabel=f"share of zeros, {names[0]}", ylabel=f"share of zeros, {names[1]}")
+    ax.set(
+        xlabel=picture(f"share of zeros, {names[0]}"), ylabel=picture(f"share of zeros, {names[1]}")
+    )
     bare(ax)
     return ax

@@ -22,6 +22,7 @@ from ..errors import CapabilityError, DataError, SchemaError, near
 from ..metrics.neighbours import exact_neighbours
 from ..metrics.score import Labels, as_embedding
 from ..read import Data
+from ..text import picture
 from .style import GREY, PALETTE, axes, short
 
 Groups: TypeAlias = list[tuple[str, str]]
@@ -260,5 +261,4 @@ def _short(name: str) -> str:
 
 
 def _plain(text: object) -> str:
-    """Return text in which matplotlib sees no formula."""
-    return "" if text is None else str(text).replace("$", r"\$")
+    return "" if text is None else picture(text)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from ..bench.table import Bench
+from ..text import visible
 from .style import GREY, PALETTE, axes, short
 
 #: Room between groups of metrics, in columns.
@@ -150,4 +151,4 @@ def _bar(
 
 
 def _text(ax: Axes, x: float, y: float, text: object, **look: Any) -> None:
-    ax.text(x, y, str(text), parse_math=False, **look)
+    ax.text(x, y, visible(text, lines=True), parse_math=False, **look)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..text import visible
+
 #: Six colours of Okabe & Ito (2008), then colours chosen one by one to be as far as possible from
 #: the ones before, as normal, protanope and deuteranope eyes see them (Oklab, simulation by Machado
 #: et al. 2009), of a lightness that shows on white and on black. Yellow and black are not among them.
@@ -31,5 +33,5 @@ def bare(ax: Axes) -> None:
 
 def short(text: object, letters: int) -> str:
     """Cut text that would take the room of the picture."""
-    text = str(text)
+    text = visible(text)
     return text if len(text) <= letters else f"{text[: letters - 1]}…"

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import __version__, store
+from ..text import visible
 
 #: What stands for a value that is not there.
 ABSENT = "–"
@@ -86,6 +87,7 @@ def write(
     """
     environment = Environment(
         loader=PackageLoader("chreode", "report"), autoescape=True, undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     assert environment.loader is not None
@@ -100,6 +102,11 @@ def write(
     with store.aside(path) as made:
         made.write_text(html, encoding="utf-8", newline="\n")
     return Path(path)
+
+
+def _visible(value: Any) -> Any:
+    """Spell out control characters wherever the page shows something; a figure stays a figure."""
+    return type(value)(visible(value, lines=True)) if isinstance(value, str) else value
 
 
 def _shown(section: Section, name: str) -> dict[str, Any]:

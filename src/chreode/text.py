@@ -1,0 +1,130 @@
+"""Strangers' text, made safe for where it is shown: terminal, Markdown, HTML, pictures, spreadsheets.
+
+Names of categories, genes and columns, and what a saved model says, are written by whoever made the
+file. Here alone is decided how they are shown; the data keep them as they are.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Letters of a message; what is longer is a file's content, not a sentence.
+LONGEST = 4000
+#: What a spreadsheet takes for the start of a formula.
+_FORMULA = re.compile(r"\s*[=+\-@]")
+
+
+def visible(text: object, *, lines: bool = False) -> str:
+    r"""Return text in which all that steers a terminal, reorders or hides letters is spelt out.
+
+    Parameters
+    ----------
+    text
+        Any object; its text is taken.
+    lines
+        Keep line feeds and tabs, for text that has lines of its own. Without it a name cannot begin a
+        line.
+
+    Examples
+    --------
+    >>> print(visible("\x1b[31mred\u202e\n"))
+    \x1b[31mred\u202e\n
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(
+        c if c.isprintable() or c in kept or unicodedata.category(c) == "Zs" else _spelt(c)
+        for c in text
+    )
+
+
+def _spelt(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def message(text: object) -> str:
+    """Return a message of several lines, visible, and cut where it is too long to be read."""
+    text = visible(text, lines=True)
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}… ({len(text):,} letters in all)"
+
+
+def markdown(text: object) -> str:
+    r"""Return text that Markdown shows as it is: no heading, table, link, formula or HTML.
+
+    Examples
+    --------
+    >>> print(markdown("<b>|$x$"))
+    &lt;b&gt;\|\$x\$
+    """
+    shown = re.sub(r"([\\`*\[\]|$~])", r"\\\1", visible(text))
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def picture(text: object) -> str:
+    r"""Return text that matplotlib draws as it is, and not as mathematics.
+
+    Examples
+    --------
+    >>> print(picture("IFN$a$"))
+    IFN\$a\$
+    """
+    return visible(text).replace("$", r"\$")
+
+
+def spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose text no spreadsheet runs: an apostrophe stands before what looks like a formula.
+
+    Numbers, and text that is a number, stay as they are.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> spreadsheet(pd.DataFrame({"gene": ["=cmd()", "-1", "CD8A"]}))["gene"].tolist()
+    ["'=cmd()", '-1', 'CD8A']
+    """
+    return _mapped(table.rename(columns=_quoted), _quoted)
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    r"""Return a table whose text, with the names of its rows, is visible.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> shown(pd.DataFrame({"gene": ["a\x07"]}, index=["b\n"]))
+         gene
+    b\n  a\x07
+    """
+    return _mapped(table.rename(index=_seen, columns=_seen), _seen)
+
+
+def _mapped(table: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    for i, kind in enumerate(table.dtypes):
+        if getattr(kind, "kind", "O") not in "iufcb":
+            table.isetitem(i, table.iloc[:, i].astype(object).map(change))
+    return table
+
+
+def _seen(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
+
+
+def _quoted(value: Any) -> Any:
+    value = _seen(value)  # a carriage return would begin a row
+    if not isinstance(value, str) or not _FORMULA.match(value):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
