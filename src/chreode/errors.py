@@ -72,7 +72,7 @@ def near(word: str, known: Iterable[str]) -> str:
     >>> near("batchs", ["batch", "label"])
     " Did you mean 'batch'?"
     """
-    known = [visible(k) for k in known]
+    known = [visible(k)[:60] for k in known]
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if match:
         return f" Did you mean {match[0]!r}?"

@@ -169,3 +169,12 @@ def test_a_process_of_its_own(there):
     done = in_a_process("-m", "chreode.cli", "fit", "scvi", "gone.h5ad", "--counts", "X", "-ox")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: There is no file 'gone.h5ad'.\n"
+
+
+def test_a_file_in_place_of_a_bench_is_told_in_a_line(say, there):
+    """Bytes of the file are no message."""
+    for command in ("report cells.h5ad -o page.html", "show cells.h5ad", "rank cells.h5ad"):
+        code, out, err = say(command)
+        assert (code, out) == (1, "")
+        assert len(err) < 500
+        assert err.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import chreode as ch
 from chreode import models
+from chreode.cli import main
 from chreode.learn import sgd
 
 pytest.importorskip("optuna")
@@ -134,3 +136,20 @@ def test_a_bench_and_a_search_on_ray(say, there):
     here, there_ = (json.loads(say(f"{line}{ray}")[1]) for ray in ("", " --ray"))
     assert there_["trials"][0]["objective"] == here["trials"][0]["objective"]
     assert there_["about"] == here["about"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cells.h5ad", "my cells.h5ad"])
+def test_the_command_that_is_suggested_runs_as_printed(capsys, there, name):
+    """Roles, options that were given, and quotes are in it."""
+    Path("cells.h5ad").rename(name)
+    given = ["--max-epochs", "2", "--trials", "1", "--n-genes", "40"]
+    assert main(["tune", "scvi", name, *ROLES.split(), *given]) == 0
+    out = capsys.readouterr().out
+    words = shlex.split(out.split("The best: ")[1].splitlines()[0])
+    assert words[:2] == ["chreode", "fit"]
+    assert main(words[1:]) == 0
+    fitted = ch.load(words[words.index("-o") + 1])
+    assert fitted.schema == ch.Schema(counts="layers/counts", batch="obs/batch")
+    assert fitted.model.max_epochs == 2
+    assert fitted.spec.n_features("counts") == 40

@@ -142,7 +142,10 @@ class Bench:
                 },
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{path} is no saved bench ({error!r}).") from error
+            raise StoreError(
+                f"{path} is no saved bench, which is JSON that Bench.save or 'chreode bench … -o "
+                f"bench.json' wrote ({type(error).__name__}: {error})."
+            ) from error
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML page with tables and pictures, and return its path."""

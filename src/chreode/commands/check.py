@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from cyclopts import Parameter
 from ..models import find, keys
 from ..schema import Place, Schema
 from ..text import visible
-from .common import Answer, Json, spoken, with_roles
+from .common import Answer, Json, as_flags, spoken, suggested, with_roles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +70,7 @@ def check(
     if for_ and feeds[0]["missing"]:
         found.append(Finding("error", "schema", f"{for_} needs {feeds[0]['missing'][0]}."))
     failed = any(finding.level == "error" for finding in found)
-    suggested = None if failed else _next(file, schema, feeds, matrices, columns)
+    following = None if failed else _next(file, schema, feeds, matrices, columns)
     pending = ", once the errors are mended" if failed else ""
     text = "\n".join(
         [
@@ -79,13 +78,13 @@ def check(
             *_tables(matrices, columns),
             *(["", "Findings", *_shown(found)] if found or roles else []),
             *(["", f"Models{pending}", *_shown_feeds(feeds)] if feeds else []),
-            *(["", "Next", f"  {visible(suggested)}"] if suggested else []),
+            *(["", "Next", f"  {visible(following)}"] if following else []),
         ]
     )
     told = {
         "file": str(file), "cells": data.n_obs, "matrices": matrices, "columns": columns,
         "findings": [asdict(f) | {"text": spoken(f.text)} for f in found],
-        "models": feeds, "suggested": suggested,
+        "models": feeds, "suggested": following,
     }  # fmt: skip
     return Answer(text, told, json, code=int(failed))
 
@@ -239,20 +238,15 @@ def _next(
     told = schema.as_dict()
     if not told:
         roles = _candidates(matrices, columns)
-        return shlex.join(["chreode", "check", str(file), *roles]) if roles else None
+        return suggested("check", file, *roles) if roles else None
     ready = [feed["key"] for feed in feeds if not feed["missing"]]
     if not ready:
         return None
     model = "scvi" if "scvi" in ready else ready[0]
-    roles = []
-    for role, value in told.items():
-        roles.append("--" + role.replace("_", "-"))
-        if value is not True:
-            roles += [value] if isinstance(value, str) else value
     width = next((m["shape"][1] for m in matrices if m["place"] == schema.counts and m["shape"]), 0)
     # most genes of a whole transcriptome tell nothing and cost time
     fewer = ["--n-genes", "2000"] if width > 5000 else []
-    return shlex.join(["chreode", "fit", model, str(file), *roles, *fewer, "-o", f"runs/{model}"])
+    return suggested("fit", model, file, *as_flags(told), *fewer, "-o", f"runs/{model}")
 
 
 def _candidates(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> list[str]:

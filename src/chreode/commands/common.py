@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json as json_
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,15 +160,43 @@ def spoken(text: str) -> str:
     >>> spoken("if 'nan' means 'not known', say Schema(missing=('nan',)).")
     "if 'nan' means 'not known', say --missing nan."
     """
+    text_ = r"""(?:'[^']*'|"[^"]*")"""
+    return re.sub(
+        rf"Schema\((\w+)=(True|{text_}|\({text_},\))\)",
+        lambda match: shlex.join(as_flags({match[1]: ast.literal_eval(match[2])})),
+        text,
+    )
 
-    def flag(match: re.Match[str]) -> str:
-        name = "--" + match[1].replace("_", "-")
-        value = ast.literal_eval(match[2])
-        if value is True:
-            return name
-        return " ".join([name, *([value] if isinstance(value, str) else value)])
 
-    return re.sub(r"Schema\((\w+)=(True|'[^']*'|\('[^']*',\))\)", flag, text)
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return roles or options as the words of a command line.
+
+    Examples
+    --------
+    >>> as_flags({"batch": "obs/donor", "missing": ("nan", "?"), "fractional": True, "control": "-"})
+    ['--batch', 'obs/donor', '--missing', 'nan', '?', '--fractional', '--control=-']
+    """
+    words = []
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, (tuple, list)):
+            words += [flag, *map(str, value)]
+        else:
+            words += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+    return words
+
+
+def suggested(*words: object) -> str:
+    """Return a command line as it can be typed."""
+    # a file whose name begins with a hyphen is no flag
+    return shlex.join(
+        [
+            "chreode",
+            *(f"./{w}" if isinstance(w, Path) and str(w)[0] == "-" else str(w) for w in words),
+        ]
+    )
 
 
 def use_threads(threads: int | None) -> None:

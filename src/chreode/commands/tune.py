@@ -21,7 +21,9 @@ from .common import (
     Seed,
     Threads,
     Whole,
+    as_flags,
     records,
+    suggested,
     use_threads,
 )
 from .fit import configured, first_line, narrowed, per_model, tables_of
@@ -95,10 +97,16 @@ def _tune(
         ray=ray and (threads or 1),
     )  # fmt: skip
     best = config_.as_dict(tuned.best)
-    flags = " ".join(f"--{name.replace('_', '-')} {best[name]}" for name in space)
+    plain = config_.as_dict(model())
+    chosen = {name: value for name, value in best.items() if value != plain[name]}
+    genes = [] if n_genes is None else ["--n-genes", n_genes]
+    command = suggested(
+        "fit", tuned.best.key, file, *as_flags(schema.as_dict()), *as_flags(chosen), *genes,
+        "--seed", seed, "-o", output or f"runs/{tuned.best.key}",
+    )  # fmt: skip
     said = [
         tuned.trials.drop(columns="seed").to_string(float_format="%.5g"),
-        f"{tuned.verdict()}\nThe best: chreode fit {tuned.best.key} {file} {flags}",
+        f"{tuned.verdict()}\nThe best: {command}",
     ]
     if output:
         tuned.best.fit(data, schema, seed=seed).save(output)
