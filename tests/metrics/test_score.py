@@ -109,7 +109,7 @@ def test_summary_averages_raw_scores_and_their_resamples(scored):
 def test_intervals_end_where_the_metric_does():
     """One cell in two hundred is not perfect: as many draws lie beyond 1 as below."""
     values = np.r_[np.ones(199), 0.0]
-    score = Score.of(lambda counts: float(np.average(values, weights=counts)), 200)
+    score = Score.of(lambda counts: float(np.average(values, weights=counts)), 200, (0.0, 1.0))
     assert score.draws().max() > 1
     assert score.interval()[1] == 1
     both = combined([(0.5, score), (0.5, replace(score, span=(-0.5, 1.0)))])

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from ..errors import CapabilityError
 from .neighbours import Neighbours, connectivities
-from .score import Labels, Score, as_embedding, encode
+from .score import SHARE, Labels, Score, as_embedding, encode
 
 RESOLUTIONS = tuple(0.2 * step for step in range(1, 11))
 """The resolutions among which `leiden_clusters` chooses."""
@@ -150,7 +150,7 @@ def _agreement(
     labels: Labels,
     clusters: Labels,
     index: Callable[[Float64[np.ndarray, "l k"]], float],
-    span: tuple[float, float] = (0.0, 1.0),
+    span: tuple[float, float] = SHARE,
 ) -> Score:
     n_cells = len(labels)
     label = encode(labels, "label", n_cells, at_least=2)

@@ -19,7 +19,7 @@ from .neighbours import (
     exact_neighbours,
     perplexity_weights,
 )
-from .score import Labels, Score, as_embedding, encode, mean_over_labels
+from .score import SHARE, Labels, Score, as_embedding, encode, mean_over_labels
 from .threads import in_threads
 
 LISI_NEIGHBOURS = 90
@@ -100,7 +100,9 @@ def lisi(neighbours: Neighbours, groups: Labels) -> Float64[np.ndarray, " b"]:
 def _median(values: Float64[np.ndarray, " b"]) -> Score:
     order = np.argsort(values)
     return Score.of(
-        lambda counts: float(np.median(np.repeat(values[order], counts[order]))), len(values)
+        lambda counts: float(np.median(np.repeat(values[order], counts[order]))),
+        len(values),
+        SHARE,
     )
 
 
@@ -134,7 +136,7 @@ def graph_connectivity(neighbours: Neighbours, labels: Labels) -> Score:
         size = np.bincount(label, counts)
         return float((largest[size > 0] / size[size > 0]).mean())
 
-    return Score.of(statistic, len(label))
+    return Score.of(statistic, len(label), SHARE)
 
 
 def kbet(neighbours: Neighbours, labels: Labels, batches: Labels, *, alpha: float = 0.05) -> Score:
@@ -281,7 +283,7 @@ def pcr_comparison(
         share = before(counts)
         return max(0.0, 1 - after(counts) / share) if share > 1e-12 else float("nan")
 
-    score = Score.of(statistic, len(x))
+    score = Score.of(statistic, len(x), SHARE)
     if np.isnan(score.value):
         raise DataError("Batches explain no variance of pre: there is nothing to remove.")
     return score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -17,6 +18,10 @@ Labels: TypeAlias = Sequence[object] | np.ndarray | pd.Series | pd.Categorical
 
 Statistic: TypeAlias = Callable[[Int[np.ndarray, " b"]], float]
 """A score as a function of how often each cell is counted."""
+
+
+#: The span of most metrics.
+SHARE = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,14 @@ class Score:
     statistic: Statistic = field(repr=False, compare=False)
     excluded: int = 0
     reason: str = ""
-    span: tuple[float, float] = (0.0, 1.0)
+    span: tuple[float, float] = (-math.inf, math.inf)
 
     @classmethod
     def of(
-        cls, statistic: Statistic, n_cells: int, span: tuple[float, float] = (0.0, 1.0)
+        cls,
+        statistic: Statistic,
+        n_cells: int,
+        span: tuple[float, float] = (-math.inf, math.inf),
     ) -> Score:
         """Evaluate `statistic` with every cell counted once."""
         return cls(statistic(np.ones(n_cells, dtype=np.int64)), n_cells, statistic, span=span)
@@ -159,7 +167,7 @@ def spanned(parts: Sequence[tuple[float, tuple[float, float]]]) -> tuple[float, 
 
 
 def mean_over_labels(values: Float[np.ndarray, " b"], labels: Int[np.ndarray, " b"]) -> Score:
-    """Average cells within labels, then labels; cells that are NaN do not count.
+    """Average cells within labels, then labels; cells that are NaN do not count. Values are from 0 to 1.
 
     Every label weighs the same, however many cells it has; one without a counted cell is left
     out.
@@ -178,7 +186,7 @@ def mean_over_labels(values: Float[np.ndarray, " b"], labels: Int[np.ndarray, " 
         mean = np.bincount(labels, weights * values)[size > 0] / size[size > 0]
         return float(mean.mean()) if len(mean) else float("nan")
 
-    return Score.of(statistic, len(counted))
+    return Score.of(statistic, len(counted), SHARE)
 
 
 def column(values: Labels, role: str, n_cells: int) -> Shaped[np.ndarray, " b"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int
 from scipy.sparse import csr_array
 
 from ..errors import DataError
-from .score import Labels, Score, as_embedding, encode, mean_over_labels
+from .score import SHARE, Labels, Score, as_embedding, encode, mean_over_labels
 from .threads import chunks, in_threads
 
 TILE = 64, 1024
@@ -166,7 +166,7 @@ def silhouette_label(
     """
     encode(labels, "label", len(x), at_least=2)
     values = ((widths or silhouette_widths(x, labels)).label + 1) / 2
-    return Score.of(lambda counts: float(np.average(values, weights=counts)), len(x))
+    return Score.of(lambda counts: float(np.average(values, weights=counts)), len(x), SHARE)
 
 
 def isolated_labels(
