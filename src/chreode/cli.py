@@ -17,7 +17,8 @@ from cyclopts import App, CycloptsError, Parameter
 from . import __version__
 from .commands.common import Answer, spoken
 from .errors import ChreodeError
-from .text import message, visible
+from .text import message as readable
+from .text import visible
 
 #: Where a command is, what it does, and an example (those with commands below them have their own).
 COMMANDS = (
@@ -114,7 +115,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
 
 def _fail(code: int, kind: str, text: str, *, as_json: bool) -> int:
-    text = message(text)
+    text = readable(text)
     print(f"error: {text}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": text, "kind": kind}))
@@ -125,8 +126,8 @@ def _fail(code: int, kind: str, text: str, *, as_json: bool) -> int:
 def _warnings_as_notes() -> Iterator[None]:
     """Show each warning as one line, without the place in the code that a user has no use for."""
 
-    def show(said: Any, *_: Any, **__: Any) -> None:
-        print("note:", " ".join(visible(spoken(str(said)), lines=True).split()), file=sys.stderr)
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        print("note:", " ".join(visible(spoken(str(message)), lines=True).split()), file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
