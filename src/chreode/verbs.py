@@ -385,9 +385,17 @@ def trajectory(
     Raises
     ------
     ConfigError
-        If there are both cells and a start, or neither.
+        If there are both cells and a start, or neither, or a time lies further beyond those of the fit
+        than their span.
     BlowUpError
-        If a path leaves the finite numbers: says whose, and when.
+        If every path leaves the finite numbers; of several, those that do are NaN, and a warning says so.
+
+    Warns
+    -----
+    ForecastWarning
+        Of times more than a tenth of the span beyond those of the fit, and of values that would leave the
+        range of their gene in the cells of the fit by more than a tenth of it. All are held in that range,
+        or between it and the cell's own value.
     """
     require(self, "trajectory")
     if (data is None) == (start is None):

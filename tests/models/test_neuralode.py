@@ -11,10 +11,12 @@ import torch
 import chreode as ch
 from chreode import read
 from chreode.align import learn_spec, open_source
+from chreode.data.series import SeriesSource
 from chreode.data.systems import GeneNetwork, Sampling, simulate_system
 from chreode.errors import BlowUpError, ConfigError, DataError, SchemaError
 from chreode.learn.rng import Rng
 from chreode.metrics.dynamics import edge_precision
+from chreode.nn.dynamics import ForecastWarning
 
 SCHEMA = ch.Schema(expression="X", time="obs/time", trajectory="obs/trajectory")
 FEW = {"match_steps": 40, "piece_steps": 20, "path_steps": 20}
@@ -263,9 +265,70 @@ def test_another_set_of_genes_is_refused_or_matched_by_name(paths):
         fitted.trajectory(other, [1.0])
 
 
-def test_a_horizon_beyond_the_series_is_followed(paths):
-    fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
-    assert np.isfinite(fitted.trajectory(start="path_0", times=[0.0, 20.0]).X).all()
+@pytest.fixture(scope="module")
+def course(paths):
+    return ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
+
+
+@pytest.mark.parametrize("times", [[8.0], [-3.0, 1.0]])
+def test_times_beyond_those_of_the_fit_are_told(course, paths, times):
+    """Observed from 0 to 5."""
+    for ask in (
+        lambda: course.trajectory(start="path_0", times=times),
+        lambda: course.trajectory(paths[:3].copy(), times=times),
+        lambda: course.predict(paths[:3].copy(), to={"time": times[0]}),
+        lambda: course.embed(paths[:3].copy(), to={"time": times[0]}),
+    ):
+        with pytest.warns(ForecastWarning, match="observed from time 0 to 5"):
+            ask()
+
+
+@pytest.mark.parametrize("times", [[10.5], [-20.0, 1.0]])
+def test_times_far_beyond_are_refused(course, paths, times):
+    for ask in (
+        lambda: course.trajectory(start="path_0", times=times),
+        lambda: course.trajectory(paths[:3].copy(), times=times),
+        lambda: course.predict(paths[:3].copy(), to={"time": times[0]}),
+    ):
+        with pytest.raises(ConfigError, match="observed from time 0 to 5"):
+            ask()
+    late = paths[:3].copy()
+    late.obs["time"] = times[0]
+    with pytest.raises(ConfigError, match="observed from time 0 to 5"):
+        course.trajectory(late, times=[1.0])
+
+
+@pytest.fixture
+def steep(paths):
+    """A field that carries every gene upwards, some 40 of its standard deviations in the time."""
+    fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, validation=0.0, progress=False)
+    with torch.no_grad():
+        fitted.module.field.weights[-1].zero_()
+        fitted.module.field.biases[-1].fill_(40.0)
+    return fitted
+
+
+def test_values_stay_in_the_range_of_their_gene_and_that_is_told(steep, paths):
+    with pytest.warns(ForecastWarning, match="held at its end"):
+        found = steep.trajectory(paths[paths.obs["time"] == 0].copy(), times=[5.0]).X
+    np.testing.assert_allclose(found, np.tile(paths.X.max(0), (12, 1)), rtol=1e-6)
+    far = paths[:1].copy()
+    far.X[:] = 100.0  # a cell of its own begins where it is
+    with pytest.warns(ForecastWarning, match="held at its end"):
+        assert (steep.trajectory(far, times=[5.0]).X == 100.0).all()
+    with pytest.warns(ForecastWarning, match="held at its end"):
+        moved = steep.predict(paths[:4].copy(), to={"time": 5.0}).X
+    np.testing.assert_allclose(moved, np.tile(paths.X.max(0), (4, 1)), rtol=1e-6)
+
+
+def test_of_several_paths_those_that_blow_up_are_lost(course, paths):
+    far = paths[:3].copy()
+    far.X[1] = np.float32(3e38)
+    with pytest.warns(ForecastWarning, match="1 of 3 paths leave the finite numbers"):
+        found = course.trajectory(far, times=[4.0]).X
+    assert np.isnan(found[1]).all()
+    alone = course.trajectory(paths[[0, 2]].copy(), times=[4.0]).X
+    np.testing.assert_allclose(found[[0, 2]], alone, rtol=1e-5)
 
 
 def test_entries_not_measured_are_left_out():
@@ -304,6 +367,19 @@ def test_populations_part_where_their_means_do_not(fork):
     np.testing.assert_allclose(np.abs(found[200]).mean(0), truth, atol=0.1)
     clear = np.abs(first.X[:, 0]) > 0.1
     assert (np.sign(found[200][:, 1]) == np.sign(first.X[:, 0]))[clear].mean() > 0.95
+
+
+def test_every_step_draws_other_cells_of_a_population(fork, monkeypatch):
+    drawn = []
+    own = SeriesSource._drawn
+    monkeypatch.setattr(
+        SeriesSource,
+        "_drawn",
+        lambda self, rows, rng: drawn.append(own(self, rows, rng)) or drawn[-1],
+    )
+    schema = ch.Schema(expression="X", time="obs/time")
+    ch.NeuralODE(**FEW, population_steps=3).fit(fork, schema, seed=0, progress=False)
+    assert len({float(cells.sum()) for cells, _ in drawn}) == 3
 
 
 def test_populations_need_every_entry(fork):

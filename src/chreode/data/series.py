@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -41,8 +41,9 @@ class SeriesBatch:
         When each series begins, and its state then, smoothed (see `smoothed`).
     slopes, bends
         Where the values are smoothed states: their first and second derivatives.
-    cells
-        Some cells of each time, drawn with replacement: a population, none of which is another one later.
+    crowd
+        Draws some cells of each time, none twice, and says which places of the tensor hold one: a
+        population, none of which is another one later. Every step draws anew.
     """
 
     names: tuple[str, ...]
@@ -53,14 +54,14 @@ class SeriesBatch:
     start: Float[Tensor, "s g"]
     slopes: Float[Tensor, "s t g"] | None = None
     bends: Float[Tensor, "s t g"] | None = None
-    cells: Float[Tensor, "s t m g"] | None = None
+    crowd: Callable[[np.random.Generator], tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to(self, device: str | torch.device) -> SeriesBatch:
         """Return the same series on `device`."""
-        fields = ("times", "values", "weight", "begin", "start", "slopes", "bends", "cells")
+        fields = ("times", "values", "weight", "begin", "start", "slopes", "bends")
         there = {n: t for n in fields if (t := getattr(self, n)) is not None}
         return replace(self, **{n: t.to(device) for n, t in there.items()})
 
@@ -208,7 +209,7 @@ class SeriesSource(Source):
     smooth
         Whether smoothed states stand for the cells.
     crowd
-        Cells to be drawn of each time; 0: none.
+        Cells to be drawn of each time, at the most; 0: none.
     redrawn, generator
         See `SeriesBatch.resampled` and `SeriesBatch.exchanged`, and their seed.
     """
@@ -249,7 +250,7 @@ class SeriesSource(Source):
                 batch = getattr(batch, self.redrawn)(rng) if self.redrawn else batch
                 if self.crowd:
                     _refuse_gaps(batch)
-                    batch = replace(batch, cells=self._drawn(some, rng))
+                    batch = replace(batch, crowd=partial(self._drawn, some))
                 self._made[key] = self._cut(batch).to(device)
             yield self._made[key]
 
@@ -344,16 +345,36 @@ class SeriesSource(Source):
             tuple(str(names[s]) for s in series), times, values, weight, times[:, 0], values[:, 0]
         ), series
 
-    def _drawn(self, rows: np.ndarray, rng: np.random.Generator) -> Float[Tensor, "s t m g"]:
+    def extremes(self, rows: np.ndarray) -> tuple[Float[Tensor, " g"], Float[Tensor, " g"]]:
+        """Return the lowest and the highest value of each gene in any of these cells."""
+        low = torch.full(
+            (self.spec.n_features(self.spec.either("expression", "counts")),), torch.inf
+        )
+        high = -low
+        for batch in self.cells.batches(rows):
+            x, measured = batch.measured_expression()
+            low = low.minimum(x.where(measured > 0, torch.tensor(torch.inf)).amin(0))
+            high = high.maximum(x.where(measured > 0, torch.tensor(-torch.inf)).amax(0))
+        return low, high
+
+    def _drawn(
+        self, rows: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Float[Tensor, "s t m g"], Float[Tensor, "s t m"]]:
         series, slot, longest = self._slots(rows)
+        order = np.lexsort((rng.random(len(rows)), slot))
         n = np.bincount(slot, minlength=len(series) * longest)
-        first = (n.cumsum() - n)[:, None]
-        # a time that a series does not have is filled with its last cells, and never looked at
-        at = first + (rng.random((n.size, self.crowd)) * np.maximum(n, 1)[:, None]).astype(int)
-        chosen = rows[np.argsort(slot, kind="stable")][np.minimum(at, len(rows) - 1)]
+        rank = np.arange(len(rows)) - np.repeat(n.cumsum() - n, n)
+        width = min(self.crowd, int(n.max()))
+        taken = rank < width
+        place = slot[order][taken], rank[taken]
+        chosen, there = np.full((n.size, width), rows[0]), np.zeros((n.size, width), np.float32)
+        chosen[place], there[place] = rows[order][taken], 1
         distinct, where = np.unique(chosen, return_inverse=True)
         x = torch.cat([b.log_expression() for b in self.cells.batches(distinct)])
-        return x[torch.from_numpy(where)].view(len(series), longest, self.crowd, -1)
+        shape = len(series), longest, width
+        return x[torch.from_numpy(where.ravel())].view(*shape, -1), torch.from_numpy(there).view(
+            shape
+        )
 
     def _sums(self, rows: np.ndarray, slot: np.ndarray, n: int) -> tuple[Tensor, Tensor]:
         """Return the sum of what was measured in each slot, and in how many cells."""

@@ -32,7 +32,7 @@ class ToRest:
 
     validates: ClassVar[bool] = True
     learner: Learner
-    rounds: int = 5
+    rounds: int = 8
 
     def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
         """Train ``phase.part`` in place, for two rounds at the least."""

@@ -195,13 +195,15 @@ class Penalised(NeuralODE):
         low=0,
     )
     match_steps: int = param(
-        300, "Steps of a round on slopes; without a penalty and under each: rounds to rest.", low=1
+        300,
+        "Steps on slopes without a penalty, and of a round under each strength: rounds go on to rest.",
+        low=1,
     )
 
     def first(self) -> list[Phase]:
         """Slopes without a penalty and under each strength, then pieces under the best."""
         strengths = self.strengths if self.strength is None else (self.strength,)
         slopes, *pieces = super().first()
-        slopes = replace(slopes, learner=ToRest(slopes.learner))
-        path = Path(slopes, tuple(sorted(strengths)))
+        rested = replace(slopes, learner=ToRest(slopes.learner))
+        path = Path(rested, tuple(sorted(strengths)))
         return [slopes, Phase(path, name="strengths", view=self.view(self.span)), *pieces]

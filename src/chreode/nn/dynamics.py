@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..data.batch import CellBatch
 from ..data.series import SeriesBatch, SeriesSource
 from ..data.source import Source
-from ..errors import BlowUpError
+from ..errors import BlowUpError, ConfigError
 from ..learn.rng import Rng
 from ..losses.energy import energy_distance
 from ..losses.unexplained import unexplained
@@ -29,8 +30,15 @@ from .vectorfield import Gates, VectorField, mean_jacobian
 if TYPE_CHECKING:
     from ..models.neuralode import NeuralODE
 
+#: Share of the time or of a gene's range by which a forecast may go beyond the cells of the fit unsaid; and
+#: of the time, beyond which it is refused.
+NEAR, FAR = 0.1, 1.0
 #: Weight of the errors of paths beside those of slopes, which noise keeps from falling as far.
 _SOLVED = 2.0
+
+
+class ForecastWarning(UserWarning):
+    """A forecast goes beyond what the cells of the fit tell."""
 
 
 class Dynamics(Module):
@@ -66,18 +74,19 @@ class Dynamics(Module):
             return
         batch = source.series(rows)
         self.frame.units(batch.values, batch.weight, batch.times)
+        self.frame.lowest, self.frame.highest = source.extremes(rows)
         codes = {name: i for i, name in enumerate(_series(self.spec))}
         at = torch.tensor([codes[name] for name in batch.names])
         self.frame.starts[at], self.frame.begins[at] = batch.start, batch.begin
         self.frame.states(batch.smoothed(batch.times, source.bandwidth)[0][batch.observed])
 
-    def loss(self, batch: SeriesBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
+    def loss(self, batch: SeriesBatch, step: Step) -> Loss:
         """Return the error, as a share of what standing still would have, and the penalty."""
         weight = _SOLVED
         if batch.slopes is not None:
             weight, fit = 1.0, self.matched(batch)
-        elif batch.cells is not None:
-            fit = self.carried(batch)
+        elif batch.crowd is not None:
+            fit = self.carried(batch, step)
         else:
             fit = self.solved(batch)
         penalty = self.penalty()
@@ -99,23 +108,28 @@ class Dynamics(Module):
         moved = self.frame.inside(batch.values) - start
         return unexplained(self._paths(batch) - start, moved, batch.weight)
 
-    def carried(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def carried(self, batch: SeriesBatch, step: Step) -> Float[Tensor, ""]:
         """Return how far cells of the first time end up from those of later ones, of how far they were.
 
-        Energy distances between populations: no cell is told which one it becomes.
+        Energy distances between populations: no cell is told which one it becomes. Every step draws other
+        cells; where nothing is learned it is always the same ones.
         """
-        assert batch.cells is not None
-        cells, m = self.frame.inside(batch.cells), batch.cells.shape[2]
-        first = cells[:, 0]
+        assert batch.crowd is not None
+        drawn = batch.crowd(step.rng.numpy("crowd", step.index if self.training else 0))
+        values, there = (t.to(batch.values.device) for t in drawn)
+        cells = self.frame.inside(values)
+        first, m = cells[:, 0], cells.shape[2]
         begin, times = batch.times[:, 0], batch.times
         with self.named([name for name in batch.names for _ in range(m)]):
             found = self.integrate(
                 first.flatten(0, 1), times.repeat_interleave(m, 0), begin.repeat_interleave(m)
             ).unflatten(0, first.shape[:2])
         later = batch.observed & (times > begin[:, None])
-        away = energy_distance(found.transpose(1, 2), cells)[later].mean()
-        still = energy_distance(first[:, None].expand_as(cells), cells)[later].mean()
-        return away / still.clamp(min=1e-6)
+        begun = there[:, :1].expand_as(there)
+        away = energy_distance(found.transpose(1, 2), cells, begun, there)[later].mean()
+        still = energy_distance(first[:, None].expand_as(cells), cells, begun, there)[later].mean()
+        # of populations that hardly move, noise would be all of the scale
+        return away / still.clamp(min=0.05 * (2 * self.field.n) ** 0.5)
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return what `strength` weighs, under the gates of the last solve."""
@@ -145,7 +159,8 @@ class Dynamics(Module):
         start, clamped = self.without(
             self.frame.inside(batch.start), torch.tensor(absent, dtype=torch.long)
         )
-        return self.frame.outside(self.expected(start, batch.times, batch.begin, clamped))
+        found = self.frame.outside(self.expected(start, batch.times, batch.begin, clamped))
+        return self.frame.held(found, self.frame.outside(start))
 
     def _paths(self, batch: SeriesBatch) -> Float[Tensor, "s t g"]:
         with self.named(batch.names):
@@ -314,19 +329,67 @@ class Dynamics(Module):
         absent = to["knockout"][0] if "knockout" in to.columns else torch.zeros(0, dtype=torch.long)
         x, clamped = self.without(self.seen(batch), absent)
         now = batch["time"]
+        self._refuse_far(torch.cat([now, at.flatten()]))
         after = self.expected(x, at.maximum(now[:, None]), now, clamped)
         before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
         found = self.frame.outside(torch.where((at >= now[:, None])[..., None], after, before))
-        lost = found.isnan().any(2)
-        if bool(lost.any()):
-            row = int(lost.any(1).nonzero()[0])
-            raise BlowUpError(
-                row,
-                float(self.spec.outside("time", now[row])),
-                self.frame.outside(x[row]),
-                f"the path of cell {row}",
-            )
-        return found
+        start = self.frame.outside(x)
+        self._tell_lost(found, start, batch)
+        held = self.frame.held(found, start)
+        self._tell_held(found, held)
+        return held
+
+    def _refuse_far(self, times: Tensor) -> None:
+        """Warn of times beyond those of the fit, and refuse those that are far beyond."""
+        first, last = self.frame.clock.tolist()
+        asked = float(times.amin()), float(times.amax())
+        beyond = max(first - asked[0], asked[1] - last) / float(self.frame.length)
+        if beyond <= NEAR:
+            return
+        of_fit, of_question = (
+            "{:g} to {:g}".format(*(self.spec.outside("time", pair) + 0.0).tolist())
+            for pair in ((first, last), asked)
+        )
+        said = (
+            f"Cells of the fit were observed from time {of_fit}; asked is {of_question}, {beyond:.1f} times "
+            "that span beyond its end. No cell tells what happens there."
+        )
+        if beyond > FAR:
+            raise ConfigError(f"{said} Ask for times no further beyond than {FAR:g} span.")
+        warnings.warn(said, ForecastWarning, stacklevel=2)
+
+    def _tell_lost(self, found: Tensor, start: Tensor, batch: CellBatch) -> None:
+        """Say which paths blew up; they are NaN from then on."""
+        lost = found.isnan().any(2).any(1).nonzero()[:, 0].tolist()
+        if not lost:
+            return
+        name, row = f"the path of cell {int(batch.rows[lost[0]])}", lost[0]
+        begun = float(self.spec.outside("time", batch["time"][row]))
+        if len(lost) == len(batch):
+            raise BlowUpError(row, begun, start[row], name)
+        warnings.warn(
+            f"{len(lost)} of {len(batch)} paths leave the finite numbers and are NaN from then on, such as "
+            f"{name}, which begins at {begun:g}.",
+            ForecastWarning,
+            stacklevel=2,
+        )
+
+    def _tell_held(self, found: Tensor, held: Tensor) -> None:
+        """Say how far values would have left the range that they are held in."""
+        width = (self.frame.highest - self.frame.lowest).clamp(min=1e-6)
+        excess = ((found - held).abs() / width).nan_to_num(0.0)
+        n = int((excess > NEAR).sum())
+        if not n:
+            return
+        at = np.unravel_index(int(excess.argmax()), excess.shape)
+        gene = self.spec.features[self.spec.either("expression", "counts")][at[-1]]
+        warnings.warn(
+            f"{n:,} of {held.numel():,} forecast values would leave the range that their gene has in the "
+            f"cells of the fit by more than {NEAR:.0%} of it, and are held at its end: the furthest is "
+            f"{gene}, {float(found[at]):.4g} held at {float(held[at]):.4g}.",
+            ForecastWarning,
+            stacklevel=2,
+        )
 
     def rank(self) -> tuple[Float[Tensor, "g g"], Float[Tensor, "g g"]]:
         """Return the weight and the confidence of every edge."""

@@ -25,6 +25,8 @@ class Frame(nn.Module):
 
     centre: Tensor
     scale: Tensor
+    lowest: Tensor
+    highest: Tensor
     clock: Tensor
     references: Tensor
     plane: Tensor
@@ -36,6 +38,8 @@ class Frame(nn.Module):
         super().__init__()
         self.register_buffer("centre", torch.zeros(n))
         self.register_buffer("scale", torch.ones(n))
+        self.register_buffer("lowest", torch.full((n,), -torch.inf))
+        self.register_buffer("highest", torch.full((n,), torch.inf))
         self.register_buffer("clock", torch.tensor([0.0, 1.0]))
         self.register_buffer("references", torch.zeros(REFERENCES, n))
         self.register_buffer("plane", torch.zeros(n, min(n_latent, n)))
@@ -68,6 +72,13 @@ class Frame(nn.Module):
         self.references.copy_(found[at])
         axes = torch.linalg.svd(found, full_matrices=False)[2][: self.plane.shape[1]]
         self.plane[:, : len(axes)] = axes.T
+
+    def held(
+        self, found: Float[Tensor, "s t g"], start: Float[Tensor, "s g"]
+    ) -> Float[Tensor, "s t g"]:
+        """Return expression no lower and no higher than in any cell of the fit, or where the path began."""
+        low, high = self.lowest.minimum(start), self.highest.maximum(start)
+        return found.maximum(low[:, None]).minimum(high[:, None])
 
     @property
     def length(self) -> Float[Tensor, ""]:
