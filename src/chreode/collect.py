@@ -112,6 +112,10 @@ def collect_cells(
     return into
 
 
+#: Files of which a .zarr holds one.
+_ZARR = ("zarr.json", ".zgroup")
+
+
 def copy_with(
     file: Path, target: Path, obsm: Mapping[str, np.ndarray], records: Mapping[str, str]
 ) -> None:
@@ -133,6 +137,12 @@ def copy_with(
     """
     with readable(str(file)):
         refuse_foreign(file)
+    if (
+        target.is_dir()
+        and any(target.iterdir())
+        and not any((target / name).is_file() for name in _ZARR)
+    ):
+        raise StoreError(f"{target} is a folder that holds no .zarr; choose another place.")
     with store.aside(target) as made:
         if file.is_dir():
             shutil.copytree(file, made, symlinks=True)  # none is followed

@@ -206,3 +206,18 @@ def test_show(say, there):
     assert told["features"] == {"counts": 80}
     assert told["categories"] == {"batch": ["batch_0", "batch_1"]}
     assert [row["epoch"] for row in told["history"]] == [0, 1]
+
+
+def test_a_folder_that_is_no_zarr_is_not_replaced_by_one(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # news about zarr's formats
+        cells.write_zarr("a.zarr")
+    Path("mine.zarr").mkdir()
+    Path("mine.zarr/thesis.txt").write_text("years of work")
+    code, _, err = say("embed pca a.zarr -o mine.zarr")
+    assert code == 1
+    assert "holds no .zarr" in err
+    assert Path("mine.zarr/thesis.txt").read_text() == "years of work"
+    for _ in range(2):  # an older one is replaced
+        assert say("embed pca a.zarr -o out.zarr")[0] == 0
