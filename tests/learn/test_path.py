@@ -124,7 +124,7 @@ class Slow:
 
 @pytest.mark.parametrize(
     ("start", "rounds", "state"),
-    [(1.0, 2, "rested"), (1.2, 5, "rested"), (99, 5, "still improving")],
+    [(1.0, 2, "rested"), (1.2, 5, "rested"), (999.0, 8, "still improving")],
 )
 def test_rounds_go_on_until_one_changes_little(start, rounds, state):
     split = Split(np.arange(5), np.arange(0))
