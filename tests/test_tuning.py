@@ -232,6 +232,16 @@ def test_odd_shares_are_refused_by_name(cells, schema, name, what):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("model", "option"), [(ch.SCVI(), "latent_library"), (ch.CFGen(), "peaks")]
+)
+def test_scores_of_different_things_are_not_compared(cells, schema, model, option):
+    own = getattr(model, option)
+    with pytest.raises(ch.ConfigError, match=f"another {option} scores something else"):
+        ch.tune(model, cells, schema, trials=1, space={option: [own, "poisson"]})
+    assert option not in default_space(model)
+
+
 def test_a_cell_named_for_both_is_refused(search):
     with pytest.raises(ch.ConfigError, match="5 cells are named both"):
         search(distance, 1, validation=np.arange(20), test=np.arange(15, 40))

@@ -51,6 +51,9 @@ class Model:
         Whether a fit that starts from another one (`from_`) can learn categories that are new to it.
     inverts
         Whether `predict` first asks what a cell was under its own conditions, which are then read.
+    rescores
+        Options that change of what `score` is the probability: fits that differ in one of them cannot be
+        compared by it.
     """
 
     needs: ClassVar[tuple[str, ...]]
@@ -60,6 +63,7 @@ class Model:
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "counts"
     inverts: ClassVar[bool] = False
     extends: ClassVar[bool] = True
+    rescores: ClassVar[tuple[str, ...]] = ()
 
     def build(self, spec: Spec) -> Module:
         """Return the untrained tensors for data of this form."""

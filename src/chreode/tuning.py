@@ -169,7 +169,8 @@ def tune(
     SchemaError, DataError
         If a role is absent or its values are wrong.
     ConfigError
-        If `space` names an option that is not there, or leaves the model's own value out.
+        If `space` names an option that is not there, or one that changes what the score is of, or leaves
+        the model's own value out.
     FitError
         If the model as given cannot be fitted or judged.
     CapabilityError
@@ -192,6 +193,11 @@ def tune(
     positions = read.positions(data, rows)
     require(findings(data, schema, positions))
     train, between, last = _three(data, positions, validation, test, seed)
+    if objective is None and (other := sorted(set(space) & set(model.rescores))):
+        raise ConfigError(
+            f"{model.key} with another {other[0]} scores something else, so trials cannot be compared by "
+            f"their score. Leave {other[0]} out of the space, or give an objective."
+        )
     objective = objective or nats_per_cell
     with pinned(int(ray) or torch.get_num_threads()):
         about = {

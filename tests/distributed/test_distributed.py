@@ -66,6 +66,29 @@ def test_a_whole_fit_agrees_with_one_process(found, model):
         np.testing.assert_allclose(shared["weights"][name], values, atol=5e-3, err_msg=name)
 
 
+def test_every_model_ends_with_the_same_bits(found):
+    (alone,), (first, second) = found["alone"], found["distributed"]
+    assert set(first["every"]) == set(ch.models.keys())
+    for key, one in first["every"].items():
+        assert one == second["every"][key], key
+        assert np.isfinite([v for of in one["weights"].values() for v in of if of == of]).any(), key
+        lengths = [len(f["every"][key]["history"]["epoch"]) for f in (alone, first)]
+        assert len(set(lengths)) == 1, key
+
+
+@pytest.mark.parametrize("lacking", ["few", "half", "most"])
+def test_cells_that_lack_a_modality_are_learned_from_alike(found, lacking):
+    """One process may have cells that lack nothing, and another cells that lack everything."""
+    (alone,), (first, second) = found["alone"], found["distributed"]
+    assert first["mosaic"][lacking] == second["mosaic"][lacking]
+    one, shared = alone["mosaic"][lacking], first["mosaic"][lacking]
+    for name, values in one["history"].items():
+        np.testing.assert_allclose(shared["history"][name], values, rtol=1e-3, err_msg=name)
+    for name, values in one["weights"].items():
+        if name.startswith("autoencoder") and "effect" not in name:
+            np.testing.assert_allclose(shared["weights"][name], values, atol=5e-3, err_msg=name)
+
+
 def test_early_stopping_is_agreed(found):
     (alone,), (first, second) = found["alone"], found["distributed"]
     epochs = [len(f["fits"]["scvi"]["history"]["epoch"]) for f in (alone, first, second)]

@@ -5,15 +5,19 @@ Noise is taken away, so that one process and several must agree: each process dr
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
+import anndata
+import mudata
 import numpy as np
 import torch
 import torch.distributed as dist
 
 import chreode as ch
+from chreode import models as registry
 from chreode.align import learn_spec, open_source
 from chreode.data.simulate import simulate_cells
 from chreode.distributed import Group
@@ -68,6 +72,55 @@ def fits(distributed: bool) -> dict[str, object]:
     return found
 
 
+def every_model(distributed: bool) -> dict[str, object]:
+    """Return what a fit of every model ends with, in a few steps."""
+    few = {
+        "max_epochs": 2, "flow_epochs": 2, "n_latent": 3, "n_factors": 3, "n_hidden": 8, "hidden": (8, 4),
+        "flow_width": 8, "batch_size": 50, "match_steps": 4, "piece_steps": 4, "path_steps": 4,
+        "population_steps": 4, "strengths": (0.1, 0.2), "n_refits": 2,
+    }  # fmt: skip
+    cells, found = CELLS.copy(), {}
+    cells.obs["day"] = [float(i % 20) for i in range(200)]
+    cells.obs["donor"] = [f"donor{i // 20}" for i in range(200)]
+    for key in registry.keys():  # noqa: SIM118 (a function)
+        cls = registry.find(key)
+        over_time = {"time": "obs/day", "trajectory": "obs/donor"} if "time" in cls.needs else {}
+        names = {field.name for field in dataclasses.fields(cls)}
+        model = cls(**{k: v for k, v in few.items() if k in names})
+        fitted = model.fit(cells, SCHEMA.with_(**over_time), distributed=distributed)
+        found[key] = ended(fitted)
+    return found
+
+
+def mosaic(distributed: bool) -> dict[str, object]:
+    """Return what fits of cells end with of which few, half or most lack a modality; without noise."""
+    found = {}
+    for n, lacking in {"few": 4, "half": 100, "most": 190}.items():
+        kept = np.sort(np.random.default_rng(0).permutation(200)[lacking:])
+        other = anndata.AnnData(
+            np.random.default_rng(1).poisson(3.0, (len(kept), 10)).astype(np.float32),
+            obs=CELLS.obs.iloc[kept][[]],
+        )
+        with mudata.set_options(pull_on_update=False):
+            data = mudata.MuData({"rna": CELLS, "atac": other})
+        schema = ch.Schema(counts="rna:layers/counts", accessibility="atac:X")
+        model = ch.CFGen(
+            kl=0.0, hidden=(8, 4), n_latent=3, max_epochs=3, flow_epochs=1, batch_size=40, patience=None,
+        )  # fmt: skip
+        found[n] = ended(model.fit(data, schema, validation=0.2, distributed=distributed))
+    return found
+
+
+def ended(fitted: ch.Fitted) -> dict[str, object]:
+    """Return weights, and the history of the first phase but for seconds."""
+    first = fitted.history["phase"] == fitted.history["phase"].iloc[0]
+    history = fitted.history[first].drop(columns=["seconds", "phase"]).dropna(axis=1, how="all")
+    return {
+        "history": history.to_dict("list"),
+        "weights": {k: v.flatten().tolist() for k, v in fitted.module.state_dict().items()},
+    }
+
+
 def broken(group: Group) -> str:
     """Return what is said when the loss of one process alone is not finite."""
     whole = scvi.SCVIModule.loss
@@ -94,6 +147,7 @@ def main() -> None:
     distributed = sys.argv[2] == "distributed"
     group = Group.join() if distributed else Group()
     found = {"gradient": gradient(group), "fits": fits(distributed), "broken": broken(group)}
+    found |= {"every": every_model(distributed), "mosaic": mosaic(distributed)}
     Path(sys.argv[1], f"{group.rank}.json").write_text(json.dumps(found))
     if distributed:
         dist.destroy_process_group()

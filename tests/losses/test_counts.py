@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import chreode as ch
 from chreode.data.batch import SparseRows
 from chreode.distributions import (
     Bernoulli,
@@ -349,3 +350,36 @@ def test_sparse_likelihoods_are_those_of_the_distributions():
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
         mine, theirs = (torch.autograd.grad(v.sum(), logits)[0] for v in (found, expected))
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("kind", ["nb", "zinb", "poisson", "bernoulli"])
+def test_sums_over_genes_are_not_made_in_16_bits(kind, mixed):
+    """Parameters of 16 bits have the likelihood, and the gradient, that the same numbers have in 32."""
+    generator = torch.Generator().manual_seed(0)
+    x = SparseRows.of(torch.poisson(torch.full((4, 700), 0.5), generator=generator))
+    logits, theta, dropout = torch.randn(3, 4, 700, generator=generator).bfloat16()
+    library = torch.full((4, 1), 6.0)
+    arguments = {
+        "nb": (logits, library, theta[:1]), "zinb": (logits, library, theta[:1], dropout),
+        "poisson": (logits, library), "bernoulli": (logits,),
+    }[kind]  # fmt: skip
+    likelihood = getattr(counts, f"{kind}_log_likelihood")
+    found = []
+    for wide in (False, True):
+        leaves = [(p.float() if wide else p).clone().requires_grad_() for p in arguments]
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            ll = likelihood(x, *leaves)
+        assert ll.dtype == torch.float32
+        gradient = torch.autograd.grad(ll.sum(), leaves[0])[0]
+        found.append((ll.detach(), gradient.float()))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-2)
+
+
+def test_a_posterior_is_wide_in_mixed_precision(cells, schema, quick):
+    """The KL term of 16 bits would be off by a share of its latent dimensions."""
+    for model in (quick(ch.SCVI), quick(ch.CFGen), quick(ch.VAE)):
+        a, b = (model.fit(cells, schema, precision=p).history for p in ("fp32", "bf16"))
+        column = next(c for c in a if c.startswith("train_") and "kl" in c)
+        np.testing.assert_allclose(b[column].dropna(), a[column].dropna(), rtol=0.05, atol=0.05)

@@ -276,7 +276,6 @@ class _Loop:
         Objectives are means over the cells of this process, which are a `share` of the minibatch.
         """
         last = len(self.players) - 1
-        moved: list[Tensor] = []
         for i, (name, parameters) in enumerate(self.players.items()):
             objective = loss.objectives[name]
             gradients = torch.autograd.grad(
@@ -285,16 +284,30 @@ class _Loop:
             )  # fmt: skip
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = _laid_out_like(parameter, gradient)
-            moved += [p.grad for p in parameters if p.grad is not None]
         # an objective that is not finite anywhere is not finite everywhere: all stop together
         objectives = torch.stack([v.detach() for v in loss.objectives.values()])
-        self.run.group.add([*moved, objectives])
+        self._share(objectives)
         if not bool(objectives.isfinite().all()):
             raise FitError(_diagnosis(self, loss, batch))
         for name, parameters in self.players.items():
             if self.sgd.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, self.sgd.clip)
             self.optimisers[name].step()
+
+    def _share(self, objectives: Tensor) -> None:
+        """Add up gradients and objectives over the processes.
+
+        What no cell of this process has to do with may be moved by those of another: all send a gradient
+        of every parameter, and whether it is one.
+        """
+        if self.run.group.alone:
+            return
+        parameters = [p for of in self.players.values() for p in of]
+        found = objectives.new_tensor([p.grad is not None for p in parameters])
+        sent = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        self.run.group.add([*sent, found, objectives])
+        for parameter, gradient, anywhere in zip(parameters, sent, found.tolist(), strict=True):
+            parameter.grad = gradient if anywhere else None
 
     def _rate(self, parameter: nn.Parameter) -> Tensor:
         """Return what Adam multiplies the mean gradient of each entry by."""

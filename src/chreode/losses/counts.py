@@ -103,6 +103,7 @@ def poisson_log_likelihood(
 
     The means of a cell sum to its library, so its zeros need nothing but that.
     """
+    logits, log_library = _wide(logits, log_library)
     log_mu = (logits.log_softmax(1) + log_library).view(-1)
     there = log_mu[torch.add(x.columns, x.cells, alpha=x.n_features)]
     each = x.values * there - torch.lgamma(x.values + 1)
@@ -117,8 +118,15 @@ def bernoulli_log_likelihood(x: SparseRows, logits: Float[Tensor, "b g"]) -> Flo
     logits
         Log-odds of each feature.
     """
+    (logits,) = _wide(logits)
     there = logits.view(-1)[torch.add(x.columns, x.cells, alpha=x.n_features)]
     return _sums(x, there * x.values.sign()) - F.softplus(logits).sum(1)
+
+
+def _wide(*parameters: Tensor) -> tuple[Tensor, ...]:
+    """Return them in one precision, that of 16 bits being too coarse for sums over genes."""
+    dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
+    return tuple(p.to(dtype).contiguous() for p in parameters)
 
 
 def _sums(x: SparseRows, values: Float[Tensor, " n"]) -> Float[Tensor, " b"]:
@@ -133,10 +141,9 @@ def _log_likelihood(x: SparseRows, *parameters: Tensor) -> Float[Tensor, " b"]:
     # the kernel reads memory by these
     if (len(x), x.n_features) != (b, g) or len(log_theta) not in (1, b) or shapes != expected:
         raise ValueError(f"Counts of shape {(len(x), x.n_features)}, parameters of {shapes}.")
-    dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
     # mixed precision would compute the inner products of the reference in 16 bits
     with torch.autocast(logits.device.type, enabled=False):
-        wide = (*(p.to(dtype).contiguous() for p in parameters), None)[:4]
+        wide = (*_wide(*parameters), None)[:4]
         return _LogLikelihood.apply(x, *wide)  # type: ignore[no-untyped-call]  # torch's own
 
 

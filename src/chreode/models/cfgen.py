@@ -306,6 +306,7 @@ class CFGen(Model):
     partial: ClassVar[bool] = True
     inverts: ClassVar[bool] = True
     extends: ClassVar[bool] = False
+    rescores: ClassVar[tuple[str, ...]] = ("peaks",)  # there or not, or how many
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
             "kl": 0.0, "normalise": False, "effects": False, "start": "random", "theta_speed": 1.0,

@@ -343,6 +343,8 @@ class SCVI(Model):
     needs: ClassVar[tuple[str, ...]] = ("counts",)
     uses: ClassVar[tuple[str, ...]] = ("batch", "categorical", "continuous", "size_factor")
 
+    rescores: ClassVar[tuple[str, ...]] = ("latent_library",)  # or depth is given
+
     n_latent: int = param(10, "Dimensions of the latent space.", low=1)
     n_hidden: int = param(128, "Width of the hidden layers.", low=1)
     n_layers: int = param(1, "Hidden layers of encoder and decoder.", low=1, high=20)

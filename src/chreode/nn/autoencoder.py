@@ -21,7 +21,7 @@ from ..losses.kl import kl_standard_normal
 from ..module import Loss, Module, Step
 from ..schema import Spec
 from .attributes import attribute_names, read_attributes
-from .blocks import Linear, reparametrise
+from .blocks import Linear, reparametrise, widened
 from .effects import AttributeEffects, Compared
 from .modality import Modality
 
@@ -61,6 +61,11 @@ class Autoencoder(Module):
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
         """Let the decoders start where the data are."""
+        for role in self.modalities:
+            if not source.measured(role)[rows].any():
+                raise DataError(
+                    f"No cell to learn from has {role}: leave that role out of the schema."
+                )
         if self.options.start == "data" and not self.started:
             for role, modality in self.modalities.items():
                 modality.start(batch.sparse(role) for batch in source.batches(rows))
@@ -80,8 +85,8 @@ class Autoencoder(Module):
         ]
         h = torch.cat(parts, 1)
         if self.log_variance is None:
-            return self.mean(h), None
-        return self.mean(h), self.log_variance(h).clamp(-15, 5).exp()
+            return widened(self.mean(h)), None
+        return widened(self.mean(h)), widened(self.log_variance(h)).clamp(-15, 5).exp()
 
     def log_depth(self, batch: CellBatch) -> Float[Tensor, "b m"]:
         """Return the log of each modality's total; NaN where a cell lacks it."""

@@ -149,6 +149,11 @@ class BatchNorm(nn.BatchNorm1d):
         return torch.addcmul(self.bias, centred, self.weight * (variance + self.eps).rsqrt())
 
 
+def cells_of_all(n: Int[Tensor, ""], norm: BatchNorm) -> Int[Tensor, ""]:
+    """Return a number of cells, added up over the processes whose statistics `norm` looks at."""
+    return total(n) if norm.joint and norm.training else n
+
+
 def share_statistics(module: nn.Module, *, among_processes: bool) -> None:
     """Say whether the batch norms of `module` look at all processes or at this one alone."""
     for layer in module.modules():
@@ -227,7 +232,12 @@ class GaussianEncoder(nn.Module):
     ) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"]]:
         """Return mean and variance."""
         h = self.trunk(x, categories, continuous)
-        return self.mean(h), torch.exp(self.log_variance(h)) + self.min_variance
+        return widened(self.mean(h)), torch.exp(widened(self.log_variance(h))) + self.min_variance
+
+
+def widened(x: Float[Tensor, "*b z"]) -> Float[Tensor, "*b z"]:
+    """Return what mixed precision computed in 16 bits as float32: a posterior's KL is no sum for 16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def input_weight(encoder: GaussianEncoder) -> Float[Tensor, " n_in"]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.batch import SparseRows
 from ..distributions import Bernoulli, NegativeBinomial, Poisson
 from ..losses.counts import bernoulli_log_likelihood, nb_log_likelihood, poisson_log_likelihood
-from .blocks import MLP, Linear
+from .blocks import MLP, Linear, cells_of_all
 from .dispersion import NEVER, CountMoments, LogTheta
 
 
@@ -75,11 +75,14 @@ class Modality(nn.Module):
         else:
             scale = (1e4 / x.sum().clamp_min(1.0))[x.cells] if self.normalised else 1.0
             x = x.map(torch.log1p(x.values * scale))
-        if there is None or bool(there.all()):
+        if there is None:
             return self.encoder(x)
         out = self.missing.expand(len(x), -1)
-        if int(there.sum()) < (2 if self.training else 1):  # batch norm learns from two
+        # batch norm learns from two, which is for all processes to decide alike
+        if int(cells_of_all(there.sum(), self.encoder.norms[0])) < (2 if self.training else 1):
             return out
+        if bool(there.all()):
+            return self.encoder(x)
         out = out.clone()
         out[there] = self.encoder(x.without(~there)).to(out.dtype)
         return out
