@@ -179,7 +179,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(
             ConditionedLinear(a, b, categories, n_continuous) for a, b in pairwise([n_in, *widths])
         )
-        self.norms = nn.ModuleList(BatchNorm(b, eps=1e-3, momentum=momentum) for b in widths)
+        self.norms: Any = nn.ModuleList(BatchNorm(b, eps=1e-3, momentum=momentum) for b in widths)
         self.activation = getattr(F, activation)
         self.dropout = dropout
 
