@@ -167,7 +167,7 @@ class Model:
             progress=progress, checkpoint=Path(checkpoint) if checkpoint else None, group=group,
             mapping=mapping,
         )  # fmt: skip
-        kernel.used()
+        kernel.count_anew()
         module, traces = self._learn(spec, source, split, run, from_)
         return Fitted(
             model=self,

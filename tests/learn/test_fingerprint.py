@@ -152,3 +152,11 @@ def test_a_refusal_names_what_differs(some, tmp_path):
     )
     with pytest.raises(ch.StoreError, match="another fit"):
         MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")
+
+
+def test_a_fit_that_was_cut_off_at_its_end_names_its_kernel_too(some, tmp_path):
+    whole = MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")
+    again = MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")  # no step is left
+    assert again.provenance == whole.provenance
+    assert again.provenance["kernel"] == (kernel.name() if kernel.available() else "")
+    assert ch.PCA(n_latent=2).fit(some, SCHEMA).provenance["kernel"] == ""

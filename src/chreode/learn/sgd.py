@@ -19,6 +19,7 @@ from ..data.sampler import Sampler
 from ..data.source import Source
 from ..distributed import Group
 from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError
+from ..losses import kernel
 from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
 from .memory import keep_freed_memory
@@ -377,7 +378,8 @@ class _Loop:
             for i, state in optimiser.state_dict()["state"].items():
                 tensors |= store.prefixed(f"optimiser/{name}/{i}", state)
         info = {
-            "fingerprint": dict(self.run.fingerprint), "epoch": self.epoch, "index": self.index,
+            "fingerprint": dict(self.run.fingerprint), "kernel": kernel.used(),
+            "epoch": self.epoch, "index": self.index,
             "best": self.best, "best_epoch": self.best_epoch, "stopped": self.stopped,
             "log": self.log, "notes": self.notes,
         }  # fmt: skip
@@ -417,6 +419,7 @@ class _Loop:
             optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
         for key in ("epoch", "index", "best", "best_epoch", "stopped", "log", "notes"):
             setattr(self, key, info[key])
+        kernel.count_anew(served=bool(info["kernel"]) or bool(kernel.used()))
         self.averaged = self.index
 
 

@@ -72,9 +72,13 @@ def name() -> str:
 
 
 def used() -> str:
-    """Return the `name` of the kernel if this thread has computed with it since it last asked, else ""."""
-    was, _here.served = getattr(_here, "served", False), False
-    return name() if was else ""
+    """Return the `name` of the kernel if this thread has computed with it since `count_anew`, else ""."""
+    return name() if getattr(_here, "served", False) else ""
+
+
+def count_anew(*, served: bool = False) -> None:
+    """Forget what this thread has computed; a fit that is gone on from may have `served` before."""
+    _here.served = served
 
 
 def serves(logits: Float[Tensor, "b g"]) -> bool:
