@@ -25,6 +25,7 @@ _PLACES = {
     "SchemaError": "errors",
     "DataError": "errors",
     "ConfigError": "errors",
+    "ArgumentError": "errors",
     "CapabilityError": "errors",
     "FitError": "errors",
     "StoreError": "errors",

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from . import read
+from .arguments import checked
 from .check import as_category
 from .collect import refuse_what_cannot_be_kept
 from .errors import ConfigError, SchemaError, near
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .fitted import Fitted
 
 
+@checked
 def augment(
     data: Data | str | Path,
     fitted: Fitted,

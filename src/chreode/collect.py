@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -80,6 +81,7 @@ def collect_cells(
     DataError
         If counts are no finite numbers that 64 bits hold.
     """
+    obs = obs if into is None else storable(obs)
     empty = {
         name: AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(list(names), dtype=object)))
         for name, names in features.items()
@@ -114,6 +116,42 @@ def collect_cells(
 
 #: Files of which a .zarr holds one.
 _ZARR = ("zarr.json", ".zgroup")
+
+
+def storable(obs: pd.DataFrame) -> pd.DataFrame:
+    """Return a table that a file can hold: what is neither text nor numbers becomes text.
+
+    Periods, dates, intervals, lists and columns of several types have no form in an .h5ad. A warning
+    names the columns that were turned.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     storable(pd.DataFrame({"age": [3.0], "day": pd.period_range("2020-01-01", periods=1, freq="D")}))
+       age         day
+    0  3.0  2020-01-01
+    """
+    turned = [i for i in range(obs.shape[1]) if not _has_a_form(obs.iloc[:, i])]
+    out = obs.rename(columns=str)
+    for i in turned:
+        values = obs.iloc[:, i].astype(object)
+        out.isetitem(i, values.map(str).where(values.notna(), None))
+    if turned:
+        names = ", ".join(repr(out.columns[i]) for i in turned)
+        warnings.warn(
+            f"obs: {names} written as text, for a file holds text and numbers.", stacklevel=4
+        )
+    return out
+
+
+def _has_a_form(values: pd.Series | pd.Index) -> bool:
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return _has_a_form(values.dtype.categories)
+    if values.dtype == object:
+        return pd.api.types.infer_dtype(values, skipna=True) in ("string", "empty")
+    known = pd.api.types.is_numeric_dtype(values) or pd.api.types.is_string_dtype(values)
+    return known and not pd.api.types.is_complex_dtype(values)
 
 
 def copy_with(

@@ -33,7 +33,7 @@ def config(cls: type[T]) -> type[T]:
 
     @functools.wraps(plain_init)
     def checked_init(self: Any, **values: Any) -> None:
-        if "preset" in values:
+        if isinstance(values.get("preset"), str):
             values = {**presets.get(values["preset"], {}), **values}
         known = [f.name for f in dataclasses.fields(data_cls)]
         for name in values:
@@ -102,7 +102,7 @@ def _checked(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) -
         if isinstance(number, numbers.Real) and not isinstance(number, bool):
             too_low = low is not None and number < low
             too_high = high is not None and number > high
-            if too_low or too_high or not math.isfinite(number):
+            if too_low or too_high or abs(typing.cast(float, number)) > 2**53 or math.isnan(number):
                 span = f"from {low if low is not None else '-inf'} to {high if high is not None else 'inf'}"
                 raise ConfigError(f"{owner}({field.name}={value!r}): expected a number {span}.")
     return value
@@ -119,7 +119,9 @@ def _as_python(value: Any) -> Any:
 def _fits(value: Any, hint: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin is Literal:
-        return value in typing.get_args(hint)
+        return any(
+            isinstance(value, type(part)) and value == part for part in typing.get_args(hint)
+        )
     if origin in (Union, types.UnionType):
         return any(_fits(value, h) for h in typing.get_args(hint))
     if origin is tuple:

@@ -31,6 +31,10 @@ class ConfigError(ChreodeError, ValueError):
     """A hyper-parameter has an unknown name or a value out of range."""
 
 
+class ArgumentError(ConfigError, TypeError):
+    """An argument is of another type than the function's signature says."""
+
+
 class CapabilityError(ChreodeError, NotImplementedError):
     """The model cannot answer this question; the text lists what it can answer."""
 
@@ -73,7 +77,7 @@ def near(word: str, known: Iterable[str]) -> str:
     " Did you mean 'batch'?"
     """
     known = [visible(k)[:60] for k in known]
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    match = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     if match:
         return f" Did you mean {match[0]!r}?"
     shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")

@@ -21,6 +21,7 @@ from pandas.api.types import is_numeric_dtype
 from safetensors import SafetensorError
 
 from . import __version__, config, models, store, verbs
+from .arguments import checked
 from .errors import ChreodeError, StoreError
 from .learn.state import STATES, read_state
 from .model import Model
@@ -101,6 +102,7 @@ class Fitted:
         """Return, per matrix role, how much each feature matters to `embed`."""
         return {role: w.detach().cpu().numpy() for role, w in self.module.feature_weight().items()}
 
+    @checked
     def save(self, folder: str | Path) -> Path:
         """Write a folder: model.json, weights.safetensors, history.csv, card.md.
 
@@ -190,6 +192,7 @@ def _is_model(folder: Path) -> bool:
 
 
 @settled()
+@checked
 def load(folder: str | Path) -> Fitted:
     """Read a folder that `Fitted.save` wrote. Runs no code from it and follows no link out of it.
 

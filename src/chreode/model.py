@@ -12,6 +12,7 @@ import torch
 
 from . import __version__, config, read, store
 from .align import learn_spec, match_features, open_source
+from .arguments import checked
 from .check import MAY_LACK, any_nan, findings, require
 from .data.source import Source
 from .distributed import Group
@@ -83,6 +84,7 @@ class Model:
         return type(self).__name__.lower()
 
     @settled()
+    @checked
     def fit(
         self,
         data: Data | str | Path,

@@ -11,11 +11,13 @@ from jaxtyping import Float, Integer
 from scipy import sparse
 
 from . import read
+from .arguments import checked
 from .check import findings, require
 from .errors import ConfigError, SchemaError
 from .schema import Schema
 
 
+@checked
 def select_genes(
     data: read.Data | str | Path, schema: Schema, n: int = 2000, *, rows: Any = None
 ) -> pd.Index:
@@ -59,6 +61,7 @@ def select_genes(
 _BLOCK = 2**19
 
 
+@checked
 def pearson_residual_variance(
     counts: sparse.csr_matrix | sparse.csr_array, *, theta: float = 100.0
 ) -> Float[np.ndarray, " g"]:
@@ -121,6 +124,7 @@ def pearson_residual_variance(
     return np.maximum(total_of_squares / n - (total / n) ** 2, 0.0)
 
 
+@checked
 def rank_genes(
     counts: sparse.csr_matrix | sparse.csr_array, batch: Integer[np.ndarray, " b"], n: int
 ) -> Integer[np.ndarray, " n"]:
@@ -163,6 +167,10 @@ def rank_genes(
     """
     if n < 1:
         raise ConfigError(f"n is {n}; at least one gene must be asked for. 2,000 is common.")
+    if np.shape(batch) != counts.shape[:1]:
+        raise ConfigError(
+            f"batch has shape {np.shape(batch)}; {counts.shape[0]} cells need one each."
+        )
     variance = np.stack([pearson_residual_variance(counts[batch == b]) for b in np.unique(batch)])
     rank = np.argsort(np.argsort(-variance, axis=1, kind="stable"), axis=1)
     first = (rank < n) & (variance > 0)

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from .arguments import checked
 from .data.disk import DiskMatrix, by_rows, refuse_elsewhere_in
 from .data.files import OnDisk, open_file, stack, stored_bytes
 from .data.memory import in_memory
@@ -23,6 +24,7 @@ Data: TypeAlias = AnnData | MuData | OnDisk
 IN_MEMORY = 2**30
 
 
+@checked
 def open(  # noqa: A001 (called as ch.open)
     paths: str | Path | Sequence[str | Path], *, join: Literal["same", "inner"] = "same"
 ) -> OnDisk:
@@ -242,9 +244,9 @@ def positions(data: Data, rows: Any, name: str = "rows") -> np.ndarray:
         return np.arange(n)
     try:
         given = np.asarray(rows)
-    except ValueError:  # lists of unlike lengths
+    except (ValueError, TypeError):  # lists of unlike lengths, or an object of its own
         given = np.zeros((0, 0))
-    if given.ndim != 1:
+    if given.ndim != 1 or (len(given) and given.dtype.kind not in "biuOUST"):
         raise SchemaError(
             f"{name}={str(rows)[:60]!r}: expected a mask, positions or names of cells, as a list or array."
         )
@@ -253,7 +255,8 @@ def positions(data: Data, rows: Any, name: str = "rows") -> np.ndarray:
             raise SchemaError(f"{name}: the mask has shape {given.shape}, expected ({n},).")
         return np.flatnonzero(given)
     if len(given) and given.dtype.kind not in "iu":
-        found = data.obs_names.get_indexer(pd.Index(given))
+        names = [str(v) if isinstance(v, str) else None for v in given]
+        found = data.obs_names.get_indexer(pd.Index(names, dtype=object))
         if (found < 0).any():
             raise SchemaError(f"{name}: {given[found < 0][:5].tolist()} are not among the cells.")
         given = found

@@ -151,6 +151,11 @@ class Schema:
             raise SchemaError(f"fractional={self.fractional!r}: expected True or False.")
         if not (self.control is None or isinstance(self.control, str)):
             raise SchemaError(f"control={self.control!r}: expected the name of a category.")
+        for role in ROLES:
+            if role not in TUPLE_ROLES and not isinstance(getattr(self, role), str | None):
+                raise SchemaError(
+                    f"{role}={getattr(self, role)!r}: expected a place, as in {role}='obs/NAME'."
+                )
         for role, place in self.places():
             if role.partition("/")[0] in MATRIX_ROLES:
                 if place.slot == "obs":
@@ -208,6 +213,8 @@ class Schema:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Schema:
         """Build from JSON or TOML values."""
+        if not isinstance(values, Mapping):
+            raise SchemaError(f"Expected a table of roles and places, got {type(values).__name__}.")
         return cls().with_(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

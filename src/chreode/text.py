@@ -102,7 +102,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     --------
     >>> import pandas as pd
     >>> shown(pd.DataFrame({"gene": ["a\x07"]}, index=["b\n"]))
-         gene
+          gene
     b\n  a\x07
     """
     return _mapped(table.rename(index=_seen, columns=_seen), _seen)

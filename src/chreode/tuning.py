@@ -16,6 +16,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from . import config, read
+from .arguments import checked
 from .bench.cluster import opened, portable
 from .bench.identity import identity
 from .bench.ledger import digest, provenance
@@ -109,6 +110,7 @@ class _Given:
     progress: bool | None
 
 
+@checked
 def tune(
     model: Model,
     data: Data | str | Path,

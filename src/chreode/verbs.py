@@ -37,6 +37,7 @@ from .answering import (
     uns,
     write_provenance,
 )
+from .arguments import checked
 from .collect import collect_cells, refuse_what_cannot_be_kept
 from .data.batch import CellBatch
 from .data.source import CHUNK_VALUES
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 
 @settled()
+@checked
 def embed(
     self: Fitted,
     data: Data | str | Path,
@@ -105,6 +107,7 @@ def embed(
 
 
 @settled()
+@checked
 def posterior(
     self: Fitted,
     data: Data | str | Path,
@@ -134,6 +137,7 @@ def posterior(
 
 
 @settled()
+@checked
 def reconstruct(
     self: Fitted,
     data: Data | str | Path,
@@ -191,6 +195,7 @@ def reconstruct(
 
 
 @settled()
+@checked
 def predict(
     self: Fitted,
     data: Data | str | Path,
@@ -233,6 +238,7 @@ def predict(
 
 
 @settled()
+@checked
 def generate(
     self: Fitted,
     n: int,
@@ -291,6 +297,7 @@ def generate(
 
 
 @settled()
+@checked
 def score(
     self: Fitted,
     data: Data | str | Path,
@@ -329,6 +336,7 @@ def score(
 
 
 @settled()
+@checked
 def loadings(self: Fitted, data: AnnData | None = None) -> pd.DataFrame:
     """Return what each latent dimension does to each feature, for models with a linear decoder.
 
@@ -351,6 +359,7 @@ def loadings(self: Fitted, data: AnnData | None = None) -> pd.DataFrame:
 
 
 @settled()
+@checked
 def trajectory(
     self: Fitted,
     data: Data | str | Path | None = None,
@@ -437,6 +446,7 @@ def trajectory(
 
 
 @settled()
+@checked
 def rank(self: Fitted) -> pd.DataFrame:
     """Return which genes drive which.
 

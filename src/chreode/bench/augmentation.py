@@ -18,6 +18,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from sklearn.neighbors import KNeighborsClassifier
 
 from .. import read
+from ..arguments import checked
 from ..augmentation import augment
 from ..check import as_category
 from ..errors import DataError, SchemaError
@@ -79,6 +80,7 @@ _Add: TypeAlias = Callable[
 
 
 @settled()
+@checked
 def augmentation(
     data: Data | str | Path,
     schema: Schema,

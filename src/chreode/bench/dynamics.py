@@ -15,6 +15,7 @@ import torch
 
 from .. import read
 from ..align import condition_code, learn_spec, open_source
+from ..arguments import checked
 from ..data.series import SeriesBatch, SeriesSource
 from ..errors import ConfigError, SchemaError, near
 from ..metrics import dynamics as measure
@@ -67,6 +68,7 @@ class _Given:
 
 
 @settled()
+@checked
 def dynamics(
     data: Data | str | Path,
     schema: Schema,

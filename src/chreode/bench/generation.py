@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from jaxtyping import Bool
 
 from .. import read
+from ..arguments import checked
 from ..check import as_category
 from ..errors import ConfigError, DataError, SchemaError
 from ..learn.state import State
@@ -85,6 +86,7 @@ _Make: TypeAlias = Callable[[_Given, Parts, int], _Made]
 
 
 @settled()
+@checked
 def generation(
     data: Data | str | Path,
     schema: Schema,

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 
 from .. import config, read
+from ..arguments import checked
 from ..check import as_category
 from ..errors import CapabilityError, SchemaError, near
 from ..fitted import Fitted
@@ -79,6 +80,7 @@ class _Method:
 
 
 @settled()
+@checked
 def integration(
     data: Data | str | Path,
     schema: Schema,

@@ -13,6 +13,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from .. import store
+from ..arguments import checked
 from ..errors import StoreError
 from ..learn.state import read_state
 
@@ -90,6 +91,7 @@ class Bench:
             high, lambda a, b: a.map("{:.3f}".format) + " to " + b.map("{:.3f}".format)
         )
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write scores, methods and provenance as JSON.
 
@@ -109,6 +111,7 @@ class Bench:
         return Path(path)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Bench:
         """Read what `save` wrote.
 
@@ -147,6 +150,7 @@ class Bench:
                 f"bench.json' wrote ({type(error).__name__}: {error})."
             ) from error
 
+    @checked
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML page with tables and pictures, and return its path."""
         from ..report import write_bench

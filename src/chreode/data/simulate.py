@@ -11,6 +11,7 @@ The seed alone decides what comes out, and the dense matrix is never held as a w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import mudata
@@ -22,6 +23,7 @@ from mudata import MuData
 from numpy.typing import ArrayLike
 from scipy import sparse
 
+from ..arguments import checked
 from ..errors import ConfigError, near
 from .systems import GeneNetwork, Sampling, simulate_system
 
@@ -39,6 +41,7 @@ _BLOCK = 2**19  # entries of a dense block of cells: 4 MiB of float64
 _N_LATENT = 10
 
 
+@checked
 def simulate_cells(
     n_cells: int = 1000,
     n_genes: int = 500,
@@ -110,6 +113,7 @@ def simulate_cells(
     ((200, 50), ['cell_type', 'batch', 'condition', 'true_depth'])
     """
     _require(n_genes >= 1, f"n_genes is {n_genes}; at least one is needed.")
+    _require(math.isfinite(dispersion), f"dispersion is {dispersion}; it must be finite.")
     _require(batch_strength >= 0, f"batch_strength is {batch_strength}; it must not be negative.")
     rng = np.random.default_rng(seed)
     cells = _population(rng, n_cells, n_types, n_batches, composition)
@@ -135,6 +139,7 @@ def simulate_cells(
     )
 
 
+@checked
 def simulate_citeseq(
     n_cells: int = 1000,
     n_genes: int = 500,
@@ -215,6 +220,7 @@ def simulate_citeseq(
     return _mosaic({"rna": rna, "adt": adt}, absent or {})
 
 
+@checked
 def simulate_multiome(
     n_cells: int = 1000,
     n_genes: int = 500,
@@ -282,11 +288,12 @@ def simulate_multiome(
     return _mosaic({"rna": rna, "atac": atac}, absent or {})
 
 
+@checked
 def simulate_linear_gaussian(
     n: int = 500,
     d: int = 20,
     k: int = 3,
-    noise: float | Sequence[float] | np.ndarray = 0.5,
+    noise: float | Sequence[float] = 0.5,
     seed: int = 0,
     missing: float = 0.0,
 ) -> AnnData:

@@ -15,6 +15,7 @@ from anndata import AnnData
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
+from ..arguments import check_fields, checked
 from ..errors import ConfigError, FitError, near
 
 Velocity = Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]]
@@ -46,6 +47,7 @@ class Sampling:
     missing: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.n_trajectories, self.n_times - 1) < 1 or not self.duration > 0:
             raise ConfigError(
                 "A path needs two times and a duration above 0, and there must be one."
@@ -94,6 +96,7 @@ class Sampling:
         )  # fmt: skip
 
 
+@checked
 def simulate_system(name: str, sampling: Sampling | None = None, *, seed: int = 0) -> AnnData:
     """Simulate a system of the textbooks.
 
@@ -170,6 +173,7 @@ class GeneNetwork:
     basal: Float[np.ndarray, " g"]
 
     @classmethod
+    @checked
     def random(cls, n_genes: int = 50, *, seed: int = 0) -> GeneNetwork:
         """Draw a network in which the first half of the genes regulate all, each gene by one to three.
 

@@ -13,6 +13,7 @@ from scipy.sparse import triu
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
+from ..arguments import checked
 from ..errors import CapabilityError
 from .neighbours import Neighbours, connectivities
 from .score import SHARE, Labels, Score, as_embedding, encode
@@ -24,6 +25,7 @@ GRAPH_NEIGHBOURS = 14
 """Neighbours in the field's "15-nearest-neighbour graph", which counts the cell itself."""
 
 
+@checked
 def kmeans_clusters(
     x: Float[np.ndarray, "b z"], labels: Labels, *, seed: int = 0
 ) -> Int[np.ndarray, " b"]:
@@ -43,6 +45,7 @@ def kmeans_clusters(
     return means.labels_.astype(np.int64)
 
 
+@checked
 def leiden_clusters(
     neighbours: Neighbours, labels: Labels, *, seed: int = 0
 ) -> Int[np.ndarray, " b"]:
@@ -99,6 +102,7 @@ def require_igraph() -> ModuleType:
     return igraph
 
 
+@checked
 def nmi(labels: Labels, clusters: Labels) -> Score:
     r"""Normalised mutual information of labels and clusters.
 
@@ -122,6 +126,7 @@ def nmi(labels: Labels, clusters: Labels) -> Score:
     return _agreement(labels, clusters, _nmi)
 
 
+@checked
 def ari(labels: Labels, clusters: Labels) -> Score:
     r"""Rand index of labels and clusters, adjusted for chance.
 

@@ -6,11 +6,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 from sklearn.metrics import average_precision_score
 
+from ..arguments import checked
 from ..errors import DataError
 
 Edges = Num[np.ndarray, "g g"]
 
 
+@checked
 def forecast_error(
     found: Float[np.ndarray, "t g"],
     truth: Float[np.ndarray, "t g"],
@@ -26,11 +28,13 @@ def forecast_error(
     return float(np.average((found - truth) ** 2, weights=weight))
 
 
+@checked
 def explained(error: float, of_mean: float) -> float:
     """Return R² against a constant: 1 is perfect, 0 as good as the constant, below 0 worse."""
     return 1.0 - error / of_mean
 
 
+@checked
 def scaling_error(
     found: Float[np.ndarray, "t g"],
     truth: Float[np.ndarray, "t g"],
@@ -51,6 +55,7 @@ def scaling_error(
     return forecast_error(found, truth, weight) - mended, mended
 
 
+@checked
 def edge_precision(
     weights: Edges, signs: Edges, pairs: Bool[np.ndarray, "g g"] | None = None
 ) -> dict[str, float]:
@@ -96,6 +101,7 @@ def edge_precision(
     }  # fmt: skip
 
 
+@checked
 def zeros(values: Num[np.ndarray, "*shape"], tolerance: float = 1e-5) -> float:
     """Return the share of entries no larger than `tolerance`: sparsity of weights, or of edges."""
     return float((np.abs(values) <= tolerance).mean())

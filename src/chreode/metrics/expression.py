@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from jaxtyping import Float
 from scipy import stats
 
+from ..arguments import checked
 from ..errors import ConfigError, DataError
 from .score import Labels, encode, missing
 from .threads import chunks
@@ -19,6 +20,7 @@ from .threads import chunks
 _DENSE = 2**24
 
 
+@checked
 def differential_expression(
     x: sp.csr_matrix | sp.csr_array | Float[np.ndarray, "b g"],
     labels: Labels,

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
+from ..arguments import checked
 from ..errors import DataError
 
 Cloud = Float[np.ndarray, "_ z"]
@@ -25,6 +26,7 @@ WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 PAPER_WIDTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
+@checked
 def wasserstein2(real: Cloud, fake: Cloud, *, seed: int = 0) -> float:
     """Return the 2-Wasserstein distance between two clouds of equally weighted points, exactly.
 
@@ -43,6 +45,7 @@ def wasserstein2(real: Cloud, fake: Cloud, *, seed: int = 0) -> float:
     return float(np.sqrt(cost[linear_sum_assignment(cost)].mean()))
 
 
+@checked
 def mmd2(
     real: Cloud, fake: Cloud, widths: Float[np.ndarray, " k"] | None = None, *, biased: bool = False
 ) -> float:
@@ -74,12 +77,14 @@ def mmd2(
     return float(total)
 
 
+@checked
 def median_widths(real: Cloud) -> Float[np.ndarray, " k"]:
     """Return `WIDTHS` times the median distance between real cells (2,000 of them at the most)."""
     few = real[np.random.default_rng(0).permutation(len(real))[:2000]]
     return np.array(WIDTHS) * np.median(pdist(few))
 
 
+@checked
 def energy_distance(real: Cloud, fake: Cloud) -> float:
     """Return 2 E‖x − y‖ − E‖x − x′‖ − E‖y − y′‖ (Székely & Rizzo 2013), unbiased."""
     n, m = len(real), len(fake)
@@ -106,6 +111,7 @@ class Manifold:
     coverage: float
 
 
+@checked
 def manifold(real: Cloud, fake: Cloud, k: int = 5) -> Manifold:
     """Compare the supports of two clouds by balls that reach to the k-th neighbour."""
     if min(len(real), len(fake)) <= k:
@@ -121,6 +127,7 @@ def manifold(real: Cloud, fake: Cloud, k: int = 5) -> Manifold:
     )
 
 
+@checked
 def real_or_fake(real: Cloud, fake: Cloud, *, seed: int = 0, folds: int = 3) -> float:
     """Return the AUC of a random forest that tells real from fake, out of fold; 0.5 at best.
 
@@ -139,6 +146,7 @@ def real_or_fake(real: Cloud, fake: Cloud, *, seed: int = 0, folds: int = 3) -> 
     return float(roc_auc_score(y, guess))
 
 
+@checked
 def memorisation(train: Cloud, held_out: Cloud, fake: Cloud) -> float:
     """Return the probability that a fake cell is nearer to the training cells than a held-out one.
 
@@ -148,6 +156,7 @@ def memorisation(train: Cloud, held_out: Cloud, fake: Cloud) -> float:
     return _nearer(train, fake, held_out)
 
 
+@checked
 def membership(train: Cloud, held_out: Cloud, fake: Cloud) -> float:
     """Return how often a training cell is nearer to the fake cells than a held-out one: an attack's AUC.
 
@@ -168,6 +177,7 @@ def _nearer(to: Cloud, some: Cloud, others: Cloud) -> float:
     return float(roc_auc_score(np.repeat([0, 1], [len(others), len(some)]), -np.concatenate(near)))
 
 
+@checked
 def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
     """Return Lin's concordance (1989): Pearson's correlation, less what shift and scale lose."""
     covariance = np.cov(a, b, bias=True)
@@ -175,6 +185,7 @@ def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float
     return float(2 * covariance[0, 1] / spread) if spread > 0 else float("nan")
 
 
+@checked
 def depth_distance(real: Num[np.ndarray, " n"], fake: Num[np.ndarray, " m"]) -> float:
     """Return the Kolmogorov-Smirnov distance of total counts; 0 at best, 1 at worst."""
     return float(ks_2samp(real, fake).statistic)
@@ -197,6 +208,7 @@ class Moments:
         return cls(mean, square - mean**2, 1 - np.asarray((counts > 0).mean(0)).ravel())
 
 
+@checked
 def gene_agreement(real: sp.csr_matrix, fake: sp.csr_matrix) -> dict[str, float]:
     """Return `concordance` over genes of mean, variance and share of zeros; 1 at best."""
     a, b = Moments.of(real), Moments.of(fake)
@@ -206,6 +218,7 @@ def gene_agreement(real: sp.csr_matrix, fake: sp.csr_matrix) -> dict[str, float]
     }
 
 
+@checked
 def correlation_agreement(
     real: sp.csr_matrix, fake: sp.csr_matrix, genes: Int[np.ndarray, " k"]
 ) -> float:
@@ -215,6 +228,7 @@ def correlation_agreement(
     return concordance(*tables)
 
 
+@checked
 def cross_agreement(
     real: tuple[sp.csr_matrix, sp.csr_matrix],
     fake: tuple[sp.csr_matrix, sp.csr_matrix],
@@ -240,6 +254,7 @@ def _correlations(x: Float[np.ndarray, "n g"]) -> Float[np.ndarray, "g g"]:
     return scaled.T @ scaled
 
 
+@checked
 def fold_change_agreement(
     real: sp.csr_matrix, fake: sp.csr_matrix, real_labels: np.ndarray, fake_labels: np.ndarray
 ) -> float:
@@ -263,6 +278,7 @@ def _fold_changes(counts: sp.csr_matrix, inside: np.ndarray) -> np.ndarray | Non
     return level[0] - level[1]
 
 
+@checked
 def log_cp10k(counts: sp.csr_matrix) -> sp.csr_matrix:
     """Return log1p of counts per 10,000; a cell without counts stays empty."""
     total = np.asarray(counts.sum(1)).ravel()

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from ..arguments import checked
 from ..errors import ConfigError, DataError, near
 from .clustering import (
     ari,
@@ -223,6 +224,7 @@ METRICS: tuple[Metric, ...] = (
 """The metrics of integration, in the order of the tables."""
 
 
+@checked
 def integration_scores(
     embedding: Float[np.ndarray, "b z"],
     labels: Labels,
@@ -359,6 +361,7 @@ _UNDEFINED = {
 }
 
 
+@checked
 def summary(scores: Mapping[str, Score]) -> dict[str, Score]:
     """Average raw scores by the `weights`.
 

@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 from scipy.stats import chi2
 
+from ..arguments import checked
 from ..errors import DataError
 from .clustering import GRAPH_NEIGHBOURS
 from .neighbours import (
@@ -29,6 +30,7 @@ KBET_NEIGHBOURS = 49
 """Neighbours in kBET's "50-nearest-neighbour graph", which counts the cell itself."""
 
 
+@checked
 def clisi(neighbours: Neighbours, labels: Labels) -> Score:
     r"""Purity of neighbourhoods: the median number of labels around a cell, scaled.
 
@@ -51,6 +53,7 @@ def clisi(neighbours: Neighbours, labels: Labels) -> Score:
     return _median((n_labels - lisi(neighbours, label)) / (n_labels - 1))
 
 
+@checked
 def ilisi(neighbours: Neighbours, batches: Labels) -> Score:
     r"""Mixing in neighbourhoods: the median number of batches around a cell, scaled.
 
@@ -72,6 +75,7 @@ def ilisi(neighbours: Neighbours, batches: Labels) -> Score:
     return _median((lisi(neighbours, batch) - 1) / batch.max())
 
 
+@checked
 def lisi(neighbours: Neighbours, groups: Labels) -> Float64[np.ndarray, " b"]:
     r"""Local inverse Simpson index: the effective number of groups around each cell.
 
@@ -106,6 +110,7 @@ def _median(values: Float64[np.ndarray, " b"]) -> Score:
     )
 
 
+@checked
 def graph_connectivity(neighbours: Neighbours, labels: Labels) -> Score:
     """Share of each label in its largest connected piece of the neighbour graph, averaged.
 
@@ -139,6 +144,7 @@ def graph_connectivity(neighbours: Neighbours, labels: Labels) -> Score:
     return Score.of(statistic, len(label), SHARE)
 
 
+@checked
 def kbet(neighbours: Neighbours, labels: Labels, batches: Labels, *, alpha: float = 0.05) -> Score:
     r"""Share of cells whose neighbourhood holds the batches as their label does, over labels.
 
@@ -241,6 +247,7 @@ def _diffusion_map(graph: csr_array, n_components: int = 100) -> Float64[np.ndar
     return vectors * np.where(decays, values / np.where(decays, 1 - values, 1), 1)
 
 
+@checked
 def pcr_comparison(
     pre: Float[np.ndarray, "_ g"], x: Float[np.ndarray, "b z"], batches: Labels
 ) -> Score:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 from scipy.sparse import csr_array, get_index_dtype
 
+from ..arguments import checked
 from ..errors import DataError
 from .score import as_embedding
 from .threads import chunks, in_threads
@@ -65,15 +66,19 @@ class Neighbours:
         """Keep the `k` nearest, or all of them where there are fewer."""
         return Neighbours(self.indices[:, :k], self.distances[:, :k])
 
+    @checked
     def graph(self, weights: Float[np.ndarray, "b k"] | None = None) -> csr_array:
         """Lay the neighbours out as a directed graph, cells by cells, of the given weights or 1."""
-        data = np.ones(self.indices.shape) if weights is None else weights
+        data = np.ones(self.indices.shape) if weights is None else np.asarray(weights)
+        if data.shape != self.indices.shape:
+            raise DataError(f"weights has shape {data.shape}; expected {self.indices.shape}.")
         whole = get_index_dtype(maxval=self.indices.size)  # half the memory to go through
         pointers = np.arange(0, self.indices.size + 1, self.k, dtype=whole)
         columns = self.indices.ravel().astype(whole)
         return csr_array((data.ravel(), columns, pointers), shape=(self.n_cells, self.n_cells))
 
 
+@checked
 def exact_neighbours(x: Float[np.ndarray, "b z"], k: int = 90) -> Neighbours:
     """Find the `k` nearest other cells of each cell by brute force.
 

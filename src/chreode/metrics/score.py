@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Float64, Int, Shaped
 
+from ..arguments import checked
 from ..errors import ConfigError, DataError
 
 Labels: TypeAlias = Sequence[object] | np.ndarray | pd.Series | pd.Categorical
@@ -63,6 +64,7 @@ class Score:
     span: tuple[float, float] = (-math.inf, math.inf)
 
     @classmethod
+    @checked
     def of(
         cls,
         statistic: Statistic,
@@ -73,14 +75,17 @@ class Score:
         return cls(statistic(np.ones(n_cells, dtype=np.int64)), n_cells, statistic, span=span)
 
     @classmethod
+    @checked
     def undefined(cls, reason: str, n_cells: int) -> Score:
         """Hold a NaN and the reason for it."""
         return cls(float("nan"), n_cells, lambda _: float("nan"), reason=reason)
 
+    @checked
     def resampled(self, rows: Int[np.ndarray, " r"]) -> float:
         """Compute the score over the cells `rows`, which may repeat; NaN where undefined there."""
         return self.statistic(np.bincount(rows, minlength=self.n_cells))
 
+    @checked
     def within(self, kept: Bool[np.ndarray, " n"]) -> Score:
         """Turn a score of the `kept` cells into one that is resampled over all of them."""
         statistic = self.statistic
@@ -91,6 +96,7 @@ class Score:
             excluded=int((~kept).sum()),
         )
 
+    @checked
     def draws(self, n: int = 200, seed: int = 0) -> Float[np.ndarray, " n"]:
         """Bootstrap over cells: the score of `n` resamples with replacement, centred on `value`.
 
@@ -114,6 +120,7 @@ class Score:
         found = [self.resampled(rng.integers(self.n_cells, size=self.n_cells)) for _ in range(n)]
         return np.array(found) - np.nanmean(found) + self.value
 
+    @checked
     def interval(self, n: int = 200, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
         """Return the interval that holds the share `level` of the `draws`, cut at the ends of the span.
 
@@ -258,7 +265,10 @@ def as_embedding(
         Not a table, fewer than two cells, values that are not finite, or a collapsed embedding
         (the same coordinates for every cell, to the precision of float32).
     """
-    x = np.asarray(x, dtype=np.float64)
+    try:
+        x = np.asarray(x, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} holds what is no number ({error}).") from error
     if x.ndim != 2 or len(x) < 2 or x.shape[1] < 1:
         raise DataError(
             f"{name} has shape {x.shape}: expected (cells, dimensions), 2 cells or more."

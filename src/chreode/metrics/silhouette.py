@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 from scipy.sparse import csr_array
 
+from ..arguments import checked
 from ..errors import DataError
 from .score import SHARE, Labels, Score, as_embedding, encode, mean_over_labels
 from .threads import chunks, in_threads
@@ -32,6 +33,7 @@ class Widths(NamedTuple):
     batch: Float64[np.ndarray, " b"]
 
 
+@checked
 def silhouette_widths(
     x: Float[np.ndarray, "b z"], labels: Labels, batches: Labels | None = None
 ) -> Widths:
@@ -134,6 +136,7 @@ def _widths(
         return np.nan_to_num((between - within) / np.maximum(within, between))
 
 
+@checked
 def silhouette_label(
     x: Float[np.ndarray, "b z"], labels: Labels, *, widths: Widths | None = None
 ) -> Score:
@@ -169,6 +172,7 @@ def silhouette_label(
     return Score.of(lambda counts: float(np.average(values, weights=counts)), len(x), SHARE)
 
 
+@checked
 def isolated_labels(
     x: Float[np.ndarray, "b z"],
     labels: Labels,
@@ -204,6 +208,7 @@ def isolated_labels(
     return mean_over_labels(np.where(isolated, values, np.nan), label)
 
 
+@checked
 def silhouette_batch(
     x: Float[np.ndarray, "b z"],
     labels: Labels,
@@ -239,6 +244,7 @@ def silhouette_batch(
     return mean_over_labels(np.where(comparable, values, np.nan), label)
 
 
+@checked
 def bras(x: Float[np.ndarray, "b z"], labels: Labels, batches: Labels) -> Score:
     r"""Batch removal adapted silhouette: batches compared with *all* other cells of their label.
 

@@ -27,7 +27,7 @@ def find(key: str) -> type[Model]:
     ConfigError
         If there is no such model.
     """
-    if key not in keys():
+    if key not in keys() or not isinstance(key, str):
         raise ConfigError(f"There is no model {key!r}.{near(key, keys())}")
     module = importlib.import_module(f"{__name__}.{key}")
     found = [v for name, v in vars(module).items() if name.lower() == key and isinstance(v, type)]

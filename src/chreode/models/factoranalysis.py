@@ -19,7 +19,7 @@ class FactorAnalysis(Model):
     Generative story, for cell n::
 
         z_n ~ N(0, I)
-        x_n ~ N(W z_n + μ, diag ψ)     log1p counts per 10,000, or `expression` where named
+        x_n ~ N(W z_n + μ, diag ψ)     log1p counts per 10,000 of the features read, or `expression`
 
     Fitted by EM, on the covariance first and then on the cells. NaN in `expression` (not measured) is
     integrated out. New cells are projected exactly, whichever features they have.

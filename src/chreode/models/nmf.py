@@ -98,7 +98,7 @@ class NMF(Model):
 
     For cell n and gene g, with all h and w non-negative::
 
-        x_ng ≈ Σ_k h_nk w_kg     log1p counts per 10,000, or `expression` where named
+        x_ng ≈ Σ_k h_nk w_kg     log1p counts per 10,000 of the features read, or `expression`
 
     minimises ‖X − H W‖² by scikit-learn's coordinate descent. New cells: the best h given W, exactly.
 

@@ -19,7 +19,7 @@ class PPCA(Model):
     Generative story, for cell n::
 
         z_n ~ N(0, I)
-        x_n ~ N(W z_n + μ, σ² I)     log1p counts per 10,000, or `expression` where named
+        x_n ~ N(W z_n + μ, σ² I)     log1p counts per 10,000 of the features read, or `expression`
 
     Solved in closed form; NaN in `expression` (not measured) is integrated out, by EM. New cells are
     projected exactly, whichever features they have: ``embed = E[z | observed entries]``.

@@ -149,7 +149,7 @@ class VAE(Model):
     Generative story, for cell n and gene g::
 
         z_n ~ N(0, I)
-        x_ng ~ N(f_g(z_n), ψ_g)     log1p counts per 10,000, or `expression` where named
+        x_ng ~ N(f_g(z_n), ψ_g)     log1p counts per 10,000 of the features read, or `expression`
 
     Fitted by maximising E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with q Gaussian, its mean and
     variances given by an encoder, and w rising to 1. With ``n_layers=0`` and ``noise="shared"`` its

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from ..arguments import checked
 from ..errors import DataError
 from ..text import picture
 from .style import GREY, PALETTE, axes, bare
@@ -16,6 +17,7 @@ from .style import GREY, PALETTE, axes, bare
 Counts: TypeAlias = sp.csr_matrix | sp.csr_array | np.ndarray
 
 
+@checked
 def mean_variance(
     counts: Counts,
     other: Counts | None = None,
@@ -81,6 +83,8 @@ def moments(counts: Counts) -> tuple[Float[np.ndarray, " g"], Float[np.ndarray, 
     DataError
         If there are fewer than two cells.
     """
+    if len(counts.shape) != 2 or counts.dtype.kind not in "biuf":
+        raise DataError(f"Expected numbers, cells x genes; got {counts.dtype} {counts.shape}.")
     n = counts.shape[0]
     if n < 2:
         raise DataError(f"{n} cells have no variance; give two or more.")

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..arguments import checked
 from ..errors import DataError
 from ..fitted import Fitted
 from ..text import picture
@@ -16,6 +17,7 @@ from .style import PALETTE, bare
 _COLOURS = {"train": PALETTE[0], "validation": PALETTE[5]}
 
 
+@checked
 def history(fitted: Fitted | pd.DataFrame) -> Figure:
     """Draw what was logged over the epochs: a row per phase, a panel per quantity.
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from .. import read
 from ..answering import open_cells, stream
-from ..errors import ConfigError, near
+from ..arguments import checked
+from ..errors import ConfigError, SchemaError, near
 from ..fitted import Fitted
 from ..text import picture
 from .style import GREY, PALETTE, axes, bare
@@ -22,6 +23,7 @@ from .style import GREY, PALETTE, axes, bare
 _GRID = 24
 
 
+@checked
 def phase_portrait(
     fitted: Fitted, data: AnnData, *, paths: Sequence[str] = (), ax: Axes | None = None
 ) -> Axes:
@@ -42,7 +44,7 @@ def phase_portrait(
     """
     ax = axes(ax, 4.6, 4.0)
     z = fitted.embed(data)[:, :2]
-    time = read.column(data, dict(fitted.schema.places())["time"], "time").to_numpy(float)
+    time = _times(fitted, data)
     shown = ax.scatter(z[:, 0], z[:, 1], c=time, s=8, cmap="viridis", linewidths=0, alpha=0.7)
     ax.figure.colorbar(shown, ax=ax, label="time", shrink=0.7)
     low, high = z.min(0), z.max(0)
@@ -68,6 +70,7 @@ def phase_portrait(
     return ax
 
 
+@checked
 def paths(fitted: Fitted, data: AnnData, genes: Sequence[str], *, most: int = 4) -> Figure:
     """Draw paths from the starts of trajectories over what was observed, a panel per gene.
 
@@ -87,7 +90,7 @@ def paths(fitted: Fitted, data: AnnData, genes: Sequence[str], *, most: int = 4)
     if unknown:
         raise ConfigError(f"There is no gene {unknown[0]!r}.{near(unknown[0], known)}")
     places = dict(fitted.schema.places())
-    time = read.column(data, places["time"], "time").to_numpy(float)
+    time = _times(fitted, data)
     of = (
         read.column(data, places["trajectory"], "trajectory").astype(str).to_numpy()
         if "trajectory" in places
@@ -121,6 +124,7 @@ def paths(fitted: Fitted, data: AnnData, genes: Sequence[str], *, most: int = 4)
     return figure
 
 
+@checked
 def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) -> Axes:
     """Draw what drives what: red activates, blue represses.
 
@@ -157,6 +161,7 @@ def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) 
     return ax
 
 
+@checked
 def sparsity_curve(curves: pd.DataFrame) -> Figure:
     """Draw errors, and how many pairs of genes are without an effect, over the strength of the penalty.
 
@@ -201,3 +206,10 @@ def _path(fitted: Fitted, start: str) -> AnnData:
     found = fitted.trajectory(start=start)
     assert isinstance(found, AnnData)  # a file only if one was named
     return found
+
+
+def _times(fitted: Fitted, data: AnnData) -> np.ndarray:
+    place = dict(fitted.schema.places()).get("time")
+    if place is None:
+        raise SchemaError("This needs a model that was fitted with time: Schema(time='obs/…').")
+    return read.column(data, place, "time").to_numpy(float)

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..arguments import checked
 from ..errors import CapabilityError, DataError
 from ..metrics.generation import Space
 from ..metrics.score import Labels
@@ -20,6 +21,7 @@ from .style import GREY, PALETTE, axes, bare, short
 _SHOWN, _NAMED = 3000, 5
 
 
+@checked
 def real_and_generated(
     real: Counts,
     generated: Counts,
@@ -49,10 +51,7 @@ def real_and_generated(
     DataError
         If the genes are not as many.
     """
-    if real.shape[1] != generated.shape[1]:
-        raise DataError(
-            f"{real.shape[1]:,} genes against {generated.shape[1]:,}: expected the same."
-        )
+    _require_same_genes(real, generated)
     rng = np.random.default_rng(seed)
     counts = [sp.csr_matrix(c) for c in (real, generated)]
     rows = [np.sort(rng.permutation(c.shape[0])[:_SHOWN]) for c in counts]
@@ -84,6 +83,7 @@ def real_and_generated(
     return figure
 
 
+@checked
 def marker_shares(
     markers: pd.DataFrame, method: str, *, beside: str | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -129,6 +129,7 @@ def marker_shares(
     return ax
 
 
+@checked
 def zero_fractions(
     real: Counts,
     generated: Counts,
@@ -153,6 +154,7 @@ def zero_fractions(
     >>> zero_fractions(counts, counts).get_xlabel()
     'share of zeros, real'
     """
+    _require_same_genes(real, generated)
     ax = axes(ax, 3.8, 3.8)
     shares = [1 - (sp.csr_matrix(c) > 0).mean(0).A1 for c in (real, generated)]
     ax.scatter(
@@ -164,3 +166,13 @@ def zero_fractions(
     )
     bare(ax)
     return ax
+
+
+def _require_same_genes(real: Counts, generated: Counts) -> None:
+    for counts in (real, generated):
+        if len(counts.shape) != 2 or counts.dtype.kind not in "biuf":
+            raise DataError(f"Expected numbers, cells x genes; got {counts.dtype} {counts.shape}.")
+    if real.shape[1] != generated.shape[1]:
+        raise DataError(
+            f"{real.shape[1]:,} genes against {generated.shape[1]:,}: expected the same."
+        )

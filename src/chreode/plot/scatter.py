@@ -18,6 +18,7 @@ from matplotlib.colors import Normalize, to_rgba_array
 from matplotlib.lines import Line2D
 from mudata import MuData
 
+from ..arguments import checked
 from ..errors import CapabilityError, DataError, SchemaError, near
 from ..metrics.neighbours import exact_neighbours
 from ..metrics.score import Labels, as_embedding
@@ -28,6 +29,7 @@ from .style import GREY, PALETTE, axes, short
 Groups: TypeAlias = list[tuple[str, str]]
 
 
+@checked
 def embedding(
     x: Data | Float[np.ndarray, "b z"],
     key: str | None = None,
@@ -98,6 +100,7 @@ def embedding(
     return ax
 
 
+@checked
 def umap_coordinates(x: Float[np.ndarray, "b z"], seed: int = 0) -> Float32[np.ndarray, "b 2"]:
     """Lay cells out in the plane by UMAP, from exact neighbours and the first principal components.
 

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from ..arguments import checked
 from ..bench.table import Bench
 from ..text import visible
 from .style import GREY, PALETTE, axes, short
@@ -22,6 +23,7 @@ _COLUMN, _LINE, _NAMES, _HEAD = 0.5, 0.13, 1.75, 1.1
 _GROUPS = (PALETTE[2], PALETTE[0], PALETTE[1], *PALETTE[3:])
 
 
+@checked
 def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
     """Draw methods x metrics: means over seeds in numbers, and as bars from 0 to 1.
 

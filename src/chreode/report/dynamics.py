@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..arguments import checked
 from ..bench.table import Bench
 from ..errors import ConfigError
 from ..fitted import Fitted
@@ -47,6 +48,7 @@ def sections(bench: Bench) -> list[Section]:
     return [*found, Section("Single series", "Means over seeds.", tables=tables)]
 
 
+@checked
 def fit_sections(fitted: Fitted) -> list[Section]:
     """Return what drives what, and how the strength was chosen."""
     edges = fitted.rank()

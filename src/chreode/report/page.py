@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import __version__, store
+from ..arguments import checked
 from ..text import visible
 
 #: What stands for a value that is not there.
@@ -50,6 +51,7 @@ class Section:
     figures: tuple[tuple[str, Figure | Axes], ...] = ()
 
 
+@checked
 def write(
     path: str | Path,
     title: str,

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from .. import config
+from ..arguments import checked
 from ..bench.integration import BASELINE
 from ..bench.table import Bench
 from ..errors import CapabilityError
@@ -33,6 +34,7 @@ _IN_FULL = {
 }
 
 
+@checked
 def write_bench(path: str | Path, bench: Bench) -> Path:
     """Write the report of a bench, and return its path.
 
@@ -44,6 +46,7 @@ def write_bench(path: str | Path, bench: Bench) -> Path:
     return write(path, f"{bench.kind.capitalize()} bench", bench_sections(bench), bench.about)
 
 
+@checked
 def bench_sections(bench: Bench) -> list[Section]:
     """Return findings, pictures, scores, methods and metrics of a bench.
 
@@ -117,6 +120,7 @@ def _lead_and_list(lines: Sequence[str]) -> str:
     return "\n\n".join([*lines[:1], "\n".join(f"- {line}" for line in lines[1:])])
 
 
+@checked
 def findings(bench: Bench) -> list[str]:
     """Return in plain words what a reader must know before believing the table."""
     leads = {"generation": generation.lead, "augmentation": _rare, "dynamics": dynamics.lead}
@@ -251,6 +255,7 @@ def _plane(x: Float[np.ndarray, "b z"]) -> tuple[Float[np.ndarray, "b 2"], str]:
 # a fitted model
 
 
+@checked
 def fit_sections(fitted: Fitted) -> list[Section]:
     """Return what a fitted model was learned from, its training curves and its configuration."""
     said, spec = fitted.provenance, fitted.spec

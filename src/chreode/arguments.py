@@ -1,0 +1,202 @@
+"""Wrong arguments are refused at the door, by what a function's own signature says of them."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import importlib
+import inspect
+import numbers
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from .errors import ArgumentError
+from .text import visible
+
+P = ParamSpec("P")
+R = TypeVar("R")
+#: Modules whose names signatures use without importing them at run time.
+_LATE = ("fitted", "model", "schema", "read", "bench.table")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuse arguments of another type than is annotated, in a sentence.
+
+    Whole numbers are taken for numbers, and NumPy's for Python's. A string is no list of strings. What
+    is annotated with `Any`, and cells (which `chreode.read.read` opens), are left to the function.
+
+    Raises
+    ------
+    ArgumentError
+        From what is returned, if an argument does not fit.
+
+    Examples
+    --------
+    >>> @checked
+    ... def draw(n: int, names: collections.abc.Sequence[str] = ()) -> int:
+    ...     return n
+    >>> draw(3, ["a"])
+    3
+    >>> draw(3, "a")
+    Traceback (most recent call last):
+    chreode.errors.ArgumentError: draw(names='a'): expected a list of text, got text.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs).arguments  # Python's own TypeError says what lacks
+        hints = _hints(function)
+        for name, value in given.items():
+            hint = hints.get(name, Any)
+            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                continue
+            if value is not signature.parameters[name].default:
+                _refuse(function.__name__, name, value, hint)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def check_fields(instance: Any) -> None:
+    """Refuse fields of a dataclass that are of another type than is annotated: for ``__post_init__``.
+
+    Raises
+    ------
+    ArgumentError
+        If one is.
+    """
+    cls: Any = type(instance)
+    hints = _hints(cls)
+    for field in dataclasses.fields(instance):
+        _refuse(
+            type(instance).__name__, field.name, getattr(instance, field.name), hints[field.name]
+        )
+
+
+def _refuse(owner: str, name: str, value: Any, hint: Any) -> None:
+    expected = _spelled(hint) if not _fits(value, hint) else ""
+    if name == "seed" and not expected and value is not None and not 0 <= value < 2**32:
+        expected = "a whole number from 0 to 4294967295"
+    if expected:
+        shown = visible(repr(value))
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+        raise ArgumentError(f"{owner}({name}={shown}): expected {expected}, got {_kind(value)}.")
+
+
+@functools.cache
+def _hints(function: Any) -> dict[str, Any]:
+    """Return what the parameters are annotated with; a name that is imported for types alone is found."""
+    known = dict(vars(sys.modules[function.__module__]))
+    for module in _LATE:
+        for name, value in vars(importlib.import_module(f".{module}", __package__)).items():
+            known.setdefault(name, value)
+    return {
+        name: eval(hint, known) if isinstance(hint, str) else hint
+        for name, hint in inspect.get_annotations(function).items()
+    }
+
+
+def _is_array(hint: Any) -> bool:
+    return hasattr(hint, "array_type")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    from .read import Data
+
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar) or hint in get_args(Data):
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in inner)
+    if origin is Literal:
+        return any(isinstance(value, type(part)) and value == part for part in inner)
+    if _is_array(hint):
+        return _is_numbers(value, hint)
+    if hint in (int, float):
+        number = numbers.Integral if hint is int else numbers.Real
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, number):
+            return False
+        return not isinstance(value, numbers.Integral) or -(2**63) <= int(value) < 2**63
+    if hint is bool:
+        return isinstance(value, (bool, np.bool_))
+    if origin is tuple:
+        whole = isinstance(value, tuple)
+        if inner[-1] is Ellipsis:
+            return whole and all(_fits(v, inner[0]) for v in value)
+        return whole and len(value) == len(inner) and all(map(_fits, value, inner))
+    if origin is collections.abc.Callable:
+        return callable(value)
+    if isinstance(origin, type):
+        return _holds(value, origin, inner)
+    return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def _is_numbers(value: Any, hint: Any) -> bool:
+    if isinstance(value, (str, bytes, Mapping, type)) or sp.issparse(value):
+        return False
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError):  # rows of several lengths, or an object of its own
+        return False
+    of_all = not isinstance(hint.dtypes, tuple)
+    return array.ndim > 0 and (of_all or array.dtype.kind in "biuf")
+
+
+def _holds(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
+    """Return whether a collection is of the kind, and what it holds too."""
+    if issubclass(origin, collections.abc.Mapping):
+        pairs = value.items() if isinstance(value, Mapping) else None
+        return pairs is not None and all(
+            _fits(k, inner[0]) and _fits(v, inner[1]) for k, v in pairs
+        )
+    if origin is type:
+        return isinstance(value, type)
+    listed = isinstance(value, (origin, np.ndarray, pd.Index, pd.Series))
+    if not listed or isinstance(value, (str, bytes)) or sp.issparse(value):
+        return False
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        return False
+    # an iterator would be used up
+    return not isinstance(value, collections.abc.Collection) or all(
+        _fits(v, inner[0]) for v in value
+    )
+
+
+_NAMES = {
+    int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path",
+    type(None): "None",
+}  # fmt: skip
+
+
+def _spelled(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_spelled, inner)))
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if _is_array(hint):
+        return "an array of numbers"
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
+        return "a mapping of names to values, as {'label': 'NK'}"
+    if origin is tuple:
+        return f"a tuple of {_spelled(inner[0])}"
+    if origin is collections.abc.Callable:
+        return "a function"
+    if isinstance(origin, type) and inner:
+        return f"a list of {_spelled(inner[0])}"
+    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _kind(value: Any) -> str:
+    return _NAMES.get(type(value), type(value).__name__)
