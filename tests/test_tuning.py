@@ -222,7 +222,6 @@ def test_named_cells_have_one_task(cells, schema, learner, how, which):
     "what",
     [None, 0, 0.001, 1, 1.5, -0.1, np.nan, np.float32(1), True, "c", ["nobody"], [], np.arange(20, 100),
      np.arange(10), {"a": 1}, {3}, object(), [[1], [2, 3]], np.zeros(7, bool)],
-    ids=repr,
 )  # fmt: skip
 def test_odd_shares_are_refused_by_name(cells, schema, name, what):
     with pytest.raises(ch.ChreodeError, match=f"^{name}"):

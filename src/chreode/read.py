@@ -182,7 +182,14 @@ def column(data: Data, place: Place, role: str) -> pd.Series:
             f"{role}={str(place)!r}: there is no column {place.key!r} in obs.{near(place.key, owner.obs)}"
         )
     values = owner.obs[place.key]
-    return values if owner is data else values.reindex(data.obs_names)
+    if isinstance(values, pd.DataFrame):
+        raise SchemaError(
+            f"{role}={str(place)!r}: obs has {values.shape[1]} columns of that name. Rename all but one."
+        )
+    if owner is data:
+        return values
+    _own_cells(owner, place)
+    return values.reindex(data.obs_names)
 
 
 def numbers(data: Data, place: Place, role: str) -> np.ndarray:
@@ -211,8 +218,20 @@ def where(data: Data, place: Place) -> np.ndarray | None:
     modalities = getattr(data, "mod", {})
     if not place.modality or not modalities:
         return None
-    rows = modalities[place.modality].obs_names.get_indexer(data.obs_names)
+    rows = _own_cells(modalities[place.modality], place).get_indexer(data.obs_names)
     return None if np.array_equal(rows, np.arange(len(rows))) else rows
+
+
+def _own_cells(modality: Any, place: Place) -> pd.Index:
+    """Return the names of the cells of a modality, which are how it is joined with the others."""
+    names: pd.Index = modality.obs_names
+    if not names.is_unique:
+        raise SchemaError(
+            f"Cell names of {place.modality} are not unique ({names[names.duplicated()][0]!r}), so its "
+            f"cells cannot be told apart: data.mod[{place.modality!r}].obs_names_make_unique(), "
+            "then data.update()."
+        )
+    return names
 
 
 def measured(data: Data, schema: Schema) -> np.ndarray:

@@ -111,7 +111,6 @@ def test_what_differs_anywhere_is_another(one, other):
     "value",
     [1.5, "a", (1, [2, {"b": {3}}]), np.arange(4), pd.DataFrame({"a": ["x", "y"]}), sp.eye(3),
      torch.ones(2), ch.PCA(n_latent=2), helper, np, np.log, torch.float32, Weighted(2)],
-    ids=repr,
 )  # fmt: skip
 def test_equal_captures_are_the_same(value):
     import copy
@@ -143,7 +142,7 @@ print(identity(f))
     assert len(told) == 1
 
 
-@pytest.mark.parametrize("thing", [threading.Lock(), iter([1]), np.random.default_rng(0)], ids=repr)
+@pytest.mark.parametrize("thing", [threading.Lock(), iter([1]), np.random.default_rng(0)])
 def test_what_cannot_be_told_is_refused(thing):
     with pytest.raises(ch.ConfigError, match=type(thing).__name__):
         identity(captures(thing))

@@ -412,3 +412,41 @@ def test_modalities_have_the_same_guards(tmp_path):
     for how in (str, ch.open):
         assert "damaged" in refused(how(tmp_path / "m.h5mu"), "rna:X")
         assert matrix(how(tmp_path / "m.h5mu"), "adt:X").tolist() == dense().tolist()
+
+
+def test_modalities_are_joined_by_names_that_are_their_own():
+    cells = ch.simulate.simulate_cells(20, 10, seed=0)
+    cells.X = cells.layers["counts"]
+    other = cells.copy()
+    other.obs_names = [f"c{i % 19}" for i in range(20)]
+    other.obs["batch"] = "x"
+    both = mudata.MuData({"rna": cells, "adt": other})
+    schema = ch.Schema(counts="rna:X", protein="adt:X")
+    with pytest.raises(ch.SchemaError, match="Cell names of adt are not unique \\('c0'\\)"):
+        ch.CFGen().fit(both, schema)
+    by_batch = ch.Schema(counts="rna:X", batch="adt:obs/batch")
+    with pytest.raises(ch.ChreodeError, match="Cell names of adt are not unique"):
+        ch.SCVI().fit(both, by_batch)
+
+
+def test_two_columns_of_one_name_are_refused():
+    cells = ch.simulate.simulate_cells(20, 10, n_batches=2, seed=0)
+    cells.obs = pd.concat([cells.obs, cells.obs[["batch"]]], axis=1)
+    with pytest.raises(ch.SchemaError, match="obs has 2 columns of that name"):
+        ch.SCVI().fit(cells, ch.Schema(counts="layers/counts", batch="obs/batch"))
+
+
+def test_features_of_an_opened_file_are_chosen_in_every_usual_way(tmp_path):
+    cells = ch.simulate.simulate_cells(20, 10, seed=0)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    opened, names = ch.open(tmp_path / "cells.h5ad"), cells.var_names
+    assert len(opened) == 20
+    mask = np.arange(10) % 2 == 0
+    for index in ([1, 3], slice(2, 6), mask, list(names[[4, 0]]), names[[4, 0]], names[5]):
+        assert opened[:, index].var_names.equals(cells[:, index].var_names)
+    for index in (slice(10), (slice(10), slice(5)), ["c0"], 3, mask, (slice(None),)):
+        with pytest.raises(ch.SchemaError, match="To choose cells, give rows"):
+            opened[index]
+    for index in ([10], ["unheard"]):
+        with pytest.raises(ch.SchemaError, match="features|feature 'unheard'"):
+            opened[:, index]

@@ -291,7 +291,6 @@ def test_no_validation_learns_from_all_cells(cells, schema, none):
     "what",
     [1.0, 2, -0.1, np.nan, True, "plate1", ["nobody"], [], np.arange(100, 200), np.arange(95, 105),
      np.arange(100), {"a": 1}, object(), [[1], [2, 3]], np.zeros(7, bool)],
-    ids=repr,
 )  # fmt: skip
 @pytest.mark.parametrize("model", [ch.SCVI(max_epochs=1), ch.PPCA(), ch.PathReg()])
 def test_an_odd_validation_is_refused_by_name(cells, schema, model, what):

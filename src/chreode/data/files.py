@@ -87,20 +87,36 @@ class OnDisk:
             self, obs=self.obs.copy(), obsm=dict(self.obsm), uns=dict(self.uns)
         )
 
-    def __getitem__(self, index: tuple[slice, Any]) -> OnDisk:
-        """Return some features: ``data[:, names]``. Cells are chosen where they are read, by `rows`.
+    def __len__(self) -> int:
+        return self.n_obs
+
+    def __getitem__(self, index: Any) -> OnDisk:
+        """Return some features: ``data[:, genes]``. Cells are chosen where they are read, by `rows`.
+
+        Parameters
+        ----------
+        index
+            All cells (``:``), and features by name, position, mask or slice.
 
         Raises
         ------
         SchemaError
             If there is no such feature, or cells are asked for.
         """
-        cells, names = index
-        if cells != slice(None):
+        cells, names = index if isinstance(index, tuple) and len(index) == 2 else (index, None)
+        if not isinstance(cells, slice) or cells != slice(None) or names is None:
             raise SchemaError(
-                "On disk, data[:, genes] chooses features; give `rows` to choose cells."
+                "On disk, data[:, genes] chooses features. To choose cells, give rows=… where they are "
+                "learned from, or read them first: anndata.read_h5ad(FILE)[cells]."
             )
-        names = self.var_names[names] if np.asarray(names).dtype == bool else pd.Index(names)
+        if isinstance(names, slice) or np.asarray(names).dtype.kind in "biu":
+            try:
+                names = self.var_names[names]
+            except IndexError as error:
+                raise SchemaError(
+                    f"data[:, genes]: there are {self.n_vars:,} features ({error})."
+                ) from error
+        names = pd.Index([names] if isinstance(names, str) else names)
         columns = _unique(self).get_indexer(names)
         if (columns < 0).any():
             unknown = str(names[columns < 0][0])
