@@ -93,7 +93,10 @@ class SCVIModule(Module):
             self.dropout_logits = Linear(width, genes)
         if options.likelihood != "poisson":
             self.per_batch = options.dispersion == "gene-batch" and "batch" in spec.blocks
-            self.log_theta = LogTheta(spec.blocks["batch"] if self.per_batch else (1,), genes)
+            self.log_theta = LogTheta(
+                spec.blocks["batch"] if self.per_batch else (1,), genes,
+                follows=options.dispersion == "gene-state",
+            )  # fmt: skip
         self.register_buffer("started", torch.tensor(False))
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
@@ -104,8 +107,9 @@ class SCVIModule(Module):
             library = torch.cat([b.sparse("counts").sum().log() for b in source.batches(rows)])
             codes = source.columns.get("batch", np.zeros(len(source), np.int64))[rows]
             self.library_prior.fill(library.cpu(), torch.from_numpy(codes))
-        if fresh and self.options.start == "data":
-            self._start(CountMoments.of(b.sparse("counts") for b in source.batches(rows)))
+        if fresh:
+            moments = CountMoments.of(b.sparse("counts") for b in source.batches(rows))
+            self._start(moments, len(rows))
 
     # the model
 
@@ -121,25 +125,26 @@ class SCVIModule(Module):
 
     def rates(
         self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
-    ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b h"]]:
-        """Return ℓρ, the mean before extra zeros, and the activations it comes from.
+    ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b g"], Float[Tensor, "b h"]]:
+        """Return ℓρ, the mean before extra zeros; log ρ up to a constant; what both come from.
 
         The library is a total of the genes that the cells were measured for: of these ρ sums to 1.
         """
         logits, h = self._logits(z, batch)
         if self.scaled:
-            return log_library.exp() * F.softplus(logits), h
+            rates = F.softplus(logits)
+            return log_library.exp() * rates, rates.log(), h
         total = _measured(logits, batch).logsumexp(-1, keepdim=True)
-        return (log_library + logits - total).exp(), h
+        return (log_library + logits - total).exp(), logits, h
 
     def decode(
         self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
     ) -> Likelihood:
         """Return p(x|z, ℓ, covariates)."""
-        mu, h = self.rates(z, log_library, batch)
+        mu, logits, h = self.rates(z, log_library, batch)
         if self.options.likelihood == "poisson":
             return Poisson(mu)
-        theta = self.theta(batch)
+        theta = self._log_theta(batch, logits).exp()
         if self.options.likelihood == "nb":
             return NegativeBinomial(mu, theta)
         return ZeroInflatedNegativeBinomial(mu, theta, self.dropout_logits(h))
@@ -154,15 +159,11 @@ class SCVIModule(Module):
             measured = batch.observed.get("counts")
             return (each if measured is None else each[:, measured]).sum(-1)
         logits, h = self._logits(z, batch)
-        logits = _measured(logits, batch)
-        x, log_theta = batch.sparse("counts"), self._log_theta(batch)
+        log_theta = self._log_theta(batch, logits)
+        x, logits = batch.sparse("counts"), _measured(logits, batch)
         if kind == "nb":
             return nb_log_likelihood(x, logits, log_library, log_theta)
         return zinb_log_likelihood(x, logits, log_library, log_theta, self.dropout_logits(h))
-
-    def theta(self, batch: CellBatch) -> Float[Tensor, "#b g"]:
-        """Return inverse dispersions, per gene or per gene and batch."""
-        return self._log_theta(batch).exp()
 
     def log_library(self, batch: CellBatch, latent: Latent | None = None) -> Float[Tensor, "b 1"]:
         """Return the log library: a size factor, a latent variable's mean, or the observed total."""
@@ -182,6 +183,8 @@ class SCVIModule(Module):
         kl_library = self._library_kl(batch, latent)
         weight = step.warm_up(self.options.kl_warmup)
         objective = (reconstruction + weight * kl + kl_library).mean()
+        if self.options.likelihood != "poisson":
+            objective = objective + self.log_theta.penalty()
         lost, gap, gap_library = (v.detach().mean() for v in (reconstruction, kl, kl_library))
         terms = {"reconstruction": lost, "kl": gap, "elbo": -(lost + gap + gap_library)}
         if self.library_encoder is not None:
@@ -258,14 +261,19 @@ class SCVIModule(Module):
 
     # details
 
-    def _start(self, moments: CountMoments) -> None:
-        """Begin where depth is all that differs between cells."""
+    def _start(self, moments: CountMoments, n_cells: int) -> None:
+        """Take the frequencies that θ refers to; begin where depth is all that differs between cells."""
+        counted = self.options.likelihood != "poisson"
+        if counted:
+            self.log_theta.refer(moments.log_frequency, n_cells)
+        if self.options.start == "random":
+            return
         if not self.scaled:  # a softmax, whose logits are log frequencies
             head = self.linear.linear if self.options.linear_decoder else self.head
             head.bias.copy_(moments.log_frequency)
         if self.options.likelihood == "zinb":
             self.dropout_logits.bias.fill_(_FEW_EXTRA_ZEROS)
-        if self.options.likelihood != "poisson":
+        if counted:
             self.log_theta.start(moments.log_theta)
 
     def _logits(
@@ -278,8 +286,11 @@ class SCVIModule(Module):
         h = self.trunk(z, *covariates)
         return self.head(h), h
 
-    def _log_theta(self, batch: CellBatch) -> Float[Tensor, "#b g"]:
-        return self.log_theta(batch["batch"]) if self.per_batch else self.log_theta.table()
+    def _log_theta(
+        self, batch: CellBatch, logits: Float[Tensor, "b g"]
+    ) -> Float[Tensor, "#b g"]:
+        rows = self.log_theta(batch["batch"]) if self.per_batch else self.log_theta.table()
+        return self.log_theta.of(rows, logits)
 
     def _covariates(
         self, batch: CellBatch
@@ -330,7 +341,8 @@ class SCVI(Model):
 
         z_n ~ N(0, I)                      state of the cell
         ρ_n = softmax(f(z_n, s_n))         expected frequencies; s_n: batch and covariates
-        x_ng ~ ZINB(ℓ_n ρ_ng, θ_g, π_ng)   counts; ℓ_n: library size (observed, or log-normal)
+        log θ_ng = a_g + s_g log ρ_ng      inverse dispersions, which follow the frequencies
+        x_ng ~ ZINB(ℓ_n ρ_ng, θ_ng, π_ng)  counts; ℓ_n: library size (observed, or log-normal)
 
     Fitted by maximising E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with w rising to 1.
 
@@ -350,7 +362,9 @@ class SCVI(Model):
     n_layers: int = param(1, "Hidden layers of encoder and decoder.", low=1, high=20)
     dropout: float = param(0.1, "Dropout in the encoder.", low=0, high=0.95)
     likelihood: Literal["zinb", "nb", "poisson"] = param("zinb", "Distribution of the counts.")
-    dispersion: Literal["gene", "gene-batch"] = param("gene", "What θ depends on.")
+    dispersion: Literal["gene-state", "gene", "gene-batch"] = param(
+        "gene-state", "What θ depends on; gene-state: on how much of the gene the cell is to have."
+    )
     latent_library: bool = param(
         False, "Infer the library size instead of taking the observed one."
     )

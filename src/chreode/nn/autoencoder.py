@@ -49,7 +49,7 @@ class Autoencoder(Module):
                 spec.n_features(role), options.n_latent, options.hidden,
                 options.peaks if role == "accessibility" else "nb",
                 groups=spec.blocks[self.by] if self.by else (1,), normalised=options.normalise,
-                theta_speed=options.theta_speed,
+                theta_speed=options.theta_speed, follows=options.dispersion == "gene-state",
             )  # fmt: skip
             if options.effects:
                 binary = role == "accessibility" and options.peaks == "bernoulli"
@@ -66,11 +66,15 @@ class Autoencoder(Module):
                 raise DataError(
                     f"No cell to learn from has {role}: leave that role out of the schema."
                 )
-        if self.options.start == "data" and not self.started:
-            for role, modality in self.modalities.items():
-                modality.start(batch.sparse(role) for batch in source.batches(rows))
-            self._count_effects(lambda: source.batches(rows), lambda _: None)
+        if self.started:
+            return
         self.started.fill_(True)
+        at_data = self.options.start == "data"
+        for role, modality in self.modalities.items():
+            cells = (batch.sparse(role) for batch in source.batches(rows))
+            modality.start(cells, len(rows), at_data=at_data)
+        if at_data:
+            self._count_effects(lambda: source.batches(rows), lambda _: None)
 
     def encode(self, batch: CellBatch) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"] | None]:
         """Return the latent mean, and its variance where the autoencoder is variational."""
@@ -165,6 +169,9 @@ class Autoencoder(Module):
         found = self.log_likelihood(batch, z, weights)
         terms = {f"log_likelihood_{role}": ll.detach().mean() for role, ll in found.items()}
         total = -torch.stack([*found.values()]).sum(0)
+        for modality in self.modalities.values():
+            if modality.log_theta is not None:
+                total = total + modality.log_theta.penalty()
         if variance is not None:
             kl = kl_standard_normal(mean, variance)
             terms["kl"] = kl.detach().mean()

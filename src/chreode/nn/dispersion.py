@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.batch import SparseRows
 from .blocks import CategoryTable
@@ -16,10 +17,24 @@ from .blocks import CategoryTable
 NEVER = -1e4
 #: From a gene with rare bursts to one that is hardly wider than a Poisson.
 _THETA = (0.05, 100.0)
+#: θ where a decoder starts, at the least: little wider than a Poisson.
+_NARROW = 10.0
+#: Slope that is expected of a gene, and how far from it one is expected to be.
+_SLOPE, _SPREAD = 0.5, 0.5
+#: How far θ follows: log frequencies and log θ beyond these change nothing.
+_LEAST, _MOST = -30.0, 15.0
 
 
 class LogTheta(CategoryTable):
     """log θ of every feature, where a count of mean μ has the variance μ + μ² / θ; a row per category.
+
+    With `follows`, θ moves with the expected frequency ρ of the feature in the cell::
+
+        log θ_g = a_g + s_g (log ρ_g − log ρ̄_g),      s_g ~ N(½, ½²)
+
+    ρ̄_g is the frequency over all cells. A gene of which other cells have rare, scattered counts (from the
+    soup, from doublets) can so be dependable in the type that it defines. At s = 0 the variance is
+    quadratic in the mean (NB2), at s = 1 it is linear (NB1): a gene rises by larger bursts, or by more.
 
     Parameters
     ----------
@@ -27,22 +42,71 @@ class LogTheta(CategoryTable):
         How many times as fast as a weight log θ moves. It has several units to go, of which an optimiser
         like Adam makes no more than its learning rate per step, and thousands of steps with wrong
         dispersions teach the rest of the model wrong things.
+    follows
+        Whether θ moves with the expected frequency.
+
+    References
+    ----------
+    Greene (2008), Functional forms for the negative binomial model for count data, Economics Letters
+    99:585, the family NB-P.
     """
 
-    def __init__(self, blocks: Sequence[int], n_features: int, speed: float = 10.0) -> None:
+    slopes: nn.Parameter
+    centre: Tensor
+    cells: Tensor
+
+    def __init__(
+        self, blocks: Sequence[int], n_features: int, speed: float = 10.0, *, follows: bool = False
+    ) -> None:
         super().__init__(blocks, n_features)
-        self.speed = speed
+        self.speed, self.follows = speed, follows
+        if follows:
+            self.slopes = nn.Parameter(torch.zeros(1, n_features))
+            self.register_buffer("centre", torch.zeros(n_features))
+            self.register_buffer("cells", torch.tensor(1.0))
         self.start(None)
 
     @torch.no_grad()
     def start(self, log_theta: Float[Tensor, " g"] | None) -> None:
-        """Begin at given values (None: at the random ones of the table)."""
+        """Begin at given values, but near a Poisson (None: at the random ones of the table).
+
+        Seen over all cells, a gene that few cells have is scattered, whatever it is within them. At
+        such a θ nearly every mean is about as probable as the right one, and none would be learned.
+        """
+        if log_theta is not None:
+            log_theta = log_theta.clamp(min=math.log(_NARROW))
         for block in self.blocks:
             block.copy_((block if log_theta is None else log_theta.expand_as(block)) / self.speed)
+
+    @torch.no_grad()
+    def refer(self, log_frequency: Float[Tensor, " g"], n_cells: int) -> None:
+        """Take the frequencies at which θ is that of the table, and the number of training cells."""
+        if self.follows:
+            self.centre.copy_(log_frequency)
+            self.cells.fill_(n_cells)
 
     def table(self) -> Float[Tensor, "categories g"]:
         """Return all rows."""
         return self.speed * super().table()
+
+    def slope(self) -> Float[Tensor, "1 g"]:
+        """Return by how much log θ moves with the log frequency."""
+        return _SLOPE + _SPREAD * self.speed * self.slopes
+
+    def of(
+        self, rows: Float[Tensor, "#b g"], logits: Float[Tensor, "b g"]
+    ) -> Float[Tensor, "#b g"]:
+        """Return log θ in cells with these `rows` of the table; logits: log means, up to a constant."""
+        if not self.follows:
+            return rows
+        slope, log_frequency = self.slope(), logits.float().log_softmax(-1).clamp(min=_LEAST)
+        return torch.addcmul(rows - slope * self.centre, slope, log_frequency).clamp(-_MOST, _MOST)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """Return −log p(slopes), up to a constant, in nats per training cell."""
+        if not self.follows:
+            return self.blocks[0].new_zeros(())
+        return 0.5 * (self.speed * self.slopes).square().sum() / self.cells
 
 
 @dataclass(frozen=True, eq=False)

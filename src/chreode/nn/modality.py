@@ -30,7 +30,7 @@ class Modality(nn.Module):
         Blocks of categories that have a θ each (default: one θ per feature).
     normalised
         Encode log1p of counts per 10,000 instead of log1p of counts.
-    theta_speed
+    theta_speed, follows
         See `LogTheta`.
     """
 
@@ -44,6 +44,7 @@ class Modality(nn.Module):
         groups: Sequence[int] = (1,),
         normalised: bool = False,
         theta_speed: float = 10.0,
+        follows: bool = False,
     ) -> None:
         super().__init__()
         self.kind, self.normalised = kind, normalised
@@ -51,15 +52,22 @@ class Modality(nn.Module):
         self.decoder = MLP(n_latent, hidden[::-1], activation="elu", momentum=0.1)
         self.head = Linear(hidden[0], n_features)
         self.missing = nn.Parameter(torch.zeros(hidden[-1]))
-        self.log_theta = LogTheta(groups, n_features, theta_speed) if kind == "nb" else None
+        self.log_theta = (
+            LogTheta(groups, n_features, theta_speed, follows=follows) if kind == "nb" else None
+        )
 
     @torch.no_grad()
-    def start(self, rows: Iterable[SparseRows]) -> None:
-        """Let the decoder begin at each feature's mean and, where it has one, at its spread.
+    def start(self, rows: Iterable[SparseRows], n_cells: int, *, at_data: bool) -> None:
+        """Take the frequencies that θ refers to; with `at_data`, let the decoder begin there.
 
-        At random, the many steps that bring them there are lost to what differs between cells.
+        That is at each feature's mean and, where it has one, at its spread. At random, the many steps
+        that bring them there are lost to what differs between cells.
         """
         moments = CountMoments.of(rows)
+        if self.log_theta is not None:
+            self.log_theta.refer(moments.log_frequency, n_cells)
+        if not at_data:
+            return
         self.head.bias.copy_(
             moments.log_odds if self.kind == "bernoulli" else moments.log_frequency
         )
@@ -97,12 +105,13 @@ class Modality(nn.Module):
         measured: Bool[Tensor, " g"] | None = None,
     ) -> Float[Tensor, " b"]:
         """Return log p(x|z, ℓ, group) in nats, summed over `measured` features; logits moved by `shift`."""
-        logits = _among(measured, self.head(self.decoder(z)) + shift)
+        whole = self.head(self.decoder(z)) + shift
+        logits = _among(measured, whole)
         if self.kind == "bernoulli":
             return bernoulli_log_likelihood(x, logits)
         if self.kind == "poisson":
             return poisson_log_likelihood(x, logits, log_depth)
-        return nb_log_likelihood(x, logits, log_depth, self._log_theta(group))
+        return nb_log_likelihood(x, logits, log_depth, self._log_theta(group, whole))
 
     def distribution(
         self,
@@ -122,19 +131,22 @@ class Modality(nn.Module):
             return Bernoulli(logits)
         total = _among(measured, logits).logsumexp(-1, keepdim=True)
         mu = (log_depth + logits - total).exp()
-        return (
-            Poisson(mu)
-            if self.kind == "poisson"
-            else NegativeBinomial(mu, self._log_theta(group).exp())
-        )
+        if self.kind == "poisson":
+            return Poisson(mu)
+        return NegativeBinomial(mu, self._log_theta(group, logits).exp())
 
-    def _log_theta(self, group: Int[Tensor, " b"] | None) -> Float[Tensor, "#b g"]:
-        """Return log θ; a cell of no group (-1) has the mean of them all."""
+    def _log_theta(
+        self, group: Int[Tensor, " b"] | None, logits: Float[Tensor, "b g"]
+    ) -> Float[Tensor, "#b g"]:
+        """Return log θ; a cell of no group (-1) has the mean of them all.
+
+        It follows the frequencies among all features: counting some of them alone leaves θ as it is.
+        """
         assert self.log_theta is not None
-        table = self.log_theta.table()
-        if group is None:
-            return table
-        return table[group.clamp(min=0)].where(group[:, None] >= 0, table.mean(0))
+        rows = self.log_theta.table()
+        if group is not None:
+            rows = rows[group.clamp(min=0)].where(group[:, None] >= 0, rows.mean(0))
+        return self.log_theta.of(rows, logits)
 
 
 def _among(
