@@ -38,6 +38,10 @@ from ..schema import Spec
 
 #: Log-odds of an extra zero where the decoder starts.
 _FEW_EXTRA_ZEROS = -3.0
+#: Share of the run in which means and θ are learned without extra zeros, which would pass for them.
+_WITHOUT = 0.2
+#: How many times as fast as weights the log-odds of extra zeros then move.
+_ZEROS_SPEED = 3.0
 
 Likelihood = NegativeBinomial | ZeroInflatedNegativeBinomial | Poisson
 
@@ -147,12 +151,20 @@ class SCVIModule(Module):
         theta = self._log_theta(batch, logits).exp()
         if self.options.likelihood == "nb":
             return NegativeBinomial(mu, theta)
-        return ZeroInflatedNegativeBinomial(mu, theta, self.dropout_logits(h))
+        return ZeroInflatedNegativeBinomial(mu, theta, self._log_odds_of_zero(h))
 
     def log_likelihood(
-        self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
+        self,
+        z: Float[Tensor, "b z"],
+        log_library: Float[Tensor, "b 1"],
+        batch: CellBatch,
+        *,
+        extra_zeros: bool = True,
     ) -> Float[Tensor, " b"]:
-        """Return log p(x|z, ℓ, covariates), summed over genes: that of `decode`, in fewer steps."""
+        """Return log p(x|z, ℓ, covariates), summed over genes: that of `decode`, in fewer steps.
+
+        Without `extra_zeros` counts are negative binomial, also where they are not in the end.
+        """
         kind = self.options.likelihood
         if kind == "poisson" or self.scaled:
             each = self.decode(z, log_library, batch).log_prob(batch["counts"])
@@ -161,9 +173,9 @@ class SCVIModule(Module):
         logits, h = self._logits(z, batch)
         log_theta = self._log_theta(batch, logits)
         x, logits = batch.sparse("counts"), _measured(logits, batch)
-        if kind == "nb":
+        if kind == "nb" or not extra_zeros:
             return nb_log_likelihood(x, logits, log_library, log_theta)
-        return zinb_log_likelihood(x, logits, log_library, log_theta, self.dropout_logits(h))
+        return zinb_log_likelihood(x, logits, log_library, log_theta, self._log_odds_of_zero(h))
 
     def log_library(self, batch: CellBatch, latent: Latent | None = None) -> Float[Tensor, "b 1"]:
         """Return the log library: a size factor, a latent variable's mean, or the observed total."""
@@ -178,7 +190,8 @@ class SCVIModule(Module):
         """Return the negative evidence lower bound; the KL term of z warms up over `kl_warmup`."""
         latent = self.encode(batch)
         z = reparametrise(latent.mean, latent.variance)
-        reconstruction = -self.log_likelihood(z, self._draw_library(batch, latent), batch)
+        log_library, late = self._draw_library(batch, latent), step.progress >= _WITHOUT
+        reconstruction = -self.log_likelihood(z, log_library, batch, extra_zeros=late)
         kl = kl_standard_normal(latent.mean, latent.variance)
         kl_library = self._library_kl(batch, latent)
         weight = step.warm_up(self.options.kl_warmup)
@@ -272,7 +285,7 @@ class SCVIModule(Module):
             head = self.linear.linear if self.options.linear_decoder else self.head
             head.bias.copy_(moments.log_frequency)
         if self.options.likelihood == "zinb":
-            self.dropout_logits.bias.fill_(_FEW_EXTRA_ZEROS)
+            self.dropout_logits.bias.fill_(_FEW_EXTRA_ZEROS / _ZEROS_SPEED)
         if counted:
             self.log_theta.start(moments.log_theta)
 
@@ -286,9 +299,10 @@ class SCVIModule(Module):
         h = self.trunk(z, *covariates)
         return self.head(h), h
 
-    def _log_theta(
-        self, batch: CellBatch, logits: Float[Tensor, "b g"]
-    ) -> Float[Tensor, "#b g"]:
+    def _log_odds_of_zero(self, h: Float[Tensor, "b h"]) -> Float[Tensor, "b g"]:
+        return _ZEROS_SPEED * self.dropout_logits(h)
+
+    def _log_theta(self, batch: CellBatch, logits: Float[Tensor, "b g"]) -> Float[Tensor, "#b g"]:
         rows = self.log_theta(batch["batch"]) if self.per_batch else self.log_theta.table()
         return self.log_theta.of(rows, logits)
 

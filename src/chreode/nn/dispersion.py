@@ -21,6 +21,8 @@ _THETA = (0.05, 100.0)
 _NARROW = 10.0
 #: Slope that is expected of a gene, and how far from it one is expected to be.
 _SLOPE, _SPREAD = 0.5, 0.5
+#: How many times as fast as a weight slopes move: slower than θ, so that means are learned before both.
+_SPEED = 3.0
 #: How far θ follows: log frequencies and log θ beyond these change nothing.
 _LEAST, _MOST = -30.0, 15.0
 
@@ -91,7 +93,7 @@ class LogTheta(CategoryTable):
 
     def slope(self) -> Float[Tensor, "1 g"]:
         """Return by how much log θ moves with the log frequency."""
-        return _SLOPE + _SPREAD * self.speed * self.slopes
+        return _SLOPE + _SPEED * self.slopes
 
     def of(
         self, rows: Float[Tensor, "#b g"], logits: Float[Tensor, "b g"]
@@ -106,7 +108,7 @@ class LogTheta(CategoryTable):
         """Return −log p(slopes), up to a constant, in nats per training cell."""
         if not self.follows:
             return self.blocks[0].new_zeros(())
-        return 0.5 * (self.speed * self.slopes).square().sum() / self.cells
+        return 0.5 * (_SPEED / _SPREAD * self.slopes).square().sum() / self.cells
 
 
 @dataclass(frozen=True, eq=False)
