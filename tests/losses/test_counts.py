@@ -57,10 +57,10 @@ def draw(seed, dtype, b=7, g=83, per_cell=False, fractional=False):
     return SparseRows.of(x.float()), [p.to(dtype).requires_grad_() for p in parameters]
 
 
-def fused(x, logits, log_library, log_theta, dropout=None):
+def fused(x, logits, log_library, log_theta, dropout=None, slope=None):
     if dropout is None:
-        return nb_log_likelihood(x, logits, log_library, log_theta)
-    return zinb_log_likelihood(x, logits, log_library, log_theta, dropout)
+        return nb_log_likelihood(x, logits, log_library, log_theta, slope=slope)
+    return zinb_log_likelihood(x, logits, log_library, log_theta, dropout, slope=slope)
 
 
 def exact(x, logits, log_library, log_theta, dropout=None):
@@ -94,6 +94,38 @@ def test_values_and_gradients_are_those_of_the_distributions(
     x, parameters = draw(0, dtype, per_cell=per_cell, fractional=fractional)
     weights = torch.linspace(-2, 3, 7, dtype=torch.float64)  # not what the kernel foresees
     compare(x, parameters[: 4 if extra_zeros else 3], dtype, weights)
+
+
+@pytest.mark.parametrize("extra_zeros", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [-1 / 7, 0.3])
+def test_log_theta_may_follow_the_log_frequency(backend, dtype, extra_zeros, share):
+    x, (logits, library, log_theta, dropout) = draw(5, dtype)
+    slope = torch.linspace(-0.4, 1.2, 83, dtype=dtype)[None].requires_grad_()
+    parameters = [logits, library, log_theta, slope, *[dropout] * extra_zeros]
+    wide = [p.detach().double().requires_grad_() for p in parameters]
+    found = fused(x, *parameters[:3], *parameters[4:], slope=slope)
+    each = wide[2] + wide[3] * wide[0].log_softmax(1)
+    x64 = SparseRows(x.indptr, x.columns, x.values.double(), x.n_features)
+    expected = exact(x64, *wide[:2], each, *wide[4:])
+    rtol, grad_rtol = TOLERANCE[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=rtol * 100)
+    theirs = torch.autograd.grad(expected.sum() * share, wide)
+    for a, b in zip(torch.autograd.grad(found.sum() * share, parameters), theirs, strict=True):
+        limit = grad_rtol * float(b.abs().max())
+        torch.testing.assert_close(a.double(), b, rtol=10 * grad_rtol, atol=limit)
+
+
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_theta_that_follows_stays_finite(backend, scale):
+    x, _ = draw(6, torch.float32)
+    leaves = [torch.randn(7, 83) * scale, torch.full((7, 1), 7.0), torch.zeros(1, 83)]
+    leaves = [p.requires_grad_() for p in leaves]
+    slope = torch.linspace(-9, 9, 83)[None].requires_grad_()
+    for dropout in ([], [torch.zeros(7, 83)]):
+        found = fused(x, *leaves, *dropout, slope=slope)
+        assert found.isfinite().all()
+        assert all(g.isfinite().all() for g in torch.autograd.grad(found.sum(), [*leaves, slope]))
 
 
 @pytest.mark.parametrize("extra_zeros", [False, True])

@@ -71,9 +71,11 @@ def test_score_is_the_elbo_of_the_paper(trained, cells):
             z = latent.mean + latent.variance.sqrt() * torch.randn_like(latent.mean)
         h = module.trunk(z, batch.conditions())
         mu = x.sum(1, keepdim=True) * torch.softmax(module.head(h), -1)
-        theta = module.log_theta.table().exp()
-        p = torch.sigmoid(module.dropout_logits(h))
-        nb = torch.distributions.NegativeBinomial(theta, logits=(mu / theta).log())
+        table = module.log_theta
+        follows = (module.head(h).log_softmax(-1) - table.centre) * (0.5 + 3 * table.slopes)
+        theta = (table.table() + follows).exp()
+        p = torch.sigmoid(3 * module.dropout_logits(h))
+        nb = torch.distributions.NegativeBinomial(theta, logits=mu.log() - theta.log())
         likelihood = (1 - p) * nb.log_prob(x).exp() + p * (x == 0)
         kl = torch.distributions.kl_divergence(
             torch.distributions.Normal(latent.mean, latent.variance.sqrt()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -51,7 +53,7 @@ def test_features_that_never_vary_stay_finite():
 
 def test_a_start_is_what_is_read_and_a_step_goes_ten_times_as_far():
     table = LogTheta((2, 1), 4)
-    wanted = torch.tensor([-1.0, 0.0, 1.0, 2.0])
+    wanted = torch.tensor([2.5, 3.0, 3.5, 4.0])
     table.start(wanted)
     torch.testing.assert_close(table.table(), wanted.expand(3, 4))
     optimiser = torch.optim.Adam(table.parameters(), lr=1e-3)
@@ -66,3 +68,26 @@ def test_without_a_start_log_theta_is_standard_normal():
     values = LogTheta((50,), 200).table().detach()
     assert abs(float(values.mean())) < 0.05
     assert abs(float(values.std()) - 1) < 0.05
+
+
+def test_a_start_is_near_a_poisson():
+    table = LogTheta((1,), 2)
+    table.start(torch.tensor([-3.0, 4.0]))
+    torch.testing.assert_close(table.table().exp(), torch.tensor([[10.0, math.exp(4)]]))
+
+
+def test_theta_follows_the_frequency_by_the_formula():
+    table = LogTheta((1,), 3, follows=True)
+    frequency, here = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([[0.4, 0.3, 0.3]])
+    table.start(torch.tensor([3.0, 4.0, 5.0]))
+    table.refer(frequency.log(), 10)
+    with torch.no_grad():
+        table.slopes.copy_(torch.tensor([[0.0, 0.1, 0.2]]))
+    slope = torch.tensor([[0.5, 0.8, 1.1]])
+    torch.testing.assert_close(table.slope(), slope)
+    expected = torch.tensor([3.0, 4.0, 5.0]) + slope * (here.log() - frequency.log())
+    torch.testing.assert_close(table.of(table.table(), here.log() + 7), expected)
+    # a normal prior of mean and spread a half, shared by ten cells
+    torch.testing.assert_close(
+        table.penalty(), ((slope - 0.5) / 0.5).square().sum() / 2 / 10, rtol=1e-5, atol=0
+    )

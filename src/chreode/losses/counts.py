@@ -36,6 +36,8 @@ _TERMS = {torch.float32: 3, torch.float64: 8}
 _SERIES = (1/12, -1/360, 1/1260, -1/1680, 1/1188, -691/360360, 1/156, -3617/122400)  # fmt: skip
 _SLOPES = tuple((2 * i + 1) * c for i, c in enumerate(_SERIES))
 _CERTAIN = 1e30  # log-odds, against an extra zero, of a gene that was counted
+# Log frequencies and log θ beyond these change nothing where the one follows the other; as in kernel.c.
+_LEAST, _MOST = -30.0, 15.0
 
 Gradients = tuple[Tensor | None, ...]
 """By logits, log library, log θ and dropout logits, which the negative binomial has none of."""
@@ -46,6 +48,8 @@ def nb_log_likelihood(
     logits: Float[Tensor, "b g"],
     log_library: Float[Tensor, "b 1"],
     log_theta: Float[Tensor, "#b g"],
+    *,
+    slope: Float[Tensor, "1 g"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Return the negative binomial log-probability of each cell's counts, in nats.
 
@@ -59,6 +63,8 @@ def nb_log_likelihood(
         Log of the expected total.
     log_theta
         Log of the inverse dispersion, shared by the cells or one per cell and gene.
+    slope
+        If given, `log_theta` is that of a frequency of 1, and log θ is `followed` from it.
 
     Notes
     -----
@@ -74,7 +80,7 @@ def nb_log_likelihood(
     >>> nb_log_likelihood(x, zeros, torch.tensor([[4.0]]).log(), zeros + torch.tensor(2.0).log()).exp()
     tensor([0.0625])
     """
-    return _log_likelihood(x, logits, log_library, log_theta)
+    return _log_likelihood(x, slope, logits, log_library, log_theta)
 
 
 def zinb_log_likelihood(
@@ -83,17 +89,27 @@ def zinb_log_likelihood(
     log_library: Float[Tensor, "b 1"],
     log_theta: Float[Tensor, "#b g"],
     dropout_logits: Float[Tensor, "b g"],
+    *,
+    slope: Float[Tensor, "1 g"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Return the log-probability of each cell's counts, negative binomial with extra zeros, in nats.
 
     Parameters
     ----------
-    x, logits, log_library, log_theta
+    x, logits, log_library, log_theta, slope
         As in `nb_log_likelihood`.
     dropout_logits
         Log-odds of the extra zero.
     """
-    return _log_likelihood(x, logits, log_library, log_theta, dropout_logits)
+    return _log_likelihood(x, slope, logits, log_library, log_theta, dropout_logits)
+
+
+def followed(
+    log_theta: Float[Tensor, "1 g"], slope: Float[Tensor, "1 g"], logits: Float[Tensor, "b g"]
+) -> Float[Tensor, "b g"]:
+    """Return log θ in each cell: `log_theta` + `slope` × log frequency, kept where both are finite."""
+    log_frequency = logits.log_softmax(1).clamp(min=_LEAST)
+    return torch.addcmul(log_theta, slope, log_frequency).clamp(-_MOST, _MOST)
 
 
 def poisson_log_likelihood(
@@ -133,7 +149,9 @@ def _sums(x: SparseRows, values: Float[Tensor, " n"]) -> Float[Tensor, " b"]:
     return values.new_zeros(len(x)).index_add(0, x.cells, values)
 
 
-def _log_likelihood(x: SparseRows, *parameters: Tensor) -> Float[Tensor, " b"]:
+def _log_likelihood(
+    x: SparseRows, slope: Float[Tensor, "1 g"] | None, *parameters: Tensor
+) -> Float[Tensor, " b"]:
     logits, _, log_theta = parameters[:3]
     b, g = logits.shape
     expected = [(b, g), (b, 1), (len(log_theta), g), (b, g)][: len(parameters)]
@@ -144,6 +162,14 @@ def _log_likelihood(x: SparseRows, *parameters: Tensor) -> Float[Tensor, " b"]:
     # mixed precision would compute the inner products of the reference in 16 bits
     with torch.autocast(logits.device.type, enabled=False):
         wide = (*_wide(*parameters), None)[:4]
+        if slope is not None:
+            slope = slope.to(wide[0].dtype).contiguous()
+            if len(log_theta) > 1 or slope.shape != (1, g):
+                raise ValueError(f"Slopes of shape {tuple(slope.shape)}, parameters of {shapes}.")
+            if torch.compiler.is_compiling() or not kernel.serves(wide[0]):
+                wide = (*wide[:2], followed(wide[2], slope, wide[0]), wide[3])
+                slope = None
+        wide = (*wide, slope)
         return _LogLikelihood.apply(x, *wide)  # type: ignore[no-untyped-call]  # torch's own
 
 
@@ -156,13 +182,13 @@ class _LogLikelihood(Function):
 
     @staticmethod
     def forward(ctx: Any, x: SparseRows, *parameters: Tensor | None) -> Float[Tensor, " b"]:
-        logits, _, log_theta, _ = parameters
+        logits, _, log_theta, *_ = parameters
         assert logits is not None
         assert log_theta is not None
         ctx.x, ctx.shared, ctx.weights = x, len(log_theta) == 1, None
         if torch.compiler.is_compiling() or not kernel.serves(logits):
             evaluate: Callable[..., Any] = compiled if logits.is_cuda else reference
-            ll, gradients = evaluate(x, *parameters)
+            ll, gradients = evaluate(x, *parameters[:4])
             ctx.save_for_backward(*gradients)
             return ll
         b = len(logits)
@@ -175,8 +201,8 @@ class _LogLikelihood(Function):
     @once_differentiable
     def backward(ctx: Any, weights: Float[Tensor, " b"]) -> tuple[Tensor | None, ...]:
         if ctx.weights is None:
-            return None, *_weighted(ctx.saved_tensors, weights, shared=ctx.shared)
-        gradients, parameters = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+            return None, *_weighted(ctx.saved_tensors, weights, shared=ctx.shared), None
+        gradients, parameters = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         if not torch.equal(weights, ctx.weights):
             _foreseen[len(weights)] = float(weights[0])
             gradients = kernel.log_likelihood(ctx.x, weights, *parameters)[1]

@@ -11,6 +11,8 @@
 #include <string.h>
 
 #define FLOOR 9.8607613e-32f /* smallest_mean of float32 */
+#define LEAST -30.0f
+#define MOST 15.0f
 
 /* NaN in b is kept; fmaxf and fminf would be calls, and drop it */
 static inline float max_(float a, float b) { return a > b ? a : b; }
@@ -91,14 +93,15 @@ static float sum_of_logs(int64_t n, float *x)
     return total;
 }
 
-/* out = exp(x - max x); returns the sum. */
-static float exp_row(int64_t n, const float *restrict x, float *restrict out)
+/* out = exp(x - top) with top = max x; returns the sum. */
+static float exp_row(int64_t n, const float *restrict x, float *restrict out, float *at)
 {
     float top = -INFINITY, total = 0.0f;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < n; j++) top = max_(top, x[j]);
 #pragma omp simd reduction(+ : total)
     for (int64_t j = 0; j < n; j++) total += out[j] = exp_(x[j] - top);
+    *at = top;
     return total;
 }
 
@@ -108,6 +111,19 @@ static void exp_both(int64_t n, const float *restrict x, float *restrict out, fl
     for (int64_t j = 0; j < n; j++) {
         out[j] = exp_(x[j]);
         inverse[j] = exp_(-x[j]);
+    }
+}
+
+/* The same of the log theta of a cell, which follows its log frequencies: bounds as in counts.py. */
+static void follow(int64_t n, float log_total, const float *restrict logits, const float *restrict at_one,
+                   const float *restrict slope, float *restrict out, float *restrict inverse)
+{
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        float log_theta = at_one[j] + slope[j] * max_(LEAST, logits[j] - log_total);
+        log_theta = min_(MOST, max_(-MOST, log_theta));
+        out[j] = exp_(log_theta);
+        inverse[j] = exp_(-log_theta);
     }
 }
 
@@ -210,6 +226,29 @@ static void finish(int64_t n, float weight, float share, const float *restrict e
     }
 }
 
+/* As `finish`, where log theta follows the log frequencies; log_p is spent. */
+static void finish_followed(int64_t n, float weight, float by_mu_sum, float total, float log_total,
+                            const float *restrict logits, const float *restrict slope,
+                            const float *restrict theta, const float *restrict e,
+                            float *restrict log_p, float *restrict by_mu, float *restrict by_theta,
+                            float *restrict by_slope)
+{
+    float followed = 0.0f;
+#pragma omp simd reduction(+ : followed)
+    for (int64_t j = 0; j < n; j++) {
+        float log_p_ = logits[j] - log_total; /* log frequency */
+        float d = theta[j] > 3.06e-7f && theta[j] < 3.26e6f ? log_p[j] - by_mu[j] : 0.0f; /* exp(MOST) */
+        float by_frequency = log_p_ > LEAST ? slope[j] * d : 0.0f;
+        by_theta[j] += weight * d;
+        by_slope[j] += weight * d * max_(LEAST, log_p_);
+        log_p[j] = by_frequency;
+        followed += by_frequency;
+    }
+    float share = (by_mu_sum + followed) / total;
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) by_mu[j] = weight * (by_mu[j] + log_p[j] - e[j] * share);
+}
+
 /* What a thread works with: rows of g numbers. */
 typedef struct {
     float *e, *log_p, *spare, *theta; /* of the genes; theta is followed by its inverse */
@@ -270,31 +309,48 @@ static Sums put(int64_t n, float weight, float scale, Rows r, float *by_mu, floa
     return sums;
 }
 
+static void add_blocks(int64_t g, const float *restrict blocks, float *restrict out)
+{
+    memcpy(out, blocks, sizeof(float) * g);
+    for (int64_t block = 1; block < BLOCKS; block++) {
+        const float *restrict row = blocks + block * g;
+#pragma omp simd
+        for (int64_t j = 0; j < g; j++) out[j] += row[j];
+    }
+}
+
 /* Log-likelihoods of b cells with g genes, and the gradient of their sum weighted by `weights`.
-   theta has one row or b; dropout_logits and by_dropout are NULL for the negative binomial.
-   by_theta is summed over blocks of cells, then over the blocks, whatever the number of threads.
-   scratch: ROWS rows of g for each thread, then 2 + BLOCKS. Returns 0, or 1 if columns are wrong. */
+   theta has one row or b; dropout_logits and by_dropout are NULL for the negative binomial. With slope
+   (else NULL; then theta has one row) log theta is log_theta + slope x log frequency.
+   by_theta and by_slope are summed over blocks of cells, then over the blocks, whatever the number of
+   threads. scratch: ROWS rows of g for each thread, then 2 + 2 BLOCKS. Returns 0, or 1 if columns are
+   wrong. */
 int chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, const int64_t *indptr,
                    const int64_t *columns, const float *values, const float *weights,
                    const float *logits, const float *log_library, const float *log_theta,
-                   const float *dropout_logits, float *scratch, float *ll, float *by_logits,
-                   float *by_library, float *by_theta, float *by_dropout)
+                   const float *dropout_logits, const float *slope, float *scratch, float *ll,
+                   float *by_logits, float *by_library, float *by_theta, float *by_dropout,
+                   float *by_slope)
 {
     int shared = theta_rows == 1, wrong = 0;
     float *shared_theta = scratch + ROWS * threads * g, *blocks = shared_theta + 2 * g;
-    float *sums_by_theta = shared ? blocks : by_theta;
+    float *sums_by_theta = shared ? blocks : by_theta, *sums_by_slope = blocks + BLOCKS * g;
     if (shared) exp_both(g, log_theta, shared_theta, shared_theta + g);
+    if (slope) memset(sums_by_slope, 0, sizeof(float) * BLOCKS * g);
     memset(sums_by_theta, 0, sizeof(float) * (shared ? BLOCKS : b) * g);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : wrong)
     for (int64_t thread = 0; thread < threads; thread++) {
         Rows r = rows_at(scratch + ROWS * thread * g, g);
-        if (shared) r.theta = shared_theta;
+        if (shared && !slope) r.theta = shared_theta;
         for (int64_t block = thread; block < BLOCKS; block += threads) {
             for (int64_t i = b * block / BLOCKS; i < b * (block + 1) / BLOCKS; i++) {
                 const float *dropout = dropout_logits ? dropout_logits + i * g : NULL;
                 float *d = by_logits + i * g, *p = dropout ? by_dropout + i * g : NULL;
                 if (!shared) exp_both(g, log_theta + i * g, r.theta, r.theta + g);
-                float total = exp_row(g, logits + i * g, r.e), scale = expf(log_library[i]) / total;
+                float top, total = exp_row(g, logits + i * g, r.e, &top);
+                float scale = expf(log_library[i]) / total, log_total = top + logf(total);
+                if (slope)
+                    follow(g, log_total, logits + i * g, log_theta, slope, r.theta, r.theta + g);
                 int64_t from = indptr[i], stored = indptr[i + 1] - from;
                 int64_t n = take(g, stored, columns + from, values + from, r.theta, dropout, r);
                 if (n < 0) {
@@ -307,17 +363,17 @@ int chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, co
                 float by_mu = sums.by_mu + more.by_mu;
                 ll[i] = sums.ll + more.ll;
                 by_library[i] = weights[i] * by_mu;
-                finish(g, weights[i], by_mu / total, r.e, r.log_p, d,
-                       sums_by_theta + (shared ? block : i) * g);
+                if (slope)
+                    finish_followed(g, weights[i], by_mu, total, log_total, logits + i * g, slope,
+                                    r.theta, r.e, r.log_p, d, sums_by_theta + block * g,
+                                    sums_by_slope + block * g);
+                else
+                    finish(g, weights[i], by_mu / total, r.e, r.log_p, d,
+                           sums_by_theta + (shared ? block : i) * g);
             }
         }
     }
-    if (!shared) return wrong;
-    memcpy(by_theta, blocks, sizeof(float) * g);
-    for (int64_t block = 1; block < BLOCKS; block++) {
-        const float *restrict row = blocks + block * g;
-#pragma omp simd
-        for (int64_t j = 0; j < g; j++) by_theta[j] += row[j];
-    }
+    if (shared) add_blocks(g, blocks, by_theta);
+    if (slope) add_blocks(g, sums_by_slope, by_slope);
     return wrong;
 }

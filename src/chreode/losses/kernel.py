@@ -91,8 +91,9 @@ def log_likelihood(
 ) -> tuple[Float[Tensor, " b"], tuple[Tensor | None, ...]]:
     """Return log-likelihoods, and the gradient of their sum weighted by `weights`.
 
-    Parameters and gradients are, in this order, by logits, log library, log θ and, with extra
-    zeros, dropout logits (else None): contiguous, float32 and of the shapes that `counts` checks.
+    Parameters and gradients are, in this order, by logits, log library, log θ, with extra zeros dropout
+    logits (else None), and where log θ follows the log frequencies the slopes of this (else None):
+    contiguous, float32 and of the shapes that `counts` checks.
     """
     library, _here.served = _library(), True
     assert library is not None
@@ -107,7 +108,7 @@ def _call(
     assert log_theta is not None
     b, g = logits.shape
     threads = min(torch.get_num_threads(), _BLOCKS)
-    scratch = logits.new_empty(_ROWS * threads + 2 + _BLOCKS, g)
+    scratch = logits.new_empty(_ROWS * threads + 2 + 2 * _BLOCKS, g)
     ll = logits.new_empty(b)
     gradients = [None if p is None else torch.empty_like(p) for p in parameters]
     counts = [x.indptr.long(), x.columns.long(), x.values.float(), weights]
@@ -208,7 +209,7 @@ def _threading() -> list[list[str]]:
 
 def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    library.chreode_counts.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 14
+    library.chreode_counts.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 16
     library.chreode_counts.restype = ctypes.c_int
     return library
 
@@ -219,20 +220,28 @@ def _check(library: ctypes.CDLL) -> None:
     """Compare with the distributions, in float64; raise ArithmeticError where the kernel is wrong."""
     b, g = 5, 83  # no multiple of a vector
     generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(4, b, g, generator=generator)
+    draws = torch.randn(5, b, g, generator=generator)
     weights = torch.rand(b, generator=generator)
     x = SparseRows.of((draws[3] - 1).mul(20).clamp(min=0).round())
-    for rows, extra in itertools.product((1, b), (False, True)):
-        parameters = [draws[0], draws[1, :, :1] + 4, 3 * draws[2, :rows]] + [draws[1]] * extra
-        found, gradients = _call(library, x, weights, *parameters, *[None] * (not extra))
-        leaves = [p.double().requires_grad_() for p in parameters]
-        logits, log_library, log_theta, *dropout = leaves
+    for (rows, follows), extra in itertools.product(
+        ((1, False), (b, False), (1, True)), (False, True)
+    ):
+        parameters = [draws[0], draws[1, :, :1] + 4, 3 * draws[2, :rows]]
+        parameters += [draws[1] if extra else None, draws[4, :1] if follows else None]
+        found, gradients = _call(library, x, weights, *parameters)
+        leaves = [None if p is None else p.double().requires_grad_() for p in parameters]
+        logits, log_library, log_theta, dropout, slope = leaves
+        if slope is not None:
+            log_theta = log_theta + slope * logits.log_softmax(1)
         mu, theta = log_library.exp() * logits.softmax(1), log_theta.exp()
         counted: NegativeBinomial | ZeroInflatedNegativeBinomial = NegativeBinomial(mu, theta)
-        if extra:
-            counted = ZeroInflatedNegativeBinomial(mu, theta, dropout[0])
+        if dropout is not None:
+            counted = ZeroInflatedNegativeBinomial(mu, theta, dropout)
         expected = counted.log_prob(x.dense()).sum(1)
-        exact = torch.autograd.grad(expected @ weights.double(), leaves)
-        for mine, theirs in zip((found, *gradients), (expected, *exact), strict=False):
-            if mine is None or not torch.allclose(mine.double(), theirs, rtol=1e-4, atol=1e-4):
+        exact = torch.autograd.grad(
+            expected @ weights.double(), [p for p in leaves if p is not None]
+        )
+        all_mine = [found, *(g for g in gradients if g is not None)]
+        for mine, theirs in zip(all_mine, (expected, *exact), strict=True):
+            if not torch.allclose(mine.double(), theirs, rtol=1e-4, atol=1e-4):
                 raise ArithmeticError("it differs from the reference")

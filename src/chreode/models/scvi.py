@@ -148,7 +148,7 @@ class SCVIModule(Module):
         mu, logits, h = self.rates(z, log_library, batch)
         if self.options.likelihood == "poisson":
             return Poisson(mu)
-        theta = self._log_theta(batch, logits).exp()
+        theta = self.log_theta.of(self._rows(batch), logits).exp()
         if self.options.likelihood == "nb":
             return NegativeBinomial(mu, theta)
         return ZeroInflatedNegativeBinomial(mu, theta, self._log_odds_of_zero(h))
@@ -171,11 +171,14 @@ class SCVIModule(Module):
             measured = batch.observed.get("counts")
             return (each if measured is None else each[:, measured]).sum(-1)
         logits, h = self._logits(z, batch)
-        log_theta = self._log_theta(batch, logits)
+        log_theta, slope = self.log_theta.for_likelihood(self._rows(batch))
+        if "counts" in batch.observed:  # counting some genes alone leaves θ as it is
+            log_theta, slope = self.log_theta.of(self._rows(batch), logits), None
         x, logits = batch.sparse("counts"), _measured(logits, batch)
         if kind == "nb" or not extra_zeros:
-            return nb_log_likelihood(x, logits, log_library, log_theta)
-        return zinb_log_likelihood(x, logits, log_library, log_theta, self._log_odds_of_zero(h))
+            return nb_log_likelihood(x, logits, log_library, log_theta, slope=slope)
+        odds = self._log_odds_of_zero(h)
+        return zinb_log_likelihood(x, logits, log_library, log_theta, odds, slope=slope)
 
     def log_library(self, batch: CellBatch, latent: Latent | None = None) -> Float[Tensor, "b 1"]:
         """Return the log library: a size factor, a latent variable's mean, or the observed total."""
@@ -302,9 +305,8 @@ class SCVIModule(Module):
     def _log_odds_of_zero(self, h: Float[Tensor, "b h"]) -> Float[Tensor, "b g"]:
         return _ZEROS_SPEED * self.dropout_logits(h)
 
-    def _log_theta(self, batch: CellBatch, logits: Float[Tensor, "b g"]) -> Float[Tensor, "#b g"]:
-        rows = self.log_theta(batch["batch"]) if self.per_batch else self.log_theta.table()
-        return self.log_theta.of(rows, logits)
+    def _rows(self, batch: CellBatch) -> Float[Tensor, "#b g"]:
+        return self.log_theta(batch["batch"]) if self.per_batch else self.log_theta.table()
 
     def _covariates(
         self, batch: CellBatch

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.batch import SparseRows
+from ..losses.counts import followed
 from .blocks import CategoryTable
 
 #: Log frequency of a feature that cells were not measured for: of it no count is expected, and none is seen.
@@ -23,8 +24,6 @@ _NARROW = 10.0
 _SLOPE, _SPREAD = 0.5, 0.5
 #: How many times as fast as a weight slopes move: slower than θ, so that means are learned before both.
 _SPEED = 3.0
-#: How far θ follows: log frequencies and log θ beyond these change nothing.
-_LEAST, _MOST = -30.0, 15.0
 
 
 class LogTheta(CategoryTable):
@@ -91,18 +90,23 @@ class LogTheta(CategoryTable):
         """Return all rows."""
         return self.speed * super().table()
 
-    def slope(self) -> Float[Tensor, "1 g"]:
-        """Return by how much log θ moves with the log frequency."""
-        return _SLOPE + _SPEED * self.slopes
+    def slope(self) -> Float[Tensor, "1 g"] | None:
+        """Return by how much log θ moves with the log frequency, if it does."""
+        return _SLOPE + _SPEED * self.slopes if self.follows else None
 
     def of(
         self, rows: Float[Tensor, "#b g"], logits: Float[Tensor, "b g"]
     ) -> Float[Tensor, "#b g"]:
         """Return log θ in cells with these `rows` of the table; logits: log means, up to a constant."""
-        if not self.follows:
-            return rows
-        slope, log_frequency = self.slope(), logits.float().log_softmax(-1).clamp(min=_LEAST)
-        return torch.addcmul(rows - slope * self.centre, slope, log_frequency).clamp(-_MOST, _MOST)
+        at_one, slope = self.for_likelihood(rows)
+        return rows if slope is None else followed(at_one, slope, logits.float())
+
+    def for_likelihood(
+        self, rows: Float[Tensor, "#b g"]
+    ) -> tuple[Float[Tensor, "#b g"], Float[Tensor, "1 g"] | None]:
+        """Return log θ and slopes for the likelihood: the former at a frequency of 1, where it follows."""
+        slope = self.slope()
+        return (rows, None) if slope is None else (rows - slope * self.centre, slope)
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return −log p(slopes), up to a constant, in nats per training cell."""

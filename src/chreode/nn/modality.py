@@ -111,7 +111,12 @@ class Modality(nn.Module):
             return bernoulli_log_likelihood(x, logits)
         if self.kind == "poisson":
             return poisson_log_likelihood(x, logits, log_depth)
-        return nb_log_likelihood(x, logits, log_depth, self._log_theta(group, whole))
+        assert self.log_theta is not None
+        rows = self._rows(group)
+        if measured is not None:  # counting some features alone leaves θ as it is
+            return nb_log_likelihood(x, logits, log_depth, self.log_theta.of(rows, whole))
+        at_one, slope = self.log_theta.for_likelihood(rows)
+        return nb_log_likelihood(x, logits, log_depth, at_one, slope=slope)
 
     def distribution(
         self,
@@ -133,20 +138,16 @@ class Modality(nn.Module):
         mu = (log_depth + logits - total).exp()
         if self.kind == "poisson":
             return Poisson(mu)
-        return NegativeBinomial(mu, self._log_theta(group, logits).exp())
-
-    def _log_theta(
-        self, group: Int[Tensor, " b"] | None, logits: Float[Tensor, "b g"]
-    ) -> Float[Tensor, "#b g"]:
-        """Return log θ; a cell of no group (-1) has the mean of them all.
-
-        It follows the frequencies among all features: counting some of them alone leaves θ as it is.
-        """
         assert self.log_theta is not None
-        rows = self.log_theta.table()
-        if group is not None:
-            rows = rows[group.clamp(min=0)].where(group[:, None] >= 0, rows.mean(0))
-        return self.log_theta.of(rows, logits)
+        return NegativeBinomial(mu, self.log_theta.of(self._rows(group), logits).exp())
+
+    def _rows(self, group: Int[Tensor, " b"] | None) -> Float[Tensor, "#b g"]:
+        """Return rows of the table of log θ; a cell of no group (-1) has the mean of them all."""
+        assert self.log_theta is not None
+        table = self.log_theta.table()
+        if group is None:
+            return table
+        return table[group.clamp(min=0)].where(group[:, None] >= 0, table.mean(0))
 
 
 def _among(
