@@ -161,16 +161,16 @@ def _log_likelihood(
         raise ValueError(f"Counts of shape {(len(x), x.n_features)}, parameters of {shapes}.")
     # mixed precision would compute the inner products of the reference in 16 bits
     with torch.autocast(logits.device.type, enabled=False):
-        wide = (*_wide(*parameters), None)[:4]
+        wide = _wide(*parameters)
         if slope is not None:
             slope = slope.to(wide[0].dtype).contiguous()
             if len(log_theta) > 1 or slope.shape != (1, g):
                 raise ValueError(f"Slopes of shape {tuple(slope.shape)}, parameters of {shapes}.")
             if torch.compiler.is_compiling() or not kernel.serves(wide[0]):
-                wide = (*wide[:2], followed(wide[2], slope, wide[0]), wide[3])
+                wide = (*wide[:2], followed(wide[2], slope, wide[0]), *wide[3:])
                 slope = None
-        wide = (*wide, slope)
-        return _LogLikelihood.apply(x, *wide)  # type: ignore[no-untyped-call]  # torch's own
+        four = (*wide, None)[:4]
+        return _LogLikelihood.apply(x, *four, slope)  # type: ignore[no-untyped-call]  # torch's own
 
 
 class _LogLikelihood(Function):

@@ -226,11 +226,14 @@ def _check(library: ctypes.CDLL) -> None:
     for (rows, follows), extra in itertools.product(
         ((1, False), (b, False), (1, True)), (False, True)
     ):
-        parameters = [draws[0], draws[1, :, :1] + 4, 3 * draws[2, :rows]]
+        parameters: list[Tensor | None] = [draws[0], draws[1, :, :1] + 4, 3 * draws[2, :rows]]
         parameters += [draws[1] if extra else None, draws[4, :1] if follows else None]
         found, gradients = _call(library, x, weights, *parameters)
         leaves = [None if p is None else p.double().requires_grad_() for p in parameters]
         logits, log_library, log_theta, dropout, slope = leaves
+        assert logits is not None
+        assert log_library is not None
+        assert log_theta is not None
         if slope is not None:
             log_theta = log_theta + slope * logits.log_softmax(1)
         mu, theta = log_library.exp() * logits.softmax(1), log_theta.exp()
