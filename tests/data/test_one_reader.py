@@ -422,7 +422,7 @@ def test_modalities_are_joined_by_names_that_are_their_own():
     other.obs["batch"] = "x"
     both = mudata.MuData({"rna": cells, "adt": other})
     schema = ch.Schema(counts="rna:X", protein="adt:X")
-    with pytest.raises(ch.SchemaError, match="Cell names of adt are not unique \\('c0'\\)"):
+    with pytest.raises(ch.ChreodeError, match="Cell names of adt are not unique \\('c0'\\)"):
         ch.CFGen().fit(both, schema)
     by_batch = ch.Schema(counts="rna:X", batch="adt:obs/batch")
     with pytest.raises(ch.ChreodeError, match="Cell names of adt are not unique"):
@@ -432,7 +432,7 @@ def test_modalities_are_joined_by_names_that_are_their_own():
 def test_two_columns_of_one_name_are_refused():
     cells = ch.simulate.simulate_cells(20, 10, n_batches=2, seed=0)
     cells.obs = pd.concat([cells.obs, cells.obs[["batch"]]], axis=1)
-    with pytest.raises(ch.SchemaError, match="obs has 2 columns of that name"):
+    with pytest.raises(ch.DataError, match="obs has 2 columns of that name"):
         ch.SCVI().fit(cells, ch.Schema(counts="layers/counts", batch="obs/batch"))
 
 
