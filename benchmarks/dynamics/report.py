@@ -43,7 +43,7 @@ def across(rows: Sequence[Row], shown: Mapping[str, str]) -> list[str]:
             f"{moving} of {len(told)}" if moving else "",
         ))  # fmt: skip
     table = markdown(("", *shown.values(), "seconds", "still improving"), lines)
-    return [*table, *(["", f"Left out, not at rest: {'; '.join(left_out)}."] if left_out else [])]
+    return [*table, *(["", f"Left out: {'; '.join(left_out)}."] if left_out else [])]
 
 
 def at_rest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:

@@ -62,13 +62,15 @@ def test_weights_are_of_training_lineages_and_fall_with_distance(train):
     held_out = train.obs["path"].eq("up 1").to_numpy()
     module = MODEL.fit(train, SCHEMA, validation=held_out, seed=0, progress=False).module
     assert module.learned.tolist() == [True, True, False]  # down 0, up 0, up 1
-    starts = module.courses[:2, 0]
-    weights = module.alike(starts, module.frame.clock[:1].expand(2))
+    starts = module.frame.starts[:2]
+    weights = module.alike(starts, module.frame.begins[:2])
     torch.testing.assert_close(weights.sum(1), torch.ones(2))
     assert not weights[:, 2].any()
     assert (weights[:, :2].argmax(1) == torch.arange(2)).all()
-    away = ((starts[0] - starts[1]) * module.spread).square().sum() / module.reach**2
-    torch.testing.assert_close(weights[0, 1] / weights[0, 0], torch.exp(-away / 2))
+    near, far = (starts[0] @ module.view - module.courses[:2, 0]).square().sum(1)
+    torch.testing.assert_close(
+        weights[0, 1] / weights[0, 0], torch.exp((near - far) / (2 * module.reach**2))
+    )
 
 
 def test_paths_lie_in_the_components(module, train):

@@ -14,6 +14,7 @@ from ..data.series import SeriesBatch, SeriesSource
 from ..data.source import Source
 from ..errors import BlowUpError
 from ..learn import analogs
+from ..learn.phase import Split
 from ..learn.rng import Rng
 from ..losses.unexplained import unexplained
 from ..nn.dynamics import Dynamics
@@ -36,6 +37,7 @@ class KnownLineage(Dynamics):
     axes: Tensor
     middle: Tensor
     spread: Tensor
+    view: Tensor
     courses: Tensor
     learned: Tensor
     reach: Tensor
@@ -46,7 +48,9 @@ class KnownLineage(Dynamics):
         self.register_buffer("axes", torch.eye(n, k))
         self.register_buffer("middle", torch.zeros(n))
         self.register_buffer("spread", torch.ones(k))
-        self.register_buffer("courses", torch.zeros(lineages, _TIMES, k))
+        # in which starts are compared: as many components as held-out parts choose, the rest are 0
+        self.register_buffer("view", torch.zeros(n, max(analogs.COMPONENTS)))
+        self.register_buffer("courses", torch.zeros(lineages, _TIMES, max(analogs.COMPONENTS)))
         self.register_buffer("learned", torch.zeros(lineages, dtype=torch.bool))
         self.register_buffer("reach", torch.tensor(1.0))
 
@@ -60,11 +64,14 @@ class KnownLineage(Dynamics):
         share = analogs.width_of_time(batch, source.bandwidth)
         width = share * analogs.length(batch)
         paths = batch.smoothed(batch.times, width)[0]
-        axes = analogs.components(paths[batch.observed], self.field.n)
-        self.axes.zero_()[:, : axes.shape[1]] = axes
-        self.middle.copy_(paths[batch.observed].mean(0))
+        wide, n = analogs.analog_setting(batch, source.bandwidth, width)
+        states = paths[batch.observed]
+        for axes, k in ((self.axes, self.field.n), (self.view, n)):
+            found = analogs.components(states, k)
+            axes.zero_()[:, : found.shape[1]] = found
+        self.middle.copy_(states.mean(0))
         # of components that the data do not have nothing is seen
-        spread = ((paths[batch.observed] - self.middle) @ self.axes).std(0)
+        spread = ((states - self.middle) @ self.axes).std(0)
         self.spread.copy_(torch.where(spread > 0, spread, 1.0))
         at = self._codes(batch)
         self.learned[at] = True
@@ -74,10 +81,10 @@ class KnownLineage(Dynamics):
             + torch.linspace(0, 1, _TIMES, device=self.frame.clock.device) * self.frame.length
         )
         times = grid.expand(len(batch), -1).maximum(first).minimum(last)
-        self.courses[at] = self.inside(batch.smoothed(times, width)[0])
-        wide, _ = analogs.analog_setting(batch, source.bandwidth, width, (self.field.n,))
-        starts = self.inside(batch.start) * self.spread
-        self.reach.copy_(wide * starts.var(0, unbiased=False).sum().sqrt())
+        # as starts are smoothed, which they are compared with
+        self.courses[at] = batch.smoothed(times, source.bandwidth)[0] @ self.view
+        spread = (batch.start @ self.view).var(0, unbiased=False).sum().sqrt()
+        self.reach.copy_(wide * spread)
 
     # components
 
@@ -90,10 +97,10 @@ class KnownLineage(Dynamics):
         return (z * self.spread) @ self.axes.T + self.middle
 
     def alike(
-        self, z: Float[Tensor, "s k"], at: Float[Tensor, " s"] | None = None
+        self, x: Float[Tensor, "s g"], at: Float[Tensor, " s"] | None = None
     ) -> Float[Tensor, "s l"]:
-        """Return the weights of lineages, by how near their courses are at a time, or anywhere."""
-        apart = (z[:, None, None] - self.courses).mul(self.spread).square().sum(3)  # s l t
+        """Return the weights of lineages, by how near their courses are to expression at a time, or ever."""
+        apart = ((x @ self.view)[:, None, None] - self.courses).square().sum(3)  # s l t
         if at is None:
             squares = apart.amin(2)
         else:
@@ -102,11 +109,11 @@ class KnownLineage(Dynamics):
         off = -0.5 * squares / self.reach.square().clamp(min=1e-12)
         return torch.where(self.learned, off, -torch.inf).softmax(1)
 
-    def own(self, batch: SeriesBatch, z: Float[Tensor, "s k"]) -> Float[Tensor, "s l"]:
+    def own(self, batch: SeriesBatch) -> Float[Tensor, "s l"]:
         """Return which lineage each series is; of those that were not learned from, which they are like."""
         at = self._codes(batch)
-        mine = torch.eye(len(self.learned), device=z.device)[at]
-        return torch.where(self.learned[at, None], mine, self.alike(z, batch.begin))
+        mine = torch.eye(len(self.learned), device=at.device)[at]
+        return torch.where(self.learned[at, None], mine, self.alike(batch.start, batch.begin))
 
     def told(self, weights: Float[Tensor, "s l"]) -> Float[Tensor, "s l"]:
         """Return weights of lineages, centred and scaled as one of them alone would be."""
@@ -120,7 +127,7 @@ class KnownLineage(Dynamics):
         assert batch.slopes is not None
         seen = batch.observed
         z = self.inside(batch.values)
-        lineage = self.told(self.own(batch, z[:, 0]))[:, None].expand(*seen.shape, -1)
+        lineage = self.told(self.own(batch))[:, None].expand(*seen.shape, -1)
         slopes = (batch.slopes @ self.axes / self.spread)[seen] * self.frame.length
         self.field.settle("ones")
         found = self.field.solved()(torch.cat([z[seen], lineage[seen]], 1))
@@ -129,7 +136,7 @@ class KnownLineage(Dynamics):
     def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of paths, in components, as a share of how far they went."""
         start = self.inside(batch.start)
-        lineage = self.told(self.own(batch, start))
+        lineage = self.told(self.own(batch))
         state = torch.cat([start, lineage], 1)
         if self.training:  # neither starts nor lineages are known without noise
             state = state + self.options.jitter * torch.randn_like(state)
@@ -166,8 +173,8 @@ class KnownLineage(Dynamics):
         alone: bool = False,
     ) -> Float[Tensor, "s t g"]:
         """Follow scaled states; genes that are absent are so at the start, and in what is returned."""
-        z = self.inside(self.frame.outside(x))
-        state = torch.cat([z, self.told(self.alike(z, start))], 1)
+        whole = self.frame.outside(x)
+        state = torch.cat([self.inside(whole), self.told(self.alike(whole, start))], 1)
         found = self.frame.inside(self.outside(self._follow(state, times, start, alone=alone)))
         if clamped is not None:
             found[..., clamped] = x[:, None, clamped]
@@ -181,9 +188,13 @@ class KnownLineage(Dynamics):
         f = self.field.solved()
 
         def of(x: Tensor) -> Tensor:
-            z = self.inside(self.frame.outside(x))
-            lineage = self.told(self.alike(z.detach()))
-            return (f(torch.cat([z, lineage], 1)) * self.spread) @ self.axes.T / self.frame.scale
+            whole = self.frame.outside(x)
+            lineage = self.told(self.alike(whole.detach()))
+            return (
+                (f(torch.cat([self.inside(whole), lineage], 1)) * self.spread)
+                @ self.axes.T
+                / self.frame.scale
+            )
 
         return of
 
@@ -191,7 +202,7 @@ class KnownLineage(Dynamics):
         """Return new weights for the same data, for a refit."""
         other = super().fresh()
         own = dict(self.named_buffers(recurse=False))
-        for name in ("axes", "middle", "spread", "courses", "learned", "reach"):
+        for name in ("axes", "middle", "spread", "view", "courses", "learned", "reach"):
             getattr(other, name).copy_(own[name])
         return other
 
@@ -207,11 +218,12 @@ class LineageNODE(NeuralODE):
 
     ::
 
-        dz/dt = f(z, c),   x(t) = m + B z(t),   c = Σ_l w_l e_l,   w_l ∝ exp(−|z(t_0) − z_l(t_0)|² / 2h²)
+        dz/dt = f(z, c),   x(t) = m + B z(t),   c = Σ_l w_l e_l,   w_l ∝ exp(−|x(t_0) − x_l(t_0)|² / 2h²)
 
     z are the components in which the smoothed training paths vary most. c stays what it is along a path: of
-    a training path its own lineage, of any other the weights of those whose courses z_l are near where it
-    begins. How near counts, h, is chosen by forecasts of held-out parts of the training paths.
+    a training path its own lineage, of any other the weights of those whose courses x_l are near where it
+    begins. In how many components that is seen, and how near counts, h, is chosen by forecasts of held-out
+    parts of the training paths.
 
     References
     ----------
@@ -227,3 +239,11 @@ class LineageNODE(NeuralODE):
         lineages = len(spec.categories.get("trajectory", ("all cells",)))
         field = VectorField(k, self.widths(k), inputs=k + lineages, activation=self.activation)
         return KnownLineage(self, spec, field)
+
+    def split(
+        self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
+    ) -> Split:
+        """Hold out what is named alone: a lineage that is not learned from could not be told."""
+        if isinstance(validation, np.ndarray):
+            return super().split(source, rows, validation, rng)
+        return Split(rows, rows[:0])
