@@ -420,7 +420,8 @@ def test_modalities_are_joined_by_names_that_are_their_own():
     other = cells.copy()
     other.obs_names = [f"c{i % 19}" for i in range(20)]
     other.obs["batch"] = "x"
-    both = mudata.MuData({"rna": cells, "adt": other})
+    with mudata.set_options(pull_on_update=False):
+        both = mudata.MuData({"rna": cells, "adt": other})
     schema = ch.Schema(counts="rna:X", protein="adt:X")
     with pytest.raises(ch.ChreodeError, match="Cell names of adt are not unique \\('c0'\\)"):
         ch.CFGen().fit(both, schema)
