@@ -419,6 +419,7 @@ def test_modalities_are_joined_by_names_that_are_their_own():
     cells.X = cells.layers["counts"]
     other = cells.copy()
     other.obs_names = [f"c{i % 19}" for i in range(20)]
+    other.var_names = [f"p{i}" for i in range(10)]
     other.obs["batch"] = "x"
     with mudata.set_options(pull_on_update=False):
         both = mudata.MuData({"rna": cells, "adt": other})
