@@ -404,7 +404,7 @@ def test_modalities_have_the_same_guards(tmp_path):
     proteins = ad.AnnData(
         sp.csr_matrix(dense()), var=pd.DataFrame(index=[f"p{i}" for i in range(G)])
     )
-    with mudata.set_options(pull_on_update=False):
+    with mudata.set_options(pull_on_update=False), pytest.warns(UserWarning, match="not unique"):
         both = mudata.MuData({"rna": ad.AnnData(values), "adt": proteins})
         both.mod["rna"].X.indices[5] = -2
         assert "damaged" in refused(both, "rna:X")
@@ -421,7 +421,7 @@ def test_modalities_are_joined_by_names_that_are_their_own():
     other.obs_names = [f"c{i % 19}" for i in range(20)]
     other.var_names = [f"p{i}" for i in range(10)]
     other.obs["batch"] = "x"
-    with mudata.set_options(pull_on_update=False):
+    with mudata.set_options(pull_on_update=False), pytest.warns(UserWarning, match="not unique"):
         both = mudata.MuData({"rna": cells, "adt": other})
     schema = ch.Schema(counts="rna:X", protein="adt:X")
     with pytest.raises(ch.ChreodeError, match="Cell names of adt are not unique \\('c0'\\)"):
