@@ -404,7 +404,7 @@ def test_modalities_have_the_same_guards(tmp_path):
     proteins = ad.AnnData(
         sp.csr_matrix(dense()), var=pd.DataFrame(index=[f"p{i}" for i in range(G)])
     )
-    with mudata.set_options(pull_on_update=False), pytest.warns(UserWarning, match="not unique"):
+    with mudata.set_options(pull_on_update=False):
         both = mudata.MuData({"rna": ad.AnnData(values), "adt": proteins})
         both.mod["rna"].X.indices[5] = -2
         assert "damaged" in refused(both, "rna:X")
