@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,8 @@ from .text import visible
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Sparse: TypeAlias = sp.csr_matrix | sp.csr_array | sp.csc_matrix | sp.csc_array
+"""What SciPy takes both rows and columns of."""
 #: Modules whose names signatures use without importing them at run time.
 _LATE = ("fitted", "model", "schema", "read", "bench.table")
 
@@ -175,7 +177,7 @@ def _holds(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
 
 _NAMES = {
     int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path",
-    type(None): "None",
+    type(None): "None", **dict.fromkeys(get_args(Sparse), "a sparse matrix (CSR or CSC)"),
 }  # fmt: skip
 
 

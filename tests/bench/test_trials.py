@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import numpy as np
@@ -273,6 +274,23 @@ def test_a_row_behind_a_torn_one_and_a_folder_that_was_removed_meanwhile(tmp_pat
     shutil.rmtree(tmp_path / "run")
     mine.add("c", "c", Outcome({"value": 3}))
     assert set(Ledger(tmp_path / "run", {"data": "x"}).kept) == {"c"}
+
+
+def test_a_line_that_another_process_is_writing_is_not_cut_off(tmp_path):
+    mine, theirs = (Ledger(tmp_path, {"data": "x"}) for _ in range(2))
+    theirs.add("a", "a", Outcome({"value": 1}))
+    *_, line = mine.file.read_bytes().splitlines(keepends=True)
+    mine.file.write_bytes(mine.file.read_bytes().removesuffix(line[20:]))
+
+    def go_on():
+        with theirs.file.open("ab") as file:
+            file.write(line[20:])
+
+    later = threading.Timer(0.05, go_on)
+    later.start()
+    mine.add("b", "b", Outcome({"value": 2}))
+    later.join()
+    assert set(Ledger(tmp_path, {"data": "x"}).kept) == {"a", "b"}
 
 
 @pytest.mark.parametrize("text", ["[]\n", '{"data": "x"}\n{"data": "x"}\n', '{"data": "x"}\n3\n'])

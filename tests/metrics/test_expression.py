@@ -82,3 +82,12 @@ def test_a_group_of_one_is_refused(cells):
     labels[0] = "z"
     with pytest.raises(DataError, match="fewer than two"):
         differential_expression(x, labels)
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, sp.csr_array, sp.csc_array])
+def test_every_form_of_rows_and_columns_is_taken(cells, form):
+    x, labels = cells
+    expected = differential_expression(sp.csr_matrix(x), labels)
+    assert differential_expression(form(x), labels).equals(expected)
+    with pytest.raises(TypeError, match="sparse matrix .CSR or CSC."):
+        differential_expression(sp.coo_matrix(x), labels)

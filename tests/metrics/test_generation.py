@@ -143,3 +143,21 @@ def test_the_space_is_centred_by_real_cells(rng):
     space = m.Space.of(counts, n_genes=30, n_components=5)
     np.testing.assert_allclose(space.place(counts).mean(0), 0, atol=1e-6)
     assert len(space.genes) == 30
+
+
+@pytest.mark.parametrize("form", [sp.csc_matrix, sp.csr_array, sp.csc_array])
+def test_counts_are_taken_in_every_form_of_rows_and_columns(rng, form):
+    real, fake = (sp.csr_matrix(rng.poisson(2.0, size=(60, 12))) for _ in range(2))
+    types = np.repeat([0, 1], 30)
+
+    def found(form):
+        x, y = form(real), form(fake)
+        return (
+            *m.gene_agreement(x, y).values(),
+            m.correlation_agreement(x, y, np.arange(5)),
+            m.cross_agreement((x, x[:, :3]), (y, y[:, :3])),
+            m.fold_change_agreement(x, y, types, types),
+            m.Space.of(x).place(y).sum(),
+        )
+
+    np.testing.assert_allclose(found(form), found(sp.csr_matrix), rtol=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from chreode.errors import BlowUpError, ConfigError, DataError, SchemaError
 from chreode.learn.rng import Rng
 from chreode.metrics.dynamics import edge_precision
 from chreode.nn.dynamics import ForecastWarning
+from chreode.schema import Spec
 
 SCHEMA = ch.Schema(expression="X", time="obs/time", trajectory="obs/trajectory")
 FEW = {"match_steps": 40, "piece_steps": 20, "path_steps": 20}
@@ -123,6 +126,21 @@ def test_what_is_knocked_out_is_gone_and_stays_so(paths):
     at_end = fitted.predict(paths[:4].copy(), to=to)
     last = fitted.trajectory(paths[:4].copy(), [5.0], to=to)
     np.testing.assert_allclose(at_end.X, last.X, atol=1e-5)
+
+
+def test_confidence_among_thousands_of_genes():
+    n = 4100
+    spec = Spec(("expression", "time"), {"expression": tuple(map(str, range(n)))}, {}, {})
+    module = ch.NeuralODE(hidden=(1,)).build(spec)
+    edges = torch.zeros(n, n)
+    edges[0, 1], edges[2, 3] = 1.0, 1e-3
+    known = SimpleNamespace(edges=lambda: edges, state_dict=dict)
+    chance = SimpleNamespace(edges=lambda: torch.full((n, n), 1e-2))
+    module.edges = known.edges
+    module.members.append(torch.nn.Identity())
+    module.keep_refits([known], [chance])
+    assert module.confidence[0, 1] == 1
+    assert module.confidence.sum() == 1
 
 
 def test_confidence_comes_from_refits(paths):

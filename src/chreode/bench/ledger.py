@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from ..schema import MATRIX_ROLES, Schema
 
 #: Rows of a matrix that are hashed in one go.
 _ROWS = 4096
+#: Seconds in which a line that another process is writing must grow.
+_GROWING = 0.2
 
 if TYPE_CHECKING:
     from .trials import Outcome
@@ -132,13 +135,22 @@ class Ledger:
             ) from error
 
     def _cut(self) -> None:
-        """Cut off a last line that a crash has torn: the next one would be written behind it."""
+        """Cut off a last line that a crash has torn: the next one would be written behind it.
+
+        One that still grows is no torn one: another process is writing it.
+        """
+        before, end = -1, 0
         with self.file.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(end - 1, 0))
-            if file.read() != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+            while True:
+                before, end = end, file.seek(0, os.SEEK_END)
+                file.seek(max(end - 1, 0))
+                if file.read() == b"\n":
+                    return
+                if end == before:
+                    break
+                time.sleep(_GROWING)
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         """Return the lines of the file, without a last one that a crash has torn."""

@@ -28,6 +28,11 @@ BLOCK_VALUES = (2**13, 2**16)
 _GAP_VALUES = 2**12
 #: Values in one read where there are gaps in it.
 _READ_VALUES = 2**20
+#: What is to be done about pieces that are absent, where zarr may have left them out.
+READ_AS_ZEROS = (
+    "and would be read as zeros. If they do hold zeros alone, write them: "
+    "zarr.config.set({'array.write_empty_chunks': True}), then anndata.read_zarr(FILE).write_zarr(FILE)"
+)
 
 Array: TypeAlias = h5py.Dataset | zarr.Array
 
@@ -280,9 +285,8 @@ def _piece(array: Any) -> int:
 
 def _lost(name: str, pieces: Sequence[Any]) -> StoreError:
     return StoreError(
-        f"{name} is damaged: {len(pieces):,} pieces of its zarr array are absent, and would be read as "
-        "zeros. Copy or download the folder again. If they do hold zeros alone, write them: "
-        "zarr.config.set({'array.write_empty_chunks': True}), then write_zarr."
+        f"{name} is damaged: {len(pieces):,} pieces of its zarr array are absent, {READ_AS_ZEROS}. "
+        "Otherwise copy or download the folder again."
     )
 
 

@@ -19,7 +19,7 @@ from anndata.io import read_elem, sparse_dataset
 
 from .. import store
 from ..errors import SchemaError, StoreError, near
-from .disk import Array, DiskDense, Selected, Stacked, absent, by_rows, readable
+from .disk import READ_AS_ZEROS, Array, DiskDense, Selected, Stacked, absent, by_rows, readable
 from .foreign import refuse_foreign
 
 
@@ -277,7 +277,7 @@ def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
                 raise ValueError(f"{len(values)} values for {len(names)} names")
             columns[key] = values
             if _pieces_lost(group[key]):
-                lost[f"{name}/{key}"] = "pieces of its zarr array are absent, and read as zeros"
+                lost[f"{name}/{key}"] = f"pieces of its zarr array are absent, {READ_AS_ZEROS}"
         except Exception as error:  # noqa: BLE001 (whatever a storage library raises)
             lost[f"{name}/{key}"] = f"{type(error).__name__}: {error}"
     table = pd.DataFrame(columns, index=names)

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from jaxtyping import Float
 from scipy import stats
 
-from ..arguments import checked
+from ..arguments import Sparse, checked
 from ..errors import ConfigError, DataError
 from .score import Labels, encode, missing
 from .threads import chunks
@@ -22,7 +22,7 @@ _DENSE = 2**24
 
 @checked
 def differential_expression(
-    x: sp.csr_matrix | sp.csr_array | Float[np.ndarray, "b g"],
+    x: Sparse | Float[np.ndarray, "b g"],
     labels: Labels,
     *,
     method: Literal["t", "wilcoxon"] = "t",

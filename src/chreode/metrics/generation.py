@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
-from ..arguments import checked
+from ..arguments import Sparse, checked
 from ..errors import DataError
 
 Cloud = Float[np.ndarray, "_ z"]
@@ -200,7 +200,7 @@ class Moments:
     zeros: Float[np.ndarray, " g"]
 
     @classmethod
-    def of(cls, counts: sp.csr_matrix) -> Moments:
+    def of(cls, counts: Sparse) -> Moments:
         """Compute from raw counts."""
         x = log_cp10k(counts)
         mean = np.asarray(x.mean(0)).ravel()
@@ -209,7 +209,7 @@ class Moments:
 
 
 @checked
-def gene_agreement(real: sp.csr_matrix, fake: sp.csr_matrix) -> dict[str, float]:
+def gene_agreement(real: Sparse, fake: Sparse) -> dict[str, float]:
     """Return `concordance` over genes of mean, variance and share of zeros; 1 at best."""
     a, b = Moments.of(real), Moments.of(fake)
     return {
@@ -219,9 +219,7 @@ def gene_agreement(real: sp.csr_matrix, fake: sp.csr_matrix) -> dict[str, float]
 
 
 @checked
-def correlation_agreement(
-    real: sp.csr_matrix, fake: sp.csr_matrix, genes: Int[np.ndarray, " k"]
-) -> float:
+def correlation_agreement(real: Sparse, fake: Sparse, genes: Int[np.ndarray, " k"]) -> float:
     """Return the `concordance` of gene-gene correlations, of log-expression, over pairs of `genes`."""
     pairs = np.triu_indices(len(genes), 1)
     tables = [_correlations(log_cp10k(c)[:, genes].toarray())[pairs] for c in (real, fake)]
@@ -230,8 +228,8 @@ def correlation_agreement(
 
 @checked
 def cross_agreement(
-    real: tuple[sp.csr_matrix, sp.csr_matrix],
-    fake: tuple[sp.csr_matrix, sp.csr_matrix],
+    real: tuple[Sparse, Sparse],
+    fake: tuple[Sparse, Sparse],
     n: int = 50,
 ) -> float:
     """Return the `concordance` of correlations between features of two modalities of the same cells.
@@ -256,7 +254,7 @@ def _correlations(x: Float[np.ndarray, "n g"]) -> Float[np.ndarray, "g g"]:
 
 @checked
 def fold_change_agreement(
-    real: sp.csr_matrix, fake: sp.csr_matrix, real_labels: np.ndarray, fake_labels: np.ndarray
+    real: Sparse, fake: Sparse, real_labels: np.ndarray, fake_labels: np.ndarray
 ) -> float:
     """Return the `concordance` of log₂ fold changes, each class against the rest, averaged over classes."""
     found = []
@@ -268,7 +266,7 @@ def fold_change_agreement(
     return float(np.mean(found)) if found else float("nan")
 
 
-def _fold_changes(counts: sp.csr_matrix, inside: np.ndarray) -> np.ndarray | None:
+def _fold_changes(counts: Sparse, inside: np.ndarray) -> np.ndarray | None:
     if inside.all() or not inside.any():
         return None
     x = log_cp10k(counts)
@@ -279,7 +277,7 @@ def _fold_changes(counts: sp.csr_matrix, inside: np.ndarray) -> np.ndarray | Non
 
 
 @checked
-def log_cp10k(counts: sp.csr_matrix) -> sp.csr_matrix:
+def log_cp10k(counts: Sparse) -> sp.csr_matrix:
     """Return log1p of counts per 10,000; a cell without counts stays empty."""
     total = np.asarray(counts.sum(1)).ravel()
     scaled = sp.csr_matrix(sp.diags_array(1e4 / np.maximum(total, 1)) @ counts)
@@ -304,7 +302,7 @@ class Space:
     pca: PCA
 
     @classmethod
-    def of(cls, counts: sp.csr_matrix, n_genes: int = 2000, n_components: int = 30) -> Space:
+    def of(cls, counts: Sparse, n_genes: int = 2000, n_components: int = 30) -> Space:
         """Fit on raw counts of real cells, of the genes whose log-expression varies most."""
         x = log_cp10k(counts)
         square, mean = x.multiply(x).mean(0), x.mean(0)
@@ -314,6 +312,6 @@ class Space:
         solver = "covariance_eigh" if x.shape[0] > len(genes) else "full"  # the smaller side
         return cls(genes, PCA(n, svd_solver=solver).fit(x[:, genes].toarray()))
 
-    def place(self, counts: sp.csr_matrix) -> Cloud:
+    def place(self, counts: Sparse) -> Cloud:
         """Return coordinates of cells, real or generated."""
         return self.pca.transform(log_cp10k(counts)[:, self.genes].toarray())
