@@ -126,6 +126,22 @@ def test_every_kind_of_covariate_reaches_the_decoder(cells, schema):
         assert not np.allclose(base, fitted.reconstruct(cells, to=to).X), to
 
 
+@pytest.mark.parametrize("linear", [False, True])
+def test_with_size_factors_too_it_starts_at_every_genes_mean(cells, linear):
+    cells = cells.copy()
+    counts = cells.layers["counts"]
+    cells.obs["size"] = np.asarray(counts.sum(1)).ravel() / 7
+    roles = ch.Schema(counts="layers/counts", size_factor="obs/size")
+    model = ch.SCVI(max_epochs=1, lr=1e-9, linear_decoder=linear, likelihood="nb")
+    fitted = model.fit(cells, roles, validation=0, progress=False)
+    head = fitted.module.linear.linear if linear else fitted.module.head
+    head.weight.data.zero_()
+    found = fitted.reconstruct(cells, progress=False).X
+    np.testing.assert_allclose(
+        found.mean(0), np.asarray(counts.mean(0)).ravel(), rtol=0.05, atol=0.01
+    )
+
+
 def test_size_factors_replace_the_observed_depth(cells):
     cells.obs["size"] = np.asarray(cells.layers["counts"].sum(1)).ravel() / 100
     roles = ch.Schema(counts="layers/counts", size_factor="obs/size")

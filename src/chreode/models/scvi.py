@@ -113,7 +113,7 @@ class SCVIModule(Module):
             self.library_prior.fill(library.cpu(), torch.from_numpy(codes))
         if fresh:
             moments = CountMoments.of(b.sparse("counts") for b in source.batches(rows))
-            self._start(moments, len(rows))
+            self._start(moments, len(rows), self._first_logits(moments, source, rows))
 
     # the model
 
@@ -277,16 +277,27 @@ class SCVIModule(Module):
 
     # details
 
-    def _start(self, moments: CountMoments, n_cells: int) -> None:
+    def _first_logits(
+        self, moments: CountMoments, source: Source, rows: np.ndarray
+    ) -> Float[Tensor, " g"]:
+        """Return the decoder's logits if depth is all that differs between cells."""
+        if not self.scaled:  # a softmax, whose logits are log frequencies
+            return moments.log_frequency
+        # a softplus, which is the mean count at a size factor of 1
+        depth = sum(float(b.sparse("counts").sum().sum()) for b in source.batches(rows))
+        depth /= source.columns["size_factor"][rows].sum()
+        mean = depth * moments.log_frequency.double().exp()
+        return mean + (-torch.expm1(-mean)).log()
+
+    def _start(self, moments: CountMoments, n_cells: int, logits: Float[Tensor, " g"]) -> None:
         """Take the frequencies that θ refers to; begin where depth is all that differs between cells."""
         counted = self.options.likelihood != "poisson"
         if counted:
             self.log_theta.refer(moments.log_frequency, n_cells)
         if self.options.start == "random":
             return
-        if not self.scaled:  # a softmax, whose logits are log frequencies
-            head = self.linear.linear if self.options.linear_decoder else self.head
-            head.bias.copy_(moments.log_frequency)
+        head = self.linear.linear if self.options.linear_decoder else self.head
+        head.bias.copy_(logits)
         if self.options.likelihood == "zinb":
             self.dropout_logits.bias.fill_(_FEW_EXTRA_ZEROS / _ZEROS_SPEED)
         if counted:
