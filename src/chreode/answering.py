@@ -249,7 +249,8 @@ def told(given: Conditions | None) -> dict[str, Any]:
 
 def _record(self: Fitted, **more: Any) -> str:
     told = {k: self.provenance[k] for k in ("model", "version", "config", "spec", "seed")}
-    return json.dumps({**told, **more}, sort_keys=True)
+    # users give NumPy's numbers too, as the largest of a column
+    return json.dumps({**told, **more}, sort_keys=True, default=lambda value: value.tolist())
 
 
 def uns(self: Fitted, verb: str, **more: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,6 +57,14 @@ def in_code(text):
     return made["f"]
 
 
+def records(name):
+    return np.array([(name * 20, 1.0)], dtype=[("gene", object), ("score", float)])
+
+
+def noted(weight):
+    return ad.AnnData(np.ones((2, 2)), uns={"weight": weight, "genes": records("a")})
+
+
 PAIRS = [
     (captures(1), captures(2)),
     (captures(True), captures(1)),
@@ -67,6 +76,9 @@ PAIRS = [
     (captures(np.arange(3)), captures(np.arange(3.0))),
     (captures(np.zeros((2, 3))), captures(np.zeros((3, 2)))),
     (captures(np.array(["a", None])), captures(np.array(["b", None]))),
+    (captures(np.ma.array([1, 2], mask=[0, 1])), captures(np.ma.array([1, 2], mask=[0, 0]))),
+    (captures(records("a")), captures(records("b"))),
+    (captures(noted(1)), captures(noted(2))),
     (captures(torch.zeros(2)), captures(torch.ones(2))),
     (captures(pd.Series([1, 2])), captures(pd.Series([1, 2], index=["a", "b"]))),
     (captures(pd.DataFrame({"a": [1]})), captures(pd.DataFrame({"b": [1]}))),
@@ -117,6 +129,10 @@ def test_equal_captures_are_the_same(value):
 
     other = value if callable(value) or value is np else copy.deepcopy(value)
     assert identity(captures(value)) == identity(captures(other))
+
+
+def test_equal_records_are_the_same_wherever_their_text_lies_in_memory():
+    assert identity(captures(records("a"))) == identity(captures(records("a")))
 
 
 def test_where_a_function_stands_does_not_matter():

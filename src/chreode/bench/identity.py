@@ -63,7 +63,9 @@ def _parts(thing: Any, above: list[Any]) -> Iterator[bytes]:
         yield f"again {depth}".encode()
     elif isinstance(thing, types.ModuleType):
         yield _module(thing).encode()
-    elif isinstance(thing, np.ndarray) and thing.dtype != object:
+    elif isinstance(thing, np.ndarray) and not (
+        thing.dtype.hasobject or isinstance(thing, np.ma.MaskedArray)
+    ):
         yield f"{thing.dtype} {thing.shape}".encode() + np.ascontiguousarray(thing).tobytes()
     elif isinstance(thing, _NAMED) and (known := _installed(thing.__module__)):
         yield f"{known} {thing.__module__}.{thing.__qualname__}".encode()
@@ -96,6 +98,8 @@ def _inside(thing: Any) -> Iterator[Any]:
         yield from sorted(thing.items(), key=lambda pair: repr(pair[0]))
     elif isinstance(thing, (set, frozenset)):
         yield from sorted(identity(inner) for inner in thing)
+    elif isinstance(thing, np.ma.MaskedArray):
+        yield from (np.ma.getmaskarray(thing), thing.filled())
     elif isinstance(thing, (tuple, list, np.ndarray)):
         yield from thing
     elif isinstance(thing, torch.Tensor):
@@ -107,7 +111,8 @@ def _inside(thing: Any) -> Iterator[Any]:
         found = sp.csr_array(thing)
         yield from (found.shape, found.indptr, found.indices, found.data)
     elif isinstance(thing, AnnData):
-        yield from (thing.X, thing.obs, thing.var, dict(thing.layers), dict(thing.obsm))
+        yield from (thing.X, thing.obs, thing.var)
+        yield from (dict(getattr(thing, n)) for n in ("layers", "obsm", "varm", "obsp", "uns"))
     elif isinstance(thing, (property, classmethod, staticmethod)):
         yield from (getattr(thing, n, None) for n in ("__func__", "fget", "fset"))
     elif (wrapped := getattr(thing, "__wrapped__", None)) is not None:  # as by lru_cache
