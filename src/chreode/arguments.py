@@ -17,6 +17,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, Union, get_args,
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from pandas.api.extensions import ExtensionArray
 
 from .errors import ArgumentError
 from .text import visible
@@ -177,6 +178,7 @@ def _holds(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
 
 _NAMES = {
     int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path",
+    object: "values", np.ndarray: "an array", pd.Series: "a column", ExtensionArray: "its values",
     type(None): "None", **dict.fromkeys(get_args(Sparse), "a sparse matrix (CSR or CSC)"),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from chreode.errors import ConfigError
-from chreode.metrics.clustering import leiden_clusters
+from chreode.metrics.clustering import leiden_clusters, nmi
 from chreode.metrics.integration import METRICS, integration_scores, summary
 from chreode.metrics.mixing import (
     lisi,
@@ -115,3 +115,12 @@ def test_intervals_end_where_the_metric_does():
     both = combined([(0.5, score), (0.5, replace(score, span=(-0.5, 1.0)))])
     assert both.span == (-0.25, 1.0)
     assert both.interval()[1] == 1
+
+
+@pytest.mark.parametrize("dtype", ["category", "string", object])
+def test_labels_are_a_column_or_its_values(dtype):
+    labels = pd.Series(["B", "B", "T", "T"], dtype=dtype)
+    for form in (labels, labels.array, labels.to_numpy(), labels.tolist()):
+        assert nmi(form, [0, 0, 1, 1]).value == pytest.approx(1)
+    with pytest.raises(TypeError, match="a list of values or an array or a column or its values"):
+        nmi("BBTT", [0, 0, 1, 1])

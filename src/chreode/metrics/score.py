@@ -10,11 +10,12 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Float64, Int, Shaped
+from pandas.api.extensions import ExtensionArray
 
 from ..arguments import checked
 from ..errors import ConfigError, DataError
 
-Labels: TypeAlias = Sequence[object] | np.ndarray | pd.Series | pd.Categorical
+Labels: TypeAlias = Sequence[object] | np.ndarray | pd.Series | ExtensionArray
 """One value per cell; NaN, None, `""` and -1 mean that there is none."""
 
 Statistic: TypeAlias = Callable[[Int[np.ndarray, " b"]], float]
