@@ -152,6 +152,11 @@ class Model:
         if from_ is not None:
             self._refuse_to_start_from(from_, roles)
         positions = self._complete(data, schema, roles, positions)
+        if isinstance(validation, np.ndarray) and not np.isin(validation, positions).any():
+            raise DataError(
+                f"validation: none of the {len(validation):,} cells named has what {self.key} reads. "
+                "Name cells that were measured for it, or give a share."
+            )
         spec = learn_spec(data, schema, roles, positions, from_.spec if from_ else None)
         if from_ is not None:
             _refuse_other_covariates(spec, from_.spec)

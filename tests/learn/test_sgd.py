@@ -334,3 +334,11 @@ def test_a_prior_decays_less_the_more_cells_there_are(source):
 def test_a_prior_has_a_bound(source):
     bound = sgd_module.MOST_DECAY
     assert weight(source, prior=1e9) == weight(source, weight_decay=bound)
+
+
+def test_cells_named_for_validation_that_were_not_measured_are_no_silent_none():
+    data = ch.simulate.simulate_citeseq(60, 20, n_batches=2, absent={"rna": ["batch_1"]}, seed=0)
+    lacking = data.obs_names[~data.obs_names.isin(data["rna"].obs_names)]
+    assert len(lacking)
+    with pytest.raises(ch.DataError, match="validation: none of the .* has what scvi reads"):
+        ch.SCVI(max_epochs=1).fit(data, ch.Schema(counts="rna:X"), validation=lacking)
