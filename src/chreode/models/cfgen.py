@@ -288,8 +288,9 @@ class CFGen(Model):
         η = f(z) + Σ_i b_i(y_i) + b(y)        logits; effects of attributes, and of combinations
         x_g ~ NB(ℓ softmax(η)_g, θ_g(η))    RNA, proteins; peaks: Bernoulli(σ(η_p)) or Poisson
 
-    Phase one fits encoder and decoder, then the effects b are counted (see `AttributeEffects`); phase two
-    fits the velocity v to the latent vectors.
+    Phase one fits encoder and decoder, then the effects b are counted (see `AttributeEffects`), and how
+    cells of each type (label) differ (see `WithinTypes`); phase two fits the velocity v to the latent
+    vectors.
 
     References
     ----------

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..data.batch import CellBatch
+from ..data.batch import CellBatch, SparseRows
 from ..data.source import Source
 from ..distributions import Bernoulli, NegativeBinomial, Poisson
 from ..errors import DataError
@@ -23,7 +23,7 @@ from ..schema import Spec
 from .attributes import attribute_names, read_attributes
 from .blocks import Linear, reparametrise, widened
 from .effects import AttributeEffects, Compared
-from .modality import Modality
+from .modality import Modality, Told
 
 if TYPE_CHECKING:
     from ..models.cfgen import CFGen
@@ -42,6 +42,8 @@ class Autoencoder(Module):
         super().__init__()
         self.options, self.spec = options, spec
         self.by = options.theta_by(spec)
+        # one θ per gene, or one per category, is what was asked for
+        self.within = options.effects and options.dispersion == "gene-state"
         self.modalities: Any = nn.ModuleDict()  # of `Modality`
         self.effects: Any = nn.ModuleDict()  # of `AttributeEffects`
         for role in (r for r in MODALITIES if r in spec.roles):
@@ -50,6 +52,7 @@ class Autoencoder(Module):
                 options.peaks if role == "accessibility" else "nb",
                 groups=spec.blocks[self.by] if self.by else (1,), normalised=options.normalise,
                 theta_speed=options.theta_speed, follows=options.dispersion == "gene-state",
+                n_types=sum(spec.blocks.get("label", ())) if self.within else 0,
             )  # fmt: skip
             if options.effects:
                 binary = role == "accessibility" and options.peaks == "bernoulli"
@@ -125,7 +128,9 @@ class Autoencoder(Module):
         j, shift = list(self.modalities).index(role), self._shift(role, batch, weights)
         depth = log_depth[:, j : j + 1]
         measured = batch.observed.get(role)
-        return self.modalities[role].distribution(z, depth, self._group(batch), shift, measured)
+        return self.modalities[role].distribution(
+            z, depth, self._group(batch), shift, measured, self._types(batch, weights)
+        )
 
     def _shift(
         self, role: str, batch: CellBatch, weights: Sequence[float] | None
@@ -135,15 +140,42 @@ class Autoencoder(Module):
         shift: Tensor | float = self.effects[role](read_attributes(self.spec, batch)[0], weights)
         return shift
 
+    def _types(self, batch: CellBatch, weights: Sequence[float] | None) -> Int[Tensor, " b"] | None:
+        """Return the type of each cell (the label, the first attribute), if it is to be told."""
+        told = "label" in self.spec.blocks and (weights is None or weights[0] > 0)
+        return read_attributes(self.spec, batch)[0][:, 0] if self.within and told else None
+
     def solve(self, batches: Batches, rng: Rng) -> None:
-        """Let each category's expected counts be those observed, now that the decoders are learned."""
+        """Let each category's expected counts be those observed, now that the decoders are learned.
+
+        With these means, it is counted how the cells of a type differ, and then the means once more.
+        """
 
         def drawn(batch: CellBatch) -> Float[Tensor, "b z"]:
             mean, variance = self.encode(batch)
             return mean if variance is None else reparametrise(mean, variance)
 
         with rng.scope("effects"):
+            counted = [(role, m) for role, m in self.modalities.items() if m.within is not None]
+            for _, modality in counted:
+                modality.within.reset()
             self._count_effects(batches, drawn)
+            for role, modality in counted:
+                modality.fit_within(partial(self._told, role, batches, drawn))
+            if counted:
+                self._count_effects(batches, drawn)
+
+    def _told(
+        self, role: str, batches: Batches, latent: Callable[[CellBatch], Float[Tensor, "b z"]]
+    ) -> Iterator[tuple[SparseRows, Int[Tensor, " b"], Told]]:
+        """Return counts, types, and what a decoder is told; -1: no type, or cells without the modality."""
+        j = list(self.modalities).index(role)
+        for batch in batches():
+            depth = self.log_depth(batch)[:, j : j + 1].nan_to_num()
+            types = read_attributes(self.spec, batch)[0][:, 0]  # the label
+            if role in batch.present:
+                types = types.where(batch.present[role], -1)
+            yield batch.sparse(role), types, (latent(batch), depth, self._shift(role, batch, None))
 
     def _count_effects(
         self, batches: Batches, latent: Callable[[CellBatch], Float[Tensor, "b z"] | None]
@@ -190,8 +222,9 @@ class Autoencoder(Module):
         for j, (role, modality) in enumerate(self.modalities.items()):
             shift = self._shift(role, batch, weights)
             ll = modality.log_likelihood(
-                batch.sparse(role), z, depth[:, j : j + 1], group, shift, batch.observed.get(role)
-            )
+                batch.sparse(role), z, depth[:, j : j + 1], group, shift,
+                batch.observed.get(role), self._types(batch, weights),
+            )  # fmt: skip
             found[role] = ll * batch.present[role] if role in batch.present else ll
         return found
 

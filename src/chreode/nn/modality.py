@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -14,6 +14,10 @@ from ..distributions import Bernoulli, NegativeBinomial, Poisson
 from ..losses.counts import bernoulli_log_likelihood, nb_log_likelihood, poisson_log_likelihood
 from .blocks import MLP, Linear, cells_of_all
 from .dispersion import NEVER, CountMoments, LogTheta
+from .within import Expected, WithinTypes
+
+#: Latent vectors, log ℓ, and by what attributes move the logits.
+Told = tuple[Float[Tensor, "b z"], Float[Tensor, "b 1"], Float[Tensor, "b g"] | float]
 
 
 class Modality(nn.Module):
@@ -32,6 +36,8 @@ class Modality(nn.Module):
         Encode log1p of counts per 10,000 instead of log1p of counts.
     theta_speed, follows
         See `LogTheta`.
+    n_types
+        Types of cells of which `WithinTypes` are counted (0: none are).
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class Modality(nn.Module):
         normalised: bool = False,
         theta_speed: float = 10.0,
         follows: bool = False,
+        n_types: int = 0,
     ) -> None:
         super().__init__()
         self.kind, self.normalised = kind, normalised
@@ -55,6 +62,7 @@ class Modality(nn.Module):
         self.log_theta = (
             LogTheta(groups, n_features, theta_speed, follows=follows) if kind == "nb" else None
         )
+        self.within = WithinTypes(n_types, n_features) if n_types and kind == "nb" else None
 
     @torch.no_grad()
     def start(self, rows: Iterable[SparseRows], n_cells: int, *, at_data: bool) -> None:
@@ -103,9 +111,13 @@ class Modality(nn.Module):
         group: Int[Tensor, " b"] | None = None,
         shift: Float[Tensor, "b g"] | float = 0.0,
         measured: Bool[Tensor, " g"] | None = None,
+        types: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, " b"]:
-        """Return log p(x|z, ℓ, group) in nats, summed over `measured` features; logits moved by `shift`."""
-        whole = self.head(self.decoder(z)) + shift
+        """Return log p(x|z, ℓ, group) in nats, summed over `measured` features.
+
+        Logits are moved by `shift`; `types` are those of `WithinTypes`, None: not told.
+        """
+        whole = self._said(z, types) + shift
         logits = _among(measured, whole)
         if self.kind == "bernoulli":
             return bernoulli_log_likelihood(x, logits)
@@ -113,8 +125,9 @@ class Modality(nn.Module):
             return poisson_log_likelihood(x, logits, log_depth)
         assert self.log_theta is not None
         rows = self._rows(group)
-        if measured is not None:  # counting some features alone leaves θ as it is
-            return nb_log_likelihood(x, logits, log_depth, self.log_theta.of(rows, whole))
+        # counting some features alone leaves θ as it is
+        if measured is not None or (types is not None and self.within is not None):
+            return nb_log_likelihood(x, logits, log_depth, self._log_theta(rows, whole, types))
         at_one, slope = self.log_theta.for_likelihood(rows)
         return nb_log_likelihood(x, logits, log_depth, at_one, slope=slope)
 
@@ -125,13 +138,14 @@ class Modality(nn.Module):
         group: Int[Tensor, " b"] | None = None,
         shift: Float[Tensor, "b g"] | float = 0.0,
         measured: Bool[Tensor, " g"] | None = None,
+        types: Int[Tensor, " b"] | None = None,
     ) -> NegativeBinomial | Poisson | Bernoulli:
-        """Return p(x|z, ℓ, group), logits moved by `shift`; no z: as if all cells were alike.
+        """Return p(x|z, ℓ, group), moved as above; no z: as if all cells were alike.
 
         ℓ is the total of the `measured` features (default: all).
         """
         hidden = self.head.bias.expand(len(log_depth), -1)
-        logits = (hidden if z is None else self.head(self.decoder(z))) + shift
+        logits = (hidden if z is None else self._said(z, types)) + shift
         if self.kind == "bernoulli":
             return Bernoulli(logits)
         total = _among(measured, logits).logsumexp(-1, keepdim=True)
@@ -139,7 +153,43 @@ class Modality(nn.Module):
         if self.kind == "poisson":
             return Poisson(mu)
         assert self.log_theta is not None
-        return NegativeBinomial(mu, self.log_theta.of(self._rows(group), logits).exp())
+        return NegativeBinomial(mu, self._log_theta(self._rows(group), logits, types).exp())
+
+    def _said(
+        self, z: Float[Tensor, "b z"], types: Int[Tensor, " b"] | None
+    ) -> Float[Tensor, "b g"]:
+        """Return what the decoder says, for these types."""
+        logits: Tensor = self.head(self.decoder(z))
+        return logits if self.within is None or types is None else self.within.tilted(logits, types)
+
+    def _log_theta(
+        self,
+        rows: Float[Tensor, "#b g"],
+        logits: Float[Tensor, "b g"],
+        types: Int[Tensor, " b"] | None,
+    ) -> Float[Tensor, "#b g"]:
+        assert self.log_theta is not None
+        found = self.log_theta.of(rows, logits)
+        return found if self.within is None or types is None else found + self.within.shift[types]
+
+    def fit_within(
+        self, cells: Callable[[], Iterator[tuple[SparseRows, Int[Tensor, " b"], Told]]]
+    ) -> None:
+        """Count what cells of a type differ in, from counts, types, and z, log ℓ and the logits' shift."""
+        assert self.within is not None
+        assert self.log_theta is not None
+        tiny, within = torch.finfo(torch.float32).tiny, self.within
+        slope = self.log_theta.slope()
+
+        def expected() -> Iterator[Expected]:
+            for x, types, (z, log_depth, shift) in cells():
+                nb = self.distribution(z, log_depth, None, shift)
+                assert isinstance(nb, NegativeBinomial)
+                said = self._said(z, None).log_softmax(1)
+                log_theta = nb.theta.log() + within.shift[types]
+                yield Expected(x, types, said, nb.mu.clamp_min(tiny).log(), log_theta)
+
+        within.fit(expected, torch.zeros_like(within.shift[:1]) if slope is None else slope)
 
     def _rows(self, group: Int[Tensor, " b"] | None) -> Float[Tensor, "#b g"]:
         """Return rows of the table of log θ; a cell of no group (-1) has the mean of them all."""
