@@ -63,7 +63,7 @@ def quick():
         names = {f.name for f in dataclasses.fields(cls)}
         small = {
             "max_epochs": 3, "flow_epochs": 3, "n_latent": 5, "n_factors": 5, "flow_width": 32,
-            "match_steps": 4, "piece_steps": 4, "path_steps": 4, "strengths": (0.1, 0.2),
+            "match_steps": 4, "piece_steps": 4, "path_steps": 4, "strengths": (0.1,),
         }  # fmt: skip
         return cls(**{**{k: v for k, v in small.items() if k in names}, **options})
 

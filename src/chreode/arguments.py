@@ -192,6 +192,8 @@ def _spelled(hint: Any) -> str:
     if _is_array(hint):
         return "an array of numbers"
     if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
+        if inner[1] is not Any:
+            return f"a mapping of names to {_spelled(inner[1])}"
         return "a mapping of names to values, as {'label': 'NK'}"
     if origin is tuple:
         return f"a tuple of {_spelled(inner[0])}"

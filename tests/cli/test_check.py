@@ -167,7 +167,8 @@ def test_check_suggests_sound_roles_for_real_files(say, real, file):
     code, out, _ = say(f"check {real(file)} --json")
     suggested = json.loads(out)["suggested"]
     assert code == 0
-    assert suggested.split()[3] in ("--counts", "--views")
+    assert suggested.split()[3] in ("--counts", "--expression", "--views")
     code, out, _ = say(suggested.removeprefix("chreode ") + " --json")
-    assert code == 0
-    assert not [f for f in json.loads(out)["findings"] if f["level"] == "error"]
+    errors = [f["text"] for f in json.loads(out)["findings"] if f["level"] == "error"]
+    assert code == bool(errors)
+    assert all("have no counts at all" in text for text in errors)  # as files of real cells may

@@ -246,7 +246,13 @@ class TestModelFolders:
             (lambda i: i.update(key="../../etc/passwd"), "no model"),
             (lambda i: i.update(key="os"), "no model"),
             (lambda i: i["config"].update(n_layers=10**9), "from 1 to 20"),
-            (lambda i: i["config"].update(n_hidden=10**8), "size mismatch"),
+            (lambda i: i["config"].update(n_hidden=10**8), "provenance is not that of the model"),
+            (
+                lambda i: [
+                    c.update(n_hidden=10**8) for c in (i["config"], i["provenance"]["config"])
+                ],
+                "size mismatch",
+            ),
             (lambda i: i["config"].update(evil=1), "no option 'evil'"),
             (lambda i: i["config"].update(n_latent="10"), "expected int"),
             (lambda i: i.pop("spec"), "spec"),

@@ -33,6 +33,7 @@ OTHERWISE = {
     "hidden": ({"hidden": (24, 12)}, {}),
     "batch_size": ({"batch_size": 32}, {}),
     "flow_epochs": ({"flow_epochs": 2}, {}),
+    "flow_schedule": ({"flow_schedule": "constant"}, LEARNED),
     "tolerance": ({"tolerance": 0.05}, {"solver": "dopri5", **LEARNED}),
     "steps": ({"steps": 1}, LEARNED),
     "solver": ({"solver": "euler"}, {"steps": 2, **LEARNED}),

@@ -172,7 +172,7 @@ def test_cells_survive_h5ad(cells, tmp_path):
         ({"composition": [[1.0, 1, 1, 1, -1]]}, "negative weight"),
         ({"composition": [[0.0] * 5]}, "without any"),
         ({"attributes": {"batch": ["a", "b"]}}, "another obs column"),
-        ({"attributes": {"sex": "FM"}}, "list of different names"),
+        ({"attributes": {"sex": "FM"}}, "mapping of names to a list of text"),
         ({"attributes": {"sex": ["F", "F"]}}, "list of different names"),
         ({"attributes": {"sex": []}}, "list of different names"),
     ],

@@ -20,7 +20,6 @@ import pandas as pd
 from anndata import AnnData
 from jaxtyping import Float, Integer
 from mudata import MuData
-from numpy.typing import ArrayLike
 from scipy import sparse
 
 from ..arguments import checked
@@ -52,7 +51,7 @@ def simulate_cells(
     depth: float | None = None,
     dispersion: float = 0.5,
     dropout: float = 0.0,
-    composition: ArrayLike | None = None,
+    composition: Sequence[Sequence[float | int]] | Float[np.ndarray, "batches types"] | None = None,
     attributes: Mapping[str, Sequence[str]] | None = None,
     true_mean: bool = False,
     seed: int = 0,
@@ -293,7 +292,7 @@ def simulate_linear_gaussian(
     n: int = 500,
     d: int = 20,
     k: int = 3,
-    noise: float | Sequence[float] = 0.5,
+    noise: float | Sequence[float] | Float[np.ndarray, " d"] = 0.5,
     seed: int = 0,
     missing: float = 0.0,
 ) -> AnnData:
@@ -372,7 +371,7 @@ def _population(
     n_cells: int,
     n_types: int,
     n_batches: int,
-    composition: ArrayLike | None,
+    composition: Sequence[Sequence[float | int]] | Float[np.ndarray, "batches types"] | None,
 ) -> AnnData:
     """Cells with a type, a batch and a latent position, and no features yet."""
     _require(n_types >= 1, f"n_types is {n_types}; at least one is needed.")

@@ -16,7 +16,7 @@ STATES: dict[str, str] = {
     "epoch are kept",
     "rested": "had come to rest when it stopped",
 }
-#: Share of all that was gained which counts as nothing.
+#: Share of what was gained after the first tenth which counts as nothing.
 SHARE = 0.005
 #: Epochs of noise from which its size can be told.
 _ENOUGH = 10
@@ -32,8 +32,8 @@ def state_of(objective: Sequence[float], *, held_out: bool) -> State:
 
     The objective is averaged over a tenth of the epochs. It was *still improving* if the last tenth is
     below the tenth before, and had *overfitted* if the last tenth is above the lowest one, both by more
-    than three standard errors and by more than `SHARE` of all that was gained. A single epoch tells
-    nothing and counts as still improving.
+    than three standard errors and by more than `SHARE` of what was gained after the first tenth, in which
+    a start far from any cell is left behind. A single epoch tells nothing and counts as still improving.
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ def state_of(objective: Sequence[float], *, held_out: bool) -> State:
     means = np.convolve(values, np.full(width, 1 / width), "valid")
     end, lowest = means[-1], means.min()
     error = _noise(values[len(values) // 2 :]) * (2 / width) ** 0.5
-    least = max(SHARE * (values[0] - lowest), 3 * error)
+    gained = means[min(width, len(means) - 1)] - lowest
+    least = max(SHARE * gained, 3 * error)
     if held_out and end - lowest > least:
         return "overfitted"
     return "still improving" if means[-1 - width] - end > least else "rested"
