@@ -67,9 +67,17 @@ def last_batch(cells):
     return cells
 
 
-@pytest.mark.parametrize("change", [last_count, other_gene, last_age, last_batch])
-def test_every_value_that_is_used_counts(parts, change):
-    assert differ(parts(), parts(change)) == {"data"}
+@pytest.mark.parametrize(
+    ("change", "parts_of_it"),
+    [
+        (last_count, {"data"}),
+        (other_gene, {"data"}),
+        (last_age, {"data", "spec"}),  # which holds the centre and scale of ages
+        (last_batch, {"data"}),
+    ],
+)
+def test_every_value_that_is_used_counts(parts, change, parts_of_it):
+    assert differ(parts(), parts(change)) == parts_of_it
 
 
 def test_values_of_cells_and_columns_that_are_not_used_do_not(parts):
