@@ -84,7 +84,9 @@ def test_cells_that_lack_a_modality_are_learned_from_alike(found, lacking):
     one, shared = alone["mosaic"][lacking], first["mosaic"][lacking]
     for name, values in one["history"].items():
         # the least are hundredths of a nat: what is left of them by rounding is told in nats per cell
-        np.testing.assert_allclose(shared["history"][name], values, rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            shared["history"][name], values, rtol=1e-3, atol=1e-4, err_msg=name
+        )
     if lacking == "most":  # batch norm of two or three cells makes much of rounding
         return
     for name, values in one["weights"].items():
