@@ -176,10 +176,11 @@ def _holds(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
     )
 
 
-_NAMES = {
+_NAMES: dict[Any, str] = {
     int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path",
     object: "values", np.ndarray: "an array", pd.Series: "a column", ExtensionArray: "its values",
     type(None): "None", **dict.fromkeys(get_args(Sparse), "a sparse matrix (CSR or CSC)"),
+    "Fitted": "a fitted model (as ch.load returns)",  # by name: its module imports this one
 }  # fmt: skip
 
 
@@ -201,7 +202,8 @@ def _spelled(hint: Any) -> str:
         return "a function"
     if isinstance(origin, type) and inner:
         return f"a list of {_spelled(inner[0])}"
-    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+    name = getattr(hint, "__name__", str(hint))
+    return _NAMES.get(hint) or _NAMES.get(name, name)
 
 
 def _kind(value: Any) -> str:

@@ -260,10 +260,6 @@ class Model:
 
     def _refuse_to_start_from(self, from_: Fitted, roles: Sequence[str]) -> None:
         """Refuse a fit whose weights are not those of this model on such data: it says what differs."""
-        from .fitted import Fitted
-
-        if not isinstance(from_, Fitted):
-            raise ConfigError(f"from_={from_!r}: expected a fitted model, as ch.load returns.")
         if from_.model.key != self.key:
             raise ConfigError(f"from_ is a fitted {from_.model.key}, this is {self.key}.")
         if all(isinstance(p.learner, Exact) for p in self.phases()):

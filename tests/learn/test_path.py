@@ -10,7 +10,7 @@ import torch
 from chreode.data.source import Source
 from chreode.learn.exact import Exact
 from chreode.learn.path import GROWN, Path, choose
-from chreode.learn.phase import Phase, Run, Split, Trace
+from chreode.learn.phase import Phase, Run, Split, Trace, forget
 from chreode.learn.rest import ToRest
 from chreode.learn.rng import Rng
 from chreode.module import Module
@@ -131,6 +131,31 @@ def test_rounds_go_on_until_one_changes_little(start, rounds, state):
     trace = ToRest(Slow(start)).learn(Parabola(1.0), Phase(Exact()), Cells(), split, Run(Rng(0)))
     assert len(trace.history) == rounds
     assert trace.state == state
+
+
+class Writes:
+    """Keeps a state; another round changes nothing."""
+
+    validates = True
+
+    def learn(self, module, phase, source, split, run):
+        run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        run.checkpoint.write_text("a state")
+        return Trace(pd.DataFrame({"train_objective": [1.0]}), "rested")
+
+
+def test_states_of_every_strength_and_round_are_removed_and_no_others(tmp_path):
+    path = Path(Phase(ToRest(Writes())), (0.1, 0.2))
+    phases = [Phase(Writes()), Phase(path)]
+    run = Run(Rng(0), checkpoint=tmp_path / "state")
+    for number, phase in enumerate(phases):
+        split = Split(np.arange(5), np.arange(0))
+        phase.learner.learn(Parabola(1.0), phase, Cells(), split, run.for_phase(number))
+    assert sum(p.is_file() for p in tmp_path.rglob("*")) == 1 + 2 * 2
+    theirs = tmp_path / "state/phase1.safetensors/phase1.safetensors/thesis"
+    theirs.write_text("years of work")
+    forget(tmp_path / "state", phases)
+    assert {*tmp_path.rglob("*")} == {theirs, *theirs.parents} - {tmp_path, *tmp_path.parents}
 
 
 def test_a_way_ends_at_the_strength_that_is_asked_for():

@@ -158,13 +158,13 @@ def _state(folder: Path, number: int) -> Path:
 
 
 def _remove(state: Path) -> None:
-    """Remove the state of a phase: a file, or a folder of those of its steps."""
+    """Remove the state of a phase: a file, or a folder of its steps' states, which may be such folders."""
     if not state.is_dir():
         store.remove(state)
         return
     number = 0
-    while (step := _state(state, number)).is_file():
-        store.remove(step)
+    while (step := _state(state, number)).exists():
+        _remove(step)
         number += 1
     _remove_if_empty(state)
 
