@@ -20,6 +20,7 @@ from .collect import refuse_what_cannot_be_kept
 from .data.batch import CellBatch
 from .data.source import Source
 from .errors import CapabilityError, ConfigError, near
+from .horizon import refuse_far
 from .learn.phase import bar
 from .module import capabilities
 from .nn.attributes import attribute_names
@@ -151,11 +152,26 @@ def encode(self: Fitted, to: Conditions | str | None) -> list[tuple[str, int | N
     """Return the columns and codes of conditions, as modules see them."""
     found = []
     for key, value in as_mapping(to).items():
-        name, position, code = condition_code(self.spec, key, value)
+        name, position, code = _coded(self, key, value)
         if isinstance(code, float):
             code = float(self.spec.narrowed(key, np.array(code)))
         found.append((name, position, code))
     return found
+
+
+def _coded(self: Fitted, key: str, value: Any) -> tuple[str, int | None, Any]:
+    """Return column, position and code of a condition; a number far from any training cell is refused."""
+    name, position, code = condition_code(self.spec, key, value)
+    seen = self.statistics.get(name) if key in self.spec.numbers else None
+    # paths through time are compared where they are followed
+    if seen is not None and "trajectory" not in self.verbs:
+        seen = np.asarray(seen if position is None else seen[:, position], np.float64)
+        low, high = np.nanmin(seen), np.nanmax(seen)
+        beyond = max(low - code, code - high) / max(high - low, np.finfo(float).tiny)
+        refuse_far(
+            f"{key}={code:g}, and training cells have {key} from {low:g} to {high:g}", beyond
+        )
+    return name, position, code
 
 
 def under(batch: CellBatch, target: Iterable[tuple[str, int | None, Any]]) -> CellBatch:
@@ -186,7 +202,7 @@ def draw_conditions(
     weight = self.statistics.get(WEIGHT, np.zeros(0))
     drawn = np.zeros(n, int)
     groups = [
-        ([condition_code(self.spec, *item) for item in told.items()], rows)
+        ([_coded(self, *item) for item in told.items()], rows)
         for told, rows in _alike(n, given or {})
     ]
     for codes, rows in groups:

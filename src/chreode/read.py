@@ -210,7 +210,10 @@ def numbers(data: Data, place: Place, role: str) -> np.ndarray:
             f"{said}, expected numbers. Tell it in days, say, and remember since when: "
             f"{name} = {since} / pandas.Timedelta(days=1)."
         )
-    raise SchemaError(f"{said}, expected numbers: convert it with pandas.to_numeric.")
+    raise SchemaError(
+        f"{said}, expected numbers: convert it with pandas.to_numeric (text that spells dates: with "
+        "pandas.to_datetime, first)."
+    )
 
 
 def where(data: Data, place: Place) -> np.ndarray | None:

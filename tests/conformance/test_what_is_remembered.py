@@ -14,6 +14,7 @@ import chreode as ch
 from chreode import models
 from chreode.align import MissingFeatures
 from chreode.data.source import Source
+from chreode.horizon import ForecastWarning
 from chreode.learn.rng import Rng
 from chreode.remember import WEIGHT, joined, remember
 from chreode.schema import Spec
@@ -192,6 +193,24 @@ def test_mapping_learns_nothing_of_a_gene_that_the_query_lacks(quick, cells, sch
     before = fitted.reconstruct(query, to={"batch": "batch_0"}, library=1e4).X[:, gene].mean()
     after = mapped.reconstruct(query, library=1e4).X[:, gene].mean()
     assert 0.5 < after / before < 2
+
+
+@pytest.mark.parametrize("key", ["scvi", "cfgen"])
+def test_numbers_far_from_any_training_cell_are_told(quick, cells, schema, key):
+    """Ages of the cells are 20 to 49."""
+    fitted = quick(models.find(key)).fit(cells, schema)
+    for verb in (
+        lambda age: fitted.generate(5, given={"age": age}),
+        lambda age: fitted.predict(cells[:5].copy(), to={"age": age}),
+    ):
+        verb(51.0)
+        with pytest.warns(
+            ForecastWarning, match=r"age=55, and training cells have age from 20 to 49"
+        ):
+            verb(55.0)
+        for far in (300.0, -15.0):
+            with pytest.raises(ch.ConfigError, match="times that span beyond its end"):
+                verb(far)
 
 
 def test_paths_of_cells_that_lack_a_gene_begin_at_its_average(quick, cells, schema):

@@ -320,4 +320,4 @@ def _shown_feeds(feeds: list[dict[str, Any]]) -> Iterator[str]:
             said += (
                 f"; could also read {', '.join(feed['could_read'])}" if feed["could_read"] else ""
             )
-        yield f"  {feed['key']:<16}{said}"
+        yield f"  {feed['key']:<18}{said}"

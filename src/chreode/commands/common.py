@@ -207,6 +207,10 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+#: What files of cells are called.
+SUFFIXES = (".h5ad", ".h5mu", ".zarr")
+
+
 def require_suffix(path: Path, suffixes: Iterable[str]) -> None:
     """Refuse a file name that would mislead.
 
@@ -215,6 +219,8 @@ def require_suffix(path: Path, suffixes: Iterable[str]) -> None:
     StoreError
         If it ends in none of `suffixes`.
     """
+    if (path / "model.json").is_file():
+        raise StoreError(f"{str(path)!r} is a fitted model; a file of cells was expected here.")
     if path.suffix not in suffixes:
         raise StoreError(f"{str(path)!r}: expected a name that ends in {' or '.join(suffixes)}.")
 

@@ -22,8 +22,8 @@ def models(*, json: Json = False) -> Answer:
     """List the models, what each needs and what it can answer."""
     rows = [_described(registry.find(key)) for key in registry.keys()]  # noqa: SIM118 (a function)
     text = "\n".join(
-        f"{row['key']:<16}{row['about']}\n"
-        f"{'':<16}needs {', '.join(n.replace('|', ' or ') for n in row['needs'])}; "
+        f"{row['key']:<18}{row['about']}\n"
+        f"{'':<18}needs {', '.join(n.replace('|', ' or ') for n in row['needs'])}; "
         f"can {', '.join(row['verbs'])}"
         for row in rows
     )

@@ -13,6 +13,7 @@ from .. import store
 from ..errors import ConfigError
 from .common import (
     RUN,
+    SUFFIXES,
     Answer,
     Json,
     Seed,
@@ -77,6 +78,7 @@ def _target(file: Path, output: Path | None, *, in_place: bool) -> Path:
     if in_place:
         return file
     target = output or file.with_suffix(f".embedded{file.suffix}")
+    require_suffix(file, SUFFIXES)
     require_suffix(target, [file.suffix])
     if target.exists() and file.exists() and target.samefile(file):
         raise ConfigError(f"{target} is the input. If it is to be overwritten, say --in-place.")
@@ -160,6 +162,7 @@ def correct(
     schema = fitted.schema.with_(**roles)
     said = ", ".join(f"{role} {value}" for role, value in to.items())
     if latent:
+        require_suffix(file, SUFFIXES)
         require_suffix(output, [file.suffix])
         data = read(file)
         key = f"X_{fitted.model.key}_to"

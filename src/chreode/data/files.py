@@ -161,6 +161,8 @@ def open_root(path: Path) -> Any:
     """
     if not path.exists():
         raise StoreError(f"There is no file {str(path)!r}.")
+    if (path / "model.json").is_file():
+        raise StoreError(f"{str(path)!r} is a fitted model; a file of cells was expected here.")
     if path.suffix not in (".h5ad", ".h5mu", ".zarr"):
         raise StoreError(f"{str(path)!r}: expected a name that ends in .h5ad, .h5mu or .zarr.")
     with readable(str(path)):

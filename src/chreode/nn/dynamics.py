@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..data.batch import CellBatch
 from ..data.series import SeriesBatch, SeriesSource
 from ..data.source import Source
-from ..errors import BlowUpError, ConfigError
+from ..errors import BlowUpError
+from ..horizon import NEAR, ForecastWarning, refuse_far
 from ..learn.rng import Rng
 from ..losses.energy import energy_distance
 from ..losses.unexplained import unexplained
@@ -30,15 +31,8 @@ from .vectorfield import Gates, VectorField, mean_jacobian
 if TYPE_CHECKING:
     from ..models.neuralode import NeuralODE
 
-#: Share of the time or of a gene's range by which a forecast may go beyond the cells of the fit unsaid; and
-#: of the time, beyond which it is refused.
-NEAR, FAR = 0.1, 1.0
 #: Weight of the errors of paths beside those of slopes, which noise keeps from falling as far.
 _SOLVED = 2.0
-
-
-class ForecastWarning(UserWarning):
-    """A forecast goes beyond what the cells of the fit tell."""
 
 
 class Dynamics(Module):
@@ -346,19 +340,15 @@ class Dynamics(Module):
         first, last = self.frame.clock.tolist()
         asked = float(times.amin()), float(times.amax())
         beyond = max(first - asked[0], asked[1] - last) / float(self.frame.length)
-        if beyond <= NEAR:
-            return
         of_fit, of_question = (
             "{:g} to {:g}".format(*(self.spec.outside("time", pair) + 0.0).tolist())
             for pair in ((first, last), asked)
         )
-        said = (
-            f"Cells of the fit were observed from time {of_fit}; asked is {of_question}, {beyond:.1f} times "
-            "that span beyond its end. No cell tells what happens there."
+        refuse_far(
+            f"Paths are asked for from time {of_question}, the cells' own times among these, and the series "
+            f"of the fit run from {of_fit}",
+            beyond,
         )
-        if beyond > FAR:
-            raise ConfigError(f"{said} Ask for times no further beyond than {FAR:g} span.")
-        warnings.warn(said, ForecastWarning, stacklevel=2)
 
     def _tell_lost(self, found: Tensor, start: Tensor, batch: CellBatch) -> None:
         """Say which paths blew up; they are NaN from then on."""

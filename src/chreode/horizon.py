@@ -1,0 +1,30 @@
+"""How far beyond what was seen a question may go."""
+
+from __future__ import annotations
+
+import warnings
+
+from .errors import ConfigError
+
+#: Share of what was seen by which a question may go beyond it unsaid, and beyond which it is refused.
+NEAR, FAR = 0.1, 1.0
+
+
+class ForecastWarning(UserWarning):
+    """A forecast goes beyond what the cells of the fit tell."""
+
+
+def refuse_far(said: str, beyond: float) -> None:
+    """Warn of a question that is `beyond` what was seen by more than `NEAR` of its span.
+
+    Raises
+    ------
+    ConfigError
+        If it is by more than `FAR`.
+    """
+    if beyond <= NEAR:
+        return
+    said = f"{said}: {beyond:.3g} times that span beyond its end, where no cell tells what happens."
+    if beyond > FAR:
+        raise ConfigError(f"{said} Ask for what is no further beyond than {FAR:g} span.")
+    warnings.warn(said, ForecastWarning, stacklevel=4)
