@@ -71,6 +71,9 @@ def _parts(thing: Any, above: list[Any]) -> Iterator[bytes]:
         yield f"{known} {thing.__module__}.{thing.__qualname__}".encode()
         if (bound := getattr(thing, "__self__", None)) is not None:
             yield from _parts(bound, [*above, thing])
+        if "<locals>" in thing.__qualname__:  # made by a call, which its name does not tell
+            for cell in getattr(thing, "__closure__", None) or ():
+                yield from _parts(_content(cell), [*above, thing])
     else:
         yield type(thing).__qualname__.encode()
         for inner in _inside(thing):

@@ -380,7 +380,10 @@ def _population(
     )
     if composition is None:
         composition = rng.dirichlet(np.full(n_types, 5.0), size=n_batches)
-    weights = np.asarray(composition, dtype=np.float64)
+    try:
+        weights = np.asarray(composition, dtype=np.float64)
+    except ValueError as error:
+        raise ConfigError("composition has rows of different lengths.") from error
     shape = (n_batches, n_types)
     _require(weights.shape == shape, f"composition has shape {weights.shape}, not {shape}.")
     valid = (weights >= 0).all() and (weights.sum(axis=1) > 0).all()
