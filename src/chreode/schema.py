@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from .errors import SchemaError, near
 
 #: Roles that hold a matrix of cells x features.
@@ -267,25 +265,35 @@ class Spec:
         names = [*(["batch"] if "batch" in self.categories else []), *self.categorical]
         return tuple(self.blocks[name] for name in names)
 
-    def inside(self, name: str, values: Any) -> np.ndarray:
+    # NumPy is imported where it is used: the first page of the command line needs schemas, and no numbers
+
+    def inside(self, name: str, values: Any) -> Any:
         """Return numbers of a column (of ``continuous``: cells x columns) as shares of its scale."""
+        import numpy as np
+
         centre, scale = self._unit(name)
         return np.asarray((np.asarray(values, np.float64) - centre) / scale)
 
-    def outside(self, name: str, values: Any) -> np.ndarray:
-        """Return scaled numbers in the user's units, with the digits that float32 can tell."""
+    def outside(self, name: str, values: Any) -> Any:
+        """Return scaled numbers in the user's units, an array with the digits that float32 can tell."""
+        import numpy as np
+
         centre, scale = self.numbers.get(name, (0.0, 1.0))
         digits = min(6 - math.ceil(math.log10(scale)), 100)
         return np.asarray(np.round(np.asarray(values, np.float64) * scale + centre, digits))
 
-    def narrowed(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Return a column as tensors hold it: codes as they are, numbers scaled, as float32."""
+    def narrowed(self, name: str, values: Any) -> Any:
+        """Return an array as tensors hold it: codes as they are, numbers scaled, as float32."""
+        import numpy as np
+
         if values.dtype.kind != "f":
             return values
         with np.errstate(over="ignore"):
             return self.inside(name, values).astype(np.float32)
 
     def _unit(self, name: str) -> tuple[Any, Any]:
+        import numpy as np
+
         if name != "continuous":
             return self.numbers.get(name, (0.0, 1.0))
         units = [self.numbers.get(column, (0.0, 1.0)) for column in self.continuous]
@@ -340,4 +348,4 @@ class Spec:
 def _is_unit(unit: Any) -> bool:
     """Return whether this is a centre and a scale."""
     numbers = len(unit) == 2 and all(type(value) is float for value in unit)
-    return numbers and bool(np.isfinite(unit).all()) and unit[1] > 0
+    return numbers and all(map(math.isfinite, unit)) and unit[1] > 0

@@ -74,7 +74,9 @@ def test_it_says_how_to_fit_the_best(say, there):
     code, out, _ = say(f"tune ppca cells.h5ad {ROLES} --n-genes 50 --trials 3 -o best")
     assert code == 0
     best = ch.load("best").model
-    assert f"chreode fit ppca cells.h5ad --n-latent {best.n_latent}" in out
+    said = " ".join(out.split())
+    assert "chreode fit ppca cells.h5ad --counts layers/counts" in said
+    assert f"--n-latent {best.n_latent} --n-genes 50" in said
     assert "PPCA as given" in out
     assert "saved to best" in out
 

@@ -163,7 +163,11 @@ def spoken(text: str) -> str:
     text_ = r"""(?:'[^']*'|"[^"]*")"""
     return re.sub(
         rf"Schema\((\w+)=(True|{text_}|\({text_},\))\)",
-        lambda match: shlex.join(as_flags({match[1]: ast.literal_eval(match[2])})),
+        # a place that is to be filled in (obs/…) is nothing that a shell reads
+        lambda match: " ".join(
+            word if "…" in word else shlex.quote(word)
+            for word in as_flags({match[1]: ast.literal_eval(match[2])})
+        ),
         text,
     )
 
