@@ -83,7 +83,10 @@ def survivor(target: Path) -> Path | None:
     """Return the old folder of a replacement that was cut off between its two renames, if any."""
     target = Path(os.path.realpath(target))
     found = target.parent.glob(f"{glob.escape(f'.{target.name}.writing-')}*/*.previous")
-    return next(iter(sorted(found)), None)
+    try:
+        return next(iter(sorted(found)), None)
+    except FileNotFoundError:  # the replacement came to its end while it was looked for
+        return None
 
 
 def _prefix(target: Path) -> str:
