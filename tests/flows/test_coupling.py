@@ -41,3 +41,10 @@ def test_groups_exchange_nothing():
         alone = optimal(noise[mine], data[mine])
         torch.testing.assert_close(paired[mine], alone)
     assert cost(paired, data) > cost(optimal(noise, data), data)
+
+
+def test_far_from_the_origin_pairs_are_the_same():
+    torch.manual_seed(3)
+    noise, data = ((256 * torch.randn(40, 3)).round() / 256 for _ in range(2))
+    far = 8192.0  # a shift that float32 adds without rounding
+    torch.testing.assert_close(optimal(noise + far, data + far) - far, optimal(noise, data))

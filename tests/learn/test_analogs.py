@@ -63,6 +63,13 @@ def test_nearness_is_a_gaussian_of_how_far_starts_are_apart():
     )
 
 
+def test_nearness_is_the_same_far_from_the_origin():
+    train = fans(30, 0)
+    far = replace(train, values=train.values + 5e3, start=train.start + 5e3)
+    near = analogs.nearness(train, train, 0.7, 1, 0.1)
+    assert float((analogs.nearness(far, far, 0.7, 1, 0.1) - near).abs().max()) < 0.02
+
+
 @pytest.mark.parametrize("n", [1, 3, 12])
 def test_held_out_parts_are_no_part_of_what_is_learned_from(n):
     train = fans(n, 0)

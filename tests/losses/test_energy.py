@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 from scipy.stats import energy_distance as of_one_gene
 
 from chreode.losses.energy import energy_distance
@@ -50,4 +51,17 @@ def test_gradients_are_finite_where_clouds_meet():
     torch.manual_seed(0)
     x = torch.randn(30, 5, requires_grad=True)
     energy_distance(x, x.detach()).backward()
+    assert bool(x.grad.isfinite().all())
+
+
+def test_far_from_the_origin_it_is_scipys_and_cells_that_are_alike_have_finite_gradients():
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 5) + 1e4, torch.randn(30, 5) + 1e4
+    x[1] = x[0]
+    a, b = x.double().numpy(), y.double().numpy()
+    within = sum(cdist(c, c).sum() / len(c) / (len(c) - 1) for c in (a, b))
+    x.requires_grad_()
+    found = energy_distance(x, y)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(2 * cdist(a, b).mean() - within, abs=1e-5)
     assert bool(x.grad.isfinite().all())

@@ -32,7 +32,8 @@ def optimal(
     tensor([0., 5.])
     """
     found = torch.empty(len(data), dtype=torch.long, device=data.device)
-    cost = torch.cdist(data, noise).square().cpu().numpy()
+    apart = torch.cdist(data, noise, compute_mode="donot_use_mm_for_euclid_dist")
+    cost = apart.square().cpu().numpy()
     codes = np.zeros(len(data), np.int64) if group is None else group.cpu().numpy()
     for code in np.unique(codes):
         rows = np.flatnonzero(codes == code)

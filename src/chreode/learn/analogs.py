@@ -119,7 +119,8 @@ def nearness(
     axes = components(train.smoothed(train.times, smoother)[0][train.observed], n)
     mine, theirs = batch.start @ axes, train.start @ axes
     spread = theirs.var(0, unbiased=False).sum().clamp(min=1e-12)
-    apart = torch.cdist(mine, theirs).square() / spread
+    apart = torch.cdist(mine, theirs, compute_mode="donot_use_mm_for_euclid_dist")
+    apart = apart.square() / spread
     found = torch.exp(-0.5 * (apart - apart.amin(1, keepdim=True)) / width**2)
     return torch.where(found < _LEAST, 0.0, found)
 
