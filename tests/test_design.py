@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import anndata as ad
 import mudata
 import numpy as np
@@ -12,6 +14,7 @@ import scipy.sparse as sp
 import chreode as ch
 from chreode import models
 from chreode.check import findings
+from chreode.design import confounded
 
 N = 120
 I = np.arange(N)
@@ -75,6 +78,31 @@ def test_two_columns_of_one_split_are_said():
         (found,) = [f for f in findings(cells, ch.Schema(counts="X", **roles)) if f.level != "note"]
         assert found.level == "warning"
         assert "same split" in found.text
+
+
+def test_the_worst_comes_first_in_whatever_order_columns_stand():
+    columns = {
+        "batch (obs/lane)": I % 2, "categorical/donor (obs/donor)": I % 4,
+        "categorical/run (obs/run)": I % 2, "continuous/age (obs/age)": I * 0.0,
+        "continuous/bmi (obs/bmi)": I * 0.0, "label (obs/type)": np.where(I % 40 == 1, 7, I // 4 % 2),
+        "perturbation (obs/drug)": I % 2,
+    }  # fmt: skip
+    columns = {said: pd.Series(values) for said, values in columns.items()}
+    told = list(confounded(columns))
+    assert told == list(confounded(dict(reversed(columns.items()))))
+    heads = [
+        re.match(r"(warning|note): (.*? same split|Every value|.*? is|1 v)", f"{a}: {c}")
+        for a, _, c in told
+    ]
+    assert [head[0] for head in heads] == [
+        "warning: batch (obs/lane) and perturbation (obs/drug) are the same split",
+        "warning: categorical/run (obs/run) and perturbation (obs/drug) are the same split",
+        "warning: Every value",
+        "warning: batch (obs/lane) and categorical/run (obs/run) are the same split",
+        "warning: continuous/age (obs/age) is",
+        "warning: continuous/bmi (obs/bmi) is",
+        *["note: 1 v"] * 3,
+    ]  # fmt: skip
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from typing import Literal
+from operator import itemgetter
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,12 @@ from jaxtyping import Int
 #: What models take out, and what users ask about.
 _TAKEN_OUT = ("batch", "categorical", "continuous")
 _ASKED = ("label", "perturbation", "time", "dose")
+#: How bad it is, worst first: what is taken out is what is asked about, or has one value of it alone; two
+#: columns say the same; one says nothing; some values are seen once.
+_ONE, _WITHIN, _TWICE, _ALIKE, _NOTE = range(5)
 
 Codes = Int[np.ndarray, " cells"]
+Told: TypeAlias = tuple[int, str, str]  # how bad, role, text
 
 
 def confounded(
@@ -22,14 +27,15 @@ def confounded(
 ) -> Iterator[tuple[Literal["warning", "note"], str, str]]:
     """Yield (level, role, text) of what columns, told as ``batch (obs/lane)``, do not tell apart.
 
-    Numbers count as categories, if some cells share each on average. Cells without a value are left out.
+    The worst comes first; the order of the columns changes nothing. Numbers count as categories, if some
+    cells share each on average. Cells without a value are left out.
     """
     found = {said: _coded(values) for said, values in columns.items()}
     codes = {said: code for said, code in found.items() if code.max(initial=-1) > 0}
-    for said in found.keys() - codes.keys():
-        yield from _alone(said, columns[said])
-    for one, other in combinations(sorted(codes), 2):
-        yield from _pair(one, other, codes)
+    told = [t for one, other in combinations(sorted(codes), 2) for t in _pair(one, other, codes)]
+    told += [t for said in sorted(found.keys() - codes.keys()) for t in _alone(said, columns[said])]
+    for rank, role, text in sorted(told, key=itemgetter(0)):
+        yield "note" if rank == _NOTE else "warning", role, text
 
 
 def _base(said: str) -> str:
@@ -40,41 +46,37 @@ def _coded(values: pd.Series) -> Codes:
     return np.asarray(pd.factorize(values, sort=True)[0], np.int64)
 
 
-def _alone(said: str, values: pd.Series) -> Iterator[tuple[Literal["warning", "note"], str, str]]:
-    level: Literal["warning", "note"] = "note" if _base(said) in ("batch", "label") else "warning"
+def _alone(said: str, values: pd.Series) -> Iterator[Told]:
     if values.notna().any() and _base(said) != "trajectory":
         yield (
-            level,
+            _NOTE if _base(said) in ("batch", "label") else _ALIKE,
             _base(said),
-            (
-                f"{said} is {values.dropna().iloc[0]} in every cell that has a value: it can teach nothing."
-            ),
+            f"{said} is {values.dropna().iloc[0]} in every cell that has a value: it can teach nothing.",
         )
 
 
-def _pair(
-    one: str, other: str, codes: Mapping[str, Codes]
-) -> Iterator[tuple[Literal["warning", "note"], str, str]]:
+def _pair(one: str, other: str, codes: Mapping[str, Codes]) -> Iterator[Told]:
     """Say whether one of two columns tells the other."""
     known = (codes[one] >= 0) & (codes[other] >= 0)
     a, b = codes[one][known], codes[other][known]
     tells, told = _one_each(a, b), _one_each(b, a)
     roles = _base(one), _base(other)
     if tells and told and all(role in (*_TAKEN_OUT, *_ASKED) for role in roles):
-        asked = any(role in _ASKED for role in roles)
+        both = any(r in _ASKED for r in roles) and any(r in _TAKEN_OUT for r in roles)
         what = (
             "what is taken out with the one is what the other did, and no model can tell which it was"
-            if asked and any(role in _TAKEN_OUT for role in roles)
+            if both
             else "one of them is enough, and their effects cannot be told apart"
         )
-        yield "warning", roles[0], f"{one} and {other} are the same split of the cells: {what}."
+        text = f"{one} and {other} are the same split of the cells: {what}."
+        yield _ONE if both else _TWICE, roles[0], text
         return
     for (out, its), (asked_of, of) in (((one, a), (other, b)), ((other, b), (one, a))):
         if _base(out) not in _TAKEN_OUT or _base(asked_of) not in _ASKED:
             continue
         if _one_each(its, of):
             yield (
-                "warning",
+                _WITHIN,
                 _base(out),
                 (
                     f"Every value of {out} has cells of one value of {asked_of} alone: taking the first out "
@@ -83,7 +85,7 @@ def _pair(
             )
         elif _one_each(of, its):
             yield (
-                "warning",
+                _WITHIN,
                 _base(out),
                 (
                     f"Every value of {asked_of} has cells of one value of {out} alone: where the second "
@@ -94,9 +96,9 @@ def _pair(
             lone = _lone(of, its)
             if len(lone):
                 yield (
-                    "note",
+                    _NOTE,
                     _base(asked_of),
-                    (f"{len(lone):,} values of {asked_of} have cells of one value of {out} alone."),
+                    f"{len(lone):,} values of {asked_of} have cells of one value of {out} alone.",
                 )
 
 
