@@ -13,7 +13,10 @@ from sklearn import decomposition
 import chreode as ch
 from chreode.align import MissingFeatures
 from chreode.data import source
+from chreode.data.batch import CellBatch, SparseRows
 from chreode.data.simulate import simulate_linear_gaussian
+from chreode.learn import exact
+from chreode.learn.rng import Rng
 
 SCHEMA = ch.Schema(expression="X")
 SHAPES = [(500, 20, 3), (150, 40, 4)]
@@ -187,6 +190,62 @@ def test_predicted_cells_are_a_second_measurement(model):
     posterior = np.linalg.inv(np.eye(3) + weight.T @ np.linalg.solve(noise, weight))
     expected = weight @ posterior @ weight.T + noise
     np.testing.assert_allclose(np.cov(residual.T), expected, atol=0.12 * expected.max())
+
+
+# far from zero
+
+WIDE = {"few features": (3000, 2000), "few cells": (1, 2000), "many of both": (1, 1)}
+
+
+@pytest.fixture(params=WIDE)
+def far(request, monkeypatch):
+    """Sparse cells: features at 1e4 with noise of 1e-3, beside features that are mostly zeros."""
+    for name, most in zip(("FEATURES_SQUARED", "CELLS_SQUARED"), WIDE[request.param], strict=True):
+        monkeypatch.setattr(exact, name, most)
+    rng = np.random.default_rng(0)
+    z, w = rng.normal(size=(300, 2)), rng.normal(size=(2, 40))
+    x = 1e4 + 1e-2 * z @ w + 1e-3 * rng.normal(size=(300, 40))
+    few = 5e-3 * rng.exponential(size=(300, 20)) * (rng.random((300, 20)) < 0.1)
+    return ad.AnnData(sp.csr_matrix(np.hstack([x, few]).astype(np.float32)))
+
+
+def closed_form(x, k):
+    """Mean, principal axes, their variances, and the mean of the other variances, all dense."""
+    values, axes = np.linalg.eigh(np.cov(x.T, bias=True))
+    return x.mean(0), axes[:, ::-1][:, :k], values[::-1][:k], values[:-k].mean()
+
+
+def test_far_from_zero_variances_are_those_of_dense_cells(far):
+    x = far.X.toarray().astype(np.float64)
+    mean, axes, values, sigma2 = closed_form(x, 2)
+    halves = torch.from_numpy(far.X.toarray()).split(150)
+    batches = [CellBatch(torch.arange(150), {"expression": SparseRows.of(h)}) for h in halves]
+    found = exact.principal(lambda: iter(batches), 2, Rng(0))
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-13)
+    np.testing.assert_allclose(found.variance, x.var(0), rtol=1e-8)
+
+    pca = ch.PCA(n_latent=2).fit(far, SCHEMA)
+    np.testing.assert_allclose(pca.module.variance, values, rtol=1e-5)
+    turn = np.abs(axes.T @ pca.module.axes.numpy())
+    np.testing.assert_allclose(turn, np.eye(2), atol=1e-3)
+
+    ppca = ch.PPCA(n_latent=2).fit(far, SCHEMA)
+    np.testing.assert_allclose(ppca.module.noise, sigma2, rtol=1e-6)
+    _, _, covariance = told(ppca)
+    expected = (axes * (values - sigma2)) @ axes.T + sigma2 * np.eye(60)
+    np.testing.assert_allclose(covariance, expected, atol=1e-6 * values[0])
+    density = multivariate_normal(mean, expected).logpdf(x)
+    np.testing.assert_allclose(ppca.score(far), density, rtol=1e-5)
+
+
+def test_far_from_zero_factor_analysis_is_that_of_dense_cells(far):
+    x = far.X.toarray()
+    model = ch.FactorAnalysis(n_factors=2, max_epochs=20)
+    sparse, dense_ = model.fit(far, SCHEMA), model.fit(ad.AnnData(x), SCHEMA)
+    np.testing.assert_allclose(sparse.module.noise, dense_.module.noise, rtol=1e-6)
+    mean, _, covariance = told(sparse)
+    density = multivariate_normal(mean, covariance).logpdf(x.astype(np.float64))
+    np.testing.assert_allclose(sparse.score(far), density, rtol=1e-6)
 
 
 # missing entries

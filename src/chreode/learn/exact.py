@@ -17,7 +17,12 @@ from ..data.batch import CellBatch, SparseRows
 from ..data.source import Source
 from ..errors import DataError
 from ..module import Module
-from ..nn.sparse import centred_times, centred_transposed_times, powers, transposed_times
+from ..nn.sparse import (
+    centred_squares,
+    centred_times,
+    centred_transposed_times,
+    transposed_times,
+)
 from .phase import Phase, Run, Split, Trace
 from .rng import Rng
 
@@ -125,12 +130,13 @@ def _sums(
     """Return the number of cells, and each feature's mean and variance; `total` is zeros to add to."""
     n = 0
     for batch in batches():
-        x, one = batch.stored_expression(), total.new_ones(len(batch), 1)
-        for power in (1, 2):
-            total[power - 1] += transposed_times(powers(x, power), one)[:, 0]
+        one = total.new_ones(len(batch), 1)
+        total[0] += transposed_times(batch.stored_expression(), one)[:, 0]
         n += len(batch)
-    mean, square = total / n
-    return n, mean, (square - mean.square()).clamp_min(0)
+    mean = total[0] / n
+    for batch in batches():
+        total[1] += centred_squares(batch.stored_expression(), mean)
+    return n, mean, total[1] / n
 
 
 def _by_cells(

@@ -28,13 +28,16 @@ from ..errors import DataError
 from ..learn.exact import Batches, principal
 from ..learn.rng import Rng
 from ..module import Module
-from .sparse import centred_times, centred_transposed_times, powers, times, transposed_times
+from .sparse import centred_squares, centred_times, centred_transposed_times, powers, times
 
 #: Least noise variance, as a share of the mean variance of the features: a constant feature would
 #: otherwise have an infinite density.
 FLOOR = 1e-6
 #: Steps of EM on the covariance before those on the cells; one costs features squared.
 COVARIANCE_STEPS = 50
+#: μ² / ψ above which a cell's Σ (x − μ)² / ψ would lose, by subtraction, digits that `EM.slack` counts. Such
+#: a feature is stored in nearly every cell, so that the dense block is seldom much larger.
+FAR = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,15 +115,6 @@ def lacking(batch: CellBatch) -> bool:
     x = batch.stored_expression()
     values = x.values if isinstance(x, SparseRows) else x
     return bool(batch.observed) or bool(values.isnan().any())
-
-
-def _squares(
-    x: SparseRows | Float[Tensor, "b g"], mean: Float[Tensor, " g"], n: int
-) -> Float[Tensor, " g"]:
-    """Return Σ (x − μ)² of each feature."""
-    one = mean.new_ones(n, 1)
-    sums = transposed_times(powers(x, 2), one)[:, 0], transposed_times(x, one)[:, 0]
-    return sums[0] - 2 * mean * sums[1] + n * mean.square()
 
 
 class LinearGaussian(Module):
@@ -209,7 +203,7 @@ class LinearGaussian(Module):
         return {
             "products": (observed.T @ products.flatten(1)).unflatten(1, latent.shape[1:]),
             "cross": centred_transposed_times(x, mean, z1),
-            "squares": _squares(x, mean, len(batch)),
+            "squares": centred_squares(x, mean),
             "latent": latent[0],
             "log_likelihood": q.log_evidence.sum(),
         }
@@ -263,7 +257,8 @@ class LinearGaussian(Module):
     ) -> tuple[SparseRows | Float[Tensor, "b g"], Float[Tensor, " g"], Float[Tensor, "#b #g"]]:
         """Return x and μ, whose difference is 0 where not observed, and the mask that `infer` takes."""
         stored = batch.stored_expression()
-        if isinstance(stored, SparseRows) and not lacking(batch):
+        far = self.mean.square() > FAR * self.noise
+        if isinstance(stored, SparseRows) and not lacking(batch) and not bool(far.any()):
             return stored, self.mean, self.mean.new_ones(1, 1)
         x, observed = batch.measured_expression()
         return (x - self.mean).mul_(observed), torch.zeros_like(self.mean), observed.double()
@@ -324,10 +319,13 @@ def _filled(batches: Batches) -> Batches:
     """Return the same batches with the feature's mean where an entry is not measured."""
     if not any(lacking(batch) for batch in batches()):
         return batches
-    total, n_cells = torch.zeros(()), torch.zeros(())
+    total, n_cells = torch.zeros((), dtype=torch.float64), torch.zeros(())
     for batch in batches():
         x, observed = batch.measured_expression()
-        total, n_cells = total + x.sum(0), n_cells + observed.expand_as(x).sum(0)
+        total, n_cells = (
+            total + x.sum(0, dtype=torch.float64),
+            n_cells + observed.expand_as(x).sum(0),
+        )
     if bool((n_cells == 0).any()):
         raise DataError(
             f"{int((n_cells == 0).sum()):,} features are not measured in any cell (the first is number "

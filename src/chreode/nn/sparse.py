@@ -86,6 +86,25 @@ def centred_transposed_times(
     return transposed_times(x, table) - mean.outer(table.sum(0))
 
 
+def centred_squares(
+    x: SparseRows | Float[Tensor, "b g"], mean: Float[Tensor, " g"]
+) -> Float[Tensor, " g"]:
+    """Return Σ (x − mean)² of each feature: of differences, so that a large mean costs no digits.
+
+    Examples
+    --------
+    >>> x = SparseRows.of(torch.tensor([[0.0, 2.0], [1.0, 4.0]]))
+    >>> centred_squares(x, torch.tensor([0.5, 3.0]))
+    tensor([0.5000, 2.0000])
+    """
+    if isinstance(x, Tensor):
+        return (x - mean).square().sum(0)
+    one = mean.new_ones(len(x), 1)
+    squares = x.map((x.values - mean[x.columns]).square()), x.map(torch.ones_like(x.values))
+    of_stored, n_stored = (transposed_times(values, one)[:, 0] for values in squares)
+    return of_stored + (len(x) - n_stored) * mean.square()
+
+
 def powers(x: SparseRows | Float[Tensor, "b g"], power: int) -> SparseRows | Float[Tensor, "b g"]:
     """Return every value to a power above 0, in float64."""
     return x.map(x.values.double() ** power) if isinstance(x, SparseRows) else x.double() ** power
