@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,9 @@ from .schema import (
 _PIECE = 2**22
 #: Counts that float32 tells from their neighbours.
 _EXACT = 2**24
+#: What logarithms of normalised counts are turned back by, and cells from which equal sums are no chance.
+_UNLOGGED = {"expm1": np.expm1, "2 ** x - 1": lambda x: np.exp2(x) - 1}
+_SOME = 5
 #: Strings that often stand for "not known" without saying so.
 _SUSPECT = ("nan", "na", "none", "unknown", "unmatched", "unassigned", "")
 _LONELY = (
@@ -36,6 +40,10 @@ _LONELY = (
 )
 #: Roles whose NaN means "not measured".
 MAY_LACK = ("expression", "protein", "views")
+
+
+class CountsWarning(UserWarning):
+    """Values are accepted as counts, and look like none."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def _design(data: Data, schema: Schema, rows: np.ndarray) -> Iterator[Finding]:
 
 
 def require(found: list[Finding]) -> None:
-    """Raise the errors among `found`, all in one text.
+    """Raise the errors among `found`, all in one text; without any, warn of what is said of counts.
 
     Raises
     ------
@@ -104,6 +112,9 @@ def require(found: list[Finding]) -> None:
     if errors:
         absent = any(f.level == "error" and "there is no" in f.text for f in found)
         raise (SchemaError if absent else DataError)("\n".join(errors))
+    for f in found:
+        if f.level == "warning" and f.role in COUNT_ROLES:
+            warnings.warn(f.text, CountsWarning, stacklevel=4)
 
 
 def _names(data: Data) -> Iterator[Finding]:
@@ -183,6 +194,13 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
                 "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
                 "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
             )  # fmt: skip
+        elif seen.unlogged:
+            yield Finding(
+                "warning", role,
+                f"{said} looks log-normalised: turned back by {seen.unlogged}, the values of every cell add "
+                "up to about the same. Models of counts mean nothing on it. Name the place of the raw "
+                "counts, often 'layers/counts' or 'raw', or name this one as `expression`.",
+            )  # fmt: skip
         elif _EXACT < seen.high < 3.4e38:
             yield Finding(
                 "warning", role,
@@ -222,6 +240,9 @@ class Look:
         Rows whose values add up to 0.
     silent
         Columns whose values add up to 0.
+    unlogged
+        What turns the values back to ones of which every cell has as many, as of log-normalised counts;
+        empty if nothing does.
     """
 
     low: float
@@ -233,6 +254,7 @@ class Look:
     example: float
     empty: Int[np.ndarray, " rows"]
     silent: int
+    unlogged: str
 
 
 def look(
@@ -245,6 +267,7 @@ def look(
     low = high = example = 0.0
     lacking = infinite = negative = broken = 0
     empty = [rows[:0]]
+    back = {name: [np.zeros(0)] for name in _UNLOGGED}
     total = np.zeros(values.shape[1])
     with bar(len(rows), what, progress) as shown, np.errstate(all="ignore"):
         for some, block in _blocks(values, rows):
@@ -261,13 +284,30 @@ def look(
                 odd = finite[finite != np.floor(finite)]
                 example = float(odd[0]) if odd.size and not broken else example
                 broken += odd.size
+                for name, f in _UNLOGGED.items() if odd.size else ():
+                    back[name].append(_row_sums(block, f))
             empty.append(some[np.asarray(block.sum(1)).ravel() == 0])
             total += np.asarray(block.sum(0)).ravel()
             shown.update(len(some))
     return Look(
         float(low), float(high), lacking, infinite, negative, broken, example,
         np.concatenate(empty), int((total == 0).sum()),
+        next((name for name, sums in back.items() if _alike(np.concatenate(sums))), ""),
     )  # fmt: skip
+
+
+def _row_sums(block: Any, f: Callable[[np.ndarray], np.ndarray]) -> Float64[np.ndarray, " n"]:
+    """Return the sum of f of every row, where f(0) is 0."""
+    if sp.issparse(block):
+        block = block.copy()
+        block.data = f(block.data.astype(np.float64))
+        return np.asarray(block.sum(1)).ravel()
+    return f(np.asarray(block, np.float64)).sum(1)
+
+
+def _alike(sums: Float64[np.ndarray, " n"]) -> bool:
+    """Return whether sums are the same to a hundredth, and enough for that to be no chance."""
+    return len(sums) >= _SOME and bool(0 < sums.max() <= 1.01 * sums.min())
 
 
 def any_nan(values: Any) -> bool:

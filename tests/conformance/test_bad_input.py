@@ -17,6 +17,7 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode import models
+from chreode.check import CountsWarning
 from chreode.fitted import seal
 from chreode.model import Model
 
@@ -189,6 +190,13 @@ def test_silent_genes_are_kept_and_reported(model, cells, schema):
 def test_fractional_counts_must_be_declared(model, cells, schema):
     normalised(cells)
     assert np.isfinite(model.fit(cells, schema.with_(fractional=True)).embed(cells)).all()
+
+
+def test_log_normalised_values_are_told_where_fractional_ones_are_counts(model, cells, schema):
+    x = cells.layers["counts"].toarray()
+    cells.layers["counts"] = sp.csr_matrix(np.log1p(1e4 * x / x.sum(1, keepdims=True)))
+    with pytest.warns(CountsWarning, match="looks log-normalised.*as `expression`"):
+        model.fit(cells, schema.with_(fractional=True))
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ def test_counts_that_no_integer_holds_are_refused(kept, wrong, tmp_path):
     assert not (tmp_path / "c.h5ad").exists()
 
 
+@pytest.mark.filterwarnings("ignore::chreode.check.CountsWarning")
 @pytest.mark.parametrize("verb", ["predict", "generate"])
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
 def test_large_counts_stay_positive(cells, verb, likelihood):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from anndata.experimental import write_dispatched
 
 import chreode as ch
 from chreode import read
-from chreode.check import findings
+from chreode.check import CountsWarning, findings
 from chreode.data import files
 from chreode.schema import Place
 
@@ -474,3 +475,34 @@ def test_features_of_an_opened_file_are_chosen_in_every_usual_way(tmp_path):
     for index in ([10], ["unheard"]):
         with pytest.raises(ch.SchemaError, match="features|feature 'unheard'"):
             opened[:, index]
+
+
+# values that are no counts
+
+
+@pytest.mark.parametrize("how", [ad.read_h5ad, str, ch.open], ids=["memory", "path", "open"])
+@pytest.mark.parametrize(
+    "layout", [np.asarray, sp.csr_matrix, sp.csc_matrix], ids=["dense", "csr", "csc"]
+)
+@pytest.mark.parametrize(
+    ("scaled", "said"),
+    [
+        (lambda x: np.log1p(1e4 * x / x.sum(1, keepdims=True)), "expm1"),
+        (lambda x: np.log2(700 * x / x.sum(1, keepdims=True) + 1), r"2 \*\* x - 1"),
+        (lambda x: 0.37 * x, None),
+        (lambda x: np.log1p(x), None),  # not normalised: the sums tell nothing
+    ],
+)
+def test_log_normalised_values_named_as_counts_are_told(tmp_path, how, layout, scaled, said):
+    x = np.random.default_rng(0).poisson(2.0, (40, 30)).astype(np.float32)
+    x *= np.arange(1, 41, dtype=np.float32)[:, None]
+    if layout is sp.csc_matrix and how is ch.open:
+        pytest.skip("an opened file is read by cells")
+    path = tmp_path / "a.h5ad"
+    ad.AnnData(layout(scaled(x).astype(np.float32))).write_h5ad(path)
+    with (
+        pytest.warns(CountsWarning, match=f"turned back by {said}")
+        if said
+        else contextlib.nullcontext()
+    ):
+        ch.PCA(n_latent=2).fit(how(path), ch.Schema(counts="X", fractional=True), progress=False)
