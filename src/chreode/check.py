@@ -31,7 +31,10 @@ _PIECE = 2**22
 #: Counts that float32 tells from their neighbours.
 _EXACT = 2**24
 #: What logarithms of normalised counts are turned back by, and cells from which equal sums are no chance.
-_UNLOGGED = {"expm1": np.expm1, "2 ** x - 1": lambda x: np.exp2(x) - 1}
+_UNLOGGED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "expm1": np.expm1,
+    "2 ** x - 1": lambda x: np.exp2(x) - 1,
+}
 _SOME = 5
 #: Strings that often stand for "not known" without saying so.
 _SUSPECT = ("nan", "na", "none", "unknown", "unmatched", "unassigned", "")
