@@ -18,6 +18,13 @@ _theirs = torch.float32  # the default type outside of them
 _threads = 1  # the most that torch had in a call: OpenMP keeps as many
 
 
+class _Here(threading.local):
+    calls = 0  # that are under way, in this thread
+
+
+_here = _Here()
+
+
 @contextmanager
 def settled() -> Iterator[None]:
     """Compute as the pages say, whatever is set around; a decorator of all that users call.
@@ -48,23 +55,30 @@ def _single_precision() -> Iterator[None]:
         if _inside == 0:
             _theirs = torch.get_default_dtype()
         _inside += 1
+        _here.calls += 1
         torch.set_default_dtype(torch.float32)
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
-            if _inside == 0:
+            if _inside == 1:  # first set, then counted: a fork in between finds it
                 torch.set_default_dtype(_theirs)
+            _inside -= 1
+            _here.calls -= 1
 
 
 def _in_child() -> None:
     """Make good what a fork leaves: locks that nobody will release, and threads that are not there.
 
-    A parallel loop would wait for ever for the threads that OpenMP had in the parent.
+    Calls under way in them have ended, without restoring the default type. A parallel loop would wait for
+    ever for the threads that OpenMP had in the parent. Generators stay as they are: to set one may wait for
+    a lock of torch's that nobody will release.
     """
-    global _lock
+    global _lock, _inside
     _lock = threading.Lock()
+    if _inside and not _here.calls:
+        torch.set_default_dtype(_theirs)
+    _inside = _here.calls
     rng.renew()
     if _threads > 1:
         torch.set_num_threads(1)

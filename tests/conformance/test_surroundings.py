@@ -188,6 +188,53 @@ print(model.fit(cells, roles, progress=False).provenance["threads"])
 """
 
 
+DURING = """
+import os, threading
+import torch
+from chreode.surroundings import settled
+torch.set_default_dtype(torch.float64)
+inside, end = threading.Event(), threading.Event()
+@settled()
+def other():
+    inside.set()
+    end.wait()
+thread = threading.Thread(target=other)
+
+def kept(inner):
+    if os.fork() == 0:
+        print(torch.get_default_dtype(), torch.is_grad_enabled(), flush=True)
+        with settled():
+            print(torch.get_default_dtype(), flush=True)
+        inner()
+        print(torch.get_default_dtype(), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+
+thread.start()
+inside.wait()
+kept(lambda: None)
+stack = settled()
+with stack:
+    kept(lambda: stack.__exit__(None, None, None))
+end.set()
+thread.join()
+print(torch.get_default_dtype())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_that_is_forked_during_a_call_in_another_thread_has_the_users_settings():
+    command = [sys.executable, "-W", "ignore", "-c", DURING]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # the call of the other thread ended with the fork; that of the thread that forks has not
+    assert done.stdout.splitlines() == [
+        "torch.float64 True", "torch.float32", "torch.float64",
+        "torch.float32 True", "torch.float32", "torch.float64",
+        "torch.float64",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_process_that_is_forked_after_a_fit_with_two_threads_can_fit():
