@@ -20,7 +20,7 @@ from .collect import refuse_what_cannot_be_kept
 from .data.batch import CellBatch
 from .data.source import Source
 from .errors import CapabilityError, ConfigError, near
-from .horizon import refuse_far
+from .horizon import plain, refuse_far
 from .learn.phase import bar
 from .module import capabilities
 from .nn.attributes import attribute_names
@@ -168,9 +168,8 @@ def _coded(self: Fitted, key: str, value: Any) -> tuple[str, int | None, Any]:
         seen = np.asarray(seen if position is None else seen[:, position], np.float64)
         low, high = np.nanmin(seen), np.nanmax(seen)
         beyond = max(low - code, code - high) / max(high - low, np.finfo(float).tiny)
-        refuse_far(
-            f"{key}={code:g}, and training cells have {key} from {low:g} to {high:g}", beyond
-        )
+        asked, first, last = plain(code, low, high)
+        refuse_far(f"{key}={asked}, and training cells have {key} from {first} to {last}", beyond)
     return name, position, code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 from .errors import ConfigError
@@ -12,6 +13,19 @@ NEAR, FAR = 0.1, 1.0
 
 class ForecastWarning(UserWarning):
     """A forecast goes beyond what the cells of the fit tell."""
+
+
+def plain(*values: float) -> list[str]:
+    """Return numbers in full, with the decimals that their span needs: dates in seconds too.
+
+    Examples
+    --------
+    >>> plain(1700000000, 1700086400), plain(0, 0.1234567), plain(3.0)
+    (['1700000000', '1700086400'], ['0', '0.1235'], ['3'])
+    """
+    span = max(values) - min(values) or max(map(abs, values)) or 1.0
+    decimals = max(0, 3 - math.floor(math.log10(min(span, 1e3))))
+    return [f"{round(float(value), decimals) + 0.0:.15g}" for value in values]
 
 
 def refuse_far(said: str, beyond: float) -> None:

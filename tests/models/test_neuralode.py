@@ -297,7 +297,7 @@ def test_times_beyond_those_of_the_fit_are_told(course, paths, times):
         lambda: course.predict(paths[:3].copy(), to={"time": times[0]}),
         lambda: course.embed(paths[:3].copy(), to={"time": times[0]}),
     ):
-        with pytest.warns(ForecastWarning, match="from time .*the fit run from 0 to 5"):
+        with pytest.warns(ForecastWarning, match="from time .*the fit have times from 0 to 5"):
             ask()
 
 
@@ -308,12 +308,24 @@ def test_times_far_beyond_are_refused(course, paths, times):
         lambda: course.trajectory(paths[:3].copy(), times=times),
         lambda: course.predict(paths[:3].copy(), to={"time": times[0]}),
     ):
-        with pytest.raises(ConfigError, match="from time .*the fit run from 0 to 5"):
+        with pytest.raises(ConfigError, match="from time .*the fit have times from 0 to 5"):
             ask()
     late = paths[:3].copy()
     late.obs["time"] = times[0]
-    with pytest.raises(ConfigError, match="from time .*the fit run from 0 to 5"):
+    with pytest.raises(ConfigError, match="from time .*the fit have times from 0 to 5"):
         course.trajectory(late, times=[1.0])
+
+
+@pytest.mark.parametrize(("unit", "zero"), [(1.0, 0.0), (86400.0, 1_700_000_000.0)])
+def test_the_span_that_is_told_is_that_of_the_cells_in_the_users_unit(network, unit, zero):
+    """Of 150 times in a row two each are averaged: the means begin later and end earlier."""
+    cells = network.simulate(Sampling(n_trajectories=2, n_times=150), seed=1)
+    cells.obs["time"] = cells.obs["time"] * unit + zero
+    first, last = cells.obs["time"].min(), cells.obs["time"].max()
+    fitted = ch.NeuralODE(**FEW).fit(cells, SCHEMA, seed=0, validation=0, progress=False)
+    said = f"the fit have times from {first:.0f} to {last:.0f}: 0.4 times"
+    with pytest.warns(ForecastWarning, match=said):
+        fitted.trajectory(cells[:1].copy(), [last + 0.4 * (last - first)])
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ..data.batch import CellBatch
 from ..data.series import SeriesBatch, SeriesSource
 from ..data.source import Source
 from ..errors import BlowUpError
-from ..horizon import NEAR, ForecastWarning, refuse_far
+from ..horizon import NEAR, ForecastWarning, plain, refuse_far
 from ..learn.rng import Rng
 from ..losses.energy import energy_distance
 from ..losses.unexplained import unexplained
@@ -67,7 +67,7 @@ class Dynamics(Module):
         if self.frame.known or not isinstance(source, SeriesSource):
             return
         batch = source.series(rows)
-        self.frame.units(batch.values, batch.weight, batch.times)
+        self.frame.units(batch.values, batch.weight, source.first_and_last(rows))
         self.frame.lowest, self.frame.highest = source.extremes(rows)
         codes = {name: i for i, name in enumerate(_series(self.spec))}
         at = torch.tensor([codes[name] for name in batch.names])
@@ -341,12 +341,11 @@ class Dynamics(Module):
         asked = float(times.amin()), float(times.amax())
         beyond = max(first - asked[0], asked[1] - last) / float(self.frame.length)
         of_fit, of_question = (
-            "{:g} to {:g}".format(*(self.spec.outside("time", pair) + 0.0).tolist())
-            for pair in ((first, last), asked)
+            " to ".join(plain(*self.spec.outside("time", pair))) for pair in ((first, last), asked)
         )
         refuse_far(
-            f"Paths are asked for from time {of_question}, the cells' own times among these, and the series "
-            f"of the fit run from {of_fit}",
+            f"Paths are asked for from time {of_question}, from where their cells are, and the cells of the "
+            f"fit have times from {of_fit}",
             beyond,
         )
 
@@ -361,7 +360,7 @@ class Dynamics(Module):
             raise BlowUpError(row, begun, start[row], name)
         warnings.warn(
             f"{len(lost)} of {len(batch)} paths leave the finite numbers and are NaN from then on, such as "
-            f"{name}, which begins at {begun:g}.",
+            f"{name}, which begins at time {plain(begun)[0]}.",
             ForecastWarning,
             stacklevel=2,
         )

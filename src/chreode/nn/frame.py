@@ -51,16 +51,16 @@ class Frame(nn.Module):
         self,
         values: Float[Tensor, "s t g"],
         weight: Float[Tensor, "s t g"],
-        times: Float[Tensor, "s t"],
+        clock: Float[Tensor, "2"],
     ) -> None:
-        """Take centres, scales and the clock of series."""
+        """Take centres and scales of series, and the first and the last time of their cells."""
         self.known.fill_(True)
         total = weight.sum((0, 1)).clamp(min=1)
         self.centre.copy_((weight * values).sum((0, 1)) / total)
         spread = (weight * (values - self.centre).square()).sum((0, 1)) / total
         # a gene that hardly moves stays small: divided by its noise it would weigh as much as others
         self.scale.copy_(spread.sqrt().clamp(min=max(0.1 * float(spread.mean().sqrt()), 1e-6)))
-        self.clock.copy_(torch.stack([times.amin(), times.amax()]))
+        self.clock.copy_(clock)
 
     def states(self, found: Float[Tensor, "q g"]) -> None:
         """Keep states along observed paths, and the plane in which they vary most.
