@@ -67,8 +67,33 @@ def test_missing_genes_are_one_line_on_stderr(say, there):
     code, out, err = say("embed scvi query.h5ad -o out.h5ad --json")
     assert code == 0
     assert json.loads(out)["cells"] == 200
-    assert err.startswith("note: counts (layers/counts): 3 of 80 trained features are missing")
-    assert err.count("\n") == 1
+    lines = [line for line in err.splitlines() if "3 of 80 trained features are missing" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("note: counts (layers/counts): ")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("still improving", "was still improving"), ("overfitted", "best epoch"), ("rested", "")],
+)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "embed MODEL cells.h5ad -o out.h5ad",
+        "generate MODEL -n 5 -o out.h5ad",
+        "correct MODEL cells.h5ad --to.batch batch_0 -o out.h5ad",
+        "augment MODEL cells.h5ad --by batch -o out.h5ad",
+    ],
+)  # fmt: skip
+def test_a_model_that_had_not_come_to_rest_is_told_in_a_line(say, there, line, state, said):
+    fitted = ch.load("scvi")
+    fitted.provenance["state"] = state
+    fitted.save("model")
+    code, _, err = say(line.replace("MODEL", "model"))
+    assert code == 0
+    assert err.count("\n") == bool(said)
+    assert err.startswith("note: The model model " if said else "")
+    assert said in err
 
 
 def test_embed_of_a_mudata_leaves_nan_where_the_modality_is_absent(say, there):

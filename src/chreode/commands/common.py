@@ -8,10 +8,11 @@ import inspect
 import json as json_
 import re
 import shlex
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
@@ -19,6 +20,9 @@ from cyclopts.validators import Number
 from ..errors import StoreError
 from ..schema import Schema
 from ..text import visible
+
+if TYPE_CHECKING:
+    from ..fitted import Fitted
 
 ROLES_GROUP = Group("Roles: where the data lives", sort_key=1)
 RUN = Group("How to run", sort_key=3)
@@ -209,6 +213,19 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def load_model(folder: Path) -> Fitted:
+    """Load a fitted model, and say so where it had not come to rest."""
+    import chreode as ch
+
+    from ..learn.state import STATES
+
+    fitted = ch.load(folder)
+    state = fitted.provenance["state"]
+    if state != "rested":
+        warnings.warn(f"The model {folder} {STATES[state]}.", stacklevel=2)
+    return fitted
 
 
 #: What files of cells are called.

@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-import chreode as ch
-
 from .. import store
 from ..text import shown, spreadsheet
 from .common import (
@@ -17,6 +15,7 @@ from .common import (
     Json,
     Threads,
     Whole,
+    load_model,
     records,
     require_suffix,
     use_threads,
@@ -57,7 +56,7 @@ def trajectory(
     """
     require_suffix(output, [".h5ad"])
     use_threads(threads)
-    fitted = ch.load(model)
+    fitted = load_model(model)
     to = None if knockout is None else {"knockout": knockout}
     schema = None if file is None else fitted.schema.with_(**roles)
     fitted.trajectory(file, times or None, start=start, to=to, into=output, schema=schema)
@@ -87,7 +86,7 @@ def rank(
     n
         Edges to print, the strongest first.
     """
-    table = ch.load(model).rank()
+    table = load_model(model).rank()
     if output is not None:
         require_suffix(output, [".csv"])
         with store.aside(output) as path:

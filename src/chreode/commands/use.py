@@ -20,6 +20,7 @@ from .common import (
     Switch,
     Threads,
     Whole,
+    load_model,
     require_suffix,
     use_threads,
     with_roles,
@@ -60,7 +61,7 @@ def embed(
 
     target = _target(file, output, in_place=in_place)
     use_threads(threads)
-    fitted = ch.load(model)
+    fitted = load_model(model)
     key = key_added or f"X_{fitted.model.key}"
     data = read(file)
     z = fitted.embed(data, key_added=key, schema=fitted.schema.with_(**roles))
@@ -115,7 +116,7 @@ def generate(
     """
     require_suffix(output, [".h5ad", ".h5mu"])
     use_threads(threads)
-    fitted = ch.load(model)
+    fitted = load_model(model)
     fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output)
     under = ", ".join(f"{role} {value}" for role, value in (given or {}).items())
     return Answer(
@@ -158,7 +159,7 @@ def correct(
     from ..read import read
 
     use_threads(threads)
-    fitted = ch.load(model)
+    fitted = load_model(model)
     schema = fitted.schema.with_(**roles)
     said = ", ".join(f"{role} {value}" for role, value in to.items())
     if latent:
@@ -209,7 +210,7 @@ def augment(
 
     require_suffix(output, [".h5ad"])
     use_threads(threads)
-    cells = ch.augment(file, ch.load(model), by=by, floor=floor, seed=seed)
+    cells = ch.augment(file, load_model(model), by=by, floor=floor, seed=seed)
     cells.obs = storable(cells.obs)
     with store.aside(output) as made:
         cells.write_h5ad(made)
