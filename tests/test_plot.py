@@ -320,6 +320,16 @@ def test_controls_and_ceilings_are_never_bold():
     assert weight["0.80"] == weight["0.90"] == "normal"
 
 
+def test_names_of_methods_are_whole_and_their_notes_are_below():
+    name = "replayed training cells of an earlier run"
+    ax = plot.score_table(bench({name: [0.4] * 4, "PCA": [0.5] * 4}, {name: "control"}))
+    ax.figure.canvas.draw()
+    boxes = {t.get_text().replace("\n", " "): t.get_window_extent() for t in ax.texts}
+    assert boxes[name].y0 >= boxes["control"].y1
+    assert boxes["control"].y0 >= boxes["PCA"].y1
+    assert boxes[name].x1 < boxes["0.40"].x0
+
+
 def test_scores_beyond_the_scale_stay_in_their_cell():
     widths = bars(plot.score_table(bench({"a": [1.5, -0.5, 1.0, 0.0]})))
     assert widths[0] == widths[2]

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
@@ -17,6 +18,7 @@ from matplotlib.image import imread
 
 import chreode as ch
 from chreode.bench import Bench
+from chreode.commands.judge import _answer
 from chreode.errors import StoreError
 from chreode.report import Section, bench_sections, fit_sections, sections, write
 from chreode.report.page import as_text
@@ -352,6 +354,8 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(made.markers, ran.markers, check_dtype=False)
     text = bench_sections(made)[0].text
     assert "fewer than 20 held-out cells: type_2 (2)" in text
+    terminal = str(_answer(made, ["role", "w2", "note"], None, None, json=False))
+    assert "fewer than 20 held-out cells: type_2 (2)" in terminal
     note = made.methods.loc["shuffled labels", "note"]
     assert note.startswith("worst marker: gene_")
     assert f"shuffled labels: {note}." in text
@@ -361,6 +365,21 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     assert all(t.columns[0] == "real cells" for _, t in bench_sections(made)[2].tables)
     pictures = [c for s in bench_sections(ran) for c, _ in s.figures]
     assert any(c.startswith("Markers of every type") for c in pictures)
+
+
+def test_a_spread_over_seeds_is_told_of_rows_that_have_several():
+    made = replace(bench({"PCA": 0.5, "A": 0.6, "B": np.nan}), kind="augmentation")
+    shown = {c: t for s in bench_sections(made) for c, t in s.tables}
+    assert shown["Lowest to highest of the seeds."].loc["NMI", "A"] == "0.590 to 0.610"
+    mixed = replace(made, methods=made.methods.assign(seeds=[3, 1, 1]))
+    shown = {c: t for s in bench_sections(mixed) for c, t in s.tables}
+    row = shown["Lowest to highest of the seeds."].loc["NMI"]
+    assert row[["PCA", "A"]].tolist() == ["0.490 to 0.510", "one seed"]
+    assert pd.isna(row["B"])
+    alone = bench_sections(replace(made, methods=made.methods.assign(seeds=1)))
+    assert not any("seeds" in c and "Lowest" in c for s in alone for c, _ in s.tables)
+    assert "intervals" not in alone[0].figures[0][0]
+    assert "intervals" in bench_sections(made)[0].figures[0][0]
 
 
 def test_scores_come_before_what_explains_them():

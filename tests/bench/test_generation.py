@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 import chreode as ch
-from chreode.bench.generation import CEILING, MIXTURE, NB, REPLAY, SHUFFLED, class_table
+from chreode.bench.generation import AS_BATCH, CEILING, MIXTURE, NB, REPLAY, SHUFFLED, class_table
 from chreode.bench.yardstick import METRICS, OF_MEMORY, SHARES, scored, split
 from chreode.data.simulate import simulate_cells
 from chreode.metrics import generation as measure
@@ -130,6 +130,8 @@ def test_models_are_fitted_on_training_cells_and_kept(cells, tmp_path):
     assert (notes[["real cells", "replayed training cells"]] == "").all()
     assert not notes.str.contains("failed").any()
     assert notes["CFGen"].startswith("still improving")
+    assert notes["SCVI"].startswith("reads no labels, so each class was given to it as a batch; ")
+    assert AS_BATCH not in notes.drop("SCVI").str.cat()
 
 
 def test_a_split_holds_every_cell_of_a_class_once(cells):

@@ -38,6 +38,8 @@ PICTURED = 1500
 #: Rows beside those asked for.
 CEILING, REPLAY, SHUFFLED = "real cells", "replayed training cells", "shuffled labels"
 NB, MIXTURE = "NB per class", "PCA mixture per class"
+#: Said of models that read no label.
+AS_BATCH = "reads no labels, so each class was given to it as a batch"
 _ACROSS = (
     "between modalities",
     1.0,
@@ -73,12 +75,16 @@ class _Given:
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """Cells in place of real ones: counts, the class each was asked for, and which have a modality."""
+    """Cells in place of real ones: counts, the class each was asked for, and which have a modality.
+
+    And, of those of a model, how its fit stood and what a reader must know of it.
+    """
 
     counts: Counts
     classes: Classes
     measured: Mapping[str, Bool[np.ndarray, " n"]]
     state: State = "rested"
+    note: str = ""
 
 
 #: Makes cells, as many of each class as the reference has.
@@ -266,7 +272,7 @@ def _judge(make: _Make, seed: int, given: _Given, *, pictured: int) -> Result:
             )
     row = {
         "scores": scores, "by_class": by_class, "markers": markers,
-        "state": made.state, "seconds": seconds,
+        "state": made.state, "note": made.note, "seconds": seconds,
     }  # fmt: skip
     if seed != pictured:
         return row, {}
@@ -343,10 +349,12 @@ def _real(given: _Given, rows: np.ndarray, classes: Classes) -> _Made:
     )
 
 
-def _generated(given: _Given, parts: Parts, counts: Counts, state: State = "rested") -> _Made:
+def _generated(
+    given: _Given, parts: Parts, counts: Counts, state: State = "rested", note: str = ""
+) -> _Made:
     """Return generated cells, which have every modality; those of it are compared that real ones have."""
     measured = {role: given.measured[role][parts.reference] for role in counts}
-    return _Made(counts, given.classes[parts.reference], measured, state)
+    return _Made(counts, given.classes[parts.reference], measured, state, note)
 
 
 def _spare(given: _Given, parts: Parts, seed: int) -> _Made:  # noqa: ARG001 (one signature)
@@ -373,8 +381,9 @@ def _drawn(draw: Callable[..., Counts], given: _Given, parts: Parts, seed: int) 
 
 def _fit_and_generate(model: Model, given: _Given, parts: Parts, seed: int) -> _Made:
     data, schema, attributes = given.data, given.schema, given.attributes
-    train, wanted = parts.train, given.classes[parts.reference]
+    train, wanted, note = parts.train, given.classes[parts.reference], ""
     if "label" not in model.uses:
+        note = "" if [*attributes] == ["batch"] else AS_BATCH
         data, schema = _classes_as_batches(given)
         attributes = pd.DataFrame({"batch": data.obs["class"].cat.categories})
         train = train[next(iter(given.measured.values()))[train]]
@@ -387,7 +396,7 @@ def _fit_and_generate(model: Model, given: _Given, parts: Parts, seed: int) -> _
         if isinstance(made, anndata.AnnData)
         else {r: sp.csr_matrix(made[places[r].modality or r].X) for r in given.counts}
     )
-    return _generated(given, parts, counts, fitted.provenance["state"])
+    return _generated(given, parts, counts, fitted.provenance["state"], note)
 
 
 def _classes_as_batches(given: _Given) -> tuple[anndata.AnnData, Schema]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,15 @@ METRICS = {
     "memory": ("memory", 0.5, "how often a fake is nearer to a training cell than a held-out one"),
     "membership": ("membership", 0.5, "how often fakes give away that a cell was trained on"),
 }
+
+
+def too_small(about: Mapping[str, Any]) -> str:
+    """Return the sentence on classes that a bench's `about` names as too small; empty if there are none."""
+    named = ", ".join(f"{name} ({n})" for name, n in about.get("too small", {}).items())
+    return named and (
+        f"Too small to be scored alone, with fewer than {MIN_CLASS} held-out cells: {named}. They count "
+        "in what is pooled, and in markers from five cells of a type on."
+    )
 
 
 class Parts(NamedTuple):

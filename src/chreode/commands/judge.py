@@ -146,12 +146,15 @@ def _answer(
     json: bool,  # noqa: FBT001 (a flag)
 ) -> Answer:
     """Write what is wanted, and say it."""
+    from ..bench.yardstick import too_small
+
     written = [scored.save(output)] if output else []
     written += [scored.report(report)] if report else []
     table = scored.table()
     text = shown(table[columns]).to_string(float_format="%.3f")
+    few = too_small(scored.about)
     return Answer(
-        "\n".join([text, *(f"written to {path}" for path in written)]),
+        "\n".join([text, *([few] if few else []), *(f"written to {path}" for path in written)]),
         {
             "kind": scored.kind, "about": dict(scored.about), "table": records(table),
             "scores": records(scored.scores.set_index("method")), "files": [str(p) for p in written],

@@ -18,8 +18,10 @@ from .style import GREY, PALETTE, axes, short
 _GAP = 0.35
 #: Part of a cell's width that stands for a score of 1, and of its height that is bar.
 _WIDE, _HIGH = 0.88, 0.5
-#: Inches of a column, a line of text, the names of methods, and the names of metrics.
-_COLUMN, _LINE, _NAMES, _HEAD = 0.5, 0.13, 1.75, 1.1
+#: Inches of a column, a line of text, a line of a name, the names of methods, and the names of metrics.
+_COLUMN, _LINE, _NAME, _NAMES, _HEAD = 0.5, 0.14, 0.2, 1.75, 1.1
+#: Letters in a line of a name, and of a name: it is never longer unless a user made it so.
+_LETTERS, _LONGEST = 22, 66
 _GROUPS = (PALETTE[2], PALETTE[0], PALETTE[1], *PALETTE[3:])
 
 
@@ -48,16 +50,20 @@ def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
     group = dict(zip(metrics["group"].unique(), _GROUPS, strict=False))
     left = _columns(metrics)
     notes = [_note(bench, method) for method in methods]
-    tall = 0.24 + _LINE * max(note.count("\n") + 1 for note in notes)
+    names = [textwrap.fill(short(method, _LONGEST), _LETTERS) for method in methods]
+    tall = 0.04 + max(
+        _NAME * (name.count("\n") + 1) + _LINE * (note.count("\n") + 1)
+        for name, note in zip(names, notes, strict=True)
+    )
     right = left.iloc[-1] + 1
     if ax is None:
         ax = axes(None, _NAMES + _COLUMN * right, _HEAD + tall * len(methods))
     ax.set(xlim=(-_NAMES / _COLUMN, right), ylim=(len(methods), -_HEAD / tall))
     ax.axis("off")
     _header(ax, metrics, left, group, unit=1 / tall)
-    for y, (method, note) in enumerate(zip(methods, notes, strict=True)):
+    for y, (method, name, note) in enumerate(zip(methods, names, notes, strict=True)):
         role = bench.methods.loc[method, "role"]
-        _row_head(ax, y, method, note, role, unit=1 / tall)
+        _row_head(ax, y, name, note, role, unit=1 / tall)
         for metric, value in scores.loc[method].items():
             best = off.loc[method, metric] == off[metric].min() if method in off.index else False
             look = "bold" if best else "normal"
@@ -111,7 +117,7 @@ def _header(
         ax.plot([x, end], [-0.05 * unit] * 2, color=group[name], linewidth=2, solid_capstyle="butt")
 
 
-def _row_head(ax: Axes, y: int, method: str, note: str, role: str, unit: float) -> None:
+def _row_head(ax: Axes, y: int, name: str, note: str, role: str, unit: float) -> None:
     start, end = ax.get_xlim()
     if role == "baseline":
         ax.add_patch(Rectangle((start, y), end - start, 1, color=GREY, alpha=0.14, linewidth=0))
@@ -119,17 +125,9 @@ def _row_head(ax: Axes, y: int, method: str, note: str, role: str, unit: float) 
         ax.plot([start, end], [y, y], color=GREY, linewidth=0.8)
     slant = "normal" if role == "method" else "italic"
     top = y + 0.07 * unit
-    _text(
-        ax,
-        start + 0.12,
-        top,
-        short(method, 22),
-        va="top",
-        fontsize=9,
-        fontweight="bold",
-        style=slant,
-    )
-    _text(ax, start + 0.12, top + 0.16 * unit, note, va="top", fontsize=6.5, alpha=0.8)
+    _text(ax, start + 0.12, top, name, va="top", fontsize=9, fontweight="bold", style=slant)
+    below = top + _NAME * (name.count("\n") + 1) * unit
+    _text(ax, start + 0.12, below, note, va="top", fontsize=6.5, alpha=0.8)
 
 
 def _bar(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..bench.table import Bench
-from ..bench.yardstick import MIN_CLASS
+from ..bench.yardstick import too_small
 from ..plot import marker_shares, mean_variance, real_and_generated, zero_fractions
 from .page import Section
 
@@ -37,12 +37,8 @@ def lead(bench: Bench) -> Iterator[str]:
                 f"AUC of {row['membership']:.2f} (0.5: a coin; cells of other real ones "
                 f"{table.loc[ceiling, 'membership'].mean():.2f}). This is one attack, and no guarantee."
             )
-    if few := bench.about.get("too small"):
-        named = ", ".join(f"{name} ({n})" for name, n in few.items())
-        yield (
-            f"Too small to be scored alone, with fewer than {MIN_CLASS} held-out cells: {named}. They count "
-            "in what is pooled, and in markers from five cells of a type on."
-        )
+    if said := too_small(bench.about):
+        yield said
 
 
 def sections(bench: Bench) -> list[Section]:

@@ -76,9 +76,7 @@ def bench_sections(bench: Bench) -> list[Section]:
         bench.methods.loc[order, "role"].eq("ceiling").sort_values(ascending=False, kind="stable")
     )
     scores = bench.table().loc[ends.index, list(names.index)].rename(columns=names).T
-    intervals = (
-        bench.intervals().loc[ends.index].replace("nan to nan", np.nan).rename(columns=names).T
-    )
+    intervals = _intervals(bench, list(ends.index))
     return [
         *sections,
         Section(
@@ -86,7 +84,7 @@ def bench_sections(bench: Bench) -> list[Section]:
             "\n".join(f"- {reason}" for reason in _undefined(bench)),
             tables=(
                 ("Raw scores, means over seeds. Nothing is rescaled by the other methods.", scores),
-                (_INTERVALS.get(bench.kind, "Lowest to highest of the seeds."), intervals),
+                *intervals,
             ),
         ),
         Section(
@@ -101,16 +99,27 @@ def bench_sections(bench: Bench) -> list[Section]:
     ]
 
 
-_INTERVALS = {
-    "integration": "95 % intervals: bootstrap over cells, widened to hold every seed's.",
-}
-_SCORES = (
-    "Raw scores, {}; thin lines are intervals. Grey rows are baselines, the last is the ceiling."
-)
+_SCORES = "Raw scores, {}. Grey rows are baselines, the last is the ceiling."
+
+
+def _intervals(bench: Bench, order: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
+    """Return the table of intervals: of cells, or else of seeds, where a row has several."""
+    table = bench.intervals().loc[order].replace("nan to nan", np.nan)
+    said = "95 % intervals: bootstrap over cells, widened to hold every seed's."
+    if bench.kind != "integration":
+        several = bench.methods.loc[order, "seeds"] > 1
+        if not several.any():
+            return []
+        table[~several] = table[~several].where(table[~several].isna(), "one seed")
+        said = "Lowest to highest of the seeds."
+    return [(said, table.rename(columns=bench.metrics["name"]).T)]
 
 
 def _scale(bench: Bench) -> str:
-    return "bars from 0 to 1" if (bench.metrics["best"] == 1).any() else "in numbers"
+    if not (bench.metrics["best"] == 1).any():
+        return "in numbers"
+    spread = bench.kind == "integration" or (bench.methods["seeds"] > 1).any()
+    return "bars from 0 to 1" + ("; thin lines are intervals" if spread else "")
 
 
 # findings
