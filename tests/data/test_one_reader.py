@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import warnings
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from anndata.experimental import write_dispatched
 
 import chreode as ch
 from chreode import read
-from chreode.check import CountsWarning, findings
+from chreode.check import CountsWarning
 from chreode.data import files
 from chreode.schema import Place
 
@@ -255,26 +254,6 @@ def test_a_column_of_which_pieces_are_absent_is_refused_unless_it_has_one_catego
     with pytest.raises(ch.StoreError, match="obs/two.*absent"):
         read.column(there, Place.parse("obs/two"), "batch")
     ch.PCA(n_latent=2).fit(path, ch.Schema(counts="X", batch="obs/one"))
-
-
-@pytest.mark.filterwarnings("ignore:Writing zarr v2")
-def test_zeros_that_zarr_left_out_are_refused_with_a_remedy_that_helps(tmp_path):
-    path = tmp_path / "a.zarr"
-    zeros = ad.AnnData(
-        np.zeros((N, G), "f4"), obs=pd.DataFrame({"day": np.zeros(N)}, map(str, range(N)))
-    )
-    zeros.write_zarr(path)
-    for place, schema in (("X", {"expression": "X"}), ("obs/day", {"time": "obs/day"})):
-        with pytest.raises(ch.StoreError, match=f"{place}.*absent") as told:
-            findings(read.read(path), ch.Schema(**schema))
-        remedy = re.search(
-            r"(zarr.config.set\(.*?\)), then (anndata.*write_zarr\(FILE\))", str(told.value)
-        )
-        setting, call = (text.replace("FILE", "path") for text in remedy.groups())
-    names = {"zarr": zarr, "anndata": ad, "path": path}
-    with eval(setting, names):
-        eval(call, names)
-    findings(read.read(path), ch.Schema(expression="X", time="obs/day"))
 
 
 # slots that nobody asked for

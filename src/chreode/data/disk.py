@@ -28,11 +28,6 @@ BLOCK_VALUES = (2**13, 2**16)
 _GAP_VALUES = 2**12
 #: Values in one read where there are gaps in it.
 _READ_VALUES = 2**20
-#: What is to be done about pieces that are absent, where zarr may have left them out.
-READ_AS_ZEROS = (
-    "and would be read as zeros. If they do hold zeros alone, write them: "
-    "zarr.config.set({'array.write_empty_chunks': True}), then anndata.read_zarr(FILE).write_zarr(FILE)"
-)
 
 Array: TypeAlias = h5py.Dataset | zarr.Array
 
@@ -102,7 +97,7 @@ class DiskDense(DiskMatrix):
     @cached_property
     def _intact(self) -> bool:
         if absent(self._array):
-            raise _lost(self.name, absent(self._array))
+            raise _lost(self.name, self._array, len(absent(self._array)))
         return True
 
     def _read(self, rows: Int[np.ndarray, " r"]) -> np.ndarray:
@@ -259,6 +254,16 @@ def absent(array: Any) -> list[tuple[int, ...]]:
     return [at for at in np.ndindex(*grid) if str(folder / key(at)) not in there]
 
 
+def left_out(array: Any, n: int, of: str = "") -> str:
+    """Say that `n` pieces are absent, what they may be, and what helps; they hold `of`, if not a value."""
+    of = of or repr(getattr(array.fill_value, "item", lambda: array.fill_value)())
+    return (
+        f"{n:,} pieces of its zarr array are absent. zarr leaves out pieces of {of} alone and keeps no "
+        f"record of it, so these may as well be lost. If all of them hold {of} alone, write them: "
+        "anndata.read_zarr(FILE).write_h5ad(NEW), or mudata.read_zarr(FILE).write_h5mu(NEW)"
+    )
+
+
 def refuse_absent(
     name: str, ends: Int[np.ndarray, " ends"], indptr: Any, indices: Any, data: Any
 ) -> None:
@@ -267,27 +272,27 @@ def refuse_absent(
     Those are pieces behind the last row, and pieces of indices in which every row has one value at the most,
     so that all may be of the first column.
     """
-    stored, lost = int(ends[-1]), []
-    if data.shape[0]:
-        lost += [*absent(indptr), *(at for at in absent(data) if at[0] * _piece(data) < stored)]
+    stored = int(ends[-1])
+    if data.shape[0] and absent(indptr):
+        raise _lost(name, indptr, len(absent(indptr)))
+    lost = [at for at in absent(data) if at[0] * _piece(data) < stored]
+    if lost:
+        raise _lost(name, data, len(lost))
     inside = np.unique(ends)
     for at in absent(indices):
         begin, end = at[0] * _piece(indices), min((at[0] + 1) * _piece(indices), stored)
         if ((inside > begin) & (inside < end)).sum() < end - begin - 1:
             lost.append(at)
     if lost:
-        raise _lost(name, lost)
+        raise _lost(name, indices, len(lost))
 
 
 def _piece(array: Any) -> int:
     return int((array.shards or array.chunks)[0])
 
 
-def _lost(name: str, pieces: Sequence[Any]) -> StoreError:
-    return StoreError(
-        f"{name} is damaged: {len(pieces):,} pieces of its zarr array are absent, {READ_AS_ZEROS}. "
-        "Otherwise copy or download the folder again."
-    )
+def _lost(name: str, array: Any, n: int) -> StoreError:
+    return StoreError(f"{name}: {left_out(array, n)}. If not, copy or download the folder again.")
 
 
 def _runs(

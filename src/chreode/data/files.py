@@ -19,7 +19,7 @@ from anndata.io import read_elem, sparse_dataset
 
 from .. import store
 from ..errors import SchemaError, StoreError, near
-from .disk import READ_AS_ZEROS, Array, DiskDense, Selected, Stacked, absent, by_rows, readable
+from .disk import Array, DiskDense, Selected, Stacked, absent, by_rows, left_out, readable
 from .foreign import refuse_foreign
 
 
@@ -262,8 +262,8 @@ def _slot(item: Any) -> Any:
 def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
     """Return the columns of a table that can be read; the others are told in `lost`.
 
-    A column of a zarr of which pieces are absent is told there too, unless zarr must be right to read
-    them as zeros: where there is one category alone, and where a mask says that nothing is masked.
+    A column of a zarr of which pieces are absent is told there too, unless there is one category alone.
+    Masks are taken as they are read: zarr leaves out that of every column that lacks no value.
     """
     group = root[name]
     if group.attrs.get("encoding-version") != "0.2.0":
@@ -278,8 +278,8 @@ def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
             if len(values) != len(names):
                 raise ValueError(f"{len(values)} values for {len(names)} names")
             columns[key] = values
-            if _pieces_lost(group[key]):
-                lost[f"{name}/{key}"] = f"pieces of its zarr array are absent, {READ_AS_ZEROS}"
+            if why := _pieces_lost(group[key]):
+                lost[f"{name}/{key}"] = why
         except Exception as error:  # noqa: BLE001 (whatever a storage library raises)
             lost[f"{name}/{key}"] = f"{type(error).__name__}: {error}"
     table = pd.DataFrame(columns, index=names)
@@ -287,12 +287,17 @@ def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
     return table
 
 
-def _pieces_lost(item: Any) -> bool:
+def _pieces_lost(item: Any) -> str:
+    """Say which pieces of a column are absent; nothing if none are, or nothing is lost by it."""
     if isinstance(item, Array):
-        return bool(absent(item))
+        return left_out(item, len(absent(item))) if absent(item) else ""
     several = "categories" in item and item["categories"].shape[0] > 1
     parts = ("categories", "codes") if several else ("categories", "values")
-    return any(part in item and absent(item[part]) for part in parts)
+    for array in (item[part] for part in parts if part in item):
+        if absent(array):
+            of = "the first category" if several and array.basename == "codes" else ""
+            return left_out(array, len(absent(array)), of)
+    return ""
 
 
 def stack(parts: Sequence[OnDisk], join: Literal["same", "inner"]) -> OnDisk:
