@@ -126,6 +126,42 @@ def test_check_for_one_model(say, there):
     assert told["suggested"] == "chreode fit pca cells.h5ad --counts X -o runs/pca"
 
 
+@pytest.mark.parametrize(
+    ("roles", "model"),
+    [
+        ("", "scvi"),
+        ("--label obs/cell_type", "scvi"),
+        ("--time obs/day", "neuralode"),
+        ("--time obs/day --trajectory obs/clone", "neuralode"),
+        ("--time obs/day --trajectory obs/mouse", "cfgen"),  # each was killed at one time
+        ("--time obs/once", "scvi"),
+        ("--perturbation obs/drug --control none", "cfgen"),
+        ("--perturbation obs/drug --dose obs/day --label obs/cell_type", "cfgen"),
+        ("--time obs/day --perturbation obs/drug", "cfgen"),
+    ],
+)
+def test_what_is_suggested_reads_the_roles_that_were_named(say, there, roles, model):
+    cells = ad.read_h5ad("cells.h5ad")
+    n = np.arange(200)
+    cells.obs["day"], cells.obs["once"] = n % 4 * 1.5, 2.0
+    cells.obs["mouse"] = [f"m{i % 4}" for i in n]
+    cells.obs["clone"] = [f"c{i // 100}" for i in n]
+    cells.obs["drug"] = np.where(n % 3, "none", "IFN")
+    cells.write_h5ad("more.h5ad")
+    code, out, _ = say(f"check more.h5ad --counts layers/counts {roles} --json")
+    suggested = json.loads(out)["suggested"]
+    assert code == 0
+    assert suggested.startswith(f"chreode fit {model} more.h5ad --counts layers/counts")
+    short = {
+        "scvi": "--max-epochs 1",
+        "cfgen": "--max-epochs 1 --flow-epochs 1 --hidden 8",
+        "neuralode": "--match-steps 2 --piece-steps 1 --path-steps 1",
+    }[model]
+    assert say(f"{suggested.removeprefix('chreode ')} {short}")[0] == 0
+    for role in roles.split()[::2]:
+        assert role in suggested
+
+
 def test_check_of_a_mudata_names_modalities_and_drops_copies_of_columns(say, there):
     with mudata.set_options(pull_on_update=False):
         simulate_citeseq(120, 60, 8, n_batches=2, seed=0).write("m.h5mu")

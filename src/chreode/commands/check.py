@@ -36,6 +36,9 @@ _MODALITY_NAMES = {
     "protein": "adt|prot|antibod|cite",
     "accessibility": "atac|peak|access",
 }
+#: Columns that ask for a model which reads them, and what is suggested first of models that read as many.
+_ASKED = ("time", "trajectory", "perturbation", "dose")
+_USUAL = ("scvi", "neuralode", "cfgen", "pca")
 _CONTROL = r"(^|[^a-z])(ctrl|control|non[-_ ]?targeting|nt|dmso|mock|vehicle|unperturbed)([^a-z]|$)"
 
 
@@ -70,7 +73,7 @@ def check(
     if for_ and feeds[0]["missing"]:
         found.append(Finding("error", "schema", f"{for_} needs {feeds[0]['missing'][0]}."))
     failed = any(finding.level == "error" for finding in found)
-    following = None if failed else _next(file, schema, feeds, matrices, columns)
+    following = None if failed else _next(file, data, schema, feeds, matrices, columns)
     pending = ", once the errors are mended" if failed else ""
     text = "\n".join(
         [
@@ -229,6 +232,7 @@ def _fed(model: type[Model], schema: Schema) -> dict[str, Any]:
 
 def _next(
     file: Path,
+    data: Data,
     schema: Schema,
     feeds: list[dict[str, Any]],
     matrices: list[dict[str, Any]],
@@ -239,14 +243,38 @@ def _next(
     if not told:
         roles = _candidates(matrices, columns)
         return suggested("check", file, *roles) if roles else None
-    ready = [feed["key"] for feed in feeds if not feed["missing"]]
+    asked = _asked(data, schema)
+    ready = [
+        feed
+        for feed in feeds
+        if not feed["missing"] and ("time" in asked or "time" not in find(feed["key"]).needs)
+    ]
     if not ready:
         return None
-    model = "scvi" if "scvi" in ready else ready[0]
+
+    def fit(feed: dict[str, Any]) -> tuple[int, int, int]:
+        """Return how many of these roles a model reads, how many it is made for, and how usual it is."""
+        key = feed["key"]
+        made_for = len(asked & {*find(key).needs})
+        return len(asked & {*feed["reads"]}), made_for, -(*_USUAL, key).index(key)
+
+    model = max(ready, key=fit)["key"]
     width = next((m["shape"][1] for m in matrices if m["place"] == schema.counts and m["shape"]), 0)
     # most genes of a whole transcriptome tell nothing and cost time
     fewer = ["--n-genes", "2000"] if width > 5000 else []
     return suggested("fit", model, file, *as_flags(told), *fewer, "-o", f"runs/{model}")
+
+
+def _asked(data: Data, schema: Schema) -> set[str]:
+    """Return the roles named that some models alone read, where these have something to learn of them."""
+    from ..read import column
+
+    told = {role: column(data, place, role) for role, place in schema.places() if role in _ASKED}
+    found = {role for role, values in told.items() if values.nunique() > 1}
+    if "time" in found and "trajectory" in told:  # nothing moves in a trajectory of one time
+        of_each = told["time"].groupby(told["trajectory"].to_numpy(), observed=True).nunique()
+        found -= {"time"} if (of_each < 2).any() else set()
+    return found | {role for role in ("protein", "accessibility") if getattr(schema, role)}
 
 
 def _candidates(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> list[str]:
