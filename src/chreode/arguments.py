@@ -19,6 +19,7 @@ import pandas as pd
 import scipy.sparse as sp
 from pandas.api.extensions import ExtensionArray
 
+from .config import WORDS, several
 from .errors import ArgumentError
 from .text import visible
 
@@ -177,9 +178,8 @@ def _holds(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
 
 
 _NAMES: dict[Any, str] = {
-    int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path",
-    object: "values", np.ndarray: "an array", pd.Series: "a column", ExtensionArray: "its values",
-    type(None): "None", **dict.fromkeys(get_args(Sparse), "a sparse matrix (CSR or CSC)"),
+    **WORDS, Path: "a path", object: "values", np.ndarray: "an array", pd.Series: "a column",
+    ExtensionArray: "its values", **dict.fromkeys(get_args(Sparse), "a sparse matrix (CSR or CSC)"),
     "Fitted": "a fitted model (as ch.load returns)",  # by name: its module imports this one
 }  # fmt: skip
 
@@ -197,14 +197,19 @@ def _spelled(hint: Any) -> str:
             return f"a mapping of names to {_spelled(inner[1])}"
         return "a mapping of names to values, as {'label': 'NK'}"
     if origin is tuple:
-        return f"a tuple of {_spelled(inner[0])}"
+        return f"a tuple of {several(_spelled(inner[0]))}"
     if origin is collections.abc.Callable:
         return "a function"
     if isinstance(origin, type) and inner:
-        return f"a list of {_spelled(inner[0])}"
+        return f"a list of {several(_spelled(inner[0]))}"
     name = getattr(hint, "__name__", str(hint))
     return _NAMES.get(hint) or _NAMES.get(name, name)
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        held = dict.fromkeys(several(_kind(v)) for v in value[:20])
+        return f"a {type(value).__name__} of {' and '.join(held) or 'nothing'}"
+    if isinstance(value, np.ndarray) and value.dtype.kind in "US":
+        return "an array of text"
     return _NAMES.get(type(value), type(value).__name__)

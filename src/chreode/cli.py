@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CoercionError, CycloptsError, Parameter
 
 from . import __version__
 from .commands.common import Answer, spoken
+from .config import WORDS
 from .errors import ChreodeError
 from .text import message as readable
 from .text import visible
@@ -105,13 +106,23 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return _fail(1, type(error).__name__, spoken(str(error)), as_json=as_json)
     except CycloptsError as error:
         command = " ".join(("chreode", *(error.command_chain or ())))
-        return _fail(2, "UsageError", f"{error} See: {command} --help", as_json=as_json)
+        return _fail(2, "UsageError", f"{_plain(error)} See: {command} --help", as_json=as_json)
     except KeyboardInterrupt as stopped:
         return _fail(130, "KeyboardInterrupt", str(stopped) or "interrupted", as_json=as_json)
     if not isinstance(answer, Answer):  # help and version have printed themselves
         return 0
     print(answer)
     return answer.code
+
+
+def _plain(error: CycloptsError) -> str:
+    """Return a sentence on a flag, without the names that Python has for types."""
+    text = str(error)
+    if isinstance(error, CoercionError) and error.token is not None and not error.msg:
+        said, expected = visible(error.token.value), WORDS.get(error.target_type)
+        if expected:  # of choices it says which there are
+            text = f"Invalid value for {error.token.keyword}: {said!r}; expected {expected}."
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _fail(code: int, kind: str, text: str, *, as_json: bool) -> int:

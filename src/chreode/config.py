@@ -89,13 +89,44 @@ def _spelled(hint: Any) -> str:
     return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
+#: What types are called in a sentence, and several of one.
+WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None",
+}  # fmt: skip
+_SEVERAL = {"a whole number": "whole numbers", "a number": "numbers"}
+
+
+def several(word: str) -> str:
+    """Return what more than one is called."""
+    return _SEVERAL.get(word, word)
+
+
+def worded(hint: Any) -> str:
+    """Return what a type expects, in words.
+
+    Examples
+    --------
+    >>> worded(int | None), worded(tuple[float, ...]), worded(Literal["nb", "zinb"])
+    ('a whole number or None', 'a tuple of numbers', "'nb' or 'zinb'")
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(worded, inner))
+    if origin is tuple:
+        return f"a tuple of {several(worded(inner[0]))}"
+    return WORDS.get(hint) or str(getattr(hint, "__name__", hint))
+
+
 def _checked(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     value = _as_python(value)
     if not _fits(value, hint):
-        expected = _spelled(hint)
-        said = near(value, typing.get_args(hint)) if isinstance(value, str) else ""
+        names = [part for part in typing.get_args(hint) if isinstance(part, str)]
+        said = near(value, names) if names and isinstance(value, str) else ""
+        got = "" if names else f", got {WORDS.get(type(value), type(value).__name__)}"
         raise ConfigError(
-            f"{owner}({field.name}={value!r}): expected {expected}.{said} {field.metadata['doc']}"
+            f"{owner}({field.name}={value!r}): expected {worded(hint)}{got}.{said} {field.metadata['doc']}"
         )
     low, high = field.metadata.get("low"), field.metadata.get("high")
     for number in value if isinstance(value, tuple) else (value,):

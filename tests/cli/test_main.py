@@ -77,6 +77,12 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("embed pca cells.h5ad -o out.csv", 1, "ends in .h5ad"),
         ("embed gone cells.h5ad -o out.h5ad", 1, "no model folder"),
         ("generate scvi -n 5 --given.batch batch_7 -o new.h5ad", 1, "never seen"),
+        ("generate scvi -n 5 --given p3 -o new.h5ad", 2, "flag, as in --given.batch p3. See:"),
+        ("generate scvi -n 5 --given batch=p3 -o new.h5ad", 2, "as in --given.batch p3. See:"),
+        ("generate scvi -n 5 --given.a.b d -o new.h5ad", 1, "condition 'a.b'"),
+        ("correct scvi cells.h5ad --to p3 -o new.h5ad", 2, "as in --to.batch p3. See:"),
+        ("trajectory scvi cells.h5ad --times day0 -o new.h5ad", 2, "'day0'; expected a number. See"),
+        ("fit pca cells.h5ad --counts X --n-latent ten -o x", 2, "'ten' is no whole number. See"),
         ("generate scvi -n 5 --given.donor d -o new.h5ad", 1, "There is: batch"),
         ("generate pca -n 5 -o new.h5ad", 1, "PCA cannot generate; it can"),
         ("generate scvi -n 5 --guidance 2 -o new.h5ad", 1, "no guidance"),
@@ -105,7 +111,8 @@ def test_errors_say_what_to_do_and_leave_nothing_behind(say, there, line, code, 
     again, out, err = say(f"{line} --json")
     assert again == code
     assert said in err
-    assert err.startswith("error: ")
+    assert f"\n{err}".partition("\nerror: ")[0].count("\n") <= 1  # a note on the model, at the most
+    assert "\nerror: " in f"\n{err}"
     assert "Traceback" not in err
     told = json.loads(out)
     assert said in told["error"]

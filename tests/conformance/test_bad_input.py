@@ -262,7 +262,7 @@ class TestModelFolders:
                 "size mismatch",
             ),
             (lambda i: i["config"].update(evil=1), "no option 'evil'"),
-            (lambda i: i["config"].update(n_latent="10"), "expected int"),
+            (lambda i: i["config"].update(n_latent="10"), "expected a whole number"),
             (lambda i: i.pop("spec"), "spec"),
             (lambda i: i["spec"].pop("features"), "malformed"),
             (lambda i: i["spec"]["blocks"].update(batch=[7]), "do not add up"),

@@ -194,6 +194,10 @@ def test_a_series_of_one_time_is_refused_by_name():
     three = cells([("a", 1.0), ("a", 2.0), ("b", 2.0)], [[1], [2], [3]])
     with pytest.raises(DataError, match="1 of 2 trajectories have one time only, such as 'b'"):
         source_of(three).series(np.arange(3))
+    for names in ("ab", "aa"):
+        at_once = cells([(name, 1.0) for name in names], [[1], [2]])
+        with pytest.raises(DataError, match="All cells have the same time.*another column as time"):
+            source_of(at_once).series(np.arange(2))
 
 
 def test_a_series_without_a_gene_is_refused_by_name():

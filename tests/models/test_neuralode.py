@@ -15,7 +15,7 @@ from chreode import read
 from chreode.align import learn_spec, open_source
 from chreode.data.series import SeriesSource
 from chreode.data.systems import GeneNetwork, Sampling, simulate_system
-from chreode.errors import BlowUpError, ConfigError, DataError, SchemaError
+from chreode.errors import ArgumentError, BlowUpError, ConfigError, DataError, SchemaError
 from chreode.horizon import ForecastWarning
 from chreode.learn.rng import Rng
 from chreode.metrics.dynamics import edge_precision
@@ -314,6 +314,15 @@ def test_times_far_beyond_are_refused(course, paths, times):
     late.obs["time"] = times[0]
     with pytest.raises(ConfigError, match="from time .*the fit have times from 0 to 5"):
         course.trajectory(late, times=[1.0])
+
+
+@pytest.mark.parametrize(
+    ("times", "got"),
+    [(["day0"], "a list of text"), ("day0", "text"), ([None], "a list of None"), (1.0, "a number")],
+)
+def test_times_that_are_no_numbers_are_told_in_words(course, times, got):
+    with pytest.raises(ArgumentError, match=f"expected a list of numbers or None, got {got}"):
+        course.trajectory(start="path_0", times=times)
 
 
 @pytest.mark.parametrize(("unit", "zero"), [(1.0, 0.0), (86400.0, 1_700_000_000.0)])

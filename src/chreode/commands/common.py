@@ -53,6 +53,26 @@ def _whole(_: Any, tokens: Sequence[Token]) -> int | None:
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]
+
+
+def _conditions(_: Any, given: Any) -> dict[str, str]:
+    """Read the values of conditions by their names, which stand in the flag; a name may hold dots."""
+    if not isinstance(given, Mapping):
+        flag, word = given[0].keyword, given[0].value
+        name, told, value = word.partition("=")
+        right = f"{flag}.{name} {value}" if told else f"{flag}.batch p3"
+        raise ValueError(f"{word!r}. The name of a condition stands in the flag, as in {right}")
+    found = dict[str, str]()
+    for name, below in given.items():
+        inner = _conditions(_, below) if isinstance(below, Mapping) else {"": below[-1].value}
+        found |= {f"{name}.{rest}" if rest else name: value for rest, value in inner.items()}
+    return found
+
+
+Conditions = Annotated[
+    dict[str, str],
+    Parameter(metavar="VALUE", converter=_conditions, accepts_keys=True, n_tokens=1),
+]
 Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)]
 Switch = Annotated[bool, Parameter(negative="", show_default=False, group=RUN)]
 Json = Annotated[

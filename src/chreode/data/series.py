@@ -395,6 +395,11 @@ class SeriesSource(Source):
 
 def _refuse_moments(batch: SeriesBatch) -> None:
     short = (batch.observed.sum(1) < 2).nonzero()[:, 0].tolist()
+    if short and bool((batch.times == batch.times[0, 0]).all()):
+        raise DataError(
+            "All cells have the same time, so nothing is seen to move: a model of time needs two times at "
+            "the least. Name another column as time, or take a model that reads none."
+        )
     if short:
         name, n = batch.names[short[0]], int(batch.weight[short[0]].amax())
         raise DataError(
