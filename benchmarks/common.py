@@ -32,16 +32,17 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def append(row: Row, path: Path) -> None:
+def append(row: Row, path: Path, same: Sequence[str] = ("case",)) -> None:
     """Add a row and the hash of the code that made it, by a rename: a run killed here loses no row.
 
-    An older row of the same ``case`` gives way to it.
+    An older row that agrees with it in all of `same` gives way to it, if the new one has these keys.
     """
     from chreode.store import code_hash  # not at the top: the rivals' environment has no chreode
 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
-    kept = [r for r in read(path) if "case" not in row or r.get("case") != row["case"]]
+    identified = all(key in row for key in same)
+    kept = [r for r in read(path) if not identified or any(r.get(k) != row[k] for k in same)]
     lines = [json.dumps(r) for r in [*kept, {**row, "code": code_hash()}]]
     aside.write_text("\n".join(lines) + "\n")
     aside.replace(path)

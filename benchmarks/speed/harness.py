@@ -103,12 +103,15 @@ class SideError(Exception):
     """The process of a side failed."""
 
 
-def missing(cases: list[Case], rows: list[Row], threads: int) -> list[Case]:
-    """Return the cases that have no row yet with the same settings on this machine."""
+def missing(
+    cases: list[Case], rows: list[Row], threads: int, *, any_code: bool = False
+) -> list[Case]:
+    """Return the cases that have no row yet with the same settings, machine and, unless `any_code`, code."""
+    from chreode.store import code_hash  # not at the top: the rivals' environment has no chreode
 
     def done(case: Case) -> bool:
-        wanted = case.identity(threads)
-        return any(all(row[k] == v for k, v in wanted.items()) for row in rows)
+        wanted = case.identity(threads) | ({} if any_code else {"code": code_hash()})
+        return any(all(row.get(k) == v for k, v in wanted.items()) for row in rows)
 
     return [case for case in cases if not done(case)]
 

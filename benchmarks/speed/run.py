@@ -18,7 +18,7 @@ from benchmarks.speed.harness import Case, Folders, SideError, measure, missing
 
 HERE = Path(__file__).parent
 #: In the order of the page.
-TABLES = ("training", "converged", "metrics", "disk", "likelihood", "imports")
+TABLES = ("training", "converged", "linear", "metrics", "disk", "likelihood", "imports")
 
 
 def table(name: str) -> ModuleType:
@@ -50,7 +50,7 @@ def run(plan: list[Case], threads: int, rows: Path, folders: Folders) -> list[Ca
             failed.append(case)
             say(f"  FAILED: {error}")
             continue
-        append(row, rows_file(case.table, rows))
+        append(row, rows_file(case.table, rows), same=("case", "threads", "machine"))
         took = (time.perf_counter() - start) / 60
         say(f"  took {took:.1f} minutes; about {total / 60:.0f} minutes left")
     return failed
@@ -64,6 +64,9 @@ def main() -> None:
         "--threads", type=int, choices=(1, 2), default=1, help="cores for each side"
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try it out")
+    parser.add_argument(
+        "--any-code", action="store_true", help="leave rows that other code made as they are"
+    )
     parser.add_argument(
         "--rows", type=Path, help="folder of the rows (default: beside this script)"
     )
@@ -88,7 +91,10 @@ def main() -> None:
             case
             for name in given.tables or TABLES
             for case in missing(
-                table(name).cases(given.quick), read(rows_file(name, rows)), given.threads
+                table(name).cases(given.quick),
+                read(rows_file(name, rows)),
+                given.threads,
+                any_code=given.any_code,
             )
         ]
         failed = run(plan, given.threads, rows, Folders(given.scratch, given.data))

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import Stopwatch
 
 PACKAGES = (
-    "chreode", "scvi-tools", "scib-metrics", "torch", "anndata", "h5py", "numpy", "scipy", "lightning", "jax",
+    "chreode", "scvi-tools", "scib-metrics", "scanpy", "torch", "anndata", "h5py", "numpy", "scipy",
+    "lightning", "jax",
 )  # fmt: skip
 
 

@@ -164,6 +164,16 @@ def test_only_what_has_no_row_is_measured(tmp_path):
     assert harness.missing([CASE], rows, threads=2) == [CASE]
     assert harness.missing([CASE], [{**rows[0], "machine": "another"}], threads=1) == [CASE]
     assert harness.missing([replace(CASE, cost=9)], rows, threads=1) == []
+    stale = [{**rows[0], "code": "older"}]
+    assert harness.missing([CASE], stale, threads=1) == [CASE]
+    assert harness.missing([CASE], stale, threads=1, any_code=True) == []
+
+
+def test_a_row_gives_way_to_one_of_the_same_case_threads_and_machine(tmp_path):
+    path, same = tmp_path / "rows.jsonl", ("case", "threads")
+    for threads, n in ((1, 0), (2, 1), (1, 2)):
+        common.append({"case": "nb", "threads": threads, "n": n}, path, same)
+    assert [row["n"] for row in common.read(path)] == [1, 2]
 
 
 def test_rows_are_whole_lines_or_absent(tmp_path):
@@ -244,7 +254,7 @@ def lapping(label: str, seconds: float) -> list[common.Row]:
         "steps": 10, "value": -5.0, "scores": dict.fromkeys(metrics.KEYS, 0.1 * len(label)),
     }  # fmt: skip
     once = ("import", "load", "set-up", "warm-up")
-    several = ("epoch", "embed", "steps", *metrics.CALLS)
+    several = ("epoch", "embed", "fit", "steps", *metrics.CALLS)
     return [lap(name, seconds, **facts) for name in (*once, *several, *several)]
 
 
@@ -281,7 +291,7 @@ def test_every_table_has_its_sides_and_is_told(name):
     assert table.section(name, []) == "Not measured yet."
 
 
-@pytest.mark.parametrize("name", ["training", "metrics", "disk", "likelihood", "imports"])
+@pytest.mark.parametrize("name", ["training", "linear", "metrics", "disk", "likelihood", "imports"])
 def test_tables_tell_how_many_times_faster(name):
     assert "| 4.00 x |" in table.section(name, rows_of(name))
 
