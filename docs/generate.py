@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cyclopts.help import format_usage
+
 from chreode import config, models
 from chreode.cli import COMMANDS, app
 from chreode.commands.common import ROLES_GROUP
@@ -22,8 +24,8 @@ from chreode.schema import ROLES
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- from the code: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-#: Commands with others below them, and the one to describe.
-BELOW = {"fit": "scvi", "tune": "scvi", "bench": "integration"}
+#: Commands with others below them, and those to describe; of models one stands for all.
+BELOW = {"fit": ("scvi",), "tune": ("scvi",), "bench": ("integration", "generation")}
 
 
 def pages() -> list[Path]:
@@ -93,31 +95,36 @@ def command_sections(_: Path) -> str:
     sections = []
     for place, about, _example in COMMANDS:
         name = place.rpartition(":")[2]
-        command = app[name]
-        words = name
-        if name in BELOW:
-            command = command[BELOW[name]]
-            words = f"{name} {'MODEL' if BELOW[name] == 'scvi' else BELOW[name]}"
-        sections.append(_section(words, about, command))
+        sections += [
+            _section([name, below] if below else [name], about if below in ("", "scvi") else "")
+            for below in BELOW.get(name, ("",))
+        ]
     return "\n\n".join(sections)
 
 
-def _section(words: str, about: str, command: Any) -> str:
+def _section(words: list[str], about: str) -> str:
+    command, above = app, app
+    for word in words:
+        above, command = command, command[word]
     flags = list(command.assemble_argument_collection(parse_docstring=True))
     shared = [f for f in flags if _group(f) == ROLES_GROUP.name]
     options = [f for f in flags if _group(f).endswith(": its options")]
     own = [f for f in flags if f not in shared and f not in options]
-    usage = ["chreode", words, *(f"{f.name} …" for f in own if f.required and f.name[0] == "-")]
-    usage += [f.name for f in own if f.name[0] != "-"]
+    usage = str(format_usage(app, words)).removeprefix("Usage:").strip()
+    examples = [a.help_epilogue or "" for a in (command, above)]
+    example = next((e.partition("\n")[0] for e in examples if e.startswith("Example: ")), "")
     more = [
         *(["the [roles](#roles)"] if shared else []),
         *(["the options of the model, each a flag"] if options else []),
     ]
+    about = about or command.help.partition("\n")[0]
     return "\n".join(
         [
-            f"## {words}", "", f"`{' '.join(usage)}`", "", about, "",
+            f"## {' '.join(words).replace('scvi', 'MODEL')}", "",
+            f"`{usage.replace(' scvi ', ' MODEL ')}`", "", about, "",
             _table(("argument", "meaning", "default"), map(_flag, own)),
             *(["", f"And {', and '.join(more)}."] if more else []),
+            *(["", f"Example: `{example.removeprefix('Example: ')}`"] if example else []),
         ]
     )  # fmt: skip
 

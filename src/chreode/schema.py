@@ -92,20 +92,30 @@ class Schema:
         Raw counts: finite, non-negative whole numbers.
     expression
         Log-normalised or otherwise continuous values.
-    protein, accessibility
-        Raw counts of proteins (NaN: not measured) and of peaks.
+    protein
+        Raw counts of proteins (NaN: not measured).
+    accessibility
+        Raw counts of peaks.
     views
         Places of several continuous matrices, for factor models (NaN: not measured).
     batch
         Donor, library or laboratory of each cell: what should not matter.
     label
         Type or state of each cell. Empty or NaN: unlabelled.
-    trajectory, perturbation
-        Which series a cell belongs to; what was done to it (combinations as ``A+B``).
-    categorical, continuous
-        Further covariates, called by their column names from then on.
-    size_factor, time, dose
-        One number per cell, in any unit; dates are told as days or seconds.
+    trajectory
+        Which series a cell belongs to.
+    perturbation
+        What was done to a cell (combinations as ``A+B``).
+    categorical
+        Further covariates that are categories, called by their column names from then on.
+    continuous
+        Further covariates that are numbers, called by their column names from then on.
+    size_factor
+        A positive number per cell that its expected counts are proportional to.
+    time
+        When a cell was taken: one number each, in any unit; dates are told as days or seconds.
+    dose
+        How much was done to a cell: one number each, in any unit.
     control
         The value of `perturbation` that means "unperturbed".
     missing

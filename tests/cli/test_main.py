@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 
 import chreode as ch
 from chreode import models
-from chreode.commands.common import spoken
+from chreode.commands import judge
+from chreode.commands.common import schema_flags, spoken
 
 KEYS = models.keys()
 COMMANDS = [
@@ -36,6 +38,31 @@ def test_every_command_has_help(say, command):
     code, out, err = say(f"{command} --help")
     assert (code, err) == (0, "")
     assert f"Usage: chreode {command}".strip() in out
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", re.findall("^## (.+)$", PAGE.partition("<!-- from")[2], re.M))
+def test_the_page_of_commands_says_what_their_help_prints(say, command):
+    section = PAGE.partition(f"## {command}\n")[2].partition("\n## ")[0]
+    told = re.findall("^(?:Example: )?`(chreode .+)`$", section, re.M)
+    helps = [command.replace("MODEL", "scvi"), command.removesuffix(" MODEL")]
+    printed = " ".join(" ".join(say(f"{words} --help")[1] for words in helps).split())
+    assert len(told) == 2
+    assert f"Usage: {told[0].replace(' MODEL ', ' scvi ', command.count('MODEL'))}" in printed
+    assert f"Example: {told[1]}" in printed
+
+
+def test_every_bench_is_on_the_page():
+    for name in judge.bench:
+        assert name.startswith("-") or f"\n## bench {name}\n" in PAGE
+
+
+def test_no_two_roles_have_the_same_help():
+    helps = [flag.annotation.__metadata__[-1].help for flag in schema_flags()]
+    assert all(helps)
+    assert len(set(helps)) == len(helps)
 
 
 def test_the_first_page_and_the_list_of_models_load_no_heavy_library():

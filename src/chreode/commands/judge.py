@@ -27,11 +27,12 @@ from .common import (
     with_roles,
 )
 
-bench = App(
-    name="bench",
-    help_epilogue="Example: chreode bench integration pbmc.h5ad --counts layers/counts "
-    "--batch obs/donor --label obs/cell_type --models scvi --report report.html",
+_EXAMPLE = (
+    "Example: chreode bench {} pbmc.h5ad --counts layers/counts --batch obs/donor "
+    "--label obs/cell_type --models {} --report report.html"
 )
+
+bench = App(name="bench", help_epilogue=_EXAMPLE.format("integration", "scvi"))
 
 Seeds = Annotated[
     tuple[Whole, ...], Parameter(consume_multiple=True, show_default="0 1 2", group=RUN)
@@ -94,7 +95,7 @@ def integration(
     return _answer(scored, ["role", "bio", "batch", "total", "seeds", "note"], output, report, json)
 
 
-@bench.command
+@bench.command(help_epilogue=_EXAMPLE.format("generation", "cfgen"))
 @with_roles
 def generation(
     file: Path,
