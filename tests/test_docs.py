@@ -73,6 +73,7 @@ def with_blocks(language: str) -> list[Path]:
     return [page for page in PAGES if page.name != "CONTRIBUTING.md" and blocks(page, language)]
 
 
+@pytest.mark.filterwarnings("ignore:.*are held at its end")  # fits of a few steps wander
 @pytest.mark.parametrize("page", with_blocks("python"), ids=named)
 def test_python_on_the_page_runs(page, desk):
     schema = ch.Schema(counts="layers/counts", batch="obs/donor", label="obs/cell_type")

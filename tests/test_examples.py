@@ -98,6 +98,7 @@ SHOWN = {
 SLOW = ("attributes", "multiome", "motion_capture", "haematopoiesis")
 
 
+@pytest.mark.filterwarnings("ignore:.*are held at its end")  # users see it, beside what is printed
 @pytest.mark.parametrize(
     "example",
     [
