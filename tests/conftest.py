@@ -7,11 +7,13 @@ import signal
 from pathlib import Path
 
 import anndata as ad
+import jaxtyping
 import pytest
 import torch
 
 import chreode as ch
 from chreode.data.simulate import simulate_cells
+from chreode.learn import analogs
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -32,7 +34,7 @@ def _simulated() -> ad.AnnData:
     cells = simulate_cells(500, 300, n_types=4, n_batches=3, seed=0)
     cells.obs["plate"] = [f"plate{i % 2}" for i in range(cells.n_obs)]
     cells.obs["age"] = [float(20 + i % 30) for i in range(cells.n_obs)]
-    cells.obs["day"] = [float(i % 41) for i in range(cells.n_obs)]
+    cells.obs["day"] = [float(i % 17) for i in range(cells.n_obs)]
     cells.obs["donor"] = [f"donor{i // 2 % 3}" for i in range(cells.n_obs)]
     return cells
 
@@ -68,6 +70,22 @@ def quick():
         return cls(**{**{k: v for k, v in small.items() if k in names}, **options})
 
     return make
+
+
+@pytest.fixture(scope="module")
+def few_settings():
+    """Compare starts in 10 of the 30 ways that LineageNODE and analogs choose from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analogs, "WIDTHS", (0.5, 2.0))
+        yield
+
+
+@pytest.fixture(scope="module")
+def as_users_have_it():
+    """Check no types: users have no such checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

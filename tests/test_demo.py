@@ -54,6 +54,7 @@ def test_offline_asks_nobody(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_users_have_it")
 def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sgd, "default_epochs", lambda _: 3)
     assert main(["demo", "--offline", "-o", str(tmp_path / "demo"), "--seed", "1"]) == 0

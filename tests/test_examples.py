@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
+
 FOLDER = Path(__file__).parents[1] / "examples"
 
 

@@ -20,7 +20,7 @@ from chreode.report import bench_sections, findings
 
 TURN = np.array([[-0.2, 1.5, 0.0], [-1.5, -0.2, 0.0], [0.8, 0.0, -1.0]])
 SCHEMA = ch.Schema(expression="X", time="obs/time", trajectory="obs/path")
-QUICK = {"match_steps": 30, "piece_steps": 5, "path_steps": 5}
+QUICK = {"match_steps": 10, "piece_steps": 5, "path_steps": 5}
 
 
 def series(n, seed, times=60):
@@ -100,7 +100,7 @@ def cells():
 
 
 @pytest.fixture(scope="module")
-def bench(cells):
+def bench(cells, few_settings):
     part = cells.obs["part"]
     edges = pd.DataFrame({"source": ["a", "b", "a"], "target": ["b", "a", "c"], "sign": [-1, 1, 1]})
     return ch.bench.dynamics(

@@ -175,6 +175,7 @@ def test_strings_that_stand_for_missing_are_pointed_out_and_can_be_declared(cell
 def test_silent_genes_are_kept_and_reported(model, cells, schema):
     from chreode.check import findings
 
+    cells = cells[:, :100].copy()
     counts = cells.layers["counts"].toarray()
     counts[:, :4] = 0
     counts[:, 10] += 1
@@ -184,10 +185,11 @@ def test_silent_genes_are_kept_and_reported(model, cells, schema):
     assert any(
         f"{silent} features are zero in every cell" in f.text for f in findings(cells, schema)
     )
-    assert model.fit(cells, schema).spec.n_features("counts") == 300
+    assert model.fit(cells, schema).spec.n_features("counts") == 100
 
 
 def test_fractional_counts_must_be_declared(model, cells, schema):
+    cells = cells[:, :100].copy()
     normalised(cells)
     assert np.isfinite(model.fit(cells, schema.with_(fractional=True)).embed(cells)).all()
 

@@ -15,20 +15,16 @@ from chreode.learn import SGD, Exact
 CLASSES = [models.find(key) for key in models.keys()]  # noqa: SIM118 (a function)
 
 
-@pytest.fixture(scope="module")
-def old(quick, request):
+@pytest.fixture
+def old(fitted_once):
     """Return the fit of a model on the simulated cells, made once, and its schema."""
-    made = {}
     roles = {"batch": "obs/batch", "label": "obs/cell_type", "categorical": ("obs/plate",)}
 
     def fit(cls):
-        if cls not in made:
-            schema = ch.Schema(
-                counts="layers/counts", **roles, continuous=("obs/age",), **over_time(cls)
-            )
-            cells = request.getfixturevalue("_simulated")
-            made[cls] = quick(cls).fit(cells.copy(), schema), schema
-        return made[cls]
+        schema = ch.Schema(
+            counts="layers/counts", **roles, continuous=("obs/age",), **over_time(cls)
+        )
+        return fitted_once(cls, schema), schema
 
     return fit
 

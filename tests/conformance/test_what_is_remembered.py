@@ -109,11 +109,11 @@ def test_a_rare_batch_has_its_own_depth(quick, key):
     assert (open_.obs["batch"] == "rare").mean() < 0.01  # 6 of 13,000, although all six are kept
 
 
-def test_mapping_a_query_leaves_the_depths_of_the_reference(cls, quick, cells, roles):
+def test_mapping_a_query_leaves_the_depths_of_the_reference(cls, quick, cells, roles, fitted_once):
     model = quick(cls)
     if not cls.extends or cls.scale != "counts" or "lr" not in names(cls):
         pytest.skip("maps no query, or has no depth")
-    fitted = model.fit(cells, roles)
+    fitted = fitted_once(cls, roles)
     query = cells[:200].copy()
     query.layers["counts"] = query.layers["counts"] * 5
     query.obs["batch"] = "query"
@@ -163,8 +163,8 @@ def times(cells: ad.AnnData, factor) -> None:
     cells.layers["counts"] = sp.csr_matrix(counts, dtype=np.float32)
 
 
-def test_a_gene_that_a_query_lacks_is_not_scored_as_zero(cls, quick, cells, roles):
-    fitted = quick(cls).fit(cells, roles)
+def test_a_gene_that_a_query_lacks_is_not_scored_as_zero(cls, cells, roles, fitted_once):
+    fitted = fitted_once(cls, roles)
     if "score" not in fitted.verbs:
         pytest.skip("has no score")
     gene, silenced = loudest(cells), cells.copy()
@@ -174,11 +174,11 @@ def test_a_gene_that_a_query_lacks_is_not_scored_as_zero(cls, quick, cells, role
     assert lacking > fitted.score(silenced).mean() + 0.5
 
 
-def test_a_fit_does_not_go_on_without_genes_that_it_knows(cls, quick, cells, roles):
+def test_a_fit_does_not_go_on_without_genes_that_it_knows(cls, quick, cells, roles, fitted_once):
     model = quick(cls)
     if "lr" not in names(cls):
         pytest.skip("goes on from no other fit")
-    fitted = model.fit(cells, roles)
+    fitted = fitted_once(cls, roles)
     with pytest.warns(MissingFeatures), pytest.raises(ch.DataError, match="1 of them missing"):
         model.fit(without(cells, 0), roles, from_=fitted)
 

@@ -76,8 +76,8 @@ def every_model(distributed: bool) -> dict[str, object]:
     """Return what a fit of every model ends with, in a few steps."""
     few = {
         "max_epochs": 2, "flow_epochs": 2, "n_latent": 3, "n_factors": 3, "n_hidden": 8, "hidden": (8, 4),
-        "flow_width": 8, "batch_size": 50, "match_steps": 4, "piece_steps": 4, "path_steps": 4,
-        "population_steps": 4, "strengths": (0.1, 0.2), "n_refits": 2,
+        "flow_width": 8, "batch_size": 50, "match_steps": 2, "piece_steps": 2, "path_steps": 2,
+        "population_steps": 2, "strengths": (0.1, 0.2), "n_refits": 2,
     }  # fmt: skip
     cells, found = CELLS.copy(), {}
     cells.obs["day"] = [float(i % 20) for i in range(200)]
