@@ -32,7 +32,7 @@ from .surroundings import settled
 from .text import markdown, spreadsheet, visible
 
 #: Version of the folder's form; raised when older readers could not understand a new folder.
-FORMAT = 3
+FORMAT = 4
 #: What a model is saved as.
 FILES = ("model.json", "weights.safetensors", "history.csv", "card.md")
 _PROVENANCE = {

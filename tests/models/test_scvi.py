@@ -72,8 +72,9 @@ def test_score_is_the_elbo_of_the_paper(trained, cells):
         h = module.trunk(z, batch.conditions())
         mu = x.sum(1, keepdim=True) * torch.softmax(module.head(h), -1)
         table = module.log_theta
-        follows = (module.head(h).log_softmax(-1) - table.centre) * (0.5 + 3 * table.slopes)
-        theta = (table.table() + follows).exp()
+        times = (module.head(h).log_softmax(-1) - table.centre).exp()  # of the usual frequency
+        w = torch.sigmoid(3 * table.odds)
+        theta = table.table().exp() * (1 - w + w * times)
         p = torch.sigmoid(3 * module.dropout_logits(h))
         nb = torch.distributions.NegativeBinomial(theta, logits=mu.log() - theta.log())
         likelihood = (1 - p) * nb.log_prob(x).exp() + p * (x == 0)

@@ -76,18 +76,19 @@ def test_a_start_is_near_a_poisson():
     torch.testing.assert_close(table.table().exp(), torch.tensor([[10.0, math.exp(4)]]))
 
 
-def test_theta_follows_the_frequency_by_the_formula():
-    table = LogTheta((1,), 3, follows=True)
+def test_theta_rises_with_the_frequency_by_the_formula():
+    table = LogTheta((1,), 3, rises=True)
     frequency, here = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([[0.4, 0.3, 0.3]])
-    table.start(torch.tensor([3.0, 4.0, 5.0]))
+    theta = torch.tensor([20.0, 55.0, 148.0])
+    table.start(theta.log())
     table.refer(frequency.log(), 10)
     with torch.no_grad():
-        table.slopes.copy_(torch.tensor([[0.0, 0.1, 0.2]]))
-    slope = torch.tensor([[0.5, 0.8, 1.1]])
-    torch.testing.assert_close(table.slope(), slope)
-    expected = torch.tensor([3.0, 4.0, 5.0]) + slope * (here.log() - frequency.log())
-    torch.testing.assert_close(table.of(table.table(), here.log() + 7), expected)
-    # a normal prior of mean and spread a half, shared by ten cells
-    torch.testing.assert_close(
-        table.penalty(), ((slope - 0.5) / 0.5).square().sum() / 2 / 10, rtol=1e-5, atol=0
-    )
+        table.odds.copy_(torch.tensor([[0.0, 0.5, -0.4]]))
+    w = torch.tensor([[0.0, 1.5, -1.2]]).sigmoid()
+    expected = theta * (1 - w + w * here / frequency)
+    torch.testing.assert_close(table.of(table.table(), here.log() + 7).exp(), expected)
+    rising = theta * w * here / frequency / expected
+    torch.testing.assert_close(table.rising(here.log() + 7), rising)
+    # a normal prior of mean 0 and spread 2 of the log-odds, shared by ten cells
+    penalty = (w.logit() / 2).square().sum() / 2 / 10
+    torch.testing.assert_close(table.penalty(), penalty, rtol=1e-5, atol=0)

@@ -32,7 +32,7 @@ def test_a_type_has_its_own_theta_where_its_counts_say_so():
     x = NegativeBinomial(log_mean.exp(), truth.exp()).sample()
     within = WithinTypes(3, 3)
     said = log_mean.log_softmax(1)
-    within.fit(chunks(x, types, said, log_mean, torch.zeros_like(x)), torch.zeros(1, 3))
+    within.fit(chunks(x, types, said, log_mean, torch.zeros_like(x), torch.zeros_like(x)))
     torch.testing.assert_close(within.shift[0, :2], torch.full((2,), 1.5), atol=0.25, rtol=0)
     torch.testing.assert_close(within.shift[1, :2], torch.full((2,), -1.0), atol=0.25, rtol=0)
     assert within.shift[:, 2].abs().max() < 0.1  # hardly a count
@@ -57,7 +57,7 @@ def test_a_tilt_lets_as_many_cells_have_a_feature_as_do():
     log_mean = log_mean + torch.stack([level[types], torch.zeros(2 * n)], 1)
     within = WithinTypes(2, 2)
     said = log_mean.log_softmax(1)
-    within.fit(chunks(x, types, said, log_mean, log_theta), torch.zeros(1, 2))
+    within.fit(chunks(x, types, said, log_mean, log_theta, torch.zeros_like(x)))
     assert within.tilt[0, 0] == pytest.approx(-0.8, abs=0.2)
     assert within.tilt[1, 0] == pytest.approx(0.0, abs=0.2)
     assert not within.tilt[:, 1].any()  # where cells are alike, nothing is tilted

@@ -36,8 +36,8 @@ _TERMS = {torch.float32: 3, torch.float64: 8}
 _SERIES = (1/12, -1/360, 1/1260, -1/1680, 1/1188, -691/360360, 1/156, -3617/122400)  # fmt: skip
 _SLOPES = tuple((2 * i + 1) * c for i, c in enumerate(_SERIES))
 _CERTAIN = 1e30  # log-odds, against an extra zero, of a gene that was counted
-# Log frequencies and log θ beyond these change nothing where the one follows the other; as in kernel.c.
-_LEAST, _MOST = -30.0, 15.0
+# A log θ that rises with the frequency is kept within this, beyond which nothing changes; as in kernel.c.
+_MOST = 15.0
 
 Gradients = tuple[Tensor | None, ...]
 """By logits, log library, log θ and dropout logits, which the negative binomial has none of."""
@@ -49,7 +49,7 @@ def nb_log_likelihood(
     log_library: Float[Tensor, "b 1"],
     log_theta: Float[Tensor, "#b g"],
     *,
-    slope: Float[Tensor, "1 g"] | None = None,
+    log_rise: Float[Tensor, "1 g"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Return the negative binomial log-probability of each cell's counts, in nats.
 
@@ -63,8 +63,8 @@ def nb_log_likelihood(
         Log of the expected total.
     log_theta
         Log of the inverse dispersion, shared by the cells or one per cell and gene.
-    slope
-        If given, `log_theta` is that of a frequency of 1, and log θ is `followed` from it.
+    log_rise
+        If given, `log_theta` is that of a frequency of 0, from which θ rises (`risen`).
 
     Notes
     -----
@@ -80,7 +80,7 @@ def nb_log_likelihood(
     >>> nb_log_likelihood(x, zeros, torch.tensor([[4.0]]).log(), zeros + torch.tensor(2.0).log()).exp()
     tensor([0.0625])
     """
-    return _log_likelihood(x, slope, logits, log_library, log_theta)
+    return _log_likelihood(x, log_rise, logits, log_library, log_theta)
 
 
 def zinb_log_likelihood(
@@ -90,26 +90,25 @@ def zinb_log_likelihood(
     log_theta: Float[Tensor, "#b g"],
     dropout_logits: Float[Tensor, "b g"],
     *,
-    slope: Float[Tensor, "1 g"] | None = None,
+    log_rise: Float[Tensor, "1 g"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Return the log-probability of each cell's counts, negative binomial with extra zeros, in nats.
 
     Parameters
     ----------
-    x, logits, log_library, log_theta, slope
+    x, logits, log_library, log_theta, log_rise
         As in `nb_log_likelihood`.
     dropout_logits
         Log-odds of the extra zero.
     """
-    return _log_likelihood(x, slope, logits, log_library, log_theta, dropout_logits)
+    return _log_likelihood(x, log_rise, logits, log_library, log_theta, dropout_logits)
 
 
-def followed(
-    log_theta: Float[Tensor, "1 g"], slope: Float[Tensor, "1 g"], logits: Float[Tensor, "b g"]
+def risen(
+    log_theta: Float[Tensor, "1 g"], log_rise: Float[Tensor, "1 g"], logits: Float[Tensor, "b g"]
 ) -> Float[Tensor, "b g"]:
-    """Return log θ in each cell: `log_theta` + `slope` × log frequency, kept where both are finite."""
-    log_frequency = logits.log_softmax(1).clamp(min=_LEAST)
-    return torch.addcmul(log_theta, slope, log_frequency).clamp(-_MOST, _MOST)
+    """Return log θ in each cell, θ = exp(`log_theta`) + exp(`log_rise`) × frequency, kept finite."""
+    return torch.logaddexp(log_theta, log_rise + logits.log_softmax(1)).clamp(-_MOST, _MOST)
 
 
 def poisson_log_likelihood(
@@ -150,7 +149,7 @@ def _sums(x: SparseRows, values: Float[Tensor, " n"]) -> Float[Tensor, " b"]:
 
 
 def _log_likelihood(
-    x: SparseRows, slope: Float[Tensor, "1 g"] | None, *parameters: Tensor
+    x: SparseRows, log_rise: Float[Tensor, "1 g"] | None, *parameters: Tensor
 ) -> Float[Tensor, " b"]:
     logits, _, log_theta = parameters[:3]
     b, g = logits.shape
@@ -162,15 +161,15 @@ def _log_likelihood(
     # mixed precision would compute the inner products of the reference in 16 bits
     with torch.autocast(logits.device.type, enabled=False):
         wide = _wide(*parameters)
-        if slope is not None:
-            slope = slope.to(wide[0].dtype).contiguous()
-            if len(log_theta) > 1 or slope.shape != (1, g):
-                raise ValueError(f"Slopes of shape {tuple(slope.shape)}, parameters of {shapes}.")
+        if log_rise is not None:
+            log_rise = log_rise.to(wide[0].dtype).contiguous()
+            if len(log_theta) > 1 or log_rise.shape != (1, g):
+                raise ValueError(f"Rises of shape {tuple(log_rise.shape)}, parameters of {shapes}.")
             if torch.compiler.is_compiling() or not kernel.serves(wide[0]):
-                wide = (*wide[:2], followed(wide[2], slope, wide[0]), *wide[3:])
-                slope = None
+                wide = (*wide[:2], risen(wide[2], log_rise, wide[0]), *wide[3:])
+                log_rise = None
         four = (*wide, None)[:4]
-        return _LogLikelihood.apply(x, *four, slope)  # type: ignore[no-untyped-call]  # torch's own
+        return _LogLikelihood.apply(x, *four, log_rise)  # type: ignore[no-untyped-call]  # torch's own
 
 
 class _LogLikelihood(Function):

@@ -11,8 +11,7 @@
 #include <string.h>
 
 #define FLOOR 9.8607613e-32f /* smallest_mean of float32 */
-#define LEAST -30.0f
-#define MOST 15.0f
+#define LARGEST 3269017.4f /* theta that rises is kept between this, exp(15), and its inverse */
 
 /* NaN in b is kept; fmaxf and fminf would be calls, and drop it */
 static inline float max_(float a, float b) { return a > b ? a : b; }
@@ -94,14 +93,13 @@ static float sum_of_logs(int64_t n, float *x)
 }
 
 /* out = exp(x - top) with top = max x; returns the sum. */
-static float exp_row(int64_t n, const float *restrict x, float *restrict out, float *at)
+static float exp_row(int64_t n, const float *restrict x, float *restrict out)
 {
     float top = -INFINITY, total = 0.0f;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < n; j++) top = max_(top, x[j]);
 #pragma omp simd reduction(+ : total)
     for (int64_t j = 0; j < n; j++) total += out[j] = exp_(x[j] - top);
-    *at = top;
     return total;
 }
 
@@ -114,16 +112,15 @@ static void exp_both(int64_t n, const float *restrict x, float *restrict out, fl
     }
 }
 
-/* The same of the log theta of a cell, which follows its log frequencies: bounds as in counts.py. */
-static void follow(int64_t n, float log_total, const float *restrict logits, const float *restrict at_one,
-                   const float *restrict slope, float *restrict out, float *restrict inverse)
+/* The theta of a cell, which rises from `base` with the frequencies e / total, and its inverse. */
+static void risen(int64_t n, float total, const float *restrict e, const float *restrict base,
+                  const float *restrict rise, float *restrict out, float *restrict inverse)
 {
+    float per = 1.0f / total;
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) {
-        float log_theta = at_one[j] + slope[j] * max_(LEAST, logits[j] - log_total);
-        log_theta = min_(MOST, max_(-MOST, log_theta));
-        out[j] = exp_(log_theta);
-        inverse[j] = exp_(-log_theta);
+        out[j] = min_(LARGEST, max_(1.0f / LARGEST, base[j] + rise[j] * (e[j] * per)));
+        inverse[j] = 1.0f / out[j];
     }
 }
 
@@ -226,25 +223,23 @@ static void finish(int64_t n, float weight, float share, const float *restrict e
     }
 }
 
-/* As `finish`, where log theta follows the log frequencies; log_p is spent. */
-static void finish_followed(int64_t n, float weight, float by_mu_sum, float total, float log_total,
-                            const float *restrict logits, const float *restrict slope,
-                            const float *restrict theta, const float *restrict e,
-                            float *restrict log_p, float *restrict by_mu, float *restrict by_theta,
-                            float *restrict by_slope)
+/* As `finish`, where theta rises with the frequencies; log_p is spent. */
+static void finish_risen(int64_t n, float weight, float by_mu_sum, float total, const float *restrict rise,
+                         const float *restrict theta, const float *restrict inverse,
+                         const float *restrict e, float *restrict log_p, float *restrict by_mu,
+                         float *restrict by_theta, float *restrict by_rise)
 {
-    float followed = 0.0f;
-#pragma omp simd reduction(+ : followed)
+    float per = 1.0f / total, sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < n; j++) {
-        float log_p_ = logits[j] - log_total; /* log frequency */
-        float d = theta[j] > 3.06e-7f && theta[j] < 3.26e6f ? log_p[j] - by_mu[j] : 0.0f; /* exp(MOST) */
-        float by_frequency = log_p_ > LEAST ? slope[j] * d : 0.0f;
-        by_theta[j] += weight * d;
-        by_slope[j] += weight * d * max_(LEAST, log_p_);
-        log_p[j] = by_frequency;
-        followed += by_frequency;
+        float d = theta[j] > 1.0f / LARGEST && theta[j] < LARGEST ? log_p[j] - by_mu[j] : 0.0f;
+        float risen = d * (rise[j] * (e[j] * per) * inverse[j]); /* its share of the derivative */
+        by_theta[j] += weight * (d - risen);
+        by_rise[j] += weight * risen;
+        log_p[j] = risen;
+        sum += risen;
     }
-    float share = (by_mu_sum + followed) / total;
+    float share = (by_mu_sum + sum) * per;
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) by_mu[j] = weight * (by_mu[j] + log_p[j] - e[j] * share);
 }
@@ -320,37 +315,40 @@ static void add_blocks(int64_t g, const float *restrict blocks, float *restrict 
 }
 
 /* Log-likelihoods of b cells with g genes, and the gradient of their sum weighted by `weights`.
-   theta has one row or b; dropout_logits and by_dropout are NULL for the negative binomial. With slope
-   (else NULL; then theta has one row) log theta is log_theta + slope x log frequency.
-   by_theta and by_slope are summed over blocks of cells, then over the blocks, whatever the number of
-   threads. scratch: ROWS rows of g for each thread, then 2 + 2 BLOCKS. Returns 0, or 1 if columns are
+   theta has one row or b; dropout_logits and by_dropout are NULL for the negative binomial. With
+   log_rise (else NULL; then theta has one row) theta is exp(log_theta) + exp(log_rise) x frequency.
+   by_theta and by_rise are summed over blocks of cells, then over the blocks, whatever the number of
+   threads. scratch: ROWS rows of g for each thread, then 3 + 2 BLOCKS. Returns 0, or 1 if columns are
    wrong. */
 int chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, const int64_t *indptr,
                    const int64_t *columns, const float *values, const float *weights,
                    const float *logits, const float *log_library, const float *log_theta,
-                   const float *dropout_logits, const float *slope, float *scratch, float *ll,
+                   const float *dropout_logits, const float *log_rise, float *scratch, float *ll,
                    float *by_logits, float *by_library, float *by_theta, float *by_dropout,
-                   float *by_slope)
+                   float *by_rise)
 {
     int shared = theta_rows == 1, wrong = 0;
-    float *shared_theta = scratch + ROWS * threads * g, *blocks = shared_theta + 2 * g;
-    float *sums_by_theta = shared ? blocks : by_theta, *sums_by_slope = blocks + BLOCKS * g;
+    float *shared_theta = scratch + ROWS * threads * g, *rise = shared_theta + 2 * g;
+    float *blocks = rise + g, *sums_by_theta = shared ? blocks : by_theta;
+    float *sums_by_rise = blocks + BLOCKS * g;
     if (shared) exp_both(g, log_theta, shared_theta, shared_theta + g);
-    if (slope) memset(sums_by_slope, 0, sizeof(float) * BLOCKS * g);
+    if (log_rise) {
+        for (int64_t j = 0; j < g; j++) rise[j] = exp_(log_rise[j]);
+        memset(sums_by_rise, 0, sizeof(float) * BLOCKS * g);
+    }
     memset(sums_by_theta, 0, sizeof(float) * (shared ? BLOCKS : b) * g);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : wrong)
     for (int64_t thread = 0; thread < threads; thread++) {
         Rows r = rows_at(scratch + ROWS * thread * g, g);
-        if (shared && !slope) r.theta = shared_theta;
+        if (shared && !log_rise) r.theta = shared_theta;
         for (int64_t block = thread; block < BLOCKS; block += threads) {
             for (int64_t i = b * block / BLOCKS; i < b * (block + 1) / BLOCKS; i++) {
                 const float *dropout = dropout_logits ? dropout_logits + i * g : NULL;
                 float *d = by_logits + i * g, *p = dropout ? by_dropout + i * g : NULL;
                 if (!shared) exp_both(g, log_theta + i * g, r.theta, r.theta + g);
-                float top, total = exp_row(g, logits + i * g, r.e, &top);
-                float scale = expf(log_library[i]) / total, log_total = top + logf(total);
-                if (slope)
-                    follow(g, log_total, logits + i * g, log_theta, slope, r.theta, r.theta + g);
+                float total = exp_row(g, logits + i * g, r.e);
+                float scale = expf(log_library[i]) / total;
+                if (log_rise) risen(g, total, r.e, shared_theta, rise, r.theta, r.theta + g);
                 int64_t from = indptr[i], stored = indptr[i + 1] - from;
                 int64_t n = take(g, stored, columns + from, values + from, r.theta, dropout, r);
                 if (n < 0) {
@@ -363,10 +361,9 @@ int chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, co
                 float by_mu = sums.by_mu + more.by_mu;
                 ll[i] = sums.ll + more.ll;
                 by_library[i] = weights[i] * by_mu;
-                if (slope)
-                    finish_followed(g, weights[i], by_mu, total, log_total, logits + i * g, slope,
-                                    r.theta, r.e, r.log_p, d, sums_by_theta + block * g,
-                                    sums_by_slope + block * g);
+                if (log_rise)
+                    finish_risen(g, weights[i], by_mu, total, rise, r.theta, r.theta + g, r.e, r.log_p,
+                                 d, sums_by_theta + block * g, sums_by_rise + block * g);
                 else
                     finish(g, weights[i], by_mu / total, r.e, r.log_p, d,
                            sums_by_theta + (shared ? block : i) * g);
@@ -374,6 +371,6 @@ int chreode_counts(int64_t threads, int64_t b, int64_t g, int64_t theta_rows, co
         }
     }
     if (shared) add_blocks(g, blocks, by_theta);
-    if (slope) add_blocks(g, sums_by_slope, by_slope);
+    if (log_rise) add_blocks(g, sums_by_rise, by_rise);
     return wrong;
 }

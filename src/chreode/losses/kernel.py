@@ -92,7 +92,7 @@ def log_likelihood(
     """Return log-likelihoods, and the gradient of their sum weighted by `weights`.
 
     Parameters and gradients are, in this order, by logits, log library, log θ, with extra zeros dropout
-    logits (else None), and where log θ follows the log frequencies the slopes of this (else None):
+    logits (else None), and where θ rises with the frequency the log of its rise (else None):
     contiguous, float32 and of the shapes that `counts` checks.
     """
     library, _here.served = _library(), True
@@ -108,7 +108,7 @@ def _call(
     assert log_theta is not None
     b, g = logits.shape
     threads = min(torch.get_num_threads(), _BLOCKS)
-    scratch = logits.new_empty(_ROWS * threads + 2 + 2 * _BLOCKS, g)
+    scratch = logits.new_empty(_ROWS * threads + 3 + 2 * _BLOCKS, g)
     ll = logits.new_empty(b)
     gradients = [None if p is None else torch.empty_like(p) for p in parameters]
     counts = [x.indptr.long(), x.columns.long(), x.values.float(), weights]
@@ -223,19 +223,19 @@ def _check(library: ctypes.CDLL) -> None:
     draws = torch.randn(5, b, g, generator=generator)
     weights = torch.rand(b, generator=generator)
     x = SparseRows.of((draws[3] - 1).mul(20).clamp(min=0).round())
-    for (rows, follows), extra in itertools.product(
+    for (rows, rises), extra in itertools.product(
         ((1, False), (b, False), (1, True)), (False, True)
     ):
         parameters: list[Tensor | None] = [draws[0], draws[1, :, :1] + 4, 3 * draws[2, :rows]]
-        parameters += [draws[1] if extra else None, draws[4, :1] if follows else None]
+        parameters += [draws[1] if extra else None, 3 * draws[4, :1] if rises else None]
         found, gradients = _call(library, x, weights, *parameters)
         leaves = [None if p is None else p.double().requires_grad_() for p in parameters]
-        logits, log_library, log_theta, dropout, slope = leaves
+        logits, log_library, log_theta, dropout, log_rise = leaves
         assert logits is not None
         assert log_library is not None
         assert log_theta is not None
-        if slope is not None:
-            log_theta = log_theta + slope * logits.log_softmax(1)
+        if log_rise is not None:
+            log_theta = torch.logaddexp(log_theta, log_rise + logits.log_softmax(1))
         mu, theta = log_library.exp() * logits.softmax(1), log_theta.exp()
         counted: NegativeBinomial | ZeroInflatedNegativeBinomial = NegativeBinomial(mu, theta)
         if dropout is not None:

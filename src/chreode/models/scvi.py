@@ -99,7 +99,7 @@ class SCVIModule(Module):
             self.per_batch = options.dispersion == "gene-batch" and "batch" in spec.blocks
             self.log_theta = LogTheta(
                 spec.blocks["batch"] if self.per_batch else (1,), genes,
-                follows=options.dispersion == "gene-state",
+                rises=options.dispersion == "gene-state",
             )  # fmt: skip
         self.register_buffer("started", torch.tensor(False))
 
@@ -171,14 +171,14 @@ class SCVIModule(Module):
             measured = batch.observed.get("counts")
             return (each if measured is None else each[:, measured]).sum(-1)
         logits, h = self._logits(z, batch)
-        log_theta, slope = self.log_theta.for_likelihood(self._rows(batch))
+        log_theta, log_rise = self.log_theta.for_likelihood(self._rows(batch))
         if "counts" in batch.observed:  # counting some genes alone leaves θ as it is
-            log_theta, slope = self.log_theta.of(self._rows(batch), logits), None
+            log_theta, log_rise = self.log_theta.of(self._rows(batch), logits), None
         x, logits = batch.sparse("counts"), _measured(logits, batch)
         if kind == "nb" or not extra_zeros:
-            return nb_log_likelihood(x, logits, log_library, log_theta, slope=slope)
+            return nb_log_likelihood(x, logits, log_library, log_theta, log_rise=log_rise)
         odds = self._log_odds_of_zero(h)
-        return zinb_log_likelihood(x, logits, log_library, log_theta, odds, slope=slope)
+        return zinb_log_likelihood(x, logits, log_library, log_theta, odds, log_rise=log_rise)
 
     def log_library(self, batch: CellBatch, latent: Latent | None = None) -> Float[Tensor, "b 1"]:
         """Return the log library: a size factor, a latent variable's mean, or the observed total."""
@@ -368,7 +368,7 @@ class SCVI(Model):
 
         z_n ~ N(0, I)                      state of the cell
         ρ_n = softmax(f(z_n, s_n))         expected frequencies; s_n: batch and covariates
-        log θ_ng = a_g + s_g log ρ_ng      inverse dispersions, which follow the frequencies
+        θ_ng = a_g + b_g ρ_ng              inverse dispersions, which rise with the frequencies
         x_ng ~ ZINB(ℓ_n ρ_ng, θ_ng, π_ng)  counts; ℓ_n: library size (observed, or log-normal)
 
     Fitted by maximising E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with w rising to 1.

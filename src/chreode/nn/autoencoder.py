@@ -51,7 +51,7 @@ class Autoencoder(Module):
                 spec.n_features(role), options.n_latent, options.hidden,
                 options.peaks if role == "accessibility" else "nb",
                 groups=spec.blocks[self.by] if self.by else (1,), normalised=options.normalise,
-                theta_speed=options.theta_speed, follows=options.dispersion == "gene-state",
+                theta_speed=options.theta_speed, rises=options.dispersion == "gene-state",
                 n_types=sum(spec.blocks.get("label", ())) if self.within else 0,
             )  # fmt: skip
             if options.effects:

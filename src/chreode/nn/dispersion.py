@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.batch import SparseRows
-from ..losses.counts import followed
+from ..losses.counts import risen
 from .blocks import CategoryTable
 
 #: Log frequency of a feature that cells were not measured for: of it no count is expected, and none is seen.
@@ -20,22 +21,24 @@ NEVER = -1e4
 _THETA = (0.05, 100.0)
 #: θ where a decoder starts, at the least: little wider than a Poisson.
 _NARROW = 10.0
-#: Slope that is expected of a gene, and how far from it one is expected to be.
-_SLOPE, _SPREAD = 0.5, 0.5
-#: How many times as fast as a weight slopes move: slower than θ, so that means are learned before both.
+#: How far from 0 the log-odds of the part of θ that rises are expected to be.
+_SPREAD = 2.0
+#: How many times as fast as a weight they move: slower than θ, so that means are learned before both.
 _SPEED = 3.0
 
 
 class LogTheta(CategoryTable):
     """log θ of every feature, where a count of mean μ has the variance μ + μ² / θ; a row per category.
 
-    With `follows`, θ moves with the expected frequency ρ of the feature in the cell::
+    With `rises`, θ rises with the expected frequency ρ of the feature in the cell::
 
-        log θ_g = a_g + s_g (log ρ_g − log ρ̄_g),      s_g ~ N(½, ½²)
+        θ_g = θ̄_g [1 − w_g + w_g ρ_g / ρ̄_g],      logit w_g ~ N(0, 2²)
 
-    ρ̄_g is the frequency over all cells. A gene of which other cells have rare, scattered counts (from the
-    soup, from doublets) can so be dependable in the type that it defines. At s = 0 the variance is
-    quadratic in the mean (NB2), at s = 1 it is linear (NB1): a gene rises by larger bursts, or by more.
+    ρ̄_g is the frequency over all cells, at which θ is that of the table. A gene of which other cells have
+    rare, scattered counts (from the soup, from doublets) can so be dependable in the type that it defines.
+    At w = 0 the variance is quadratic in the mean (NB2), at w = 1 it is linear (NB1): a gene rises by
+    larger bursts, or by more. Of a power of ρ in place of the sum, the cells with scattered counts decide,
+    being many, and may have θ fall towards the type that the gene defines.
 
     Parameters
     ----------
@@ -43,26 +46,25 @@ class LogTheta(CategoryTable):
         How many times as fast as a weight log θ moves. It has several units to go, of which an optimiser
         like Adam makes no more than its learning rate per step, and thousands of steps with wrong
         dispersions teach the rest of the model wrong things.
-    follows
-        Whether θ moves with the expected frequency.
+    rises
+        Whether θ rises with the expected frequency.
 
     References
     ----------
-    Greene (2008), Functional forms for the negative binomial model for count data, Economics Letters
-    99:585, the family NB-P.
+    Cameron and Trivedi (1998), Regression Analysis of Count Data, names NB1 and NB2.
     """
 
-    slopes: nn.Parameter
+    odds: nn.Parameter
     centre: Tensor
     cells: Tensor
 
     def __init__(
-        self, blocks: Sequence[int], n_features: int, speed: float = 10.0, *, follows: bool = False
+        self, blocks: Sequence[int], n_features: int, speed: float = 10.0, *, rises: bool = False
     ) -> None:
         super().__init__(blocks, n_features)
-        self.speed, self.follows = speed, follows
-        if follows:
-            self.slopes = nn.Parameter(torch.zeros(1, n_features))
+        self.speed, self.rises = speed, rises
+        if rises:
+            self.odds = nn.Parameter(torch.zeros(1, n_features))
             self.register_buffer("centre", torch.zeros(n_features))
             self.register_buffer("cells", torch.tensor(1.0))
         self.start(None)
@@ -82,7 +84,7 @@ class LogTheta(CategoryTable):
     @torch.no_grad()
     def refer(self, log_frequency: Float[Tensor, " g"], n_cells: int) -> None:
         """Take the frequencies at which θ is that of the table, and the number of training cells."""
-        if self.follows:
+        if self.rises:
             self.centre.copy_(log_frequency)
             self.cells.fill_(n_cells)
 
@@ -90,29 +92,37 @@ class LogTheta(CategoryTable):
         """Return all rows."""
         return self.speed * super().table()
 
-    def slope(self) -> Float[Tensor, "1 g"] | None:
-        """Return by how much log θ moves with the log frequency, if it does."""
-        return _SLOPE + _SPEED * self.slopes if self.follows else None
+    def log_odds(self) -> Float[Tensor, "1 g"]:
+        """Return logit w."""
+        return _SPEED * self.odds
 
     def of(
         self, rows: Float[Tensor, "#b g"], logits: Float[Tensor, "b g"]
     ) -> Float[Tensor, "#b g"]:
         """Return log θ in cells with these `rows` of the table; logits: log means, up to a constant."""
-        at_one, slope = self.for_likelihood(rows)
-        return rows if slope is None else followed(at_one, slope, logits.float())
+        at_none, log_rise = self.for_likelihood(rows)
+        return rows if log_rise is None else risen(at_none, log_rise, logits.float())
 
     def for_likelihood(
         self, rows: Float[Tensor, "#b g"]
     ) -> tuple[Float[Tensor, "#b g"], Float[Tensor, "1 g"] | None]:
-        """Return log θ and slopes for the likelihood: the former at a frequency of 1, where it follows."""
-        slope = self.slope()
-        return (rows, None) if slope is None else (rows - slope * self.centre, slope)
+        """Return, for the likelihood, log θ at a frequency of 0, and the log of its rise, if it rises."""
+        if not self.rises:
+            return rows, None
+        odds = self.log_odds()
+        return rows + F.logsigmoid(-odds), rows + F.logsigmoid(odds) - self.centre
+
+    def rising(self, logits: Float[Tensor, "b g"]) -> Float[Tensor, "b g"]:
+        """Return the share of θ that rises with the frequency, in cells with these log means."""
+        if not self.rises:
+            return torch.zeros_like(logits)
+        return (self.log_odds() + logits.log_softmax(1) - self.centre).sigmoid()
 
     def penalty(self) -> Float[Tensor, ""]:
-        """Return −log p(slopes), up to a constant, in nats per training cell."""
-        if not self.follows:
+        """Return −log p(logit w), up to a constant, in nats per training cell."""
+        if not self.rises:
             return self.blocks[0].new_zeros(())
-        return 0.5 * (_SPEED / _SPREAD * self.slopes).square().sum() / self.cells
+        return 0.5 * (self.log_odds() / _SPREAD).square().sum() / self.cells
 
 
 @dataclass(frozen=True, eq=False)

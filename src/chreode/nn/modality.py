@@ -34,7 +34,7 @@ class Modality(nn.Module):
         Blocks of categories that have a θ each (default: one θ per feature).
     normalised
         Encode log1p of counts per 10,000 instead of log1p of counts.
-    theta_speed, follows
+    theta_speed, rises
         See `LogTheta`.
     n_types
         Types of cells of which `WithinTypes` are counted (0: none are).
@@ -50,7 +50,7 @@ class Modality(nn.Module):
         groups: Sequence[int] = (1,),
         normalised: bool = False,
         theta_speed: float = 10.0,
-        follows: bool = False,
+        rises: bool = False,
         n_types: int = 0,
     ) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Modality(nn.Module):
         self.head = Linear(hidden[0], n_features)
         self.missing = nn.Parameter(torch.zeros(hidden[-1]))
         self.log_theta = (
-            LogTheta(groups, n_features, theta_speed, follows=follows) if kind == "nb" else None
+            LogTheta(groups, n_features, theta_speed, rises=rises) if kind == "nb" else None
         )
         self.within = WithinTypes(n_types, n_features) if n_types and kind == "nb" else None
 
@@ -128,8 +128,8 @@ class Modality(nn.Module):
         # counting some features alone leaves θ as it is
         if measured is not None or (types is not None and self.within is not None):
             return nb_log_likelihood(x, logits, log_depth, self._log_theta(rows, whole, types))
-        at_one, slope = self.log_theta.for_likelihood(rows)
-        return nb_log_likelihood(x, logits, log_depth, at_one, slope=slope)
+        at_none, log_rise = self.log_theta.for_likelihood(rows)
+        return nb_log_likelihood(x, logits, log_depth, at_none, log_rise=log_rise)
 
     def distribution(
         self,
@@ -179,7 +179,7 @@ class Modality(nn.Module):
         assert self.within is not None
         assert self.log_theta is not None
         tiny, within = torch.finfo(torch.float32).tiny, self.within
-        slope = self.log_theta.slope()
+        rising = self.log_theta.rising
 
         def expected() -> Iterator[Expected]:
             for x, types, (z, log_depth, shift) in cells():
@@ -187,9 +187,10 @@ class Modality(nn.Module):
                 assert isinstance(nb, NegativeBinomial)
                 said = self._said(z, None).log_softmax(1)
                 log_theta = nb.theta.log() + within.shift[types]
-                yield Expected(x, types, said, nb.mu.clamp_min(tiny).log(), log_theta)
+                log_mean = nb.mu.clamp_min(tiny).log()
+                yield Expected(x, types, said, log_mean, log_theta, rising(log_mean))
 
-        within.fit(expected, torch.zeros_like(within.shift[:1]) if slope is None else slope)
+        within.fit(expected)
 
     def _rows(self, group: Int[Tensor, " b"] | None) -> Float[Tensor, "#b g"]:
         """Return rows of the table of log θ; a cell of no group (-1) has the mean of them all."""

@@ -35,6 +35,8 @@ class Expected(NamedTuple):
         Log frequencies by the decoder alone, neither tilted nor moved by any attribute.
     log_mean, log_theta
         Of the negative binomial, with the shift of its θ.
+    rising
+        Share of θ that rises with the frequency.
     """
 
     counts: SparseRows
@@ -42,6 +44,7 @@ class Expected(NamedTuple):
     said: Float[Tensor, "b g"]
     log_mean: Float[Tensor, "b g"]
     log_theta: Float[Tensor, "b g"]
+    rising: Float[Tensor, "b g"]
 
 
 #: Goes over all cells once.
@@ -51,8 +54,8 @@ Cells = Callable[[], Iterator[Expected]]
 class WithinTypes(nn.Module):
     """By type of cell (label) and feature, a shift of log θ and a tilt of what the decoder says.
 
-    θ follows the expected frequency along a line that all types share, which is drawn by the most frequent
-    ones. The shift δ of a type is the mode of its posterior, under the prior N(0, 1).
+    θ rises with the expected frequency along a line that all types share, which is drawn by the most
+    frequent ones. The shift δ of a type is the mode of its posterior, under the prior N(0, 1).
 
     From a rare type to others a decoder is steep: a little of the latent space apart, cells of the one type
     differ in its markers more than they do, so that some have none and few have most. With the tilt c, the
@@ -87,8 +90,8 @@ class WithinTypes(nn.Module):
             table.zero_()
 
     @torch.no_grad()
-    def fit(self, cells: Cells, slope: Float[Tensor, "1 g"]) -> None:
-        """Count shifts, then tilts; by `slope` log θ moves with the log frequency."""
+    def fit(self, cells: Cells) -> None:
+        """Count shifts, then tilts."""
         self.reset()
         self.shift.copy_(self._modes(cells))
         said, present = torch.zeros(2, *self.centre.shape, device=self.centre.device)
@@ -100,7 +103,7 @@ class WithinTypes(nn.Module):
             stored = of[found.counts.cells], found.counts.columns
             present.index_put_(stored, found.counts.values.sign().to(said), accumulate=True)
         self.centre.copy_(said / n.clamp(min=1))
-        self.tilt.copy_(self._tilts(cells, slope, n - present))
+        self.tilt.copy_(self._tilts(cells, n - present))
         for table in (self.shift, self.tilt, self.centre):
             table[-1] = 0
 
@@ -121,9 +124,7 @@ class WithinTypes(nn.Module):
         part = (a / (a - b)).nan_to_num().clamp(0, 1)
         return grid[right - 1] + part * (grid[right] - grid[right - 1])
 
-    def _tilts(
-        self, cells: Cells, slope: Float[Tensor, "1 g"], lacking: Float[Tensor, "n g"]
-    ) -> Float[Tensor, "n g"]:
+    def _tilts(self, cells: Cells, lacking: Float[Tensor, "n g"]) -> Float[Tensor, "n g"]:
         """Return the most probable tilts, each of which leaves the sum of a type's means as it is."""
         means, zeros, variance = self.tilt.new_zeros(3, len(_TILTS), *self.tilt.shape)
         for found in cells():
@@ -135,7 +136,7 @@ class WithinTypes(nn.Module):
             of, away = found.types % len(self.tilt), found.said - self.centre[found.types]
             for i, tilt in enumerate(_TILTS):
                 moved = tilt * away + levels[i][of]
-                theta = (found.log_theta + slope * moved).exp()
+                theta = found.log_theta.exp() * (1 + found.rising * moved.expm1())
                 absent = (-theta * ((found.log_mean + moved).exp() / theta).log1p()).exp()
                 zeros[i].index_add_(0, of, absent)
                 variance[i].index_add_(0, of, absent * (1 - absent))
