@@ -125,7 +125,9 @@ def test_theta_that_rises_stays_finite(backend, scale):
     for dropout in ([], [torch.zeros(7, 83)]):
         found = fused(x, *leaves, *dropout, log_rise=log_rise)
         assert found.isfinite().all()
-        assert all(g.isfinite().all() for g in torch.autograd.grad(found.sum(), [*leaves, log_rise]))
+        assert all(
+            g.isfinite().all() for g in torch.autograd.grad(found.sum(), [*leaves, log_rise])
+        )
 
 
 @pytest.mark.parametrize("extra_zeros", [False, True])
