@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from typing import TypeVar
 
@@ -116,7 +117,17 @@ def nearness(
     Nearness is seen in the `n` components in which the smoothed training paths vary most, and falls off as a
     Gaussian whose standard deviation is `width` spreads of the training starts.
     """
-    axes = components(train.smoothed(train.times, smoother)[0][train.observed], n)
+    return _nearness(train, batch, width, _axes(train, n, smoother))
+
+
+def _axes(train: SeriesBatch, n: int, smoother: float) -> Float[Tensor, "g k"]:
+    """Return the components in which the smoothed training paths vary most."""
+    return components(train.smoothed(train.times, smoother)[0][train.observed], n)
+
+
+def _nearness(
+    train: SeriesBatch, batch: SeriesBatch, width: float, axes: Float[Tensor, "g k"]
+) -> Float[Tensor, "s l"]:
     mine, theirs = batch.start @ axes, train.start @ axes
     spread = theirs.var(0, unbiased=False).sum().clamp(min=1e-12)
     apart = torch.cdist(mine, theirs, compute_mode="donot_use_mm_for_euclid_dist")
@@ -141,9 +152,15 @@ def analog_setting(
     of_starts: Sequence[int] = COMPONENTS,
 ) -> tuple[float, int]:
     """Return the width of weights and the components that forecast held-out parts."""
+    most = max(of_starts)
+    axes = cache(
+        lambda learned: _axes(learned, most, smoother)
+    )  # one decomposition for all settings
 
     def forecast(learned: SeriesBatch, held_out: SeriesBatch, how: tuple[float, int]) -> Tensor:
-        return over_time(learned, held_out, smoother, nearness(learned, held_out, *how, smoother))
+        width, n = how
+        weights = _nearness(learned, held_out, width, axes(learned)[:, :n])
+        return over_time(learned, held_out, smoother, weights)
 
     return chosen(train, bandwidth, list(product(WIDTHS, of_starts)), forecast)
 
