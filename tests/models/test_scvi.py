@@ -20,7 +20,7 @@ from chreode.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 def trained(request):
     cells = request.getfixturevalue("_simulated").copy()
     roles = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
-    return ch.SCVI(max_epochs=60, n_hidden=64, lr=5e-3).fit(cells, roles)
+    return ch.SCVI(likelihood="zinb", max_epochs=60, n_hidden=64, lr=5e-3).fit(cells, roles)
 
 
 def test_latent_space_holds_the_types_and_not_the_batches(trained, cells):
@@ -34,15 +34,15 @@ def test_latent_space_holds_the_types_and_not_the_batches(trained, cells):
     types = cells.obs["cell_type"].to_numpy()
     assert accuracy(z, types) > max(0.8, accuracy(linear, types) - 0.03)
     batch = cells.obs["batch"].to_numpy()
-    blind = ch.SCVI(max_epochs=60, n_hidden=64, lr=5e-3).fit(
+    blind = ch.SCVI(likelihood="zinb", max_epochs=60, n_hidden=64, lr=5e-3).fit(
         cells, ch.Schema(counts="layers/counts")
     )
     assert accuracy(z, batch) < accuracy(blind.embed(cells), batch) - 0.03
 
 
 def test_a_fit_that_goes_on_from_another_keeps_its_decoder(cells, schema):
-    first = ch.SCVI(max_epochs=3).fit(cells, schema)
-    again = ch.SCVI(max_epochs=1, lr=0.0).fit(cells, schema, from_=first)
+    first = ch.SCVI(likelihood="zinb", max_epochs=3).fit(cells, schema)
+    again = ch.SCVI(likelihood="zinb", max_epochs=1, lr=0.0).fit(cells, schema, from_=first)
     for name in ("head.bias", "dropout_logits.bias", "log_theta.blocks.0"):
         assert torch.equal(again.module.state_dict()[name], first.module.state_dict()[name])
 

@@ -369,7 +369,9 @@ class SCVI(Model):
         z_n ~ N(0, I)                      state of the cell
         ρ_n = softmax(f(z_n, s_n))         expected frequencies; s_n: batch and covariates
         θ_ng = a_g + b_g ρ_ng              inverse dispersions, which rise with the frequencies
-        x_ng ~ ZINB(ℓ_n ρ_ng, θ_ng, π_ng)  counts; ℓ_n: library size (observed, or log-normal)
+        x_ng ~ NB(ℓ_n ρ_ng, θ_ng)          counts; ℓ_n: library size (observed, or log-normal)
+
+    With ``likelihood="zinb"``, the paper's, a count is 0 besides with a probability π_ng of the decoder's.
 
     Fitted by maximising E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with w rising to 1.
 
@@ -388,7 +390,7 @@ class SCVI(Model):
     n_hidden: int = param(128, "Width of the hidden layers.", low=1)
     n_layers: int = param(1, "Hidden layers of encoder and decoder.", low=1, high=20)
     dropout: float = param(0.1, "Dropout in the encoder.", low=0, high=0.95)
-    likelihood: Literal["zinb", "nb", "poisson"] = param("zinb", "Distribution of the counts.")
+    likelihood: Literal["nb", "zinb", "poisson"] = param("nb", "Distribution of the counts.")
     dispersion: Literal["gene-state", "gene", "gene-batch"] = param(
         "gene-state", "What θ depends on; gene-state: on how much of the gene the cell is to have."
     )
