@@ -63,6 +63,35 @@ def test_a_tilt_lets_as_many_cells_have_a_feature_as_do():
     assert not within.tilt[:, 1].any()  # where cells are alike, nothing is tilted
 
 
+def test_a_tilt_knows_that_theta_rises_with_the_frequency():
+    """Of cells drawn with a tilt it is found again; with a θ that stays where it is, -1 would be."""
+    torch.manual_seed(0)
+    n, w = 400, 0.95
+    said = torch.stack([-3 + 2 * torch.randn(n), torch.zeros(n)], 1).log_softmax(1)
+    log_mean, away = said + 5, said[:, 0] - said[:, 0].mean()
+    tilted = log_mean[:, 0] - 0.6 * away
+    tilted = tilted + log_mean[:, 0].logsumexp(0) - tilted.logsumexp(0)
+
+    def theta(times: torch.Tensor) -> torch.Tensor:
+        return 1 - w + w * times  # of the usual frequency
+
+    x = NegativeBinomial(tilted.exp(), theta((tilted - log_mean[:, 0] + away).exp())).sample()
+    x = torch.stack([x, log_mean[:, 1].exp().round()], 1)
+    log_theta = torch.stack([theta(away.exp()).log(), torch.zeros(n)], 1)
+    rising = torch.stack([w * away.exp() / theta(away.exp()), torch.zeros(n)], 1)
+    within = WithinTypes(1, 2)
+    within.fit(chunks(x, torch.zeros(n, dtype=torch.long), said, log_mean, log_theta, rising))
+    assert within.tilt[0, 0] == pytest.approx(-0.6, abs=0.2)
+
+
+def test_a_tilt_is_known_where_nothing_is_left_of_theta():
+    said = torch.tensor([[-3.0, 0.0]] * 4 + [[-40.0, 0.0]] * 36).log_softmax(1)
+    log_mean, rising = said + 7, torch.tensor([[1.0, 0.0]]).expand(40, 2)
+    within, types = WithinTypes(1, 2), torch.zeros(40, dtype=torch.long)
+    within.fit(chunks(log_mean.exp().round(), types, said, log_mean, 0 * rising, rising))
+    assert within.tilt[0, 0] == 0
+
+
 def test_cells_drawn_anew_have_what_their_type_has(cells):
     """Over all types and genes, the share of cells that express is nearer with `WithinTypes`."""
     roles = ch.Schema(counts="layers/counts", label="obs/cell_type")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from typing import TypeVar
 
@@ -153,9 +153,8 @@ def analog_setting(
 ) -> tuple[float, int]:
     """Return the width of weights and the components that forecast held-out parts."""
     most = max(of_starts)
-    axes = cache(
-        lambda learned: _axes(learned, most, smoother)
-    )  # one decomposition for all settings
+    # one decomposition of a part for all settings, which are tried one after the other
+    axes = lru_cache(1)(lambda learned: _axes(learned, most, smoother))
 
     def forecast(learned: SeriesBatch, held_out: SeriesBatch, how: tuple[float, int]) -> Tensor:
         width, n = how

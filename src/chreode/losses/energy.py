@@ -32,15 +32,20 @@ def energy_distance(
     of_x = x.new_ones(x.shape[:-1]) if of_x is None else of_x
     of_y = y.new_ones(y.shape[:-1]) if of_y is None else of_y
 
+    # far from the origin, matrix products would lose the digits in which cells differ
+    centre = torch.einsum("...kg,...k->...g", y, of_y / of_y.sum(-1, keepdim=True).clamp(min=1))
+    centre = centre.detach()[..., None, :]
+    x, y = x - centre, y - centre
+
     def within(z: Tensor, there: Tensor) -> Tensor:
         n = there.sum(-1)
-        return _sum(z, z, there, there) / (n * (n - 1)).clamp(min=1)
+        itself = torch.eye(z.shape[-2], dtype=torch.bool, device=z.device)
+        apart = torch.cdist(z, z).masked_fill(itself, 0)
+        return _sum(apart, there, there) / (n * (n - 1)).clamp(min=1)
 
-    across = _sum(x, y, of_x, of_y) / (of_x.sum(-1) * of_y.sum(-1)).clamp(min=1)
+    across = _sum(torch.cdist(x, y), of_x, of_y) / (of_x.sum(-1) * of_y.sum(-1)).clamp(min=1)
     return 2 * across - within(x, of_x) - within(y, of_y)
 
 
-def _sum(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
-    # by differences: matrix products would leave cells that are alike, far from the origin, apart
-    apart = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+def _sum(apart: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
     return torch.einsum("...mk,...m,...k->...", apart, of_x, of_y)

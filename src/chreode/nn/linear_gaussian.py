@@ -331,7 +331,7 @@ def _filled(batches: Batches) -> Batches:
             f"{int((n_cells == 0).sum()):,} features are not measured in any cell (the first is number "
             f"{int(n_cells.argmin())}): nothing can be learned of them. Remove them."
         )
-    mean = total / n_cells
+    mean = (total / n_cells).float()
 
     def filled() -> Iterator[CellBatch]:
         for batch in batches():

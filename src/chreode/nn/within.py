@@ -18,6 +18,8 @@ _APART, _SHIFTS = 1.0, (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
 #: decoder tells apart. It is steep where it errs; to tilt further changed the share of cells that have a gene
 #: no nearer to the real one, and the distances of generated cells for the worse.
 _TILTED, _TILTS = 0.5, (-1.0, -0.75, -0.5, -0.25, 0.0)
+#: Least share of its θ that a tilt leaves a feature.
+_LEAST = 1e-6
 #: Counts seen, as many of which were expected, that stand beside those of a type; as in `effects`.
 _PRIOR = 2.0
 
@@ -136,7 +138,8 @@ class WithinTypes(nn.Module):
             of, away = found.types % len(self.tilt), found.said - self.centre[found.types]
             for i, tilt in enumerate(_TILTS):
                 moved = tilt * away + levels[i][of]
-                theta = found.log_theta.exp() * (1 + found.rising * moved.expm1())
+                times = 1 - found.rising + found.rising * moved.exp()  # θ moves with the frequency
+                theta = found.log_theta.exp() * times.clamp(min=_LEAST)
                 absent = (-theta * ((found.log_mean + moved).exp() / theta).log1p()).exp()
                 zeros[i].index_add_(0, of, absent)
                 variance[i].index_add_(0, of, absent * (1 - absent))
