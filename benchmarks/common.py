@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
@@ -49,9 +50,13 @@ def append(row: Row, path: Path, same: Sequence[str] = ("case",)) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return the mean of some seeds and, of several, the lowest and the highest."""
-    told = f"{fmean(values):.3g}"
-    return told if len(values) == 1 else f"{told} ({min(values):.3g} to {max(values):.3g})"
+    """Return the mean of some seeds and, where they differ, the lowest and the highest; NaN is left out."""
+    finite = [value for value in values if isfinite(value)]
+    if not finite:
+        return "–"
+    told = f"{fmean(finite):.3g}"
+    low, high = min(finite), max(finite)
+    return told if low == high else f"{told} ({low:.3g} to {high:.3g})"
 
 
 def still_improving(row: Row) -> bool:

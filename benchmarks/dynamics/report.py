@@ -63,7 +63,7 @@ def at_rest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
 def interval(ratios: Sequence[float]) -> str:
     """Return the geometric mean of paired ratios, with a 95 % t interval over seeds."""
     logs = np.log(np.asarray(ratios, float))
-    if len(logs) < 2 or not np.isfinite(logs).all():
+    if len(logs) < 2 or not np.isfinite(logs).all() or np.ptp(logs) == 0:
         return f"{np.exp(logs.mean()):.3g}"
     half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
     low, high = np.exp(logs.mean() - half), np.exp(logs.mean() + half)

@@ -124,8 +124,8 @@ OURS = "CFGen"
 
 
 def render(rows: list[Row]) -> list[str]:
-    lines: list[str] = []
     tasks = dict.fromkeys(row["case"]["task"] for row in rows)
+    lines = ["### In short: W2 beyond that of real cells", "", *_in_short(rows, list(tasks))]
     for task in tasks:
         here = [row for row in rows if row["case"]["task"] == task]
         found = _by_method(here)
@@ -144,6 +144,30 @@ def render(rows: list[Row]) -> list[str]:
             lines += ["", f"### {titled(task)}, one difference each", "", *_of_task(known | varied)]
     pictured = ["", f"![{PICTURE}](figures/{FIGURE})"] if _shown(rows) else []
     return [*lines, *pictured, "", "### Who is nearest", "", *_verdict(rows)]
+
+
+def _in_short(rows: list[Row], tasks: list[str]) -> list[str]:
+    """Return how much farther methods are than other real cells are, by data; the least in bold."""
+    beyond: dict[str, dict[str, float]] = {}
+    contest: set[str] = set()
+    for task in tasks:
+        found = _by_method([row for row in rows if row["case"]["task"] == task])
+        real = {row["seed"]: row["scores"]["w2"] for row in found.get(CEILING, [])}
+        for name, of in found.items():
+            pairs = [row["scores"]["w2"] - real[row["seed"]] for row in of if row["seed"] in real]
+            if name != CEILING and ": " not in name and pairs:
+                beyond.setdefault(name, {})[task] = float(np.mean(pairs))
+                contest |= {name} if of[0]["role"] != "control" else set()
+    lines = []
+    for name, of in beyond.items():
+        cells = []
+        for task in tasks:
+            told = f"{of[task]:.2f}" if task in of else ""
+            rivals = [beyond[other][task] for other in contest if task in beyond[other]]
+            least = name in contest and task in of and of[task] == min(rivals)
+            cells.append(f"**{told}**" if least else told)
+        lines.append((name, *cells))
+    return markdown(("", *tasks), lines)
 
 
 def _shown(rows: list[Row]) -> dict[str, pd.DataFrame]:

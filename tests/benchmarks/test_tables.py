@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from benchmarks import common, tables
-from benchmarks.generation import tasks
+from benchmarks.generation import methods, tasks
 
 import chreode as ch
 from chreode.bench.generation import class_table
@@ -70,3 +70,41 @@ def test_genes_are_chosen_by_the_yardstick(tmp_path, monkeypatch):
         assert chosen[0] == chosen[1]
     assert tasks.development({"task": "kang, all genes"}) == {"development": True}
     assert tasks.development({"task": "tusi"}) == {"development": False}
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([2.0], "2"),
+        ([1.0, 3.0], "2 (1 to 3)"),
+        ([2.0, 2.0], "2"),
+        ([np.nan, 1.0, 3.0], "2 (1 to 3)"),
+        ([np.nan], "–"),
+    ],
+)
+def test_seeds_are_told_by_their_range_where_they_differ(values, told):
+    assert common.spread(values) == told
+
+
+def test_in_short_says_who_is_nearest_beyond_real_cells():
+    def row(method, seed, **w2):
+        role = {"real cells": "ceiling", "shuffled labels": "control"}
+        told = {
+            name: {"role": role.get(name, "method"), "scores": {"w2": value}}
+            for name, value in w2.items()
+        }
+        return {"case": {"task": "x", "seed": seed, "method": method}, "methods": told}
+
+    rows = [
+        row("controls", 0, **{"real cells": 7.0, "shuffled labels": 7.1}),
+        row("controls", 1, **{"real cells": 8.0, "shuffled labels": 8.1}),
+        row("CFGen", 0, CFGen=7.5),
+        row("CFGen", 1, CFGen=8.3),
+        row("scVI", 1, scVI=8.9),
+        row("CFGen: no dropout", 0, CFGen=7.2),
+    ]
+    assert methods._in_short(rows, ["x"])[2:] == [
+        "| shuffled labels | 0.10 |",
+        "| CFGen | **0.40** |",
+        "| scVI | 0.90 |",
+    ]
