@@ -11,6 +11,9 @@ import pytest
 import chreode as ch
 from chreode import config as c
 
+ENDLESS: list = []
+ENDLESS.append(ENDLESS)
+
 
 @c.config
 class Options:
@@ -48,7 +51,10 @@ def test_values_are_kept_and_frozen():
         ({"patience": 0}, "from 1"),
         ({"deep": 1}, "expected True or False, got a whole number"),
         ({"widths": (1, 0)}, "from 1"),
-        ({"widths": [1]}, "expected"),
+        ({"widths": [1]}, "expected a tuple of whole numbers, got a list of whole numbers"),
+        ({"widths": ("a",)}, "expected a tuple of whole numbers, got a tuple of text"),
+        ({"widths": ENDLESS}, "got a list of lists of lists"),
+        ({"widths": ((1, 2), (3,))}, "got a tuple of tuples of whole numbers"),
     ],
 )
 def test_wrong_names_and_values_fail_at_once(values, said):

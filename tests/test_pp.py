@@ -132,8 +132,26 @@ def test_select_genes_reads_the_schema_and_the_training_rows_alone(cells, schema
     kept = ch.pp.select_genes(cells, schema, 50, rows=rows)
     assert ch.pp.select_genes(poisoned, schema, 50, rows=rows).equals(kept)
     assert not ch.pp.select_genes(poisoned, schema, 50).equals(kept)
-    with pytest.raises(ch.SchemaError, match="needs raw counts"):
+    with pytest.raises(ch.SchemaError, match="needs counts or expression"):
         ch.pp.select_genes(cells, ch.Schema(batch="obs/batch"))
     cells.layers["counts"] = cells.layers["counts"] * 0.5
     with pytest.raises(ch.DataError, match="not whole"):
         ch.pp.select_genes(cells, schema)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_without_counts_genes_are_chosen_by_how_expression_varies_within_batches(form):
+    import anndata as ad
+
+    import chreode as ch
+
+    rng = np.random.default_rng(0)
+    batch = np.repeat([0, 1], 50)
+    x = rng.normal(5, [0.1, 3.0, 0.2, 2.0, 0.1], (100, 5))
+    x[:, 0] += 100 * batch  # varies between batches alone
+    x[3, 4] = np.nan
+    cells = ad.AnnData(form(x))
+    cells.obs["batch"] = batch.astype(str)
+    schema = ch.Schema(expression="X", batch="obs/batch")
+    assert list(ch.pp.select_genes(cells, schema, 2)) == ["1", "3"]
+    assert list(ch.pp.select_genes(cells, schema.with_(batch=None), 1)) == ["0"]

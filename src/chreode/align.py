@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ import pandas as pd
 
 from .check import as_category, findings, merging, require, unit
 from .data.source import Source
-from .errors import DataError, SchemaError, near
+from .errors import DataError, SchemaError, near, warn
 from .read import Data, column, matrix, numbers, where
 from .schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, UNIT_ROLES, Place, Schema, Spec
 
@@ -267,4 +266,4 @@ def _report_missing(
                 f"{str(names[0])!r}. Put names of the same kind (symbols or Ensembl ids) in var_names."
             )
         raise DataError(said + f" At least {MIN_WEIGHT:.0%} of the weight must be found.")
-    warnings.warn(said, MissingFeatures, stacklevel=4)
+    warn(said, MissingFeatures)

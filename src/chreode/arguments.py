@@ -93,7 +93,7 @@ def _refuse(owner: str, name: str, value: Any, hint: Any) -> None:
     if expected:
         shown = visible(repr(value))
         shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-        raise ArgumentError(f"{owner}({name}={shown}): expected {expected}, got {_kind(value)}.")
+        raise ArgumentError(f"{owner}({name}={shown}): expected {expected}, got {kind(value)}.")
 
 
 @functools.cache
@@ -206,9 +206,18 @@ def _spelled(hint: Any) -> str:
     return _NAMES.get(hint) or _NAMES.get(name, name)
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any, depth: int = 2) -> str:
+    """Return what a value is, in words; of what a list holds so many lists deep, for it may hold itself.
+
+    Examples
+    --------
+    >>> kind([[1, 2], [3]]), kind(("a", 0.5))
+    ('a list of lists of whole numbers', 'a tuple of text and numbers')
+    """
     if isinstance(value, (list, tuple)):
-        held = dict.fromkeys(several(_kind(v)) for v in value[:20])
+        if depth == 0:
+            return f"a {type(value).__name__}"
+        held = dict.fromkeys(several(kind(v, depth - 1)) for v in value[:20])
         return f"a {type(value).__name__} of {' and '.join(held) or 'nothing'}"
     if isinstance(value, np.ndarray) and value.dtype.kind in "US":
         return "an array of text"

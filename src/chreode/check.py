@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from jaxtyping import Float64, Int, Shaped
 
 from .design import confounded
-from .errors import DataError, SchemaError
+from .errors import DataError, SchemaError, warn
 from .learn.phase import bar
 from .read import Data, column, matrix, measured, numbers, where
 from .schema import (
@@ -30,10 +30,12 @@ from .schema import (
 _PIECE = 2**22
 #: Counts that float32 tells from their neighbours.
 _EXACT = 2**24
-#: What logarithms of normalised counts are turned back by, and cells from which equal sums are no chance.
-_UNLOGGED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "expm1": np.expm1,
-    "2 ** x - 1": lambda x: np.exp2(x) - 1,
+#: What turns normalised values back to ones whose sums are the same in every cell, with the largest value
+#: that is tried (no logarithm of counts comes near 60); and cells from which equal sums are no chance.
+_SCALES: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
+    "normalised:": (math.inf, lambda x: x),
+    "log-normalised: turned back by expm1,": (60, np.expm1),
+    "log-normalised: turned back by 2 ** x - 1,": (60, lambda x: np.exp2(x) - 1),
 }
 _SOME = 5
 #: Strings that often stand for "not known" without saying so.
@@ -117,7 +119,7 @@ def require(found: list[Finding]) -> None:
         raise (SchemaError if absent else DataError)("\n".join(errors))
     for f in found:
         if f.level == "warning" and f.role in COUNT_ROLES:
-            warnings.warn(f.text, CountsWarning, stacklevel=4)
+            warn(f.text, CountsWarning)
 
 
 def _names(data: Data) -> Iterator[Finding]:
@@ -144,7 +146,9 @@ def _role(
         if values.shape[1] and values.dtype.kind in "fiub":
             at = where(data, place)
             rows = rows if at is None else at[rows][at[rows] >= 0]
-            seen = looks.get(str(place)) or look(values, rows, f"check {role}", progress)
+            seen = looks.get(str(place)) or look(
+                values, rows, f"check {role}", progress, counts=base in COUNT_ROLES
+            )
             yield from _values(said, base, seen, schema)
     else:
         if base in CATEGORY_ROLES or base == "categorical":
@@ -197,14 +201,14 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
                 "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
                 "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
             )  # fmt: skip
-        elif seen.unlogged:
+        elif seen.scale:
             yield Finding(
                 "warning", role,
-                f"{said} looks log-normalised: turned back by {seen.unlogged}, the values of every cell add "
-                "up to about the same. Models of counts mean nothing on it. Name the place of the raw "
-                "counts, often 'layers/counts' or 'raw', or name this one as `expression`.",
+                f"{said} looks {seen.scale} the values of every cell add up to about the same. Models of "
+                "counts mean nothing on it. Name the place of the raw counts, often 'layers/counts' or "
+                "'raw', or name this one as `expression`.",
             )  # fmt: skip
-        elif _EXACT < seen.high < 3.4e38:
+        if _EXACT < seen.high < 3.4e38:
             yield Finding(
                 "warning", role,
                 f"{said} holds counts up to {seen.high:,.0f}. Models read them as float32: above "
@@ -243,9 +247,8 @@ class Look:
         Rows whose values add up to 0.
     silent
         Columns whose values add up to 0.
-    unlogged
-        What turns the values back to ones of which every cell has as many, as of log-normalised counts;
-        empty if nothing does.
+    scale
+        How the values look normalised, in words; empty if they do not, or are no counts.
     """
 
     low: float
@@ -257,7 +260,7 @@ class Look:
     example: float
     empty: Int[np.ndarray, " rows"]
     silent: int
-    unlogged: str
+    scale: str
 
 
 def look(
@@ -265,12 +268,14 @@ def look(
     rows: Int[np.ndarray, " n"],
     what: str = "check",
     progress: bool | None = None,  # noqa: FBT001 (tri-state)
+    *,
+    counts: bool = False,
 ) -> Look:
-    """Look at the values of `rows` in one pass, a few rows at a time."""
+    """Look at the values of `rows` in one pass, a few rows at a time; at `counts` for their scale too."""
     low = high = example = 0.0
     lacking = infinite = negative = broken = 0
     empty = [rows[:0]]
-    back = {name: [np.zeros(0)] for name in _UNLOGGED}
+    back = {name: [np.zeros(0)] for name in _SCALES}
     total = np.zeros(values.shape[1])
     with bar(len(rows), what, progress) as shown, np.errstate(all="ignore"):
         for some, block in _blocks(values, rows):
@@ -287,8 +292,10 @@ def look(
                 odd = finite[finite != np.floor(finite)]
                 example = float(odd[0]) if odd.size and not broken else example
                 broken += odd.size
-                for name, f in _UNLOGGED.items() if odd.size else ():
-                    back[name].append(_row_sums(block, f))
+                for name, (most, f) in _SCALES.items() if counts and odd.size else ():
+                    back[name].append(
+                        _row_sums(block, f) if high <= most else np.full(len(some), math.inf)
+                    )
             empty.append(some[np.asarray(block.sum(1)).ravel() == 0])
             total += np.asarray(block.sum(0)).ravel()
             shown.update(len(some))
@@ -309,8 +316,11 @@ def _row_sums(block: Any, f: Callable[[np.ndarray], np.ndarray]) -> Float64[np.n
 
 
 def _alike(sums: Float64[np.ndarray, " n"]) -> bool:
-    """Return whether sums are the same to a hundredth, and enough for that to be no chance."""
-    return len(sums) >= _SOME and bool(0 < sums.max() <= 1.01 * sums.min())
+    """Return whether most sums are the same to a hundredth, all finite, and too many for chance."""
+    if len(sums) < _SOME or not np.isfinite(sums).all():
+        return False
+    low, high = np.quantile(sums, (0.05, 0.95))  # an odd cell says nothing of the others
+    return bool(0 < high <= 1.01 * low)
 
 
 def any_nan(values: Any) -> bool:

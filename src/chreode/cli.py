@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cyclopts import App, CoercionError, CycloptsError, Parameter
+from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Parameter
 
 from . import __version__
 from .commands.common import Answer, spoken
@@ -109,6 +110,17 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return _fail(2, "UsageError", f"{_plain(error)} See: {command} --help", as_json=as_json)
     except KeyboardInterrupt as stopped:
         return _fail(130, "KeyboardInterrupt", str(stopped) or "interrupted", as_json=as_json)
+    except Exception as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].partition(".")[0] != "cyclopts":
+            raise
+        # cyclopts trips over a flag whose name goes on after a dot, beside the flag itself
+        said = (
+            "These flags cannot be read together: one has a value and is also the beginning of "
+            "another, as --given.batch is of --given.batch.x."
+        )
+        command = " ".join(("chreode", *app.parse_commands(tokens)[0]))
+        return _fail(2, "UsageError", f"{said} See: {command} --help", as_json=as_json)
     if not isinstance(answer, Answer):  # help and version have printed themselves
         return 0
     print(answer)
@@ -118,6 +130,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
 def _plain(error: CycloptsError) -> str:
     """Return a sentence on a flag, without the names that Python has for types."""
     text = str(error)
+    if isinstance(error, MissingArgumentError) and error.keyword:
+        text = f"{error.keyword} needs a value, as in {error.keyword} VALUE."
     if isinstance(error, CoercionError) and error.token is not None and not error.msg:
         said, expected = visible(error.token.value), WORDS.get(error.target_type)
         if expected:  # of choices it says which there are

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +19,7 @@ from . import store
 from .data.disk import readable
 from .data.files import editable
 from .data.foreign import refuse_foreign
-from .errors import DataError, StoreError
+from .errors import DataError, StoreError, warn
 from .read import Data
 
 #: A few cells: a dense block by modality.
@@ -139,9 +138,7 @@ def storable(obs: pd.DataFrame) -> pd.DataFrame:
         out.isetitem(i, values.map(str).where(values.notna(), None))
     if turned:
         names = ", ".join(repr(out.columns[i]) for i in turned)
-        warnings.warn(
-            f"obs: {names} written as text, for a file holds text and numbers.", stacklevel=4
-        )
+        warn(f"obs: {names} written as text, for a file holds text and numbers.")
     return out
 
 

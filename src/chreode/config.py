@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -93,12 +94,17 @@ def _spelled(hint: Any) -> str:
 WORDS: dict[Any, str] = {
     int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None",
 }  # fmt: skip
-_SEVERAL = {"a whole number": "whole numbers", "a number": "numbers"}
 
 
 def several(word: str) -> str:
-    """Return what more than one is called."""
-    return _SEVERAL.get(word, word)
+    """Return what more than one is called.
+
+    Examples
+    --------
+    >>> several("a whole number or None"), several("a list of text")
+    ('whole numbers or None', 'lists of text')
+    """
+    return re.sub(r"\ba (whole number|number|list|tuple)\b", r"\1s", word)
 
 
 def worded(hint: Any) -> str:
@@ -122,9 +128,11 @@ def worded(hint: Any) -> str:
 def _checked(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     value = _as_python(value)
     if not _fits(value, hint):
+        from .arguments import kind  # which loads NumPy, and reads this module
+
         names = [part for part in typing.get_args(hint) if isinstance(part, str)]
         said = near(value, names) if names and isinstance(value, str) else ""
-        got = "" if names else f", got {WORDS.get(type(value), type(value).__name__)}"
+        got = "" if names else f", got {kind(value)}"
         raise ConfigError(
             f"{owner}({field.name}={value!r}): expected {worded(hint)}{got}.{said} {field.metadata['doc']}"
         )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
+import warnings
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 from .text import message, visible
@@ -66,6 +70,14 @@ class BlowUpError(FitError):
 
 class StoreError(ChreodeError, OSError):
     """A file or model folder is cut short, tampered with, newer than this version, or unwritable."""
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called the package, however deep below it the cause was met."""
+    names = [f.f_globals.get("__name__", "") for f, _ in traceback.walk_stack(sys._getframe())]
+    first = max(i for i, name in enumerate(names) if name.partition(".")[0] == __package__)
+    wrappers = takewhile("contextlib".__eq__, names[first + 1 :])  # of our own functions
+    warnings.warn(text, category, stacklevel=first + 2 + len(list(wrappers)))
 
 
 def near(word: str, known: Iterable[str]) -> str:

@@ -8,7 +8,6 @@ import json
 import shutil
 import time
 import unicodedata
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 
 from . import __version__, config, models, store, verbs
 from .arguments import checked
-from .errors import ChreodeError, StoreError
+from .errors import ChreodeError, StoreError, warn
 from .learn.state import STATES, read_state
 from .model import Model
 from .module import Module, capabilities
@@ -209,7 +208,7 @@ def load(folder: str | Path) -> Fitted:
         found = folder
         if last and place is None and previous is not None:
             said = f"{folder} was lost while being replaced; reading {previous}."
-            warnings.warn(said, stacklevel=3)
+            warn(said)
             found = previous
         try:
             return _read(found)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 
-from .errors import ConfigError
+from .errors import ConfigError, warn
 
 #: Share of what was seen by which a question may go beyond it unsaid, and beyond which it is refused.
 NEAR, FAR = 0.1, 1.0
@@ -41,4 +40,4 @@ def refuse_far(said: str, beyond: float) -> None:
     said = f"{said}: {beyond:.3g} times that span beyond its end, where no cell tells what happens."
     if beyond > FAR:
         raise ConfigError(f"{said} Ask for what is no further beyond than {FAR:g} span.")
-    warnings.warn(said, ForecastWarning, stacklevel=4)
+    warn(said, ForecastWarning)

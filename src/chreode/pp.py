@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +31,42 @@ def select_genes(
     data
         AnnData, MuData or a path.
     schema
-        Must name `counts`; genes are judged within each `batch`, where that is named.
+        Genes are judged by their `counts`; where those are not named, by the variance of their
+        `expression`, and those with NaN come last. Within each `batch`, where that is named.
     rows
         Cells to look at: the training cells, where some are held out (default: all).
 
     Raises
     ------
     SchemaError, DataError
-        If `counts` is not named, or its values are no raw counts.
+        If neither is named, or the values are not what they are named as.
     """
     data = read.read(data)
-    if schema.counts is None:
-        raise SchemaError("select_genes needs raw counts: Schema(counts='layers/counts').")
+    if schema.counts is None and schema.expression is None:
+        raise SchemaError(
+            "select_genes needs counts or expression: Schema(counts='layers/counts')."
+        )
+    role = "expression" if schema.counts is None else "counts"
     places = dict(schema.places())
-    judged = Schema(counts=schema.counts, batch=schema.batch, fractional=schema.fractional)
+    judged = Schema(batch=schema.batch, fractional=schema.fractional)
+    judged = judged.with_(**{role: str(places[role])})
     rows = read.positions(data, rows)
-    at = read.where(data, places["counts"])
+    at = read.where(data, places[role])
     rows = rows if at is None else rows[at[rows] >= 0]
     require(findings(data, judged, rows))
-    values, names = read.matrix(data, places["counts"], "counts")
+    values, names = read.matrix(data, places[role], role)
     codes = np.zeros(len(rows), int)
     if schema.batch is not None:
         codes = pd.factorize(read.column(data, places["batch"], "batch").iloc[rows])[0]
-    counts = sparse.csr_matrix(values[rows if at is None else at[rows]])
-    return names[np.sort(rank_genes(counts, codes, n))]
+    cells = sparse.csr_matrix(values[rows if at is None else at[rows]])
+    judge = _variance if role == "expression" else pearson_residual_variance
+    return names[np.sort(_rank(cells, codes, n, judge))]
+
+
+def _variance(x: sparse.csr_matrix) -> Float[np.ndarray, " g"]:
+    x = x.astype(np.float64)
+    mean = np.asarray(x.mean(axis=0)).ravel()
+    return np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2
 
 
 # Entries of one dense block of cells: 4 MiB of float64, so that the few blocks alive at once stay
@@ -165,17 +178,24 @@ def rank_genes(
     >>> rank_genes(marker_and_two_flat, np.zeros(4, dtype=int), n=1)
     array([0])
     """
+    return _rank(counts, batch, n, pearson_residual_variance)
+
+
+def _rank(
+    x: sparse.csr_matrix | sparse.csr_array,
+    batch: Integer[np.ndarray, " b"],
+    n: int,
+    judge: Callable[[Any], Float[np.ndarray, " g"]],
+) -> Integer[np.ndarray, " n"]:
     if n < 1:
         raise ConfigError(f"n is {n}; at least one gene must be asked for. 2,000 is common.")
-    if np.shape(batch) != counts.shape[:1]:
-        raise ConfigError(
-            f"batch has shape {np.shape(batch)}; {counts.shape[0]} cells need one each."
-        )
-    variance = np.stack([pearson_residual_variance(counts[batch == b]) for b in np.unique(batch)])
+    if np.shape(batch) != x.shape[:1]:
+        raise ConfigError(f"batch has shape {np.shape(batch)}; {x.shape[0]} cells need one each.")
+    variance = np.stack([judge(x[batch == b]) for b in np.unique(batch)])
     rank = np.argsort(np.argsort(-variance, axis=1, kind="stable"), axis=1)
     first = (rank < n) & (variance > 0)
     n_batches = first.sum(axis=0)
-    median_rank = np.full(counts.shape[1], np.inf)
+    median_rank = np.full(x.shape[1], np.inf)
     named = n_batches > 0
     median_rank[named] = np.nanmedian(np.where(first, rank, np.nan)[:, named], axis=0)
     return np.lexsort((median_rank, -n_batches))[:n]

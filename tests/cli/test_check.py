@@ -194,6 +194,30 @@ def test_check_survives_what_is_odd(say, there):
     assert say("check empty.h5ad")[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("place", "roles", "fewer"),
+    [
+        ("X", "--expression X", True),
+        ("X", "--expression X --time obs/day", True),
+        ("layers/log", "--counts X --expression layers/log", True),
+        ("X", "--counts X", True),
+        ("raw", "--counts raw", False),  # fit narrows no raw
+        ("obsm/few", "--counts X --expression obsm/few --time obs/day", False),
+    ],
+)
+def test_fewer_genes_are_suggested_where_the_model_reads_many(say, there, place, roles, fewer):
+    x = np.random.default_rng(0).poisson(1.0, (20, 5001)).astype(np.float32)
+    cells = ad.AnnData(x, layers={"log": np.log1p(x)}, obsm={"few": x[:, :30]})
+    cells.obs["day"] = np.arange(20) % 4 * 1.5
+    cells.raw = cells
+    cells.write_h5ad("wide.h5ad")
+    _, out, _ = say(f"check wide.h5ad {roles} --json")
+    suggested = json.loads(out)["suggested"]
+    assert ("--n-genes 2000" in suggested) == fewer
+    if suggested.startswith("chreode fit pca"):  # it can be typed
+        assert say(f"{suggested.removeprefix('chreode ')} --n-latent 2")[0] == 0
+
+
 FILES = sorted(p.relative_to(DATA) for p in DATA.rglob("*.h5*")) or [Path("kang_pbmc_ifnb")]
 
 

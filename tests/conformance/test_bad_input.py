@@ -201,6 +201,35 @@ def test_log_normalised_values_are_told_where_fractional_ones_are_counts(model, 
         model.fit(cells, schema.with_(fractional=True))
 
 
+def test_warnings_name_the_line_of_the_user():
+    script = """
+import warnings
+import anndata, numpy, chreode as ch
+x = numpy.random.default_rng(0).poisson(2.0, (40, 30)) + 1.0
+cells = anndata.AnnData(numpy.log1p(x / x.sum(1, keepdims=True)))
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    pca = ch.PCA(n_latent=2).fit(cells, ch.Schema(counts="X", fractional=True), progress=False)
+    pca.embed(cells[:, 1:].copy(), progress=False)
+    ch.metrics.neighbours.exact_neighbours(x[:3], k=5)
+print(*((w.category.__name__, w.filename, w.lineno) for w in told), sep="\\n")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[:-1] == [
+        "('CountsWarning', '<string>', 8)",
+        "('MissingFeatures', '<string>', 9)",
+        "('UserWarning', '<string>', 10)",
+    ]
+
+
+def test_every_warning_is_given_where_the_line_of_the_user_is_found():
+    folder = Path(ch.__file__).parent
+    warn = [p.name for p in folder.rglob("*.py") if "warnings.warn(" in p.read_text("utf-8")]
+    assert warn == ["errors.py"]
+
+
 @pytest.fixture(scope="module")
 def saved(quick, _simulated, tmp_path_factory):
     """Return a fitted model and the folder it was saved to."""

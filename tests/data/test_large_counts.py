@@ -61,3 +61,17 @@ def test_check_says_what_float32_cannot_hold(form, most, level):
     a = ad.AnnData(form(np.array([[1.0, most], [2.0, 3.0]])))
     found = findings(a, ch.Schema(counts="X"))
     assert [f.level for f in found] == ([level] if level else [])
+
+
+def test_the_limit_of_float32_is_told_of_normalised_values_too():
+    x = np.random.default_rng(0).gamma(1.0, 1.0, (30, 20))
+    a = ad.AnnData(1e9 * x / x.sum(1, keepdims=True))
+    found = [f.text for f in findings(a, ch.Schema(counts="X", fractional=True))]
+    assert ["looks normalised" in text for text in found] == [True, False]
+    assert "Models read them as float32" in found[1]
+
+
+def test_sums_alike_tell_nothing_of_continuous_roles():
+    x = np.random.default_rng(0).gamma(1.0, 1.0, (30, 20))
+    a = ad.AnnData(x / x.sum(1, keepdims=True))
+    assert findings(a, ch.Schema(expression="X")) == []

@@ -466,8 +466,21 @@ def test_features_of_an_opened_file_are_chosen_in_every_usual_way(tmp_path):
 @pytest.mark.parametrize(
     ("scaled", "said"),
     [
-        (lambda x: np.log1p(1e4 * x / x.sum(1, keepdims=True)), "expm1"),
-        (lambda x: np.log2(700 * x / x.sum(1, keepdims=True) + 1), r"2 \*\* x - 1"),
+        (
+            lambda x: np.log1p(1e4 * x / x.sum(1, keepdims=True)),
+            "log-normalised: turned back by expm1",
+        ),
+        (lambda x: np.log2(700 * x / x.sum(1, keepdims=True) + 1), r"turned back by 2 \*\* x - 1"),
+        (
+            lambda x: 1e4 * x / x.sum(1, keepdims=True),
+            "normalised: the values of every cell add up",
+        ),
+        (lambda x: np.log1p(1e4 * x / np.r_[0.5, x.sum(1)[1:]][:, None]), "expm1"),  # one odd cell
+        (
+            lambda x: x * 0.37 + 1100.5,
+            None,
+        ),  # full-length: e to such powers is infinite in every cell
+        (lambda x: x * 0.37 + 1100.5 * (np.arange(30) == 0), None),
         (lambda x: 0.37 * x, None),
         (lambda x: np.log1p(x), None),  # not normalised: the sums tell nothing
     ],
@@ -479,9 +492,5 @@ def test_log_normalised_values_named_as_counts_are_told(tmp_path, how, layout, s
         pytest.skip("an opened file is read by cells")
     path = tmp_path / "a.h5ad"
     ad.AnnData(layout(scaled(x).astype(np.float32))).write_h5ad(path)
-    with (
-        pytest.warns(CountsWarning, match=f"turned back by {said}")
-        if said
-        else contextlib.nullcontext()
-    ):
+    with pytest.warns(CountsWarning, match=said) if said else contextlib.nullcontext():
         ch.PCA(n_latent=2).fit(how(path), ch.Schema(counts="X", fractional=True), progress=False)

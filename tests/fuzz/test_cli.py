@@ -49,6 +49,7 @@ WORDS = st.sampled_from(
         "text.h5ad", "fit.toml", "bad.toml", "out.h5ad", "out.html", "out.json", ".", "..",
         "../x/out.h5ad", "cells.h5ad/out.h5ad", "layers/counts", "obs/batch", "obs/", "X", "raw",
         "rna:X", "obsm/X_pca", "batch_0", "cpu", "cuda", "zinb", "--given.", "--given.batch",
+        "--given.batch.x",
         "--given.x=1", "--batch=obs/batch", "--json", "--help", "-h", "--version", "-o", "-n",
         "100000000000000000000", "/proc/out.h5ad", 300 * "x" + ".h5ad", *NAMES,
     ]

@@ -22,6 +22,8 @@ from fuzz.common import EFFORT
 
 import chreode as ch
 
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
 #: What nobody means, and what is easily meant: a string for a list, a list for a number, the wrong object.
 WRONG = (
     None,
@@ -40,6 +42,7 @@ WRONG = (
     ["pDC"],
     [None],
     [[1, 2], [3]],
+    ENDLESS,
     (),
     {},
     {"batch": "nowhere"},

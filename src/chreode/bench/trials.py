@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from ..errors import ChreodeError
+from ..errors import ChreodeError, warn
 from .ledger import Ledger, digest
 
 #: What a trial returns: values that JSON can hold, and arrays.
@@ -110,7 +109,7 @@ class Runner:
         with closing(self.execute(todo)) as finished:
             for trial, outcome in finished:
                 if outcome.unforeseen:
-                    warnings.warn(f"{trial.name} failed: {outcome.failed}", stacklevel=3)
+                    warn(f"{trial.name} failed: {outcome.failed}")
                 # so that a result is the same now and when it is read again
                 row = json.loads(json.dumps(outcome.row))
                 done[trial.name] = replace(outcome, row=row)

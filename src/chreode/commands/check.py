@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ..models import find, keys
-from ..schema import Place, Schema
+from ..schema import COUNT_ROLES, MATRIX_ROLES, Place, Schema
 from ..text import visible
-from .common import Answer, Json, as_flags, spoken, suggested, with_roles
+from .common import Answer, Json, as_flags, narrows, spoken, suggested, with_roles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,8 @@ def check(
     schema = Schema.from_dict(roles)
     data = read(file)
     looks: dict[str, Any] = {}
-    matrices, columns = list(_matrices(data, looks)), list(_columns(data))
+    counted = {str(place) for role, place in schema.places() if role in COUNT_ROLES}
+    matrices, columns = list(_matrices(data, counted, looks)), list(_columns(data))
     found = findings(data, schema, looks=looks)
     feeds = [_fed(model, schema) for model in wanted] if roles or for_ else []
     if for_ and feeds[0]["missing"]:
@@ -112,8 +113,13 @@ def _sizes(data: Data) -> str:
     return f"{data.n_obs:,} cells in {len(data.mod)} modalities ({inside})"
 
 
-def _matrices(data: Data, looks: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what stands in every slot that a matrix role can name; put what was seen into `looks`."""
+def _matrices(
+    data: Data, counted: Collection[str], looks: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield what stands in every slot that a matrix role can name; put what was seen into `looks`.
+
+    Those at the places `counted` are named as counts.
+    """
     import numpy as np
 
     from .. import read
@@ -136,7 +142,10 @@ def _matrices(data: Data, looks: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 row |= {"shape": list(values.shape), "dtype": str(values.dtype)}
                 row |= {"sparse": is_sparse(values), "holds": f"{values.dtype}, no numbers"}
                 if values.dtype.kind in "fiub":
-                    looks[place] = look(values, np.arange(values.shape[0]), f"look at {place}")
+                    looks[place] = look(
+                        values, np.arange(values.shape[0]), f"look at {place}",
+                        counts=place in counted,
+                    )  # fmt: skip
                     row["counts"], row["holds"] = _told(looks[place])
             except ChreodeError as error:  # one damaged slot does not hide the others
                 row["holds"] = str(error)
@@ -258,10 +267,11 @@ def _next(
         made_for = len(asked & {*find(key).needs})
         return len(asked & {*feed["reads"]}), made_for, -(*_USUAL, key).index(key)
 
-    model = max(ready, key=fit)["key"]
-    width = next((m["shape"][1] for m in matrices if m["place"] == schema.counts and m["shape"]), 0)
+    best = max(ready, key=fit)
+    model, place = best["key"], getattr(schema, next(r for r in best["reads"] if r in MATRIX_ROLES))
+    width = next((m["shape"][1] for m in matrices if m["place"] == place and m["shape"]), 0)
     # most genes of a whole transcriptome tell nothing and cost time
-    fewer = ["--n-genes", "2000"] if width > 5000 else []
+    fewer = ["--n-genes", "2000"] if width > 5000 and narrows(schema) else []
     return suggested("fit", model, file, *as_flags(told), *fewer, "-o", f"runs/{model}")
 
 

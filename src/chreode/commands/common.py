@@ -8,7 +8,6 @@ import inspect
 import json as json_
 import re
 import shlex
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
-from ..errors import StoreError
-from ..schema import Schema
+from ..errors import StoreError, warn
+from ..schema import Place, Schema
 from ..text import visible
 
 if TYPE_CHECKING:
@@ -227,6 +226,12 @@ def suggested(*words: object) -> str:
     )
 
 
+def narrows(schema: Schema) -> Place | None:
+    """Return where ``--n-genes`` chooses features; None where it cannot, as in raw or obsm."""
+    place = Place.parse(schema.counts or schema.expression or "X")
+    return place if place.slot in ("X", "layers") else None
+
+
 def use_threads(threads: int | None) -> None:
     """Set the number of threads, before any work."""
     if threads is not None:
@@ -244,7 +249,7 @@ def load_model(folder: Path) -> Fitted:
     fitted = ch.load(folder)
     state = fitted.provenance["state"]
     if state != "rested":
-        warnings.warn(f"The model {folder} {STATES[state]}.", stacklevel=2)
+        warn(f"The model {folder} {STATES[state]}.")
     return fitted
 
 

@@ -19,7 +19,7 @@ import chreode as ch
 
 from .. import config, models
 from ..errors import ConfigError, SchemaError, near
-from ..schema import ROLES, Place, Schema
+from ..schema import ROLES, Schema
 from .common import (
     RUN,
     Answer,
@@ -29,6 +29,7 @@ from .common import (
     Threads,
     Whole,
     flags,
+    narrows,
     records,
     schema_flags,
     signed,
@@ -195,11 +196,12 @@ def tables_of(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def narrowed(data: Any, schema: Schema, n_genes: int) -> Any:
-    """Return the data with the most variable genes alone, where the counts are."""
+    """Return the data with the most variable genes alone, where the counts or the expression are."""
     genes = ch.pp.select_genes(data, schema, n_genes)
-    place = Place.parse(schema.counts or "")
-    if place.slot not in ("X", "layers"):
-        raise SchemaError(f"--n-genes works on counts in X or layers/NAME, not in {place}.")
+    place = narrows(schema)
+    if place is None:
+        said = schema.counts or schema.expression
+        raise SchemaError(f"--n-genes works on genes in X or layers/NAME, not in {said}.")
     if not place.modality:
         return data[:, genes].copy()
     data.mod[place.modality] = data.mod[place.modality][:, genes].copy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.source import Source
-from ..errors import FitError
+from ..errors import FitError, warn
 from ..module import Module
 from .phase import Phase, Run, Split, Trace, bar
 
@@ -64,7 +63,7 @@ class EM:
                     if not group.alone:
                         raise
                     notes.append(f"interrupted in epoch {epoch}; the last update is kept")
-                    warnings.warn(f"{phase.name}: {notes[-1]}.", stacklevel=4)
+                    warn(f"{phase.name}: {notes[-1]}.")
                     break
                 log.append(
                     {

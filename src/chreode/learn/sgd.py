@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from .. import store
 from ..data.sampler import Sampler
 from ..data.source import Source
 from ..distributed import Group
-from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError
+from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError, warn
 from ..losses import kernel
 from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
@@ -133,7 +132,7 @@ class SGD:
                 loop.notes.append(
                     f"{why} in epoch {loop.epoch}; the weights of epoch {loop.best_epoch} are kept"
                 )
-                warnings.warn(f"{phase.name}: {loop.notes[-1]}.", stacklevel=4)
+                warn(f"{phase.name}: {loop.notes[-1]}.")
                 loop.finish(keep_best=True)
             else:
                 loop.finish(keep_best=self.patience is not None or loop.state() == "overfitted")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,7 +11,7 @@ from jaxtyping import Float, Float32, Float64, Int
 from scipy.sparse import csr_array, get_index_dtype
 
 from ..arguments import checked
-from ..errors import DataError
+from ..errors import DataError, warn
 from .score import as_embedding
 from .threads import chunks, in_threads
 
@@ -107,11 +106,9 @@ def exact_neighbours(x: Float[np.ndarray, "b z"], k: int = 90) -> Neighbours:
     """
     x = as_embedding(x)
     if len(x) <= k:
-        warnings.warn(
+        warn(
             f"{len(x)} cells have {len(x) - 1} neighbours each, not {k}: using all of them. "
             "Scores of so few cells are rough.",
-            UserWarning,
-            stacklevel=2,
         )
         k = len(x) - 1
     indices = np.empty((len(x), k), dtype=np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from ..data.batch import CellBatch
 from ..data.series import SeriesBatch, SeriesSource
 from ..data.source import Source
-from ..errors import BlowUpError
+from ..errors import BlowUpError, warn
 from ..horizon import NEAR, ForecastWarning, plain, refuse_far
 from ..learn.rng import Rng
 from ..losses.energy import energy_distance
@@ -358,11 +357,10 @@ class Dynamics(Module):
         begun = float(self.spec.outside("time", batch["time"][row]))
         if len(lost) == len(batch):
             raise BlowUpError(row, begun, start[row], name)
-        warnings.warn(
+        warn(
             f"{len(lost)} of {len(batch)} paths leave the finite numbers and are NaN from then on, such as "
             f"{name}, which begins at time {plain(begun)[0]}.",
             ForecastWarning,
-            stacklevel=2,
         )
 
     def _tell_held(self, found: Tensor, held: Tensor) -> None:
@@ -374,12 +372,11 @@ class Dynamics(Module):
             return
         at = np.unravel_index(int(excess.argmax()), excess.shape)
         gene = self.spec.features[self.spec.either("expression", "counts")][at[-1]]
-        warnings.warn(
+        warn(
             f"{n:,} of {held.numel():,} forecast values would leave the range that their gene has in the "
             f"cells of the fit by more than {NEAR:.0%} of it, and are held at its end: the furthest is "
             f"{gene}, {float(found[at]):.4g} held at {float(held[at]):.4g}.",
             ForecastWarning,
-            stacklevel=2,
         )
 
     def rank(self) -> tuple[Float[Tensor, "g g"], Float[Tensor, "g g"]]:
