@@ -230,6 +230,7 @@ def test_the_model_of_the_walkthrough_passes_the_conformance_suite(walkthrough, 
         "def pytest_sessionstart():\n"  # not earlier: jaxtyping checks what is imported after it
         "    from chreode import models\n"
         f"    models.__path__.append({str(walkthrough)!r})\n"
+        "    models.keys.cache_clear()\n"  # the fixtures have asked already
     )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "tests/conformance", "-q", "-p", "with_it",
