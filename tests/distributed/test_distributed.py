@@ -90,7 +90,9 @@ def test_cells_that_lack_a_modality_are_learned_from_alike(found, lacking):
     if lacking == "most":  # batch norm of two or three cells makes much of rounding
         return
     for name, values in one["weights"].items():
-        if name.startswith("autoencoder") and "effect" not in name:
+        # batch norm takes a bias out: its gradient is rounding, of which Adam makes whole steps
+        out = "effect" in name or name.endswith("linear.bias")
+        if name.startswith("autoencoder") and not out:
             np.testing.assert_allclose(shared["weights"][name], values, atol=5e-3, err_msg=name)
 
 

@@ -266,7 +266,7 @@ def test_bad_questions_are_refused(paths, how, error, said):
 
 def test_bad_series_are_refused(paths):
     one = paths[paths.obs["time"] == 0].copy()
-    with pytest.raises(DataError, match="one time"):
+    with pytest.raises(DataError, match="the same time"):
         ch.NeuralODE(**FEW).fit(one, SCHEMA, progress=False)
     lacking = paths.copy()
     lacking.obs.loc[lacking.obs_names[3], "time"] = np.nan
