@@ -49,6 +49,15 @@ def append(row: Row, path: Path, same: Sequence[str] = ("case",)) -> None:
     aside.replace(path)
 
 
+def same_numbers() -> dict[str, str]:
+    """Return hashes of older code that gives the numbers of today's, and what has changed since.
+
+    A hand keeps them: a message that is mended does not make days of measuring stale. Who changes what
+    a row depends on empties the file.
+    """
+    return json.loads((ROOT / "benchmarks" / "same_numbers.json").read_text())
+
+
 def spread(values: Sequence[float]) -> str:
     """Return the mean of some seeds and, where they differ, the lowest and the highest; NaN is left out."""
     finite = [value for value in values if isfinite(value)]

@@ -12,7 +12,7 @@ import torch
 
 from chreode.store import code_hash
 
-from .common import ROOT, Row, append, read, say, write_section
+from .common import ROOT, Row, append, read, same_numbers, say, write_section
 
 DATA = ROOT.parent / "shared" / "data"
 
@@ -25,7 +25,8 @@ def measure(package: str, tables: Sequence[str], description: str | None) -> Non
     package
         Folder of `benchmarks`. Each table is a module of it with ``cases()``,
         ``measure(case, data, kept)`` and ``render(rows)``. A row that other code made is measured again
-        and gives way to the new one, unless the command line says ``--any-code``.
+        and gives way to the new one, unless the command line says ``--any-code`` or `same_numbers`
+        holds that code.
     """
     parser = argparse.ArgumentParser(description=description)
     # the empty list is the default, which argparse checks too
@@ -52,7 +53,7 @@ def measure(package: str, tables: Sequence[str], description: str | None) -> Non
                 continue
             # another run may have added rows meanwhile
             made = {row.get("code") for row in read(rows) if row["case"] == case}
-            if code_hash() in made or (made and given.any_code):
+            if code_hash() in made or made & same_numbers().keys() or (made and given.any_code):
                 continue
             say(f"{name}: {told}")
             start = time.perf_counter()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common import RIVALS, Row, machine
+from ..common import RIVALS, Row, machine, same_numbers
 
 WORKER = Path(__file__).with_name("worker.py")
 #: One interpreter for chreode, one for its rivals.
@@ -109,9 +109,12 @@ def missing(
     """Return the cases that have no row yet with the same settings, machine and, unless `any_code`, code."""
     from chreode.store import code_hash  # not at the top: the rivals' environment has no chreode
 
+    current = {code_hash(), *same_numbers()}
+
     def done(case: Case) -> bool:
-        wanted = case.identity(threads) | ({} if any_code else {"code": code_hash()})
-        return any(all(row.get(k) == v for k, v in wanted.items()) for row in rows)
+        wanted = case.identity(threads)
+        same = [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
+        return any(any_code or row.get("code") in current for row in same)
 
     return [case for case in cases if not done(case)]
 

@@ -38,13 +38,16 @@ def run(tmp_path, monkeypatch):
     return go
 
 
-def test_a_run_goes_on_where_it_was_and_measures_again_what_other_code_made(run):
+def test_a_run_goes_on_where_it_was_and_measures_again_what_other_code_made(run, monkeypatch):
     assert run("--only", "seed 1")[0] == [1]
     assert run()[0] == [0]
     assert run()[0] == []
     done, rows = run("--any-code", code="b")
     assert done == []
     assert [row["code"] for row in rows] == ["a", "a"]
+    monkeypatch.setattr(tables, "same_numbers", lambda: {"a": "a message was mended"})
+    assert run(code="b")[0] == []
+    monkeypatch.undo()
     done, rows = run("--only", "seed 0", code="b")
     assert done == [0]
     assert [(row["case"]["seed"], row["code"]) for row in rows] == [(1, "a"), (0, "b")]

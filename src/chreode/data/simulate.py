@@ -11,7 +11,6 @@ The seed alone decides what comes out, and the dense matrix is never held as a w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import mudata
@@ -112,8 +111,7 @@ def simulate_cells(
     ((200, 50), ['cell_type', 'batch', 'condition', 'true_depth'])
     """
     _require(n_genes >= 1, f"n_genes is {n_genes}; at least one is needed.")
-    _require(math.isfinite(dispersion), f"dispersion is {dispersion}; it must be finite.")
-    _require(batch_strength >= 0, f"batch_strength is {batch_strength}; it must not be negative.")
+    _require(0 <= batch_strength <= 5, f"batch_strength is {batch_strength}; give 0 to 5.")
     rng = np.random.default_rng(seed)
     cells = _population(rng, n_cells, n_types, n_batches, composition)
     loadings = rng.normal(0, 0.4 / np.sqrt(_N_LATENT), (_N_LATENT, n_genes))
@@ -422,8 +420,11 @@ def _sequence(
     true_mean: bool = False,
 ) -> AnnData:
     """Give the cells counts by the module's story; `shifts` are of columns of `obs`, by level."""
-    _require(depth > 0, f"depth is {depth}; it must be positive.")
-    _require(dispersion > 0, f"dispersion is {dispersion}; it must be positive (1e-6 for Poisson).")
+    _require(0 < depth < 1e9, f"depth is {depth}; it must be positive, and below 1e9.")
+    _require(
+        0 < dispersion < 1e6,
+        f"dispersion is {dispersion}; it must be positive (1e-6 for Poisson), and below 1e6.",
+    )
     _require(0 <= dropout < 1, f"dropout is {dropout}; it is a probability below 1.")
     n_cells, n_features = cells.n_obs, len(base)
     cell_depth = rng.lognormal(np.log(depth), 0.4, n_cells)
