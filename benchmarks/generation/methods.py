@@ -90,7 +90,8 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
                 "role": row["role"], "seconds": row["seconds"], "state": row["state"],
                 "note": row["note"],
                 "scores": _scores(bench.scores, method),
-                "markers": bench.markers[bench.markers["method"] == method].to_dict("records"),
+                "markers": bench.markers[bench.markers["method"] == method]
+                .drop(columns=["method", "seed"]).round(4).to_dict("list"),
                 "by_class": bench.by_class[bench.by_class["method"] == method]
                 .pivot_table(index="class", columns="metric", values="value")
                 .reindex(columns=["w2", "mmd", "auc"])
@@ -173,11 +174,14 @@ def _in_short(rows: list[Row], tasks: list[str]) -> list[str]:
 def _shown(rows: list[Row]) -> dict[str, pd.DataFrame]:
     """Return the markers of the rows of Kang that a picture shows, by method; real cells come first."""
     found = _by_method([row for row in rows if row["case"]["task"] == ABLATED])
-    tables = {
-        name: pd.DataFrame([m for row in found.get(name, []) for m in row.get("markers", [])])
-        for name in (CEILING, *MARKED)
-    }
+    tables = {name: _markers(found.get(name, [])) for name in (CEILING, *MARKED)}
     return {name: table.assign(method=name) for name, table in tables.items() if len(table)}
+
+
+def _markers(rows: list[Row]) -> pd.DataFrame:
+    """Return the markers of all seeds; rows of before there were any have none."""
+    tables = [pd.DataFrame(row["markers"]) for row in rows if row.get("markers")]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -229,8 +233,8 @@ def _of_task(found: dict[str, list[Row]]) -> list[str]:
             str(round(np.mean(e))) for e in zip(*(r["epochs"] for r in rows), strict=True)
         )
         seconds = f"{np.mean([row['seconds'] for row in rows]):.0f}"
-        markers = pd.DataFrame([m for row in rows for m in row.get("markers", [])])
-        worst = worst_marker(markers.assign(method=name), name).removeprefix("worst marker: ")
+        worst = worst_marker(_markers(rows).assign(method=name), name)
+        worst = worst.removeprefix("worst marker: ")
         lines.append((name + mark, *values, worst, epochs, seconds, str(len(rows))))
     return markdown(("", *keys.values(), "worst marker", "epochs", "seconds", "seeds"), lines)
 

@@ -166,6 +166,25 @@ def test_a_warm_up_is_compared_with_nothing(source, patience, held_out):
     assert late.w.item() == pytest.approx(same.w.item(), abs=0.05)
 
 
+class OverfitsEarly(Quadratic):
+    """Held-out cells want 0.3, which is passed on the way up, long before the warm-up is over."""
+
+    def loss(self, batch, step):
+        up = (self.w - step.warm_up(0.5)).square() if self.training else (self.w - 0.3).square()
+        return Loss({"model": up})
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_no_epoch_of_a_warm_up_is_the_best(source, patience):
+    """Its weights minimise something else, however well they do on held-out cells."""
+    module = OverfitsEarly()
+    options = {"lr": 0.05, "settle": 0.5, "patience": patience, "max_epochs": 60}
+    trace = learn(module, source, **options)
+    assert trace.history["validation_objective"].idxmin() < 25
+    assert trace.state == "overfitted"
+    assert module.w.item() > 0.8
+
+
 def test_each_player_follows_its_own_objective(source):
     class Duel(Module):
         """The model pulls a·b up, the adversary down: with shared gradients both would move alike."""

@@ -66,12 +66,12 @@ def simulate_cells(
     n_batches
         Number of batches, equally large but for a remainder.
     batch_strength
-        Standard deviation over genes of a batch's shift of the log rates.
+        Standard deviation over genes of a batch's shift of the log rates, 5 at the most.
     depth
         Median of a cell's expected total count; the totals are log-normal around it. By default a
-        fifth of a count per gene (but 100 at least), which leaves a tenth of the counts nonzero.
+        fifth of a count per gene (but 100 at least), which leaves a tenth of the counts nonzero. Below 1e9.
     dispersion
-        Median over genes of 1 / theta, where a count's variance is mean + mean² / theta.
+        Median over genes of 1 / theta, where a count's variance is mean + mean² / theta; below 1e6.
     dropout
         Probability that a count is lost, whatever its size.
     composition

@@ -69,7 +69,10 @@ class SGD:
         epoch are then kept.
     settle
         Share of the run in which the objective still changes, as in a warm-up of one of its terms. Early
-        stopping does not act before, and training objectives from before are compared with none.
+        stopping does not act before, and no epoch from before is the best: its weights minimise something
+        else. Held-out cells may be most probable where the KL term of an autoencoder has hardly begun, and
+        there its cells are not where the prior draws new ones. Training objectives from before are
+        compared with none.
     chooses
         Whether cells held out choose the weights: those of the best epoch are kept, whatever the patience,
         where the fit had overfitted (see `state_of`). Not so where the objective is not all that is
@@ -197,14 +200,15 @@ class _Loop:
         if len(self.split.validation):
             row |= self._validate(train.sums).result()
         row["seconds"] = time.perf_counter() - start
-        value = self._comparable(row)
+        settled = self.epoch >= self.sgd.settle * self.epochs
+        value = self._comparable(row) if settled else None
         if value is None or value < self.best or self.best_epoch < 0:
             self.best, self.best_epoch = math.inf if value is None else value, self.epoch
             with self._averaged():
                 self.best_state = store.clone_state(self.target)
-        patience, settled = self.sgd.patience, (self.epoch + 1) / self.epochs >= self.sgd.settle
+        patience, over = self.sgd.patience, (self.epoch + 1) / self.epochs >= self.sgd.settle
         first = max(self.best_epoch, math.ceil(self.sgd.settle * self.epochs) - 1)
-        self.stopped = patience is not None and settled and self.epoch - first >= patience
+        self.stopped = patience is not None and over and self.epoch - first >= patience
         self.log.append(row)
         self.epoch += 1
         return row
