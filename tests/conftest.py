@@ -12,10 +12,27 @@ import pytest
 import torch
 
 import chreode as ch
+from chreode import models
 from chreode.data.simulate import simulate_cells
 from chreode.learn import analogs
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+#: Models that differ from the plain neural ODE, or from PathReg, by a penalty or a field alone.
+KIN = {
+    key
+    for key in models.keys()  # noqa: SIM118 (a function)
+    if issubclass(models.find(key), ch.NeuralODE) and key not in ("neuralode", "pathreg")
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are not asked for are put aside
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what is tried with every model, or every page, to the slow run where the model is kin."""
+    for item in items:
+        for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
+            name = getattr(value, "__name__", getattr(value, "stem", value))
+            if isinstance(name, str) and name.lower() in KIN:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -379,6 +379,7 @@ def moving():
     return model.fit(cells, schema, seed=0, progress=False), cells
 
 
+@pytest.mark.slow
 def test_a_portrait_has_cells_by_time_and_paths_from_their_starts(moving):
     fitted, cells = moving
     ax = plot.phase_portrait(fitted, cells, paths=["path_2"])

@@ -102,6 +102,7 @@ def test_wrong_shares_and_numbers_are_refused(search):
 # what is found
 
 
+@pytest.mark.slow
 def test_the_search_finds_an_optimum_and_beats_what_was_given(search):
     tuned = search(distance, 20)
     assert len(tuned.trials) == 20
@@ -121,6 +122,7 @@ def test_it_says_when_nothing_was_better(search):
     assert tuned.refits["options"].tolist() == ["given"] * REFITS
 
 
+@pytest.mark.slow
 def test_it_says_when_refits_differ_by_more_than_options(search):
     tuned = search(lambda fitted, _: 0.01 * distance(fitted, _) + fitted.provenance["seed"])
     assert tuned.best != ch.PPCA()
@@ -131,6 +133,7 @@ def test_it_says_when_refits_differ_by_more_than_options(search):
     assert intervals.loc["best", "min"] < intervals.loc["given", "max"]
 
 
+@pytest.mark.slow
 def test_one_seed_is_one_search(search):
     a, b = search(distance), search(distance)
     pd.testing.assert_frame_equal(but_seconds(a), but_seconds(b))
@@ -256,6 +259,7 @@ def test_a_mudata(quick):
 # failures, and going on
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_a_row(search):
     def fails_above(fitted, _):
         if fitted.model.n_latent > 15:
@@ -285,6 +289,7 @@ def test_bad_data_is_refused_before_any_fit(search, cells, schema):
         ch.tune(ch.PPCA(), cells, ch.Schema(counts="layers/count"))
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_ctrl_c_cut_it_off(search, tmp_path, monkeypatch):
     plain, begun, stop_at = tuning._fit_and_judge, [], 5
 
@@ -334,6 +339,7 @@ def test_an_objective_that_cannot_be_told_from_others_is_refused_where_results_a
 # data on disk
 
 
+@pytest.mark.slow
 def test_data_on_disk_is_the_same_data(cells, schema, tmp_path):
     cells[:200, :60].copy().write_h5ad(tmp_path / "cells.h5ad")
     kinds = [
@@ -350,6 +356,7 @@ def test_data_on_disk_is_the_same_data(cells, schema, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_mudata_on_disk(tmp_path):
     with mudata.set_options(pull_on_update=False):
         data = simulate_citeseq(120, 40, 8, seed=0)

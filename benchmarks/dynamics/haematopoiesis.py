@@ -16,10 +16,16 @@ from .report import across, at_rest, beside, ratios
 
 LINEAGES, LEARNED, DONORS = ("B", "eryth", "mono"), "12", ("11", "21", "36")
 SEEDS = (0, 1, 2)
+#: A fit of blood takes up to ten minutes: who forecasts for its own sake is refitted, the others show a kind.
+REFITTED = ("NODE", "lineage NODE")
 
 
 def cases() -> list[Row]:
-    fits = [{"seed": seed, "method": name} for name in METHODS for seed in SEEDS]
+    fits = [
+        {"seed": seed, "method": name}
+        for name in METHODS
+        for seed in (SEEDS if name in REFITTED else SEEDS[:1])
+    ]
     return [{"seed": SEEDS[0], "method": "baselines"}, *fits]
 
 

@@ -240,6 +240,7 @@ def test_a_search_on_two_workers_is_the_same_each_time(arguments, quick):
     )
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sent_is_asked_for_as_a_file(cells, schema, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     roles = ch.Schema(counts="rna:X", batch="obs/batch", label="obs/cell_type")

@@ -110,6 +110,7 @@ def bench(cells, few_settings):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_row_is_judged_at_every_level(bench):
     table = bench.table()
     assert list(table.index) == [*BASELINES, "NeuralODE", "PathReg", CEILING]
@@ -126,6 +127,7 @@ def test_every_row_is_judged_at_every_level(bench):
     assert set(bench.curves["method"]) == {"PathReg"}
 
 
+@pytest.mark.slow
 def test_the_report_says_where_baselines_win(bench, tmp_path):
     # who is best of so short fits is not what is tested here: all methods are made worse than all baselines
     scores = bench.scores.copy()
@@ -143,6 +145,7 @@ def test_the_report_says_where_baselines_win(bench, tmp_path):
     pd.testing.assert_frame_equal(loaded.by_class, bench.by_class, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_knock_outs_are_judged_by_the_other_genes(cells):
     part = cells.obs["part"]
     gone = cells[part == "new"].copy()
@@ -163,6 +166,7 @@ def test_knock_outs_are_judged_by_the_other_genes(cells):
         )
 
 
+@pytest.mark.slow
 def test_what_blows_up_is_infinitely_wrong_and_alone(cells, bench):
     far, part = cells.copy(), cells.obs["part"]
     tests = {f"{name} start": part.eq(name).to_numpy() for name in ("new", "far")}
@@ -212,6 +216,7 @@ def test_what_cannot_be_compared_is_refused(cells):
         ch.bench.dynamics(cells, ch.Schema(expression="X"), tests={})
 
 
+@pytest.mark.slow
 def test_forecasts_are_not_shown_what_they_forecast(cells, monkeypatch):
     from chreode.bench import forecasters
     from chreode.models.neuralode import Dynamics

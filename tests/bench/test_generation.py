@@ -29,6 +29,7 @@ def bench(cells):
     return ch.bench.generation(cells, ROLES, seeds=(0, 1), progress=False)
 
 
+@pytest.mark.slow
 def test_every_row_has_every_metric(bench):
     table = bench.table()
     assert list(table.index) == [CEILING, REPLAY, SHUFFLED, NB, MIXTURE]
@@ -76,6 +77,7 @@ def test_replayed_cells_of_pbmc3k_are_real_ones_to_everything_but_memory(real):
     assert set(bench.about["too small"]) == {"DC", "Platelet"}
 
 
+@pytest.mark.slow
 def test_only_memory_knows_what_was_learned_from(cells):
     """Whoever learned, and whatever else is judged: the same cells have the same scores."""
     classes = class_table(cells, ROLES)[0]

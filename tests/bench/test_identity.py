@@ -140,6 +140,7 @@ def test_where_a_function_stands_does_not_matter():
     assert identity(one) == identity(other)
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same():
     code = """
 import numpy as np

@@ -33,6 +33,7 @@ def bench(request, quick):
     return out
 
 
+@pytest.mark.slow
 def test_baselines_and_ceiling_are_always_there(bench):
     table = bench.table()
     assert table.index.tolist() == ["PCA", "Harmony", "X_noise", "X_good", "SCVI", "label oracle"]
@@ -127,6 +128,7 @@ def fits(monkeypatch):
     return begun
 
 
+@pytest.mark.slow
 def test_a_bench_goes_on_where_ctrl_c_cut_it_off(cells, schema, quick, tmp_path, monkeypatch, fits):
     def judge(*models, into=None, seeds=(0, 1)):
         fits.clear()
@@ -160,6 +162,7 @@ def test_a_bench_goes_on_where_ctrl_c_cut_it_off(cells, schema, quick, tmp_path,
         judge(model, into=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_data_on_disk_is_the_same_data(cells, schema, quick, tmp_path):
     cells.obsm["X_ready"] = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
     cells.write_h5ad(tmp_path / "cells.h5ad")
@@ -193,6 +196,7 @@ def test_cells_that_lack_the_modality_are_left_out(real, quick):
     assert bench.about["batches"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("genes", [2, 3, 30])
 def test_panels_of_few_features_and_embeddings_of_one_dimension_are_scored(genes):
     rng = np.random.default_rng(0)
@@ -206,6 +210,7 @@ def test_panels_of_few_features_and_embeddings_of_one_dimension_are_scored(genes
     assert out.about["components of PCA"] == genes
 
 
+@pytest.mark.slow
 def test_no_interval_leaves_the_range_of_its_metric(cells):
     cells = cells[:200].copy()
     code = pd.factorize(cells.obs["batch"])[0][:, None]

@@ -242,6 +242,7 @@ for number in range(4):
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_that_begin_at_the_same_moment_all_go_on(tmp_path):
     command = [sys.executable, "-c", STARTS, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -40,6 +40,7 @@ def test_generate_weighs_conditions(say, there, model):
     assert (ad.read_h5ad("new.h5ad").X != same.X).nnz == 0
 
 
+@pytest.mark.slow
 def test_correct_writes_counts_or_coordinates(say, there, model):
     code, out, _ = say("correct cfgen cells.h5ad --to.batch batch_1 -o as.h5ad")
     assert code == 0
@@ -57,6 +58,7 @@ def test_correct_writes_counts_or_coordinates(say, there, model):
     assert not Path("no.h5ad").exists()
 
 
+@pytest.mark.slow
 def test_augment_marks_what_is_new(say, there, model):
     code, _, _ = say("augment cfgen cells.h5ad --floor 90 -o more.h5ad")
     assert code == 0

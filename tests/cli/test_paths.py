@@ -25,6 +25,7 @@ def fitted(say, there):
     return cells
 
 
+@pytest.mark.slow
 def test_paths_of_cells_and_of_named_starts(say, fitted):
     code, out, said = say("trajectory runs/p starts.h5ad --times 0 2.5 5 -o cells.h5ad --json")
     assert code == 0, said
@@ -38,6 +39,7 @@ def test_paths_of_cells_and_of_named_starts(say, fitted):
     np.testing.assert_allclose(gone.X[:, 2], 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_edges_are_printed_and_written(say, fitted):
     code, out, said = say("rank runs/p -n 3 -o edges.csv --json")
     assert code == 0, said
@@ -49,6 +51,7 @@ def test_edges_are_printed_and_written(say, fitted):
     assert (table["weight"].abs().diff().dropna() <= 1e-9).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "said"),
     [

@@ -38,6 +38,7 @@ def test_its_first_page_loads_no_heavy_library():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_tune_is_what_python_does(say, there):
     code, out, err = say(
         f"tune scvi cells.h5ad {ROLES} --max-epochs 2 --n-hidden 16 --batch-size 64 --trials 3 --seed 2 "
@@ -101,6 +102,7 @@ def test_errors(say, there, line, code, said):
     assert said in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(say, there, monkeypatch):
     line = (
         "bench integration cells.h5ad --counts X --batch obs/batch --label obs/cell_type "

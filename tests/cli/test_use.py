@@ -183,6 +183,7 @@ def test_generate_draws_under_conditions(say, there):
 # bench, report, models, show
 
 
+@pytest.mark.slow
 def test_bench_and_report(say, there):
     code, out, err = say(
         "bench integration cells.h5ad --counts X --batch obs/batch --label obs/cell_type "

@@ -201,6 +201,7 @@ def test_log_normalised_values_are_told_where_fractional_ones_are_counts(model, 
         model.fit(cells, schema.with_(fractional=True))
 
 
+@pytest.mark.slow
 def test_warnings_name_the_line_of_the_user():
     script = """
 import warnings
@@ -328,6 +329,7 @@ class TestModelFolders:
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
         assert [p.name for p in folder.parent.iterdir()] == ["scvi"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("when", ["_flush", "replace"])
     def test_an_old_folder_survives_a_kill(self, folder, when):
         script = f"""

@@ -47,6 +47,8 @@ OTHERWISE = {
     "strengths": ({"strengths": (0.5,)}, {}),
     "ratio": ({"ratio": 0.1}, {"strength": 1.0}),
 }
+#: Options of CFGen that show when it has learned for a while.
+SLOW = {"tolerance", "solver", "guide", "steps", "flow_schedule", "patience"}
 #: Options that these cells cannot show, and the test that does.
 ELSEWHERE = {
     ("cfgen", "peaks"): "tests/models/test_cfgen.py::test_peaks_may_be_counted",
@@ -238,7 +240,12 @@ def unchanged():
 @pytest.mark.parametrize(
     ("cls", "name"),
     [
-        pytest.param(models.find(k), f.name, id=f"{k}-{f.name}")
+        pytest.param(
+            models.find(k),
+            f.name,
+            id=f"{k}-{f.name}",
+            marks=[pytest.mark.slow] if k == "cfgen" and f.name in SLOW else [],
+        )
         for k in KEYS
         for f in dataclasses.fields(models.find(k))
         if (k, f.name) not in ELSEWHERE

@@ -136,6 +136,7 @@ def ask(fitted, verb, cells):
     return fitted.embed(cells.copy()) if verb == "embed" else fitted.loadings().to_numpy()
 
 
+@pytest.mark.slow
 def test_fits_at_once_in_several_threads_are_those_of_one(schema, cells, quick):
     """Each has the numbers of a fit alone, and the generators of the process stay as they were."""
     keys = ("scvi", "vae", "nmf", "neuralode", "scvi")
@@ -222,6 +223,7 @@ print(torch.get_default_dtype())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_process_that_is_forked_during_a_call_in_another_thread_has_the_users_settings():
     command = [sys.executable, "-W", "ignore", "-c", DURING]

@@ -183,6 +183,7 @@ def test_a_fit_does_not_go_on_without_genes_that_it_knows(cls, quick, cells, rol
         model.fit(without(cells, 0), roles, from_=fitted)
 
 
+@pytest.mark.slow
 def test_mapping_learns_nothing_of_a_gene_that_the_query_lacks(quick, cells, schema):
     model = quick(ch.SCVI, max_epochs=40, lr=0.02)
     fitted = model.fit(cells, schema)

@@ -245,6 +245,7 @@ def test_an_ema_target_follows_the_encoder_and_takes_no_gradient(cells, schema):
     assert fitted.embed(cells).shape == (500, 8)
 
 
+@pytest.mark.slow
 def test_an_adversary_and_the_model_pull_apart(cells, schema):
     """The classifier does well against an encoder that helps it, badly against one that hides the batch."""
     helped, fought = (Adversarial(strength=s).fit(cells, schema).history for s in (-1.0, 1.0))

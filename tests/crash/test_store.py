@@ -120,6 +120,7 @@ def test_places_that_cannot_be_written(place):
         write(place, "text")
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_at_once(tmp_path):
     """The last one wins, and neither fails."""
     script = """

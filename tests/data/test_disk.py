@@ -296,6 +296,7 @@ def test_an_error_of_the_reader_reaches_the_caller():
     assert sum(seen) == 500  # the window before it was served
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path):
     def peak(n):
         x = sp.random(n, 200, 0.2, "csr", np.float32, rng=0)
@@ -448,6 +449,7 @@ def test_what_is_wrong_with_the_values_is_said_as_in_memory(cells, schema, tmp_p
             assert found
 
 
+@pytest.mark.slow
 def test_a_fit_on_disk_is_a_fit(cells, schema, tmp_path):
     path = write(cells, tmp_path / "cells.h5ad", compression="gzip")
     there = ch.open(path)

@@ -130,6 +130,7 @@ def levels(column):
     return column.cat.categories if hasattr(column, "cat") else column
 
 
+@pytest.mark.slow
 @examples(150)
 @given(st.data())
 def test_a_query_becomes_the_tensors_that_a_loop_makes(data):
@@ -188,6 +189,7 @@ def begun(monkeypatch):
     monkeypatch.setattr(Model, "_learn", learn)
 
 
+@pytest.mark.slow
 @examples(150)
 @given(made=st.booleans().flatmap(lambda is_sound: cells(sound=is_sound)), fractional=st.booleans())
 def test_a_fit_begins_or_says_why_not(made, fractional, begun):

@@ -123,6 +123,7 @@ def test_other_weights_to_start_from(parts, some):
     assert differ(parts(from_=begun[1]), parts(from_=begun[0])) == {"weights to start from"}
 
 
+@pytest.mark.slow
 def test_how_it_is_computed(parts, monkeypatch):
     plain, compiled = parts(), kernel.available()
     assert differ(plain, parts(precision="bf16")) == {"precision"}

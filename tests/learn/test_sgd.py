@@ -112,6 +112,7 @@ def test_early_stopping_keeps_the_best_and_waits_for_the_warm_up(source):
     assert len(late.history) >= 20
 
 
+@pytest.mark.slow
 def test_a_run_that_still_improves_is_called_so(source):
     assert learn(Quadratic(), source, lr=1e-4, max_epochs=10).state == "still improving"
     assert learn(Quadratic(), source, max_epochs=200).state == "rested"
@@ -125,6 +126,7 @@ class Overfits(Quadratic):
         return Loss({"model": up})
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_where_a_fit_overfits(source):
     module, last = Overfits(), Overfits()
     trace = learn(module, source, max_epochs=60)
@@ -147,6 +149,7 @@ class WarmsUp(Quadratic):
         return Loss({"model": (self.w - 1).square() + penalty})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patience", [None, 3])
 @pytest.mark.parametrize("held_out", [True, False])
 def test_a_warm_up_is_compared_with_nothing(source, patience, held_out):

@@ -411,6 +411,7 @@ def test_sums_over_genes_are_not_made_in_16_bits(kind, mixed):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_posterior_is_wide_in_mixed_precision(cells, schema, quick):
     """The KL term of 16 bits would be off by a share of its latent dimensions."""
     for model in (quick(ch.SCVI), quick(ch.CFGen), quick(ch.VAE)):

@@ -56,6 +56,7 @@ def test_a_place_that_everybody_can_write_to_is_not_used(fresh):
     needs_a_compiler()
 
 
+@pytest.mark.slow
 def test_it_shares_the_threads_of_torch(fresh):
     needs_a_compiler()
     if not Path("/proc/self/maps").exists():
@@ -74,6 +75,7 @@ def test_it_shares_the_threads_of_torch(fresh):
     assert all(Path(library).is_relative_to(packages) for library in loaded), loaded
 
 
+@pytest.mark.slow
 def test_it_can_do_without_threads(fresh, monkeypatch):
     needs_a_compiler()
     monkeypatch.setattr(kernel, "_threading", lambda: [["-no-such-flag"], []])
@@ -92,6 +94,7 @@ def test_a_compiler_that_fails_is_survived(fresh, monkeypatch):
     assert not kernel.available()
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_is_not_used(fresh, monkeypatch, tmp_path):
     needs_a_compiler()
     wrong = tmp_path / "wrong.c"
@@ -117,6 +120,7 @@ def test_it_serves_float32_on_the_cpu(monkeypatch):
     assert not kernel.serves(torch.zeros(1, 1, device="meta"))
 
 
+@pytest.mark.slow
 def test_what_is_damaged_foreign_or_stale_is_built_anew(fresh):
     """None of it is loaded: a name tells the content, and a file of others is not ours to run."""
     needs_a_compiler()
@@ -147,6 +151,7 @@ def test_an_odd_compiler_is_survived(fresh, monkeypatch, compiler):
     assert kernel._library.__wrapped__() is None
 
 
+@pytest.mark.slow
 def test_a_compiler_may_have_arguments(fresh, monkeypatch):
     needs_a_compiler()
     monkeypatch.setenv("CC", "env -u NOTHING cc -g0")

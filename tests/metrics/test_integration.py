@@ -308,6 +308,7 @@ def test_cells_that_mostly_coincide_do_not_crash(simulate):
     assert all(-0.5 <= score.value <= 1 for score in scores.values())
 
 
+@pytest.mark.slow
 def test_one_spot_per_label_is_perfect_whatever_the_order_of_cells():
     labels = np.arange(1200) % 3
     batches = np.repeat([0, 1], 600)

@@ -31,6 +31,7 @@ def scored(simulate):
     return x, labels, batches, pre, integration_scores(x, labels, batches, pre=pre)
 
 
+@pytest.mark.slow
 def test_every_score_counts_each_cell_once(scored):
     x, *_, scores = scored
     for key, score in scores.items():

@@ -55,6 +55,7 @@ def test_chunks_hold_every_row_once(n_rows):
     assert np.concatenate([rows[chunk] for chunk in chunks(n_rows, 3)]).tolist() == rows.tolist()
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_bits_whatever_the_number_of_threads(simulate):
     x, labels, batches, pre = simulate(shift=0.7, spread=1.5)
 
@@ -68,6 +69,7 @@ def test_scores_are_the_same_bits_whatever_the_number_of_threads(simulate):
     assert values(1) == one
 
 
+@pytest.mark.slow
 def test_metrics_do_without_torch():
     # which takes longer to import than 10,000 cells take to score
     said = "import sys, chreode.metrics; sys.exit('torch' in sys.modules)"

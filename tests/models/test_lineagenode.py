@@ -49,6 +49,7 @@ def series(cells):
     return SeriesSource.of(source, known=rows, n_times=1000, bandwidth=0.1).series(rows)
 
 
+@pytest.mark.slow
 def test_lineages_part_from_starts_that_tell(module, train):
     known, new = series(train), series(lineages(1, ["up 7", "down 7"]))
     with torch.no_grad():
@@ -58,6 +59,7 @@ def test_lineages_part_from_starts_that_tell(module, train):
     assert error < 0.15 * of_time
 
 
+@pytest.mark.slow
 def test_weights_are_of_training_lineages_and_fall_with_distance(train):
     held_out = train.obs["path"].eq("up 1").to_numpy()
     module = MODEL.fit(train, SCHEMA, validation=held_out, seed=0, progress=False).module

@@ -56,6 +56,7 @@ def oscillator():
     return anndata.AnnData(x.astype(np.float32), obs=obs, var=pd.DataFrame(index=["x", "y"]))
 
 
+@pytest.mark.slow
 def test_a_known_velocity_is_found(oscillator):
     model = ch.NeuralODE(hidden=(32,), match_steps=400, piece_steps=100, path_steps=40, jitter=0.0)
     fitted = model.fit(oscillator, SCHEMA, seed=0, progress=False)
@@ -88,6 +89,7 @@ def test_every_model_answers(name, paths, tmp_path):
     assert fitted.rank().columns.tolist() == ["source", "target", "weight", "confidence"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["PathReg", "GroupLasso", "LassoNet"])
 def test_a_strong_penalty_leaves_no_edge(name, paths):
     model = getattr(ch, name)(**{**FEW, "match_steps": 300}, strength=10.0, lr=0.02)
@@ -95,6 +97,7 @@ def test_a_strong_penalty_leaves_no_edge(name, paths):
     assert len(fitted.rank()) == 0
 
 
+@pytest.mark.slow
 def test_a_penalty_closes_paths_and_not_only_shortens_them(paths):
     dense, sparse = (
         ch.PathReg(**{**FEW, "match_steps": 200}, strength=s, lr=0.02).fit(
@@ -106,6 +109,7 @@ def test_a_penalty_closes_paths_and_not_only_shortens_them(paths):
     assert 10 < len(sparse.rank()) < 100
 
 
+@pytest.mark.slow
 def test_edges_of_a_network_are_better_than_chance(network, paths):
     fitted = ch.PathReg(match_steps=300, piece_steps=100, path_steps=40, strength=0.03).fit(
         paths, SCHEMA, seed=0, progress=False
@@ -147,6 +151,7 @@ def test_confidence_among_thousands_of_genes():
     assert module.confidence.sum() == 1
 
 
+@pytest.mark.slow
 def test_confidence_comes_from_refits(paths):
     few = {"match_steps": 60, "piece_steps": 20, "path_steps": 0}
     fitted = ch.NeuralODE(**few, n_refits=3).fit(paths, SCHEMA, seed=0, progress=False)
@@ -157,6 +162,7 @@ def test_confidence_comes_from_refits(paths):
     assert ch.NeuralODE(**few).fit(paths, SCHEMA, progress=False).rank()["confidence"].isna().all()
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_fit(paths):
     model = ch.PathReg(**FEW, n_refits=1)
     a, b = (
@@ -192,7 +198,11 @@ def test_no_trajectory_is_learned_from_and_held_out(paths, n):
 @WANDERS
 @pytest.mark.parametrize(
     ("name", "n"),
-    [*(("NeuralODE", n) for n in (2, 3, 6, 9)), ("SecondOrderNODE", 3), ("PathReg", 4)],
+    [
+        *(("NeuralODE", n) for n in (2, 3, 6, 9)),
+        ("SecondOrderNODE", 3),
+        pytest.param("PathReg", 4, marks=pytest.mark.slow),
+    ],
 )
 def test_courses_of_few_times_are_learned(name, n):
     """One lineage of cells, a straight line of two genes in time: the commonest design."""
@@ -229,6 +239,7 @@ def test_series_that_were_named_are_never_learned_from(paths):
         assert ("validation_fit" in kept.dropna(axis=1, how="all")) == same
 
 
+@pytest.mark.slow
 def test_cells_in_any_order_are_the_same_series(paths):
     order = np.random.default_rng(0).permutation(paths.n_obs)
     a = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, validation=0.0, progress=False)
@@ -397,6 +408,7 @@ def fork():
     return anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=["x", "y"]))
 
 
+@pytest.mark.slow
 @WANDERS
 def test_populations_part_where_their_means_do_not(fork):
     schema = ch.Schema(expression="X", time="obs/time")

@@ -23,6 +23,7 @@ def trained(request):
     return ch.SCVI(likelihood="zinb", max_epochs=60, n_hidden=64, lr=5e-3).fit(cells, roles)
 
 
+@pytest.mark.slow
 def test_latent_space_holds_the_types_and_not_the_batches(trained, cells):
     z = trained.embed(cells)
     linear = ch.PCA(n_latent=10).fit(cells, ch.Schema(counts="layers/counts")).embed(cells)
@@ -86,6 +87,7 @@ def test_score_is_the_elbo_of_the_paper(trained, cells):
     np.testing.assert_allclose(scored, elbo, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
 def test_generated_cells_have_the_depth_and_the_means_of_real_ones(cells, likelihood):
     roles = ch.Schema(counts="layers/counts", batch="obs/batch")
@@ -143,6 +145,7 @@ def test_with_size_factors_too_it_starts_at_every_genes_mean(cells, linear):
     )
 
 
+@pytest.mark.slow
 def test_size_factors_replace_the_observed_depth(cells):
     cells.obs["size"] = np.asarray(cells.layers["counts"].sum(1)).ravel() / 100
     roles = ch.Schema(counts="layers/counts", size_factor="obs/size")
@@ -152,6 +155,7 @@ def test_size_factors_replace_the_observed_depth(cells):
     assert fitted.generate(10).n_obs == 10
 
 
+@pytest.mark.slow
 def test_a_latent_library_finds_the_depth(cells):
     roles = ch.Schema(counts="layers/counts", batch="obs/batch")
     fitted = ch.SCVI(max_epochs=80, latent_library=True, n_hidden=64, lr=5e-3).fit(cells, roles)
@@ -198,6 +202,7 @@ def test_query_mapping_learns_new_categories_and_moves_nothing_else(
     assert loaded.spec.categories["batch"] == ("batch_0", "batch_1", "batch_2")
 
 
+@pytest.mark.slow
 def test_query_mapping_improves_the_fit_of_the_new_batch():
     cells = simulate_cells(800, 200, n_types=3, n_batches=3, batch_strength=0.8, seed=1)
     roles = ch.Schema(counts="X", batch="obs/batch")
@@ -212,6 +217,7 @@ def test_query_mapping_improves_the_fit_of_the_new_batch():
     assert mapped.score(query).mean() > reference.score(disguised).mean() + 1
 
 
+@pytest.mark.slow
 def test_a_warm_start_goes_on_from_the_weights(cells, schema):
     first = ch.SCVI(max_epochs=10).fit(cells, schema)
     more = ch.SCVI(max_epochs=10).fit(cells, schema, from_=first)

@@ -37,6 +37,7 @@ def bends() -> ad.AnnData:
     return ad.AnnData(x.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_the_linear_vae_becomes_probabilistic_pca(linear, gaussian):
     """After 400 steps its ELBO is within 0.2 nats a cell of the best log-likelihood, −20.7."""
     exact = ch.PPCA(n_latent=3).fit(gaussian, SCHEMA)

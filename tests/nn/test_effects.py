@@ -142,6 +142,7 @@ def test_odds_take_the_place_of_counts_where_features_are_there_or_not():
     torch.testing.assert_close(shifted[1], torch.full((GENES,), 0.6), atol=0.03, rtol=0)
 
 
+@pytest.mark.slow
 def test_calibrated_means_are_those_observed(cells):
     """By type, expected counts of the training cells are what was counted; without, they are further."""
     roles = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")

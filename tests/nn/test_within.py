@@ -92,6 +92,7 @@ def test_a_tilt_is_known_where_nothing_is_left_of_theta():
     assert within.tilt[0, 0] == 0
 
 
+@pytest.mark.slow
 def test_cells_drawn_anew_have_what_their_type_has(cells):
     """Over all types and genes, the share of cells that express is nearer with `WithinTypes`."""
     roles = ch.Schema(counts="layers/counts", label="obs/cell_type")
