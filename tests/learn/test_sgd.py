@@ -184,7 +184,8 @@ def test_no_epoch_of_a_warm_up_is_the_best(source, patience):
     options = {"lr": 0.05, "settle": 0.5, "patience": patience, "max_epochs": 60}
     trace = learn(module, source, **options)
     assert trace.history["validation_objective"].idxmin() < 25
-    assert trace.state == "overfitted"
+    # patience stops it where it is about to rise
+    assert trace.state == ("rested" if patience else "overfitted")
     assert module.w.item() > 0.8
 
 

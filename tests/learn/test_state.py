@@ -67,6 +67,18 @@ def test_a_start_far_from_any_cell_hides_nothing():
     assert state_of(back.tolist(), held_out=True) == "overfitted"
 
 
+def test_a_climb_in_between_hides_nothing():
+    """What is only won back is no gain: 60 epochs after the climb had still 5 % to go."""
+    climbed = np.r_[np.full(6, 2e4), np.geomspace(1e8, 2e4, 14), np.linspace(1.9e4, 1.0e4, 40)]
+    assert state_of(climbed.tolist(), held_out=True) == "still improving"
+
+
+def test_no_epoch_of_a_warm_up_is_the_lowest():
+    values = [*np.linspace(100, 40, 20), *np.linspace(90, 50, 20), *np.full(20, 50.0)]
+    assert state_of(values, held_out=True) == "overfitted"
+    assert state_of(values, held_out=True, warm_up=20) == "rested"
+
+
 def test_short_and_broken_runs():
     assert state_of([], held_out=True) == "still improving"
     assert state_of([1.0], held_out=True) == "still improving"

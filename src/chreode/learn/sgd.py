@@ -229,9 +229,10 @@ class _Loop:
         """Return how the fit stood when it stopped."""
         if not self.stopped and self.epoch < self.epochs:  # after Ctrl-C
             return "still improving"
-        curve = [v for row in self.log if (v := self._comparable(row)) is not None]
+        known = [(row, v) for row in self.log if (v := self._comparable(row)) is not None]
+        warm_up = sum(row["epoch"] < self.sgd.settle * self.epochs for row, _ in known)
         held_out = self.sgd.chooses and len(self.split.validation) > 0
-        found = state_of(curve, held_out=held_out)
+        found = state_of([v for _, v in known], held_out=held_out, warm_up=warm_up)
         return "rested" if self.stopped and found == "still improving" else found
 
     # one epoch

@@ -27,13 +27,14 @@ def worst(states: Iterable[State]) -> State:
     return min(states, key=list(STATES).index, default="rested")
 
 
-def state_of(objective: Sequence[float], *, held_out: bool) -> State:
+def state_of(objective: Sequence[float], *, held_out: bool, warm_up: int = 0) -> State:
     """Return the state of a fit from its objective by epoch, the lower the better.
 
     The objective is averaged over a tenth of the epochs. It was *still improving* if the last tenth is
     below the tenth before, and had *overfitted* if the last tenth is above the lowest one, both by more
     than three standard errors and by more than `SHARE` of what was gained after the first tenth, in which
-    a start far from any cell is left behind. A single epoch tells nothing and counts as still improving.
+    a start far from any cell is left behind; a climb in between is nothing to be gained back. A single
+    epoch tells nothing and counts as still improving.
 
     Parameters
     ----------
@@ -41,6 +42,8 @@ def state_of(objective: Sequence[float], *, held_out: bool) -> State:
         Of one and the same function of the weights: no weight of a term may change along it.
     held_out
         Whether it is of cells that were not learned from. Only those can tell of overfitting.
+    warm_up
+        Epochs at the start that minimised something else. None of them is the lowest.
 
     Examples
     --------
@@ -58,9 +61,9 @@ def state_of(objective: Sequence[float], *, held_out: bool) -> State:
     values[~finite] = values[finite].max()
     width = max(1, len(values) // 10)
     means = np.convolve(values, np.full(width, 1 / width), "valid")
-    end, lowest = means[-1], means.min()
+    end, lowest = means[-1], means[min(warm_up, len(means) - 1) :].min()
     error = _noise(values[len(values) // 2 :]) * (2 / width) ** 0.5
-    gained = means[min(width, len(means) - 1)] - lowest
+    gained = means[: width + 1].min() - lowest
     least = max(SHARE * gained, 3 * error)
     if held_out and end - lowest > least:
         return "overfitted"

@@ -123,30 +123,43 @@ class ConditionedLinear(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm whose statistics are those of the joint minibatch when several processes share one.
+    """Batch norm whose running statistics hold nothing of their start, in one process or several.
 
-    torch's own synchronised layer does not run on CPUs.
+    torch's forgets where its running statistics began, at mean 0 and variance 1, with its momentum: at
+    0.01 a fit of a few hundred cells ends before that, and then answers with another network than was
+    trained. Here the first minibatch replaces the start, and all have the weights that Adam gives to
+    gradients (Kingma & Ba 2015, section 3). Several processes share the statistics of their joint
+    minibatch; torch's own layer for that does not run on CPUs.
     """
 
     joint = False
 
     def forward(self, x: Float[Tensor, "b h"]) -> Float[Tensor, "b h"]:
         """Return normalised activations."""
-        if not (self.joint and self.training):
+        if not self.training:
             return super().forward(x)
+        if not self.joint:
+            mean, variance = torch.zeros(2, x.shape[1], device=x.device)  # where torch leaves them
+            out = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+            self._remember(mean, variance)
+            return out
         n = total(x.new_tensor(float(len(x))))
         mean = total(x.sum(0)) / n
         centred = x - mean
         variance = total(centred.square().sum(0)) / n
-        with torch.no_grad():
-            assert self.momentum is not None
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
-            self.num_batches_tracked += 1
+        self._remember(mean, variance * (n / (n - 1)))
         return torch.addcmul(self.bias, centred, self.weight * (variance + self.eps).rsqrt())
+
+    @torch.no_grad()
+    def _remember(self, mean: Float[Tensor, " h"], variance: Float[Tensor, " h"]) -> None:
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = -self.momentum / torch.expm1(self.num_batches_tracked * math.log1p(-self.momentum))
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
 
 
 def cells_of_all(n: Int[Tensor, ""], norm: BatchNorm) -> Int[Tensor, ""]:
