@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -10,8 +11,11 @@ import pandas as pd
 import pytest
 
 import chreode as ch
+from chreode.bench.integration import _Given, _oracle
+from chreode.commands.judge import _answer
 from chreode.learn import sgd
 from chreode.model import Model
+from chreode.report import findings
 
 FEW = ["nmi_kmeans", "silhouette_label", "ilisi", "graph_connectivity", "pcr_comparison"]
 
@@ -97,6 +101,49 @@ def test_roles_and_keys_must_be_there(cells, schema):
         ch.bench.integration(cells, schema.with_(label=None), [])
     with pytest.raises(ch.SchemaError, match=r"no obsm\['X_scvii'\]"):
         ch.bench.integration(cells, schema, ["X_scvii"])
+
+
+def test_what_is_not_there_is_refused_before_anything_is_fitted(cells, schema, fits):
+    for more, said in (
+        ({"metrics": ["nmi_kmeans", "nmi"]}, "no metric 'nmi'.*nmi_kmeans"),
+        ({"metrics": []}, "Name a metric"),
+        ({"seeds": ()}, "no seeds"),
+    ):
+        with pytest.raises(ch.ConfigError, match=said):
+            ch.bench.integration(cells, schema, [ch.PCA()], **more)
+    for bench in (ch.bench.generation, ch.bench.augmentation):
+        with pytest.raises(ch.ConfigError, match="no seeds"):
+            bench(cells, schema, seeds=())
+    assert fits == []
+    with pytest.raises(
+        ch.DataError, match="No row could be judged. PCA, seed 0: .* 2 cells or more"
+    ):
+        ch.bench.integration(cells, schema, [], rows=[], seeds=(0,), metrics=["ilisi"])
+
+
+@pytest.mark.parametrize("first", ["A", "B", None])
+def test_cells_without_a_label_are_of_no_type_whatever_the_order(first):
+    label = pd.Series(np.repeat(np.array(["A", "B", None], dtype=object), 20))
+    label = label.sort_values(key=lambda v: v != first if first else v.notna(), kind="stable")
+    x_pca, cells = np.zeros((60, 1), np.float32), np.arange(60)
+    given = _Given(Path(), ch.Schema(), {"label": label}, x_pca, cells, None, 1, None)
+    x, _ = _oracle(given, 0)
+    places = pd.DataFrame(x).groupby(label.fillna("").to_numpy()).mean().to_numpy()
+    apart = np.linalg.norm(places[:, None] - places, axis=-1)
+    np.testing.assert_allclose(apart[~np.eye(3, dtype=bool)], 2**0.5, atol=0.1)
+
+
+def test_one_batch_leaves_nothing_to_correct_and_no_score_of_it(cells, schema):
+    cells.obs["batch"] = "one"
+    bench = ch.bench.integration(cells, schema, [], seeds=(0,), metrics=FEW[:-1])
+    assert list(bench.lacking()) == ["ilisi", "batch", "total"]
+    assert np.isfinite(bench.table().loc["PCA", ["bio", "graph_connectivity"]].astype(float)).all()
+    said = str(_answer(bench, ["bio", "batch", "total", "note"], None, None, json=False))
+    assert said.split()[:3] == ["bio", "note", "method"]
+    assert "There is no 'batch': no metric that compares batches is defined" in said
+    found = findings(bench)
+    assert found[0].startswith("There is no 'batch'")
+    assert "nan" not in " ".join(found)
 
 
 def test_fitted_models_are_judged_as_they_are(cells, schema, quick):

@@ -107,6 +107,16 @@ def test_summary_averages_raw_scores_and_their_resamples(scored):
     assert all(np.isnan(only["total"].interval()))
 
 
+def test_connectivity_by_itself_is_no_score_of_batches(scored):
+    """It reads none, and is all that one batch leaves."""
+    *_, scores = scored
+    only = summary({key: scores[key] for key in ("clisi", "graph_connectivity")})
+    assert only["bio"].value == scores["clisi"].value
+    assert np.isnan(only["batch"].value)
+    assert np.isnan(only["total"].value)
+    assert "one batch" in only["batch"].reason
+
+
 def test_intervals_end_where_the_metric_does():
     """One cell in two hundred is not perfect: as many draws lie beyond 1 as below."""
     values = np.r_[np.ones(199), 0.0]

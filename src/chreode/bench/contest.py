@@ -13,12 +13,11 @@ import pandas as pd
 import torch
 
 from .. import config
-from ..errors import DataError
 from ..learn.phase import bar
 from ..learn.state import worst
 from ..model import Model
 from .table import Bench
-from .trials import Outcome, Result, Trial, pinned, running
+from .trials import Outcome, Result, Trial, pinned, require_one, require_seeds, running
 
 #: By method and seed.
 Outcomes: TypeAlias = Mapping[str, Mapping[int, Outcome]]
@@ -87,6 +86,7 @@ def contest(
     DataError
         If every row failed; it says why.
     """
+    require_seeds(seeds)
     trials = [
         Trial(
             f"{row.name}, seed {seed}", partial(row.judge, seed),
@@ -100,7 +100,9 @@ def contest(
         bar(len(trials), "judge", progress) as shown,
         running(given, about, into=into) as runner,
     ):
-        done = iter(runner.run(trials, shown))
+        found = runner.run(trials, shown)
+    require_one(trials, found)
+    done = iter(found)
     outcomes = {row.name: {seed: next(done) for seed in seeds} for row in rows}
     scores = [
         {"method": name, "seed": seed, "metric": metric, "value": value, "low": value,
@@ -109,10 +111,6 @@ def contest(
         for seed, outcome in of.items()
         for metric, value in outcome.row.get("scores", {}).items()
     ]  # fmt: skip
-    if not scores:
-        raise DataError(
-            f"No row could be judged. {trials[0].name}: {outcomes[rows[0].name][seeds[0]].failed}"
-        )
     summaries = [_summary(row, list(outcomes[row.name].values())) for row in rows]
     methods = pd.DataFrame(summaries).set_index("method")
     return Bench(kind, pd.DataFrame(scores), methods, metrics, about), outcomes

@@ -30,7 +30,7 @@ from .contest import Contestant, contest, contestants
 from .generators import Classes, Counts
 from .ledger import provenance
 from .table import Bench
-from .trials import Result
+from .trials import Result, require_seeds
 from .yardstick import METRICS, MIN_CLASS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
 
 #: Cells of each kind that are kept for pictures.
@@ -141,6 +141,7 @@ def generation(
     for model in methods:
         if model.scale != "counts":
             raise ConfigError(f"{model.key} generates no counts, which this bench compares.")
+    require_seeds(seeds)
     data = read.read(data)
     given = _given(data, schema, progress)
     judge = partial(partial, _judge, pictured=seeds[0])

@@ -25,7 +25,7 @@ from ..fitted import Fitted
 from ..learn.phase import bar
 from ..learn.state import State, worst
 from ..metrics.clustering import require_igraph
-from ..metrics.integration import METRICS, integration_scores, weights
+from ..metrics.integration import UNDEFINED, chosen, integration_scores, weights
 from ..metrics.score import Score, ends, spanned
 from ..model import Model
 from ..models.pca import PCA
@@ -35,7 +35,7 @@ from ..surroundings import settled
 from .cluster import opened, portable
 from .ledger import digest, provenance
 from .table import Bench
-from .trials import Outcome, Result, Trial, pinned, running
+from .trials import Outcome, Result, Trial, pinned, require_one, require_seeds, running
 
 #: Rows of the table beside the ones asked for: two baselines and a ceiling.
 BASELINE, HARMONY, CEILING = "PCA", "Harmony", "label oracle"
@@ -124,13 +124,17 @@ def integration(
     -------
     Bench
         Raw scores with bootstrap intervals; PCA and Harmony as baselines; a label oracle (one-hot
-        labels with a little noise) as what these labels and batches allow at best. A method that fails
-        is a row that says why.
+        labels with a little noise; cells without a label apart from all others) as what these labels and
+        batches allow at best. A method that fails is a row that says why.
 
     Raises
     ------
     SchemaError
         If `batch` or `label` is not named, or a key is not in ``obsm``.
+    ConfigError
+        If there is no metric of a name, or no seed.
+    DataError
+        If every method failed; it says why.
     CapabilityError
         If a metric of Leiden clusters is wanted and igraph is not installed, or Ray and it is not.
     StoreError
@@ -138,6 +142,7 @@ def integration(
     KeyboardInterrupt
         At Ctrl-C, which ends everything at once; it says what is kept.
     """
+    require_seeds(seeds)
     sent = portable(data) if ray else None
     data = read.read(data)
     named = {role: _category(data, schema, role) for role in ("label", "batch")}
@@ -165,7 +170,9 @@ def integration(
             bar(len(trials), "judge", progress) as shown,
             running(given, about, into=into, ray=ray) as runner,
         ):
-            done = iter(runner.run(trials, shown))
+            found = runner.run(trials, shown)
+    require_one(trials, found)
+    done = iter(found)
     outcomes = {method.name: {seed: next(done) for seed in method.seeds} for method in table}
     scored = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
     totals = {
@@ -292,8 +299,9 @@ def _harmony(given: _Given, seed: int) -> tuple[np.ndarray, State]:
 
 
 def _oracle(given: _Given, seed: int) -> tuple[np.ndarray, State]:
-    codes = pd.factorize(given.named["label"])[0]
-    hot = np.eye(codes.max() + 1, dtype=np.float32)[np.maximum(codes, 0)]
+    # cells without a label are of no type: they have a place of their own
+    codes = pd.factorize(given.named["label"], use_na_sentinel=False)[0]
+    hot = np.eye(codes.max() + 1, dtype=np.float32)[codes]
     noise = np.random.default_rng(seed).normal(scale=0.1, size=hot.shape)
     return hot + noise.astype(np.float32), "rested"
 
@@ -349,7 +357,7 @@ def _scored(
     low, high = ends(draws, span) if defined else (np.nan, np.nan)
     return {
         "metric": metric, "value": float(value), "low": low, "high": high,
-        "reason": scores[metric].reason if metric in scores else "",
+        "reason": scores[metric].reason if metric in scores else "" if defined else UNDEFINED[metric],
     }  # fmt: skip
 
 
@@ -376,10 +384,9 @@ def _summary(
 
 
 def _metric_table(metrics: Sequence[str] | None) -> pd.DataFrame:
-    rows: Iterator[Any] = (m for m in METRICS if metrics is None or m.key in metrics)
-    table = [
+    table: list[dict[str, Any]] = [
         {"metric": m.key, "name": m.name, "group": m.kind, "best": m.best, "about": m.description}
-        for m in rows
+        for m in chosen(metrics)
     ]
     for key, said in _TOTALS.items():
         table.append({"metric": key, "name": key, "group": "total", "best": 1.0, "about": said})

@@ -91,6 +91,13 @@ class Bench:
             high, lambda a, b: a.map("{:.3f}".format) + " to " + b.map("{:.3f}".format)
         )
 
+    def lacking(self) -> dict[str, str]:
+        """Return the metrics that no method has, and why."""
+        found = self.scores.groupby("metric", sort=False).agg(
+            n=("value", "count"), why=("reason", "max")
+        )
+        return found.loc[found["n"] == 0, "why"].to_dict()
+
     @checked
     def save(self, path: str | Path) -> Path:
         """Write scores, methods and provenance as JSON.

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from ..errors import ChreodeError, warn
+from ..errors import ChreodeError, ConfigError, DataError, warn
 from .ledger import Ledger, digest
 
 #: What a trial returns: values that JSON can hold, and arrays.
@@ -116,6 +116,18 @@ class Runner:
                 self.ledger.add(trial.key, trial.name, done[trial.name])
                 shown.update()
         return [done[trial.name] for trial in trials]
+
+
+def require_seeds(seeds: Sequence[int]) -> None:
+    """Refuse a bench of no seed, by which nothing would be judged."""
+    if not seeds:
+        raise ConfigError("There are no seeds: give one at least, as in seeds=(0,).")
+
+
+def require_one(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:
+    """Refuse a bench of which every row failed, by what the first failed of."""
+    if all(outcome.failed for outcome in outcomes):
+        raise DataError(f"No row could be judged. {trials[0].name}: {outcomes[0].failed}")
 
 
 @contextmanager

@@ -152,10 +152,16 @@ def _answer(
     written = [scored.save(output)] if output else []
     written += [scored.report(report)] if report else []
     table = scored.table()
-    text = shown(table[columns]).to_string(float_format="%.3f")
+    lacking = {name: why for name, why in scored.lacking().items() if name in columns}
+    text = shown(table[columns].drop(columns=list(lacking))).to_string(float_format="%.3f")
     few = too_small(scored.about)
+    said = [
+        f"There is no {name!r}: {why or 'it is undefined for these cells.'}"
+        for name, why in lacking.items()
+    ]
+    said += [few] if few else []
     return Answer(
-        "\n".join([text, *([few] if few else []), *(f"written to {path}" for path in written)]),
+        "\n".join([text, *said, *(f"written to {path}" for path in written)]),
         {
             "kind": scored.kind, "about": dict(scored.about), "table": records(table),
             "scores": records(scored.scores.set_index("method")), "files": [str(p) for p in written],

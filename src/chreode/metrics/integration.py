@@ -286,8 +286,8 @@ def integration_scores(
     >>> scores["clisi"].value
     1.0
     """
-    chosen = _chosen(metrics)
-    if any(metric.key.endswith("leiden") for metric in chosen):
+    wanted = chosen(metrics)
+    if any(metric.key.endswith("leiden") for metric in wanted):
         require_igraph()
     x = as_embedding(embedding)
     label = column(labels, "label", len(x))
@@ -313,15 +313,24 @@ def integration_scores(
             found = Score.undefined(str(error), len(x))
         return found.within(known) if reads_labels else found
 
-    return {metric.key: score(metric) for metric in chosen}
+    return {metric.key: score(metric) for metric in wanted}
 
 
-def _chosen(keys: Iterable[str] | None) -> tuple[Metric, ...]:
+def chosen(keys: Iterable[str] | None) -> tuple[Metric, ...]:
+    """Return these of `METRICS`, in the order of the tables (default: all).
+
+    Raises
+    ------
+    ConfigError
+        An unknown metric, or none.
+    """
     known = [metric.key for metric in METRICS]
     wanted = known if keys is None else list(keys)
     for key in wanted:
         if key not in known:
             raise ConfigError(f"There is no metric {key!r}.{near(key, known)}")
+    if not wanted:
+        raise ConfigError("Name a metric at least, or leave metrics out, which takes them all.")
     return tuple(metric for metric in METRICS if metric.key in wanted)
 
 
@@ -329,7 +338,8 @@ def weights(defined: Iterable[str]) -> dict[str, dict[str, float]]:
     """Return the weight of every defined metric in `"bio"`, `"batch"` and `"total"`.
 
     `"bio"` and `"batch"` are means, `"total"` is 0.6 bio + 0.4 batch; one without a defined metric
-    is left out, and so is the total.
+    is left out, and so is the total. Graph connectivity counts among the metrics of batches but reads
+    none: by itself, as of a single batch, it makes no mean.
 
     References
     ----------
@@ -341,23 +351,23 @@ def weights(defined: Iterable[str]) -> dict[str, dict[str, float]]:
     >>> weights(["clisi", "nmi_kmeans", "ilisi"])["total"]
     {'nmi_kmeans': 0.3, 'clisi': 0.3, 'ilisi': 0.4}
     """
-    known = set(defined)
-    kinds = {m.key: m.kind for m in METRICS if m.key in known}
+    keys = set(defined)
     out: dict[str, dict[str, float]] = {}
-    for kind in ("bio", "batch"):
-        keys = [key for key, of in kinds.items() if of == kind]
-        if keys:
-            out[kind] = {key: 1 / len(keys) for key in keys}
+    for kind, reads in (("bio", "label"), ("batch", "batch")):
+        members = [m for m in METRICS if m.kind == kind and m.key in keys]
+        if any(reads in m.needs for m in members):
+            out[kind] = {m.key: 1 / len(members) for m in members}
     if len(out) == 2:
         share = {"bio": 0.6, "batch": 0.4}
         out["total"] = {k: share[kind] * w for kind in share for k, w in out[kind].items()}
     return out
 
 
-_UNDEFINED = {
-    "bio": "No bio metric is defined.",
-    "batch": "No batch metric is defined.",
-    "total": "No bio metric or no batch metric is defined.",
+#: Why a mean of `weights` is not there.
+UNDEFINED = {
+    "bio": "no metric that compares labels is defined.",
+    "batch": "no metric that compares batches is defined, as where there is one batch only.",
+    "total": "it takes bio and batch, of which one is undefined.",
 }
 
 
@@ -379,6 +389,6 @@ def summary(scores: Mapping[str, Score]) -> dict[str, Score]:
     return {
         name: combined([(w, scores[key]) for key, w in parts[name].items()])
         if name in parts
-        else Score.undefined(_UNDEFINED[name], n_cells)
+        else Score.undefined(UNDEFINED[name], n_cells)
         for name in ("bio", "batch", "total")
     }

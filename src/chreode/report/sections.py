@@ -143,6 +143,12 @@ def _winner(bench: Bench) -> Iterator[str]:
     rows = bench.methods.index[bench.methods["role"] != "ceiling"]
     totals = bench.table().loc[rows, "total"].dropna().sort_values(ascending=False, kind="stable")
     if totals.empty:
+        totals_of = bench.metrics["group"] == "total"
+        yield from (
+            f"There is no {name!r}: {why}"
+            for name, why in bench.lacking().items()
+            if totals_of[name]
+        )
         return
     ends = bench.scores[bench.scores["metric"] == "total"].groupby("method")
     low, high = ends["low"].min(), ends["high"].max()
@@ -192,7 +198,7 @@ def _context(bench: Bench) -> Iterator[str]:
     values = bench.table()[list(bench.metrics.index)]
     ceilings = bench.methods.index[bench.methods["role"] == "ceiling"]
     if "total" in values:
-        for method in ceilings:
+        for method in values.loc[ceilings, "total"].dropna().index:
             yield (
                 f"The ceiling, {method}, stands at {values.loc[method, 'total']:.3f}: "
                 "what its labels alone would score. A total above it mixes batches better."
