@@ -350,12 +350,13 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     roles = ch.Schema(counts="layers/counts", label="obs/cell_type")
     ran = ch.bench.generation(cells, roles, seeds=(0,), progress=False)
     made = Bench.load(ran.save(tmp_path / "b.json"))
-    assert made.about["too small"] == {"type_2": 2}
+    assert made.about["too small"] == made.about["no markers"] == {"type_2": 2}
     pd.testing.assert_frame_equal(made.markers, ran.markers, check_dtype=False)
     text = bench_sections(made)[0].text
     assert "fewer than 20 held-out cells: type_2 (2)" in text
     terminal = str(_answer(made, ["role", "w2", "note"], None, None, json=False))
     assert "fewer than 20 held-out cells: type_2 (2)" in terminal
+    assert "Of too few cells for their markers to be compared: type_2 (2)." in terminal
     note = made.methods.loc["shuffled labels", "note"]
     assert note.startswith("worst marker: gene_")
     assert f"shuffled labels: {note}." in text
@@ -363,8 +364,15 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     assert made.table().loc["shuffled labels", "note"] == note
     # what is the best to be had is the first column of every wide table
     assert all(t.columns[0] == "real cells" for _, t in bench_sections(made)[2].tables)
-    pictures = [c for s in bench_sections(ran) for c, _ in s.figures]
-    assert any(c.startswith("Markers of every type") for c in pictures)
+    pictures = {c: f for s in bench_sections(ran) for c, f in s.figures}
+    (shares,) = (f for c, f in pictures.items() if c.startswith("Markers of every type"))
+    assert [t.get_text() for t in shares.get_legend().texts] == [
+        "real cells",
+        "PCA mixture per class",
+    ]
+    # twenty-two metrics in one picture could not be read
+    assert [c for c in pictures if c.startswith("Raw scores")] == list(pictures)[:2]
+    assert all(pictures[c].figure.get_figwidth() < 11 for c in list(pictures)[:2])
 
 
 def test_a_spread_over_seeds_is_told_of_rows_that_have_several():

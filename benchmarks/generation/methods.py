@@ -15,6 +15,7 @@ import chreode as ch
 from chreode import config
 from chreode.bench.generation import CEILING, MIXTURE, class_table, generation
 from chreode.bench.yardstick import MIN_CLASS, split, worst_marker
+from chreode.metrics.markers import STATISTICS, judged
 from chreode.store import code_hash
 
 from ..common import Row, spread, still_improving
@@ -179,9 +180,14 @@ def _shown(rows: list[Row]) -> dict[str, pd.DataFrame]:
 
 
 def _markers(rows: list[Row]) -> pd.DataFrame:
-    """Return the markers of all seeds; rows of before there were any have none."""
+    """Return the markers of all seeds, by today's rule; rows of before there were any have none."""
     tables = [pd.DataFrame(row["markers"]) for row in rows if row.get("markers")]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if not tables:
+        return pd.DataFrame()
+    found = pd.concat(tables, ignore_index=True)
+    # older rows hold only the real ones: of either there are as many, but where a modality lacks in some
+    alike = found["cells"].rename("fake cells")
+    return judged(found.assign(**{"fake cells": found.get("fake cells", alike).fillna(alike)}))
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -207,9 +213,23 @@ def _by_method(rows: list[Row]) -> dict[str, list[Row]]:
         for name, told in row["methods"].items():
             label = row["case"]["method"] if told["role"] == "method" else name
             found.setdefault(label, []).append(
-                {**told, "seed": row["case"]["seed"], "epochs": row.get("epochs", [])}
+                {
+                    **told,
+                    "scores": told["scores"] | _of_markers(told),
+                    "seed": row["case"]["seed"],
+                    "epochs": row.get("epochs", []),
+                }
             )
     return found
+
+
+def _of_markers(told: Row) -> dict[str, float]:
+    """Return the scores of the markers of the first modality, by today's rule."""
+    found = _markers([told])
+    if not len(found):
+        return {}
+    first = found[found["role"] == found["role"].iloc[0]]
+    return {f"marker_{name}": float(first[f"off {name}"].max()) for name in STATISTICS}
 
 
 def _of_task(found: dict[str, list[Row]]) -> list[str]:

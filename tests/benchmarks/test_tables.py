@@ -89,6 +89,21 @@ def test_seeds_are_told_by_their_range_where_they_differ(values, told):
     assert common.spread(values) == told
 
 
+def test_markers_of_older_rows_are_judged_by_todays_rule():
+    """Of six cells none against five is chance, as is a median of 0 where half express; five are too few."""
+    columns = {
+        "role": ["counts"] * 4, "class": ["A", "A", "B", "C"], "gene": ["f", "g", "h", "i"],
+        "cells": [6, 6, 100, 5], "real share": [0.8333, 1, 1, 1], "fake share": [0, 1, 0.6, 0],
+        "real median": [4.1, 4, 4, 4], "fake median": [0, 2, 0.7, 0], "real high": [5] * 4,
+        "fake high": [0, 5, 5, 0], "off share": [0.0473, 0, 0.2, 0.2],
+        "off median": [1.6, 0.5, 2, 3], "off high": [np.nan] * 4,
+    }  # fmt: skip
+    told = methods._of_markers({"markers": columns})
+    assert told["marker_share"] == pytest.approx(0.235, abs=0.01)
+    assert told["marker_median"] == 2
+    assert methods._of_markers({}) == {}
+
+
 def test_in_short_says_who_is_nearest_beyond_real_cells():
     def row(method, seed, **w2):
         role = {"real cells": "ceiling", "shuffled labels": "control"}

@@ -136,7 +136,8 @@ def generation(
         Scores against the same held-out cells, with rows that tell what they are worth: real cells in
         place of fakes, replayed training cells (which `memory` and `membership` alone give away), cells of a
         random class, and two models that a page of code can hold. `markers` has the genes that define
-        the types, one by one. Classes too small to be scored alone are in ``about["too small"]``.
+        the types, one by one. Classes too small to be scored alone are in ``about["too small"]``, types
+        without markers in ``about["no markers"]``.
     """
     for model in methods:
         if model.scale != "counts":
@@ -182,6 +183,15 @@ def generation(
         if arrays
     }
     bench = replace(bench, **further, pairs=pairs)
+    if len(bench.markers):
+        of_class, types = given.types
+        sizes = np.bincount(of_class, weights=held_out, minlength=len(types))
+        without = {
+            name: int(n)
+            for name, n in zip(types, sizes, strict=True)
+            if name not in set(bench.markers["class"])
+        }
+        bench = replace(bench, about={**about, "no markers": without})
     worst = {name: worst_marker(bench.markers, name) for name in bench.methods.index}
     notes = [
         "; ".join(filter(None, (note, worst[name]))) for name, note in bench.methods["note"].items()

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from ..errors import DataError
 from ..metrics import generation as measure
-from ..metrics.markers import STATISTICS, choose_markers, compare_markers
+from ..metrics.markers import FEWEST, STATISTICS, choose_markers, compare_markers
 from .generators import Classes
 
 #: Shares of the cells, as `Parts` has them.
@@ -44,7 +44,11 @@ METRICS = {
     "fold_change": ("fold changes", 1.0, "concordance of log fold changes, class against the rest"),
     "depth": ("depth", 0.0, "Kolmogorov-Smirnov distance of totals, mean over classes"),
     "marker_share": ("markers", 0.0, "share of cells that express, worst type and marker"),
-    "marker_median": ("markers, median", 0.0, "median log-expression, worst type and marker"),
+    "marker_median": (
+        "markers, median",
+        0.0,
+        "median log-expression where most cells express, worst type and marker",
+    ),
     "marker_high": ("markers, 90 %", 0.0, "its 90 % quantile, worst type and marker"),
     "memory": ("memory", 0.5, "how often a fake is nearer to a training cell than a held-out one"),
     "membership": ("membership", 0.5, "how often fakes give away that a cell was trained on"),
@@ -52,12 +56,17 @@ METRICS = {
 
 
 def too_small(about: Mapping[str, Any]) -> str:
-    """Return the sentence on classes that a bench's `about` names as too small; empty if there are none."""
-    named = ", ".join(f"{name} ({n})" for name, n in about.get("too small", {}).items())
-    return named and (
-        f"Too small to be scored alone, with fewer than {MIN_CLASS} held-out cells: {named}. They count "
-        "in what is pooled, and in markers from five cells of a type on."
+    """Return the sentences on classes and types that a bench's `about` names as too small; "" if none are."""
+    classes, types = (
+        ", ".join(f"{name} ({n})" for name, n in about.get(key, {}).items())
+        for key in ("too small", "no markers")
     )
+    alone = (
+        f"Too small to be scored alone, with fewer than {MIN_CLASS} held-out cells: {classes}. They count "
+        f"in what is pooled, and in markers from {FEWEST} cells of a type on."
+    )
+    markers = f"Of too few cells for their markers to be compared: {types}."
+    return " ".join([alone] * bool(classes) + [markers] * bool(types))
 
 
 class Parts(NamedTuple):
@@ -197,8 +206,8 @@ def worst_marker(markers: pd.DataFrame, method: str) -> str:
     Examples
     --------
     >>> row = {"method": "VAE", "class": "B", "gene": "CD79A", "real share": 1.0, "fake share": 0.25}
-    >>> worst_marker(pd.DataFrame([{**row, "off share": 0.5}]), "VAE")
-    'worst marker: CD79A, which 25 % of B express (real ones 100 %)'
+    >>> worst_marker(pd.DataFrame([{**row, "cells": 40, "off share": 0.5}]), "VAE")
+    'worst marker: CD79A, which 25 % of B express (of 40 real ones 100 %)'
     """
     if not len(markers) or method not in set(markers["method"]):
         return ""
@@ -209,5 +218,5 @@ def worst_marker(markers: pd.DataFrame, method: str) -> str:
     (kind, gene), fake, real = worst.name, worst["fake share"], worst["real share"]
     return (
         f"worst marker: {gene}, which {100 * fake:.0f} % of {kind} express "
-        f"(real ones {100 * real:.0f} %)"
+        f"(of {worst['cells']:.0f} real ones {100 * real:.0f} %)"
     )

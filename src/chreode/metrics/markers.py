@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ from scipy import stats
 
 from .generation import log_cp10k
 
-#: Markers of a type; cells that it must have on either side to be compared, and beyond a quantile.
-MARKERS, FEWEST, BEYOND = 5, 5, 2
+#: Markers of a type; cells that it must have on either side to be compared (of five, not even none against
+#: all is beyond chance), and beyond a quantile.
+MARKERS, FEWEST, BEYOND = 5, 6, 2
 #: Standard errors that count as nothing: so far apart the worst of a hundred pairs of equal samples may be.
 ERRORS = 3.0
 #: Quantiles of expression that are compared, beside the share of cells that express at all.
@@ -74,10 +76,11 @@ def compare_markers(
 
     Returns
     -------
-    A row per type and marker: ``type``, ``gene`` (positions), ``cells`` (real ones), and of each of
-    `STATISTICS` its value in ``real …`` and ``fake …`` cells (share of cells that express; quantiles
-    of log1p counts per 10,000), and ``off …``: how far they are apart beyond `ERRORS` standard errors (0: no
-    further than chance takes them; NaN for a quantile beyond which fewer than `BEYOND` cells lie).
+    A row per type and marker: ``type``, ``gene`` (positions), ``cells`` and ``fake cells`` of the type, and
+    of each of `STATISTICS` its value in ``real …`` and ``fake …`` cells (share of cells that express;
+    quantiles of log1p counts per 10,000), and ``off …``: how far they are apart beyond `ERRORS` standard
+    errors (0: no further than chance takes them; NaN for a quantile beyond which fewer than `BEYOND` cells
+    lie, and as `judged` says).
 
     References
     ----------
@@ -93,25 +96,51 @@ def compare_markers(
         )
         if min(len(a), len(b)) < FEWEST:
             continue
-        columns: dict[str, object] = {"type": number, "gene": genes, "cells": len(a)}
-        for name in STATISTICS:
-            at = QUANTILES.get(name)
-            (u, du), (v, dv) = (_share(c) if at is None else _quantile(c, at) for c in (a, b))
-            beyond = np.abs(u - v) - ERRORS * np.hypot(du, dv)
-            columns |= {
-                f"{kind} {name}": (c > 0).mean(0) if at is None else np.quantile(c, at, axis=0)
-                for kind, c in (("real", a), ("fake", b))
-            }
-            told = at is None or (1 - at) * min(len(a), len(b)) >= BEYOND
-            columns[f"off {name}"] = np.maximum(beyond, 0) if told else np.nan
+        sizes = {"cells": len(a), "fake cells": len(b)}
+        columns: dict[str, object] = {"type": number, "gene": genes, **sizes}
+        columns |= {"real share": (a > 0).mean(0), "fake share": (b > 0).mean(0)}
+        for name, at in QUANTILES.items():
+            columns |= {f"real {name}": np.quantile(a, at, axis=0)}
+            columns |= {f"fake {name}": np.quantile(b, at, axis=0)}
+            told = (1 - at) * min(len(a), len(b)) >= BEYOND
+            columns[f"off {name}"] = _apart(_quantile(a, at), _quantile(b, at)) if told else np.nan
         tables.append(pd.DataFrame(columns))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return judged(pd.concat(tables, ignore_index=True)) if tables else pd.DataFrame()
 
 
-def _share(x: Float[np.ndarray, "n k"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the share above 0, with a success and a failure added, and its standard error."""
-    n = len(x) + 2
-    p = ((x > 0).sum(0) + 1) / n
+def judged(markers: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with how far shares are apart, and quantiles that are no matter of these alone.
+
+    A quantile is compared where it is above 0 on both sides. Where about half of the cells express, the
+    median is 0 in one sample and far from it in the next, and no standard error of few cells knows of it:
+    whether cells express at all is what shares say.
+    """
+    shares = (
+        _share(markers["real share"], markers["cells"]),
+        _share(markers["fake share"], markers["fake cells"]),
+    )
+    off = {"off share": _apart(*shares)}
+    for name in QUANTILES:
+        expressed = (markers[[f"real {name}", f"fake {name}"]] > 0).all(axis=1)
+        off[f"off {name}"] = markers[f"off {name}"].where(expressed)
+    return markers.assign(**off)[markers[["cells", "fake cells"]].min(axis=1) >= FEWEST]
+
+
+def _apart(a: tuple[Any, Any], b: tuple[Any, Any]) -> Any:
+    """Return how far estimates are apart beyond `ERRORS` of their standard errors, at least 0."""
+    (u, du), (v, dv) = a, b
+    return np.maximum(np.abs(u - v) - ERRORS * np.hypot(du, dv), 0)
+
+
+def _share(share: pd.Series, cells: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Return the share, with z²/4 successes and failures added for z standard errors, and its standard error.
+
+    Agresti & Caffo add one of each, for two standard errors. At three that is too few: none of six cells
+    against five of six would count, as chance makes one in 160 pairs.
+    """
+    added = ERRORS**2 / 4
+    n = cells + 2 * added
+    p = ((share * cells).round() + added) / n
     return p, np.sqrt(p * (1 - p) / n)
 
 

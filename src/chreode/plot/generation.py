@@ -89,12 +89,14 @@ def marker_shares(
 ) -> Axes:
     """Draw the share of generated cells that express each marker of their type over that of real ones.
 
+    A dot is the larger the more cells its type has, from 10 to 60.
+
     Parameters
     ----------
     markers
         `Bench.markers` of a bench of generation.
     method
-        Whose cells to draw; its markers that are furthest off are named.
+        Whose cells to draw; its markers that are furthest off are named, and it is said if none is off.
     beside
         A method that is drawn in grey behind, as real cells are.
     ax
@@ -103,7 +105,7 @@ def marker_shares(
     Examples
     --------
     >>> row = {"method": "VAE", "class": "B", "gene": "CD79A", "real share": 1.0, "fake share": 0.25}
-    >>> ax = marker_shares(pd.DataFrame([{**row, "off share": 0.5}]), "VAE")
+    >>> ax = marker_shares(pd.DataFrame([{**row, "cells": 40, "off share": 0.5}]), "VAE")
     >>> [text.get_text() for text in ax.texts]
     ['CD79A, B']
     """
@@ -113,10 +115,17 @@ def marker_shares(
         if name in means.index:
             some = means.loc[name]
             ax.scatter(
-                some["real share"], some["fake share"], s=14, color=colour, alpha=0.6, linewidths=0
-            )
+                some["real share"], some["fake share"], s=some["cells"].clip(10, 60) / 2,
+                color=colour, alpha=0.6, linewidths=0, label=picture(name),
+            )  # fmt: skip
+    ax.legend(loc="upper left", frameon=False, fontsize=7, handletextpad=0.2)
     worst = means.loc[method].nlargest(_NAMED, "off share")
-    for (kind, gene), row in worst[worst["off share"] > 0].iterrows():
+    off = worst[worst["off share"] > 0]
+    if off.empty:
+        ax.text(
+            0.97, 0.03, "none off beyond chance", fontsize=7, ha="right", transform=ax.transAxes
+        )
+    for (kind, gene), row in off.iterrows():
         right = row["real share"] > 0.5
         ax.annotate(
             f"{gene}, {short(kind, 24)}", (row["real share"], row["fake share"]), fontsize=7,
@@ -124,7 +133,7 @@ def marker_shares(
             ha="right" if right else "left", parse_math=False,
         )  # fmt: skip
     ax.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2)
-    ax.set(xlabel="share expressing, real", ylabel=f"share expressing, {method}")
+    ax.set(xlabel="share expressing, real", ylabel=picture(f"share expressing, {method}"))
     bare(ax)
     return ax
 

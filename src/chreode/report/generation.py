@@ -74,7 +74,8 @@ def _pictures(bench: Bench, name: str) -> Section:
         (
             (
                 "Markers of every type: share of cells that express them. Grey: other real cells in place of "
-                "generated ones, which is what chance does. Named: the furthest off.",
+                "generated ones, which is what chance does. Small dots: types of few cells. Named: what is "
+                "furthest off beyond chance.",
                 marker_shares(markers, name, beside=str(bench.methods.index[0])),
             ),
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from matplotlib.axes import Axes
 
 from .. import config
 from ..arguments import checked
@@ -24,6 +26,8 @@ from .page import Section, write
 
 #: Cells in a picture at the most: UMAP of more takes minutes and shows the same.
 PICTURED = 10_000
+#: Metrics in a picture of scores at the most: of more, its text would be too small on a page.
+_WIDEST = 16
 #: Seeds below which the spread between fits is not known.
 _FEW_SEEDS = 3
 #: The short notes of a bench, said in full.
@@ -61,7 +65,7 @@ def bench_sections(bench: Bench) -> list[Section]:
         Section(
             "Findings",
             _lead_and_list(findings(bench)),
-            figures=((_SCORES.format(_scale(bench)), score_table(bench)),),
+            figures=_score_tables(bench),
         )
     ]
     if bench.embeddings:
@@ -100,6 +104,17 @@ def bench_sections(bench: Bench) -> list[Section]:
 
 
 _SCORES = "Raw scores, {}. Grey rows are baselines, the last is the ceiling."
+
+
+def _score_tables(bench: Bench) -> tuple[tuple[str, Axes], ...]:
+    """Return the picture of the scores, in as many parts as are needed to be read at the width of a page."""
+    keys = bench.metrics.index
+    parts = np.array_split(np.arange(len(keys)), -(-len(keys) // _WIDEST))
+    said = [_SCORES.format(_scale(bench)), *["Raw scores, further metrics."] * (len(parts) - 1)]
+    return tuple(
+        (caption, score_table(replace(bench, metrics=bench.metrics.iloc[part])))
+        for caption, part in zip(said, parts, strict=True)
+    )
 
 
 def _intervals(bench: Bench, order: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
