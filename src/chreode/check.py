@@ -33,22 +33,28 @@ _EXACT = 2**24
 #: What turns normalised values back to ones whose sums are the same in every cell, with the largest value
 #: that is tried (no logarithm of counts comes near 60); and cells from which equal sums are no chance.
 _SCALES: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
-    "normalised:": (math.inf, lambda x: x),
-    "log-normalised: turned back by expm1,": (60, np.expm1),
-    "log-normalised: turned back by 2 ** x - 1,": (60, lambda x: np.exp2(x) - 1),
+    "": (math.inf, lambda x: x),
+    "turned back by expm1, ": (60, np.expm1),
+    "turned back by 2 ** x - 1, ": (60, lambda x: np.exp2(x) - 1),
 }
 _SOME = 5
+#: How many times the smaller sums the larger ones are where they are the same; rounding moves them (counts
+#: of real cells: 2 to 10 times). Of rounded logarithms they come this much closer, as a share of their
+#: logarithm: sums of exponentiated counts always lie further apart than those of the counts.
+_SAME, _ROUNDED, _CLOSER = 1.01, 1.1, 0.75
 #: Strings that often stand for "not known" without saying so.
 _SUSPECT = ("nan", "na", "none", "unknown", "unmatched", "unassigned", "")
 _LONELY = (
     "one cell each; nothing can be learned of them. Remove these cells or merge the categories."
 )
+#: Roles that say whether values are counts, which their sums may belie.
+SCALED_ROLES = (*COUNT_ROLES, "expression")
 #: Roles whose NaN means "not measured".
 MAY_LACK = ("expression", "protein", "views")
 
 
 class CountsWarning(UserWarning):
-    """Values are accepted as counts, and look like none."""
+    """Values are accepted as counts, and look like none; or as expression, and look like counts."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def require(found: list[Finding]) -> None:
         absent = any(f.level == "error" and "there is no" in f.text for f in found)
         raise (SchemaError if absent else DataError)("\n".join(errors))
     for f in found:
-        if f.level == "warning" and f.role in COUNT_ROLES:
+        if f.level == "warning" and f.role in SCALED_ROLES:
             warn(f.text, CountsWarning)
 
 
@@ -147,7 +153,7 @@ def _role(
             at = where(data, place)
             rows = rows if at is None else at[rows][at[rows] >= 0]
             seen = looks.get(str(place)) or look(
-                values, rows, f"check {role}", progress, counts=base in COUNT_ROLES
+                values, rows, f"check {role}", progress, sums=base in SCALED_ROLES
             )
             yield from _values(said, base, seen, schema)
     else:
@@ -202,11 +208,12 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
                 "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
             )  # fmt: skip
         elif seen.scale:
+            drawn = "" if seen.broken else " If real counts were drawn down to one total, all is well."
             yield Finding(
                 "warning", role,
-                f"{said} looks {seen.scale} the values of every cell add up to about the same. Models of "
+                f"{said} looks {seen.scale}the values of every cell add up to about the same. Models of "
                 "counts mean nothing on it. Name the place of the raw counts, often 'layers/counts' or "
-                "'raw', or name this one as `expression`.",
+                f"'raw', or name this one as `expression`.{drawn}",
             )  # fmt: skip
         if _EXACT < seen.high < 3.4e38:
             yield Finding(
@@ -216,6 +223,13 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
             )  # fmt: skip
         if role == "counts" and not (seen.negative or seen.infinite or seen.lacking):
             yield from _zeros(said, role, seen)
+    elif role == "expression" and not (seen.broken or seen.negative or seen.scale) and seen.high > 1:
+        yield Finding(
+            "warning", role,
+            f"{said} looks like raw counts: whole numbers alone, up to {seen.high:,.0f}. What differs most "
+            "between such cells is how many molecules were caught. Name this place as `counts`, which "
+            "models normalise; if these are no counts, all is well.",
+        )  # fmt: skip
 
 
 def _zeros(said: str, role: str, seen: Look) -> Iterator[Finding]:
@@ -248,7 +262,7 @@ class Look:
     silent
         Columns whose values add up to 0.
     scale
-        How the values look normalised, in words; empty if they do not, or are no counts.
+        How the values look normalised, in words; empty if they do not, or sums were not asked for.
     """
 
     low: float
@@ -269,9 +283,9 @@ def look(
     what: str = "check",
     progress: bool | None = None,  # noqa: FBT001 (tri-state)
     *,
-    counts: bool = False,
+    sums: bool = False,
 ) -> Look:
-    """Look at the values of `rows` in one pass, a few rows at a time; at `counts` for their scale too."""
+    """Look at the values of `rows` in one pass, a few rows at a time; if wanted at their `sums` too."""
     low = high = example = 0.0
     lacking = infinite = negative = broken = 0
     empty = [rows[:0]]
@@ -292,17 +306,17 @@ def look(
                 odd = finite[finite != np.floor(finite)]
                 example = float(odd[0]) if odd.size and not broken else example
                 broken += odd.size
-                for name, (most, f) in _SCALES.items() if counts and odd.size else ():
-                    back[name].append(
-                        _row_sums(block, f) if high <= most else np.full(len(some), math.inf)
-                    )
+            for name, (most, f) in _SCALES.items() if sums else ():
+                back[name].append(
+                    _row_sums(block, f) if high <= most else np.full(len(some), math.inf)
+                )
             empty.append(some[np.asarray(block.sum(1)).ravel() == 0])
             total += np.asarray(block.sum(0)).ravel()
             shown.update(len(some))
     return Look(
         float(low), float(high), lacking, infinite, negative, broken, example,
         np.concatenate(empty), int((total == 0).sum()),
-        next((name for name, sums in back.items() if _alike(np.concatenate(sums))), ""),
+        _scale({name: np.concatenate(sums) for name, sums in back.items()}, whole=not broken),
     )  # fmt: skip
 
 
@@ -315,12 +329,26 @@ def _row_sums(block: Any, f: Callable[[np.ndarray], np.ndarray]) -> Float64[np.n
     return f(np.asarray(block, np.float64)).sum(1)
 
 
-def _alike(sums: Float64[np.ndarray, " n"]) -> bool:
-    """Return whether most sums are the same to a hundredth, all finite, and too many for chance."""
+def _scale(sums: Mapping[str, Float64[np.ndarray, " n"]], *, whole: bool) -> str:
+    """Say how values look normalised, by the sums of cells in them and in what they may be logarithms of."""
+    apart = {name: _apart(values) for name, values in sums.items()}
+    same = _ROUNDED if whole else _SAME
+    found = next((name for name, times in apart.items() if times <= same), None)
+    if found is None and whole:
+        closest = min(apart, key=lambda name: apart[name])
+        closer = math.log(apart[closest]) < _CLOSER * math.log(apart[""])
+        found = closest if closer else None
+    if found is None:
+        return ""
+    return f"{'log-' if found else ''}normalised{' and rounded' if whole else ''}: {found}"
+
+
+def _apart(sums: Float64[np.ndarray, " n"]) -> float:
+    """Return how many times the smaller sums the larger ones are; infinite where they tell nothing."""
     if len(sums) < _SOME or not np.isfinite(sums).all():
-        return False
+        return math.inf
     low, high = np.quantile(sums, (0.05, 0.95))  # an odd cell says nothing of the others
-    return bool(0 < high <= 1.01 * low)
+    return float(high / low) if low > 0 else math.inf
 
 
 def any_nan(values: Any) -> bool:

@@ -218,6 +218,20 @@ def test_fewer_genes_are_suggested_where_the_model_reads_many(say, there, place,
         assert say(f"{suggested.removeprefix('chreode ')} --n-latent 2")[0] == 0
 
 
+def test_check_warns_of_whole_numbers_in_the_wrong_role(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    x = cells.X.toarray()
+    cells.layers["rounded"] = np.round(1e4 * x / x.sum(1, keepdims=True))
+    cells.write_h5ad("more.h5ad")
+    code, out, _ = say("check more.h5ad --expression X")
+    assert code == 0
+    assert "warning: expression (X) looks like raw counts" in out
+    code, out, _ = say("check more.h5ad --counts layers/rounded")
+    assert code == 0
+    assert "warning: counts (layers/rounded) looks normalised and rounded" in out
+    assert "chreode fit" in out
+
+
 FILES = sorted(p.relative_to(DATA) for p in DATA.rglob("*.h5*")) or [Path("kang_pbmc_ifnb")]
 
 

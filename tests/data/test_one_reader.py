@@ -20,7 +20,7 @@ from anndata.experimental import write_dispatched
 
 import chreode as ch
 from chreode import read
-from chreode.check import CountsWarning
+from chreode.check import CountsWarning, findings
 from chreode.data import files
 from chreode.schema import Place
 
@@ -494,3 +494,51 @@ def test_log_normalised_values_named_as_counts_are_told(tmp_path, how, layout, s
     ad.AnnData(layout(scaled(x).astype(np.float32))).write_h5ad(path)
     with pytest.warns(CountsWarning, match=said) if said else contextlib.nullcontext():
         ch.PCA(n_latent=2).fit(how(path), ch.Schema(counts="X", fractional=True), progress=False)
+
+
+def drawn_counts() -> np.ndarray:
+    """Return counts of cells of many depths, most of them 0."""
+    rng = np.random.default_rng(0)
+    depth = rng.lognormal(6, 0.6, (200, 1))
+    rate = rng.lognormal(0, 1.5, 300)
+    return rng.poisson(depth * rate / rate.sum()).astype(np.float32)
+
+
+def per_ten_thousand(x: np.ndarray) -> np.ndarray:
+    return 1e4 * x / x.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("how", [ad.read_h5ad, str, ch.open], ids=["memory", "path", "open"])
+@pytest.mark.parametrize(
+    ("role", "scaled", "said"),
+    [
+        ("counts", lambda x: np.round(per_ten_thousand(x)), "looks normalised and rounded: the values"),
+        ("counts", lambda x: np.round(per_ten_thousand(x)).astype(int), "drawn down to one total"),
+        ("counts", lambda x: np.round(np.log1p(per_ten_thousand(x))), "log-normalised and rounded: turned back"),
+        ("counts", lambda x: np.round(np.log2(1 + per_ten_thousand(x))), "log-normalised and rounded: turned"),
+        ("counts", lambda x: x, None),
+        ("counts", lambda x: x > 0, None),
+        ("counts", lambda x: np.minimum(x, 3), None),
+        ("expression", lambda x: x, "looks like raw counts.*as `counts`"),
+        ("expression", lambda x: x.astype(int), "looks like raw counts"),
+        ("expression", lambda x: np.round(per_ten_thousand(x)), None),
+        ("expression", lambda x: np.log1p(x), None),
+        ("expression", lambda x: x - 2, None),
+        ("expression", lambda x: x > 0, None),
+    ],
+)
+def test_whole_numbers_of_the_wrong_role_are_told(tmp_path, how, role, scaled, said):
+    path = tmp_path / "a.h5ad"
+    x = scaled(drawn_counts())
+    ad.AnnData(sp.csr_matrix(x.astype(np.float32) if x.dtype == bool else x)).write_h5ad(path)
+    with pytest.warns(CountsWarning, match=said) if said else contextlib.nullcontext():
+        ch.PCA(n_latent=2).fit(how(path), ch.Schema(**{role: "X"}), progress=False)
+
+
+def test_raw_counts_of_proteins_and_peaks_are_no_rounded_values():
+    rng = np.random.default_rng(0)
+    proteins = rng.poisson(rng.lognormal(4, 0.5, (200, 1)) * rng.lognormal(0, 1, 14))
+    peaks = rng.poisson(rng.lognormal(-3, 0.5, (200, 1)) * rng.lognormal(0, 1, 900))
+    a = ad.AnnData(rng.poisson(1.0, (200, 3)), obsm={"adt": proteins, "atac": peaks})
+    found = findings(a, ch.Schema(protein="obsm/adt", accessibility="obsm/atac"))
+    assert [f.text for f in found if "looks" in f.text] == []

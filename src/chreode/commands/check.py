@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ..models import find, keys
-from ..schema import COUNT_ROLES, MATRIX_ROLES, Place, Schema
+from ..schema import MATRIX_ROLES, Place, Schema
 from ..text import visible
 from .common import Answer, Json, as_flags, narrows, spoken, suggested, with_roles
 
@@ -60,15 +60,15 @@ def check(
     for_
         Look for this model alone.
     """
-    from ..check import Finding, findings
+    from ..check import SCALED_ROLES, Finding, findings
     from ..read import read
 
     wanted = [find(for_)] if for_ else [find(key) for key in keys()]
     schema = Schema.from_dict(roles)
     data = read(file)
     looks: dict[str, Any] = {}
-    counted = {str(place) for role, place in schema.places() if role in COUNT_ROLES}
-    matrices, columns = list(_matrices(data, counted, looks)), list(_columns(data))
+    summed = {str(place) for role, place in schema.places() if role in SCALED_ROLES}
+    matrices, columns = list(_matrices(data, summed, looks)), list(_columns(data))
     found = findings(data, schema, looks=looks)
     feeds = [_fed(model, schema) for model in wanted] if roles or for_ else []
     if for_ and feeds[0]["missing"]:
@@ -114,11 +114,11 @@ def _sizes(data: Data) -> str:
 
 
 def _matrices(
-    data: Data, counted: Collection[str], looks: dict[str, Any]
+    data: Data, summed: Collection[str], looks: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yield what stands in every slot that a matrix role can name; put what was seen into `looks`.
 
-    Those at the places `counted` are named as counts.
+    Of those at the places `summed`, sums of cells are looked at too.
     """
     import numpy as np
 
@@ -144,7 +144,7 @@ def _matrices(
                 if values.dtype.kind in "fiub":
                     looks[place] = look(
                         values, np.arange(values.shape[0]), f"look at {place}",
-                        counts=place in counted,
+                        sums=place in summed,
                     )  # fmt: skip
                     row["counts"], row["holds"] = _told(looks[place])
             except ChreodeError as error:  # one damaged slot does not hide the others
@@ -169,7 +169,7 @@ def _told(seen: Look) -> tuple[bool, str]:
         return False, f"zeros alone; {span}" if odd else "zeros alone"
     if seen.high <= 1:
         return not odd, f"0 and 1 alone: detected or not; {span}"
-    return not odd, f"raw counts: whole numbers, {span}"
+    return not odd, f"{'' if seen.scale else 'raw counts: '}whole numbers, {span}"
 
 
 def _columns(data: Data) -> Iterator[dict[str, Any]]:
