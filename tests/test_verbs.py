@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import chreode as ch
 from chreode import verbs
+from chreode.data.simulate import simulate_multiome
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +61,134 @@ def test_numbers_of_numpy_are_conditions_as_those_of_python_are(fitted, cells, q
         same = ask(*asked, **expected, progress=False)
         assert (found.X != same.X).sum() == 0
         assert found.uns["chreode"][verb].replace("3.0", "3") == same.uns["chreode"][verb]
+
+
+@pytest.fixture(scope="module")
+def of_all(_simulated, quick):
+    """Return quick fits by key, of cells with covariates, and the schema of each."""
+    cells = _simulated[:200, :60].copy()
+    cells.obs["size"] = 1.0
+    schema = ch.Schema(
+        counts="layers/counts", batch="obs/batch", label="obs/cell_type", size_factor="obs/size",
+        categorical=("obs/plate",), continuous=("obs/age",),
+    )  # fmt: skip
+    of_time = ch.Schema(counts="layers/counts", time="obs/day", trajectory="obs/donor")
+    models = (
+        (quick(ch.SCVI, max_epochs=1), schema),
+        (quick(ch.CFGen, max_epochs=1, flow_epochs=1), schema),
+        (quick(ch.PCA), schema),
+        (quick(ch.NeuralODE), of_time),
+    )
+    return cells, {m.key: m.fit(cells.copy(), s, progress=False) for m, s in models}
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")  # fits of a few steps wander
+@pytest.mark.parametrize("key", ["scvi", "cfgen", "pca", "neuralode"])
+def test_a_schema_that_lacks_what_the_model_reads_is_refused_by_every_verb(of_all, key):
+    cells, fits = of_all
+    fitted = fits[key]
+    for role in fitted.schema.as_dict():
+        lacking = fitted.schema.with_(**{role: getattr(ch.Schema(), role)})
+        for verb in set(fitted.verbs) - {"generate", "loadings", "rank"}:
+            more = {"predict": {"to": {}}, "trajectory": {"times": [1.0]}}.get(verb, {})
+            reads = role in fitted.model.reads(verb) and role in fitted.spec.roles
+            try:
+                getattr(fitted, verb)(cells[:20].copy(), schema=lacking, progress=False, **more)
+            except ch.SchemaError as error:
+                assert reads
+                assert f"In the fit it was Schema({role}=" in str(error)
+            else:  # attributes may be unknown to a model that takes cells without a modality
+                assert not reads or (fitted.model.partial and role != "counts")
+
+
+def test_a_modality_that_is_not_there_cannot_be_filled_in(quick):
+    cells = simulate_multiome(60, 30, 40, seed=0)
+    roles = ch.Schema(counts="rna:X", accessibility="atac:X", label="obs/cell_type")
+    fitted = quick(ch.CFGen, max_epochs=1, flow_epochs=1).fit(cells, roles, progress=False)
+    rna = cells["rna"].copy()
+    rna.obs["cell_type"] = cells.obs["cell_type"].to_numpy()
+    alone = ch.Schema(counts="X", label="obs/cell_type")
+    for ask in (
+        lambda: fitted.embed(rna, schema=alone),
+        lambda: fitted.reconstruct(rna, role="accessibility", schema=alone),
+        lambda: fitted.reconstruct(rna, schema=alone),
+        lambda: fitted.predict(rna, to={}, schema=alone),
+        lambda: fitted.score(rna, schema=alone),
+    ):
+        with pytest.raises(ch.SchemaError, match="cannot be filled in.*fit a model on that kind"):
+            ask()
+    with pytest.raises(ch.StoreError, match=r"'x\.h5ad'.* \.h5mu for cells of several modalities"):
+        fitted.generate(3, into="x.h5ad")
+
+
+def test_conditions_are_named_by_role_or_by_column(of_all):
+    cells, fits = of_all
+    fitted = fits["cfgen"]
+    kind = fitted.spec.categories["label"][0]
+    a, b = (
+        fitted.generate(9, given={name: kind}, guidance={name: 2.0}, seed=1, progress=False)
+        for name in ("label", "cell_type")
+    )
+    assert (a.X != b.X).nnz == 0
+    assert set(b.obs["cell_type"]) == {kind}
+    a, b = (fitted.embed(cells, to={n: kind}, progress=False) for n in ("label", "cell_type"))
+    np.testing.assert_array_equal(a, b)
+    told = fitted.predict(cells, to={"cell_type": kind}, progress=False)
+    assert set(told.obs["cell_type"]) == {kind}
+    assert "label" not in told.obs
+    with pytest.raises(ch.SchemaError, match=r"'donor'. There is: .*label \(cell_type\)"):
+        fitted.generate(3, given={"donor": kind})
+    with pytest.raises(ch.ConfigError, match="two name the same condition"):
+        fitted.generate(3, given={"label": kind, "cell_type": kind})
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_a_trajectory_says_when_it_started(of_all):
+    cells, fits = of_all
+    found = fits["neuralode"].trajectory(cells[:3].copy(), [1.0, 2.0], progress=False)
+    np.testing.assert_array_equal(found.obs["start_time"], np.repeat(cells.obs["day"][:3], 2))
+    start = fits["neuralode"].spec.categories["trajectory"][0]
+    found = fits["neuralode"].trajectory(start=start, times=[1.0, 2.0], progress=False)
+    first = cells.obs.loc[cells.obs["donor"] == start, "day"].min()
+    np.testing.assert_allclose(found.obs["start_time"], first)
+
+
+@pytest.mark.parametrize("verb", ["posterior", "trajectory", "loadings", "generate"])
+def test_what_a_model_cannot_answer_is_told_in_words(of_all, verb):
+    asked = {"generate": (5,), "loadings": ()}.get(verb, (of_all[0],))
+    lacks = "cannot generate" if verb == "generate" else f"has no {verb}"
+    fitted = of_all[1]["cfgen" if verb in ("trajectory", "posterior", "loadings") else "pca"]
+    with pytest.raises(ch.CapabilityError, match=f"{lacks}; it can answer embed"):
+        getattr(fitted, verb)(*asked)
+
+
+@pytest.mark.parametrize("cls", [ch.PCA, ch.PPCA, ch.NMF])
+def test_what_was_expression_is_not_said_to_be_log_counts(cells, quick, cls):
+    """Whatever was named, log10 or z-scores, is what comes back."""
+    few = cells[:60, :30].copy()
+    few.layers["log10"] = np.log10(1 + few.layers["counts"].toarray())
+    fitted = quick(cls).fit(few, ch.Schema(expression="layers/log10"), progress=False)
+    of_counts = quick(cls).fit(few, ch.Schema(counts="layers/counts"), progress=False)
+    for model, scale in ((fitted, "expression as in layers/log10"), (of_counts, "log1p CP10k")):
+        made = model.reconstruct(few, progress=False)
+        assert json.loads(made.uns["chreode"]["reconstruct"])["scale"] == scale
+        with pytest.raises(ch.ConfigError, match=f"decodes {scale}; it has no library"):
+            model.reconstruct(few, library=100.0)
+
+
+def test_arguments_that_lack_or_are_not_known_are_told_with_a_hint(cells):
+    with pytest.raises(
+        ch.ArgumentError, match=r"fit needs schema: expected a schema, as ch\.Schema"
+    ):
+        ch.PCA().fit(cells)
+    with pytest.raises(ch.ArgumentError, match="no argument 'sed'. Did you mean 'seed'"):
+        ch.PCA().fit(cells, ch.Schema(counts="X"), sed=3)
+    with pytest.raises(ch.ArgumentError, match="fit: too many positional arguments"):
+        ch.PCA().fit(cells, ch.Schema(counts="X"), 3, 4)
+    with pytest.raises(ch.ArgumentError, match=r"expected a whole number from 0 to 4294967295\.$"):
+        ch.PCA().fit(cells, ch.Schema(counts="X"), seed=-1)
+    with pytest.raises(ch.SchemaError, match="no role 'count'. Did you mean 'counts'"):
+        ch.Schema(count="X")
+    with pytest.raises(ch.SchemaError, match="Name the role of every place"):
+        ch.Schema("X")
+    assert list(inspect.signature(ch.Schema).parameters)[0] == "counts"

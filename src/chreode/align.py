@@ -183,8 +183,8 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, A
     if key in NUMBER_ROLES and key in spec.roles:
         return key, None, _number(spec, key, value)
     if key not in spec.categories:
-        known = [*spec.categories, *spec.continuous, *(r for r in NUMBER_ROLES if r in spec.roles)]
-        raise SchemaError(f"This model was not fitted with a condition {key!r}.{near(key, known)}")
+        known = near(key, spec.conditions)
+        raise SchemaError(f"This model was not fitted with a condition {key!r}.{known}")
     names = spec.categories[key]
     if str(value) not in names:
         raise SchemaError(f"{key}={value!r} was never seen in the fit.{near(str(value), names)}")

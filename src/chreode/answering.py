@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -19,14 +19,14 @@ from .align import condition_code, open_query
 from .collect import refuse_what_cannot_be_kept
 from .data.batch import CellBatch
 from .data.source import Source
-from .errors import CapabilityError, ConfigError, near
+from .errors import CapabilityError, ConfigError, SchemaError, near
 from .horizon import plain, refuse_far
 from .learn.phase import bar
 from .module import capabilities
 from .nn.attributes import attribute_names
 from .read import Data
 from .remember import WEIGHT
-from .schema import NUMBER_ROLES, Schema
+from .schema import MATRIX_ROLES, NUMBER_ROLES, Schema
 
 if TYPE_CHECKING:
     from .fitted import Fitted
@@ -34,11 +34,16 @@ if TYPE_CHECKING:
 Conditions = Mapping[str, Any]
 
 
+#: Questions whose names are no verbs.
+_NOUNS = ("posterior", "loadings", "trajectory")
+
+
 def require(self: Fitted, verb: str) -> None:
     """Refuse a question that the model cannot answer."""
     if verb not in capabilities(self.module):
+        lacks = f"has no {verb}" if verb in _NOUNS else f"cannot {verb}"
         raise CapabilityError(
-            f"{type(self.model).__name__} cannot {verb}; it can {', '.join(self.verbs)}."
+            f"{type(self.model).__name__} {lacks}; it can answer {', '.join(self.verbs)}."
         )
 
 
@@ -71,6 +76,8 @@ def features(self: Fitted) -> dict[str, tuple[str, ...]]:
 
 def guidance_options(self: Fitted, guidance: float | Mapping[str, float]) -> dict[str, Any]:
     """Check the weights, and return what to tell a module that has guidance."""
+    if isinstance(guidance, Mapping):
+        guidance = as_mapping(self, guidance)
     weights = guidance if isinstance(guidance, Mapping) else {"guidance": guidance}
     for name, weight in weights.items():
         number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
@@ -111,13 +118,39 @@ def open_cells(
     require(self, verb)
     schema = schema or self.schema
     looks = verb if self.model.inverts and verb != "reconstruct" else "embed"
-    replaced = set(as_mapping(to)) - set(self.model.reads(looks))
+    replaced = set(as_mapping(self, to)) - set(self.model.reads(looks))
     roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
+    _refuse_unnamed(self, schema, roles)
     source = open_query(data, schema, self.spec, roles, self.feature_weight(), progress=progress)
     self.model.refuse_missing(source)
     measured = [source.measured(role) for role in source.matrices]
     enough = np.logical_or if self.model.partial else np.logical_and
     return source, np.flatnonzero(enough.reduce(measured))
+
+
+def _refuse_unnamed(self: Fitted, schema: Schema, roles: Collection[str]) -> None:
+    """Refuse a schema that names no place of what a model reads.
+
+    Attributes of cells may be unknown to a model that takes cells without a modality, all of a kind at once.
+    """
+    stacked = {"categorical": self.spec.categorical, "continuous": self.spec.continuous}
+    wanted = [(r, f"{r}/{n}") for r in roles for n in stacked.get(r, ())]
+    wanted += [(r, r) for r in roles if r not in stacked]
+    places = {role for role, _ in schema.places()}
+    named = {place.partition("/")[0] for place in places}
+    for role, full in wanted:
+        if full in places or (self.model.partial and role not in (*MATRIX_ROLES, *named)):
+            continue
+        said = (
+            f"This {self.model.key} was fitted on {full.replace('/', ' ')}, and this schema does not say "
+            f"where that is. In the fit it was Schema({role}={getattr(self.schema, role)!r})."
+        )
+        if role in MATRIX_ROLES and len(self.spec.features) > 1:
+            said += (
+                f" What none of these cells has cannot be filled in: cells without {role} stand beside cells "
+                "that have it, in one MuData. For cells of one kind alone, fit a model on that kind."
+            )
+        raise SchemaError(said)
 
 
 def stream(
@@ -143,15 +176,39 @@ def ask(capability: Callable[..., Any], *about: Any, noise: Any = None, **option
         return capability(*about, **options)
 
 
-def as_mapping(to: Conditions | str | None) -> Conditions:
-    """Return conditions by name; a bare string is a perturbation."""
-    return {"perturbation": to} if isinstance(to, str) else (to or {})
+def as_mapping(self: Fitted, to: Conditions | str | None) -> dict[str, Any]:
+    """Return conditions by the model's names, or those of obs columns; a bare string is a perturbation."""
+    given = {"perturbation": to} if isinstance(to, str) else (to or {})
+    found = {condition_named(self, name): value for name, value in given.items()}
+    if len(found) < len(given):
+        raise ConfigError(
+            f"Of {', '.join(map(repr, given))}, two name the same condition: give one."
+        )
+    return found
+
+
+def condition_named(self: Fitted, name: str) -> str:
+    """Return the condition that is told by a name: its own, or that of its obs column if one has it.
+
+    Raises
+    ------
+    SchemaError
+        If the model was not fitted with any of that name.
+    """
+    known = {condition: self.column(condition) for condition in self.spec.conditions}
+    if name in (*known, "knockout"):
+        return name
+    fit = [condition for condition, column in known.items() if column == name]
+    if len(fit) == 1:
+        return fit[0]
+    said = [k if k == column else f"{k} ({column})" for k, column in known.items()]
+    raise SchemaError(f"This model was not fitted with a condition {name!r}.{near(name, said)}")
 
 
 def encode(self: Fitted, to: Conditions | str | None) -> list[tuple[str, int | None, Any]]:
     """Return the columns and codes of conditions, as modules see them."""
     found = []
-    for key, value in as_mapping(to).items():
+    for key, value in as_mapping(self, to).items():
         name, position, code = _coded(self, key, value)
         if isinstance(code, float):
             code = float(self.spec.narrowed(key, np.array(code)))
@@ -202,7 +259,7 @@ def draw_conditions(
     drawn = np.zeros(n, int)
     groups = [
         ([_coded(self, *item) for item in told.items()], rows)
-        for told, rows in _alike(n, given or {})
+        for told, rows in _alike(n, as_mapping(self, given))
     ]
     for codes, rows in groups:
         agreeing = np.zeros(len(weight), int)
@@ -270,7 +327,7 @@ def _record(self: Fitted, **more: Any) -> str:
 
 def uns(self: Fitted, verb: str, **more: Any) -> dict[str, Any]:
     """Return the uns of new cells: where they come from, and their scale."""
-    return {"chreode": {verb: _record(self, scale=self.model.scale, **more)}}
+    return {"chreode": {verb: _record(self, scale=self.scale, **more)}}
 
 
 def write_provenance(self: Fitted, data: Data, key: str, **more: Any) -> None:

@@ -8,6 +8,7 @@ import functools
 import importlib
 import inspect
 import numbers
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ import scipy.sparse as sp
 from pandas.api.extensions import ExtensionArray
 
 from .config import WORDS, several
-from .errors import ArgumentError
+from .errors import ArgumentError, near
 from .text import visible
 
 P = ParamSpec("P")
@@ -57,8 +58,13 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = signature.bind(*args, **kwargs).arguments  # Python's own TypeError says what lacks
         hints = _hints(function)
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise ArgumentError(
+                _unbound(function.__name__, signature, hints, kwargs, error)
+            ) from None
         for name, value in given.items():
             hint = hints.get(name, Any)
             if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -68,6 +74,24 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return call
+
+
+def _unbound(
+    owner: str,
+    signature: inspect.Signature,
+    hints: Mapping[str, Any],
+    given: Mapping[str, Any],
+    error: TypeError,
+) -> str:
+    """Say why arguments are none of a function's: an unknown name, one that lacks, or in Python's words."""
+    names = [name for name in signature.parameters if name != "self"]
+    for name in given:
+        if name not in names:
+            return f"{owner} has no argument {name!r}.{near(name, names)}"
+    lacking = re.search(r"missing a required .*argument: '(\w+)'", str(error))
+    if lacking:
+        return f"{owner} needs {lacking[1]}: expected {_spelled(hints[lacking[1]])}."
+    return f"{owner}: {error}."
 
 
 def check_fields(instance: Any) -> None:
@@ -87,13 +111,13 @@ def check_fields(instance: Any) -> None:
 
 
 def _refuse(owner: str, name: str, value: Any, hint: Any) -> None:
-    expected = _spelled(hint) if not _fits(value, hint) else ""
+    expected = f"{_spelled(hint)}, got {kind(value)}" if not _fits(value, hint) else ""
     if name == "seed" and not expected and value is not None and not 0 <= value < 2**32:
         expected = "a whole number from 0 to 4294967295"
     if expected:
         shown = visible(repr(value))
         shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-        raise ArgumentError(f"{owner}({name}={shown}): expected {expected}, got {kind(value)}.")
+        raise ArgumentError(f"{owner}({name}={shown}): expected {expected}.")
 
 
 @functools.cache
@@ -180,7 +204,9 @@ def _holds(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
 _NAMES: dict[Any, str] = {
     **WORDS, Path: "a path", object: "values", np.ndarray: "an array", pd.Series: "a column",
     ExtensionArray: "its values", **dict.fromkeys(get_args(Sparse), "a sparse matrix (CSR or CSC)"),
-    "Fitted": "a fitted model (as ch.load returns)",  # by name: its module imports this one
+    "Fitted": "a fitted model (as ch.load returns)",  # by name: their modules import this one
+    "Schema": "a schema, as ch.Schema(counts='layers/counts', batch='obs/donor')",
+    "AnnData": "an AnnData", "MuData": "a MuData", "OnDisk": "cells that ch.open returned",
 }  # fmt: skip
 
 

@@ -207,8 +207,10 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
                 "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
                 "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
             )  # fmt: skip
-        elif seen.scale:
-            drawn = "" if seen.broken else " If real counts were drawn down to one total, all is well."
+        elif seen.scale and (seen.broken or seen.high > 1):
+            drawn = (
+                "" if seen.broken else " If real counts were drawn down to one total, all is well."
+            )
             yield Finding(
                 "warning", role,
                 f"{said} looks {seen.scale}the values of every cell add up to about the same. Models of "
@@ -223,7 +225,9 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
             )  # fmt: skip
         if role == "counts" and not (seen.negative or seen.infinite or seen.lacking):
             yield from _zeros(said, role, seen)
-    elif role == "expression" and not (seen.broken or seen.negative or seen.scale) and seen.high > 1:
+    elif (
+        role == "expression" and not (seen.broken or seen.negative or seen.scale) and seen.high > 1
+    ):
         yield Finding(
             "warning", role,
             f"{said} looks like raw counts: whole numbers alone, up to {seen.high:,.0f}. What differs most "

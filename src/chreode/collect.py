@@ -49,7 +49,8 @@ def refuse_what_cannot_be_kept(
             f"the {MEMORY_LIMIT / 2**30:.0f} GiB built in memory. Stream them: into='out{suffix}'."
         )
     if into is not None and Path(into).suffix != suffix:
-        raise StoreError(f"into={str(into)!r}: expected a name that ends in {suffix}.")
+        kinds = " for cells of several modalities" if suffix == ".h5mu" else ""
+        raise StoreError(f"{str(into)!r}: expected a name that ends in {suffix}{kinds}.")
 
 
 def collect_cells(

@@ -92,6 +92,12 @@ class Fitted:
         """The questions that this model can answer."""
         return capabilities(self.module)
 
+    @property
+    def scale(self) -> str:
+        """What the values that it decodes are, in words; those of `expression` are as that was."""
+        fitted_on = self.schema.expression if "expression" in self.spec.features else None
+        return f"expression as in {fitted_on}" if fitted_on else self.model.scale
+
     def column(self, condition: str) -> str:
         """Return the obs column of a condition, a role or the name of a covariate."""
         place = getattr(self.schema, condition, None)

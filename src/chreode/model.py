@@ -45,7 +45,7 @@ class Model:
     tolerates
         Matrix roles in which NaN (not measured) is understood.
     partial
-        Whether cells that lack a whole modality can be used.
+        Whether cells that lack a whole modality, or attributes, can be used.
     scale
         What the values that `reconstruct` and `predict` return are.
     extends

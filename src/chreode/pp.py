@@ -14,7 +14,7 @@ from scipy import sparse
 from . import read
 from .arguments import checked
 from .check import findings, require
-from .errors import ConfigError, SchemaError
+from .errors import ConfigError, SchemaError, warn
 from .schema import Schema
 
 
@@ -55,6 +55,10 @@ def select_genes(
     rows = rows if at is None else rows[at[rows] >= 0]
     require(findings(data, judged, rows))
     values, names = read.matrix(data, places[role], role)
+    if n > len(names):
+        warn(
+            f"There are {len(names):,} genes, fewer than the {n:,} asked for: all of them are kept."
+        )
     codes = np.zeros(len(rows), int)
     if schema.batch is not None:
         codes = pd.factorize(read.column(data, places["batch"], "batch").iloc[rows])[0]

@@ -101,7 +101,7 @@ def holder(data: Data, place: Place, role: str) -> Data:
     if not modalities:
         raise SchemaError(
             f"{role}={str(place)!r} names a modality, but the data is an AnnData. "
-            f"Say '{str(place).partition(':')[2]}'."
+            f"Where it has {role}, say the place alone, as '{str(place).partition(':')[2]}'."
         )
     if place.modality not in modalities:
         raise SchemaError(

@@ -7,15 +7,17 @@ features and categories, as JSON. Neither knows any model.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import SchemaError, near
 
+T = TypeVar("T")
 #: Roles that hold a matrix of cells x features.
 MATRIX_ROLES = ("counts", "expression", "protein", "accessibility", "views")
 #: Roles that hold one category per cell.
@@ -79,6 +81,24 @@ class Place:
         return f"{self.modality}:{tail}" if self.modality else tail
 
 
+def _hinting(cls: type[T]) -> type[T]:
+    """Refuse names that are no roles with a hint, where Python has none."""
+    made: Any = cls
+    plain = made.__init__
+
+    @functools.wraps(plain)
+    def init(self: Any, *places: Any, **roles: Any) -> None:
+        if places:
+            raise SchemaError("Name the role of every place, as in Schema(counts='layers/counts').")
+        for name in roles.keys() - {f.name for f in dataclasses.fields(made)}:
+            raise SchemaError(f"There is no role {name!r}.{near(name, ROLES)}")
+        plain(self, **roles)
+
+    made.__init__ = init
+    return cls
+
+
+@_hinting
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     """Name the place of every role; nothing is guessed.
@@ -189,9 +209,6 @@ class Schema:
 
     def with_(self, **roles: Any) -> Schema:
         """Return a copy with some roles changed."""
-        for name in roles:
-            if name not in {f.name for f in dataclasses.fields(self)}:
-                raise SchemaError(f"There is no role {name!r}.{near(name, ROLES)}")
         return dataclasses.replace(self, **roles)
 
     def places(self) -> list[tuple[str, Place]]:
@@ -269,6 +286,12 @@ class Spec:
             if role in self.features:
                 return role
         raise SchemaError(f"The fit read none of {', '.join(roles)}.")
+
+    @property
+    def conditions(self) -> list[str]:
+        """Names of what cells can be told of: roles, and columns of `categorical` and `continuous`."""
+        numbers = (role for role in NUMBER_ROLES if role in self.roles)
+        return [*self.categories, *self.continuous, *numbers]
 
     def condition_blocks(self) -> tuple[tuple[int, ...], ...]:
         """Return the blocks of `batch` (if named) and of every categorical covariate, in this order."""

@@ -166,7 +166,8 @@ def reconstruct(
     Returns
     -------
     A new AnnData with float32 in ``X`` and the cells' ``obs`` (or the path `into`).
-    ``uns["chreode"]["reconstruct"]`` says the scale: counts, or log1p of counts per 10,000.
+    ``uns["chreode"]["reconstruct"]`` says the scale: counts, log1p of counts per 10,000, or that of the
+    `expression` of the fit.
     """
     data = read.read(data)
     decoded = [r for r in self.spec.features if r.partition("/")[0] in ("counts", "expression")]
@@ -174,8 +175,8 @@ def reconstruct(
         decoded = [r for r in self.spec.features if r == role]
     if not decoded:
         raise SchemaError(f"This model does not decode {role!r}.{near(role, self.spec.features)}")
-    if library is not None and self.model.scale != "counts":
-        raise ConfigError(f"{self.model.key} decodes {self.model.scale}; it has no library to set.")
+    if library is not None and self.scale != "counts":
+        raise ConfigError(f"This {self.model.key} decodes {self.scale}; it has no library to set.")
     source, usable = open_cells(self, "reconstruct", data, schema, progress, to)
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
     target = encode(self, to)
@@ -211,13 +212,13 @@ def predict(
     Parameters
     ----------
     to
-        Conditions by role or covariate name; a bare string means `perturbation`. ``{}`` keeps the
+        Conditions by role, covariate or obs column; a bare string means `perturbation`. ``{}`` keeps the
         cells' own conditions (posterior predictive counts).
 
     Returns
     -------
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts, log1p of counts
-    per 10,000 for models of log-expression; ``uns["chreode"]["predict"]`` says which. ``obs`` is the
+    per 10,000 or what `expression` held for others; ``uns["chreode"]["predict"]`` says which. ``obs`` is the
     cells' own, with the columns of `to` replaced. From a model of several kinds of counts: a MuData.
     """
     data = read.read(data)
@@ -230,7 +231,9 @@ def predict(
             noise = Rng(seed).scope("noise", number)
             yield blocks(self, ask(self.module.predict, batch, under(batch, target), noise=noise))
 
-    obs = data.obs.iloc[usable].assign(**{self.column(k): v for k, v in as_mapping(to).items()})
+    obs = data.obs.iloc[usable].assign(
+        **{self.column(k): v for k, v in as_mapping(self, to).items()}
+    )
     return collect_cells(
         chunks(), obs, features(self),
         uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,
@@ -256,8 +259,8 @@ def generate(
     n
         Number of cells.
     given
-        Conditions by role or covariate name, in any combination and order: one value for all cells,
-        or one for each. What is left open is drawn from the training cells that agree with most of
+        Conditions by role, covariate or obs column, in any combination and order: one value for all
+        cells, or one for each. What is left open is drawn from the training cells that agree with most of
         it, in the proportions that all training cells have.
     guidance
         Weight of the conditions, for models that have one; 1 is the model as trained, 0 ignores
@@ -389,7 +392,8 @@ def trajectory(
     Returns
     -------
     A new AnnData (or the path `into`) of cells x times, one cell's times together: float32 expression in
-    ``X``; ``obs`` is that of the cells, with ``time`` replaced, and ``start`` names the cell.
+    ``X``; ``obs`` is that of the cells, with ``time`` replaced, ``start`` names the cell, and
+    ``start_time`` is its own time.
 
     Raises
     ------
@@ -423,10 +427,12 @@ def trajectory(
         batches: Any = [(np.zeros(1, int), self.module.named_start(code))]
         usable = np.zeros(1, int)
         obs = pd.DataFrame({self.column("trajectory"): [start]}, index=[start])
+        begin = self.spec.outside("time", batches[0][1]["time"].numpy())
     else:
         data = read.read(data)
         source, usable = open_cells(self, "trajectory", data, schema, progress)
         obs, batches = data.obs.iloc[usable], stream(source, usable, "trajectory", progress)
+        begin = source.columns["time"][usable]
     refuse_what_cannot_be_kept(len(usable) * len(at), self.spec.n_features(role), into)
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
@@ -436,8 +442,11 @@ def trajectory(
 
     rows = np.repeat(np.arange(len(obs)), len(at))
     table = obs.iloc[rows].assign(
-        **{"start": obs.index.to_numpy()[rows], self.column("time"): np.tile(at, len(obs))}
-    )
+        **{
+            "start": obs.index.to_numpy()[rows], "start_time": begin[rows],
+            self.column("time"): np.tile(at, len(obs)),
+        }
+    )  # fmt: skip
     table.index = pd.Index([f"{name}_{i}" for name in obs.index for i in range(len(at))])
     return collect_cells(
         chunks(), table, {role: self.spec.features[role]},

@@ -512,10 +512,22 @@ def per_ten_thousand(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("role", "scaled", "said"),
     [
-        ("counts", lambda x: np.round(per_ten_thousand(x)), "looks normalised and rounded: the values"),
+        (
+            "counts",
+            lambda x: np.round(per_ten_thousand(x)),
+            "looks normalised and rounded: the values",
+        ),
         ("counts", lambda x: np.round(per_ten_thousand(x)).astype(int), "drawn down to one total"),
-        ("counts", lambda x: np.round(np.log1p(per_ten_thousand(x))), "log-normalised and rounded: turned back"),
-        ("counts", lambda x: np.round(np.log2(1 + per_ten_thousand(x))), "log-normalised and rounded: turned"),
+        (
+            "counts",
+            lambda x: np.round(np.log1p(per_ten_thousand(x))),
+            "log.*and rounded: turned back",
+        ),
+        (
+            "counts",
+            lambda x: np.round(np.log2(1 + per_ten_thousand(x))),
+            "log.*and rounded: turned back",
+        ),
         ("counts", lambda x: x, None),
         ("counts", lambda x: x > 0, None),
         ("counts", lambda x: np.minimum(x, 3), None),

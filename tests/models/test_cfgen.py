@@ -105,7 +105,7 @@ def test_absurd_weights_are_refused(trained, weight):
 
 
 def test_weights_of_unknown_attributes_are_refused(trained):
-    with pytest.raises(ch.ConfigError, match="label"):
+    with pytest.raises(ch.SchemaError, match="label"):
         trained.generate(3, guidance={"lable": 2.0})
 
 

@@ -169,7 +169,7 @@ def test_a_latent_library_finds_the_depth(cells):
 
 
 def test_a_linear_decoder_has_loadings_and_others_say_they_have_none(trained, cells, schema):
-    with pytest.raises(ch.CapabilityError, match="cannot loadings"):
+    with pytest.raises(ch.CapabilityError, match="has no loadings"):
         trained.loadings()
     linear = ch.SCVI(linear_decoder=True, max_epochs=3).fit(cells, schema)
     table = linear.loadings(cells)

@@ -140,7 +140,7 @@ def test_loadings_need_a_linear_decoder(linear, gaussian):
     assert linear.loadings().shape == (20, 3)
     deep = ch.VAE(n_latent=3, max_epochs=1).fit(gaussian, SCHEMA)
     assert "loadings" not in deep.verbs
-    with pytest.raises(ch.CapabilityError, match="cannot loadings"):
+    with pytest.raises(ch.CapabilityError, match="has no loadings"):
         deep.loadings()
 
 

@@ -310,7 +310,8 @@ def integration_scores(
         try:
             found = metric.compute(labelled if reads_labels else everyone)
         except DataError as error:
-            found = Score.undefined(str(error), len(x))
+            seen = "" if known.all() or not reads_labels else " It sees the labelled cells alone."
+            found = Score.undefined(f"{error}{seen}", len(x))
         return found.within(known) if reads_labels else found
 
     return {metric.key: score(metric) for metric in wanted}

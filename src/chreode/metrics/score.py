@@ -249,8 +249,8 @@ def encode(values: Labels, role: str, n_cells: int, *, at_least: int = 1) -> Int
     codes, distinct = pd.factorize(array)
     if len(distinct) < at_least:
         raise DataError(
-            f"{role} has {len(distinct)} distinct value, and this score compares at least "
-            f"{at_least}: it is undefined here."
+            f"{role} has {len(distinct)} distinct value in the cells that are scored, and this score "
+            f"compares at least {at_least}: it is undefined here."
         )
     return codes.astype(np.int64)
 

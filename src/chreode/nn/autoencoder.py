@@ -81,11 +81,6 @@ class Autoencoder(Module):
 
     def encode(self, batch: CellBatch) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"] | None]:
         """Return the latent mean, and its variance where the autoencoder is variational."""
-        for role in self.modalities:
-            if role not in batch:
-                raise DataError(
-                    f"The model was fitted on {role} too: name its place in the schema."
-                )
         parts = [
             modality.features(batch.sparse(role), batch.present.get(role))
             for role, modality in self.modalities.items()
