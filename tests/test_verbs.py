@@ -83,7 +83,9 @@ def of_all(_simulated, quick):
 
 
 @pytest.mark.filterwarnings("ignore:.*are held at its end")  # fits of a few steps wander
-@pytest.mark.parametrize("key", ["scvi", "cfgen", "pca", "neuralode"])
+@pytest.mark.parametrize(
+    "key", ["scvi", pytest.param("cfgen", marks=pytest.mark.slow), "pca", "neuralode"]
+)
 def test_a_schema_that_lacks_what_the_model_reads_is_refused_by_every_verb(of_all, key):
     cells, fits = of_all
     fitted = fits[key]
