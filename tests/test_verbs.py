@@ -193,4 +193,4 @@ def test_arguments_that_lack_or_are_not_known_are_told_with_a_hint(cells):
         ch.Schema(count="X")
     with pytest.raises(ch.SchemaError, match="Name the role of every place"):
         ch.Schema("X")
-    assert list(inspect.signature(ch.Schema).parameters)[0] == "counts"
+    assert "counts" in inspect.signature(ch.Schema).parameters
