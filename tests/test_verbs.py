@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -94,13 +96,11 @@ def test_a_schema_that_lacks_what_the_model_reads_is_refused_by_every_verb(of_al
         for verb in set(fitted.verbs) - {"generate", "loadings", "rank"}:
             more = {"predict": {"to": {}}, "trajectory": {"times": [1.0]}}.get(verb, {})
             reads = role in fitted.model.reads(verb) and role in fitted.spec.roles
-            try:
+            # attributes may be unknown to a model that takes cells without a modality
+            refused = reads and (role == "counts" or not fitted.model.partial)
+            said = re.escape(f"In the fit it was Schema({role}=")
+            with pytest.raises(ch.SchemaError, match=said) if refused else nullcontext():
                 getattr(fitted, verb)(cells[:20].copy(), schema=lacking, progress=False, **more)
-            except ch.SchemaError as error:
-                assert reads
-                assert f"In the fit it was Schema({role}=" in str(error)
-            else:  # attributes may be unknown to a model that takes cells without a modality
-                assert not reads or (fitted.model.partial and role != "counts")
 
 
 def test_a_modality_that_is_not_there_cannot_be_filled_in(quick):
