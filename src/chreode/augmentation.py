@@ -12,11 +12,13 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from . import read
+from .answering import condition_named
 from .arguments import checked
 from .check import as_category
 from .collect import refuse_what_cannot_be_kept
 from .errors import ConfigError, SchemaError, near
 from .read import Data
+from .schema import Schema
 
 if TYPE_CHECKING:
     from .fitted import Fitted
@@ -31,6 +33,7 @@ def augment(
     floor: int | None = None,
     rows: object = None,
     seed: int = 0,
+    schema: Schema | None = None,
     progress: bool | None = None,
 ) -> AnnData:
     """Return the cells with generated ones beside them, until no class is smaller than it should be.
@@ -38,23 +41,26 @@ def augment(
     Parameters
     ----------
     data
-        Cells to add to, with the roles where the model found them in its fit.
+        Cells to add to.
     fitted
         A model that generates counts given `by`.
     by
-        Role or covariate whose classes are filled up. Other attributes of the new cells are drawn as
-        they occur within the class.
+        Role, covariate or obs column whose classes are filled up. Other attributes of the new cells are
+        drawn as they occur within the class.
     floor
         Cells that each class shall have at the least (default: as many as the largest has).
     rows
         Cells of `data` to take (default: all).
     seed
         Seed of the draws.
+    schema
+        Where the counts and the attributes live in `data`, if not where they lived in the fit.
 
     Returns
     -------
-    A new AnnData: raw counts of the trained features in ``X``, the attributes in ``obs``, and
-    ``obs["generated"]`` (bool) which is True for the new cells. They follow the real ones.
+    A new AnnData: raw counts of the trained features in ``X``; the ``obs`` of the real cells, of which new
+    ones have the attributes alone; and ``obs["generated"]`` (bool), True for the new cells. They follow the
+    real ones.
 
     Raises
     ------
@@ -69,14 +75,23 @@ def augment(
         isinstance(floor, bool) or not isinstance(floor, (int, np.integer)) or floor < 1
     ):
         raise ConfigError(f"floor={floor!r}: expected a whole number of at least 1.")
+    by = condition_named(fitted, by)
     if by not in fitted.spec.categories:
         raise SchemaError(
             f"The model was not fitted with classes of {by!r}.{near(by, fitted.spec.categories)}"
         )
-    data = read.read(data)
+    data, schema = read.read(data), schema or fitted.schema
     kept = read.positions(data, rows)
-    real = _real(data, fitted, kept)
-    classes = real.obs[fitted.column(by)]
+    columns = {
+        condition: place.key
+        for condition in (*fitted.spec.categories, *fitted.spec.continuous)
+        for role, place in schema.places()
+        if role in (condition, f"categorical/{condition}", f"continuous/{condition}")
+    }
+    if by not in columns:
+        raise SchemaError(f"augment needs the place of {by}: Schema({by}='obs/COLUMN').")
+    real = _real(data, fitted, schema, kept)
+    classes = real.obs[columns[by]]
     sizes = classes.value_counts().reindex(list(fitted.spec.categories[by]), fill_value=0)
     wanted = (max(floor, 0) if floor is not None else sizes.max()) - sizes
     wanted = wanted[wanted > 0]
@@ -92,42 +107,52 @@ def augment(
         made = AnnData(made[place.modality or "counts"].X, obs=made.obs, var=real.var)
     made.obs["generated"] = True
     made.obs_names = _unheard(made.obs_names, real.obs_names)
+    made.obs = made.obs.rename(columns={fitted.column(c): name for c, name in columns.items()})
     both = anndata.concat([real, made], join="inner", merge="first")
-    both.obs = pd.concat([real.obs, made.obs])[both.obs.columns]
-    for name in both.obs.select_dtypes(object).columns:
-        both.obs[name] = both.obs[name].astype("category")
+    both.obs = _joined(real.obs, made.obs)
     return both
 
 
-def _real(data: Data, fitted: Fitted, rows: np.ndarray) -> AnnData:
-    """Return the raw counts and attributes of cells, with the model's features."""
+def _joined(real: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of real cells with new ones below, which lack most of it."""
+    lacking = {c: "boolean" for c in real.select_dtypes(bool) if c not in made}
+    both = pd.concat([real.astype(lacking), made])[real.columns]
+    for name in real:
+        texts = isinstance(real[name].dtype, pd.CategoricalDtype) or name in made
+        if texts and both[name].dtype == object:
+            both[name] = both[name].astype("category")
+    return both
+
+
+def _real(data: Data, fitted: Fitted, schema: Schema, rows: np.ndarray) -> AnnData:
+    """Return the raw counts of cells, with the model's features, and their obs."""
     from .align import match_features
 
-    places = dict(fitted.schema.places())
+    places = dict(schema.places())
     roles = [r for r in ("counts",) if r in fitted.spec.roles]
     if not roles:
         raise SchemaError("augment adds counts; this model was not fitted on any.")
+    if "counts" not in places:
+        raise SchemaError("augment needs the place of counts: Schema(counts='layers/counts').")
     values, _ = read.matrix(data, places["counts"], "counts")
     at = read.where(data, places["counts"])
     if at is not None:
         rows = rows[at[rows] >= 0]
     counts = sp.csr_matrix(values[rows if at is None else at[rows]])
-    take = match_features(data, fitted.schema, fitted.spec, roles).get("counts")
+    take = match_features(data, schema, fitted.spec, roles).get("counts")
     if take is not None:
         padded = sp.hstack([counts, sp.csr_matrix((counts.shape[0], 1))], format="csr")
         counts = padded[:, np.where(take < 0, counts.shape[1], take)]
-    obs = pd.DataFrame(index=data.obs_names[rows])
+    obs = data.obs.iloc[rows].copy()
     for name, place in places.items():
         key = name.removeprefix("categorical/").removeprefix("continuous/")
         if key in fitted.spec.categories:
-            values = as_category(read.column(data, place, name), fitted.schema.missing)
-            obs[fitted.column(key)] = values.iloc[rows].to_numpy(object)
+            values = as_category(read.column(data, place, name), schema.missing)
+            obs[place.key] = values.iloc[rows].to_numpy(object)
         elif key in fitted.spec.continuous:
-            obs[key] = read.column(data, place, name).iloc[rows].to_numpy()
+            obs[place.key] = read.column(data, place, name).iloc[rows].to_numpy()
     var = pd.DataFrame(index=pd.Index(list(fitted.spec.features["counts"]), dtype=object))
-    return AnnData(
-        counts if fitted.schema.fractional else counts.astype(np.int64), obs=obs, var=var
-    )
+    return AnnData(counts if schema.fractional else counts.astype(np.int64), obs=obs, var=var)
 
 
 def _unheard(names: pd.Index, known: pd.Index) -> pd.Index:

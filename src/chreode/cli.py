@@ -1,12 +1,14 @@
 """The command line: one verb, one model, one file. A command loads when it is named.
 
-Exit codes: 0 done; 1 something the user can mend, said on stderr; 2 wrong usage; 130 Ctrl-C.
+Exit codes: 0 done; 1 something the user can mend, said on stderr; 2 wrong usage; 130 Ctrl-C; 141 nobody
+reads on, as after ``| head``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -96,6 +98,17 @@ for order, (place, about, example) in enumerate(COMMANDS):
 
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit code."""
+    try:
+        code = _run(tokens)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is left in the buffer would fail again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _run(tokens: Sequence[str] | None) -> int:
     tokens = sys.argv[1:] if tokens is None else list(tokens)
     as_json = "--json" in tokens
     try:

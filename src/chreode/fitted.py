@@ -148,19 +148,25 @@ class Fitted:
             (made / "model.json").write_text(json.dumps(info, indent=1))
         return folder
 
-    def card(self) -> str:
-        """Return a page in Markdown that says what this model is and what it was learned from."""
-        said = self.provenance
-        rows = [f"| {k} | {markdown(v)} |" for k, v in config.as_dict(self.model).items()]
-        features = ", ".join(f"{len(n):,} {markdown(r)}" for r, n in self.spec.features.items())
-        groups = ", ".join(f"{len(n)} {markdown(r)}" for r, n in self.spec.categories.items())
+    def card(self, *, plain: bool = False) -> str:
+        """Return a page in Markdown that says what this model is and what it was learned from.
+
+        Parameters
+        ----------
+        plain
+            For people rather than for Markdown: nothing is escaped.
+        """
+        said, shown = self.provenance, visible if plain else markdown
+        rows = [f"| {k} | {shown(v)} |" for k, v in config.as_dict(self.model).items()]
+        features = ", ".join(f"{len(n):,} {shown(r)}" for r, n in self.spec.features.items())
+        groups = ", ".join(f"{len(n)} {shown(r)}" for r, n in self.spec.categories.items())
         return "\n".join(
             [
                 f"# {type(self.model).__name__}", "",
-                f"Fitted with chreode {markdown(said['version'])} on {said['cells']:,} cells ({features}"
+                f"Fitted with chreode {shown(said['version'])} on {said['cells']:,} cells ({features}"
                 f"{'; ' + groups if groups else ''}), seed {said['seed']}.",
                 f"It {STATES[said['state']]}. It can: {', '.join(self.verbs)}.",
-                *[f"Note: {markdown(note)}." for note in said["notes"]], "",
+                *[f"Note: {shown(note)}." for note in said["notes"]], "",
                 "| option | value |", "|---|---|", *rows, "",
             ]
         )  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 
 import chreode as ch
 from chreode import models
+from chreode.cli import main
 from chreode.commands import judge
 from chreode.commands.common import schema_flags, spoken
 
@@ -121,6 +122,12 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("generate pca -n 5 -o new.h5ad", 1, "PCA cannot generate; it can"),
         ("generate scvi -n 5 --guidance 2 -o new.h5ad", 1, "no guidance"),
         ("generate scvi -n -1 -o new.h5ad", 1, "n=-1"),
+        ("generate scvi -n 0 -o new.h5ad", 1, "n=0: expected a whole number of at least 1"),
+        ("correct pca cells.h5ad --to.batch batch_1 -o new.h5ad", 1, "PCA cannot correct; it can answer"),
+        ("correct scvi cells.h5ad --to.batch batch_1 -o cells.h5ad", 1, "is the input. Choose another"),
+        ("correct scvi cells.h5ad --to.batch batch_1 --latent -o cells.h5ad", 1, "is the input"),
+        ("augment scvi cells.h5ad --by batch -o cells.h5ad", 1, "is the input"),
+        ("trajectory scvi cells.h5ad -o cells.h5ad", 1, "is the input"),
         ("generate scvi -n 5 -o new.csv", 1, "ends in .h5ad"),
         ("bench integration cells.h5ad --counts X --batch obs/batch --label obs/cell_type -o b.json",
          1, "Name what to score"),
@@ -193,6 +200,16 @@ def test_ctrl_c_elsewhere_is_130_with_no_traceback(say, there, monkeypatch):
     assert code == 130
     assert json.loads(out)["kind"] == "KeyboardInterrupt"
     assert err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("line", ["check cells.h5ad", "show scvi", "models"])
+def test_a_reader_that_stops_ends_no_command_in_a_traceback(there, monkeypatch, line):
+    """As ``| head`` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(line.split()) == 141
 
 
 # as a process

@@ -234,6 +234,72 @@ def test_show(say, there):
     assert [row["epoch"] for row in told["history"]] == [0, 1]
 
 
+def test_show_is_for_people(say, there):
+    """No escapes of Markdown, and no rows of what other phases log."""
+    fitted = ch.load("scvi")
+    object.__setattr__(fitted, "history", fitted.history.assign(other=[0.0, np.nan])[1:])
+    fitted.provenance["notes"].append("n_layers [a|b]")
+    fitted.save("model")
+    _, out, _ = say("show model")
+    assert "Note: n_layers [a|b]." in out
+    assert "nan" not in out
+    assert r"\[a\|b\]" in Path("model/card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "made"),
+    [
+        ("embed pca cells.h5ad", "cells.embedded.h5ad"),
+        ("embed pca cells.h5ad -o new.h5ad", "new.h5ad"),
+        ("generate scvi -n 3 -o new.h5ad", "new.h5ad"),
+        ("correct scvi cells.h5ad --to.batch batch_0 -o new.h5ad", "new.h5ad"),
+        ("augment scvi cells.h5ad --by batch -o new.h5ad", "new.h5ad"),
+        ("fit pca cells.h5ad --counts X --n-latent 2 -o new", "new"),
+    ],
+)
+def test_what_is_replaced_is_told(say, there, line, made):
+    said = f"note: {made} is there already and will be replaced."
+    code, _, err = say(line)
+    assert code == 0
+    assert said not in err
+    code, _, err = say(line)
+    assert code == 0
+    assert said in err
+
+
+def test_embed_in_place_replaces_nothing_else(say, there):
+    Path("mine.h5ad").write_bytes(Path("cells.h5ad").read_bytes())
+    assert "replaced" not in say("embed pca mine.h5ad --in-place")[2]
+    Path("mine.embedded.h5ad").symlink_to("mine.h5ad")
+    before = Path("mine.h5ad").read_bytes()
+    code, _, err = say("embed pca mine.h5ad")
+    assert code == 1
+    assert "is the input. If it is to be overwritten, say --in-place." in err
+    assert Path("mine.h5ad").read_bytes() == before
+
+
+def test_augment_reads_roles_elsewhere_and_keeps_the_columns_of_real_cells(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.obs["lane"] = cells.obs["batch"]
+    cells.obs["barcode"] = [f"AC{i}" for i in range(200)]
+    cells.obs["doublet"] = np.arange(200) % 2 == 0
+    cells.obs["n"] = np.arange(200)
+    del cells.layers["counts"], cells.obs["batch"]
+    cells[:150].write_h5ad("other.h5ad")
+    assert say("augment scvi other.h5ad --by batch -o new.h5ad")[0] == 1
+    roles = "--counts X --batch obs/lane"
+    code, _, err = say(f"augment scvi other.h5ad --by batch --floor 80 {roles} -o new.h5ad")
+    assert code == 0
+    assert "written as text" not in err
+    new = ad.read_h5ad("new.h5ad")
+    assert {*cells.obs.columns} < {*new.obs.columns}
+    assert new.obs["lane"].value_counts().min() >= 80
+    real = new[~new.obs["generated"].to_numpy()].obs
+    assert real["barcode"].tolist() == cells.obs["barcode"][:150].tolist()
+    assert real["n"].tolist() == list(range(150))
+    assert new.obs["barcode"][new.obs["generated"]].isna().all()
+
+
 def test_a_folder_that_is_no_zarr_is_not_replaced_by_one(say, there):
     cells = ad.read_h5ad("cells.h5ad")
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
-from ..errors import StoreError, warn
+from ..errors import ConfigError, StoreError, warn
 from ..schema import Place, Schema
 from ..text import visible
 
@@ -182,7 +182,11 @@ def spoken(text: str) -> str:
     --------
     >>> spoken("if 'nan' means 'not known', say Schema(missing=('nan',)).")
     "if 'nan' means 'not known', say --missing nan."
+    >>> spoken("PCA cannot predict; raise flow_epochs (now 400)")
+    'PCA cannot correct; raise --flow-epochs (now 400)'
     """
+    text = text.replace("cannot predict", "cannot correct")  # the command
+    text = re.sub(r"raise (\w+) \(now", lambda m: f"raise --{m[1].replace('_', '-')} (now", text)
     text_ = r"""(?:'[^']*'|"[^"]*")"""
     return re.sub(
         rf"Schema\((\w+)=(True|{text_}|\({text_},\))\)",
@@ -269,6 +273,33 @@ def require_suffix(path: Path, suffixes: Iterable[str]) -> None:
         raise StoreError(f"{str(path)!r} is a fitted model; a file of cells was expected here.")
     if path.suffix not in suffixes:
         raise StoreError(f"{str(path)!r}: expected a name that ends in {' or '.join(suffixes)}.")
+
+
+def require_output(
+    path: Path,
+    suffixes: Iterable[str],
+    source: Path | None = None,
+    instead: str = "Choose another.",
+) -> None:
+    """Refuse a name that would mislead, or the file that is read; say what will be replaced.
+
+    Raises
+    ------
+    StoreError
+        If it ends in none of `suffixes`.
+    ConfigError
+        If it is `source`.
+    """
+    require_suffix(path, suffixes)
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise ConfigError(f"{path} is the input. {instead}")
+    note_replaced(path)
+
+
+def note_replaced(path: Path) -> None:
+    """Say, before the work, that something stands where a result will."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        warn(f"{path} is there already and will be replaced.")
 
 
 def records(table: Any) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from .common import (
     Whole,
     flags,
     narrows,
+    note_replaced,
     records,
     schema_flags,
     signed,
@@ -132,6 +133,7 @@ def _fit(
         _start_processes()
     asked, schema = configured(model, config, options)
     refuse_to_replace(output)
+    note_replaced(output)
     use_threads(threads)
     data = read(file)
     if n_genes is not None:

@@ -22,7 +22,7 @@ from .common import (
     Whole,
     Words,
     records,
-    require_suffix,
+    require_output,
     use_threads,
     with_roles,
 )
@@ -134,9 +134,9 @@ def generation(
 
 def _require_places(output: Path | None, report: Path | None) -> None:
     if output:
-        require_suffix(output, [".json"])
+        require_output(output, [".json"])
     if report:
-        require_suffix(report, [".html"])
+        require_output(report, [".html"])
 
 
 def _answer(
@@ -193,7 +193,7 @@ def report(
     output
         The .html file to write.
     """
-    require_suffix(output, [".html"])
+    require_output(output, [".html"])
     if source.is_dir():
         fitted = ch.load(source)
         title = f"{type(fitted.model).__name__}: {source.name}"

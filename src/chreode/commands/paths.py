@@ -17,7 +17,7 @@ from .common import (
     Whole,
     load_model,
     records,
-    require_suffix,
+    require_output,
     use_threads,
     with_roles,
 )
@@ -54,7 +54,7 @@ def trajectory(
     knockout
         Genes that are absent from then on, as GATA1 or GATA1+SPI1.
     """
-    require_suffix(output, [".h5ad"])
+    require_output(output, [".h5ad"], file)
     use_threads(threads)
     fitted = load_model(model)
     to = None if knockout is None else {"knockout": knockout}
@@ -86,9 +86,10 @@ def rank(
     n
         Edges to print, the strongest first.
     """
+    if output is not None:
+        require_output(output, [".csv"])
     table = load_model(model).rank()
     if output is not None:
-        require_suffix(output, [".csv"])
         with store.aside(output) as path:
             spreadsheet(table).to_csv(path, index=False)
     first = table.head(n)

@@ -87,9 +87,10 @@ def show(model: Path, /, *, json: Json = False) -> Answer:
         f"{', …' if len(names) > 8 else ''}"
         for role, names in sizes["categories"].items()
     ]
-    tail = shown(fitted.history.tail(3).map(lambda v: f"{v:.4g}" if isinstance(v, float) else v))
+    last = fitted.history.tail(3).dropna(axis="columns", how="all")  # of other phases
+    tail = shown(last.map(lambda v: f"{v:.4g}" if isinstance(v, float) else v))
     text = "\n".join(
-        [fitted.card(), "Roles", *roles, *(["", "Categories", *groups] if groups else []),
+        [fitted.card(plain=True), "Roles", *roles, *(["", "Categories", *groups] if groups else []),
          "", "Last epochs", tail.T.to_string(header=False)]
     )  # fmt: skip
     return Answer(

@@ -22,6 +22,7 @@ from .common import (
     Threads,
     Whole,
     as_flags,
+    note_replaced,
     records,
     suggested,
     use_threads,
@@ -88,6 +89,7 @@ def _tune(
     space = {name: span for name, span in default_space(asked).items() if name not in given}
     if output:
         refuse_to_replace(output)
+        note_replaced(output)
     use_threads(threads)
     data: Any = file
     if n_genes is not None:

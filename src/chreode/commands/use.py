@@ -22,6 +22,7 @@ from .common import (
     Threads,
     Whole,
     load_model,
+    require_output,
     require_suffix,
     use_threads,
     with_roles,
@@ -81,9 +82,7 @@ def _target(file: Path, output: Path | None, *, in_place: bool) -> Path:
         return file
     target = output or file.with_suffix(f".embedded{file.suffix}")
     require_suffix(file, SUFFIXES)
-    require_suffix(target, [file.suffix])
-    if target.exists() and file.exists() and target.samefile(file):
-        raise ConfigError(f"{target} is the input. If it is to be overwritten, say --in-place.")
+    require_output(target, [file.suffix], file, "If it is to be overwritten, say --in-place.")
     return target
 
 
@@ -108,14 +107,17 @@ def generate(
     n_cells
         How many.
     output
-        The .h5ad file to write.
+        The .h5ad file to write; an .h5mu from a model of several modalities.
     given
-        A condition, by role or covariate: --given.batch p3 --given.label NK. What is left open is
+        A condition, by role, covariate or obs column: --given.batch p3 --given.label NK. What is left open is
         drawn as it occurs in the training cells.
     guidance
         Weight of the conditions, for models that have one.
     """
-    require_suffix(output, [".h5ad", ".h5mu"])
+    from ..answering import at_least
+
+    at_least("n", n_cells, 1)
+    require_output(output, [".h5ad", ".h5mu"])
     use_threads(threads)
     fitted = load_model(model)
     fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output)
@@ -150,9 +152,10 @@ def correct(
     file
         An .h5ad, .h5mu or .zarr, whose features are matched by name.
     to
-        A condition, by role or covariate: --to.batch p3.
+        A condition, by role, covariate or obs column: --to.batch p3.
     output
-        The file to write: counts, or with --latent a copy of FILE with coordinates.
+        The file to write: counts in an .h5ad (.h5mu of several modalities), or with --latent a copy of
+        FILE with coordinates.
     latent
         Write latent coordinates under these conditions instead of counts.
     """
@@ -165,14 +168,14 @@ def correct(
     said = ", ".join(f"{role} {value}" for role, value in to.items())
     if latent:
         require_suffix(file, SUFFIXES)
-        require_suffix(output, [file.suffix])
+        require_output(output, [file.suffix], file)
         data = read(file)
         key = f"X_{fitted.model.key}_to"
         z = fitted.embed(data, to=to, schema=schema)
         copy_with(file, output, {key: z}, {key: data.uns["chreode"][key]})
         written = f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions,"
     else:
-        require_suffix(output, [".h5ad", ".h5mu"])
+        require_output(output, [".h5ad", ".h5mu"], file)
         fitted.predict(file, to=to, seed=seed, into=output, schema=schema)
         written = "counts"
     return Answer(
@@ -180,6 +183,7 @@ def correct(
     )
 
 
+@with_roles
 def augment(
     model: Path,
     file: Path,
@@ -191,6 +195,7 @@ def augment(
     seed: Seed = 0,
     threads: Threads = None,
     json: Json = False,
+    **roles: Any,
 ) -> Answer:
     """Add generated cells to the classes of a file that have few.
 
@@ -199,7 +204,7 @@ def augment(
     model
         Folder of a fitted model.
     file
-        An .h5ad, .h5mu or .zarr.
+        An .h5ad, .h5mu or .zarr. Its roles are looked for where they were in the fit, unless named.
     output
         The .h5ad file to write: real cells, then new ones, told apart by obs["generated"].
     by
@@ -209,9 +214,11 @@ def augment(
     """
     from ..collect import storable
 
-    require_suffix(output, [".h5ad"])
+    require_output(output, [".h5ad"], file)
     use_threads(threads)
-    cells = ch.augment(file, load_model(model), by=by, floor=floor, seed=seed)
+    fitted = load_model(model)
+    schema = fitted.schema.with_(**roles)
+    cells = ch.augment(file, fitted, by=by, floor=floor, seed=seed, schema=schema)
     cells.obs = storable(cells.obs)
     with store.aside(output) as made:
         cells.write_h5ad(made)
