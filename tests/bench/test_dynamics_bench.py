@@ -214,6 +214,9 @@ def test_what_cannot_be_compared_is_refused(cells):
         ch.bench.dynamics(cells, SCHEMA, [ch.PCA()], tests={})
     with pytest.raises(SchemaError, match="needs time"):
         ch.bench.dynamics(cells, ch.Schema(expression="X"), tests={})
+    for tests, said in (({"a": []}, "no cells of 'a'"), ({"a": cells.obs_names}, "to learn from")):
+        with pytest.raises(DataError, match=said):
+            ch.bench.dynamics(cells, SCHEMA, tests=tests)
 
 
 @pytest.mark.slow

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
+from chreode.bench.forecasters import BASELINES
 from chreode.data.systems import GeneNetwork, Sampling
 
 
@@ -23,6 +26,28 @@ def fitted(say, there):
     )
     assert code == 0, said
     return cells
+
+
+def test_trajectories_are_forecast_by_their_names(say, there, monkeypatch):
+    cells = GeneNetwork.random(8).simulate(Sampling(n_trajectories=4, n_times=8), seed=0)
+    cells.write_h5ad("paths.h5ad")
+    few = {name: BASELINES[name] for name in ("training mean", "kernel smoother")}
+    monkeypatch.setattr(sys.modules["chreode.bench.dynamics"], "BASELINES", few)
+    bench = "bench dynamics paths.h5ad --expression X --time obs/time --seeds 0 --tests"
+    code, out, said = say(f"{bench} path_2 path_3 --trajectory obs/trajectory --report page.html")
+    assert code == 0, said
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["training", "kernel", "its"]
+    assert "<svg" in Path("page.html").read_text()
+    Path("told.toml").write_text("[schema]\ntrajectory = 'obs/trajectory'\n[model]\nmtch = 3\n")
+    for line, told in (
+        (f"{bench} path_2", "as in --trajectory obs/donor"),
+        (f"{bench} path_22 --config told.toml", "no trajectory 'path_22'. Did you mean 'path_2'?"),
+        (f"{bench} path_0 path_1 path_2 path_3 --config told.toml", "no cells to learn from"),
+        (f"{bench} path_2 --config told.toml --models pathreg", "no option 'mtch'"),
+    ):
+        code, _, said = say(line)
+        assert code == 1
+        assert told in said
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from .. import read
 from ..align import condition_code, learn_spec, open_source
 from ..arguments import checked
 from ..data.series import SeriesBatch, SeriesSource
-from ..errors import ConfigError, SchemaError, near
+from ..errors import ConfigError, DataError, SchemaError, near
 from ..metrics import dynamics as measure
 from ..model import Model
 from ..models.neuralode import NeuralODE
@@ -178,6 +178,9 @@ def _given(
     held_out = np.concatenate([np.zeros(0, int), *rows.values(), *without.values()])
     spare = np.zeros(0, int) if validation is None else read.positions(data, validation)
     train = np.setdiff1d(everything, np.concatenate([held_out, spare]))
+    _require_cells(
+        {"to learn from": train, **{f"of {name!r}": cells for name, cells in rows.items()}}
+    )
     spec = learn_spec(data, schema, roles, everything)
     source = open_source(data, schema, spec, roles, {})
     span = source.scaled("time")[train]
@@ -202,6 +205,14 @@ def _given(
     return _Given(
         data, schema, train, spare, series(train, _LEARNED), levels, bandwidth, signs, pairs, progress
     )  # fmt: skip
+
+
+def _require_cells(parts: Mapping[str, np.ndarray]) -> None:
+    for said, cells in parts.items():
+        if not len(cells):
+            raise DataError(
+                f"There are no cells {said}: tests name some to forecast, and leave others to learn from."
+            )
 
 
 def _signs(edges: pd.DataFrame, genes: Sequence[str]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,8 @@ from cyclopts import App, Parameter
 
 import chreode as ch
 
-from ..errors import ConfigError
+from .. import config as config_
+from ..errors import ConfigError, near
 from ..models import find, keys
 from ..text import shown
 from .common import (
@@ -26,6 +28,7 @@ from .common import (
     use_threads,
     with_roles,
 )
+from .fit import tables_of
 
 _EXAMPLE = (
     "Example: chreode bench {} pbmc.h5ad --counts layers/counts --batch obs/donor "
@@ -45,6 +48,14 @@ Scores = Annotated[
     ),
 ]  # fmt: skip
 Page = Annotated[Path | None, Parameter(group=RUN, help="Write a page of HTML.")]
+Config = Annotated[
+    Path | None,
+    Parameter(
+        group=RUN,
+        help="A TOML file with tables [schema] and [model]: every model that is fitted here gets the "
+        "options of the latter. The command line wins over the former.",
+    ),
+]
 
 
 @bench.command
@@ -56,6 +67,7 @@ def integration(
     keys: Words = (),
     models: Words = (),
     seeds: Seeds = (0, 1, 2),
+    config: Config = None,
     output: Scores = None,
     report: Page = None,
     into: Into = None,
@@ -83,10 +95,10 @@ def integration(
     if not (keys or models):
         raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
     use_threads(threads)
-    methods = [*keys, *(_method(name) for name in models)]
+    methods = [*keys, *(_method(name, config) for name in models)]
     scored = ch.bench.integration(
         file,
-        ch.Schema.from_dict(roles),
+        _schema(config, roles),
         methods,
         seeds=seeds,
         into=into,
@@ -103,6 +115,7 @@ def generation(
     *,
     models: Words = ("cfgen",),
     seeds: Seeds = (0, 1, 2),
+    config: Config = None,
     output: Scores = None,
     report: Page = None,
     into: Into = None,
@@ -126,10 +139,79 @@ def generation(
     _require_places(output, report)
     use_threads(threads)
     scored = ch.bench.generation(
-        file, ch.Schema.from_dict(roles), [find(name)() for name in models], seeds=seeds, into=into
+        file,
+        _schema(config, roles),
+        [_model(name, config) for name in models],
+        seeds=seeds,
+        into=into,
     )
     columns = ["role", "w2", "mmd", "auc", "zeros", "marker_share", "depth", "membership", "note"]
     return _answer(scored, columns, output, report, json)
+
+
+@bench.command(
+    help_epilogue="Example: chreode bench dynamics cells.h5ad --expression X --time obs/time "
+    "--trajectory obs/donor --tests d4 d5 --models pathreg --report report.html"
+)
+@with_roles
+def dynamics(
+    file: Path,
+    /,
+    *,
+    tests: Words,
+    models: Words = (),
+    seeds: Seeds = (0, 1, 2),
+    config: Config = None,
+    output: Scores = None,
+    report: Page = None,
+    into: Into = None,
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Score forecasts of trajectories from their starts, learned from the others.
+
+    A kernel smoother and other forecasts of a page of code are always in the table.
+
+    Parameters
+    ----------
+    file
+        An .h5ad or .h5mu file.
+    tests
+        Trajectories to forecast, by their names in the column of --trajectory.
+    models
+        Keys of models to fit, once per seed.
+    seeds
+        Seeds of fits.
+    """
+    from ..read import read
+
+    _require_places(output, report)
+    use_threads(threads)
+    data, schema = read(file), _schema(config, roles)
+    scored = ch.bench.dynamics(
+        data, schema, [_model(name, config) for name in models],
+        tests={"test": _cells_of(tests, data, schema)}, seeds=seeds, into=into,
+    )  # fmt: skip
+    columns = ["role", "mse, test", "denoised, test", "denoised_r2, test", "seeds", "note"]
+    return _answer(scored, columns, output, report, json)
+
+
+def _cells_of(trajectories: tuple[str, ...], data: Any, schema: ch.Schema) -> Any:
+    """Return which cells are of these trajectories."""
+    from ..check import as_category
+    from ..read import column
+
+    place = dict(schema.places()).get("trajectory")
+    if place is None:
+        raise ConfigError(
+            "--tests names trajectories: say where these are, as in --trajectory obs/donor."
+        )
+    of = as_category(column(data, place, "trajectory"), schema.missing)
+    for name in trajectories:
+        if name not in set(of):
+            raise ConfigError(f"There is no trajectory {name!r}.{near(name, of.dropna().unique())}")
+    return of.isin(trajectories).to_numpy()
 
 
 def _require_places(output: Path | None, report: Path | None) -> None:
@@ -170,11 +252,20 @@ def _answer(
     )  # fmt: skip
 
 
-def _method(name: str) -> Any:
+def _method(name: str, config: Path | None) -> Any:
     """Return a model to be fitted if the name is a key, otherwise the fitted one of a folder."""
     if name not in keys() and Path(name).is_dir():
         return ch.load(name)
-    return find(name)()
+    return _model(name, config)
+
+
+def _model(name: str, config: Path | None) -> Any:
+    return config_.from_dict(find(name), tables_of(config).get("model", {}) if config else {})
+
+
+def _schema(config: Path | None, roles: Mapping[str, Any]) -> ch.Schema:
+    told = tables_of(config).get("schema", {}) if config else {}
+    return ch.Schema.from_dict({**told, **roles})
 
 
 def report(
