@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Float64, Int, Shaped
 
-from .design import confounded
+from .design import ONE_COURSE, confounded, shared
 from .errors import DataError, SchemaError, warn
 from .learn.phase import bar
 from .read import Data, column, matrix, measured, numbers, where
@@ -109,6 +109,10 @@ def _design(data: Data, schema: Schema, rows: np.ndarray) -> Iterator[Finding]:
             )
     for level, role, text in confounded(columns):
         yield Finding(level, role, text)
+    if schema.time and not schema.trajectory:
+        place = Place.parse(schema.time)
+        if shared(numbers(data, place, "time")[rows]):
+            yield Finding("note", "time", f"time ({place}), for models of dynamics: {ONE_COURSE}.")
 
 
 def require(found: list[Finding]) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 #: What models take out, and what users ask about.
 _TAKEN_OUT = ("batch", "categorical", "continuous")
@@ -17,6 +17,15 @@ _ASKED = ("label", "perturbation", "time", "dose")
 #: How bad it is, worst first: what is taken out is what is asked about, or has one value of it alone; two
 #: columns say the same; one says nothing; some values are seen once.
 _ONE, _WITHIN, _TWICE, _ALIKE, _NOTE = range(5)
+
+#: Cells of a time, on average, from which it is one that cells share.
+_SHARED = 5
+#: What models of dynamics make of such cells, where no trajectory is named.
+ONE_COURSE = (
+    "cells of one time are other cells than those of the next, and no trajectory says which became which. "
+    "The cells of each time are averaged, and one mean course is learned. To learn how their distributions "
+    "move, raise population_steps (0 by default), to 200 or so"
+)
 
 Codes = Int[np.ndarray, " cells"]
 Told: TypeAlias = tuple[int, str, str]  # how bad, role, text
@@ -36,6 +45,12 @@ def confounded(
     told += [t for said in sorted(found.keys() - codes.keys()) for t in _alone(said, columns[said])]
     for rank, role, text in sorted(told, key=itemgetter(0)):
         yield "note" if rank == _NOTE else "warning", role, text
+
+
+def shared(time: Float[np.ndarray, " cells"]) -> bool:
+    """Return whether there are a few times, each of many cells, as in snapshots of a population."""
+    n = len(np.unique(time))
+    return n > 1 and len(time) >= _SHARED * n
 
 
 def _base(said: str) -> str:

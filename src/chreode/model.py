@@ -19,7 +19,7 @@ from .distributed import Group
 from .errors import CapabilityError, ConfigError, DataError, SchemaError
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
-from .learn.phase import Phase, Run, Split, choose_device, join_histories
+from .learn.phase import Phase, Run, Split, choose_device, join_histories, unfinished
 from .learn.rng import Rng
 from .learn.state import worst
 from .losses import kernel
@@ -190,9 +190,16 @@ class Model:
                 "torch": torch.__version__, "device": run.device, "precision": precision,
                 "threads": torch.get_num_threads(), "kernel": kernel.used(),
                 "state": worst(t.state for t in traces),
-                "notes": [note for t in traces for note in t.notes],
+                "notes": [
+                    *self.remarks(source, positions),
+                    *(note for t in traces for note in t.notes), *unfinished(self.phases(), traces, self),
+                ],
             },
         )  # fmt: skip
+
+    def remarks(self, source: Source, rows: np.ndarray) -> list[str]:  # noqa: ARG002 (models of time read them)
+        """Return what a user should know of what a fit learns from these cells."""
+        return []
 
     def split(
         self,

@@ -48,6 +48,15 @@ def test_the_flags_of_fit_are_the_fields_of_the_dataclasses(key):
             assert f"--no-{flag[2:]}" in found[flag].names
 
 
+def test_the_stage_to_lengthen_is_named_by_its_flag(say, there):
+    code, out, _ = say(f"fit scvi cells.h5ad {ROLES} --max-epochs 1 -o new")
+    said = "the stage SCVI was still improving: raise --max-epochs (now 1)"
+    assert code == 0
+    assert f"Note: {said}." in out
+    assert said in say("generate new -n 2 -o cells.new.h5ad")[2]
+    assert f"Note: {said.replace('--max-epochs', 'max_epochs')}." in Path("new/card.md").read_text()
+
+
 def test_only_roles_that_a_model_reads_fill_its_help(say):
     _, out, _ = say("fit pca --help")
     assert "--counts" in out

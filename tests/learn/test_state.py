@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import chreode as ch
+from chreode import models
 from chreode.bench.table import Bench
 from chreode.fitted import seal
+from chreode.learn.em import EM
+from chreode.learn.phase import Phase, Trace, unfinished
+from chreode.learn.sgd import SGD
 from chreode.learn.state import SHARE, STATES, read_state, state_of, worst
 
 EPOCHS = np.arange(400)
@@ -129,3 +135,35 @@ def test_models_and_benches_saved_before_are_read(cells, schema, tmp_path, was, 
     tables = {"scores": [{**score, "reason": ""}], "methods": methods, "metrics": [metric]}
     (tmp_path / "b.json").write_text(json.dumps({"kind": "integration", "about": {}, **tables}))
     assert Bench.load(tmp_path / "b.json").methods.loc["A", "state"] == state
+
+
+@pytest.mark.parametrize("key", models.keys())
+def test_every_stage_that_can_be_lengthened_names_its_option(key):
+    cls = models.find(key)
+    options = {"population_steps": 1} if hasattr(cls, "population_steps") else {}
+    for phase in cls(**options).phases():
+        lengthened = phase.learner.validates or isinstance(phase.learner, EM)
+        assert bool(phase.lasts) == lengthened or (key, phase.name) == ("nmf", "NMF")
+        assert not phase.lasts or hasattr(cls, phase.lasts)
+
+
+@pytest.mark.slow
+def test_stages_of_a_fit_are_noted(cells, schema, quick):
+    model = quick(ch.CFGen, max_epochs=1, flow_epochs=1)  # of which nothing can be told
+    assert model.fit(cells[:60, :20].copy(), schema).provenance["notes"] == [
+        "the stage autoencoder was still improving: raise max_epochs (now 1)",
+        "the stage flow was still improving: raise flow_epochs (now 1)",
+    ]
+
+
+def test_a_note_names_the_stage_and_what_to_raise():
+    traces = [
+        Trace(pd.DataFrame({"epoch": [0, 1]}), state) for state in ("rested", "still improving")
+    ]
+    phases = [Phase(SGD(lr=1.0), name=name, lasts="max_epochs") for name in ("one", "two")]
+    told = "the stage two was still improving: raise max_epochs (now 2)"
+    assert unfinished(phases, traces, ch.SCVI()) == [told]  # None: as many as there were
+    stopped = [
+        replace(t, notes=("interrupted in epoch 1; the last update is kept",)) for t in traces
+    ]
+    assert unfinished(phases, stopped, ch.SCVI()) == []

@@ -13,6 +13,7 @@ import torch
 import chreode as ch
 from chreode import read
 from chreode.align import learn_spec, open_source
+from chreode.check import findings
 from chreode.data.series import SeriesSource
 from chreode.data.systems import GeneNetwork, Sampling, simulate_system
 from chreode.errors import ArgumentError, BlowUpError, ConfigError, DataError, SchemaError
@@ -446,3 +447,24 @@ def test_populations_need_every_entry(fork):
     schema = ch.Schema(expression="X", time="obs/time")
     with pytest.raises(DataError, match="population_steps=0"):
         ch.NeuralODE(**FEW, population_steps=2).fit(holes, schema, progress=False)
+
+
+@WANDERS
+def test_snapshots_are_said_to_be_learned_as_one_mean_course(fork, paths):
+    """By `check` and the fit; not of populations, nor of trajectories, nor of cells of all times."""
+    schema = ch.Schema(expression="X", time="obs/time")
+    said = "one mean course is learned"
+    few = {"match_steps": 2, "piece_steps": 0, "path_steps": 0, "hidden": (8,)}
+
+    def noted(cells, schema, **more):
+        found = ch.NeuralODE(**few, **more).fit(cells, schema, progress=False)
+        return sum(said in note for note in found.provenance["notes"])
+
+    own = fork.copy()
+    own.obs["time"] += np.linspace(0, 1e-2, own.n_obs)
+    assert noted(fork, schema) == 1
+    assert noted(fork, schema, population_steps=2) == 0
+    assert noted(own, schema) == 0
+    assert noted(paths, SCHEMA) == 0
+    for cells, roles, n in ((fork, schema, 1), (own, schema, 0), (paths, SCHEMA, 0)):
+        assert sum(said in f.text for f in findings(cells, roles)) == n

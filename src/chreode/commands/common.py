@@ -186,7 +186,9 @@ def spoken(text: str) -> str:
     'PCA cannot correct; raise --flow-epochs (now 400)'
     """
     text = text.replace("cannot predict", "cannot correct")  # the command
-    text = re.sub(r"raise (\w+) \(now", lambda m: f"raise --{m[1].replace('_', '-')} (now", text)
+    text = re.sub(
+        r"raise (\w+) \((now|0 by)", lambda m: f"raise --{m[1].replace('_', '-')} ({m[2]}", text
+    )
     text_ = r"""(?:'[^']*'|"[^"]*")"""
     return re.sub(
         rf"Schema\((\w+)=(True|{text_}|\({text_},\))\)",
@@ -251,9 +253,12 @@ def load_model(folder: Path) -> Fitted:
     from ..learn.state import STATES
 
     fitted = ch.load(folder)
-    state = fitted.provenance["state"]
+    state, notes = (fitted.provenance[name] for name in ("state", "notes"))
     if state != "rested":
-        warn(f"The model {folder} {STATES[state]}.")
+        stages = (
+            [n for n in notes if n.startswith("the stage")] if state == "still improving" else []
+        )
+        warn(f"The model {folder} {'; '.join([STATES[state], *stages])}.")
     return fitted
 
 

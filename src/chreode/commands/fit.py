@@ -34,6 +34,7 @@ from .common import (
     records,
     schema_flags,
     signed,
+    spoken,
     use_threads,
 )
 
@@ -151,8 +152,10 @@ def _fit(
     interrupted = any(note.startswith("interrupted") for note in fitted.provenance["notes"])
     if checkpoint and not interrupted:
         forget(checkpoint, asked.phases())
+    notes = [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
+    stood = f"It {STATES[fitted.provenance['state']]}. {seconds:.1f} s; saved to {output}"
     return Answer(
-        f"{fitted!r}.\nIt {STATES[fitted.provenance['state']]}. {seconds:.1f} s; saved to {output}",
+        "\n".join([f"{fitted!r}.", stood, *notes]),
         {
             "folder": str(output), "seconds": seconds, **fitted.provenance,
             "verbs": fitted.verbs, "last_epoch": records(fitted.history)[-1],

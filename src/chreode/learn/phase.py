@@ -131,6 +131,8 @@ class Phase:
     whole
         Whether rows that were held out at random for earlier phases are learned from too: nothing is left
         to be chosen by them.
+    lasts
+        Option of the model that says how long it lasts, if one does.
     """
 
     learner: Learner
@@ -139,10 +141,25 @@ class Phase:
     name: str = field(default="fit")
     view: Callable[[Any, Source, Split, Run], Any] | None = None
     whole: bool = False
+    lasts: str = ""
 
     def target(self, module: Module) -> Any:
         """Return the submodule that learns."""
         return module.get_submodule(self.part)
+
+
+def unfinished(phases: Sequence[Phase], traces: Sequence[Trace], options: Any) -> list[str]:
+    """Return a note on every stage that was still improving: which option to raise, and what it is now."""
+    found = []
+    for phase, trace in zip(phases, traces, strict=True):
+        cut_short = any(note.endswith(" kept") for note in trace.notes)
+        if phase.lasts and trace.state == "still improving" and not cut_short:
+            now = getattr(options, phase.lasts)
+            now = len(trace.history) if now is None else now
+            found.append(
+                f"the stage {phase.name} was still improving: raise {phase.lasts} (now {now})"
+            )
+    return found
 
 
 def forget(checkpoint: Path, phases: Sequence[Phase]) -> None:

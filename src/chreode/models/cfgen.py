@@ -423,7 +423,7 @@ class CFGen(Model):
                     prior=PRIOR if self.weight_decay is None else 0.0,
                     decoupled=True, clip=1.0, ema=self.ema, patience=self.patience, settle=WARM_UP,
                 ),
-                "autoencoder", data, name="autoencoder",
+                "autoencoder", data, name="autoencoder", lasts="max_epochs",
             ),
             *counted,
             Phase(
@@ -432,6 +432,6 @@ class CFGen(Model):
                     weight_decay=1e-6, decoupled=True, clip=1.0,
                     ema=self.ema, schedule=self.flow_schedule,
                 ),
-                "flow", data, name="flow", view=encoded,
+                "flow", data, name="flow", view=encoded, lasts="flow_epochs",
             ),
         ]  # fmt: skip

@@ -46,4 +46,5 @@ class FactorAnalysis(Model):
 
     def phases(self) -> list[Phase]:
         """EM over all cells."""
-        return [Phase(EM(max_epochs=self.max_epochs, tol=self.tol), name="FactorAnalysis")]
+        learner = EM(max_epochs=self.max_epochs, tol=self.tol)
+        return [Phase(learner, name="FactorAnalysis", lasts="max_epochs")]

@@ -13,6 +13,7 @@ from ..config import config, param
 from ..data.sampler import Together
 from ..data.series import SeriesSource
 from ..data.source import Source
+from ..design import ONE_COURSE, shared
 from ..learn.path import Path
 from ..learn.phase import Phase, Run, Split
 from ..learn.refits import Refits
@@ -26,6 +27,11 @@ from ..schema import Spec
 
 #: Steps of an epoch, about: between looks at the held-out series.
 EVERY = 20
+#: Options that say how long the stages last.
+_LASTS = {
+    "slopes": "match_steps", "pieces": "piece_steps", "paths": "path_steps",
+    "populations": "population_steps",
+}  # fmt: skip
 #: Cells of a population that are carried at once.
 CROWD = 128
 
@@ -133,7 +139,8 @@ class NeuralODE(Model):
         n = math.ceil(steps / EVERY)
         sgd = SGD(lr=share * self.lr, max_epochs=n, clip=1.0, schedule="cosine", chooses=False)
         view, whole = self.view(span, crowd), name != "slopes"
-        return Phase(sgd, data=Together(round(steps / n)), name=name, view=view, whole=whole)
+        data, lasts = Together(round(steps / n)), _LASTS[name]
+        return Phase(sgd, data=data, name=name, view=view, whole=whole, lasts=lasts)
 
     def view(
         self, span: float | None, crowd: int = 0
@@ -152,6 +159,11 @@ class NeuralODE(Model):
             )  # fmt: skip
 
         return series
+
+    def remarks(self, source: Source, rows: np.ndarray) -> list[str]:
+        """Say what cells of a few times, which are of no trajectory, are learned as."""
+        told = "trajectory" in source.columns or self.population_steps > 0
+        return [] if told or not shared(np.asarray(source.columns["time"])[rows]) else [ONE_COURSE]
 
     def split(
         self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
@@ -206,4 +218,5 @@ class Penalised(NeuralODE):
         slopes, *pieces = super().first()
         rested = replace(slopes, learner=ToRest(slopes.learner))
         path = Path(rested, tuple(sorted(strengths)))
-        return [slopes, Phase(path, name="strengths", view=self.view(self.span)), *pieces]
+        chosen = Phase(path, name="strengths", view=self.view(self.span), lasts="match_steps")
+        return [slopes, chosen, *pieces]

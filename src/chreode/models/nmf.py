@@ -122,4 +122,4 @@ class NMF(Model):
 
     def phases(self) -> list[Phase]:
         """One call of the solver."""
-        return [Phase(Exact(), name="NMF")]
+        return [Phase(Exact(), name="NMF", lasts="max_epochs")]

@@ -52,4 +52,5 @@ class PPCA(Model):
         module's `prepare` solves the closed form, and EM goes on from there. Where nothing is
         missing that is its fixed point, and it stops after the passes that show it.
         """
-        return [Phase(EM(max_epochs=self.max_epochs, tol=self.tol), name="PPCA")]
+        learner = EM(max_epochs=self.max_epochs, tol=self.tol)
+        return [Phase(learner, name="PPCA", lasts="max_epochs")]

@@ -429,7 +429,7 @@ class SCVI(Model):
             lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay, eps=0.01,
             ema=self.ema, patience=self.patience, settle=self.kl_warmup,
         )  # fmt: skip
-        return [Phase(learner, data=Shuffled(self.batch_size), name="SCVI")]
+        return [Phase(learner, data=Shuffled(self.batch_size), name="SCVI", lasts="max_epochs")]
 
     def reads(self, verb: str) -> tuple[str, ...]:
         """Return the roles that `verb` reads; an encoder without covariates embeds cells of any batch."""

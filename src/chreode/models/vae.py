@@ -192,4 +192,4 @@ class VAE(Model):
         learner = SGD(
             lr=self.lr, max_epochs=self.max_epochs, patience=self.patience, settle=self.kl_warmup
         )
-        return [Phase(learner, data=Shuffled(self.batch_size), name="VAE")]
+        return [Phase(learner, data=Shuffled(self.batch_size), name="VAE", lasts="max_epochs")]
