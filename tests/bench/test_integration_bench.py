@@ -134,8 +134,9 @@ def test_cells_without_a_label_are_of_no_type_whatever_the_order(first):
 
 
 def test_one_batch_leaves_nothing_to_correct_and_no_score_of_it(cells, schema):
+    cells = cells[:120].copy()
     cells.obs["batch"] = "one"
-    bench = ch.bench.integration(cells, schema, [], seeds=(0,), metrics=FEW[:-1])
+    bench = ch.bench.integration(cells, schema, [], seeds=(0,), metrics=FEW[1:-1])
     assert list(bench.lacking()) == ["ilisi", "batch", "total"]
     assert np.isfinite(bench.table().loc["PCA", ["bio", "graph_connectivity"]].astype(float)).all()
     said = str(_answer(bench, ["bio", "batch", "total", "note"], None, None, json=False))
