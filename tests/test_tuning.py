@@ -240,7 +240,7 @@ def test_odd_shares_are_refused_by_name(cells, schema, name, what):
 def test_scores_of_different_things_are_not_compared(cells, schema, model, option):
     own = getattr(model, option)
     with pytest.raises(ch.ConfigError, match=f"another {option} scores something else"):
-        ch.tune(model, cells, schema, trials=1, space={option: [own, "poisson"]})
+        ch.tune(model, cells, schema, trials=1, space={option: [own, "bernoulli"]})
     assert option not in default_space(model)
 
 

@@ -51,7 +51,7 @@ OTHERWISE = {
 SLOW = {"tolerance", "solver", "guide", "steps", "flow_schedule", "patience"}
 #: Options that these cells cannot show, and the test that does.
 ELSEWHERE = {
-    ("cfgen", "peaks"): "tests/models/test_cfgen.py::test_peaks_may_be_counted",
+    ("cfgen", "peaks"): "tests/models/test_cfgen.py::test_peaks_may_be_open_or_not",
     **{
         (key, "population_steps"): "tests/models/test_neuralode.py::"
         "test_populations_part_where_their_means_do_not"

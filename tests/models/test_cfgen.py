@@ -270,7 +270,7 @@ def paired(n=240, seed=0):
 def multi():
     cells = paired()
     roles = ch.Schema(counts="rna:X", protein="adt:X", accessibility="atac:X", label="obs/kind")
-    model = ch.CFGen(**SMALL, max_epochs=60, flow_epochs=120)
+    model = ch.CFGen(**SMALL, max_epochs=60, flow_epochs=120, peaks="bernoulli")
     return model.fit(cells, roles, progress=False), cells
 
 
@@ -296,16 +296,33 @@ def test_modalities_are_generated_together(multi, tmp_path):
 
 
 @pytest.mark.slow
-def test_peaks_may_be_counted(multi):
+def test_peaks_may_be_open_or_not(multi):
     cells = multi[1]
     roles = ch.Schema(counts="rna:X", accessibility="atac:X", label="obs/kind")
     options = {**SMALL, "max_epochs": 3, "flow_epochs": 3}
-    made = [
-        ch.CFGen(**options, peaks=kind).fit(cells, roles, progress=False).generate(200)["atac"].X
-        for kind in ("bernoulli", "poisson")
-    ]
-    assert set(made[0].data) == {1}
-    assert set(made[1].data) > {1}
+    with pytest.warns(UserWarning, match="All peaks are 0 or 1"):
+        counted = ch.CFGen(**options).fit(cells, roles, progress=False).generate(200)["atac"].X
+    told = ch.CFGen(**options, peaks="bernoulli").fit(cells, roles, progress=False).generate(200)
+    assert set(counted.data) > {1}
+    assert set(told["atac"].X.data) == {1}
+
+
+@pytest.mark.slow
+def test_peaks_have_the_depth_of_cells():
+    """Without a depth of its own (bernoulli) their spread is what the latent state says, a third less."""
+    with mudata.set_options(pull_on_update=False):
+        cells = simulate_multiome(600, 60, 400, seed=0)
+    roles = ch.Schema(counts="rna:X", accessibility="atac:X", label="rna:obs/cell_type")
+    fitted = ch.CFGen(**SMALL, max_epochs=60, flow_epochs=120).fit(cells, roles, progress=False)
+    label = cells["rna"].obs["cell_type"]
+    for kind in label.unique():
+        new = fitted.generate(500, given={"label": kind}, seed=1)["atac"].X
+        real, fake = (
+            np.log1p(np.asarray((x > 0).sum(1)).ravel())
+            for x in (cells["atac"].X[(label == kind).to_numpy()], new)
+        )
+        assert abs(np.median(real) - np.median(fake)) < 0.15, kind
+        assert 0.85 < np.std(fake) / np.std(real) < 1.2, kind
 
 
 def test_cells_that_lack_a_modality_are_embedded_and_completed(multi):

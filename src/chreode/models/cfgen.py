@@ -286,7 +286,7 @@ class CFGen(Model):
         log ℓ = m(y) + s(y) (r + δ_y(r))      r ~ N(0, 1); depth of each modality, by attributes
         ε ~ N(0, I),  dz/dt = v(z, t, y, ℓ)   from ε at t = 0 to the latent state z at t = 1
         η = f(z) + Σ_i b_i(y_i) + b(y)        logits; effects of attributes, and of combinations
-        x_g ~ NB(ℓ softmax(η)_g, θ_g(η))    RNA, proteins; peaks: Bernoulli(σ(η_p)) or Poisson
+        x_g ~ NB(ℓ softmax(η)_g, θ_g(η))    RNA, proteins; peaks: Poisson or Bernoulli(σ(η_p))
 
     Phase one fits encoder and decoder, then the effects b are counted (see `AttributeEffects`), and how
     cells of each type (label) differ (see `WithinTypes`); phase two fits the velocity v to the latent
@@ -311,7 +311,7 @@ class CFGen(Model):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
             "kl": 0.0, "normalise": False, "effects": False, "start": "random", "theta_speed": 1.0,
-            "dispersion": "gene",
+            "dispersion": "gene", "peaks": "bernoulli",
             "hidden": (512, 256), "n_latent": 50, "weight_decay": 1e-5, "max_epochs": 300,
             "lr": 1e-3, "flow_epochs": 1500,
             "flow_lr": 1e-4, "sigma": 1e-4, "drop_by": "minibatch", "conditioning": "additive",
@@ -339,7 +339,9 @@ class CFGen(Model):
     dispersion: Literal["gene-state", "gene", "gene-label", "gene-batch"] = param(
         "gene-state", "What θ depends on; gene-state: on how much of the gene the cell is to have."
     )
-    peaks: Literal["bernoulli", "poisson"] = param("bernoulli", "Distribution of accessibility.")
+    peaks: Literal["bernoulli", "poisson"] = param(
+        "poisson", "Peaks as counts, with a depth; or as open or not, without one (bernoulli)."
+    )
     sigma: float = param(
         0.0, "Noise left at the end of the path; 0: the linear path.", low=0, high=0.5
     )

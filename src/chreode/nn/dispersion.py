@@ -137,11 +137,14 @@ class CountMoments:
         Log of the inverse dispersion of a negative binomial of mean ℓ·frequency, by its variance.
     log_odds
         Log-odds that a cell has the feature at all.
+    binary
+        Whether no value is above 1.
     """
 
     log_frequency: Float[Tensor, " g"]
     log_theta: Float[Tensor, " g"]
     log_odds: Float[Tensor, " g"]
+    binary: bool
 
     @classmethod
     def of(cls, chunks: Iterable[SparseRows]) -> CountMoments:
@@ -162,4 +165,7 @@ class CountMoments:
         excess = square - 2 * frequency * crossed + mean_squared - frequency * total
         theta = (mean_squared / excess.clamp_min(1e-12)).clamp(*_THETA)
         rate = (present + 0.5) / (cells + 1)
-        return cls(frequency.log().float(), theta.log().float(), rate.logit().float())
+        return cls(
+            frequency.log().float(), theta.log().float(), rate.logit().float(),
+            binary=bool((count <= present).all()),
+        )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.batch import SparseRows
 from ..distributions import Bernoulli, NegativeBinomial, Poisson
+from ..errors import warn
 from ..losses.counts import bernoulli_log_likelihood, nb_log_likelihood, poisson_log_likelihood
 from .blocks import MLP, Linear, cells_of_all
 from .dispersion import NEVER, CountMoments, LogTheta
@@ -74,6 +75,11 @@ class Modality(nn.Module):
         moments = CountMoments.of(rows)
         if self.log_theta is not None:
             self.log_theta.refer(moments.log_frequency, n_cells)
+        if self.kind == "poisson" and moments.binary:
+            warn(
+                "All peaks are 0 or 1, and new cells will have counts of them. Say peaks='bernoulli' "
+                "(--peaks bernoulli) for peaks that are open or not."
+            )
         if not at_data:
             return
         self.head.bias.copy_(
