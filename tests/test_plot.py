@@ -390,6 +390,7 @@ def test_a_portrait_has_cells_by_time_and_paths_from_their_starts(moving):
     np.testing.assert_allclose(path.get_xydata(), along, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are held at its end")  # fits of a few steps wander
 def test_paths_are_drawn_over_what_was_observed(moving):
     fitted, cells = moving

@@ -177,6 +177,7 @@ def test_figures_are_drawings_that_follow_the_colours_of_the_page(hostile):
     assert "<text" in drawings[0]
 
 
+@pytest.mark.slow
 def test_the_same_report_has_the_same_bytes_and_settings_come_back(tmp_path):
     before = mpl.rcParams.copy()
     embeddings, labels = pictured()

@@ -156,6 +156,7 @@ def test_each_trial_has_its_threads():
         run({"a": threads}, threads=3)
 
 
+@pytest.mark.slow
 def test_what_is_shared_travels_once_and_is_whole():
     shared = np.arange(10.0)
 

@@ -244,6 +244,7 @@ def test_forecasts_are_not_shown_what_they_forecast(cells, monkeypatch):
     assert np.isfinite(found.drop("cheat")["mse, new start"]).all()
 
 
+@pytest.mark.slow
 def test_edges_are_judged_among_those_that_could_be(cells, tmp_path):
     part = cells.obs["part"]
     edges = pd.DataFrame({"source": ["a", "b"], "target": ["b", "a"], "sign": [-1, 1]})

@@ -37,6 +37,7 @@ def test_every_row_has_every_metric(bench):
     assert set(bench.methods["role"]) == {"ceiling", "control", "baseline"}
 
 
+@pytest.mark.slow
 def test_cells_of_a_random_class_are_worse_than_those_of_the_class(bench):
     table = bench.table()
     for metric in ("w2", "mmd", "energy", "auc"):
@@ -63,6 +64,7 @@ def _alike(table: pd.DataFrame) -> None:
     assert replay["membership"] > 0.65  # two of five training cells are replayed
 
 
+@pytest.mark.slow
 def test_replayed_cells_are_real_ones_to_everything_but_memory(bench):
     _alike(bench.table())
 
@@ -107,6 +109,7 @@ def test_nothing_is_chosen_by_cells_that_are_judged(cells, monkeypatch):
     assert not set(parts.yardstick) & set(np.concatenate(parts[:3]))
 
 
+@pytest.mark.slow
 def test_genes_drawn_by_themselves_have_the_right_moments_and_no_correlation(bench):
     table = bench.table()
     assert table.loc[NB, "mean"] > 0.9

@@ -53,6 +53,7 @@ def test_baselines_and_ceiling_are_always_there(bench):
     assert table["seeds"].tolist() == [1, 2, 1, 1, 2, 1]
 
 
+@pytest.mark.slow
 def test_scores_are_raw_and_summed_as_said(bench):
     table = bench.table()
     assert table.loc["PCA", "pcr_comparison"] == 0

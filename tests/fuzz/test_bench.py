@@ -49,6 +49,7 @@ def test_a_changed_bench_is_reported_or_refused(saved, tmp_path, data):
     assert reported(tmp_path, changed(data, saved, ("set", "remove"))) in (0, 1)
 
 
+@pytest.mark.slow
 @examples(60)
 @given(told=JSON)
 def test_what_is_no_bench_is_refused(tmp_path, told):

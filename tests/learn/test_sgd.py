@@ -270,6 +270,7 @@ def test_ctrl_c_in_the_first_epoch_stops(cells, schema, monkeypatch):
         ch.SCVI(max_epochs=8).fit(cells, schema)
 
 
+@pytest.mark.slow
 def test_bf16_learns_the_same_thing_roughly(cells, schema):
     a = ch.SCVI(max_epochs=10).fit(cells, schema).history["validation_elbo"].iloc[-1]
     b = (

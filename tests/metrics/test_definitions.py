@@ -213,6 +213,7 @@ def test_chi_square_is_pearsons():
     np.testing.assert_allclose(chi_square(around, batch), expected)
 
 
+@pytest.mark.slow
 def test_kbet_accepts_random_batches_and_refuses_islands(simulate):
     x, labels, batches, _ = simulate(1200, spread=8.0)
     neighbours = exact_neighbours(x)

@@ -19,6 +19,8 @@ from chreode.data.simulate import simulate_multiome
 from chreode.metrics.generation import concordance
 from chreode.nn.attributes import AttributeEmbedding, attribute_names, sinusoid
 
+#: Fits long enough to show something; what every model must do is tried quickly in tests/conformance.
+pytestmark = pytest.mark.slow
 SMALL = {"hidden": (64, 32), "n_latent": 8, "flow_width": 64, "flow_blocks": 2, "lr": 3e-3}
 
 
@@ -38,7 +40,6 @@ def means(x):
     return np.asarray(x.mean(0)).ravel()
 
 
-@pytest.mark.slow
 def test_generated_cells_are_those_of_their_type(trained, cells):
     counts = cells.layers["counts"]
     types = cells.obs["cell_type"].astype(str).to_numpy()
@@ -182,7 +183,6 @@ def test_the_score_knows_no_units_of_latent_states(trained, cells):
     np.testing.assert_allclose(other.score(some), own, atol=0.05)
 
 
-@pytest.mark.slow
 def test_the_score_is_a_bound_of_the_probability_of_counts():
     """With one latent dimension that is an integral, which a grid gives exactly."""
     with mudata.set_options(pull_on_update=False):
@@ -221,7 +221,6 @@ def test_counts_are_never_more_probable_than_certain(trained, cells):
         assert (trained.score(data[:50].copy()) <= 0).all()
 
 
-@pytest.mark.slow
 def test_without_a_posterior_there_is_no_score(cells, roles, quick):
     assert "score" not in quick(ch.CFGen, preset="paper", hidden=(8, 8)).fit(cells, roles).verbs
     fitted = quick(ch.CFGen, kl=0.0).fit(cells, roles)
@@ -274,7 +273,6 @@ def multi():
     return model.fit(cells, roles, progress=False), cells
 
 
-@pytest.mark.slow
 def test_modalities_are_generated_together(multi, tmp_path):
     fitted, cells = multi
     new = fitted.generate(300, given={"label": "kind 1"}, seed=1)
@@ -295,7 +293,6 @@ def test_modalities_are_generated_together(multi, tmp_path):
     ).nnz == 0
 
 
-@pytest.mark.slow
 def test_peaks_may_be_open_or_not(multi):
     cells = multi[1]
     roles = ch.Schema(counts="rna:X", accessibility="atac:X", label="obs/kind")
@@ -307,7 +304,6 @@ def test_peaks_may_be_open_or_not(multi):
     assert set(told["atac"].X.data) == {1}
 
 
-@pytest.mark.slow
 def test_peaks_have_the_depth_of_cells():
     """Without a depth of its own (bernoulli) their spread is what the latent state says, a third less."""
     with mudata.set_options(pull_on_update=False):
@@ -428,7 +424,6 @@ def test_numbers_are_attributes_too(cells):
             fitted.generate(3, given={"time": wrong})
 
 
-@pytest.mark.slow
 def test_a_fit_goes_on_from_another_and_refuses_new_categories(cells, roles):
     model = ch.CFGen(**SMALL, max_epochs=2, flow_epochs=2)
     known = cells.obs["batch"] != cells.obs["batch"].iloc[0]
@@ -469,7 +464,6 @@ def met(seed):
     return ad.AnnData(counts, obs=pd.DataFrame(obs, index=[f"c{i}" for i in range(n)]))
 
 
-@pytest.mark.slow
 def test_cells_of_a_combination_never_seen_are_nearer_than_untreated_ones():
     cells = met(seed=0)
     of_kind, treated = cells.obs["kind"] == "kind 0", cells.obs["treatment"] == "drug"

@@ -75,6 +75,7 @@ def test_weights_are_of_training_lineages_and_fall_with_distance(train):
     )
 
 
+@pytest.mark.slow
 def test_paths_lie_in_the_components(module, train):
     with torch.no_grad():
         found = module.forecast(series(train))

@@ -48,6 +48,7 @@ def test_a_fit_that_goes_on_from_another_keeps_its_decoder(cells, schema):
         assert torch.equal(again.module.state_dict()[name], first.module.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_the_elbo_is_a_bound_that_importance_weighting_tightens(trained, cells):
     elbo = trained.score(cells, n_samples=20).mean()
     one = trained.score(cells, bound="importance", n_samples=1).mean()

@@ -54,6 +54,7 @@ def test_the_linear_vae_becomes_probabilistic_pca(linear, gaussian):
     assert np.linalg.svd(basis[0].T @ basis[1])[1].min() > 0.999
 
 
+@pytest.mark.slow
 def test_bounds_lie_below_the_exact_density_and_rise_with_samples(linear, gaussian):
     """The decoder is linear, so the density that its bounds are bounds of is known."""
     module = linear.module
