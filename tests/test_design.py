@@ -33,7 +33,8 @@ def told(lane, drug, out, asked):
         obs[column] = obs[column].astype(names.get(role, int)).astype(names.get(role, str))
     counts = np.random.default_rng(0).poisson(3.0, (N, 5)) + 1.0
     schema = ch.Schema(counts="X", **{role: PLACES[role] for role in (out, asked)})
-    return [f for f in findings(ad.AnnData(counts, obs=obs), schema) if f.role != "counts"]
+    found = findings(ad.AnnData(counts, obs=obs), schema)
+    return [f for f in found if f.role != "counts" and "mean course" not in f.text]
 
 
 @pytest.mark.parametrize("asked", ASKED)
