@@ -139,7 +139,7 @@ def _refuse_unnamed(self: Fitted, schema: Schema, roles: Collection[str]) -> Non
     places = {role for role, _ in schema.places()}
     named = {place.partition("/")[0] for place in places}
     for role, full in wanted:
-        if full in places or (self.model.partial and role not in (*MATRIX_ROLES, *named)):
+        if full in places | named or (self.model.partial and role not in (*MATRIX_ROLES, *named)):
             continue
         said = (
             f"This {self.model.key} was fitted on {full.replace('/', ' ')}, and this schema does not say "

@@ -366,8 +366,9 @@ NO_NUMBERS = (float("nan"), True, "1", 1.0, None, 10**400, [1])
 
 
 def test_what_is_forged_without_harm_loads(strange):
+    notes = ch.load(strange).provenance["notes"]
     forged(strange)
-    assert ch.load(strange).provenance["notes"] == []
+    assert ch.load(strange).provenance["notes"] == notes
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
