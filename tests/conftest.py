@@ -17,11 +17,11 @@ from chreode.data.simulate import simulate_cells
 from chreode.learn import analogs
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-#: Models that differ from the plain neural ODE, or from PathReg, by a penalty or a field alone.
+#: Models that differ from the plain neural ODE by a penalty or a field alone.
 KIN = {
     key
     for key in models.keys()  # noqa: SIM118 (a function)
-    if issubclass(models.find(key), ch.NeuralODE) and key not in ("neuralode", "pathreg")
+    if issubclass(models.find(key), ch.NeuralODE) and key != "neuralode"
 }
 
 
