@@ -224,6 +224,7 @@ def test_umap_keeps_groups_apart_and_repeats_itself():
     ax = plot.embedding(x, colour=label.astype(str))
     assert ax.get_xlabel() == "UMAP 1"
     assert plot.umap_coordinates(x[:6]).shape == (6, 2)
+    assert np.isfinite(plot.umap_coordinates(x[:, :1])).all()  # as an oracle of one label is
 
 
 def test_without_umap_learn_it_says_so(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from chreode.data.batch import SparseRows
@@ -43,6 +44,12 @@ def test_moments_are_the_formula_and_empty_cells_say_nothing():
     fewer = CountMoments.of([SparseRows.of(torch.from_numpy(x[depth[:, 0] > 0]).float())])
     for name in ("log_frequency", "log_theta", "log_odds"):
         torch.testing.assert_close(getattr(found, name), getattr(fewer, name))
+
+
+@pytest.mark.parametrize(("most", "binary"), [(1.0, True), (2.0, False), (0.5, False)])
+def test_features_that_are_there_or_not_are_told(most, binary):
+    rows = SparseRows.of(torch.tensor([[0.0, 1.0], [most, 0.0]]))
+    assert CountMoments.of([rows]).binary == binary
 
 
 def test_features_that_never_vary_stay_finite():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from chreode.nn import blocks
 from chreode.nn.blocks import BatchNorm
 
 MOMENTUM = 0.01
@@ -34,3 +36,18 @@ def test_training_and_long_fits_are_those_of_torch():
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
     x = minibatches(1, seed=1)[0]
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_several_processes_are_as_one(monkeypatch, kind):
+    """In mixed precision too: neither numbers of cells nor running statistics are of 16 bits."""
+    monkeypatch.setattr(blocks, "total", lambda x: x)
+    alone, joint = BatchNorm(3, momentum=MOMENTUM), BatchNorm(3, momentum=MOMENTUM)
+    joint.joint = True
+    for x in minibatches(3):
+        x = x.repeat(15, 1)[:299].to(kind)
+        out = joint(x)
+        assert out.dtype == kind
+        torch.testing.assert_close(out, alone(x), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(joint.running_mean, alone.running_mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(joint.running_var, alone.running_var, rtol=1e-4, atol=1e-4)

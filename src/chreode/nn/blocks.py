@@ -143,12 +143,14 @@ class BatchNorm(nn.BatchNorm1d):
             out = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
             self._remember(mean, variance)
             return out
-        n = total(x.new_tensor(float(len(x))))
-        mean = total(x.sum(0)) / n
-        centred = x - mean
+        wide = widened(x)
+        n = total(wide.new_tensor(float(len(x))))
+        mean = total(wide.sum(0)) / n
+        centred = wide - mean
         variance = total(centred.square().sum(0)) / n
         self._remember(mean, variance * (n / (n - 1)))
-        return torch.addcmul(self.bias, centred, self.weight * (variance + self.eps).rsqrt())
+        out = torch.addcmul(self.bias, centred, self.weight * (variance + self.eps).rsqrt())
+        return out.to(x.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Float[Tensor, " h"], variance: Float[Tensor, " h"]) -> None:
@@ -249,7 +251,7 @@ class GaussianEncoder(nn.Module):
 
 
 def widened(x: Float[Tensor, "*b z"]) -> Float[Tensor, "*b z"]:
-    """Return what mixed precision computed in 16 bits as float32: a posterior's KL is no sum for 16."""
+    """Return what mixed precision computed in 16 bits as float32: sums are none for 16."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -138,7 +138,7 @@ class CountMoments:
     log_odds
         Log-odds that a cell has the feature at all.
     binary
-        Whether no value is above 1.
+        Whether all values are 0 or 1.
     """
 
     log_frequency: Float[Tensor, " g"]
@@ -167,5 +167,5 @@ class CountMoments:
         rate = (present + 0.5) / (cells + 1)
         return cls(
             frequency.log().float(), theta.log().float(), rate.logit().float(),
-            binary=bool((count <= present).all()),
+            binary=bool((square == count).all()),
         )  # fmt: skip

@@ -127,7 +127,10 @@ def umap_coordinates(x: Float[np.ndarray, "b z"], seed: int = 0) -> Float32[np.n
     Biotechnology 39 (2021), for starting from principal components.
     """
     x = as_embedding(x)
-    n = len(x)
+    n, start = len(x), principal_plane(x)
+    # of one dimension: UMAP divides by the extent of both axes of its start
+    flat = np.ptp(start, axis=0) == 0
+    start[:, flat] = np.random.default_rng(seed).normal(size=(n, int(flat.sum())))
     neighbours = exact_neighbours(x, min(14, n - 1))
     itself = np.arange(n)[:, None]  # which UMAP counts among the neighbours
     known = (
@@ -145,7 +148,7 @@ def umap_coordinates(x: Float[np.ndarray, "b z"], seed: int = 0) -> Float32[np.n
                 "pip install 'chreode[bench]', or give two dimensions."
             ) from error
         layout = UMAP(
-            n_neighbors=neighbours.k + 1, n_epochs=200, init=principal_plane(x), random_state=seed, n_jobs=1,
+            n_neighbors=neighbours.k + 1, n_epochs=200, init=start, random_state=seed, n_jobs=1,
             precomputed_knn=known,
         )  # fmt: skip
         threads = torch.get_num_threads()
