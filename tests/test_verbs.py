@@ -191,6 +191,80 @@ def test_arguments_that_lack_or_are_not_known_are_told_with_a_hint(cells):
         ch.PCA().fit(cells, ch.Schema(counts="X"), seed=-1)
     with pytest.raises(ch.SchemaError, match="no role 'count'. Did you mean 'counts'"):
         ch.Schema(count="X")
+    with pytest.raises(ch.SchemaError, match="no role 'mising'. Did you mean 'missing'"):
+        ch.Schema(mising=("nan",))
+    with pytest.raises(ch.SchemaError, match="counts='layers/NAME'"):
+        ch.Schema(counts=3)
+    for ask in (ch.PCA.fit, lambda: ch.PCA.fit(cells, ch.Schema(counts="X"))):
+        with pytest.raises(ch.ArgumentError, match="fit was called on a class, as PCA.fit"):
+            ask()
     with pytest.raises(ch.SchemaError, match="Name the role of every place"):
         ch.Schema("X")
     assert "counts" in inspect.signature(ch.Schema).parameters
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_genes_are_knocked_out_and_series_told_where_that_means_something(of_all):
+    """Elsewhere cells came back as they were, under a column that said otherwise."""
+    cells, fits = of_all
+    gene, some = cells.var_names[0], cells[:5].copy()
+    for key in ("scvi", "cfgen"):
+        for ask in (
+            lambda fitted, to: fitted.predict(some, to=to, progress=False),
+            lambda fitted, to: fitted.reconstruct(some, to=to, progress=False),
+            lambda fitted, to: fitted.generate(3, given=to, progress=False),
+        ):
+            with pytest.raises(ch.SchemaError, match="condition 'knockout'. There is: batch"):
+                ask(fits[key], {"knockout": gene})
+    fitted = fits["neuralode"]
+    assert (fitted.predict(some, to={"knockout": gene}, progress=False).X[:, 0] == 0).all()
+    for ask in (
+        lambda: fitted.predict(some, to={"trajectory": "a"}, progress=False),
+        lambda: fitted.trajectory(some, [1.0], to={"trajectory": "a"}, progress=False),
+    ):
+        with pytest.raises(ch.SchemaError, match="condition 'trajectory'"):
+            ask()
+    with pytest.raises(ch.ConfigError, match="leave time out of to"):
+        fitted.trajectory(some, [1.0], to={"time": 2.0}, progress=False)
+
+
+def test_a_misspelt_condition_has_a_hint(of_all):
+    with pytest.raises(ch.SchemaError, match="Did you mean 'label'"):
+        of_all[1]["cfgen"].generate(3, given={"labl": "NK"})
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_conditions_are_told_in_the_columns_of_the_query(of_all):
+    cells, fits = of_all
+    other = cells[:9].copy()
+    other.obs = other.obs.rename(columns={"batch": "lane", "day": "hour"})
+    batch = fits["cfgen"].spec.categories["batch"][1]
+    schema = fits["cfgen"].schema.with_(batch="obs/lane")
+    told = fits["cfgen"].predict(other, to={"batch": batch}, schema=schema, progress=False).obs
+    assert set(told["lane"]) == {batch}
+    assert "batch" not in told
+    schema = fits["neuralode"].schema.with_(time="obs/hour")
+    told = fits["neuralode"].trajectory(other, [1.0], schema=schema, progress=False).obs
+    assert set(told["hour"]) == {1.0}
+    assert "day" not in told
+
+
+def test_augmentation_keeps_numbers_and_what_was_generated_before(cells, quick):
+    cells = cells[:120, :40].copy()
+    cells.obs["dose"], cells.obs["id"] = 1.0 * (np.arange(120) % 3), 2**60 + 3 * np.arange(120)
+    cells.obs["well"] = np.arange(120, dtype=np.uint8)
+    schema = ch.Schema(counts="layers/counts", label="obs/cell_type", dose="obs/dose")
+    fitted = quick(ch.CFGen, max_epochs=1, flow_epochs=1).fit(cells, schema, progress=False)
+    cells.obs = cells.obs.rename(columns={"dose": "conc"})
+    schema = schema.with_(dose="obs/conc")
+    most = int(cells.obs["cell_type"].value_counts().max())
+    once = ch.augment(cells, fitted, schema=schema, progress=False)
+    assert once.obs["conc"].notna().all()
+    assert set(once.obs["conc"]) <= {0.0, 1.0, 2.0}
+    assert once.obs["id"][:120].tolist() == cells.obs["id"].tolist()
+    assert once.obs["well"].dtype == "UInt8"
+    twice = ch.augment(
+        once, fitted, floor=most + 1, schema=schema.with_(counts="X"), progress=False
+    ).obs["generated"]
+    assert twice[: once.n_obs].tolist() == once.obs["generated"].tolist()
+    assert twice[once.n_obs :].all()

@@ -195,14 +195,18 @@ def condition_named(self: Fitted, name: str) -> str:
     SchemaError
         If the model was not fitted with any of that name.
     """
-    known = {condition: self.column(condition) for condition in self.spec.conditions}
-    if name in (*known, "knockout"):
+    told = self.spec.conditions
+    if "trajectory" in self.verbs:  # any state goes its way, whose it is; and it may lack genes
+        told = [*(condition for condition in told if condition != "trajectory"), "knockout"]
+    known = {condition: self.column(condition) for condition in told}
+    if name in known:
         return name
     fit = [condition for condition, column in known.items() if column == name]
     if len(fit) == 1:
         return fit[0]
     said = [k if k == column else f"{k} ({column})" for k, column in known.items()]
-    raise SchemaError(f"This model was not fitted with a condition {name!r}.{near(name, said)}")
+    hint = near(name, dict.fromkeys([*known, *known.values()]), said)
+    raise SchemaError(f"This model was not fitted with a condition {name!r}.{hint}")
 
 
 def encode(self: Fitted, to: Conditions | str | None) -> list[tuple[str, int | None, Any]]:

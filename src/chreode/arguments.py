@@ -62,9 +62,11 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise ArgumentError(
-                _unbound(function.__name__, signature, hints, kwargs, error)
-            ) from None
+            owner = function.__name__
+            # a method that is asked of its class: what is given first, if anything, is no instance
+            alone = "self" in signature.parameters and not hasattr(next(iter(args), None), owner)
+            said = _of_class(owner) if alone else _unbound(owner, signature, hints, kwargs, error)
+            raise ArgumentError(said) from None
         for name, value in given.items():
             hint = hints.get(name, Any)
             if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -74,6 +76,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return call
+
+
+def _of_class(owner: str) -> str:
+    return f"{owner} was called on a class, as PCA.fit(…) would be. Make one of it first, as in PCA().fit(…)."
 
 
 def _unbound(

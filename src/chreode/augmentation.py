@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from .check import as_category
 from .collect import refuse_what_cannot_be_kept
 from .errors import ConfigError, SchemaError, near
 from .read import Data
-from .schema import Schema
+from .schema import Place, Schema
 
 if TYPE_CHECKING:
     from .fitted import Fitted
@@ -59,8 +60,8 @@ def augment(
     Returns
     -------
     A new AnnData: raw counts of the trained features in ``X``; the ``obs`` of the real cells, of which new
-    ones have the attributes alone; and ``obs["generated"]`` (bool), True for the new cells. They follow the
-    real ones.
+    ones have the attributes alone; and ``obs["generated"]`` (bool), True for the new cells, as for those of
+    an earlier augmentation. They follow the cells of `data`.
 
     Raises
     ------
@@ -82,22 +83,19 @@ def augment(
         )
     data, schema = read.read(data), schema or fitted.schema
     kept = read.positions(data, rows)
-    columns = {
-        condition: place.key
-        for condition in (*fitted.spec.categories, *fitted.spec.continuous)
-        for role, place in schema.places()
-        if role in (condition, f"categorical/{condition}", f"continuous/{condition}")
-    }
+    places = {role.partition("/")[2] or role: place for role, place in schema.places()}
+    columns = {c: places[c] for c in fitted.spec.conditions if c in places}
     if by not in columns:
         raise SchemaError(f"augment needs the place of {by}: Schema({by}='obs/COLUMN').")
-    real = _real(data, fitted, schema, kept)
-    classes = real.obs[columns[by]]
+    real = _real(data, fitted, schema, kept, columns)
+    classes = real.obs[columns[by].key]
     sizes = classes.value_counts().reindex(list(fitted.spec.categories[by]), fill_value=0)
     wanted = (max(floor, 0) if floor is not None else sizes.max()) - sizes
     wanted = wanted[wanted > 0]
     n = int(wanted.sum())
     refuse_what_cannot_be_kept(n, real.n_vars, None)
-    real.obs["generated"] = False
+    before = real.obs.get("generated")
+    real.obs["generated"] = False if before is None else before.eq(True).to_numpy(bool)
     if n == 0:
         return real
     told = {by: np.repeat(wanted.index.to_numpy(object), wanted.to_numpy())}
@@ -107,7 +105,9 @@ def augment(
         made = AnnData(made[place.modality or "counts"].X, obs=made.obs, var=real.var)
     made.obs["generated"] = True
     made.obs_names = _unheard(made.obs_names, real.obs_names)
-    made.obs = made.obs.rename(columns={fitted.column(c): name for c, name in columns.items()})
+    made.obs = made.obs.rename(
+        columns={fitted.column(c): place.key for c, place in columns.items()}
+    )
     both = anndata.concat([real, made], join="inner", merge="first")
     both.obs = _joined(real.obs, made.obs)
     return both
@@ -115,8 +115,11 @@ def augment(
 
 def _joined(real: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
     """Return the table of real cells with new ones below, which lack most of it."""
-    lacking = {c: "boolean" for c in real.select_dtypes(bool) if c not in made}
-    both = pd.concat([real.astype(lacking), made])[real.columns]
+    # as floats, whole numbers beyond 2**53 would be others
+    whole = real.select_dtypes([bool, np.integer]).convert_dtypes()
+    lacking = {c: dtype for c, dtype in whole.dtypes.items() if c not in made}
+    unknown = {c: pd.array([pd.NA] * len(made), dtype) for c, dtype in lacking.items()}
+    both = pd.concat([real.astype(lacking), made.assign(**unknown)])[real.columns]
     for name in real:
         texts = isinstance(real[name].dtype, pd.CategoricalDtype) or name in made
         if texts and both[name].dtype == object:
@@ -124,7 +127,13 @@ def _joined(real: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
     return both
 
 
-def _real(data: Data, fitted: Fitted, schema: Schema, rows: np.ndarray) -> AnnData:
+def _real(
+    data: Data,
+    fitted: Fitted,
+    schema: Schema,
+    rows: np.ndarray,
+    columns: Mapping[str, Place],
+) -> AnnData:
     """Return the raw counts of cells, with the model's features, and their obs."""
     from .align import match_features
 
@@ -144,13 +153,11 @@ def _real(data: Data, fitted: Fitted, schema: Schema, rows: np.ndarray) -> AnnDa
         padded = sp.hstack([counts, sp.csr_matrix((counts.shape[0], 1))], format="csr")
         counts = padded[:, np.where(take < 0, counts.shape[1], take)]
     obs = data.obs.iloc[rows].copy()
-    for name, place in places.items():
-        key = name.removeprefix("categorical/").removeprefix("continuous/")
-        if key in fitted.spec.categories:
-            values = as_category(read.column(data, place, name), schema.missing)
-            obs[place.key] = values.iloc[rows].to_numpy(object)
-        elif key in fitted.spec.continuous:
-            obs[place.key] = read.column(data, place, name).iloc[rows].to_numpy()
+    for name, place in columns.items():
+        values = read.column(data, place, name)
+        if name in fitted.spec.categories:
+            values = as_category(values, schema.missing).astype(object)
+        obs[place.key] = values.iloc[rows].to_numpy()
     var = pd.DataFrame(index=pd.Index(list(fitted.spec.features["counts"]), dtype=object))
     return AnnData(counts if schema.fractional else counts.astype(np.int64), obs=obs, var=var)
 

@@ -100,7 +100,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit code."""
     try:
         code = _run(tokens)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the shell, as by ``>&-``
+            sys.stdout.flush()
     except BrokenPipeError:
         # what is left in the buffer would fail again when the process ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -80,8 +80,8 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(text, category, stacklevel=first + 2 + len(list(wrappers)))
 
 
-def near(word: str, known: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"`, or, with nothing near, the list of what is known.
+def near(word: str, known: Iterable[str], told: Iterable[str] | None = None) -> str:
+    """Return `" Did you mean 'x'?"`, or, with nothing near, the list of what is known, or is `told` of it.
 
     Examples
     --------
@@ -92,5 +92,6 @@ def near(word: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     if match:
         return f" Did you mean {match[0]!r}?"
+    known = known if told is None else [visible(t)[:60] for t in told]
     shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
     return f" There is: {shown}." if known else " There is none."

@@ -98,10 +98,10 @@ class Fitted:
         fitted_on = self.schema.expression if "expression" in self.spec.features else None
         return f"expression as in {fitted_on}" if fitted_on else self.model.scale
 
-    def column(self, condition: str) -> str:
-        """Return the obs column of a condition, a role or the name of a covariate."""
-        place = getattr(self.schema, condition, None)
-        return Place.parse(place).key if isinstance(place, str) else condition
+    def column(self, condition: str, schema: Schema | None = None) -> str:
+        """Return the obs column of a condition, a role or the name of a covariate: in `schema` or the fit."""
+        places = (getattr(where, condition, None) for where in (schema, self.schema))
+        return next((Place.parse(p).key for p in places if isinstance(p, str)), condition)
 
     def feature_weight(self) -> dict[str, np.ndarray]:
         """Return, per matrix role, how much each feature matters to `embed`."""

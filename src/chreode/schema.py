@@ -90,8 +90,10 @@ def _hinting(cls: type[T]) -> type[T]:
     def init(self: Any, *places: Any, **roles: Any) -> None:
         if places:
             raise SchemaError("Name the role of every place, as in Schema(counts='layers/counts').")
-        for name in roles.keys() - {f.name for f in dataclasses.fields(made)}:
-            raise SchemaError(f"There is no role {name!r}.{near(name, ROLES)}")
+        known = [f.name for f in dataclasses.fields(made)]
+        for name in roles:
+            if name not in known:
+                raise SchemaError(f"There is no role {name!r}.{near(name, known)}")
         plain(self, **roles)
 
     made.__init__ = init
@@ -181,8 +183,9 @@ class Schema:
             raise SchemaError(f"control={self.control!r}: expected the name of a category.")
         for role in ROLES:
             if role not in TUPLE_ROLES and not isinstance(getattr(self, role), str | None):
+                slot = "layers" if role in MATRIX_ROLES else "obs"
                 raise SchemaError(
-                    f"{role}={getattr(self, role)!r}: expected a place, as in {role}='obs/NAME'."
+                    f"{role}={getattr(self, role)!r}: expected a place, as in {role}='{slot}/NAME'."
                 )
         for role, place in self.places():
             if role.partition("/")[0] in MATRIX_ROLES:

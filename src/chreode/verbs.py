@@ -232,7 +232,7 @@ def predict(
             yield blocks(self, ask(self.module.predict, batch, under(batch, target), noise=noise))
 
     obs = data.obs.iloc[usable].assign(
-        **{self.column(k): v for k, v in as_mapping(self, to).items()}
+        **{self.column(k, schema): v for k, v in as_mapping(self, to).items()}
     )
     return collect_cells(
         chunks(), obs, features(self),
@@ -420,6 +420,8 @@ def trajectory(
         raise ConfigError("times: expected a list of finite numbers.")
     rising, back = np.unique(at, return_inverse=True)
     scaled = self.spec.narrowed("time", rising)
+    if "time" in as_mapping(self, to):
+        raise ConfigError("trajectory begins at each cell's own time: leave time out of to.")
     target = encode(self, to)
     role = self.spec.either("expression", "counts")
     if start is not None:
@@ -444,7 +446,7 @@ def trajectory(
     table = obs.iloc[rows].assign(
         **{
             "start": obs.index.to_numpy()[rows], "start_time": begin[rows],
-            self.column("time"): np.tile(at, len(obs)),
+            self.column("time", schema): np.tile(at, len(obs)),
         }
     )  # fmt: skip
     table.index = pd.Index([f"{name}_{i}" for name in obs.index for i in range(len(at))])

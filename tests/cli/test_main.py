@@ -236,3 +236,9 @@ def test_a_file_in_place_of_a_bench_is_told_in_a_line(say, there):
         assert (code, out) == (1, "")
         assert len(err) < 500
         assert err.count("\n") == 1
+
+
+def test_a_command_whose_output_nobody_reads_ends_well(there, monkeypatch):
+    """As ``>&-`` asks for."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["models"]) == 0

@@ -249,7 +249,7 @@ def _generated(
     both = augment(
         given.data, fitted, by=given.by, floor=floor, rows=train, seed=seed, progress=given.progress
     )
-    new = both[both.obs["generated"].to_numpy()]
+    new = both[~both.obs_names.isin(given.data.obs_names[train])]
     codes = pd.Index(given.names).get_indexer(
         pd.Index(new.obs[fitted.column(given.by)].astype(str))
     )
