@@ -217,7 +217,13 @@ def test_genes_are_knocked_out_and_series_told_where_that_means_something(of_all
             with pytest.raises(ch.SchemaError, match="condition 'knockout'. There is: batch"):
                 ask(fits[key], {"knockout": gene})
     fitted = fits["neuralode"]
-    assert (fitted.predict(some, to={"knockout": gene}, progress=False).X[:, 0] == 0).all()
+    told = fitted.predict(some, to={"knockout": gene}, progress=False)
+    assert (told.X[:, 0] == 0).all()
+    assert set(told.obs["day"]) == {cells.obs["day"].max()}
+    np.testing.assert_array_equal(
+        fitted.predict(some, to={}, progress=False).X,
+        fitted.trajectory(some, [cells.obs["day"].max()], progress=False).X,
+    )
     for ask in (
         lambda: fitted.predict(some, to={"trajectory": "a"}, progress=False),
         lambda: fitted.trajectory(some, [1.0], to={"trajectory": "a"}, progress=False),

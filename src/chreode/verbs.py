@@ -213,7 +213,8 @@ def predict(
     ----------
     to
         Conditions by role, covariate or obs column; a bare string means `perturbation`. ``{}`` keeps the
-        cells' own conditions (posterior predictive counts).
+        cells' own conditions (posterior predictive counts); a model of time carries them to the last time
+        of the fit where none is named.
 
     Returns
     -------
@@ -231,9 +232,9 @@ def predict(
             noise = Rng(seed).scope("noise", number)
             yield blocks(self, ask(self.module.predict, batch, under(batch, target), noise=noise))
 
-    obs = data.obs.iloc[usable].assign(
-        **{self.column(k, schema): v for k, v in as_mapping(self, to).items()}
-    )
+    moved = {"time": self.module.clock_times(2)[-1]} if "trajectory" in self.verbs else {}
+    moved |= as_mapping(self, to)
+    obs = data.obs.iloc[usable].assign(**{self.column(k, schema): v for k, v in moved.items()})
     return collect_cells(
         chunks(), obs, features(self),
         uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,
