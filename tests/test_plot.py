@@ -408,6 +408,28 @@ def test_paths_are_drawn_over_what_was_observed(moving):
         plot.paths(fitted, cells, ["pray"])
 
 
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_the_path_of_cells_without_trajectories_is_drawn():
+    import chreode as ch
+
+    how = ch.simulate.Sampling(n_trajectories=2, n_times=15)
+    cells = ch.simulate.simulate_system("predators", how, seed=0)
+    model = ch.NeuralODE(n_latent=2, match_steps=2, piece_steps=0, path_steps=0, hidden=(8,))
+    fitted = model.fit(cells, ch.Schema(expression="X", time="obs/time"), progress=False)
+    (ax, *_) = plot.paths(fitted, cells, ["prey"]).axes
+    assert len(ax.lines) == 2
+    with pytest.raises(SchemaError, match="no such path. There is: all cells"):
+        fitted.trajectory(start="path_0")
+
+
+def test_markers_of_a_method_that_is_not_there_are_refused():
+    row = {"method": "VAE", "class": "B", "gene": "A", "real share": 1.0, "fake share": 0.2}
+    table = pd.DataFrame([{**row, "cells": 9, "off share": 0.5}])
+    for markers, said in ((table, "Did you mean 'VAE'"), (table[:0], "There is none")):
+        with pytest.raises(ConfigError, match=said):
+            plot.marker_shares(markers, "VAEE")
+
+
 def test_edges_are_drawn_from_their_drivers():
     edges = pd.DataFrame(
         {"source": ["a", "b", "c"], "target": ["b", "a", "a"], "weight": [2.0, -1.0, 0.1]}

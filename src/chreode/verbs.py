@@ -16,7 +16,6 @@ from anndata import AnnData
 from jaxtyping import Float
 
 from . import read
-from .align import condition_code
 from .answering import (
     Conditions,
     as_mapping,
@@ -384,7 +383,8 @@ def trajectory(
     times
         When to look, before or after it (default: 20 times from the first to the last of the fit).
     start
-        In place of `data`: a trajectory of the fit, from its smoothed start.
+        In place of `data`: a trajectory of the fit, from its smoothed start; ``"all cells"``, where the fit
+        knew of none.
     to
         ``{"knockout": "GATA1"}``: genes that are absent from then on, several as ``A+B``.
     into
@@ -426,8 +426,10 @@ def trajectory(
     target = encode(self, to)
     role = self.spec.either("expression", "counts")
     if start is not None:
-        code = condition_code(self.spec, "trajectory", start)[2]
-        batches: Any = [(np.zeros(1, int), self.module.named_start(code))]
+        known = self.spec.categories.get("trajectory", ("all cells",))
+        if start not in known:
+            raise SchemaError(f"start={start!r}: the fit has no such path.{near(start, known)}")
+        batches: Any = [(np.zeros(1, int), self.module.named_start(known.index(start)))]
         usable = np.zeros(1, int)
         obs = pd.DataFrame({self.column("trajectory"): [start]}, index=[start])
         begin = self.spec.outside("time", batches[0][1]["time"].numpy())

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..arguments import checked
-from ..errors import CapabilityError, DataError
+from ..errors import CapabilityError, ConfigError, DataError, near
 from ..metrics.generation import Space
 from ..metrics.score import Labels
 from ..text import picture
@@ -102,6 +102,11 @@ def marker_shares(
     ax
         Where to draw (default: a new figure).
 
+    Raises
+    ------
+    ConfigError
+        If there are no markers of this method.
+
     Examples
     --------
     >>> row = {"method": "VAE", "class": "B", "gene": "CD79A", "real share": 1.0, "fake share": 0.25}
@@ -109,6 +114,9 @@ def marker_shares(
     >>> [text.get_text() for text in ax.texts]
     ['CD79A, B']
     """
+    known = dict.fromkeys(markers["method"] if len(markers) else ())
+    if method not in known:
+        raise ConfigError(f"There are no markers of {method!r}.{near(method, known)}")
     ax = axes(ax, 3.8, 3.8)
     means = markers.groupby(["method", "class", "gene"]).mean(numeric_only=True)
     for name, colour in ((beside, GREY), (method, PALETTE[0])):
