@@ -246,8 +246,10 @@ def test_conditions_are_told_in_the_columns_of_the_query(of_all):
     other.obs = other.obs.rename(columns={"batch": "lane", "day": "hour"})
     batch = fits["cfgen"].spec.categories["batch"][1]
     schema = fits["cfgen"].schema.with_(batch="obs/lane")
-    told = fits["cfgen"].predict(other, to={"batch": batch}, schema=schema, progress=False).obs
+    to = {"batch": batch, "age": "30"}  # a number, as the command line gives it
+    told = fits["cfgen"].predict(other, to=to, schema=schema, progress=False).obs
     assert set(told["lane"]) == {batch}
+    assert set(told["age"]) == {30.0}
     assert "batch" not in told
     schema = fits["neuralode"].schema.with_(time="obs/hour")
     told = fits["neuralode"].trajectory(other, [1.0], schema=schema, progress=False).obs

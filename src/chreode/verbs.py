@@ -44,7 +44,7 @@ from .errors import CapabilityError, ConfigError, SchemaError, near
 from .learn.phase import bar
 from .learn.rng import Rng
 from .read import Data
-from .schema import Schema
+from .schema import NUMBER_ROLES, Schema
 from .surroundings import settled
 
 if TYPE_CHECKING:
@@ -233,7 +233,9 @@ def predict(
 
     moved = {"time": self.module.clock_times(2)[-1]} if "trajectory" in self.verbs else {}
     moved |= as_mapping(self, to)
-    obs = data.obs.iloc[usable].assign(**{self.column(k, schema): v for k, v in moved.items()})
+    numbers = (*self.spec.continuous, *NUMBER_ROLES)  # which the command line gives as text
+    values = {self.column(k, schema): float(v) if k in numbers else v for k, v in moved.items()}
+    obs = data.obs.iloc[usable].assign(**values)
     return collect_cells(
         chunks(), obs, features(self),
         uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,
