@@ -73,6 +73,7 @@ def with_blocks(language: str) -> list[Path]:
     return [page for page in PAGES if page.name != "CONTRIBUTING.md" and blocks(page, language)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are held at its end")  # fits of a few steps wander
 @pytest.mark.parametrize("page", with_blocks("python"), ids=named)
 def test_python_on_the_page_runs(page, desk):
@@ -89,6 +90,7 @@ def commands(page: Path) -> list[list[str]]:
     return [line for line in words if line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", with_blocks("sh"), ids=named)
 @pytest.mark.usefixtures("desk")
 def test_commands_on_the_page_run(page, capsys):

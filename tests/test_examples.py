@@ -96,18 +96,9 @@ SHOWN = {
 }  # fmt: skip
 
 
-#: Examples that train a flow, or refits, take half a minute.
-SLOW = ("attributes", "multiome", "motion_capture", "haematopoiesis")
-
-
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are held at its end")  # users see it, beside what is printed
-@pytest.mark.parametrize(
-    "example",
-    [
-        pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem)
-        for path in sorted(FOLDER.glob("*.py"))
-    ],
-)
+@pytest.mark.parametrize("example", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
 def test_it_runs_and_shows_its_point(example, capsys, monkeypatch, tmp_path):
     assert len(example.read_text(encoding="utf-8").splitlines()) <= 60
     monkeypatch.chdir(tmp_path)

@@ -192,6 +192,7 @@ def test_the_default_objective_is_what_held_out_cells_cost(cells, schema):
         assert value == nats_per_cell(fitted, small[rows[judged]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", [ch.PPCA(), ch.VAE(max_epochs=1, n_hidden=4)])
 @pytest.mark.parametrize("how", ["mask", "positions", "names"])
 @pytest.mark.parametrize("which", ["validation", "test", "both"])

@@ -126,6 +126,7 @@ def test_check_for_one_model(say, there):
     assert told["suggested"] == "chreode fit pca cells.h5ad --counts X -o runs/pca"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("roles", "model"),
     [

@@ -124,6 +124,7 @@ def stored(path: Path) -> dict[str, tuple]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 2**30])
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_embed_adds_its_slots_and_touches_nothing_else(say, there, monkeypatch, suffix, limit):

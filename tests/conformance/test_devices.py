@@ -48,6 +48,7 @@ def fit_there(model, data, schema, mode, **more):
     return fitted
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:User provided device_type:UserWarning")
 @pytest.mark.parametrize(
     ("cls", "options"),
@@ -66,6 +67,7 @@ def test_a_fit_mixes_no_devices(cls, options, quick, cells, schema, other):
     assert np.isfinite(fitted.embed(few)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:User provided device_type:UserWarning")
 @pytest.mark.parametrize("peaks", ["bernoulli", "poisson"])
 @pytest.mark.parametrize("lacking", ["some", "none"])

@@ -47,8 +47,6 @@ OTHERWISE = {
     "strengths": ({"strengths": (0.5,)}, {}),
     "ratio": ({"ratio": 0.1}, {"strength": 1.0}),
 }
-#: Options of CFGen that show when it has learned for a while.
-SLOW = {"tolerance", "solver", "guide", "steps", "flow_schedule", "patience"}
 #: Options that these cells cannot show, and the test that does.
 ELSEWHERE = {
     ("cfgen", "peaks"): "tests/models/test_cfgen.py::test_peaks_may_be_open_or_not",
@@ -237,6 +235,7 @@ def unchanged():
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "name"),
     [
@@ -244,7 +243,6 @@ def unchanged():
             models.find(k),
             f.name,
             id=f"{k}-{f.name}",
-            marks=[pytest.mark.slow] if k == "cfgen" and f.name in SLOW else [],
         )
         for k in KEYS
         for f in dataclasses.fields(models.find(k))

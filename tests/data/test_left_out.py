@@ -77,6 +77,7 @@ def written(request, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @HOW
 def test_what_anndata_wrote_opens_and_zeros_left_out_have_a_remedy_that_helps(
     written, how, tmp_path

@@ -155,6 +155,7 @@ def test_an_exit_code_and_a_sentence(base, flags, tmp_path, monkeypatch, data):
     assert not [name for name in left if "writing" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line", [line for line in SOUND if line.split()[0] not in ("demo", "bench", "tune")]
 )

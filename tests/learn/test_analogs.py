@@ -29,6 +29,7 @@ def error(name, train, new):
     return float((forecast - new.values).square().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3, 12])
 def test_the_analog_follows_those_that_begin_alike(n):
     train, new = fans(n, 0), fans(4, 1)

@@ -104,6 +104,7 @@ def test_membership_of_copies_and_of_new_cells(rng):
     assert m.membership(train, held_out, 0.3 * new) == pytest.approx(0.5, abs=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3, 10, 30])
 def test_fakes_that_repeat_a_few_cells_are_told_from_real_ones(rng, n):
     """However much each of them looks like a real one."""

@@ -158,6 +158,7 @@ def test_mixed_batches_beat_separated_ones(simulate, metric):
     assert good > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [m for m in METRICS if m.kind == "bio"], ids=lambda m: m.key)
 def test_separate_labels_beat_shuffled_ones(simulate, metric):
     x, labels, batches, _ = simulate(spread=8.0)

@@ -196,6 +196,7 @@ def test_no_trajectory_is_learned_from_and_held_out(paths, n):
     assert len(few.validation) == 0  # one cell
 
 
+@pytest.mark.slow
 @WANDERS
 @pytest.mark.parametrize(
     ("name", "n"),

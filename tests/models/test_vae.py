@@ -145,6 +145,7 @@ def test_loadings_need_a_linear_decoder(linear, gaussian):
         deep.loadings()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [

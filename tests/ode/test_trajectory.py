@@ -28,6 +28,7 @@ def exact(start, times):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_path_is_the_exact_one(method):
     start = torch.tensor([[1.0, 0.0], [0.3, -2.0]], dtype=torch.float64)
