@@ -95,7 +95,9 @@ def augment(
     n = int(wanted.sum())
     refuse_what_cannot_be_kept(n, real.n_vars, None)
     before = real.obs.get("generated")
-    real.obs["generated"] = False if before is None else before.eq(True).to_numpy(bool)
+    real.obs["generated"] = (
+        False if before is None else before.eq(True).to_numpy(bool, na_value=False)
+    )
     if n == 0:
         return real
     told = {by: np.repeat(wanted.index.to_numpy(object), wanted.to_numpy())}
