@@ -109,12 +109,14 @@ def test_what_is_not_there_is_refused_before_anything_is_fitted(cells, schema, f
         ({"metrics": ["nmi_kmeans", "nmi"]}, "no metric 'nmi'.*nmi_kmeans"),
         ({"metrics": []}, "Name a metric"),
         ({"seeds": ()}, "no seeds"),
+        ({"seeds": (0, -1)}, "seeds: -1: expected whole numbers from 0"),
     ):
         with pytest.raises(ch.ConfigError, match=said):
             ch.bench.integration(cells, schema, [ch.PCA()], **more)
     for bench in (ch.bench.generation, ch.bench.augmentation):
-        with pytest.raises(ch.ConfigError, match="no seeds"):
-            bench(cells, schema, seeds=())
+        for seeds, said in (((), "no seeds"), ((2, -1), "seeds: -1")):
+            with pytest.raises(ch.ConfigError, match=said):
+                bench(cells, schema, seeds=seeds)
     assert fits == []
     with pytest.raises(
         ch.DataError, match="No row could be judged. PCA, seed 0: .* 2 cells or more"

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_info
 
 import chreode as ch
 from chreode.bench.ledger import Ledger, digest, fingerprint
-from chreode.bench.trials import Outcome, Trial, pinned, running
+from chreode.bench.trials import Outcome, Trial, pinned, require_seeds, running
 from chreode.learn.phase import bar
 
 ABOUT = {"data": "abc", "threads": 1}
@@ -350,3 +350,14 @@ def test_a_digest_tells_apart_what_is_not_the_same():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest(pd.Series(["a", "b"])) == digest(pd.Series(["a", "b"], dtype="category"))
     assert digest(1, 2) != digest(12)
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, pd.Index, lambda s: pd.Series(s, index=s)])
+def test_seeds_may_stand_in_any_list(kind):
+    """NumPy's are neither true nor false, and a column has other ways to its first one."""
+    assert require_seeds(kind([0])) == (0,)
+    assert require_seeds(kind([3, 5])) == (3, 5)
+    assert all(type(seed) is int for seed in require_seeds(kind([3, 5])))
+    for seeds, said in (([], "no seeds"), ([2**32], "seeds: 4294967296: expected")):
+        with pytest.raises(ch.ConfigError, match=said):
+            require_seeds(kind(seeds))

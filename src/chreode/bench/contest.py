@@ -86,7 +86,7 @@ def contest(
     DataError
         If every row failed; it says why.
     """
-    require_seeds(seeds)
+    seeds = require_seeds(seeds)
     trials = [
         Trial(
             f"{row.name}, seed {seed}", partial(row.judge, seed),

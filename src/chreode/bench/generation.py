@@ -142,7 +142,7 @@ def generation(
     for model in methods:
         if model.scale != "counts":
             raise ConfigError(f"{model.key} generates no counts, which this bench compares.")
-    require_seeds(seeds)
+    seeds = require_seeds(seeds)
     data = read.read(data)
     given = _given(data, schema, progress)
     judge = partial(partial, _judge, pictured=seeds[0])

@@ -142,7 +142,7 @@ def integration(
     KeyboardInterrupt
         At Ctrl-C, which ends everything at once; it says what is kept.
     """
-    require_seeds(seeds)
+    seeds = require_seeds(seeds)
     sent = portable(data) if ray else None
     data = read.read(data)
     named = {role: _category(data, schema, role) for role in ("label", "batch")}

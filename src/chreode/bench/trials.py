@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -118,10 +118,15 @@ class Runner:
         return [done[trial.name] for trial in trials]
 
 
-def require_seeds(seeds: Sequence[int]) -> None:
-    """Refuse a bench of no seed, by which nothing would be judged."""
-    if not seeds:
+def require_seeds(seeds: Iterable[Any]) -> tuple[int, ...]:
+    """Return the seeds; none, by which nothing would be judged, and what is no seed are refused."""
+    found = tuple(int(seed) for seed in seeds)  # an array or a column has other ways than a tuple
+    if not found:
         raise ConfigError("There are no seeds: give one at least, as in seeds=(0,).")
+    wrong = [seed for seed in found if not 0 <= seed < 2**32]
+    if wrong:
+        raise ConfigError(f"seeds: {wrong[0]}: expected whole numbers from 0 to 4294967295.")
+    return found
 
 
 def require_one(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:
