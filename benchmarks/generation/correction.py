@@ -61,7 +61,7 @@ def _embedded(
         return z, {}
     schema = ch.Schema(counts="X", batch="obs/batch")
     if method == "scVI":
-        fitted, told = fit(ch.SCVI(), cells, schema, train, seed, kept / "fits")
+        fitted, told = fit(ch.SCVI(keep="last"), cells, schema, train, seed, kept / "fits")
         return fitted.embed(cells, progress=False), told
     schema = schema.with_(label="obs/label")
     fitted, told = fit(ch.CFGen(), cells, schema, train, seed, kept / "fits")

@@ -25,9 +25,10 @@ from .tasks import SEEDS, development, prepare, titled
 
 MODELS: dict[str, Any] = {
     "controls": None,
-    "scVI": ch.SCVI(likelihood="nb"),
+    # as its page says where cells of a given batch are to be drawn
+    "scVI": ch.SCVI(keep="last"),
     # the best of seven on seed 5 of pbmc3k, and better than the default on that of Kang
-    "scVI, tuned": ch.SCVI(likelihood="nb", n_layers=2, n_latent=30, dispersion="gene-batch"),
+    "scVI, tuned": ch.SCVI(n_layers=2, n_latent=30, dispersion="gene-batch", keep="last"),
     "CFGen, as published": ch.CFGen(preset="paper"),
     "CFGen": ch.CFGen(),
 }

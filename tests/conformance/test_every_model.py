@@ -24,6 +24,7 @@ LEARNED = {"max_epochs": 40, "lr": 0.02, "kl": 0.1, "flow_epochs": 40, "flow_lr"
 #: Values that differ from the defaults where no rule can find one, with what makes them visible.
 OTHERWISE = {
     "patience": ({"patience": 1}, {"max_epochs": 25, "lr": 0.05, "kl_warmup": 0.0}),
+    "keep": ({"keep": "last"}, {"max_epochs": 25, "lr": 0.05, "kl_warmup": 0.0}),
     "tol": ({"tol": 0.5}, {"max_epochs": 50}),
     "max_epochs": ({"max_epochs": 2}, {}),
     "ema": ({"ema": None}, {}),

@@ -112,6 +112,19 @@ def test_early_stopping_keeps_the_best_and_waits_for_the_warm_up(source):
     assert len(late.history) >= 20
 
 
+@pytest.mark.parametrize("patience", [None, 3])
+def test_the_last_weights_of_an_overfitted_fit_are_kept_when_asked(source, patience):
+    ended = {}
+    for keep in ("best", "last"):
+        module = Overfits()
+        trace = learn(module, source, patience=patience, keep=keep, max_epochs=30)
+        assert trace.state == "overfitted"
+        ended[keep] = (module.w.item() - 0.3) ** 2
+    assert ended["last"] == pytest.approx(trace.history["validation_objective"].iloc[-1], rel=1e-5)
+    assert ended["best"] == pytest.approx(trace.history["validation_objective"].min(), rel=1e-5)
+    assert ended["best"] < 0.9 * ended["last"]
+
+
 @pytest.mark.slow
 def test_a_run_that_still_improves_is_called_so(source):
     assert learn(Quadratic(), source, lr=1e-4, max_epochs=10).state == "still improving"

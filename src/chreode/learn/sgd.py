@@ -65,8 +65,10 @@ class SGD:
         Decay, per step, of an average of the weights, which is then what is validated and kept
         (None: off). Early on it decays faster: it holds about the last tenth of the run so far.
     patience
-        Epochs without a better objective before stopping (None: run to the end). The weights of the best
-        epoch are then kept.
+        Epochs without a better objective before stopping (None: run to the end).
+    keep
+        Which weights are left where the fit stopped early or had overfitted (see `state_of`): those of its
+        best epoch, or its last. Elsewhere they are the last.
     settle
         Share of the run in which the objective still changes, as in a warm-up of one of its terms. Early
         stopping does not act before, and no epoch from before is the best: its weights minimise something
@@ -74,9 +76,8 @@ class SGD:
         there its cells are not where the prior draws new ones. Training objectives from before are
         compared with none.
     chooses
-        Whether cells held out choose the weights: those of the best epoch are kept, whatever the patience,
-        where the fit had overfitted (see `state_of`). Not so where the objective is not all that is
-        minimised (proximal steps), or cells held out choose later.
+        Whether cells held out choose the weights, and can tell of overfitting. Not so where the objective
+        is not all that is minimised (proximal steps), or cells held out choose later.
 
     Notes
     -----
@@ -96,6 +97,7 @@ class SGD:
     clip: float | None = None
     ema: float | None = None
     patience: int | None = None
+    keep: Literal["best", "last"] = "best"
     settle: float = 0.0
     chooses: bool = True
 
@@ -138,7 +140,8 @@ class SGD:
                 warn(f"{phase.name}: {loop.notes[-1]}.")
                 loop.finish(keep_best=True)
             else:
-                loop.finish(keep_best=self.patience is not None or loop.state() == "overfitted")
+                passed = self.patience is not None or loop.state() == "overfitted"
+                loop.finish(keep_best=passed and self.keep == "best")
             finally:
                 share_statistics(module, among_processes=False)
         return Trace(pd.DataFrame(loop.log), loop.state(), tuple(loop.notes))

@@ -403,7 +403,7 @@ class SCVI(Model):
         "data", "Where the decoder starts: at every gene's mean and spread, or at random."
     )
     kl_warmup: float = param(
-        0.5, "Share of the run over which the KL weight rises to 1.", low=0, high=1
+        0.1, "Share of the run over which the KL weight rises to 1.", low=0, high=1
     )
     batch_size: int = param(128, "Cells per minibatch.", low=2)
     max_epochs: int | None = param(
@@ -418,6 +418,10 @@ class SCVI(Model):
     patience: int | None = param(
         None, "Stop after so many epochs without a better validation ELBO.", low=1
     )
+    keep: Literal["best", "last"] = param(
+        "best",
+        "Weights to keep of an overfitted fit: best for embeddings, last for new cells of a given batch.",
+    )
 
     def build(self, spec: Spec) -> SCVIModule:
         """Return the untrained tensors."""
@@ -427,7 +431,7 @@ class SCVI(Model):
         """One phase of gradients."""
         learner = SGD(
             lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay, eps=0.01,
-            ema=self.ema, patience=self.patience, settle=self.kl_warmup,
+            ema=self.ema, patience=self.patience, keep=self.keep, settle=self.kl_warmup,
         )  # fmt: skip
         return [Phase(learner, data=Shuffled(self.batch_size), name="SCVI", lasts="max_epochs")]
 
