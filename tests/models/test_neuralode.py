@@ -198,6 +198,19 @@ def test_no_trajectory_is_learned_from_and_held_out(paths, n):
 
 @pytest.mark.slow
 @WANDERS
+def test_series_that_were_held_out_have_a_start_too(paths):
+    """They once began at 0, at the mean time."""
+    paths = paths[paths.obs["trajectory"].isin([f"path_{i}" for i in range(3)])].copy()
+    model = ch.NeuralODE(match_steps=2, piece_steps=0, path_steps=0, hidden=(8,))
+    fitted = model.fit(paths, SCHEMA, validation=0.5, progress=False)
+    first = paths.obs.groupby("trajectory", observed=True)["time"].idxmin()
+    for name, cell in first.items():
+        found = fitted.trajectory(start=name, times=[0.0], progress=False)
+        assert found.obs["start_time"].tolist() == [0.0]
+        np.testing.assert_allclose(found.X[0], paths[cell].X.ravel(), atol=0.15)
+
+
+@WANDERS
 @pytest.mark.parametrize(
     ("name", "n"),
     [

@@ -69,8 +69,9 @@ class Dynamics(Module):
         self.frame.units(batch.values, batch.weight, source.first_and_last(rows))
         self.frame.lowest, self.frame.highest = source.extremes(rows)
         codes = {name: i for i, name in enumerate(_series(self.spec))}
-        at = torch.tensor([codes[name] for name in batch.names])
-        self.frame.starts[at], self.frame.begins[at] = batch.start, batch.begin
+        every = source.series(source.known)  # those held out begin somewhere too: nothing learns it
+        at = torch.tensor([codes[name] for name in every.names])
+        self.frame.starts[at], self.frame.begins[at] = every.start, every.begin
         self.frame.states(batch.smoothed(batch.times, source.bandwidth)[0][batch.observed])
 
     def loss(self, batch: SeriesBatch, step: Step) -> Loss:
