@@ -54,7 +54,7 @@ class Model:
         Whether `predict` first asks what a cell was under its own conditions, which are then read.
     rescores
         Options that change of what `score` is the probability: fits that differ in one of them cannot be
-        compared by it.
+        compared by it, nor go on from one another.
     """
 
     needs: ClassVar[tuple[str, ...]]
@@ -282,8 +282,9 @@ class Model:
             )
         with torch.device("meta"):  # without memory: what this model would be on the old data
             form = {name: t.shape for name, t in self.build(from_.spec).state_dict().items()}
-        if form != {name: t.shape for name, t in from_.module.state_dict().items()}:
-            old, new = config.as_dict(from_.model), config.as_dict(self)
+        old, new = config.as_dict(from_.model), config.as_dict(self)
+        means_other = any(old[k] != new[k] for k in self.rescores)
+        if means_other or form != {k: t.shape for k, t in from_.module.state_dict().items()}:
             differ = [f"{k} ({old[k]!r} there, {new[k]!r} here)" for k in new if old[k] != new[k]]
             raise ConfigError(
                 f"from_ is a {self.key} of another form. Options that differ: {', '.join(differ)}. "
