@@ -56,6 +56,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "both of these": {"start": "random", "theta_speed": 1.0},
     "the paper's autoencoder": {"hidden": (512, 256), "n_latent": 50},
     "θ per gene and type": {"dispersion": "gene-label"},
+    "one θ per gene": {"dispersion": "gene"},
 }
 ABLATED = "kang"
 
