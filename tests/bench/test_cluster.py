@@ -144,6 +144,7 @@ def test_errors_come_back_as_rows():
     assert not done["a"].failed
 
 
+@pytest.mark.slow
 def test_each_trial_has_its_threads():
     def threads(_):
         return {"threads": torch.get_num_threads()}, {}

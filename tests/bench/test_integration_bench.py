@@ -64,6 +64,7 @@ def test_scores_are_raw_and_summed_as_said(bench):
     assert table.loc["X_good", "bio"] > table.loc["PCA", "bio"] > table.loc["X_noise", "bio"]
 
 
+@pytest.mark.slow
 def test_what_does_not_beat_pca_says_so(bench):
     notes = bench.table()["note"]
     assert "not better than PCA" in notes["X_noise"]
@@ -73,6 +74,7 @@ def test_what_does_not_beat_pca_says_so(bench):
     assert notes["PCA"] == notes["label oracle"] == ""
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_values(bench):
     scores = bench.scores
     assert (scores["low"] <= scores["value"] + 0.02).all()
@@ -81,6 +83,7 @@ def test_intervals_hold_the_values(bench):
     assert " to " in bench.intervals().loc["SCVI", "total"]
 
 
+@pytest.mark.slow
 def test_it_survives_a_file_and_a_broken_one_is_refused(bench, tmp_path):
     path = bench.save(tmp_path / "bench.json")
     again = ch.bench.Bench.load(path)
@@ -90,6 +93,7 @@ def test_it_survives_a_file_and_a_broken_one_is_refused(bench, tmp_path):
         ch.bench.Bench.load(path)
 
 
+@pytest.mark.slow
 def test_provenance_tells_what_was_judged(bench):
     assert bench.about["cells"] == 500
     assert bench.about["labels"] == 4

@@ -223,6 +223,7 @@ def in_a_process(*tokens: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(there):
     done = in_a_process("-m", "chreode.cli", "fit", "scvi", "gone.h5ad", "--counts", "X", "-ox")
     assert (done.returncode, done.stdout) == (1, "")

@@ -394,6 +394,7 @@ def full(request, cells, tmp_path):
     return cells, ch.open(write(cells, tmp_path / f"full.{request.param}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     ["X", "raw", "layers/counts", "layers/log", "obsm/true_latent", "obsm/table", "obsm/few"],

@@ -100,6 +100,7 @@ def test_what_anndata_wrote_opens_and_zeros_left_out_have_a_remedy_that_helps(
         assert slot(how(new), place) == expected
 
 
+@pytest.mark.slow
 @HOW
 @pytest.mark.parametrize("part", [
     "X", "layers/counts/indptr", "layers/counts/data", "layers/counts/indices", "obs/age", "obs/name",

@@ -252,7 +252,14 @@ def complaint(call: Callable[..., Any], given: dict[str, Any]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("label", sorted(PUBLIC))
+#: UMAP is compiled for ten seconds.
+SLOW = {"plot.embedding"}
+
+
+@pytest.mark.parametrize(
+    "label",
+    [pytest.param(k, marks=[pytest.mark.slow] if k in SLOW else []) for k in sorted(PUBLIC)],
+)
 def test_wrong_types_are_told_in_a_sentence(label, right, monkeypatch, tmp_path):
     call = PUBLIC[label]
     plain = bound(label, call, right)

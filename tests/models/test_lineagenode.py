@@ -84,6 +84,7 @@ def test_paths_lie_in_the_components(module, train):
     torch.testing.assert_close(module.axes.T @ module.axes, torch.eye(2), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_what_is_absent_is_told_as_absent(module, train):
     with torch.no_grad():
         found = module.forecast(series(train), (3,))

@@ -210,6 +210,7 @@ def test_series_that_were_held_out_have_a_start_too(paths):
         np.testing.assert_allclose(found.X[0], paths[cell].X.ravel(), atol=0.15)
 
 
+@pytest.mark.slow
 @WANDERS
 @pytest.mark.parametrize(
     ("name", "n"),
