@@ -21,6 +21,7 @@ from ..nn.sparse import (
     centred_squares,
     centred_times,
     centred_transposed_times,
+    powers,
     transposed_times,
 )
 from .phase import Phase, Run, Split, Trace
@@ -32,6 +33,8 @@ Batches = Callable[[], Iterator[CellBatch]]
 FEATURES_SQUARED = 3000
 #: Cells up to which their inner products are held, where there are more features than that.
 CELLS_SQUARED = 2000
+#: Cells that are dense at a time for these: their table is to fit in a cache.
+DENSE_CELLS = 16
 #: Passes over the cells at most where neither is held.
 MAX_PASSES = 80
 #: What an axis v of variance λ may leave there: ‖C v − λ v‖ <= TOLERANCE · λ.
@@ -142,18 +145,20 @@ def _sums(
 def _by_cells(
     batches: Batches, n: int, mean: Float[Tensor, " g"], k: int
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "g k"]]:
-    """Solve by inner products of cells, a chunk of cells against a chunk of cells."""
+    """Solve by inner products of cells, a chunk of cells against a few that are dense."""
     products = mean.new_zeros(n, n)
     end = 0
     for batch in batches():
         start, end, other = end, end + len(batch), 0
-        mine = batch.log_expression().double() - mean
+        mine = powers(batch.stored_expression(), 1)
         for against in batches():
             if other >= end:
                 break
-            theirs = against.log_expression().double() - mean
-            products[start:end, other : other + len(against)] = mine @ theirs.T
-            other += len(against)
+            for few in against.split([len(part) for part in against.rows.split(DENSE_CELLS)]):
+                theirs = few.log_expression().double() - mean
+                inner = centred_times(mine, mean, theirs.T)
+                products[start:end, other : other + len(few)] = inner
+                other += len(few)
     products = products.tril() + products.tril(-1).T
     values, cells = top_eigen(products / n, k)
     axes, start = mean.new_zeros(len(mean), k), 0
