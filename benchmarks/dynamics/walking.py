@@ -16,16 +16,17 @@ from .report import across, beside, chosen, ratios
 
 #: Noise of what is learned from, in standard deviations of a channel, and the share of times that is left.
 SETTINGS = {"noise 0.1": (0.1, 1.0), "noise 0.5": (0.5, 1.0), "half the times": (0.1, 0.5)}
-SEEDS = (0, 1, 2)
+#: One seed where the first setting is only held against another: fits to rest take minutes.
+SEEDS = {"noise 0.1": (0, 1, 2), "noise 0.5": (0,), "half the times": (0,)}
 LEVELS = {"new clip": "35", "new walker": "39", "running": "09"}
 
 
 def cases() -> list[Row]:
     return [
         {"setting": setting, "seed": seed, "method": name}
-        for setting in SETTINGS
+        for setting, seeds in SEEDS.items()
         for name in ("baselines", *METHODS)
-        for seed in SEEDS
+        for seed in seeds
     ]
 
 
