@@ -23,13 +23,14 @@ from ..speed.ratios import markdown
 from .fits import budgeted
 from .tasks import SEEDS, development, prepare, titled
 
+PUBLISHED = "CFGen, as published"
 MODELS: dict[str, Any] = {
     "controls": None,
     # as its page says where cells of a given batch are to be drawn
     "scVI": ch.SCVI(keep="last"),
     # the best of seven on seed 5 of pbmc3k, and better than the default on that of Kang
     "scVI, tuned": ch.SCVI(n_layers=2, n_latent=30, dispersion="gene-batch", keep="last"),
-    "CFGen, as published": ch.CFGen(preset="paper"),
+    PUBLISHED: ch.CFGen(preset="paper"),
     "CFGen": ch.CFGen(),
 }
 #: One difference from the default each, towards the paper.
@@ -48,12 +49,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "latents as they are": {"standardise": False},
     "no average of weights": {"ema": None},
     "the paper's network": {"flow_width": 64, "flow_blocks": 3},
-    "Dopri5, 1e-5": {"solver": "dopri5", "tolerance": 1e-5},
     "the paper's rates": {"flow_lr": 1e-4, "flow_schedule": "constant"},
-    "autoencoder to the end": {"patience": None},
     "decoders start at random": {"start": "random"},
     "θ at the speed of weights": {"theta_speed": 1.0},
-    "both of these": {"start": "random", "theta_speed": 1.0},
     "the paper's autoencoder": {"hidden": (512, 256), "n_latent": 50},
     "θ per gene and type": {"dispersion": "gene-label"},
     "one θ per gene": {"dispersion": "gene"},
@@ -66,7 +64,9 @@ def cases() -> list[Row]:
         {"task": task, "seed": seed, "method": name}
         for name in MODELS
         for task, seeds in SEEDS.items()
-        for seed in seeds
+        for seed in (
+            seeds[:1] if name == PUBLISHED else seeds
+        )  # its gap is many times what seeds do
     ]
     return main + [{"task": ABLATED, "seed": 0, "method": f"CFGen: {name}"} for name in ABLATIONS]
 
