@@ -7,21 +7,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.common import ROOT, read
+from benchmarks.common import ROOT
 from benchmarks.generation import guidance, methods
 from benchmarks.generation.run import TABLES
-from benchmarks.tables import write
+from benchmarks.tables import shown, write
 
 PAGE = ROOT / "docs" / "generation.md"
 
 
 def main() -> None:
     write("generation", TABLES, PAGE)
-    if rows := read(Path(__file__).parent / "guidance.jsonl"):
-        guidance.draw(rows, PAGE.parent / "figures" / "guidance.svg")
-    methods.draw(
-        read(Path(__file__).parent / "methods.jsonl"), PAGE.parent / "figures" / methods.FIGURE
-    )
+    for table, figure in ((guidance, "guidance.svg"), (methods, methods.FIGURE)):
+        rows, _ = shown("generation", table.__name__.rpartition(".")[2])
+        if rows:
+            table.draw(rows, PAGE.parent / "figures" / figure)
 
 
 if __name__ == "__main__":

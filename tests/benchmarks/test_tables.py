@@ -53,6 +53,29 @@ def test_a_run_goes_on_where_it_was_and_measures_again_what_other_code_made(run,
     assert [(row["case"]["seed"], row["code"]) for row in rows] == [(1, "a"), (0, "b")]
 
 
+def test_rows_of_older_code_stand_in_no_table_with_todays(run, tmp_path, monkeypatch):
+    folder = tmp_path / "benchmarks" / "toy"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+
+    def shown(code):
+        (folder / "toy.jsonl").write_bytes((tmp_path / "toy.jsonl").read_bytes())
+        monkeypatch.setattr(tables, "code_hash", lambda: code)
+        rows, said = tables.shown("toy", "toy")
+        return [row["case"]["seed"] for row in rows], said
+
+    run()
+    assert shown("a") == ([0, 1], "")
+    assert shown("b")[0] == [0, 1]
+    assert "older code" in shown("b")[1]
+    run("--only", "seed 1", code="b")
+    assert shown("b") == ([1], "**1 of 2 rows are not measured yet by today's code.**")
+    # a case that is no longer asked for stands in none
+    table = SimpleNamespace(cases=lambda: [{"task": "x", "seed": 1}])
+    monkeypatch.setattr(tables, "_module", lambda *_: table)
+    assert shown("b") == ([1], "")
+
+
 def test_genes_are_chosen_by_the_yardstick(tmp_path, monkeypatch):
     """Whatever the cells do that are learned from or compared: they choose nothing."""
     cells = simulate_cells(300, 60, n_types=2, seed=0)
