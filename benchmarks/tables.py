@@ -78,7 +78,7 @@ def shown(package: str, name: str) -> tuple[list[Row], str]:
     missing = sum(all(row["case"] != case for row in good) for case in cases)
     if not missing:
         return good, ""
-    told = f"**{missing} of {len(cases)} rows are not measured yet by today's code.**"
+    told = f"**Not measured by today's code yet: {missing} of {len(cases)} rows.**"
     return good or rows, told if good or not rows else f"{told} The table is of older code."
 
 

@@ -69,7 +69,7 @@ def test_rows_of_older_code_stand_in_no_table_with_todays(run, tmp_path, monkeyp
     assert shown("b")[0] == [0, 1]
     assert "older code" in shown("b")[1]
     run("--only", "seed 1", code="b")
-    assert shown("b") == ([1], "**1 of 2 rows are not measured yet by today's code.**")
+    assert shown("b") == ([1], "**Not measured by today's code yet: 1 of 2 rows.**")
     # a case that is no longer asked for stands in none
     table = SimpleNamespace(cases=lambda: [{"task": "x", "seed": 1}])
     monkeypatch.setattr(tables, "_module", lambda *_: table)
