@@ -17,6 +17,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/chreode demo
 
+# workers share the cores: libraries of each are not to fight for them
+test test-fast: export OMP_NUM_THREADS = 1
+
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
