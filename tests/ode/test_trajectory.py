@@ -33,9 +33,9 @@ def exact(start, times):
 def test_the_path_is_the_exact_one(method):
     start = torch.tensor([[1.0, 0.0], [0.3, -2.0]], dtype=torch.float64)
     times = torch.linspace(0, 3, 37, dtype=torch.float64).expand(2, -1)
-    steps = {"euler": 3000}.get(method, 1000)
+    steps = {"euler": 30_000}.get(method, 1000)
     found = trajectory(spiral, start, times, method=method, steps=steps, rtol=1e-8, atol=1e-8)
-    atol = {"euler": 2e-2, "midpoint": 1e-4, "heun": 1e-4}.get(method, 1e-6)
+    atol = {"euler": 2e-3, "midpoint": 1e-4, "heun": 1e-4}.get(method, 1e-6)
     torch.testing.assert_close(found, exact(start, times), atol=atol, rtol=0)
 
 
