@@ -1,4 +1,5 @@
-"""Every model learns on another device than the CPU, where none is: see `conformance.devices`."""
+"""Every model learns on another device than the CPU: on a CUDA card where there is one, and everywhere
+under the mode of `conformance.devices`."""
 
 from __future__ import annotations
 
@@ -31,21 +32,38 @@ OTHERWISE = {
 }
 
 
+CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")
+
+
 @pytest.fixture
-def other(monkeypatch):
-    """Let ``device="cuda"`` be chosen, and see that it was used."""
+def mode(monkeypatch):
+    """Let ``device="cuda"`` be chosen where there is none."""
     monkeypatch.setattr("chreode.model.choose_device", lambda wish, **_: wish)
     monkeypatch.setattr(counts.compiled, "works", False)  # which needs Triton
     with OtherDevice() as mode:
         yield mode
 
 
-def fit_there(model, data, schema, mode, **more):
-    fitted = model.fit(data, schema, device="cuda", progress=False, **more)
-    assert mode.moved
-    assert mode.computed > mode.moved
-    assert not any(is_there(t) for t in fitted.module.state_dict().values())
-    return fitted
+@pytest.fixture(params=["mode", pytest.param("card", marks=CARD)])
+def fit_there(request):
+    """Fit a model on the other device, and see that it was used: ``fit_there(model, data, schema)``."""
+    mode = request.getfixturevalue("mode") if request.param == "mode" else None
+
+    def fit(model, data, schema):
+        if mode is None:
+            torch.cuda.reset_peak_memory_stats()
+        fitted = model.fit(data, schema, device="cuda", progress=False)
+        state = fitted.module.state_dict().values()
+        if mode is None:
+            assert torch.cuda.max_memory_allocated() > sum(t.nbytes for t in state)
+            assert not any(t.is_cuda for t in state)
+        else:
+            assert mode.moved
+            assert mode.computed > mode.moved
+            assert not any(map(is_there, state))
+        return fitted
+
+    return fit
 
 
 @pytest.mark.slow
@@ -58,12 +76,12 @@ def fit_there(model, data, schema, mode, **more):
         for number, options in enumerate([{}, *OTHERWISE.get(cls.__name__, [])])
     ],
 )
-def test_a_fit_mixes_no_devices(cls, options, quick, cells, schema, other):
+def test_a_fit_mixes_no_devices(cls, options, quick, cells, schema, fit_there):
     few = cells[:120, :40].copy()
     if cls.__name__ == "SCVI" and options.get("likelihood") == "zinb":
         few.obs["size"] = 1.0
     schema = schema.with_(**over_time(cls))
-    fitted = fit_there(quick(cls, **options), few, schema, other)
+    fitted = fit_there(quick(cls, **options), few, schema)
     assert np.isfinite(fitted.embed(few)).all()
 
 
@@ -71,15 +89,39 @@ def test_a_fit_mixes_no_devices(cls, options, quick, cells, schema, other):
 @pytest.mark.filterwarnings("ignore:User provided device_type:UserWarning")
 @pytest.mark.parametrize("peaks", ["bernoulli", "poisson"])
 @pytest.mark.parametrize("lacking", ["some", "none"])
-def test_a_fit_of_several_modalities_mixes_no_devices(quick, other, peaks, lacking):
+def test_a_fit_of_several_modalities_mixes_no_devices(quick, fit_there, peaks, lacking):
     with mudata.set_options(pull_on_update=False):
         absent = {"atac": ["batch_1"]} if lacking == "some" else None
         data = simulate_multiome(120, 30, 20, n_batches=2, absent=absent, seed=0)
     schema = ch.Schema(counts="rna:X", accessibility="atac:X", batch="obs/batch")
-    fit_there(quick(ch.CFGen, hidden=(8, 8), peaks=peaks), data, schema, other)
+    fit_there(quick(ch.CFGen, hidden=(8, 8), peaks=peaks), data, schema)
 
 
-def test_the_mode_refuses_what_cuda_would(other):
+@CARD
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_card_learns_what_the_cpu_learns(cls, precision, quick, cells, schema):
+    """Its noise is another: the objective is alike, and only of exact learners the same."""
+    schema = schema.with_(**over_time(cls))
+    fits = {
+        device: quick(cls).fit(
+            cells, schema, validation=0, device=device, precision=precision, progress=False
+        )
+        for device in ("cpu", "cuda")
+    }
+    ends = {
+        device: fitted.history.groupby("phase", sort=False)["train_objective"].last()
+        for device, fitted in fits.items()
+        if "train_objective" in fitted.history
+    }
+    if ends:
+        np.testing.assert_allclose(ends["cuda"], ends["cpu"], rtol=0.1)
+    else:
+        here, there = (fitted.embed(cells) for fitted in fits.values())
+        np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-3 * np.abs(here).max())
+
+
+def test_the_mode_refuses_what_cuda_would(mode):
     here, there = torch.randn(3, 4), torch.randn(3, 4).to("cuda")
     assert (there + 1).device == there.T[0].device == torch.zeros(2, device=there.device).device
     assert there.cpu().device == here.device == torch.zeros_like(here).device

@@ -96,6 +96,19 @@ def test_values_and_gradients_are_those_of_the_distributions(
     compare(x, parameters[: 4 if extra_zeros else 3], dtype, weights)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("extra_zeros", [False, True])
+@pytest.mark.parametrize("per_cell", [False, True])
+def test_a_card_gives_values_and_gradients_of_the_distributions(dtype, extra_zeros, per_cell):
+    x, parameters = draw(0, dtype, b=64, g=1999, per_cell=per_cell)
+    there = [p.detach().cuda().requires_grad_() for p in parameters[: 4 if extra_zeros else 3]]
+    weights = torch.linspace(-2, 3, 64, dtype=torch.float64, device="cuda")
+    for _ in range(2):  # the first call tries the compiled form, the second trusts it
+        compare(x.to("cuda"), there, dtype, weights)
+    assert counts.compiled.works
+
+
 @pytest.mark.parametrize("extra_zeros", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("share", [-1 / 7, 0.3])
