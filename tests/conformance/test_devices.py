@@ -101,7 +101,11 @@ def test_a_fit_of_several_modalities_mixes_no_devices(quick, fit_there, peaks, l
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_card_learns_what_the_cpu_learns(cls, precision, quick, cells, schema):
-    """Its noise is another: the objective is alike, and only of exact learners the same."""
+    """Its noise is another: the objective is alike, and only of exact learners the same.
+
+    Four steps on pieces of courses that were drawn anew tell nothing, so dynamics are held to what comes
+    before.
+    """
     schema = schema.with_(**over_time(cls))
     fits = {
         device: quick(cls).fit(
@@ -115,7 +119,8 @@ def test_a_card_learns_what_the_cpu_learns(cls, precision, quick, cells, schema)
         if "train_objective" in fitted.history
     }
     if ends:
-        np.testing.assert_allclose(ends["cuda"], ends["cpu"], rtol=0.1)
+        known = slice(None, -1 if over_time(cls) else None)
+        np.testing.assert_allclose(ends["cuda"][known], ends["cpu"][known], rtol=0.02)
     else:
         here, there = (fitted.embed(cells) for fitted in fits.values())
         np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-3 * np.abs(here).max())

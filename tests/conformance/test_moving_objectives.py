@@ -21,7 +21,8 @@ def test_warm_ups_are_over_when_the_learner_says_so(cls, quick, cells, schema, m
     plain, seen = sgd_module._Loop.run_epoch, set()
 
     def run_epoch(self):
-        batch = next(iter(self.source.minibatches(self.source.pieces(self.split.train), "cpu")))
+        pieces = self.source.pieces(self.split.train)
+        batch = next(iter(self.source.minibatches(pieces, self.run.device)))
         values = []
         self.target.eval()
         for progress in (self.sgd.settle, 0.5 * (1 + self.sgd.settle), 1.0):

@@ -401,7 +401,7 @@ class _Compiled:
         if self.works is None:
             pairs = zip(_tensors(found), _tensors(expected), strict=True)
             self.works = all(bool((a - b).norm() <= 1e-4 * b.norm()) for a, b in pairs)
-        return expected
+        return found if self.works else expected  # the first call like all others, to the bit
 
 
 compiled = _Compiled()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..data.batch import SparseRows
 from ..schema import Spec
 from .attributes import Numbering, attribute_names
+from .sparse import add_at
 
 #: Counts seen, as many of which were expected, that stand beside those of each category.
 PRIOR = 2.0
@@ -159,7 +160,7 @@ class AttributeEffects(nn.Module):
             values = x.values[stored].sign() if self.binary else x.values[stored]
             where = at[x.cells[stored]], x.columns[stored]
             seen.index_put_(where, values.to(exact), accumulate=True)
-            expected.index_add_(0, at[known], mean[known].to(exact))
+            add_at(expected, at[known], mean[known].to(exact))
             cells += at[known].bincount(minlength=n)[:, None]
         found = ((seen + PRIOR) / (expected + PRIOR)).log()
         if self.binary:

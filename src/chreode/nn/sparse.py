@@ -7,7 +7,7 @@ from typing import Any
 import scipy.sparse
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -103,6 +103,25 @@ def centred_squares(
     squares = x.map((x.values - mean[x.columns]).square()), x.map(torch.ones_like(x.values))
     of_stored, n_stored = (transposed_times(values, one)[:, 0] for values in squares)
     return of_stored + (len(x) - n_stored) * mean.square()
+
+
+def add_at(total: Float[Tensor, "n g"], at: Int[Tensor, " b"], rows: Float[Tensor, "b g"]) -> None:
+    """Add every row to the row `at` of the total, in place and always in the same order.
+
+    A card adds by index in any order, so that the same seed would give other bits.
+
+    Examples
+    --------
+    >>> total = torch.zeros(2, 1)
+    >>> add_at(total, torch.tensor([1, 1]), torch.tensor([[2.0], [3.0]]))
+    >>> total
+    tensor([[0.],
+            [5.]])
+    """
+    if total.device.type == "cpu":
+        total.index_add_(0, at, rows)
+    else:
+        total.addmm_(F.one_hot(at, len(total)).T.to(rows.dtype), rows)
 
 
 def powers(x: SparseRows | Float[Tensor, "b g"], power: int) -> SparseRows | Float[Tensor, "b g"]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.batch import SparseRows
 from ..losses.counts import nb_log_likelihood
+from .sparse import add_at
 
 #: Spread of a type's log θ about the line that all types share, and where it is sought.
 _APART, _SHIFTS = 1.0, (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
@@ -101,7 +102,7 @@ class WithinTypes(nn.Module):
         for found in cells():
             of = found.types % len(self.shift)
             n += of.bincount(minlength=len(said))[:, None]
-            said.index_add_(0, of, found.said)
+            add_at(said, of, found.said)
             stored = of[found.counts.cells], found.counts.columns
             present.index_put_(stored, found.counts.values.sign().to(said), accumulate=True)
         self.centre.copy_(said / n.clamp(min=1))
@@ -119,7 +120,7 @@ class WithinTypes(nn.Module):
                 with torch.enable_grad():
                     log_theta = (found.log_theta + at).requires_grad_()
                     ll = nb_log_likelihood(found.counts, found.log_mean, depth, log_theta).sum()
-                total.index_add_(0, of, torch.autograd.grad(ll, log_theta)[0])
+                add_at(total, of, torch.autograd.grad(ll, log_theta)[0])
         slopes -= (grid / _APART**2)[:, None, None]
         right = (slopes > 0).int().cumprod(0).sum(0).clamp(1, len(grid) - 1)
         a, b = (slopes.gather(0, i[None])[0] for i in (right - 1, right))
@@ -132,7 +133,7 @@ class WithinTypes(nn.Module):
         for found in cells():
             of, away = found.types % len(self.tilt), found.said - self.centre[found.types]
             for tilt, mean in zip(_TILTS, means, strict=True):
-                mean.index_add_(0, of, (found.log_mean + tilt * away).exp())
+                add_at(mean, of, (found.log_mean + tilt * away).exp())
         levels = ((means[_TILTS.index(0)] + _PRIOR) / (means + _PRIOR)).log()
         for found in cells():
             of, away = found.types % len(self.tilt), found.said - self.centre[found.types]
@@ -141,8 +142,8 @@ class WithinTypes(nn.Module):
                 times = 1 - found.rising + found.rising * moved.exp()  # θ moves with the frequency
                 theta = found.log_theta.exp() * times.clamp(min=_LEAST)
                 absent = (-theta * ((found.log_mean + moved).exp() / theta).log1p()).exp()
-                zeros[i].index_add_(0, of, absent)
-                variance[i].index_add_(0, of, absent * (1 - absent))
+                add_at(zeros[i], of, absent)
+                add_at(variance[i], of, absent * (1 - absent))
         prior = (self.tilt.new_tensor(_TILTS) / _TILTED).square()[:, None, None]
         # of no cell it is certain that it lacks the feature, hence the 1
         cost = (zeros - lacking).square() / (variance + 1) + prior
