@@ -120,7 +120,7 @@ def test_a_card_learns_what_the_cpu_learns(cls, precision, quick, cells, schema)
     }
     if ends:
         known = slice(None, -1 if over_time(cls) else None)
-        np.testing.assert_allclose(ends["cuda"][known], ends["cpu"][known], rtol=0.02)
+        np.testing.assert_allclose(ends["cuda"][known], ends["cpu"][known], rtol=0.05)
     else:
         here, there = (fitted.embed(cells) for fitted in fits.values())
         np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-3 * np.abs(here).max())
