@@ -22,7 +22,7 @@ from .fits import fit
 from .tasks import corrected, development, titled
 
 TASKS = ("mop", "kang")
-METHODS = ("PCA", "Harmony", "scVI", "CFGen", "CFGen, not moved")
+METHODS = ("PCA", "Harmony", "scVI", "scVI, last weights", "CFGen", "CFGen, not moved")
 
 
 def cases() -> list[Row]:
@@ -34,8 +34,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, train, test, yardstick = corrected(case["task"], data, case["seed"])
     labels, batches = (cells.obs[c].astype(str).to_numpy() for c in ("label", "batch"))
     hidden = cells.copy()
-    hidden.obs["label"] = hidden.obs["label"].astype(object)
-    hidden.obs.loc[test, "label"] = np.nan
+    hidden.obs["label"] = np.where(np.isin(np.arange(len(labels)), test), None, labels)
     z, told = _embedded(case["method"], hidden, train, case["seed"], kept)
     counts = sp.csr_matrix(cells.X)
     space = Space.of(counts[yardstick], n_genes=cells.n_vars, n_components=50)
@@ -60,8 +59,9 @@ def _embedded(
             z = z if len(z) == cells.n_obs else z.T
         return z, {}
     schema = ch.Schema(counts="X", batch="obs/batch")
-    if method == "scVI":
-        fitted, told = fit(ch.SCVI(keep="last"), cells, schema, train, seed, kept / "fits")
+    if method.startswith("scVI"):
+        model = ch.SCVI() if method == "scVI" else ch.SCVI(keep="last")
+        fitted, told = fit(model, cells, schema, train, seed, kept / "fits")
         return fitted.embed(cells, progress=False), told
     schema = schema.with_(label="obs/label")
     fitted, told = fit(ch.CFGen(), cells, schema, train, seed, kept / "fits")
