@@ -165,7 +165,7 @@ def test_confidence_comes_from_refits(paths):
 
 @pytest.mark.slow
 def test_the_same_seed_is_the_same_fit(paths):
-    model = ch.PathReg(**FEW, n_refits=1)
+    model = ch.PathReg(match_steps=10, piece_steps=5, path_steps=5, n_refits=1)
     a, b = (
         model.fit(paths, SCHEMA, seed=3, progress=False).trajectory(start="path_0").X
         for _ in range(2)
