@@ -19,7 +19,7 @@ from .align import condition_code, open_query
 from .collect import refuse_what_cannot_be_kept
 from .data.batch import CellBatch
 from .data.source import Source
-from .errors import CapabilityError, ConfigError, SchemaError, near
+from .errors import CapabilityError, ConfigError, SchemaError, near, warn
 from .horizon import plain, refuse_far
 from .learn.phase import bar
 from .module import capabilities
@@ -223,13 +223,22 @@ def encode(self: Fitted, to: Conditions | str | None) -> list[tuple[str, int | N
 def _coded(self: Fitted, key: str, value: Any) -> tuple[str, int | None, Any]:
     """Return column, position and code of a condition; a number far from any training cell is refused."""
     name, position, code = condition_code(self.spec, key, value)
-    seen = self.statistics.get(name) if key in self.spec.numbers else None
+    seen = self.statistics.get(name)
     # paths through time are compared where they are followed
-    if seen is not None and "trajectory" not in self.verbs:
-        seen = np.asarray(seen if position is None else seen[:, position], np.float64)
+    if seen is None or "trajectory" in self.verbs:
+        return name, position, code
+    seen = seen if position is None else seen[:, position]
+    if key in self.spec.categories and code not in seen:
+        warn(f"{key}={value!r}: no training cell is of it, so that nothing was learned of it.")
+    if key in self.spec.numbers:
+        seen = np.asarray(seen, np.float64)
         low, high = np.nanmin(seen), np.nanmax(seen)
-        beyond = max(low - code, code - high) / max(high - low, np.finfo(float).tiny)
         asked, first, last = plain(code, low, high)
+        if low == high and not np.isclose(code, low):
+            raise ConfigError(
+                f"{key}={asked}, and all training cells have {key}={first}: nothing was learned of others."
+            )
+        beyond = max(low - code, code - high) / ((high - low) or 1.0)
         refuse_far(f"{key}={asked}, and training cells have {key} from {first} to {last}", beyond)
     return name, position, code
 

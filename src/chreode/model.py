@@ -16,7 +16,7 @@ from .arguments import checked
 from .check import MAY_LACK, any_nan, findings, require
 from .data.source import Source
 from .distributed import Group
-from .errors import CapabilityError, ConfigError, DataError, SchemaError
+from .errors import CapabilityError, ConfigError, DataError, SchemaError, warn
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
 from .learn.phase import Phase, Run, Split, choose_device, join_histories, unfinished
@@ -191,15 +191,26 @@ class Model:
                 "threads": torch.get_num_threads(), "kernel": kernel.used(),
                 "state": worst(t.state for t in traces),
                 "notes": [
-                    *self.remarks(source, positions),
+                    *self.remarks(source, split),
                     *(note for t in traces for note in t.notes), *unfinished(self.phases(), traces, self),
                 ],
             },
         )  # fmt: skip
 
-    def remarks(self, source: Source, rows: np.ndarray) -> list[str]:  # noqa: ARG002 (models of time read them)
+    def remarks(self, source: Source, split: Split) -> list[str]:
         """Return what a user should know of what a fit learns from these cells."""
-        return []
+        spec, found = source.spec, []
+        for name, names in spec.categories.items():
+            codes = source.columns["categorical" if name in spec.categorical else name]
+            codes = codes[:, spec.categorical.index(name)] if name in spec.categorical else codes
+            alone = np.setdiff1d(codes[split.validation], codes[split.train])
+            said = ", ".join(names[code] for code in alone if code >= 0)
+            if said:
+                found.append(
+                    f"of {name} {said} all cells are held out, so that this fit learned nothing of it"
+                )
+                warn(f"{self.key}: {found[-1]}. Hold out other cells, or a share.")
+        return found
 
     def split(
         self,

@@ -146,6 +146,36 @@ def test_a_library_to_scale_to_is_what_rows_sum_to(quick, cells, schema, likelih
         np.testing.assert_allclose(scaled.sum(1), 1e4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [("scvi", {}), ("scvi", {"latent_library": True}), ("cfgen", {})],
+)
+def test_of_a_batch_that_is_held_out_it_is_said_that_nothing_was_learned(
+    quick, cells, schema, key, options
+):
+    """A donor for validation is a common choice; its library had no prior, so that its cells were NaN."""
+    held_out = (cells.obs["batch"] == "batch_0").to_numpy()
+    with pytest.warns(UserWarning, match="of batch batch_0 all cells are held out"):
+        fitted = quick(models.find(key), **options).fit(cells, schema, validation=held_out)
+    assert "batch_0" in fitted.provenance["notes"][0]
+    curve = fitted.history["validation_objective"].dropna()
+    assert len(curve)
+    assert np.isfinite(curve).all()
+    with pytest.warns(UserWarning, match="no training cell is of it"):
+        made = fitted.generate(20, given={"batch": "batch_0"})
+    assert 0.2 < depth(made) / depth(ad.AnnData(cells.layers["counts"])) < 5
+    with pytest.warns(UserWarning, match="no training cell is of it"):
+        fitted.predict(cells[:5].copy(), to={"batch": "batch_0"})
+
+
+def test_a_number_that_is_the_same_in_all_cells_is_asked_for_alone(quick, cells, schema):
+    cells.obs["age"] = 30.0
+    fitted = quick(ch.SCVI).fit(cells, schema)
+    fitted.generate(5, given={"age": 30.0})
+    with pytest.raises(ch.ConfigError, match="age=31, and all training cells have age=30"):
+        fitted.generate(5, given={"age": 31.0})
+
+
 def names(cls) -> set[str]:
     return {f.name for f in dataclasses.fields(cls)}
 

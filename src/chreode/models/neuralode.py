@@ -160,8 +160,9 @@ class NeuralODE(Model):
 
         return series
 
-    def remarks(self, source: Source, rows: np.ndarray) -> list[str]:
+    def remarks(self, source: Source, split: Split) -> list[str]:
         """Say what cells of a few times, which are of no trajectory, are learned as."""
+        rows = np.union1d(split.train, split.validation)
         told = "trajectory" in source.columns or self.population_steps > 0
         return [] if told or not shared(np.asarray(source.columns["time"])[rows]) else [ONE_COURSE]
 

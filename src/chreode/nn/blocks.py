@@ -56,13 +56,15 @@ class CategoryStatistics(nn.Module):
     def fill(self, values: Float[Tensor, " cells"], codes: Int[Tensor, " cells"]) -> None:
         """Take the statistics of the categories that have none yet.
 
-        A spread cannot be told from one cell or equal cells: it is kept above 0.01.
+        A spread cannot be told from one cell or equal cells: it is kept above 0.01. A category without
+        cells, all of which were held out, has those of all cells.
         """
         start = 0
         for block in self.buffers():
             for row in range(len(block)):
-                mine = values[codes == start + row]
                 if bool(block[row].isnan().any()):
+                    mine = values[codes == start + row]
+                    mine = mine if len(mine) else values
                     scale = mine.std(correction=0).clamp_min(0.01)
                     block[row] = torch.stack([mine.mean(), scale])
             start += len(block)
