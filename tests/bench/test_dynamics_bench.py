@@ -56,6 +56,21 @@ def test_the_ceiling_tells_each_time_by_the_others_of_its_series(train):
     assert float(moved[31]) > 1.0
 
 
+def test_of_few_times_what_is_called_a_ceiling_says_that_it_is_none(train):
+    assert halves(train, 0.1).note == ""
+    assert halves(series(3, 0, times=3), 0.1).note.startswith("no ceiling here: of 3 times")
+
+
+@pytest.mark.parametrize("times", [2, 3, 4, 6])
+@pytest.mark.parametrize("name", ["ridge linear ODE", "lasso on slopes"])
+def test_one_series_of_few_times_has_its_linear_rows(name, times):
+    """The commonest design, cells of a few days: five folds ended in an error of scikit-learn."""
+    one = series(1, 0, times=times)
+    found = BASELINES[name](one, 0.05).forecast(one, ())
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found[:, 0], one.start, atol=1e-4, rtol=0)
+
+
 def test_the_smoother_is_a_weighted_mean_of_the_cells(train):
     new = series(2, 1)
     found = BASELINES["kernel smoother"](train, 0.1).forecast(new, ())

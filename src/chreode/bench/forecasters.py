@@ -20,6 +20,8 @@ from ..learn import analogs
 
 #: Of the smoother, as a share of the time from first to last cell.
 BANDWIDTH = 0.1
+#: Times of a series below which its neighbouring ones are too far apart to tell of one.
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,10 @@ def lasso(train: SeriesBatch, bandwidth: float) -> Forecaster:
     )
 
 
-def halves(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG001 (one signature)
+def halves(train: SeriesBatch, bandwidth: float) -> Forecaster:
     """Each time is told by the others of its own series, smoothed: no forecast, but what noise leaves."""
+    fewest = int(train.observed.sum(1).min())
+    far = f"no ceiling here: of {fewest} times, the others tell little of one"
 
     def told(batch: SeriesBatch, times: Tensor) -> Tensor:
         some = replace(batch, weight=batch.weight * times[:, None])
@@ -130,7 +134,7 @@ def halves(train: SeriesBatch, bandwidth: float) -> Forecaster:  # noqa: ARG001 
         odd = torch.arange(batch.times.shape[1]) % 2
         return torch.where(odd[:, None] == 1, told(batch, 1 - odd), told(batch, odd))
 
-    return Forecaster(forecast, oracle=True)
+    return Forecaster(forecast, note=far if fewest < FEW else "", oracle=True)
 
 
 #: What no forecast can be better than, but by the noise of half the cells.
@@ -142,14 +146,14 @@ BASELINES: dict[str, Learn] = {
 
 
 def _regression(train: SeriesBatch, bandwidth: float) -> tuple[np.ndarray, np.ndarray, list[Fold]]:
-    """Return states, their slopes and five folds: of whole series, or of one series' spans of time."""
+    """Return states, their slopes and folds, five or as many as there can be: of whole series, or of one's time."""
     smooth = train.matched(bandwidth)
     assert smooth.slopes is not None
     seen = train.observed
     x, slopes = smooth.values[seen].double().numpy(), smooth.slopes[seen].double().numpy()
-    n = len(train)
-    of = np.nonzero(seen.numpy())[0] if n > 1 else np.arange(len(x)) * 5 // len(x)
-    return x, slopes, list(GroupKFold(min(5, n) if n > 1 else 5).split(x, groups=of))
+    n = min(5, len(train) if len(train) > 1 else len(x))
+    of = np.nonzero(seen.numpy())[0] if len(train) > 1 else np.arange(len(x)) * n // len(x)
+    return x, slopes, list(GroupKFold(n).split(x, groups=of))
 
 
 def _linear(a: Float[np.ndarray, "g g"], b: Float[np.ndarray, " g"]) -> Forecaster:
