@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 import anndata
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +13,7 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode.bench.generation import AS_BATCH, CEILING, MIXTURE, NB, REPLAY, SHUFFLED, class_table
-from chreode.bench.yardstick import METRICS, OF_MEMORY, SHARES, scored, split
+from chreode.bench.yardstick import METRICS, OF_MEMORY, SHARES, scored, split, too_small
 from chreode.data.simulate import simulate_cells
 from chreode.metrics import generation as measure
 from chreode.metrics.generation import Space
@@ -168,6 +171,55 @@ def test_a_small_class_is_learned_from_first(n):
     assert len(parts.train) >= max(1, len(parts.reference))
     assert len(parts.reference) == len(parts.spare) > 0 or n < 3
     assert len(parts.yardstick) > 0 or n < 6
+
+
+def _two(n: int, features: int) -> tuple[mudata.MuData, ch.Schema]:
+    """RNA of 240 cells of two types, and protein of `n` of them."""
+    rna = simulate_cells(240, 10, n_types=2, seed=0)
+    counts = np.random.default_rng(0).poisson(3.0, (n, features)).astype(np.float32)
+    some = rna.obs_names[np.random.default_rng(1).permutation(240)[:n]]
+    protein = anndata.AnnData(counts, obs=pd.DataFrame(index=some))
+    protein.var_names = [f"p{i}" for i in range(features)]
+    with mudata.set_options(pull_on_update=False):
+        both = mudata.MuData({"rna": rna, "protein": protein})
+    both.obs["kind"] = rna.obs["cell_type"].reindex(both.obs_names).astype(str)
+    return both, ch.Schema(counts="rna:layers/counts", protein="protein:X", label="obs/kind")
+
+
+@pytest.mark.parametrize(
+    ("n", "features", "said"),
+    [(60, 4, "20 held-out cells"), (240, 1, "one feature"), (240, 4, "")],
+)
+def test_a_modality_that_cannot_be_scored_leaves_the_others(n, features, said, monkeypatch):
+    """Of few cells with it, or of one feature, every row failed, after all had been drawn."""
+    told = {}
+
+    class Begun(Exception):
+        pass
+
+    def contest(kind, rows, metrics, given, about, **_):
+        told.update(about)
+        assert ("protein_w2" in metrics.index) == ("protein" in given.counts) != bool(said)
+        raise Begun
+
+    monkeypatch.setattr(sys.modules["chreode.bench.generation"], "contest", contest)
+    with pytest.raises(Begun):
+        ch.bench.generation(*_two(n, features), progress=False)
+    if not said:
+        assert "not scored" not in told
+        return
+    assert said in told["not scored"]["protein"]
+    assert "Of protein nothing is scored" in too_small(told)
+
+
+def test_a_class_without_cells_in_the_yardstick_takes_the_widths_of_all(cells, monkeypatch):
+    monkeypatch.setattr(measure, "real_or_fake", lambda *_, **__: 0.5)  # which takes a second
+    counts, classes = np.split(cells.layers["counts"][:100].toarray(), 4), np.zeros(25, int)
+    real, fake, train, yardstick = map(sp.csr_matrix, counts)
+    table = scored(
+        real, classes, fake, classes, train=train, yardstick=yardstick, of_yardstick=classes + 1
+    )[1]
+    assert np.isfinite(table.loc[0, "mmd"])
 
 
 def test_what_cannot_be_judged_is_refused(cells):

@@ -94,3 +94,18 @@ def test_pairs_that_could_not_be_edges_are_not_judged():
     assert found["lift"] == pytest.approx(found["auprc"] / (2 / 3))
     with pytest.raises(DataError, match="no true edge"):
         edge_precision(weights, signs, ~pairs)
+
+
+def test_what_cannot_be_compared_is_refused():
+    """Rows were repeated, NaN weights counted as weights that are there, and NumPy's errors came through."""
+    one, edges = np.ones((3, 2)), np.eye(3)[[1, 2, 0]]
+    for wrong in (
+        lambda: forecast_error(one[:1], one),
+        lambda: forecast_error(one, one, np.zeros((3, 2))),
+        lambda: edge_precision(np.where(edges > 0, np.nan, 1.0), edges),
+        lambda: zeros(np.array([np.nan, 1.0])),
+        lambda: zeros(np.zeros(0)),
+    ):
+        with pytest.raises(DataError):
+            wrong()
+    assert np.isnan(explained(1.0, 0.0))

@@ -91,3 +91,14 @@ def test_every_form_of_rows_and_columns_is_taken(cells, form):
     assert differential_expression(form(x), labels).equals(expected)
     with pytest.raises(TypeError, match="sparse matrix .CSR or CSC."):
         differential_expression(sp.coo_matrix(x), labels)
+
+
+def test_names_and_labels_are_one_for_each(cells):
+    x, labels = cells
+    for wrong, said in (
+        ({"x": x, "labels": labels[1:]}, "one label per cell"),
+        ({"x": x, "labels": labels, "genes": ["a"]}, "a name for each"),
+        ({"x": x * np.nan, "labels": labels}, "NaN or infinite"),
+    ):
+        with pytest.raises(DataError, match=said):
+            differential_expression(**wrong)

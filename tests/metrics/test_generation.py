@@ -7,6 +7,7 @@ import ot
 import pytest
 import scipy.sparse as sp
 
+from chreode.errors import ConfigError, DataError
 from chreode.metrics import generation as m
 
 
@@ -162,3 +163,55 @@ def test_counts_are_taken_in_every_form_of_rows_and_columns(rng, form):
         )
 
     np.testing.assert_allclose(found(form), found(sp.csr_matrix), rtol=1e-6)
+
+
+DISTANCES = {
+    "wasserstein2": 1, "mmd2": 2, "energy_distance": 2, "manifold": 6, "real_or_fake": 2,
+    "memorisation": 1, "membership": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "least"), DISTANCES.items())
+def test_clouds_that_have_no_distance_are_refused(rng, name, least):
+    """Each was a NaN, a perfect score or an error of NumPy, SciPy or scikit-learn."""
+    metric, x = getattr(m, name), rng.normal(size=(8, 3))
+    third = (x,) if name in ("memorisation", "membership") else ()
+    for odd in (x[: least - 1], x[:, :2], x[:, :0], np.where(x > 1, np.nan, x)):
+        for clouds in ((odd, x, *third), (x, odd, *third)):
+            with pytest.raises(DataError, match=r"shapes|NaN|neighbours"):
+                metric(*clouds)
+    assert np.isfinite(np.array(metric(x[:least], x, *third), object).any())
+
+
+def test_widths_of_cells_that_mostly_coincide_are_those_of_the_others(rng):
+    x = np.repeat(rng.normal(size=(2, 2)), [9, 1], axis=0)
+    np.testing.assert_allclose(m.median_widths(x), m.median_widths(x[-2:]))
+    assert np.isfinite(m.mmd2(x, x[::-1]))
+    for alike in (x[:9], x[:1]):
+        with pytest.raises(DataError, match="coincide"):
+            m.median_widths(alike)
+
+
+def test_what_cannot_be_compared_is_refused(rng):
+    x = rng.normal(size=(8, 3))
+    counts = sp.csr_matrix(rng.poisson(2.0, (8, 4)).astype(float))
+    for wrong in (
+        lambda: m.mmd2(x, x, np.array([0.0])),
+        lambda: m.mmd2(x, x, np.zeros(0)),
+        lambda: m.manifold(x, x, k=0),
+        lambda: m.real_or_fake(x, x, folds=1),
+    ):
+        with pytest.raises(ConfigError, match="expected"):
+            wrong()
+    for wrong in (
+        lambda: m.concordance(x[:, 0], x[1:, 0]),
+        lambda: m.depth_distance(x[:0, 0], x[:, 0]),
+        lambda: m.gene_agreement(counts, counts[:0]),
+        lambda: m.correlation_agreement(counts, counts, np.array([0, -1])),
+        lambda: m.cross_agreement((counts, counts[1:]), (counts, counts)),
+        lambda: m.fold_change_agreement(counts, counts, np.arange(8), np.arange(3)),
+        lambda: m.Space.of(counts[:, :1]),
+        lambda: m.Space.of(counts[:1]),
+    ):
+        with pytest.raises(DataError, match=r"expected|give|no cells"):
+            wrong()

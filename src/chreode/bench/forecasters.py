@@ -146,7 +146,7 @@ BASELINES: dict[str, Learn] = {
 
 
 def _regression(train: SeriesBatch, bandwidth: float) -> tuple[np.ndarray, np.ndarray, list[Fold]]:
-    """Return states, their slopes and folds, five or as many as there can be: of whole series, or of one's time."""
+    """Return states, their slopes and folds, five at the most: of whole series, or of one's spans of time."""
     smooth = train.matched(bandwidth)
     assert smooth.slopes is not None
     seen = train.observed

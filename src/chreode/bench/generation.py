@@ -137,14 +137,14 @@ def generation(
         place of fakes, replayed training cells (which `memory` and `membership` alone give away), cells of a
         random class, and two models that a page of code can hold. `markers` has the genes that define
         the types, one by one. Classes too small to be scored alone are in ``about["too small"]``, types
-        without markers in ``about["no markers"]``.
+        without markers in ``about["no markers"]``, modalities of too few cells in ``about["not scored"]``.
     """
     for model in methods:
         if model.scale != "counts":
             raise ConfigError(f"{model.key} generates no counts, which this bench compares.")
     seeds = require_seeds(seeds)
     data = read.read(data)
-    given = _given(data, schema, progress)
+    given, left_out = _judged(_given(data, schema, progress), seeds)
     judge = partial(partial, _judge, pictured=seeds[0])
     rows = [
         Contestant(CEILING, "ceiling", judge(_spare)),
@@ -161,8 +161,7 @@ def generation(
         "cells": int((given.classes >= 0).sum()),
         "too small": {n: int(k) for n, k in zip(names, held_out, strict=True) if k < MIN_CLASS},
     }  # fmt: skip
-    if len(about["too small"]) == len(names):
-        raise DataError(TOO_FEW)
+    about |= {"not scored": left_out} if left_out else {}
     bench, outcomes = contest(
         "generation", rows, _metric_table(given), given, about,
         seeds=seeds, into=into, progress=progress,
@@ -240,6 +239,28 @@ def _given(data: Data, schema: Schema, progress: bool | None) -> _Given:  # noqa
                 values = sp.vstack([values, none], format="csr")[at]  # -1: the last one
             counts[role] = values
     return _Given(data, schema, counts, measured, features, classes, attributes, progress)
+
+
+def _judged(given: _Given, seeds: Sequence[int]) -> tuple[_Given, dict[str, str]]:
+    """Leave out further modalities that cannot be scored, which models read all the same; and say why."""
+    first, *others = given.counts
+    splits = [split(given.classes, seed) for seed in seeds]
+
+    def enough(role: str) -> bool:
+        there = given.measured[role]
+        sizes = (np.bincount(given.classes[p.reference[there[p.reference]]]) for p in splits)
+        return all(max(n, default=0) >= MIN_CLASS for n in sizes)
+
+    if not enough(first):
+        raise DataError(TOO_FEW)
+    left = {role: "it has one feature" for role in others if given.counts[role].shape[1] < 2}
+    few = f"there is no class of which {MIN_CLASS} held-out cells, a fifth of all, have it"
+    left |= {role: few for role in others if role not in left and not enough(role)}
+    kept: dict[str, Any] = {
+        name: {role: v for role, v in getattr(given, name).items() if role not in left}
+        for name in ("counts", "measured", "features")
+    }
+    return replace(given, **kept), left
 
 
 def _metric_table(given: _Given) -> pd.DataFrame:

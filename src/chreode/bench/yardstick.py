@@ -56,17 +56,20 @@ METRICS = {
 
 
 def too_small(about: Mapping[str, Any]) -> str:
-    """Return the sentences on classes and types that a bench's `about` names as too small; "" if none are."""
+    """Return the sentences on what a bench's `about` names as too small to be scored; "" if nothing is."""
     classes, types = (
         ", ".join(f"{name} ({n})" for name, n in about.get(key, {}).items())
         for key in ("too small", "no markers")
     )
+    left = [
+        f"Of {role} nothing is scored: {why}." for role, why in about.get("not scored", {}).items()
+    ]
     alone = (
         f"Too small to be scored alone, with fewer than {MIN_CLASS} held-out cells: {classes}. They count "
         f"in what is pooled, and in markers from {FEWEST} cells of a type on."
     )
     markers = f"Of too few cells for their markers to be compared: {types}."
-    return " ".join([alone] * bool(classes) + [markers] * bool(types))
+    return " ".join([*left, *[alone] * bool(classes), *[markers] * bool(types)])
 
 
 class Parts(NamedTuple):
@@ -147,7 +150,8 @@ def scored(
     x, y, yard = space.place(real), space.place(fake), space.place(yardstick)
     parts = {}
     for number, (a, b) in large.items():
-        widths = measure.median_widths(yard[of_yardstick == number])
+        own = yard[of_yardstick == number]
+        widths = measure.median_widths(own if len(np.unique(own, axis=0)) > 1 else yard)
         parts[number] = _of_class(x[a], y[b], real[a], fake[b], widths, seed)
     few = _thinned(x, seed), _thinned(y, seed)
     by_variance = np.argsort(-measure.Moments.of(yardstick).variance, kind="stable")

@@ -14,24 +14,39 @@ Edges = Num[np.ndarray, "g g"]
 
 @checked
 def forecast_error(
-    found: Float[np.ndarray, "t g"],
+    found: Float[np.ndarray, "_ _"],
     truth: Float[np.ndarray, "t g"],
     weight: Float[np.ndarray, "t g"] | None = None,
 ) -> float:
     """Return the mean squared error over times and genes, weighted by the cells behind each value.
+
+    Raises
+    ------
+    DataError
+        If shapes differ, or no cell is behind any value.
 
     Examples
     --------
     >>> forecast_error(np.zeros((2, 1)), np.array([[1.0], [3.0]]))
     5.0
     """
+    shapes = {x.shape for x in (found, truth, weight) if x is not None}
+    if len(shapes) > 1:
+        raise DataError(
+            f"Shapes {', '.join(map(str, sorted(shapes)))}: expected one, times x genes."
+        )
+    if not found.size or (weight is not None and not weight.any()):
+        raise DataError("No value has a cell behind it, so there is nothing to compare with.")
     return float(np.average((found - truth) ** 2, weights=weight))
 
 
 @checked
 def explained(error: float, of_mean: float) -> float:
-    """Return R² against a constant: 1 is perfect, 0 as good as the constant, below 0 worse."""
-    return 1.0 - error / of_mean
+    """Return R² against a constant: 1 is perfect, 0 as good as the constant, below 0 worse.
+
+    NaN where the constant is right: there is nothing to explain.
+    """
+    return 1.0 - error / of_mean if of_mean else float("nan")
 
 
 @checked
@@ -76,12 +91,19 @@ def edge_precision(
     Raises
     ------
     DataError
-        If there is no true edge.
+        If there is no true edge, shapes differ, or weights are not finite.
 
     References
     ----------
     Davis and Goadrich (2006), The relationship between precision-recall and ROC curves.
     """
+    shapes = {np.shape(x) for x in (weights, signs, pairs) if x is not None}
+    if len(shapes) > 1 or len(set(signs.shape)) > 1:
+        raise DataError(
+            f"Shapes {', '.join(map(str, sorted(shapes)))}: expected one, genes x genes."
+        )
+    if not np.isfinite(weights).all():
+        raise DataError("weights are NaN or infinite: what wrote them diverged.")
     off = ~np.eye(len(signs), dtype=bool) & (True if pairs is None else pairs)
     w, s = np.asarray(weights, float)[off], np.sign(np.asarray(signs, float)[off])
     n = int((s != 0).sum())
@@ -103,5 +125,13 @@ def edge_precision(
 
 @checked
 def zeros(values: Num[np.ndarray, "*shape"], tolerance: float = 1e-5) -> float:
-    """Return the share of entries no larger than `tolerance`: sparsity of weights, or of edges."""
+    """Return the share of entries no larger than `tolerance`: sparsity of weights, or of edges.
+
+    Raises
+    ------
+    DataError
+        If there are none, or some are not finite.
+    """
+    if not values.size or not np.isfinite(values).all():
+        raise DataError("values: expected finite numbers, one at the least.")
     return float((np.abs(values) <= tolerance).mean())

@@ -13,7 +13,7 @@ from scipy import stats
 
 from ..arguments import Sparse, checked
 from ..errors import ConfigError, DataError
-from .score import Labels, encode, missing
+from .score import Labels, column, encode, missing
 from .threads import chunks
 
 #: Values of a block of genes that is made dense to be ranked.
@@ -52,7 +52,8 @@ def differential_expression(
     Raises
     ------
     DataError
-        If there are fewer than two groups, or a group or its rest has fewer than two cells.
+        If there are fewer than two groups, a group has fewer than two cells, there is not one label for each
+        cell and, where they are named, one name for each gene, or x is not finite.
 
     Examples
     --------
@@ -62,15 +63,20 @@ def differential_expression(
     """
     if method not in ("t", "wilcoxon"):
         raise ConfigError(f"method={method!r}: expected 't' or 'wilcoxon'.")
-    kept = ~missing(np.asarray(labels, dtype=object))
+    whole = column(labels, "label", x.shape[0])
+    kept = ~missing(whole)
     x = sp.csr_matrix(x)[np.flatnonzero(kept)].astype(np.float64)
-    column = np.asarray(labels, dtype=object)[kept]
-    codes = encode(column, "label", len(column), at_least=2)
-    groups = pd.unique(column)
+    if not np.isfinite(x.data).all():
+        raise DataError("x is NaN or infinite somewhere: give log1p of counts per 10,000.")
+    if genes is not None and len(genes) != x.shape[1]:
+        raise DataError(f"{len(genes):,} genes name {x.shape[1]:,} columns: give a name for each.")
+    named = whole[kept]
+    codes = encode(named, "label", len(named), at_least=2)
+    groups = pd.unique(named)
     member = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
     n = np.bincount(codes)
-    if n.min() < 2 or (len(codes) - n).min() < 2:
-        raise DataError(f"Group {groups[n.argmin()]!r} or its rest has fewer than two cells.")
+    if n.min() < 2:  # and so has its rest two
+        raise DataError(f"Group {groups[n.argmin()]!r} has fewer than two cells: leave it out.")
     score, p = (_t if method == "t" else _wilcoxon)(x, member, n)
     change = _fold_changes(x, member, n)
     names = np.arange(x.shape[1]) if genes is None else np.asarray(genes)

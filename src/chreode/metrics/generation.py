@@ -17,13 +17,26 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
 from ..arguments import Sparse, checked
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
-Cloud = Float[np.ndarray, "_ z"]
+Cloud = Float[np.ndarray, "_ _"]  # cells x dimensions, as many in all that are compared
 #: Widths of the kernels, as multiples of the median distance between real cells.
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 #: Widths of the published table of CFGen: sums of five kernels, biased.
 PAPER_WIDTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+
+
+def _refuse_odd(*clouds: Cloud, least: int = 1) -> None:
+    """Refuse clouds between which there is no distance."""
+    shapes = " and ".join(str(cloud.shape) for cloud in clouds)
+    if any(c.ndim != 2 or not 0 < c.shape[1] == clouds[0].shape[1] for c in clouds):
+        raise DataError(f"Clouds of shapes {shapes}: expected cells x the same dimensions.")
+    if min(map(len, clouds)) < least:
+        raise DataError(f"Clouds of shapes {shapes}: expected no fewer cells than {least} in each.")
+    if not all(np.isfinite(cloud).all() for cloud in clouds):
+        raise DataError(
+            "Coordinates are NaN or infinite, which are near to nothing and far from nothing."
+        )
 
 
 @checked
@@ -38,6 +51,7 @@ def wasserstein2(real: Cloud, fake: Cloud, *, seed: int = 0) -> float:
     >>> wasserstein2(np.zeros((2, 1)), np.array([[3.0], [3.0]]))
     3.0
     """
+    _refuse_odd(real, fake)
     rng = np.random.default_rng(seed)
     n = min(len(real), len(fake))
     x, y = (c if len(c) == n else c[rng.choice(len(c), n, replace=False)] for c in (real, fake))
@@ -62,9 +76,11 @@ def mmd2(
         Count each point as its own neighbour and sum the kernels, as in the tables of CFGen
         (with `PAPER_WIDTHS`): equal distributions then have about 2 k / n, not 0.
     """
+    _refuse_odd(real, fake, least=2)
     xx, yy, xy = (cdist(a, b, "sqeuclidean") for a, b in ((real, real), (fake, fake), (real, fake)))
-    if widths is None:
-        widths = median_widths(real)
+    widths = median_widths(real) if widths is None else widths
+    if not len(widths) or not (widths > 0).all():
+        raise ConfigError(f"widths={widths}: expected numbers above 0, one at the least.")
     n, m = len(real), len(fake)
     total = 0.0
     for width in widths:
@@ -79,14 +95,27 @@ def mmd2(
 
 @checked
 def median_widths(real: Cloud) -> Float[np.ndarray, " k"]:
-    """Return `WIDTHS` times the median distance between real cells (2,000 of them at the most)."""
+    """Return `WIDTHS` times the median distance between real cells (2,000 of them at the most).
+
+    Where most pairs coincide, as where counts are few, it is that of the pairs that do not.
+
+    Raises
+    ------
+    DataError
+        If all cells coincide.
+    """
+    _refuse_odd(real)
     few = real[np.random.default_rng(0).permutation(len(real))[:2000]]
-    return np.array(WIDTHS) * np.median(pdist(few))
+    apart = pdist(few)
+    if not apart.any():
+        raise DataError(f"{len(real):,} cells that coincide have no distances to take widths from.")
+    return np.array(WIDTHS) * (np.median(apart) or np.median(apart[apart > 0]))
 
 
 @checked
 def energy_distance(real: Cloud, fake: Cloud) -> float:
     """Return 2 E‖x − y‖ − E‖x − x′‖ − E‖y − y′‖ (Székely & Rizzo 2013), unbiased."""
+    _refuse_odd(real, fake, least=2)
     n, m = len(real), len(fake)
     within = cdist(real, real).sum() / (n * (n - 1)) + cdist(fake, fake).sum() / (m * (m - 1))
     return float(2 * cdist(real, fake).mean() - within)
@@ -114,6 +143,9 @@ class Manifold:
 @checked
 def manifold(real: Cloud, fake: Cloud, k: int = 5) -> Manifold:
     """Compare the supports of two clouds by balls that reach to the k-th neighbour."""
+    if k < 1:
+        raise ConfigError(f"k={k}: expected a whole number of at least 1.")
+    _refuse_odd(real, fake)
     if min(len(real), len(fake)) <= k:
         raise DataError(f"{min(len(real), len(fake))} cells have no {k} neighbours each.")
     reach_real, reach_fake = (np.sort(cdist(c, c), axis=1)[:, k] for c in (real, fake))
@@ -133,6 +165,9 @@ def real_or_fake(real: Cloud, fake: Cloud, *, seed: int = 0, folds: int = 3) -> 
 
     Fakes that repeat a few cells are told by their copies in other folds, as they should be.
     """
+    if folds < 2:
+        raise ConfigError(f"folds={folds}: expected a whole number of at least 2.")
+    _refuse_odd(real, fake, least=2)
     x = np.concatenate([real, fake])
     y = np.repeat([0, 1], [len(real), len(fake)])
     folds = min(folds, len(real), len(fake))
@@ -168,14 +203,25 @@ def membership(train: Cloud, held_out: Cloud, fake: Cloud) -> float:
 
 def _nearer(to: Cloud, some: Cloud, others: Cloud) -> float:
     """Return the probability that one of `some` is nearer to its nearest of `to` than one of `others`."""
+    _refuse_odd(to, some, others)
     search = NearestNeighbors(n_neighbors=1).fit(to)
     near = [search.kneighbors(c)[0][:, 0] for c in (others, some)]
     return float(roc_auc_score(np.repeat([0, 1], [len(others), len(some)]), -np.concatenate(near)))
 
 
 @checked
-def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    """Return Lin's concordance (1989): Pearson's correlation, less what shift and scale lose."""
+def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " _"]) -> float:
+    """Return Lin's concordance (1989): Pearson's correlation, less what shift and scale lose.
+
+    NaN where both are the same constant, or there is one value only.
+
+    Raises
+    ------
+    DataError
+        If they are not as many, or there are none.
+    """
+    if len(a) != len(b) or not len(a):
+        raise DataError(f"{len(a)} values beside {len(b)}: expected as many, and one at the least.")
     covariance = np.cov(a, b, bias=True)
     spread = covariance[0, 0] + covariance[1, 1] + (a.mean() - b.mean()) ** 2
     return float(2 * covariance[0, 1] / spread) if spread > 0 else float("nan")
@@ -184,6 +230,8 @@ def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float
 @checked
 def depth_distance(real: Num[np.ndarray, " n"], fake: Num[np.ndarray, " m"]) -> float:
     """Return the Kolmogorov-Smirnov distance of total counts; 0 at best, 1 at worst."""
+    if not (len(real) and len(fake)):
+        raise DataError(f"Depths of {len(real)} and {len(fake)} cells: expected one at the least.")
     return float(ks_2samp(real, fake).statistic)
 
 
@@ -197,7 +245,9 @@ class Moments:
 
     @classmethod
     def of(cls, counts: Sparse) -> Moments:
-        """Compute from raw counts."""
+        """Compute from raw counts, of one cell at the least."""
+        if not counts.shape[0]:
+            raise DataError("There are no cells to take moments of.")
         x = log_cp10k(counts)
         mean = np.asarray(x.mean(0)).ravel()
         square = np.asarray(x.multiply(x).mean(0)).ravel()
@@ -217,6 +267,9 @@ def gene_agreement(real: Sparse, fake: Sparse) -> dict[str, float]:
 @checked
 def correlation_agreement(real: Sparse, fake: Sparse, genes: Int[np.ndarray, " k"]) -> float:
     """Return the `concordance` of gene-gene correlations, of log-expression, over pairs of `genes`."""
+    width = min(real.shape[1], fake.shape[1])
+    if len(genes) < 2 or genes.min() < 0 or genes.max() >= width:
+        raise DataError(f"genes: expected positions from 0 to {width - 1}, two at the least.")
     pairs = np.triu_indices(len(genes), 1)
     tables = [_correlations(log_cp10k(c)[:, genes].toarray())[pairs] for c in (real, fake)]
     return concordance(*tables)
@@ -232,6 +285,11 @@ def cross_agreement(
 
     Features are the `n` of each whose log-expression varies most in the real cells.
     """
+    for a, b in (real, fake):
+        if a.shape[0] != b.shape[0]:
+            raise DataError(
+                f"Modalities of {a.shape[0]:,} and {b.shape[0]:,} cells: give the same cells, in order."
+            )
     chosen = [np.argsort(-Moments.of(x).variance, kind="stable")[:n] for x in real]
     tables = []
     for pair in (real, fake):
@@ -253,6 +311,11 @@ def fold_change_agreement(
     real: Sparse, fake: Sparse, real_labels: np.ndarray, fake_labels: np.ndarray
 ) -> float:
     """Return the `concordance` of log₂ fold changes, each class against the rest, averaged over classes."""
+    for counts, labels in ((real, real_labels), (fake, fake_labels)):
+        if len(labels) != counts.shape[0]:
+            raise DataError(
+                f"{len(labels):,} labels of {counts.shape[0]:,} cells: give one for each."
+            )
     found = []
     for label in sorted(set(real_labels) & set(fake_labels)):
         a = _fold_changes(real, real_labels == label)
@@ -299,7 +362,18 @@ class Space:
 
     @classmethod
     def of(cls, counts: Sparse, n_genes: int = 2000, n_components: int = 30) -> Space:
-        """Fit on raw counts of real cells, of the genes whose log-expression varies most."""
+        """Fit on raw counts of real cells, of the genes whose log-expression varies most.
+
+        Raises
+        ------
+        DataError
+            If there are fewer than two cells, or two features: a share of the only one never differs.
+        """
+        if min(counts.shape) < 2:
+            raise DataError(
+                f"{counts.shape[0]} cells x {counts.shape[1]} features to compare cells by: expected two "
+                "of both at the least."
+            )
         x = log_cp10k(counts)
         square, mean = x.multiply(x).mean(0), x.mean(0)
         variance = np.asarray(square).ravel() - np.asarray(mean).ravel() ** 2
