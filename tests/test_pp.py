@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from chreode import pp
-from chreode.errors import ConfigError
+from chreode.errors import ConfigError, DataError
 from chreode.pp import pearson_residual_variance, rank_genes
 
 ORACLE = np.load(Path(__file__).parent / "fixtures" / "genes" / "oracle.npz")
@@ -159,3 +159,24 @@ def test_without_counts_genes_are_chosen_by_how_expression_varies_within_batches
     schema = ch.Schema(expression="X", batch="obs/batch")
     assert list(ch.pp.select_genes(cells, schema, 2)) == ["1", "3"]
     assert list(ch.pp.select_genes(cells, schema.with_(batch=None), 1)) == ["0"]
+
+
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csr_array])
+@pytest.mark.parametrize(
+    ("part", "values"), [("indices", [0, 9, 1]), ("indices", [0, -1, 1]), ("indptr", [0, 2, 1, 3])]
+)
+def test_a_damaged_matrix_is_refused_before_compiled_code_reads_it(form, part, values):
+    """An index beyond the features was read, and written, beyond the memory of the matrix."""
+    odd = form(np.eye(3))
+    setattr(odd, part, np.array(values, odd.indices.dtype))
+    for ask in (pearson_residual_variance, lambda x: rank_genes(x, np.zeros(3, int), 1)):
+        with pytest.raises(DataError, match="damaged"):
+            ask(odd)
+
+
+def test_a_matrix_of_nothing_is_refused():
+    with pytest.raises(DataError, match="no features"):
+        pearson_residual_variance(sparse.csr_matrix((5, 0)))
+    for shape in ((5, 0), (0, 5)):
+        with pytest.raises(DataError, match="none to rank"):
+            rank_genes(sparse.csr_matrix(shape), np.zeros(shape[0], int), 1)

@@ -35,6 +35,7 @@ def test_a_place_is_spelled_as_it_was_read(text):
 def test_a_colon_in_a_column_name_is_no_modality():
     assert Place.parse("obs/rna:batch") == Place("obs", "rna:batch")
     assert Place.parse("rna:obs/batch") == Place("obs", "batch", "rna")
+    assert Place.parse("rna:v2:obs/a:b") == Place("obs", "a:b", "rna:v2")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,8 @@ def test_schemas_survive_json():
         ({"categorical": ("obs/a", "obs/a")}, "named twice"),
         ({"categorical": ("obs/batch",)}, "like a role"),
         ({"control": "ctrl"}, "no perturbation"),
+        ({"batch": ""}, "expected a place"),  # as of a variable of the shell that is not set
+        ({"views": ("",)}, "no place"),
     ],
 )
 def test_contradictions_are_refused(roles, said):

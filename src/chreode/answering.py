@@ -343,6 +343,24 @@ def uns(self: Fitted, verb: str, **more: Any) -> dict[str, Any]:
     return {"chreode": {verb: _record(self, scale=self.scale, **more)}}
 
 
+def refuse_slot(data: Data, key: str) -> None:
+    """Refuse the name of a result that no file can hold, or where something else would be lost.
+
+    In a file a name with a slash is a place within a group, and a MuData keeps in obsm, under the name of
+    a modality, which cells have it.
+    """
+    if "/" in key or not key.strip("."):
+        raise ConfigError(f"{key!r} cannot name a slot in a file: choose a name without '/'.")
+    if key in getattr(data, "mod", {}):
+        raise ConfigError(f"{key!r} is a modality of the data: choose another name for the result.")
+    told = data.uns.get("chreode", {})
+    if not isinstance(told, Mapping):
+        raise ConfigError(
+            f"uns['chreode'] holds a {type(told).__name__}; chreode keeps there where its results come from. "
+            "Move it to another name."
+        )
+
+
 def write_provenance(self: Fitted, data: Data, key: str, **more: Any) -> None:
     """Say in `data` where the slot `key` comes from."""
     data.uns["chreode"] = {**data.uns.get("chreode", {}), key: _record(self, **more)}

@@ -173,6 +173,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return callable(value)
     if isinstance(origin, type):
         return _holds(value, origin, inner)
+    if isinstance(hint, type) and isinstance(value, hint) and sp.issparse(value):
+        from .data.memory import refuse_damaged
+
+        refuse_damaged(value, "a sparse matrix")
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 

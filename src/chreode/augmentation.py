@@ -15,7 +15,7 @@ from anndata import AnnData
 from . import read
 from .answering import condition_named
 from .arguments import checked
-from .check import as_category
+from .check import as_category, findings, require
 from .collect import refuse_what_cannot_be_kept
 from .errors import ConfigError, SchemaError, near
 from .read import Data
@@ -149,12 +149,16 @@ def _real(
     at = read.where(data, places["counts"])
     if at is not None:
         rows = rows[at[rows] >= 0]
+    require(findings(data, Schema(counts=schema.counts, fractional=schema.fractional), rows))
     counts = sp.csr_matrix(values[rows if at is None else at[rows]])
     take = match_features(data, schema, fitted.spec, roles).get("counts")
     if take is not None:
         padded = sp.hstack([counts, sp.csr_matrix((counts.shape[0], 1))], format="csr")
         counts = padded[:, np.where(take < 0, counts.shape[1], take)]
     obs = data.obs.iloc[rows].copy()
+    if not obs.columns.is_unique:
+        twice = obs.columns[obs.columns.duplicated()][0]
+        raise SchemaError(f"obs has several columns {twice!r}: rename all but one.")
     for name, place in columns.items():
         values = read.column(data, place, name)
         if name in fitted.spec.categories:

@@ -374,7 +374,7 @@ def stored_values(block: Any) -> Shaped[np.ndarray, " n"]:
 
 def _blocks(values: Any, rows: Int[np.ndarray, " n"]) -> Iterator[tuple[np.ndarray, Any]]:
     """Yield rows and their values, a few at a time."""
-    step = max(1, _PIECE // values.shape[1])
+    step = max(1, _PIECE // max(1, values.shape[1]))
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
         yield some, values[some]
@@ -468,7 +468,7 @@ def merging(
     n = len(distinct)
     if not len(same):
         return
-    example = f"{distinct[same[0]]!r} and {distinct[same[0] + 1]!r}"
+    example = " and ".join(map(repr, distinct[same[0] : same[0] + 2].tolist()))
     few = len(same) <= n / 100 + n**2 / 2**24
     yield Finding(
         "note" if few else "error", role,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,9 +18,9 @@ from anndata.io import write_elem
 
 from . import store
 from .data.disk import readable
-from .data.files import editable
+from .data.files import editable, names_of
 from .data.foreign import refuse_foreign
-from .errors import DataError, StoreError, warn
+from .errors import ChreodeError, DataError, StoreError, warn
 from .read import Data
 
 #: A few cells: a dense block by modality.
@@ -102,11 +103,13 @@ def collect_cells(
         if len(empty) > 1:
             import mudata
 
-            with mudata.set_options(pull_on_update=False):  # as in `_joined`
+            # as in `_joined`
+            with mudata.set_options(pull_on_update=False), writable(into):
                 cells.write(path)
         with store.hdf5(path, "r+" if len(empty) > 1 else "w") as (file, while_there_is_room):
             if len(empty) == 1:
-                write_elem(file, "/", cells)
+                with writable(into):
+                    write_elem(file, "/", cells)
             places = {name: f"mod/{name}/X" if len(empty) > 1 else "X" for name in empty}
             shapes = {places[name]: part.shape for name, part in empty.items()}
             placed = ({places[k]: v for k, v in c.items()} for c in while_there_is_room(chunks))
@@ -133,14 +136,44 @@ def storable(obs: pd.DataFrame) -> pd.DataFrame:
     0  3.0  2020-01-01
     """
     turned = [i for i in range(obs.shape[1]) if not _has_a_form(obs.iloc[:, i])]
-    out = obs.rename(columns=str)
+    out = obs.set_axis(_storable_names(obs.columns), axis=1)
+    if out.index.name in out:  # anndata takes such a column for the names, and refuses another
+        out = out.rename_axis(index=None)
     for i in turned:
         values = obs.iloc[:, i].astype(object)
         out.isetitem(i, values.map(str).where(values.notna(), None))
     if turned:
         names = ", ".join(repr(out.columns[i]) for i in turned)
         warn(f"obs: {names} written as text, for a file holds text and numbers.")
+    changed = [f"{a!r} as {b!r}" for a, b in zip(map(str, obs), out, strict=True) if a != b]
+    if changed:
+        warn(f"obs: {', '.join(changed)}, for a file holds no name twice, and '_index' is its own.")
     return out
+
+
+def _storable_names(columns: pd.Index) -> list[str]:
+    """Return names that the columns of a table in a file can have."""
+    found: list[str] = []
+    for name in map(str, columns):
+        free = name
+        while free in found or free == "_index":
+            free += "_"
+        found.append(free)
+    return found
+
+
+@contextmanager
+def writable(into: Path) -> Iterator[None]:
+    """Turn whatever anndata raises of what it cannot write into a `StoreError`."""
+    try:
+        yield
+    except (ChreodeError, OSError):  # which `store.aside` tells
+        raise
+    except Exception as error:
+        raise StoreError(
+            f"{into} cannot be written: anndata has no form for something in these cells ({error}). Turn the "
+            "column into numbers or plain text, or leave it out."
+        ) from error
 
 
 def _has_a_form(values: pd.Series | pd.Index) -> bool:
@@ -153,7 +186,11 @@ def _has_a_form(values: pd.Series | pd.Index) -> bool:
 
 
 def copy_with(
-    file: Path, target: Path, obsm: Mapping[str, np.ndarray], records: Mapping[str, str]
+    file: Path,
+    names: pd.Index,
+    target: Path,
+    obsm: Mapping[str, np.ndarray],
+    records: Mapping[str, str],
 ) -> None:
     """Write a copy of a data file with further slots: the rest is copied as it is, and not read.
 
@@ -161,6 +198,8 @@ def copy_with(
     ----------
     file
         An .h5ad, .h5mu or .zarr. It may be `target` itself.
+    names
+        Those of the cells that were read from it.
     obsm
         Arrays by the name of their slot, a row per cell.
     records
@@ -169,7 +208,7 @@ def copy_with(
     Raises
     ------
     StoreError
-        If `target` cannot be written.
+        If `target` cannot be written, or `file` holds other cells by now.
     """
     with readable(str(file)):
         refuse_foreign(file)
@@ -185,6 +224,10 @@ def copy_with(
         else:
             shutil.copyfile(file, made)
         with editable(made) as root:
+            if not names.equals(names_of(root, "obs")):
+                raise StoreError(
+                    f"{file} was replaced while it was read: it holds other cells now. Run this again."
+                )
             for slot, items in (("obsm", obsm), ("uns", {}), ("uns/chreode", records)):
                 if slot not in root:
                     write_elem(root, slot, {})

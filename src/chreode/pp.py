@@ -14,7 +14,7 @@ from scipy import sparse
 from . import read
 from .arguments import checked
 from .check import findings, require
-from .errors import ConfigError, SchemaError, warn
+from .errors import ConfigError, DataError, SchemaError, warn
 from .schema import Schema
 
 
@@ -104,6 +104,8 @@ def pearson_residual_variance(
     ------
     ConfigError
         If `theta` is not positive.
+    DataError
+        If there are no features, or the matrix is damaged.
 
     References
     ----------
@@ -116,6 +118,8 @@ def pearson_residual_variance(
     >>> pearson_residual_variance(marker_and_two_flat).round(1)
     array([1.9, 0.6, 0.5])
     """
+    if counts.shape[1] == 0:
+        raise DataError("counts has no features.")
     if not theta > 0:
         raise ConfigError(f"theta is {theta}; it must be positive. 100 suits UMI counts.")
     n_cells, n_genes = counts.shape
@@ -168,6 +172,8 @@ def rank_genes(
     ------
     ConfigError
         If `n` is below 1.
+    DataError
+        If there are no cells or no features, or the matrix is damaged.
 
     References
     ----------
@@ -191,6 +197,10 @@ def _rank(
     n: int,
     judge: Callable[[Any], Float[np.ndarray, " g"]],
 ) -> Integer[np.ndarray, " n"]:
+    if 0 in x.shape:
+        raise DataError(
+            f"counts has {x.shape[0]:,} cells and {x.shape[1]:,} features: none to rank."
+        )
     if n < 1:
         raise ConfigError(f"n is {n}; at least one gene must be asked for. 2,000 is common.")
     if np.shape(batch) != x.shape[:1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,7 +16,7 @@ from .arguments import checked
 from .data.disk import DiskMatrix, by_rows, refuse_elsewhere_in
 from .data.files import OnDisk, open_file, stack, stored_bytes
 from .data.memory import in_memory
-from .errors import SchemaError, StoreError, near
+from .errors import ConfigError, SchemaError, StoreError, near
 from .schema import MATRIX_ROLES, Place, Schema
 
 Data: TypeAlias = AnnData | MuData | OnDisk
@@ -80,6 +81,18 @@ def read(data: Data | str | Path) -> Data:
     return open_file(path, light=stored_bytes(path) <= IN_MEMORY)
 
 
+def refuse_over(data: Data, into: str | Path | None) -> None:
+    """Refuse to write a result over the file that its cells are read from, or into its folder."""
+    held = getattr(data, "filename", None) or getattr(data, "path", "")
+    if into is None or not held:
+        return
+    for file in str(held).split(" + "):
+        if Path(into).resolve().is_relative_to(Path(file).resolve()):
+            raise ConfigError(
+                f"into={str(into)!r} is where the cells are read from. Choose another."
+            )
+
+
 def _refuse_elsewhere(data: AnnData | MuData) -> None:
     for part in (data, *getattr(data, "mod", {}).values()):
         if isinstance(part, AnnData):
@@ -101,7 +114,7 @@ def holder(data: Data, place: Place, role: str) -> Data:
     if not modalities:
         raise SchemaError(
             f"{role}={str(place)!r} names a modality, but the data is an AnnData. "
-            f"Where it has {role}, say the place alone, as '{str(place).partition(':')[2]}'."
+            f"Where it has {role}, say the place alone, as '{replace(place, modality='')}'."
         )
     if place.modality not in modalities:
         raise SchemaError(
@@ -127,13 +140,17 @@ def matrix(data: Data, place: Place, role: str) -> tuple[Any, pd.Index]:
     if names is None:
         names = _obsm_names(values, place.key)
     values = by_rows(values)
-    if isinstance(values, DiskMatrix):
-        if len(values.shape) != 2:
-            raise SchemaError(f"{said}: expected cells x features, got {values.shape}.")
-        if not getattr(owner, "light", False):
-            return values, names
-        values = values.whole
-    return in_memory(values, said), names
+    if not isinstance(values, DiskMatrix):
+        values = in_memory(values, said)
+    if len(values.shape) != 2:
+        raise SchemaError(f"{said}: expected cells x features, got {values.shape}.")
+    if values.shape != (owner.n_obs, len(names)):  # of a file that anndata opened without a look
+        raise StoreError(
+            f"{said} is {values.shape[0]:,} x {values.shape[1]:,}, beside {owner.n_obs:,} cells and "
+            f"{len(names):,} features: its file is damaged. Copy or download it again."
+        )
+    light = isinstance(values, DiskMatrix) and getattr(owner, "light", False)
+    return in_memory(values.whole, said) if light else values, names
 
 
 def _found(owner: Any, place: Place, role: str) -> tuple[Any, pd.Index | None]:
@@ -188,7 +205,9 @@ def column(data: Data, place: Place, role: str) -> pd.Series:
         )
     if owner is data:
         return values
-    _own_cells(owner, place)
+    cells = _own_cells(owner, place)
+    if values.dtype.kind in "iu" and not data.obs_names.isin(cells).all():
+        values = values.astype("UInt64" if values.dtype.kind == "u" else "Int64")  # no floats
     return values.reindex(data.obs_names)
 
 
@@ -202,7 +221,9 @@ def numbers(data: Data, place: Place, role: str) -> np.ndarray:
     """
     values = column(data, place, role)
     if values.dtype.kind in "fiub":
-        return values.to_numpy(np.float64, na_value=np.nan)
+        found = values.to_numpy(np.float64, na_value=np.nan)
+        _refuse_rounded(values, found, f"{role} ({place})")
+        return found
     said, name = f"{role} ({place}) holds {values.dtype}", f"data.obs[{place.key!r}]"
     if values.dtype.kind in "mM":
         since = f"({name} - {name}.min())" if values.dtype.kind == "M" else name
@@ -214,6 +235,16 @@ def numbers(data: Data, place: Place, role: str) -> np.ndarray:
         f"{said}, expected numbers: convert it with pandas.to_numeric (text that spells dates: with "
         "pandas.to_datetime, first)."
     )
+
+
+def _refuse_rounded(values: pd.Series, found: np.ndarray, said: str) -> None:
+    """Refuse whole numbers that are distinct, and one once they are 64-bit floats."""
+    beyond = values.dtype.kind in "iu" and np.nanmax(np.abs(found), initial=0) >= 2**53
+    if beyond and len(np.unique(found[~np.isnan(found)])) < values.nunique():
+        raise SchemaError(
+            f"{said} holds whole numbers beyond 2**53, some of which become one as numbers with a decimal "
+            "point. Subtract the least of them first, or divide."
+        )
 
 
 def where(data: Data, place: Place) -> np.ndarray | None:
@@ -277,6 +308,11 @@ def positions(data: Data, rows: Any, name: str = "rows") -> np.ndarray:
             raise SchemaError(f"{name}: the mask has shape {given.shape}, expected ({n},).")
         return np.flatnonzero(given)
     if len(given) and given.dtype.kind not in "iu":
+        if not data.obs_names.is_unique:
+            raise SchemaError(
+                f"{name}: names of cells are not unique, so none can be chosen by name. Give positions or "
+                "a mask, or say data.obs_names_make_unique() first."
+            )
         names = [str(v) if isinstance(v, str) else None for v in given]
         found = data.obs_names.get_indexer(pd.Index(names, dtype=object))
         if (found < 0).any():

@@ -67,12 +67,10 @@ class Place:
         """
         if not isinstance(text, str) or not text:
             raise SchemaError(f"{text!r} is no place. {_SPELLING}.")
-        head, colon, tail = text.partition(":")
-        modality, rest = (head, tail) if head and colon and "/" not in head else ("", text)
-        slot, _, key = rest.partition("/")
-        if rest in ("X", "raw"):
-            return cls(rest, "", modality)
-        if slot in ("layers", "obs", "obsm") and key:
+        head, slash, key = text.partition("/")
+        modality, colon, slot = head.rpartition(":")
+        whole = slot in ("X", "raw") and not slash
+        if (whole or (slot in ("layers", "obs", "obsm") and key)) and (modality or not colon):
             return cls(slot, key, modality)
         raise SchemaError(f"{text!r} is no place. {_SPELLING}.")
 
@@ -182,10 +180,11 @@ class Schema:
         if not (self.control is None or isinstance(self.control, str)):
             raise SchemaError(f"control={self.control!r}: expected the name of a category.")
         for role in ROLES:
-            if role not in TUPLE_ROLES and not isinstance(getattr(self, role), str | None):
+            value = getattr(self, role)
+            if role not in TUPLE_ROLES and (not isinstance(value, str | None) or value == ""):
                 slot = "layers" if role in MATRIX_ROLES else "obs"
                 raise SchemaError(
-                    f"{role}={getattr(self, role)!r}: expected a place, as in {role}='{slot}/NAME'."
+                    f"{role}={value!r}: expected a place, as in {role}='{slot}/NAME'."
                 )
         for role, place in self.places():
             if role.partition("/")[0] in MATRIX_ROLES:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from jaxtyping import Float
+from mudata import MuData
 
 from . import read
 from .answering import (
@@ -28,6 +29,7 @@ from .answering import (
     features,
     guidance_options,
     open_cells,
+    refuse_slot,
     require,
     room,
     stream,
@@ -88,6 +90,8 @@ def embed(
         raise CapabilityError(
             f"{self.model.key} embeds cells under no other conditions; leave out to."
         )
+    key = key_added or f"X_{self.model.key}{'' if to is None else '_to'}"
+    refuse_slot(data, key)
     verb = "embed" if to is None else "predict"
     source, usable = open_cells(self, verb, data, schema, progress, to)
     target = encode(self, to)
@@ -99,7 +103,6 @@ def embed(
             out = np.full((len(source), z.shape[1]), np.nan, np.float32)
         out[rows] = z
     assert out is not None, "no cells"
-    key = key_added or f"X_{self.model.key}{'' if to is None else '_to'}"
     data.obsm[key] = out
     write_provenance(self, data, key, **({} if to is None else {"to": to}))
     return out
@@ -176,6 +179,7 @@ def reconstruct(
         raise SchemaError(f"This model does not decode {role!r}.{near(role, self.spec.features)}")
     if library is not None and self.scale != "counts":
         raise ConfigError(f"This {self.model.key} decodes {self.scale}; it has no library to set.")
+    read.refuse_over(data, into)
     source, usable = open_cells(self, "reconstruct", data, schema, progress, to)
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
     target = encode(self, to)
@@ -222,6 +226,7 @@ def predict(
     cells' own, with the columns of `to` replaced. From a model of several kinds of counts: a MuData.
     """
     data = read.read(data)
+    read.refuse_over(data, into)
     source, usable = open_cells(self, "predict", data, schema, progress, to)
     room(self, len(usable), into)
     target = encode(self, to)
@@ -357,7 +362,10 @@ def loadings(self: Fitted, data: AnnData | None = None) -> pd.DataFrame:
         values, index=list(names), columns=[f"{self.model.key}_{i}" for i in range(values.shape[1])]
     )
     if data is not None:
+        if not isinstance(data, (AnnData, MuData)):
+            raise ConfigError("loadings: expected an AnnData in memory, or no data for the table.")
         key = f"{self.model.key}_loadings"
+        refuse_slot(data, key)
         data.varm[key] = table.reindex(data.var_names).to_numpy(np.float32)
         write_provenance(self, data, key)
     return table
@@ -437,6 +445,7 @@ def trajectory(
         begin = self.spec.outside("time", batches[0][1]["time"].numpy())
     else:
         data = read.read(data)
+        read.refuse_over(data, into)
         source, usable = open_cells(self, "trajectory", data, schema, progress)
         obs, batches = data.obs.iloc[usable], stream(source, usable, "trajectory", progress)
         begin = source.columns["time"][usable]

@@ -247,3 +247,16 @@ def test_check_suggests_sound_roles_for_real_files(say, real, file):
     errors = [f["text"] for f in json.loads(out)["findings"] if f["level"] == "error"]
     assert code == bool(errors)
     assert all("have no counts at all" in text for text in errors)  # as files of real cells may
+
+
+def test_check_shows_matrices_of_nothing_and_names_of_any_length(say, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = ad.AnnData(np.zeros((4, 0), np.float32), obsm={"none": np.zeros((4, 0))})
+    cells.obs["long"], cells.obs["y" * 3000], cells.obs["huge"] = "x" * 10**5, 1, 1e300
+    cells.write_h5ad("odd.h5ad")
+    code, out, _ = say("check odd.h5ad")
+    assert code == 0
+    assert out.count("no features") == 2
+    assert len(out) < 2000
+    told = json.loads(say("check odd.h5ad --json")[1])
+    assert f"obs/{'y' * 3000}" in [c["place"] for c in told["columns"]]  # whole, to be copied

@@ -299,7 +299,7 @@ def everywhere(path, tmp_path):
     from chreode.collect import copy_with
 
     with pytest.raises(ch.StoreError):
-        copy_with(path, tmp_path / f"copy{path.suffix}", {}, {})
+        copy_with(path, pd.Index([]), tmp_path / f"copy{path.suffix}", {}, {})
     assert not (tmp_path / f"copy{path.suffix}").exists()
     return " ".join(told)
 

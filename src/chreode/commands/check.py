@@ -38,6 +38,8 @@ _MODALITY_NAMES = {
 }
 #: Columns that ask for a model which reads them, and what is suggested first of models that read as many.
 _ASKED = ("time", "trajectory", "perturbation", "dose")
+#: Letters of a name that a table shows.
+_LONGEST = 80
 _USUAL = ("scvi", "neuralode", "cfgen", "pca")
 _CONTROL = r"(^|[^a-z])(ctrl|control|non[-_ ]?targeting|nt|dmso|mock|vehicle|unperturbed)([^a-z]|$)"
 
@@ -107,7 +109,7 @@ def _sizes(data: Data) -> str:
     parts = [f"{part.n_obs:,} cells x {part.n_vars:,} features" for _, part in _parts(data)]
     if len(parts) == 1:
         return parts[0] + (
-            f", such as {', '.join(map(visible, data.var_names[:3]))}" if data.n_vars else ""
+            f", such as {', '.join(map(_short, data.var_names[:3]))}" if data.n_vars else ""
         )
     inside = "; ".join(f"{visible(n)} {s}" for n, s in zip(data.mod, parts[1:], strict=True))
     return f"{data.n_obs:,} cells in {len(data.mod)} modalities ({inside})"
@@ -141,7 +143,9 @@ def _matrices(
                 values, _ = read.matrix(data, Place.parse(place), "")
                 row |= {"shape": list(values.shape), "dtype": str(values.dtype)}
                 row |= {"sparse": is_sparse(values), "holds": f"{values.dtype}, no numbers"}
-                if values.dtype.kind in "fiub":
+                if not values.shape[1]:
+                    row["holds"] = "no features"
+                elif values.dtype.kind in "fiub":
                     looks[place] = look(
                         values, np.arange(values.shape[0]), f"look at {place}",
                         sums=place in summed,
@@ -195,11 +199,12 @@ def _column(name: str, values: pd.Series) -> dict[str, Any]:
         low, high = _figure(float(values.min())), _figure(float(values.max()))
         kind, holds = "numbers", f"numbers, {low} to {high}"
     elif len(levels) > len(values) / 2:
-        kind, holds = "names", f"{len(levels):,} names, such as {levels[0]}"
+        kind, holds = "names", f"{len(levels):,} names, such as {_short(levels[0])}"
     else:
         kind = "categories"
-        shown = ", ".join(levels[:4]) + (", …" if len(levels) > 4 else "")
-        holds = f"{len(levels):,} categories: {shown}" if len(levels) > 1 else f"{levels[0]} alone"
+        shown = ", ".join(map(_short, levels[:4])) + (", …" if len(levels) > 4 else "")
+        one = f"{_short(levels[0])} alone"
+        holds = f"{len(levels):,} categories: {shown}" if len(levels) > 1 else one
     control = next((level for level in levels if re.search(_CONTROL, level.lower())), None)
     fits = {"time": kind == "numbers", "perturbation": kind == "categories" and bool(control)}
     suits = [
@@ -222,7 +227,14 @@ def _rank(role: str, name: str) -> int | None:
 
 
 def _figure(number: float) -> str:
-    return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.4g}"
+    whole = float(number).is_integer() and abs(number) < 1e16
+    return f"{number:,.0f}" if whole else f"{number:,.4g}"
+
+
+def _short(name: object) -> str:
+    """Return a name as a table shows it: visible, and no longer than a line."""
+    text = visible(name)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 # what it can feed, and what to type next
@@ -311,10 +323,10 @@ def _candidates(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -
 
 
 def _modality_suits(matrix: dict[str, Any], role: str, names: str) -> bool:
-    modality, colon, slot = matrix["place"].rpartition(":")
-    if slot.startswith("obsm/"):
-        return role != "counts" and bool(re.search(names, slot.lower()))
-    return bool(re.search(names, modality.lower())) if colon else role == "counts"
+    place = Place.parse(matrix["place"])
+    if place.slot == "obsm":
+        return role != "counts" and bool(re.search(names, place.key.lower()))
+    return bool(re.search(names, place.modality.lower())) if place.modality else role == "counts"
 
 
 def _expression(matrices: list[dict[str, Any]]) -> list[str]:
@@ -326,18 +338,18 @@ def _expression(matrices: list[dict[str, Any]]) -> list[str]:
 
 
 def _tables(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> Iterator[str]:
-    wide = max((len(visible(row["place"])) for row in (*matrices, *columns)), default=0)
+    wide = max((len(_short(row["place"])) for row in (*matrices, *columns)), default=0)
     yield "\nMatrices"
     for row in matrices:
         shape = " x ".join(f"{n:,}" for n in row["shape"])
         form = f"{'sparse' if row['sparse'] else 'dense'} {row['dtype']}" if row["dtype"] else ""
-        yield f"  {visible(row['place']):<{wide}}  {shape:<20}{form:<16}{visible(row['holds'])}"
+        yield f"  {_short(row['place']):<{wide}}  {shape:<20}{form:<16}{visible(row['holds'])}"
     if columns:
         yield "\nColumns"
     for row in columns:
         lacking = f"; {row['lacking']:,} cells have none" if row["lacking"] else ""
         suits = f"  ({' or '.join(row['suits'])}?)" if row["suits"] else ""
-        yield f"  {visible(row['place']):<{wide}}  {visible(row['holds'])}{lacking}{suits}"
+        yield f"  {_short(row['place']):<{wide}}  {visible(row['holds'])}{lacking}{suits}"
 
 
 def _shown(found: list[Any]) -> list[str]:

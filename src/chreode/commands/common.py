@@ -296,7 +296,8 @@ def require_output(
         If it is `source`.
     """
     require_suffix(path, suffixes)
-    if source is not None and path.exists() and source.exists() and path.samefile(source):
+    # the file itself, or a place inside of a .zarr that is read
+    if source is not None and path.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{path} is the input. {instead}")
     note_replaced(path)
 

@@ -67,7 +67,7 @@ def embed(
     key = key_added or f"X_{fitted.model.key}"
     data = read(file)
     z = fitted.embed(data, key_added=key, schema=fitted.schema.with_(**roles))
-    copy_with(file, target, {key: z}, {key: data.uns["chreode"][key]})
+    copy_with(file, data.obs_names, target, {key: z}, {key: data.uns["chreode"][key]})
     return Answer(
         f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions, written to {target}",
         {"file": str(target), "key": key, "cells": z.shape[0], "n_latent": z.shape[1]},
@@ -172,7 +172,7 @@ def correct(
         data = read(file)
         key = f"X_{fitted.model.key}_to"
         z = fitted.embed(data, to=to, schema=schema)
-        copy_with(file, output, {key: z}, {key: data.uns["chreode"][key]})
+        copy_with(file, data.obs_names, output, {key: z}, {key: data.uns["chreode"][key]})
         written = f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions,"
     else:
         require_output(output, [".h5ad", ".h5mu"], file)
@@ -212,7 +212,7 @@ def augment(
     floor
         Cells that each class shall have at the least [default: as many as the largest].
     """
-    from ..collect import storable
+    from ..collect import storable, writable
 
     require_output(output, [".h5ad"], file)
     use_threads(threads)
@@ -220,7 +220,7 @@ def augment(
     schema = fitted.schema.with_(**roles)
     cells = ch.augment(file, fitted, by=by, floor=floor, seed=seed, schema=schema)
     cells.obs = storable(cells.obs)
-    with store.aside(output) as made:
+    with store.aside(output) as made, writable(output):
         cells.write_h5ad(made)
     new = int(cells.obs["generated"].sum())
     return Answer(

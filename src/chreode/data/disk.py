@@ -200,8 +200,15 @@ class Selected(DiskMatrix):
         self.shape, self.dtype = (matrix.shape[0], len(columns)), matrix.dtype
         self.block, self.sparse = getattr(matrix, "block", 1), is_sparse(matrix)
 
+    @cached_property
+    def whole(self) -> Csr | np.ndarray:
+        """All rows, in memory from the first time they are asked for."""
+        return self._chosen(self._matrix.whole)
+
     def _read(self, rows: Int[np.ndarray, " r"]) -> Any:
-        found = self._matrix[rows]
+        return self._chosen(self._matrix[rows])
+
+    def _chosen(self, found: Any) -> Any:
         return in_order(found, self._columns) if self.sparse else found[:, self._columns]
 
 

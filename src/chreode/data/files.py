@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,15 +110,17 @@ class OnDisk:
                 "On disk, data[:, genes] chooses features. To choose cells, give rows=… where they are "
                 "learned from, or read them first: anndata.read_h5ad(FILE)[cells]."
             )
-        if isinstance(names, slice) or np.asarray(names).dtype.kind in "biu":
-            try:
-                names = self.var_names[names]
-            except IndexError as error:
-                raise SchemaError(
-                    f"data[:, genes]: there are {self.n_vars:,} features ({error})."
-                ) from error
-        names = pd.Index([names] if isinstance(names, str) else names)
-        columns = _unique(self).get_indexer(names)
+        known = _unique(self)
+        try:
+            if isinstance(names, slice) or np.asarray(names).dtype.kind in "biu":
+                names = known[names]
+            names = pd.Index([names] if isinstance(names, str) else names)
+            columns = known.get_indexer(names)
+        except (IndexError, TypeError, ValueError) as error:
+            raise SchemaError(
+                f"data[:, genes]: expected names, positions, a mask or a slice; there are {self.n_vars:,} "
+                f"features ({error})."
+            ) from error
         if (columns < 0).any():
             unknown = str(names[columns < 0][0])
             raise SchemaError(f"There is no feature {unknown!r}.{near(unknown, self.var_names)}")
@@ -190,33 +193,62 @@ def editable(path: Path) -> Iterator[Any]:
 
 
 def stored_bytes(path: Path) -> int:
-    """Return the size of everything in a file once it is in memory, without its strings."""
+    """Return the size of everything in a file once it is in memory, without its strings.
+
+    Where a part cannot be read it is not known: as if it were too large.
+    """
     root = open_root(path)
     items: list[Any] = []
-    with readable(str(path)):
+    try:
         if isinstance(root, h5py.Group):
             root.visititems(lambda _, item: items.append(item))
         else:
             items = [item for _, item in root.members(max_depth=None)]
         arrays = [item for item in items if isinstance(item, Array) and item.shape]
         return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)
+    except Exception:  # noqa: BLE001 (of a damaged item, which may be one that nobody asks for)
+        return sys.maxsize
 
 
 def _cells(path: Path, root: Any, *, light: bool) -> OnDisk:
     _refuse_old(path, root)
     lost: dict[str, str] = {}
     obs, var = (_table(root, name, lost) for name in ("obs", "var"))
-    raw = root["raw"] if "X" in _keys(root, "raw") else None
-    uns = _keys(root, "uns")
+    shape = len(obs), len(var)
     return OnDisk(
-        str(path), obs, var, _slots(root, "X", lost).get("X"),
-        _slots(root, "layers", lost), _slots(root, "obsm", lost),
-        None if raw is None else OnDisk(
-            str(path), obs, _table(raw, "var", {}), _slots(raw, "X", lost).get("X"), light=light
-        ),
-        {"chreode": read_elem(root["uns/chreode"])} if "chreode" in uns else {},
+        str(path), obs, var, _slots(root, "X", lost, shape).get("X"),
+        _slots(root, "layers", lost, shape), _slots(root, "obsm", lost, shape[:1]),
+        _raw(path, root, obs, lost, light=light), _records(root, lost),
         unreadable=lost, light=light,
     )  # fmt: skip
+
+
+def _raw(
+    path: Path, root: Any, obs: pd.DataFrame, lost: dict[str, str], *, light: bool
+) -> OnDisk | None:
+    """Return what an AnnData keeps as `raw`; None where there is none, or it cannot be read."""
+    if "X" not in _keys(root, "raw"):
+        return None
+    inside: dict[str, str] = {}
+    try:
+        var = _table(root["raw"], "var", {})
+        found = _slots(root["raw"], "X", inside, (len(obs), len(var)))
+    except Exception as error:  # noqa: BLE001 (whatever a storage library raises)
+        inside["X"] = f"{type(error).__name__}: {error}"
+    if "X" in inside:
+        lost["raw"] = inside["X"]
+        return None
+    return OnDisk(str(path), obs, var, found.get("X"), light=light)
+
+
+def _records(root: Any, lost: dict[str, str]) -> dict[str, Any]:
+    """Return where results came from, as verbs wrote it."""
+    try:
+        told = read_elem(root["uns/chreode"]) if "chreode" in _keys(root, "uns") else {}
+    except Exception as error:  # noqa: BLE001 (whatever a storage library raises)
+        lost["uns/chreode"] = f"{type(error).__name__}: {error}"
+        return {}
+    return {"chreode": told} if told else {}
 
 
 def _refuse_old(path: Path, root: Any) -> None:
@@ -227,13 +259,15 @@ def _refuse_old(path: Path, root: Any) -> None:
         )
 
 
-def _slots(root: Any, name: str, lost: dict[str, str]) -> dict[str, Any]:
-    """Return what can be read of a slot, by key; the other keys are told in `lost`."""
+def _slots(root: Any, name: str, lost: dict[str, str], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return what can be read of a slot, by key, and begins with `shape`; other keys are told in `lost`."""
     found: dict[str, Any] = {}
     places = {"X": "X"} if name == "X" else {key: f"{name}/{key}" for key in _keys(root, name)}
     for key, place in places.items():
         try:
             values = _slot(root[place]) if place in root else None
+            if values is not None and values.shape[: len(shape)] != shape:
+                raise ValueError(f"its shape is {values.shape}, beside tables of {shape}")
         except Exception as error:  # noqa: BLE001 (whatever a storage library raises)
             lost[place] = f"{type(error).__name__}: {error}"
             continue
@@ -259,6 +293,12 @@ def _slot(item: Any) -> Any:
     return read_elem(item) if item.attrs.get("encoding-type") == "dataframe" else None
 
 
+def names_of(root: Any, table: str) -> pd.Index:
+    """Return the names of the rows of a table, as text: numbers would be taken for positions."""
+    group = root[table]
+    return pd.Index(read_elem(group[str(group.attrs["_index"])])).astype(str)
+
+
 def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
     """Return the columns of a table that can be read; the others are told in `lost`.
 
@@ -266,12 +306,18 @@ def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
     Masks are taken as they are read: zarr leaves out that of every column that lacks no value.
     """
     group = root[name]
+    if group.attrs.get("encoding-type") != "dataframe":
+        raise StoreError(
+            f"{name} is no table as anndata writes one. Write the file anew with anndata, if it holds cells."
+        )
     if group.attrs.get("encoding-version") != "0.2.0":
-        return read_elem(group)
+        table = read_elem(group)
+        lost |= {f"{name}/{key}": why for key in group if (why := _pieces_lost(group[key]))}
+        return table.set_axis(table.index.astype(str))
     index = str(group.attrs["_index"])
     if absent(group[index]):
         raise StoreError(f"{name}: pieces of the names are absent. Copy the folder again.")
-    names, columns = read_elem(group[index]), dict[str, Any]()
+    names, columns = names_of(root, name), dict[str, Any]()
     for key in map(str, group.attrs["column-order"]):
         try:
             values = read_elem(group[key])
@@ -337,6 +383,7 @@ def _one(parts: Sequence[OnDisk], obs: pd.DataFrame, join: Literal["same", "inne
         _stacked([part.X for part in parts]),
         layers=_in_all([part.layers for part in parts]),
         obsm=_in_all([part.obsm for part in parts]),
+        unreadable={k: f"{p.path}: {why}" for p in parts for k, why in p.unreadable.items()},
     )  # fmt: skip
 
 

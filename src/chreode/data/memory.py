@@ -127,6 +127,13 @@ def refuse_outside(
         )
 
 
+def refuse_damaged(values: Any, name: str) -> None:
+    """Refuse a CSR or CSC matrix whose parts do not agree: compiled code would read beyond them."""
+    major, minor = values.shape[::-1] if values.format == "csc" else values.shape
+    refuse_ends(name, values.indptr, major, (len(values.data), len(values.indices)))
+    refuse_outside(name, values.indices[: values.indptr[-1]], minor)
+
+
 def computable(data: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
     """Return stored values in a type that SciPy computes with: of this machine's order, and no half."""
     kind = np.dtype(np.float32) if data.dtype == np.float16 else data.dtype.newbyteorder("=")
