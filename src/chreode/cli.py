@@ -7,12 +7,15 @@ reads on, as after ``| head``.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Parameter
@@ -98,43 +101,76 @@ for order, (place, about, example) in enumerate(COMMANDS):
 
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit code."""
+    _open_streams()
     try:
         code = _run(tokens)
-        if sys.stdout is not None:  # closed by the shell, as by ``>&-``
-            sys.stdout.flush()
-    except BrokenPipeError:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and _prints():  # it is of another file
+            raise
         # what is left in the buffer would fail again when the process ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        if isinstance(error, BrokenPipeError):
+            return 141
+        said = f"The answer cannot be printed ({error.strerror}); what it tells of is done."
+        return _fail(1, "OSError", said, as_json=False)
     return code
+
+
+def _prints() -> bool:
+    with contextlib.suppress(OSError):
+        print(flush=True)
+        return True
+    return False
+
+
+def _open_streams() -> None:
+    """Give what the shell has closed (``>&-``) a place to go, and print what the terminal cannot spell.
+
+    Files would take the numbers of closed streams, and libraries print into them.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (for good)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(tokens: Sequence[str] | None) -> int:
     tokens = sys.argv[1:] if tokens is None else list(tokens)
-    as_json = "--json" in tokens
+    as_json = any(token.partition("=")[0] == "--json" for token in tokens)
+    # of the processes that torchrun started, one speaks for all
+    follows = "--distributed" in tokens and os.environ.get("RANK", "0") != "0"
+    tells = as_json and not follows
+    fail = partial(_fail, as_json=tells)
     try:
         # whatever else is printed on the way must not spoil the one JSON document
         aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         with _warnings_as_notes(), aside:
             answer: Any = app(tokens)
     except ChreodeError as error:
-        return _fail(1, type(error).__name__, spoken(str(error)), as_json=as_json)
+        return fail(1, type(error).__name__, spoken(str(error)))
     except CycloptsError as error:
         command = " ".join(("chreode", *(error.command_chain or ())))
-        return _fail(2, "UsageError", f"{_plain(error)} See: {command} --help", as_json=as_json)
+        return fail(2, "UsageError", f"{_plain(error)} See: {command} --help")
     except KeyboardInterrupt as stopped:
-        return _fail(130, "KeyboardInterrupt", str(stopped) or "interrupted", as_json=as_json)
+        return fail(130, "KeyboardInterrupt", str(stopped) or "interrupted")
+    except MemoryError as error:
+        said = f"There is too little memory ({error or 'nothing is left'}). Ask for less at once."
+        return fail(1, "MemoryError", said)
     except Exception as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals["__name__"].partition(".")[0] != "cyclopts":
-            raise
+            if tells:
+                print(json.dumps({"error": readable(error), "kind": type(error).__name__}))
+            raise  # a fault of ours, or of a library: its traceback says where
         # cyclopts trips over a flag whose name goes on after a dot, beside the flag itself
         said = (
             "These flags cannot be read together: one has a value and is also the beginning of "
             "another, as --given.batch is of --given.batch.x."
         )
         command = " ".join(("chreode", *app.parse_commands(tokens)[0]))
-        return _fail(2, "UsageError", f"{said} See: {command} --help", as_json=as_json)
+        return fail(2, "UsageError", f"{said} See: {command} --help")
     if not isinstance(answer, Answer):  # help and version have printed themselves
         return 0
     print(answer)

@@ -20,7 +20,7 @@ from . import store
 from .data.disk import readable
 from .data.files import editable, names_of
 from .data.foreign import refuse_foreign
-from .errors import ChreodeError, DataError, StoreError, warn
+from .errors import ChreodeError, ConfigError, DataError, StoreError, warn
 from .read import Data
 
 #: A few cells: a dense block by modality.
@@ -117,6 +117,20 @@ def collect_cells(
     return into
 
 
+def refuse_as_slot(name: str | None) -> None:
+    """Refuse a name of a slot that would lead to another place in a file: ``/X`` would replace the counts.
+
+    Raises
+    ------
+    ConfigError
+        If it does.
+    """
+    if name and (name in (".", "..") or {"/", "\0"} & {*name}):
+        raise ConfigError(
+            f"{name!r} is no name of a slot: a file takes it for a path. Say X_scvi, or the like."
+        )
+
+
 #: Files of which a .zarr holds one.
 _ZARR = ("zarr.json", ".zgroup")
 
@@ -135,6 +149,9 @@ def storable(obs: pd.DataFrame) -> pd.DataFrame:
        age         day
     0  3.0  2020-01-01
     """
+    for name in map(str, obs.columns):
+        if "\0" in name or not name.strip("./"):
+            raise DataError(f"obs has a column {name!r}, which a file cannot hold: rename it.")
     turned = [i for i in range(obs.shape[1]) if not _has_a_form(obs.iloc[:, i])]
     out = obs.set_axis(_storable_names(obs.columns), axis=1)
     if out.index.name in out:  # anndata takes such a column for the names, and refuses another

@@ -21,6 +21,11 @@ from torch.autograd import Function
 from .errors import ConfigError
 
 
+def started() -> bool:
+    """Return whether ``torchrun`` started this process: it says which one it is, and where all meet."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
 @dataclass(frozen=True)
 class Group:
     """The processes of a fit, and which of them this one is. By default it is alone."""
@@ -38,14 +43,19 @@ class Group:
             If it started none.
         """
         if not dist.is_initialized():
-            if "WORLD_SIZE" not in os.environ:
+            if not started():
                 raise ConfigError(
                     "distributed=True is for processes that torchrun starts: "
                     "torchrun --nproc-per-node 2 SCRIPT, or chreode fit … --distributed."
                 )
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            try:
+                if torch.cuda.is_available():
+                    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+                dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            except (ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"The processes of this fit cannot meet ({error}). Start them all by one torchrun."
+                ) from error
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property

@@ -61,11 +61,15 @@ class BlowUpError(FitError):
     """
 
     def __init__(self, row: int, time: float, state: Any, name: str = "") -> None:
-        self.row, self.time, self.state = row, time, state
+        self.row, self.time, self.state, self.name = row, time, state, name
         super().__init__(
             f"{name or f'series {row}'} leaves the finite numbers after t = {time:.4g}: its slopes are too "
             "steep for this solver. Allow larger errors (rtol, atol), or learn slower or sparser dynamics."
         )
+
+    def __reduce__(self) -> Any:
+        """Return what pickle makes another of: a pool of processes waits for ever for what it cannot read."""
+        return type(self), (self.row, self.time, self.state, self.name)
 
 
 class StoreError(ChreodeError, OSError):

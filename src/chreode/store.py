@@ -72,6 +72,23 @@ def aside(target: str | Path, *, first: bool = False) -> Iterator[Path]:
         _discard(work, target)
 
 
+def require_writable(target: Path) -> None:
+    """Refuse a place that cannot be written: before the work whose result is to stand there.
+
+    Raises
+    ------
+    StoreError
+        If so. Nothing is left behind.
+    """
+    target = Path(os.path.realpath(target))
+    there = next(folder for folder in target.parents if os.path.lexists(folder))
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{_prefix(target)}{os.getpid()}-", dir=there):
+            pass
+    except OSError as error:
+        raise StoreError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
 def remove(target: Path) -> None:
     """Remove a file, and what a killed process left of an earlier write to it."""
     for left in _abandoned(target):

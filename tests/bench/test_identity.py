@@ -98,6 +98,7 @@ PAIRS = [
     (in_code("def f(a, b=1): return b"), in_code("def f(a, b=2): return b")),
     (in_code("def f(a, *, b=1): return b"), in_code("def f(a, *, b=2): return b")),
     (in_code("def f(a): return a.x"), in_code("def f(a): return a.y")),
+    (in_code("def f(a): return f.k\nf.k = 1"), in_code("def f(a): return f.k\nf.k = 2")),
     (in_code("def f(a): return a + 1"), in_code("def f(a): return a - 1")),
     (in_code("def f(a): return [b + 1 for b in a]"), in_code("def f(a): return [b + 2 for b in a]")),
     (in_code("n = 1\ndef f(a): return n"), in_code("n = 2\ndef f(a): return n")),

@@ -146,6 +146,19 @@ def test_what_failed_is_tried_again(tmp_path):
     assert desk.begun == []
 
 
+def test_what_lost_its_arrays_is_made_again(tmp_path):
+    """As the error of damaged ones says to do."""
+    first = run(Desk(), "a", "bb", into=tmp_path / "run")
+    arrays = tmp_path / "run" / f"{trials('bb')[0].key}.safetensors"
+    arrays.write_bytes(b"torn")
+    with pytest.raises(ch.StoreError, match="Remove it"):
+        run(Desk(), "a", "bb", into=tmp_path / "run")
+    arrays.unlink()
+    again = Desk()
+    same(run(again, "a", "bb", into=tmp_path / "run"), first)
+    assert again.begun == ["bb"]
+
+
 def test_ctrl_c_ends_at_once_and_the_same_call_goes_on(tmp_path):
     def interrupted():
         with contextlib.suppress(KeyboardInterrupt):  # as a fit does, which then returns early

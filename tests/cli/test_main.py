@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -103,6 +105,13 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("fit scvi cells.h5ad --counts X", 2, "--output"),
         ("fit scvii cells.h5ad", 2, 'Did you mean "scvi"?'),
         ("embed pca cells.h5ad -o out.csv", 1, "ends in .h5ad"),
+        *((f"embed pca {file} {more}", 1, "expected a name that ends in .h5ad")
+          for file in (".", "''", "/", "cells.csv") for more in ("", "--in-place")),
+        *((f"embed pca cells.h5ad --in-place --key-added {key}", 1, "is no name of a slot")
+          for key in ("/X", "../X", "a/b", ".", "..")),
+        ("tune ppca cells.h5ad --counts X --into runs -o ./runs", 1, "choose another place"),
+        ("bench integration cells.h5ad --keys a --into b.json -o b.json", 1, "choose another place"),
+        ("fit pca cells.h5ad --counts X --threads 100000 -o x", 2, "<= 1024"),
         ("embed gone cells.h5ad -o out.h5ad", 1, "no model folder"),
         ("generate scvi -n 5 --given.batch batch_7 -o new.h5ad", 1, "never seen"),
         ("generate scvi -n 5 --given p3 -o new.h5ad", 2, "flag, as in --given.batch p3. See:"),
@@ -202,6 +211,97 @@ def test_ctrl_c_elsewhere_is_130_with_no_traceback(say, there, monkeypatch):
     assert err == "error: interrupted\n"
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(5, "a disk"), MemoryError()])
+def test_what_nobody_foresaw_is_one_document_too(there, monkeypatch, capsys, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("chreode.read.read", fail)
+    with contextlib.suppress(RuntimeError, OSError):  # Python says where, and returns 1
+        assert main(["check", "cells.h5ad", "--json=true"]) == 1
+    assert json.loads(capsys.readouterr().out)["kind"] == type(error).__name__
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"fit pca cells.h5ad {ROLES} -o PLACE",
+        f"tune ppca cells.h5ad {ROLES} -o PLACE",
+        "embed pca cells.h5ad -o PLACE.h5ad",
+        "generate scvi -n 5 -o PLACE.h5ad",
+        "correct scvi cells.h5ad --to.batch batch_1 -o PLACE.h5ad",
+        "augment scvi cells.h5ad --by batch -o PLACE.h5ad",
+        "trajectory scvi cells.h5ad -o PLACE.h5ad",
+        "rank scvi -o PLACE.csv",
+        f"bench integration cells.h5ad {ROLES} --label obs/cell_type --keys a -o PLACE.json",
+        f"bench integration cells.h5ad {ROLES} --label obs/cell_type --keys a --report PLACE.html",
+        f"bench generation cells.h5ad {ROLES} -o PLACE.json",
+        "bench dynamics cells.h5ad --tests a --report PLACE.html",
+        "report scvi -o PLACE.html",
+    ],
+)
+@pytest.mark.parametrize("place", ["cells.h5ad/x", "/proc/x", "shut/deep/x"])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    say, there, monkeypatch, line, place
+):
+    def work(*_, **__):
+        raise AssertionError("the work had begun")
+
+    if place.startswith("shut"):
+        if os.geteuid() == 0:
+            pytest.skip("root may write everywhere")
+        (there / "shut").mkdir(mode=0o500)
+    before = listing(there)
+    monkeypatch.setattr("chreode.read.read", work)
+    monkeypatch.setattr("chreode.verbs.generate", work)
+    code, out, err = say(line.replace("PLACE", place))
+    assert (code, out) == (1, "")
+    assert "cannot be written: " in err
+    assert listing(there) == before
+
+
+def test_a_terminal_without_the_letters_is_shown_their_codes(there, monkeypatch):
+    """Nor does it end a command whose work is done."""
+    os.link(os.path.realpath("cells.h5ad"), "zelle_ä_細胞.h5ad")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["embed", "pca", "zelle_ä_細胞.h5ad"]) == 0
+    assert rb"zelle_\xe4_\u7d30\u80de.embedded.h5ad" in raw.getvalue()
+
+
+def test_closed_errors_are_no_answer(there, monkeypatch, capsys):
+    """As ``2>&-`` asks for: they do not go to the document."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["show", "gone", "--json"]) == 1
+    sys.stderr.close()
+    assert json.loads(capsys.readouterr().out)["kind"] == "StoreError"
+
+
+def test_of_several_processes_one_tells_the_error(say, there, monkeypatch):
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.setenv(name, "2")
+        code, out, err = say(
+            "fit scvi cells.h5ad --counts X --n-latent 0 --distributed --json -o x"
+        )
+        assert (code, out.count("ConfigError")) == (1, told)
+        assert "n_latent=0" in err
+        assert "ConfigError" in say("fit scvi cells.h5ad --n-latent 0 --json -o x")[1]
+
+
+@pytest.mark.parametrize("line", ["check cells.h5ad", "show scvi", "models", "--help"])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+def test_an_answer_on_a_full_disk_is_lost_in_a_line(there, monkeypatch, capsys, line):
+    with open("/dev/full", "w") as out:  # noqa: PTH123 (a device)
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(line.split()) == 1
+    err = capsys.readouterr().err
+    assert err == (
+        "error: The answer cannot be printed (No space left on device); what it tells of is done.\n"
+    )
+
+
 @pytest.mark.parametrize("line", ["check cells.h5ad", "show scvi", "models"])
 def test_a_reader_that_stops_ends_no_command_in_a_traceback(there, monkeypatch, line):
     """As ``| head`` does."""
@@ -243,3 +343,4 @@ def test_a_command_whose_output_nobody_reads_ends_well(there, monkeypatch):
     """As ``>&-`` asks for."""
     monkeypatch.setattr(sys, "stdout", None)
     assert main(["models"]) == 0
+    sys.stdout.close()

@@ -103,6 +103,24 @@ def test_errors(say, there, line, code, said):
 
 
 @pytest.mark.slow
+def test_a_last_fit_that_was_cut_is_not_done(say, there, monkeypatch):
+    epoch, fits = sgd._Loop.run_epoch, []
+
+    def stop(loop):
+        fits.extend([loop] if loop.epoch == 0 else [])
+        if len(fits) == 5 and loop.epoch == 1:  # a trial and three refits came before
+            raise KeyboardInterrupt
+        return epoch(loop)
+
+    monkeypatch.setattr(sgd._Loop, "run_epoch", stop)
+    line = "tune vae cells.h5ad --counts X --n-latent 2 --max-epochs 2 --trials 1 -o best"
+    code, out, err = say(line)
+    assert code == 130
+    assert "Note: interrupted in epoch 1" in out
+    assert "note: VAE: interrupted in epoch 1" in err
+
+
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(say, there, monkeypatch):
     line = (
         "bench integration cells.h5ad --counts X --batch obs/batch --label obs/cell_type "

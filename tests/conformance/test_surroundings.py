@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 import chreode as ch
-from chreode import models, store
+from chreode import errors, models, store
 from chreode.learn.phase import forget
 
 #: Models whose code the fast tests run; the others' is the same in what is tested here.
@@ -49,6 +51,29 @@ def test_nothing_is_removed_but_the_states_that_a_fit_has_kept(model, roles, cel
     assert (tree(state) != sorted(theirs)) == gradients
     forget(state, model.phases())
     assert tree(state) == sorted(theirs)
+
+
+# other processes, as those of a pool
+
+
+def test_a_fit_can_be_sent_and_copied(fitted_once, model, roles, cells):
+    fitted, small = fitted_once(type(model), roles), cells[:20].copy()
+    assert pickle.loads(pickle.dumps(model)) == copy.deepcopy(model) == model
+    for other in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):
+        assert same(other, fitted)
+        np.testing.assert_array_equal(other.embed(small.copy()), fitted.embed(small.copy()))
+
+
+def test_every_error_can_be_sent():
+    """A pool waits for ever for an answer that it cannot read."""
+    kinds = [
+        k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, ch.ChreodeError)
+    ]
+    assert errors.BlowUpError in kinds
+    for kind in kinds:
+        error = kind(1, 2.0, [3.0], "donor") if kind is errors.BlowUpError else kind("why")
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), vars(again)) == (kind, str(error), vars(error))
 
 
 # settings of the process

@@ -121,6 +121,21 @@ def test_without_torchrun_it_says_what_to_type(cells, schema, quick):
         quick(ch.PPCA).fit(cells, schema, distributed=True)
 
 
+def test_what_another_program_has_set_is_no_torchrun(cells, schema, quick, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="torchrun starts"):
+        quick(ch.PPCA).fit(cells, schema, distributed=True)
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "x",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="cannot meet"):
+        quick(ch.PPCA).fit(cells, schema, distributed=True)
+
+
 @pytest.mark.slow
 def test_the_command_line_shares_a_fit(cells, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")

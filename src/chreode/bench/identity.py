@@ -84,7 +84,7 @@ def _parts(thing: Any, above: list[Any]) -> Iterator[bytes]:
 def _inside(thing: Any) -> Iterator[Any]:
     """Yield what makes up a thing."""
     if isinstance(thing, types.FunctionType):
-        yield from (thing.__code__, thing.__defaults__, thing.__kwdefaults__)
+        yield from (thing.__code__, thing.__defaults__, thing.__kwdefaults__, vars(thing))
         yield from (_content(cell) for cell in thing.__closure__ or ())
         yield {n: thing.__globals__[n] for n in _names(thing.__code__) if n in thing.__globals__}
     elif isinstance(thing, types.CodeType):

@@ -65,13 +65,15 @@ class Ledger:
         self.kept = {line["key"]: line for line in lines[1:]}
 
     def find(self, key: str) -> dict[str, Any] | None:
-        """Return what `add` was given under `key`, unless it had failed."""
+        """Return what `add` was given under `key`, unless it had failed or its arrays were removed."""
         line = self.kept.get(key)
         if self.folder is None or line is None or line["failed"]:
             return None
         arrays = {}
         if line["arrays"]:
             file = self.folder / f"{key}.safetensors"
+            if not file.exists():
+                return None
             arrays = {name: t.numpy() for name, t in store.read_tensors(file)[0].items()}
         told = {name: line[name] for name in ("row", "seconds", "attempts")}
         return {**told, "arrays": arrays}

@@ -80,7 +80,10 @@ Json = Annotated[
 Seed = Annotated[Whole, Parameter(group=RUN, help="Same seed, same result on the same machine.")]
 Threads = Annotated[
     Whole | None,
-    Parameter(validator=Number(gte=1), group=RUN, help="Threads of torch; all, unless said."),
+    # beyond, torch ends the process where the system has no more
+    Parameter(
+        validator=Number(gte=1, lte=1024), group=RUN, help="Threads of torch; all, unless said."
+    ),
 ]
 Into = Annotated[
     Path | None,
@@ -299,13 +302,36 @@ def require_output(
     # the file itself, or a place inside of a .zarr that is read
     if source is not None and path.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{path} is the input. {instead}")
-    note_replaced(path)
+    require_place(path)
 
 
-def note_replaced(path: Path) -> None:
-    """Say, before the work, that something stands where a result will."""
+def require_place(path: Path) -> None:
+    """Refuse a place that cannot be written, and say what will be replaced: before the work.
+
+    Raises
+    ------
+    StoreError
+        If nothing can be written there.
+    """
+    from ..store import require_writable  # which loads torch
+
+    require_writable(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         warn(f"{path} is there already and will be replaced.")
+
+
+def require_apart(into: Path | None, *outputs: Path | None) -> None:
+    """Refuse an output at the place of the folder that keeps results.
+
+    Raises
+    ------
+    ConfigError
+        If one is there.
+    """
+    if into is not None and into.resolve() in {path.resolve() for path in outputs if path}:
+        raise ConfigError(
+            f"{into} keeps the results (--into): choose another place for the output."
+        )
 
 
 def records(table: Any) -> list[dict[str, Any]]:

@@ -30,8 +30,8 @@ from .common import (
     Whole,
     flags,
     narrows,
-    note_replaced,
     records,
+    require_place,
     schema_flags,
     signed,
     spoken,
@@ -125,16 +125,17 @@ def _fit(
         Share every minibatch among processes: those that torchrun started, else one for each GPU
         or, without GPUs, each core.
     """
+    from ..distributed import started
     from ..fitted import refuse_to_replace
-    from ..learn.phase import forget
+    from ..learn.phase import forget, was_interrupted
     from ..learn.state import STATES
     from ..read import read
 
-    if distributed and "WORLD_SIZE" not in os.environ:
+    if distributed and not started():
         _start_processes()
     asked, schema = configured(model, config, options)
     refuse_to_replace(output)
-    note_replaced(output)
+    require_place(output)
     use_threads(threads)
     data = read(file)
     if n_genes is not None:
@@ -149,7 +150,7 @@ def _fit(
     if os.environ.get("RANK", "0") != "0" and distributed:
         return None  # the first process speaks and writes for all
     fitted.save(output)
-    interrupted = any(note.startswith("interrupted") for note in fitted.provenance["notes"])
+    interrupted = was_interrupted(fitted.provenance["notes"])
     if checkpoint and not interrupted:
         forget(checkpoint, asked.phases())
     notes = [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]

@@ -24,6 +24,7 @@ from .common import (
     Whole,
     Words,
     records,
+    require_apart,
     require_output,
     use_threads,
     with_roles,
@@ -91,7 +92,7 @@ def integration(
     seeds
         Seeds of fits and clusterings.
     """
-    _require_places(output, report)
+    _require_places(output, report, into)
     if not (keys or models):
         raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
     use_threads(threads)
@@ -136,7 +137,7 @@ def generation(
     seeds
         Seeds of splits, fits and draws.
     """
-    _require_places(output, report)
+    _require_places(output, report, into)
     use_threads(threads)
     scored = ch.bench.generation(
         file,
@@ -186,7 +187,7 @@ def dynamics(
     """
     from ..read import read
 
-    _require_places(output, report)
+    _require_places(output, report, into)
     use_threads(threads)
     data, schema = read(file), _schema(config, roles)
     scored = ch.bench.dynamics(
@@ -214,7 +215,8 @@ def _cells_of(trajectories: tuple[str, ...], data: Any, schema: ch.Schema) -> An
     return of.isin(trajectories).to_numpy()
 
 
-def _require_places(output: Path | None, report: Path | None) -> None:
+def _require_places(output: Path | None, report: Path | None, into: Path | None) -> None:
+    require_apart(into, output, report)
     if output:
         require_output(output, [".json"])
     if report:

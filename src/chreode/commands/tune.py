@@ -22,8 +22,10 @@ from .common import (
     Threads,
     Whole,
     as_flags,
-    note_replaced,
     records,
+    require_apart,
+    require_place,
+    spoken,
     suggested,
     use_threads,
 )
@@ -81,15 +83,17 @@ def _tune(
         Keep the most variable genes alone, so many.
     """
     from ..fitted import refuse_to_replace
+    from ..learn.phase import was_interrupted
     from ..read import read
     from ..tuning import default_space
 
     asked, schema = configured(model, config, options)
     given = {*options, *(tables_of(config).get("model", {}) if config else {})}
     space = {name: span for name, span in default_space(asked).items() if name not in given}
+    require_apart(into, output)
     if output:
         refuse_to_replace(output)
-        note_replaced(output)
+        require_place(output)
     use_threads(threads)
     data: Any = file
     if n_genes is not None:
@@ -110,9 +114,13 @@ def _tune(
         tuned.trials.drop(columns="seed").to_string(float_format="%.5g"),
         f"{tuned.verdict()}\nThe best: {command}",
     ]
+    interrupted = False
     if output:
-        tuned.best.fit(data, schema, seed=seed).save(output)
+        fitted = tuned.best.fit(data, schema, seed=seed)
+        fitted.save(output)
+        interrupted = was_interrupted(fitted.provenance["notes"])
         said.append(f"fitted on all cells and saved to {output}")
+        said += [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
     return Answer(
         "\n".join(said),
         {
@@ -121,4 +129,5 @@ def _tune(
             "about": dict(tuned.about), "folder": str(output) if output else None,
         },
         json,
+        code=130 if interrupted else 0,
     )  # fmt: skip

@@ -78,10 +78,11 @@ def embed(
 def _target(file: Path, output: Path | None, *, in_place: bool) -> Path:
     if in_place and output is not None:
         raise ConfigError("--in-place writes to the file itself: leave --output out.")
+    require_suffix(file, SUFFIXES)
     if in_place:
+        store.require_writable(file)
         return file
     target = output or file.with_suffix(f".embedded{file.suffix}")
-    require_suffix(file, SUFFIXES)
     require_output(target, [file.suffix], file, "If it is to be overwritten, say --in-place.")
     return target
 

@@ -60,7 +60,7 @@ class EM:
                     self._guard(log, ll)
                     target.update(sums)
                 except KeyboardInterrupt:
-                    if not group.alone:
+                    if not log or not group.alone:
                         raise
                     notes.append(f"interrupted in epoch {epoch}; the last update is kept")
                     warn(f"{phase.name}: {notes[-1]}.")

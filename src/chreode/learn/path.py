@@ -79,22 +79,26 @@ class Path:
         last = first
         for strength in self.strengths:
             last = fit(strength, last)
-        chosen, more = last, None
+            if last.trace.interrupted:  # the next would begin from less than the whole
+                break
+        chosen, more, cut = last, None, last.trace.interrupted
         if len(split.validation):
             while True:
                 fits.sort(key=lambda f: f.strength)
                 errors = np.array([f.errors for f in fits])
                 chosen = fits[choose(errors)]
                 more = _beyond(fits, errors, chosen, target)
-                if more is None or len(fits) >= len(self.strengths) + GROWN:
+                if cut or more is None or len(fits) >= len(self.strengths) + GROWN:
                     break
-                fit(more, fits[-1] if more > fits[-1].strength else first)
+                last = fit(more, fits[-1] if more > fits[-1].strength else first)
+                cut = last.trace.interrupted
         target.load_state_dict(chosen.state)
         fits.sort(key=lambda f: f.strength)
         end = " (the end of the grid)" if more is not None else ""
         note = f"{phase.name}: strength {chosen.strength:g} of {len(fits)}{end}"
         table = pd.concat([f.trace.history for f in fits], ignore_index=True)
-        return Trace(table, chosen.trace.state, (*chosen.trace.notes, note))
+        told = dict.fromkeys((*chosen.trace.notes, *(last.trace.notes if cut else ())))
+        return Trace(table, "still improving" if cut else chosen.trace.state, (*told, note))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,6 +97,16 @@ class Trace:
     history: pd.DataFrame
     state: State
     notes: tuple[str, ...] = ()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return was_interrupted(self.notes)
+
+
+def was_interrupted(notes: Iterable[str]) -> bool:
+    """Return whether the notes of a fit say that Ctrl-C ended a part of it."""
+    return any(note.startswith("interrupted") for note in notes)
 
 
 @runtime_checkable

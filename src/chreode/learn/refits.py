@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from ..data.source import Source
+from ..errors import warn
 from .path import Path
 from .phase import Phase, Run, Split, Trace, bar
 
@@ -33,8 +34,29 @@ class Refits:
     stages: tuple[Phase, ...]
 
     def learn(self, module: Any, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
-        """Leave the edges of every refit in the module."""
+        """Leave the edges of every refit in the module; after Ctrl-C those of none."""
         found: dict[str, list[Any]] = {"resampled": [], "exchanged": []}
+        try:
+            self._refit(module, phase, source, split, run, found)
+        except KeyboardInterrupt:
+            if not run.group.alone:
+                raise
+            note = "interrupted in the refits; there is no confidence, and forecasts are of one fit"
+            warn(f"{phase.name}: {note}.")
+            module.forgo_refits()
+            return Trace(pd.DataFrame(), "still improving", (note,))
+        module.keep_refits(found["resampled"], found["exchanged"])
+        return Trace(pd.DataFrame(), "rested")
+
+    def _refit(
+        self,
+        module: Any,
+        phase: Phase,
+        source: Source,
+        split: Split,
+        run: Run,
+        found: dict[str, list[Any]],
+    ) -> None:
         all_rows = replace(split, validation=split.validation[:0])
         quiet = replace(run, progress=False, checkpoint=None)
         stages = [_until(stage, module) for stage in self.stages]
@@ -48,11 +70,10 @@ class Refits:
                         assert stage.view is not None
                         seen: Any = stage.view(member, source, split, own)
                         seen = replace(seen, redrawn=how, generator=own.rng.seed, _made={})
-                        stage.learner.learn(member, stage, seen, all_rows, own)
+                        if stage.learner.learn(member, stage, seen, all_rows, own).interrupted:
+                            raise KeyboardInterrupt
                     refits.append(member.eval())
                     shown.update()
-        module.keep_refits(found["resampled"], found["exchanged"])
-        return Trace(pd.DataFrame(), "rested")
 
 
 def _until(stage: Phase, module: Any) -> Phase:

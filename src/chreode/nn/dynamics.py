@@ -281,6 +281,12 @@ class Dynamics(Module):
         for member, refit in zip(self.members, refits, strict=True):
             member.load_state_dict(refit.state_dict())
 
+    def forgo_refits(self) -> None:
+        """Let every refit be this fit, and have no confidence."""
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith("members.")}
+        for member in self.members:
+            member.load_state_dict(own)
+
     def players(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that gradients move: those of refits are set."""
         own = [p for name, p in self.named_parameters() if not name.startswith("members.")]

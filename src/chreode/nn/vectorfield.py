@@ -84,6 +84,10 @@ class VectorField(nn.Module):
         self.skip = nn.Parameter(torch.zeros(n, widths[0])) if skip else None
         self.masks: list[Tensor] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the gates of the last solve, which belong to its gradients: a copy fixes its own."""
+        return {**self.__dict__, "masks": None}
+
     def settle(self, how: Gates = "settled") -> None:
         """Fix the gates for the calls that follow, by one of their methods."""
         self.masks = [getattr(gate, how)() for gate in self.gates]
