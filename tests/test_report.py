@@ -391,6 +391,24 @@ def test_a_spread_over_seeds_is_told_of_rows_that_have_several():
     assert "intervals" in bench_sections(made)[0].figures[0][0]
 
 
+def test_cells_of_which_none_has_a_label_are_shown_by_batch_alone():
+    embeddings, labels = pictured()
+    labels["label"] = pd.Series([None] * 120, dtype=object)
+    made = bench_sections(bench({"PCA": 0.5}, embeddings=embeddings, labels=labels))
+    pictures = next(section for section in made if section.heading == "Embeddings").figures
+    assert {caption.split(" by ")[1].split(":")[0] for caption, _ in pictures} == {"batch"}
+
+
+def test_what_of_augmentation_failed_is_not_among_the_numbers():
+    totals = {"PCA": 0.5, "A": 0.6, "B": np.nan}
+    made = replace(bench(totals), kind="augmentation")
+    made = replace(
+        made, metrics=made.metrics.rename(index={"nmi": "knn_rare"}),
+        scores=made.scores.replace({"metric": {"nmi": "knn_rare"}}),
+    )  # fmt: skip
+    assert sections.findings(made)[0] == "NMI: best is A 0.600; PCA 0.500."
+
+
 def test_scores_come_before_what_explains_them():
     embeddings, labels = pictured()
     made = bench_sections(bench({"PCA": 0.5, "SCVI": 0.6}, embeddings=embeddings, labels=labels))

@@ -143,7 +143,8 @@ def test_cells_without_a_label_are_of_no_type_whatever_the_order(first):
 def test_one_batch_leaves_nothing_to_correct_and_no_score_of_it(cells, schema):
     cells = cells[:120].copy()
     cells.obs["batch"] = "one"
-    bench = ch.bench.integration(cells, schema, [], seeds=(0,), metrics=FEW[1:-1])
+    cells.obsm["X_noise"] = np.random.default_rng(0).normal(size=(120, 5)).astype(np.float32)
+    bench = ch.bench.integration(cells, schema, ["noise"], seeds=(0,), metrics=FEW[1:-1])
     assert list(bench.lacking()) == ["ilisi", "batch", "total"]
     assert np.isfinite(bench.table().loc["PCA", ["bio", "graph_connectivity"]].astype(float)).all()
     said = str(_answer(bench, ["bio", "batch", "total", "note"], None, None, json=False))
@@ -151,6 +152,8 @@ def test_one_batch_leaves_nothing_to_correct_and_no_score_of_it(cells, schema):
     assert "There is no 'batch': no metric that compares batches is defined" in said
     found = findings(bench)
     assert found[0].startswith("There is no 'batch'")
+    assert "PCA, a baseline, has the highest bio" in found[2]  # what there is decides
+    assert "not better than PCA" in bench.table().loc["X_noise", "note"]
     assert "nan" not in " ".join(found)
 
 

@@ -176,7 +176,7 @@ def integration(
     outcomes = {method.name: {seed: next(done) for seed in method.seeds} for method in table}
     scored = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
     totals = {
-        name: np.mean([o.arrays["total"] for n, _, o in scored if n == name], axis=0)
+        name: {k: np.mean([o.arrays[k] for n, _, o in scored if n == name], axis=0) for k in _TOTALS}
         for name in {name for name, _, _ in scored}
     }
     pictures: dict[str, np.ndarray] = {}
@@ -322,7 +322,7 @@ def _judge(embed: _Embed, seed: int, given: _Given) -> Result:
     spans = _spans(scores)
     rows = [_scored(k, drawn[k], spans[k], scores) for k in _metric_table(given.metrics).index]
     row = {"scores": rows, "state": state, "seconds": seconds}
-    return row, {"embedding": x, "total": drawn["total"]}
+    return row, {"embedding": x, **{name: drawn[name] for name in _TOTALS}}
 
 
 def _draws(scores: Mapping[str, Score], n: int) -> dict[str, Float[np.ndarray, " draws"]]:
@@ -362,7 +362,7 @@ def _scored(
 
 
 def _summary(
-    method: _Method, outcomes: Collection[Outcome], totals: Mapping[str, np.ndarray]
+    method: _Method, outcomes: Collection[Outcome], totals: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict[str, Any]:
     """Return the row of a method, with notes on what it failed of and on whether it beats the baseline."""
     done = [outcome for outcome in outcomes if not outcome.failed]
@@ -370,9 +370,11 @@ def _summary(
     notes = [method.note] if method.note else []
     notes += dict.fromkeys(f"failed: {outcome.failed}" for outcome in outcomes if outcome.failed)
     if method.role == "method" and done:
-        # paired: both totals are over the same resamples of cells
-        better = totals[method.name] - totals.get(BASELINE, np.nan)
-        if np.isfinite(better).any() and np.nanquantile(better, 0.025) <= 0:
+        # paired: both are over the same resamples of cells; without a total (one batch), by what there is
+        both = totals[method.name], totals.get(BASELINE, {})
+        paired = (both[0][k] - both[1].get(k, np.nan) for k in ("total", "bio", "batch"))
+        better = next((apart for apart in paired if np.isfinite(apart).any()), None)
+        if better is not None and np.nanquantile(better, 0.025) <= 0:
             notes.append(f"not better than {BASELINE}")
         if state != "rested":
             notes.append(state)

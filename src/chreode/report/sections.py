@@ -33,7 +33,7 @@ _FEW_SEEDS = 3
 #: The short notes of a bench, said in full.
 _IN_FULL = {
     f"not better than {BASELINE}": f"is not better than {BASELINE}: over resampled cells, its total "
-    f"does not stay above {BASELINE}'s",
+    f"(without one, its mean of the bio or batch metrics) does not stay above {BASELINE}'s",
     **STATES,
 }
 
@@ -119,7 +119,8 @@ def _score_tables(bench: Bench) -> tuple[tuple[str, Axes], ...]:
 
 def _intervals(bench: Bench, order: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
     """Return the table of intervals: of cells, or else of seeds, where a row has several."""
-    table = bench.intervals().loc[order].replace("nan to nan", np.nan)
+    table = bench.intervals().loc[order]
+    table = table.where(table != "nan to nan")
     said = "95 % intervals: bootstrap over cells, widened to hold every seed's."
     if bench.kind != "integration":
         several = bench.methods.loc[order, "seeds"] > 1
@@ -152,27 +153,24 @@ def findings(bench: Bench) -> list[str]:
 
 
 def _winner(bench: Bench) -> Iterator[str]:
-    """Say which method wins on the total, and from which ones it is not told apart."""
-    if "total" not in bench.metrics.index:
-        return
+    """Say which method wins on the total, or the mean that there is, and from which ones it is not told apart."""
     rows = bench.methods.index[bench.methods["role"] != "ceiling"]
-    totals = bench.table().loc[rows, "total"].dropna().sort_values(ascending=False, kind="stable")
-    if totals.empty:
-        totals_of = bench.metrics["group"] == "total"
-        yield from (
-            f"There is no {name!r}: {why}"
-            for name, why in bench.lacking().items()
-            if totals_of[name]
-        )
+    known = bench.table().loc[rows].dropna(axis=1, how="all")
+    key = next((name for name in ("total", "bio", "batch") if name in known), "")
+    if key != "total":
+        lacking = {n: why for n, why in bench.lacking().items() if n in ("total", "bio", "batch")}
+        yield from (f"There is no {name!r}: {why}" for name, why in lacking.items())
+    if not key:
         return
-    ends = bench.scores[bench.scores["metric"] == "total"].groupby("method")
+    totals = known[key].dropna().sort_values(ascending=False, kind="stable")
+    ends = bench.scores[bench.scores["metric"] == key].groupby("method")
     low, high = ends["low"].min(), ends["high"].max()
     best = totals.index[0]
     said = f"{totals[best]:.3f} (95 % interval {low[best]:.3f} to {high[best]:.3f})"
     if bench.methods.loc[best, "role"] == "baseline" and "method" in set(bench.methods["role"]):
-        yield f"No method beats the baselines: {best}, a baseline, has the highest total, {said}."
+        yield f"No method beats the baselines: {best}, a baseline, has the highest {key}, {said}."
     else:
-        yield f"{best} has the highest total, {said}."
+        yield f"{best} has the highest {key}, {said}."
     # against PCA there is a paired comparison, which is sharper: its outcome is in the notes
     top = bench.methods.loc[best]
     settled = top["role"] == "method" and f"not better than {BASELINE}" not in top["note"]
@@ -187,10 +185,10 @@ def _rare(bench: Bench) -> Iterator[str]:
     for metric, name in bench.metrics["name"].items():
         if not str(metric).endswith("_rare") or table[metric].dropna().empty:
             continue
-        best = table[metric].astype(float).idxmax()
-        said = f"{name}: {best} is best, {table.loc[best, metric]:.3f}"
-        others = table[metric].drop(best).sort_values(ascending=False)
-        yield f"{said}; {_and(f'{n} {v:.3f}' for n, v in others.items())}."
+        known = table[metric].astype(float).dropna().sort_values(ascending=False, kind="stable")
+        best, *others = (f"{n} {v:.3f}" for n, v in known.items())
+        beside = f"; {_and(others)}" if others else ""
+        yield f"{name}: best is {best}{beside}."
     if alone := bench.about.get("untested"):
         yield f"Of one cell, which leaves none to be tested on: {_and(alone)}."
 
@@ -260,7 +258,8 @@ def _embeddings(bench: Bench, order: Sequence[str]) -> Section:
     if n > PICTURED:
         rows = np.sort(np.random.default_rng(0).choice(n, PICTURED, replace=False))
         text += f" {PICTURED:,} of {n:,} cells are shown, drawn at random."
-    shown = {role: values.iloc[rows].rename(None) for role, values in bench.labels.items()}
+    labels = {role: values.iloc[rows].rename(None) for role, values in bench.labels.items()}
+    shown = {role: values for role, values in labels.items() if values.notna().any()}
     pictures = []
     for method in methods:
         plane, name = _plane(bench.embeddings[method][rows])
