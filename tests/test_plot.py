@@ -1,5 +1,6 @@
 """Pictures say what the data say: colours, order, scales; and leave nothing behind."""
 
+import dataclasses
 import sys
 
 import matplotlib as mpl
@@ -418,6 +419,14 @@ def test_the_path_of_cells_without_trajectories_is_drawn():
     fitted = model.fit(cells, ch.Schema(expression="X", time="obs/time"), progress=False)
     (ax, *_) = plot.paths(fitted, cells, ["prey"]).axes
     assert len(ax.lines) == 2
+    with pytest.raises(ConfigError, match=r"as in genes=\['prey'\]"):
+        plot.paths(fitted, cells, [])
+    alike = cells.copy()
+    alike.X[:] = 1.0
+    flat = dataclasses.replace(model, n_latent=1).fit(cells, fitted.schema, progress=False)
+    for wrong in ((fitted, alike), (flat, cells)):
+        with pytest.raises(DataError, match="no plane to draw"):
+            plot.phase_portrait(*wrong)
     with pytest.raises(SchemaError, match="no such path. There is: all cells"):
         fitted.trajectory(start="path_0")
 

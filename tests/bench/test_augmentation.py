@@ -61,3 +61,10 @@ def test_to_the_space_cells_learned_from_are_like_those_tested_on(cells):
         spread = [space.place(counts[rows]).var(0).sum() for rows in (parts.train, parts.test)]
         ratios.append(spread[0] / spread[1])
     assert np.mean(ratios) == pytest.approx(1, abs=0.04)
+
+
+def test_one_class_is_nothing_to_classify(cells):
+    cells = cells.copy()
+    cells.obs["cell_type"] = "B"
+    with pytest.raises(ch.DataError, match="label tells 1 class of cells"):
+        ch.bench.augmentation(cells, ROLES, floor=1000, progress=False)

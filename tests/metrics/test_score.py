@@ -19,7 +19,7 @@ from chreode.metrics.mixing import (
 from chreode.metrics.neighbours import (
     exact_neighbours,
 )
-from chreode.metrics.score import Score, combined, mean_over_labels
+from chreode.metrics.score import Score, combined, ends, mean_over_labels
 from chreode.metrics.silhouette import (
     silhouette_widths,
 )
@@ -135,3 +135,12 @@ def test_labels_are_a_column_or_its_values(dtype):
         assert nmi(form, [0, 0, 1, 1]).value == pytest.approx(1)
     with pytest.raises(TypeError, match="a list of values or an array or a column or its values"):
         nmi("BBTT", [0, 0, 1, 1])
+
+
+def test_an_interval_holds_its_value_however_skewed_the_draws_are():
+    """One cell of a hundred decides: a third of the resamples lack it, and most others have it once."""
+    values = np.r_[np.zeros(99), 1.0]
+    score = Score.of(lambda counts: float((counts @ values) ** 8), 100, (0.0, 1e9))
+    low, high = score.interval()
+    assert low <= score.value <= high
+    assert ends(np.r_[np.zeros(99), 100.0], (0.0, 50.0)) == (0.0, 1.0)

@@ -167,6 +167,10 @@ def _given(
         values = values.where(at >= 0)
         counts = counts[np.maximum(at, 0)]
     names = sorted(values.dropna().unique())
+    if len(names) < 2:
+        raise DataError(
+            f"{by} tells {len(names)} class of cells: a classifier needs two at the least."
+        )
     classes = pd.Index(names).get_indexer(pd.Index(values)).astype(np.int64)
     return _Given(data, schema, counts, classes, names, by, floor, progress)
 

@@ -176,7 +176,9 @@ def integration(
     outcomes = {method.name: {seed: next(done) for seed in method.seeds} for method in table}
     scored = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
     totals = {
-        name: {k: np.mean([o.arrays[k] for n, _, o in scored if n == name], axis=0) for k in _TOTALS}
+        name: {
+            k: np.mean([o.arrays[k] for n, _, o in scored if n == name], axis=0) for k in _TOTALS
+        }
         for name in {name for name, _, _ in scored}
     }
     pictures: dict[str, np.ndarray] = {}

@@ -114,7 +114,7 @@ class SGD:
         if len(split.train) < MIN_CELLS:
             raise DataError(
                 f"{len(split.train)} training cells are fewer than the {MIN_CELLS} that minibatches "
-                "need. Give more cells, or a model in closed form (PCA, PPCA)."
+                "need. Give more cells; where states alone are asked for, PCA and PPCA take fewer."
             )
         assert phase.data is not None, "SGD needs a sampler"
         keep_freed_memory()

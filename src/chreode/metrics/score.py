@@ -142,13 +142,16 @@ def ends(
 ) -> tuple[float, float]:
     """Return the interval that holds the share `level` of the draws, cut at the ends of the span.
 
+    And their mean, the value that they are centred on, beyond which of few cells hardly any may lie.
+
     Examples
     --------
     >>> ends(np.array([-0.25, 0.0, 0.25]), (0.0, 1.0), level=0.5)
     (0.0, 0.125)
     """
-    tail = (1 - level) / 2
-    low, high = np.clip(np.nanquantile(draws, [tail, 1 - tail]), *span)
+    tail, centre = (1 - level) / 2, np.nanmean(draws)
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
+    low, high = np.clip([min(low, centre), max(high, centre)], *span)
     return float(low), float(high)
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from .. import read
 from ..answering import open_cells, stream
 from ..arguments import checked
-from ..errors import ConfigError, SchemaError, near
+from ..errors import ConfigError, DataError, SchemaError, near
 from ..fitted import Fitted
 from ..text import picture
 from .style import GREY, PALETTE, axes, bare
@@ -41,10 +41,20 @@ def phase_portrait(
     Returns
     -------
     The axes. Streamlines are those of states in the plane: cells beside it may move otherwise.
+
+    Raises
+    ------
+    DataError
+        If the cells vary in fewer than two components.
     """
     ax = axes(ax, 4.6, 4.0)
     z = fitted.embed(data)[:, :2]
     time = _times(fitted, data)
+    if z.shape[1] < 2 or not np.ptp(z, axis=0).all():
+        raise DataError(
+            "There is no plane to draw: these cells vary in fewer than two components of the fit. Give "
+            "others, or fit with n_latent=2 or more; plot.paths draws single genes."
+        )
     shown = ax.scatter(z[:, 0], z[:, 1], c=time, s=8, cmap="viridis", linewidths=0, alpha=0.7)
     ax.figure.colorbar(shown, ax=ax, label="time", shrink=0.7)
     low, high = z.min(0), z.max(0)
@@ -82,10 +92,12 @@ def paths(fitted: Fitted, data: AnnData, genes: Sequence[str], *, most: int = 4)
     Raises
     ------
     ConfigError
-        If there is no such gene.
+        If there is no such gene, or none is named.
     """
     role = fitted.spec.either("expression", "counts")
     known = list(fitted.spec.features[role])
+    if not genes:
+        raise ConfigError(f"There are no genes to draw: name some, as in genes=[{known[0]!r}].")
     unknown = [gene for gene in genes if gene not in known]
     if unknown:
         raise ConfigError(f"There is no gene {unknown[0]!r}.{near(unknown[0], known)}")

@@ -153,7 +153,7 @@ def findings(bench: Bench) -> list[str]:
 
 
 def _winner(bench: Bench) -> Iterator[str]:
-    """Say which method wins on the total, or the mean that there is, and from which ones it is not told apart."""
+    """Say which method wins on the total, or the mean there is, and from which it is not told apart."""
     rows = bench.methods.index[bench.methods["role"] != "ceiling"]
     known = bench.table().loc[rows].dropna(axis=1, how="all")
     key = next((name for name in ("total", "bio", "batch") if name in known), "")
