@@ -240,7 +240,7 @@ def test_what_nobody_foresaw_is_one_document_too(there, monkeypatch, capsys, err
         "report scvi -o PLACE.html",
     ],
 )
-@pytest.mark.parametrize("place", ["cells.h5ad/x", "/proc/x", "shut/deep/x"])
+@pytest.mark.parametrize("place", ["notes/x", "/proc/x", "shut/deep/x"])
 def test_a_place_that_cannot_be_written_is_told_before_the_work(
     say, there, monkeypatch, line, place
 ):
@@ -251,6 +251,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
         if os.geteuid() == 0:
             pytest.skip("root may write everywhere")
         (there / "shut").mkdir(mode=0o500)
+    (there / "notes").write_text("a file")
     before = listing(there)
     monkeypatch.setattr("chreode.read.read", work)
     monkeypatch.setattr("chreode.verbs.generate", work)
