@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
 from .learn import rng
 
+#: Where products of float32 may have fewer bits, as after `torch.set_float32_matmul_precision`.
+_PRODUCTS: tuple[Any, ...] = (
+    torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]  # torch makes it at run time
+    torch.backends.cuda.matmul,
+)
 _lock = threading.Lock()
 _inside = 0  # calls that are under way, in all threads
-_theirs = torch.float32  # the default type outside of them
+_theirs: tuple[torch.dtype, dict[Any, str]] = (
+    torch.float32,
+    {},
+)  # the default type outside of them, and products of fewer bits
 _threads = 1  # the most that torch had in a call: OpenMP keeps as many
 
 
@@ -29,9 +38,9 @@ _here = _Here()
 def settled() -> Iterator[None]:
     """Compute as the pages say, whatever is set around; a decorator of all that users call.
 
-    Tensors are made in float32 and on the CPU, with gradients, outside of any autocast; NumPy warns of
-    what it cannot compute. The default type is the process's and not the thread's: other threads see
-    float32 too for as long as a call is under way in any.
+    Tensors are made in float32 and on the CPU, with gradients, outside of any autocast; products have all
+    of its bits; NumPy warns of what it cannot compute. The default type and the bits of products are the
+    process's and not the thread's: other threads see ours too for as long as a call is under way in any.
     """
     global _threads
     _threads = max(_threads, torch.get_num_threads())
@@ -53,18 +62,26 @@ def _single_precision() -> Iterator[None]:
     global _inside, _theirs
     with _lock:
         if _inside == 0:
-            _theirs = torch.get_default_dtype()
+            told = {products: products.fp32_precision for products in _PRODUCTS}
+            fewer = {p: bits for p, bits in told.items() if bits not in ("none", "ieee")}
+            _theirs = torch.get_default_dtype(), fewer
         _inside += 1
         _here.calls += 1
-        torch.set_default_dtype(torch.float32)
+        _set(torch.float32, dict.fromkeys(_theirs[1], "ieee"))
     try:
         yield
     finally:
         with _lock:
             if _inside == 1:  # first set, then counted: a fork in between finds it
-                torch.set_default_dtype(_theirs)
+                _set(*_theirs)
             _inside -= 1
             _here.calls -= 1
+
+
+def _set(kind: torch.dtype, bits: Mapping[Any, str]) -> None:
+    torch.set_default_dtype(kind)
+    for products, told in bits.items():
+        products.fp32_precision = told
 
 
 def _in_child() -> None:
@@ -77,7 +94,7 @@ def _in_child() -> None:
     global _lock, _inside
     _lock = threading.Lock()
     if _inside and not _here.calls:
-        torch.set_default_dtype(_theirs)
+        _set(*_theirs)
     _inside = _here.calls
     rng.renew()
     if _threads > 1:

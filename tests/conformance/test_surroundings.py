@@ -101,6 +101,9 @@ SETTINGS = {
     "inference": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "floating-point errors": lambda: np.errstate(all="raise"),
+    "products of few bits": lambda: changed(
+        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
+    ),
     "deterministic algorithms": lambda: changed(
         torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
     ),
@@ -159,6 +162,17 @@ def ask(fitted, verb, cells):
     if verb == "score":
         return fitted.score(cells.copy())
     return fitted.embed(cells.copy()) if verb == "embed" else fitted.loadings().to_numpy()
+
+
+@pytest.mark.parametrize("there", ["ieee", "bf16"])
+def test_bits_of_products_are_the_users_again(cells, schema, there):
+    """However they were set; torch itself cannot say how, where both of its ways were gone."""
+    products = torch.backends.mkldnn.matmul
+    plain = ch.PCA(n_latent=3).fit(cells, schema).embed(cells)
+    with changed(lambda: "ieee", lambda bits: setattr(products, "fp32_precision", bits), there):
+        fitted = ch.PCA(n_latent=3).fit(cells, schema)
+        np.testing.assert_array_equal(fitted.embed(cells), plain)
+        assert products.fp32_precision == there
 
 
 @pytest.mark.slow

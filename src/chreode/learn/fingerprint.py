@@ -54,7 +54,6 @@ def arithmetic() -> dict[str, Any]:
         "torch": torch.__version__,
         "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
         "torch's settings": [
-            torch.get_float32_matmul_precision(),
             torch.are_deterministic_algorithms_enabled(),
             torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
         ],
