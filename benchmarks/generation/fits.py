@@ -30,12 +30,12 @@ PAPER = (300, 1500)
 
 def budgeted(model: Any, data: Data, schema: ch.Schema, rows: np.ndarray) -> tuple[Any, Row]:
     """Return the model with the epochs that fit, and what a short fit said of their cost."""
-    few = {"max_epochs": 2, **({"flow_epochs": 20} if model.key == "cfgen" else {})}
+    few = {"max_epochs": 5, **({"flow_epochs": 20} if model.key == "cfgen" else {})}
     told = schema if "label" in model.uses else ch.Schema(counts=schema.counts)
     with Stopwatch() as watch:
         short = dataclasses.replace(model, **few).fit(data, told, rows=rows, progress=False)
-    # what else runs on the machine is not the model's cost
-    cost = watch.own() * _learned(short.history).groupby("phase", sort=False)["seconds"].min()
+    # what else runs on the machine is not the model's cost, and the first epoch loads and compiles
+    cost = watch.own() * _learned(short.history).groupby("phase", sort=False)["seconds"].median()
     shares = [1.0] if len(cost) == 1 else [FIRST, 1 - FIRST]
     most = PAPER if getattr(model, "preset", "") == "paper" else MOST[model.key]
     epochs = [
