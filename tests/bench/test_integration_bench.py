@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import chreode as ch
-from chreode.bench.integration import _Given, _oracle
+from chreode.bench.integration import _Given, _harmony, _oracle
 from chreode.commands.judge import _answer
 from chreode.learn import sgd
 from chreode.model import Model
@@ -155,6 +155,15 @@ def test_one_batch_leaves_nothing_to_correct_and_no_score_of_it(cells, schema):
     assert "PCA, a baseline, has the highest bio" in found[2]  # what there is decides
     assert "not better than PCA" in bench.table().loc["X_noise", "note"]
     assert "nan" not in " ".join(found)
+
+
+def test_of_few_cells_harmony_says_what_it_lacks():
+    pytest.importorskip("harmonypy")
+    batch = pd.Series(["p", "q"] * 7)
+    x = np.random.default_rng(0).normal(size=(14, 3)).astype(np.float32)
+    given = _Given(Path(), ch.Schema(), {"batch": batch}, x, np.arange(14), None, 1, None)
+    with pytest.raises(ch.CapabilityError, match="takes 16 cells"):
+        _harmony(given, 0)
 
 
 def test_fitted_models_are_judged_as_they_are(cells, schema, quick):

@@ -298,6 +298,8 @@ def test_pcr_is_the_regression_of_all_principal_components(simulate):
     expected = (explained(pre) - explained(x)) / explained(pre)
     assert pcr_comparison(pre, x, batches).value == pytest.approx(expected, abs=1e-10)
     assert pcr_comparison(x, pre, batches).value == 0  # worse than before: clipped
+    two = pcr_comparison(pre[:2], x[:2], ["a", "b"])
+    assert np.isnan(two.resampled(np.zeros(2, int)))  # of one cell there is no variance
 
 
 @pytest.mark.parametrize("n_clusters", [1, 2, 7, 60])

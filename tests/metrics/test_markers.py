@@ -31,6 +31,10 @@ def test_markers_are_what_sets_types_apart():
     types[types == 2] = -1
     assert 2 not in choose_markers(counts, types)
     assert choose_markers(counts, np.zeros(len(types), int)) == {}  # one type has no markers
+    # a gene that others have more of is none, however few there are
+    few = sp.csr_matrix(np.array([[9.0, 1.0, 1.0]] * 2 + [[1.0, 9.0, 9.0]] * 2))
+    found = choose_markers(few, np.array([0, 0, 1, 1]))
+    assert [*map(list, found.values())] == [[0], [1, 2]]
 
 
 def test_real_cells_are_level():

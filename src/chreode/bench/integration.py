@@ -39,6 +39,8 @@ from .trials import Outcome, Result, Trial, pinned, require_one, require_seeds, 
 
 #: Rows of the table beside the ones asked for: two baselines and a ceiling.
 BASELINE, HARMONY, CEILING = "PCA", "Harmony", "label oracle"
+#: Cells that it needs: a thirtieth of them, rounded, are its clusters.
+_HARMONY_CELLS = 16
 #: Averages of the metrics.
 _TOTALS = {
     "bio": "mean of the bio metrics, raw",
@@ -292,6 +294,10 @@ def _harmony(given: _Given, seed: int) -> tuple[np.ndarray, State]:
     if batch.nunique() < 2:
         raise CapabilityError("there is one batch only")
     kept = np.isfinite(x).all(1)
+    if kept.sum() < _HARMONY_CELLS:
+        raise CapabilityError(
+            f"it takes {_HARMONY_CELLS} cells, to have a cluster, and got {kept.sum()}"
+        )
     table = pd.DataFrame({"batch": batch[kept].to_numpy()})
     fixed = harmonypy.run_harmony(x[kept], table, "batch", random_state=seed, verbose=False)
     out = np.full_like(x, np.nan)

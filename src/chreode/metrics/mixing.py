@@ -287,8 +287,9 @@ def pcr_comparison(
     after = _explained(as_embedding(x), batch)
 
     def statistic(counts: Int[np.ndarray, " b"]) -> float:
-        share = before(counts)
-        return max(0.0, 1 - after(counts) / share) if share > 1e-12 else float("nan")
+        share, left = before(counts), after(counts)
+        known = share > 1e-12 and not np.isnan(left)
+        return max(0.0, 1 - left / share) if known else float("nan")
 
     score = Score.of(statistic, len(x), SHARE)
     if np.isnan(score.value):
@@ -310,6 +311,7 @@ def _explained(
         sums = np.stack([counts[cells] @ part for cells, part in zip(of_batch, parts, strict=True)])
         centre = np.square(sums.sum(axis=0)).sum() / counts.sum()
         between = (np.square(sums).sum(axis=1)[size > 0] / size[size > 0]).sum() - centre
-        return float(between / (squares @ counts - centre))
+        spread = squares @ counts - centre
+        return float(between / spread) if spread > 0 else float("nan")  # one cell, drawn repeatedly
 
     return share
