@@ -99,6 +99,16 @@ def test_names_of_columns_that_no_file_holds_are_changed_with_a_word(some, fitte
         assert list(storable(pd.DataFrame({7: [1], "a": [2]}))) == ["7", "a"]
 
 
+def test_a_column_may_have_any_name(some, quick):
+    cells = some.copy()
+    cells.obs["self"] = cells.obs["batch"]
+    fitted = quick(ch.SCVI, max_epochs=1).fit(
+        cells, ch.Schema(counts="layers/counts", batch="obs/self")
+    )
+    first = fitted.spec.categories["batch"][0]
+    assert set(fitted.predict(cells, to={"self": first}).obs["self"]) == {first}
+
+
 @pytest.mark.parametrize("odd", ["a\0b", "\ud800"])
 def test_what_anndata_cannot_write_is_told(some, fitted, odd, tmp_path):
     cells = some.copy()

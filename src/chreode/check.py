@@ -221,12 +221,6 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
                 "counts mean nothing on it. Name the place of the raw counts, often 'layers/counts' or "
                 f"'raw', or name this one as `expression`.{drawn}",
             )  # fmt: skip
-        if _EXACT < seen.high < 3.4e38:
-            yield Finding(
-                "warning", role,
-                f"{said} holds counts up to {seen.high:,.0f}. Models read them as float32: above "
-                f"{_EXACT:,} neighbouring counts become one (six to seven digits are kept).",
-            )  # fmt: skip
         if role == "counts" and not (seen.negative or seen.infinite or seen.lacking):
             yield from _zeros(said, role, seen)
     elif (
@@ -237,6 +231,17 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
             f"{said} looks like raw counts: whole numbers alone, up to {seen.high:,.0f}. What differs most "
             "between such cells is how many molecules were caught. Name this place as `counts`, which "
             "models normalise; if these are no counts, all is well.",
+        )  # fmt: skip
+    most = max(seen.high, -seen.low)
+    if _EXACT < most < 3.4e38:
+        yield Finding(
+            "warning", role,
+            f"{said} holds counts up to {most:,.0f}. Models read them as float32: above "
+            f"{_EXACT:,} neighbouring counts become one (six to seven digits are kept)."
+            if role in COUNT_ROLES
+            else f"{said} holds values up to {most:.3g}. Models read them as float32, which has six to seven "
+            f"digits: differences below {most / _EXACT:.2g} are lost there. Divide, or subtract from every "
+            "feature what its cells share.",
         )  # fmt: skip
 
 

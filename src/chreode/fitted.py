@@ -295,6 +295,7 @@ def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
     spec = Spec.from_dict(info["spec"])
     schema = Schema.from_dict(info["schema"])
     provenance = _provenance(info["provenance"], model, spec)
+    _refuse_other_roles(schema, spec)
     for name, sizes in spec.blocks.items():
         if min(sizes, default=1) < 1 or sum(sizes) != len(spec.categories[name]):
             raise StoreError(f"The blocks of {name} are not those of its categories.")
@@ -360,13 +361,27 @@ def _can_be_printed(word: str) -> bool:
     return not any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in word)
 
 
+def _refuse_other_roles(schema: Schema, spec: Spec) -> None:
+    """Refuse a spec that tells more than its roles are, or roles of which the schema has no place."""
+    told = {name.partition("/")[0] for name in spec.features}
+    told |= {"categorical" if name in spec.categorical else name for name in spec.categories}
+    told |= {"continuous" if name in spec.continuous else name for name in spec.numbers}
+    named = {role.partition("/")[0] for role, _ in schema.places()}
+    if not told <= set(spec.roles) <= named:
+        raise StoreError("The roles of the schema are not those of the spec.")
+
+
 def _refuse_absurd(statistics: Mapping[str, np.ndarray], spec: Spec) -> None:
     """Refuse conditions and depths of training cells that `generate` could not draw from."""
     stacked = {"categorical": spec.categorical, "continuous": spec.continuous}
     roles = [r for r in spec.roles if r in (*CATEGORY_ROLES, *NUMBER_ROLES, *stacked)]
     n = len(next(iter(statistics.values()), ()))
     kinds = {"library": np.float32, "number": np.float64, "code": np.int64}
-    for name in [*roles, *(["library"] if "counts" in spec.roles else [])]:
+    least = {"library": 0, "label": -1}  # no other category is ever unknown
+    wanted = [*roles, *(["library"] if "counts" in spec.roles else [])]
+    if set(statistics) != {*wanted, WEIGHT}:
+        raise StoreError("What is told of the training cells is not what the spec describes.")
+    for name in wanted:
         values, columns = statistics[name], stacked.get(name, ())
         coded = name == "categorical" or name in CATEGORY_ROLES
         known = [len(spec.categories[c]) for c in columns or (name,)] if coded else np.inf
@@ -374,16 +389,15 @@ def _refuse_absurd(statistics: Mapping[str, np.ndarray], spec: Spec) -> None:
             n
             and values.dtype == kinds.get(name, kinds["code" if coded else "number"])
             and values.shape == (n, *([len(columns)] if columns else []))
-            and np.isfinite(values).all()
+            and np.isfinite(spec.narrowed(name, values)).all()
             and (values < known).all()
-            and (values >= (-1 if coded else 0 if name == "library" else -np.inf)).all()
+            and (values >= least.get(name, 0 if coded else -np.inf)).all()
         ):
             raise StoreError(f"The {name} of the training cells is not what the spec describes.")
     weight = statistics[WEIGHT]
     if not (
         weight.dtype == np.float64
         and weight.shape == (n,)
-        and np.isfinite(weight).all()
-        and (weight > 0).all()
+        and ((weight > 0) & (weight < 2.0**63)).all()
     ):
         raise StoreError("The weights of the training cells are no positive numbers.")

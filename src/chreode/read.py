@@ -203,6 +203,8 @@ def column(data: Data, place: Place, role: str) -> pd.Series:
         raise SchemaError(
             f"{role}={str(place)!r}: obs has {values.shape[1]} columns of that name. Rename all but one."
         )
+    if values.dtype.kind == "V":
+        raise SchemaError(f"{role} ({place}) holds records, which are neither numbers nor names.")
     if owner is data:
         return values
     cells = _own_cells(owner, place)
@@ -279,6 +281,10 @@ def measured(data: Data, schema: Schema) -> np.ndarray:
     return found if places else ~found
 
 
+def _in_other_order(index: pd.Index, names: pd.Index) -> bool:
+    return not index.equals(names) and bool(index.isin(names).all()) and index.is_unique
+
+
 def positions(data: Data, rows: Any, name: str = "rows") -> np.ndarray:
     """Return row numbers from a mask, positions, or names of cells (None: all).
 
@@ -306,6 +312,11 @@ def positions(data: Data, rows: Any, name: str = "rows") -> np.ndarray:
     if given.dtype == bool:
         if given.shape != (n,):
             raise SchemaError(f"{name}: the mask has shape {given.shape}, expected ({n},).")
+        if isinstance(rows, pd.Series) and _in_other_order(rows.index, data.obs_names):
+            raise SchemaError(
+                f"{name}: the mask is a column with the cells in another order. Sort it as the cells are: "
+                f"{name}=mask.reindex(data.obs_names)."
+            )
         return np.flatnonzero(given)
     if len(given) and given.dtype.kind not in "iu":
         if not data.obs_names.is_unique:

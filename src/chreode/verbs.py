@@ -241,7 +241,9 @@ def predict(
     moved |= as_mapping(self, to)
     numbers = (*self.spec.continuous, *NUMBER_ROLES)  # which the command line gives as text
     values = {self.column(k, schema): float(v) if k in numbers else v for k, v in moved.items()}
-    obs = data.obs.iloc[usable].assign(**values)
+    obs = data.obs.iloc[usable].copy()
+    for name, value in values.items():
+        obs[name] = value
     return collect_cells(
         chunks(), obs, features(self),
         uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,

@@ -71,6 +71,15 @@ def test_the_limit_of_float32_is_told_of_normalised_values_too():
     assert "Models read them as float32" in found[1]
 
 
+def test_expression_that_float32_makes_one_of_is_told():
+    """A fit on such values learned from zeros alone."""
+    x = np.random.default_rng(0).normal(size=(30, 20))
+    for sign in (1, -1):
+        found = findings(ad.AnnData(sign * 1e9 + x), ch.Schema(expression="X"))
+        assert [f.level for f in found] == ["warning"]
+        assert "differences below 60 are lost" in found[0].text
+
+
 def test_sums_alike_tell_nothing_of_continuous_roles():
     x = np.random.default_rng(0).gamma(1.0, 1.0, (30, 20))
     a = ad.AnnData(x / x.sum(1, keepdims=True))

@@ -229,6 +229,42 @@ def test_cells_that_share_a_name_are_not_chosen_by_it():
         ch.PCA(n_latent=2).fit(cells, SCHEMA, rows=["x"])
 
 
+@pytest.mark.parametrize("kind", [bool, "boolean"])
+def test_a_mask_with_the_cells_in_another_order_is_refused(kind):
+    cells = made()
+    mask = pd.Series(np.arange(N) < 9, cells.obs_names, dtype=kind)
+    for right in (mask, mask.reset_index(drop=True), mask.to_numpy()):
+        assert read.positions(cells, right).tolist() == list(range(9))
+    with pytest.raises(ch.SchemaError, match="another order"):
+        read.positions(cells, mask[::-1])
+    assert read.positions(cells, mask[::-1].reindex(cells.obs_names)).tolist() == list(range(9))
+
+
+# columns
+
+
+@OPENED
+@pytest.mark.parametrize(
+    "values", [np.zeros((N, 2)), np.zeros(N, [("a", "i4"), ("b", "f4")])], ids=["wide", "records"]
+)
+def test_a_column_of_no_single_values_is_refused_where_it_is_named(path, values, how):
+    with h5py.File(path, "r+") as file:
+        file["obs"].attrs["column-order"] = ["batch", "odd"]
+        file["obs"].create_dataset("odd", data=values).attrs["encoding-type"] = "array"
+    assert ch.PCA(n_latent=2).fit(how(path), SCHEMA).spec.n_cells == N
+    for role in ("batch", "size_factor"):
+        with pytest.raises((ch.StoreError, ch.DataError), match="cannot be read"):
+            ch.PCA(n_latent=2).fit(how(path), ch.Schema(counts="X", **{role: "obs/odd"}))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_stored_values_in_two_columns_are_refused(path, route):
+    with h5py.File(path, "r+") as file:
+        put(file, "X/data", np.stack([file["X/data"][:]] * 2, 1))
+    with pytest.raises((ch.StoreError, ch.DataError), match="2 axes"):
+        ch.PCA(n_latent=2).fit(ROUTES[route](path), SCHEMA)
+
+
 # columns of a modality
 
 

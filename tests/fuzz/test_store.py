@@ -218,6 +218,54 @@ def test_forged_tensors(model, folder, data):
         usable(loaded)
 
 
+def full(value, dtype=None):
+    return lambda t: torch.full_like(t, value, dtype=dtype)
+
+
+#: What a description says that its weights, or the cells it learned from, are not: (in JSON, in tensors).
+FORGED = {
+    "no place": (lambda info: info["schema"].pop("counts"), {}),
+    "fewer roles": (lambda info: info["spec"].update(roles=["counts"]), {}),
+    "more roles": (lambda info: info["spec"]["roles"].append("protein"), {}),
+    "scale": (lambda info: info["spec"]["numbers"].update(age=[0.0, 5e-324]), {}),
+    "another statistic": (None, {"label": lambda _: torch.zeros(1, dtype=torch.int64)}),
+    "number": (None, {"continuous": full(1e308)}),
+    "no batch": (None, {"batch": full(-1)}),
+    "weights": (None, {"cells": full(1e308)}),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_what_a_sealed_model_cannot_answer_from_is_refused(model, folder, what):
+    if model.fitted.model.key == "ppca":
+        pytest.skip("it reads counts alone")
+    copied(model, folder)
+    describe, change = FORGED[what]
+    if describe:
+        info = json.loads((folder / "model.json").read_text())
+        describe(info)
+        info["provenance"]["spec"] = ch.schema.Spec.from_dict(info["spec"]).hash
+        (folder / "model.json").write_text(json.dumps(info))
+    weights = folder / "weights.safetensors"
+    tensors, told = store.read_tensors(weights)
+    for name, made in change.items():
+        tensors[f"statistics/{name}"] = made(tensors.get(f"statistics/{name}"))
+    sign(folder, lambda: store.write_tensors(weights, tensors, told))
+    with pytest.raises(ch.StoreError):
+        ch.load(folder)
+
+
+def test_weights_that_lead_nowhere_are_told_when_they_are_asked(model, folder):
+    copied(model, folder)
+    weights = folder / "weights.safetensors"
+    tensors, told = store.read_tensors(weights)
+    for name, tensor in tensors.items():
+        if name.startswith("module/") and tensor.is_floating_point():
+            tensors[name] = tensor * 1e30
+    sign(folder, lambda: store.write_tensors(weights, tensors, told))
+    usable(ch.load(folder))
+
+
 @examples(100)
 @given(content=st.binary(max_size=64) | st.dictionaries(
     st.text(max_size=5), st.integers(0, 3), max_size=3))  # fmt: skip

@@ -191,8 +191,9 @@ def _agree(whole: pd.Series, part: pd.Series) -> bool:
 
 
 def _column(name: str, values: pd.Series) -> dict[str, Any]:
-    absent = values.isna() | (values.astype(str) == "")
-    levels = [str(level) for level in values[~absent].unique()]
+    text = values.astype(str)
+    absent = values.isna() | (text == "")
+    levels = list(map(str, text[~absent].unique()))
     if not levels:
         kind, holds = "empty", "no value at all"
     elif values.dtype.kind == "f" or (values.dtype.kind in "iu" and len(levels) > 20):

@@ -321,8 +321,8 @@ def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
     for key in map(str, group.attrs["column-order"]):
         try:
             values = read_elem(group[key])
-            if len(values) != len(names):
-                raise ValueError(f"{len(values)} values for {len(names)} names")
+            if values.shape != names.shape or values.dtype.kind == "V":
+                raise ValueError(f"{values.dtype} of shape {values.shape} for {len(names)} names")
             columns[key] = values
             if why := _pieces_lost(group[key]):
                 lost[f"{name}/{key}"] = why

@@ -80,6 +80,8 @@ def rows_of(
     """
     major, minor = shape[::-1] if columns else shape
     refuse_ends(name, indptr, major, (len(data), len(indices)), error)
+    if data.ndim != 1:
+        raise error(f"{name} is damaged: its stored values have {data.ndim} axes. Make it again.")
     end = int(indptr[-1])
     data, indices = computable(data[:end]), indices[:end]
     refuse_outside(name, indices, minor, error)

@@ -24,6 +24,12 @@ _SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 _SLOPES = tuple(-(2 * i + 1) * c for i, c in enumerate(_SERIES))
 
 
+def poisson(rate: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """Draw Poisson counts from torch's global generator; NaN where the rate is NaN, which torch refuses."""
+    known = rate >= 0
+    return torch.poisson(rate.where(known, 0)).where(known, torch.nan)
+
+
 def broadcast(*tensors: Shaped[Tensor, ...]) -> tuple[Shaped[Tensor, ...], ...]:
     """Views of `tensors` in their common shape."""
     return tuple(torch.broadcast_tensors(*tensors))

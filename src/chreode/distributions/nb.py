@@ -17,6 +17,7 @@ from ._counts import (
     digamma_minus_log,
     log_ratio,
     nonzeros,
+    poisson,
     smallest_mean,
     stirling_error,
 )
@@ -71,7 +72,7 @@ class NegativeBinomial:
         """Draw counts from torch's global generator, which callers seed."""
         mu, theta = broadcast(self.mu, self.theta)
         noise = torch.distributions.Gamma(theta, theta, validate_args=False).sample()
-        return torch.poisson(mu * noise)
+        return poisson(mu * noise)
 
 
 class _LogProb(Function):

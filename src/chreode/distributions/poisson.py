@@ -16,6 +16,7 @@ from ._counts import (
     broadcast,
     log_ratio,
     nonzeros,
+    poisson,
     smallest_mean,
     stirling_error,
 )
@@ -62,7 +63,7 @@ class Poisson:
     @torch.no_grad()
     def sample(self) -> Float[Tensor, ...]:
         """Draw counts from torch's global generator, which callers seed."""
-        return torch.poisson(self.rate)
+        return poisson(self.rate)
 
 
 class _LogProb(Function):
