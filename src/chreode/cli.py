@@ -102,6 +102,9 @@ for order, (place, about, example) in enumerate(COMMANDS):
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit code."""
     _open_streams()
+    os.environ["MPLBACKEND"] = (
+        "agg"  # files alone are drawn; a notebook names what may not be there
+    )
     try:
         code = _run(tokens)
         sys.stdout.flush()

