@@ -245,9 +245,8 @@ class Model:
                 phase.target(module).prepare(seen, some.train, run.rng)
             module.to(run.device)
             traces.append(phase.learner.learn(module, phase, seen, some, run.for_phase(number)))
-            if traces[
-                -1
-            ].interrupted:  # what follows begins from less than the whole: it keeps no state
+            if traces[-1].interrupted:
+                # what follows begins from less than the whole: it keeps no state
                 run = replace(run, checkpoint=None)
         for parameter, wish in zip(module.parameters(), learned, strict=True):
             parameter.requires_grad_(wish)

@@ -20,10 +20,8 @@ _PRODUCTS: tuple[Any, ...] = (
 )
 _lock = threading.Lock()
 _inside = 0  # calls that are under way, in all threads
-_theirs: tuple[torch.dtype, dict[Any, str]] = (
-    torch.float32,
-    {},
-)  # the default type outside of them, and products of fewer bits
+#: The default type outside of them, and the precision of products that have fewer bits there.
+_theirs: tuple[torch.dtype, dict[Any, str]] = (torch.float32, {})
 _threads = 1  # the most that torch had in a call: OpenMP keeps as many
 
 
