@@ -393,6 +393,7 @@ def test_values_stay_in_the_range_of_their_gene_and_that_is_told(steep, paths):
     np.testing.assert_allclose(moved, np.tile(paths.X.max(0), (4, 1)), rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*holds values up to:UserWarning")
 def test_of_several_paths_those_that_blow_up_are_lost(course, paths):
     far = paths[:3].copy()
     far.X[1] = np.float32(3e38)
