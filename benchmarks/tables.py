@@ -74,6 +74,7 @@ def shown(package: str, name: str) -> tuple[list[Row], str]:
     """
     cases = _module(package, name).cases()
     rows = [r for r in read(ROOT / "benchmarks" / package / f"{name}.jsonl") if r["case"] in cases]
+    rows.sort(key=lambda row: cases.index(row["case"]))  # not as it happened to be measured
     good = [row for row in rows if stands(row)]
     missing = sum(all(row["case"] != case for row in good) for case in cases)
     if not missing:

@@ -12,7 +12,7 @@ import chreode as ch
 
 from ..common import Row
 from .fits import METHODS, judge
-from .report import across, beside, chosen, ratios
+from .report import across, at_rest, beside, chosen, ratios
 
 #: Noise of what is learned from, in standard deviations of a channel, and the share of times that is left.
 SETTINGS = {"noise 0.1": (0.1, 1.0), "noise 0.5": (0.5, 1.0), "half the times": (0.1, 0.5)}
@@ -77,7 +77,7 @@ def render(rows: list[Row]) -> list[str]:
     for setting in SETTINGS:
         mine = [row for row in rows if row["case"]["setting"] == setting]
         if mine:
-            best = chosen(mine, "mse, validation", "mse, new clip")
+            best = chosen(at_rest(mine)[0], "mse, validation", "mse, new clip")
             lines += ["", f"### {setting}", "", *across(mine, SHOWN), "", best]
     for level in ("new clip", "new walker"):
         lines += ["", f"### Beside a dense NODE, {level}", "", *_beside(rows, f"mse, {level}")]
@@ -85,10 +85,8 @@ def render(rows: list[Row]) -> list[str]:
 
 
 def _beside(rows: list[Row], metric: str) -> list[str]:
-    """Return how many times a dense NODE's error the others have, setting by setting."""
-    told = {
-        s: ratios([r for r in rows if r["case"]["setting"] == s], "NODE", metric, invert=True)
-        for s in SETTINGS
-    }
+    """Return how many times a dense NODE's error those at rest have, setting by setting."""
+    parts = {s: at_rest([r for r in rows if r["case"]["setting"] == s])[0] for s in SETTINGS}
+    told = {s: ratios(part, "NODE", metric, invert=True) for s, part in parts.items()}
     names = [n for n in ("training mean", *METHODS) if any(n in found for found in told.values())]
     return beside(names, told)
