@@ -349,8 +349,10 @@ def refuse_slot(data: Data, key: str) -> None:
     In a file a name with a slash is a place within a group, and a MuData keeps in obsm, under the name of
     a modality, which cells have it.
     """
-    if "/" in key or not key.strip("."):
-        raise ConfigError(f"{key!r} cannot name a slot in a file: choose a name without '/'.")
+    if {"/", "\0"} & {*key} or not key.strip("."):
+        raise ConfigError(
+            f"{key!r} is no name of a slot: a file takes it for a path. Say X_scvi, or the like."
+        )
     if key in getattr(data, "mod", {}):
         raise ConfigError(f"{key!r} is a modality of the data: choose another name for the result.")
     told = data.uns.get("chreode", {})

@@ -20,7 +20,7 @@ from . import store
 from .data.disk import readable
 from .data.files import editable, names_of
 from .data.foreign import refuse_foreign
-from .errors import ChreodeError, ConfigError, DataError, StoreError, warn
+from .errors import ChreodeError, DataError, StoreError, warn
 from .read import Data
 
 #: A few cells: a dense block by modality.
@@ -115,20 +115,6 @@ def collect_cells(
             placed = ({places[k]: v for k, v in c.items()} for c in while_there_is_room(chunks))
             (_append_sparse if counts else _append_dense)(file, placed, shapes)
     return into
-
-
-def refuse_as_slot(name: str | None) -> None:
-    """Refuse a name of a slot that would lead to another place in a file: ``/X`` would replace the counts.
-
-    Raises
-    ------
-    ConfigError
-        If it does.
-    """
-    if name and (name in (".", "..") or {"/", "\0"} & {*name}):
-        raise ConfigError(
-            f"{name!r} is no name of a slot: a file takes it for a path. Say X_scvi, or the like."
-        )
 
 
 #: Files of which a .zarr holds one.

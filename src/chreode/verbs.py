@@ -39,7 +39,7 @@ from .answering import (
     write_provenance,
 )
 from .arguments import checked
-from .collect import collect_cells, refuse_as_slot, refuse_what_cannot_be_kept
+from .collect import collect_cells, refuse_what_cannot_be_kept
 from .data.batch import CellBatch
 from .data.source import CHUNK_VALUES
 from .errors import CapabilityError, ConfigError, SchemaError, near
@@ -86,7 +86,6 @@ def embed(
     ``uns["chreode"][key_added]`` : JSON of model, version, configuration, spec and seed.
     """
     data = read.read(data)
-    refuse_as_slot(key_added)
     if to is not None and not self.model.inverts:
         raise CapabilityError(
             f"{self.model.key} embeds cells under no other conditions; leave out to."

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from learn.test_path import Cells
 
 import chreode as ch
 from chreode import store
 from chreode.config import config
 from chreode.data.sampler import Shuffled
-from chreode.data.source import Source
 from chreode.learn import SGD, em, sgd
 from chreode.learn.path import Path
 from chreode.learn.phase import Phase, Run, Split, Trace
@@ -126,19 +126,6 @@ class Cut:
         self.places.append(run.checkpoint)
         notes = (CUT,) if len(self.places) == self.at else ()
         return Trace(pd.DataFrame({"train_objective": [1.0]}), "rested", notes)
-
-
-class Cells(Source):
-    """Held-out rows, which are not looked at."""
-
-    def __init__(self):
-        pass
-
-    def pieces(self, rows):
-        return [rows]
-
-    def minibatches(self, rows, device):
-        return [None for _ in rows]
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
