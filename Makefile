@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PIP_FLAGS := -q --disable-pip-version-check -c constraints.txt
+# modules are compiled when they are first imported: most of torch never is
+PIP_FLAGS := -q --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: install demo test test-fast check rivals clean
 
