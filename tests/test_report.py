@@ -373,6 +373,7 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     ]
     # twenty-two metrics in one picture could not be read
     assert [c for c in pictures if c.startswith("Raw scores")] == list(pictures)[:2]
+    assert "bold is the best method" in next(iter(pictures))
     assert all(pictures[c].figure.get_figwidth() < 11 for c in list(pictures)[:2])
 
 

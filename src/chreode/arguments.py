@@ -97,6 +97,11 @@ def _unbound(
     lacking = re.search(r"missing a required .*argument: '(\w+)'", str(error))
     if lacking:
         return f"{owner} needs {lacking[1]}: expected {_spelled(hints[lacking[1]])}."
+    named = [
+        name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    if "too many positional" in str(error) and named:
+        return f"{owner}: {error}. These need their names: {', '.join(f'{n}=…' for n in named)}."
     return f"{owner}: {error}."
 
 

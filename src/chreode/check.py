@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from jaxtyping import Float64, Int, Shaped
 
 from .design import ONE_COURSE, confounded, shared
-from .errors import DataError, SchemaError, warn
+from .errors import DataError, SchemaError, near, warn
 from .learn.phase import bar
 from .read import Data, column, matrix, measured, numbers, where
 from .schema import (
@@ -430,7 +430,10 @@ def _category(said: str, role: str, values: pd.Series, schema: Schema) -> Iterat
         )  # fmt: skip
     if role == "perturbation" and schema.control is not None and schema.control not in sizes.index:
         yield Finding(
-            "error", role, f"{said}: there is no category {schema.control!r} (the control)."
+            "error",
+            role,
+            f"{said}: there is no category {schema.control!r} (the control)."
+            f"{near(schema.control, sizes.index)}",
         )
 
 

@@ -87,15 +87,20 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
 def near(word: str, known: Iterable[str], told: Iterable[str] | None = None) -> str:
     """Return `" Did you mean 'x'?"`, or, with nothing near, the list of what is known, or is `told` of it.
 
+    Case does not count.
+
     Examples
     --------
     >>> near("batchs", ["batch", "label"])
     " Did you mean 'batch'?"
+    >>> near("nk cells", ["T cells", "NK cells"])
+    " Did you mean 'NK cells'?"
     """
     known = [visible(k)[:60] for k in known]
-    match = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    folded = {k.casefold(): k for k in reversed(known)}  # of two that differ in case, the first
+    match = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=0.6)
     if match:
-        return f" Did you mean {match[0]!r}?"
+        return f" Did you mean {folded[match[0]]!r}?"
     known = known if told is None else [visible(t)[:60] for t in told]
     shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
     return f" There is: {shown}." if known else " There is none."

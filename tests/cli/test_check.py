@@ -94,6 +94,8 @@ def test_check_describes_columns(say, there):
     assert columns["obs/annotation"]["lacking"] == 100
     assert columns["obs/nothing"]["holds"] == "no value at all"
     assert told["suggested"].endswith("--perturbation obs/treatment --control ctrl")
+    _, out, _ = say("check columns.h5ad --perturbation obs/treatment --control CTRL")
+    assert "no category 'CTRL' (the control). Did you mean 'ctrl'?" in out
 
 
 def test_check_fails_on_errors_and_names_the_flag_that_mends_them(say, there):

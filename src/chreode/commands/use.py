@@ -207,7 +207,8 @@ def augment(
     file
         An .h5ad, .h5mu or .zarr. Its roles are looked for where they were in the fit, unless named.
     output
-        The .h5ad file to write: real cells, then new ones, told apart by obs["generated"].
+        The .h5ad file to write: real cells, then new ones, told apart by obs["generated"]. X holds raw
+        counts of the genes of the fit; layers, obsm and uns of FILE stay behind.
     by
         Role or covariate whose classes are filled up.
     floor

@@ -103,7 +103,10 @@ def bench_sections(bench: Bench) -> list[Section]:
     ]
 
 
-_SCORES = "Raw scores, {}. Grey rows are baselines, the last is the ceiling."
+_SCORES = (
+    "Raw scores, {}. Grey rows are baselines, the last is the ceiling; "
+    "bold is the best method or baseline of a column."
+)
 
 
 def _score_tables(bench: Bench) -> tuple[tuple[str, Axes], ...]:
