@@ -56,6 +56,28 @@ def test_no_verb_writes_over_the_cells_that_it_reads(some, fitted, verb, how, tm
     assert ad.read_h5ad(made).n_obs == some.n_obs
 
 
+def test_nor_over_files_of_any_name_or_of_one_modality(some, fitted, tmp_path):
+    """A plus between blanks was taken for what parts the names of several files."""
+    path, other = tmp_path / "a + b" / "x + y.h5ad", tmp_path / "c.h5ad"
+    path.parent.mkdir()
+    some.write_h5ad(path)
+    more, protein = some.copy(), some[:, :3].copy()
+    protein.var_names = ["p0", "p1", "p2"]
+    more.obs_names = more.obs_names + "-2"
+    more.write_h5ad(other)
+    with mudata.set_options(pull_on_update=False):
+        both = mudata.MuData({"rna": ad.read_h5ad(path, backed="r"), "protein": protein})
+    both.obs["batch"] = some.obs["batch"]
+    parts = ch.Schema(counts="rna:layers/counts", batch="obs/batch")
+    before = path.read_bytes()
+    for data, schema in ((str(path), None), (ch.open([other, path]), None), (both, parts)):
+        with pytest.raises(ch.ConfigError, match="read from"):
+            fitted["scvi"].predict(data, to={}, into=path, schema=schema)
+    assert path.read_bytes() == before
+    with pytest.raises(ch.StoreError, match="is a folder"):
+        fitted["scvi"].predict(some, to={}, into=path.parent.rename(tmp_path / "d.h5ad"))
+
+
 def test_coordinates_are_of_the_cells_that_the_file_holds(some, tmp_path):
     path = tmp_path / "a.h5ad"
     some.write_h5ad(path)
@@ -97,6 +119,36 @@ def test_names_of_columns_that_no_file_holds_are_changed_with_a_word(some, fitte
     assert list(obs.index) == list(some.obs_names)
     with warnings.catch_warnings(action="error"):
         assert list(storable(pd.DataFrame({7: [1], "a": [2]}))) == ["7", "a"]
+
+
+def test_a_column_s_name_is_no_path(some, fitted, tmp_path):
+    """Such columns replaced the table of cells, and the codes of another column."""
+    cells = some.copy()
+    cells.obs["/obs"], cells.obs["batch/codes"], cells.obs["a/b"], cells.obs["a"] = (
+        1.0,
+        2.0,
+        3.0,
+        4.0,
+    )
+    with pytest.warns(UserWarning, match="'/obs' as '_obs', 'batch/codes' as 'batch_codes'"):
+        path = fitted["scvi"].predict(cells, to={}, into=tmp_path / "b.h5ad")
+    obs = ad.read_h5ad(path).obs
+    assert obs[["_obs", "batch_codes", "a_b", "a"]].iloc[0].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert list(obs["batch"]) == list(some.obs["batch"])
+
+
+def test_numbers_that_may_lack_and_empty_columns_are_written(some, fitted, tmp_path):
+    cells = some.copy()
+    n = cells.n_obs // 2
+    cells.obs["nullable"] = pd.array([1.5, None] * n, dtype="Float64")
+    cells.obs["sparse"] = pd.arrays.SparseArray([0, 1] * n)
+    cells.obs["empty"] = pd.Series([None] * cells.n_obs, cells.obs_names, dtype=object)
+    cells.obs.index = cells.obs.index.astype("string")
+    obs = ad.read_h5ad(fitted["scvi"].predict(cells, to={}, into=tmp_path / "b.h5ad")).obs
+    assert obs.index.equals(some.obs_names)
+    assert obs["nullable"].iloc[:2].isna().tolist() == [False, True]
+    assert obs["sparse"].iloc[:2].tolist() == [0, 1]
+    assert obs["empty"].isna().all()
 
 
 def test_a_column_may_have_any_name(some, quick):

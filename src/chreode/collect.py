@@ -41,7 +41,7 @@ def refuse_what_cannot_be_kept(
     DataError
         If n x width float32 are too large for memory and `into` is not given.
     StoreError
-        If `into` does not end in `suffix`.
+        If `into` does not end in `suffix`, or is a folder.
     """
     size = 4 * n * width
     if into is None and size > MEMORY_LIMIT:
@@ -52,6 +52,8 @@ def refuse_what_cannot_be_kept(
     if into is not None and Path(into).suffix != suffix:
         kinds = " for cells of several modalities" if suffix == ".h5mu" else ""
         raise StoreError(f"{str(into)!r}: expected a name that ends in {suffix}{kinds}.")
+    if into is not None:
+        store.refuse_folder(Path(into))
 
 
 def collect_cells(
@@ -117,10 +119,6 @@ def collect_cells(
     return into
 
 
-#: Files of which a .zarr holds one.
-_ZARR = ("zarr.json", ".zgroup")
-
-
 def storable(obs: pd.DataFrame) -> pd.DataFrame:
     """Return a table that a file can hold: what is neither text nor numbers becomes text.
 
@@ -136,10 +134,13 @@ def storable(obs: pd.DataFrame) -> pd.DataFrame:
     0  3.0  2020-01-01
     """
     for name in map(str, obs.columns):
-        if "\0" in name or not name.strip("./"):
+        if "\0" in name or not name.strip("."):
             raise DataError(f"obs has a column {name!r}, which a file cannot hold: rename it.")
     turned = [i for i in range(obs.shape[1]) if not _has_a_form(obs.iloc[:, i])]
     out = obs.set_axis(_storable_names(obs.columns), axis=1)
+    out.index = out.index.astype(object)  # anndata refuses names of pandas' own text
+    for i in range(obs.shape[1]):
+        out.isetitem(i, _plain(obs.iloc[:, i]))
     if out.index.name in out:  # anndata takes such a column for the names, and refuses another
         out = out.rename_axis(index=None)
     for i in turned:
@@ -150,7 +151,10 @@ def storable(obs: pd.DataFrame) -> pd.DataFrame:
         warn(f"obs: {names} written as text, for a file holds text and numbers.")
     changed = [f"{a!r} as {b!r}" for a, b in zip(map(str, obs), out, strict=True) if a != b]
     if changed:
-        warn(f"obs: {', '.join(changed)}, for a file holds no name twice, and '_index' is its own.")
+        warn(
+            f"obs: {', '.join(changed)}, for a file holds no name twice, a slash for a path, and "
+            "'_index' is its own."
+        )
     return out
 
 
@@ -158,11 +162,22 @@ def _storable_names(columns: pd.Index) -> list[str]:
     """Return names that the columns of a table in a file can have."""
     found: list[str] = []
     for name in map(str, columns):
-        free = name
+        free = name.replace("/", "_")
         while free in found or free == "_index":
             free += "_"
         found.append(free)
     return found
+
+
+def _plain(values: pd.Series) -> pd.Series:
+    """Return numbers and empty columns in a form that anndata writes, with the same values."""
+    if isinstance(values.dtype, pd.SparseDtype):
+        return values.sparse.to_dense()
+    if values.dtype == object and values.isna().all():
+        return pd.Series(np.nan, values.index)
+    if pd.api.types.is_extension_array_dtype(values) and values.dtype.kind == "f":
+        return values.astype(np.float64)
+    return values
 
 
 @contextmanager
@@ -215,12 +230,7 @@ def copy_with(
     """
     with readable(str(file)):
         refuse_foreign(file)
-    if (
-        target.is_dir()
-        and any(target.iterdir())
-        and not any((target / name).is_file() for name in _ZARR)
-    ):
-        raise StoreError(f"{target} is a folder that holds no .zarr; choose another place.")
+    store.refuse_folder(target)
     with store.aside(target) as made:
         if file.is_dir():
             shutil.copytree(file, made, symlinks=True)  # none is followed

@@ -209,7 +209,9 @@ class Model:
                 found.append(
                     f"of {name} {said} all cells are held out, so that this fit learned nothing of it"
                 )
-                warn(f"{self.key}: {found[-1]}. Hold out other cells, or a share.")
+                share = "Say validation=0, or name cells"  # a share was held out, by chance these
+                other = "Hold out other cells, or a share" if split.named else share
+                warn(f"{self.key}: {found[-1]}. {other}.")
         return found
 
     def split(

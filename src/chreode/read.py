@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -83,20 +84,23 @@ def read(data: Data | str | Path) -> Data:
 
 def refuse_over(data: Data, into: str | Path | None) -> None:
     """Refuse to write a result over the file that its cells are read from, or into its folder."""
-    held = getattr(data, "filename", None) or getattr(data, "path", "")
-    if into is None or not held:
+    if into is None:
         return
-    for file in str(held).split(" + "):
-        if Path(into).resolve().is_relative_to(Path(file).resolve()):
-            raise ConfigError(
-                f"into={str(into)!r} is where the cells are read from. Choose another."
-            )
+    for part in (data, *getattr(data, "mod", {}).values()):
+        held = getattr(part, "filename", None) or getattr(part, "path", None)
+        for file in getattr(part, "files", ()) or filter(None, [held]):
+            if Path(into).resolve().is_relative_to(Path(file).resolve()):
+                raise ConfigError(
+                    f"into={str(into)!r} is where the cells are read from. Choose another."
+                )
 
 
 def _refuse_elsewhere(data: AnnData | MuData) -> None:
     for part in (data, *getattr(data, "mod", {}).values()):
         if isinstance(part, AnnData):
-            raw = [part.raw.X] if part.raw is not None else []
+            raw = []
+            with suppress(AttributeError):  # of an open file that lost it: who names it is told
+                raw = [part.raw.X] if part.raw is not None else []
             for values in (part.X, *raw, *part.layers.values(), *part.obsm.values()):
                 refuse_elsewhere_in(values)
 
@@ -158,9 +162,13 @@ def _found(owner: Any, place: Place, role: str) -> tuple[Any, pd.Index | None]:
     named = f"{role}={str(place)!r}"
     _refuse_unreadable(owner, place, role)
     if place.slot == "raw":
-        if getattr(owner, "raw", None) is None or owner.raw.X is None:
+        try:
+            values = None if owner.raw is None else owner.raw.X
+        except AttributeError as error:
+            raise StoreError(f"{named}: {error} Copy or download the file again.") from error
+        if values is None:
             raise SchemaError(f"{named}: the data has no raw.")
-        return owner.raw.X, owner.raw.var_names
+        return values, owner.raw.var_names
     if place.slot == "X":
         if owner.X is None:
             raise SchemaError(f"{named}: the data has no X.")

@@ -27,6 +27,8 @@ from torch import Tensor
 from .errors import StoreError
 
 T = TypeVar("T")
+#: Files of which a .zarr holds one.
+_ZARR = ("zarr.json", ".zgroup")
 #: How a rename is refused where a folder stands that is not empty.
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
@@ -87,6 +89,22 @@ def require_writable(target: Path) -> None:
             pass
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def refuse_folder(target: Path) -> None:
+    """Refuse to replace a folder that is no .zarr.
+
+    Raises
+    ------
+    StoreError
+        If one stands at `target`.
+    """
+    zarr = target.suffix == ".zarr"
+    if not target.is_dir() or (zarr and not any(target.iterdir())):
+        return
+    if not zarr or not any((target / name).is_file() for name in _ZARR):
+        holds = " that holds no .zarr" if zarr else ""
+        raise StoreError(f"{target} is a folder{holds}; choose another place.")
 
 
 def remove(target: Path) -> None:

@@ -60,9 +60,8 @@ def _single_precision() -> Iterator[None]:
     global _inside, _theirs
     with _lock:
         if _inside == 0:
-            told = {products: products.fp32_precision for products in _PRODUCTS}
-            fewer = {p: bits for p, bits in told.items() if bits not in ("none", "ieee")}
-            _theirs = torch.get_default_dtype(), fewer
+            fewer = [p for p in _PRODUCTS if p.fp32_precision not in ("none", "ieee")]
+            _theirs = torch.get_default_dtype(), {p: _own(p) for p in fewer}
         _inside += 1
         _here.calls += 1
         _set(torch.float32, dict.fromkeys(_theirs[1], "ieee"))
@@ -74,6 +73,13 @@ def _single_precision() -> Iterator[None]:
                 _set(*_theirs)
             _inside -= 1
             _here.calls -= 1
+
+
+def _own(products: Any) -> str:
+    """Return and unset what was set for these products alone; "none" where they follow a wider setting."""
+    told: str = products.fp32_precision
+    products.fp32_precision = "none"
+    return "none" if products.fp32_precision == told else told
 
 
 def _set(kind: torch.dtype, bits: Mapping[Any, str]) -> None:

@@ -263,6 +263,18 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     assert listing(there) == before
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["embed pca cells.h5ad", "generate scvi -n 5", "correct scvi cells.h5ad --to.batch batch_1"],
+)
+def test_a_folder_is_no_place_for_a_file(say, there, line):
+    """It was said that it would be replaced, and after the work that the disk might be full."""
+    (there / "out.h5ad").mkdir(exist_ok=True)
+    code, out, err = say(f"{line} -o out.h5ad")
+    assert (code, out) == (1, "")
+    assert err == "error: out.h5ad is a folder; choose another place.\n"
+
+
 def test_a_terminal_without_the_letters_is_shown_their_codes(there, monkeypatch):
     """Nor does it end a command whose work is done."""
     os.link(os.path.realpath("cells.h5ad"), "zelle_ä_細胞.h5ad")

@@ -175,6 +175,19 @@ def test_bits_of_products_are_the_users_again(cells, schema, there):
         assert products.fp32_precision == there
 
 
+def test_what_follows_a_setting_of_the_users_still_follows_it(cells, schema):
+    """It had been set for itself, so that to take the setting back changed nothing."""
+    products = torch.backends.mkldnn.matmul
+    products.fp32_precision = "none"
+    try:
+        torch.backends.fp32_precision = "bf16"
+        ch.PCA(n_latent=3).fit(cells, schema)
+        assert products.fp32_precision == "bf16"
+    finally:
+        torch.backends.fp32_precision = "none"
+    assert products.fp32_precision == "none"
+
+
 @pytest.mark.slow
 def test_fits_at_once_in_several_threads_are_those_of_one(schema, cells, quick):
     """Each has the numbers of a fit alone, and the generators of the process stay as they were."""

@@ -168,6 +168,17 @@ def test_of_a_batch_that_is_held_out_it_is_said_that_nothing_was_learned(
         fitted.predict(cells[:5].copy(), to={"batch": "batch_0"})
 
 
+def test_of_a_batch_that_fell_out_by_chance_it_is_said_what_to_do(
+    quick, cells, schema, monkeypatch
+):
+    """To hold out a share is what had been done."""
+    rows = np.arange(cells.n_obs)
+    apart = (cells.obs["batch"] == "batch_0").to_numpy()
+    monkeypatch.setattr("chreode.model.hold_out", lambda *_: (rows[~apart], rows[apart]))
+    with pytest.warns(UserWarning, match="Say validation=0, or name cells"):
+        quick(ch.SCVI).fit(cells, schema)
+
+
 def test_a_number_that_is_the_same_in_all_cells_is_asked_for_alone(quick, cells, schema):
     cells.obs["age"] = 30.0
     fitted = quick(ch.SCVI).fit(cells, schema)

@@ -265,6 +265,19 @@ def test_stored_values_in_two_columns_are_refused(path, route):
         ch.PCA(n_latent=2).fit(ROUTES[route](path), SCHEMA)
 
 
+# words
+
+
+@pytest.mark.parametrize("layout", [sp.csr_matrix, sp.csc_matrix, sp.csr_array])
+@pytest.mark.parametrize("kind", [object, str])
+def test_stored_words_are_no_numbers_in_any_layout(layout, kind):
+    cells = made()
+    cells.X = layout(cells.X)
+    cells.X.data = cells.X.data.astype(kind)
+    with pytest.raises(ch.DataError, match="expected numbers"):
+        ch.PCA(n_latent=2).fit(cells, ch.Schema(counts="X"))
+
+
 # columns of a modality
 
 

@@ -102,6 +102,9 @@ def test_what_cannot_be_compared_is_refused():
     for wrong in (
         lambda: forecast_error(one[:1], one),
         lambda: forecast_error(one, one, np.zeros((3, 2))),
+        lambda: forecast_error(one, one, np.where(np.eye(3, 2), -1.0, 2.0)),
+        lambda: scaling_error(one[:2], one),
+        lambda: edge_precision(edges, np.where(edges > 0, np.nan, 0.0)),
         lambda: edge_precision(np.where(edges > 0, np.nan, 1.0), edges),
         lambda: zeros(np.array([np.nan, 1.0])),
         lambda: zeros(np.zeros(0)),
@@ -109,3 +112,5 @@ def test_what_cannot_be_compared_is_refused():
         with pytest.raises(DataError):
             wrong()
     assert np.isnan(explained(1.0, 0.0))
+    judged = 1 - np.eye(3, dtype=int)  # 0 and 1 are a mask, and no positions
+    assert edge_precision(edges, edges, judged) == edge_precision(edges, edges, judged == 1)

@@ -200,6 +200,8 @@ def test_what_cannot_be_compared_is_refused(rng):
         lambda: m.mmd2(x, x, np.zeros(0)),
         lambda: m.manifold(x, x, k=0),
         lambda: m.real_or_fake(x, x, folds=1),
+        lambda: m.Space.of(counts, n_genes=0),
+        lambda: m.Space.of(counts, n_components=0),
     ):
         with pytest.raises(ConfigError, match="expected"):
             wrong()
@@ -212,6 +214,19 @@ def test_what_cannot_be_compared_is_refused(rng):
         lambda: m.fold_change_agreement(counts, counts, np.arange(8), np.arange(3)),
         lambda: m.Space.of(counts[:, :1]),
         lambda: m.Space.of(counts[:1]),
+        lambda: m.correlation_agreement(counts, counts[:, :3], np.array([0, 1])),
+        lambda: m.cross_agreement((counts, counts), (counts, counts[:, :3])),
+        lambda: m.fold_change_agreement(counts, counts[:, :3], np.arange(8) % 2, np.arange(8) % 2),
+        lambda: m.gene_agreement(counts * np.nan, counts),
+        lambda: m.Space.of(-counts),
     ):
         with pytest.raises(DataError, match=r"expected|give|no cells"):
             wrong()
+
+
+def test_cells_without_a_label_are_of_no_class(rng):
+    counts = sp.csr_matrix(rng.poisson(2.0, (8, 4)).astype(float))
+    labels = np.array(["a", "b", np.nan, "a", "b", None, "a", "b"], object)
+    known = np.where(np.isin(labels, ["a", "b"]), labels, "c")
+    assert m.fold_change_agreement(counts, counts, labels, labels) == 1
+    assert np.isnan(m.fold_change_agreement(counts, counts, known, np.repeat("d", 8)))

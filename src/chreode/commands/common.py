@@ -294,11 +294,14 @@ def require_output(
     Raises
     ------
     StoreError
-        If it ends in none of `suffixes`.
+        If it ends in none of `suffixes`, or is a folder.
     ConfigError
         If it is `source`.
     """
+    from ..store import refuse_folder  # which loads torch
+
     require_suffix(path, suffixes)
+    refuse_folder(path)
     # the file itself, or a place inside of a .zarr that is read
     if source is not None and path.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{path} is the input. {instead}")

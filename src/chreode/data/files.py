@@ -46,6 +46,8 @@ class OnDisk:
         Modalities of an .h5mu.
     unreadable
         Why a place, such as ``obs/batch``, cannot be read; an error where a role names it.
+    files
+        Paths of the files, where these are several as one.
     light
         Whether a matrix is read into memory when it is first asked for, as of small files.
     """
@@ -60,6 +62,7 @@ class OnDisk:
     uns: dict[str, Any] = field(default_factory=dict)
     mod: dict[str, OnDisk] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
     light: bool = False
 
     @property
@@ -384,6 +387,7 @@ def _one(parts: Sequence[OnDisk], obs: pd.DataFrame, join: Literal["same", "inne
         layers=_in_all([part.layers for part in parts]),
         obsm=_in_all([part.obsm for part in parts]),
         unreadable={k: f"{p.path}: {why}" for p in parts for k, why in p.unreadable.items()},
+        files=tuple(part.path for part in parts),
     )  # fmt: skip
 
 

@@ -82,6 +82,8 @@ def rows_of(
     refuse_ends(name, indptr, major, (len(data), len(indices)), error)
     if data.ndim != 1:
         raise error(f"{name} is damaged: its stored values have {data.ndim} axes. Make it again.")
+    if columns and data.dtype.kind not in "fiubc":  # as is told of rows, which SciPy need not turn
+        raise error(f"{name} holds {data.dtype}, expected numbers.")
     end = int(indptr[-1])
     data, indices = computable(data[:end]), indices[:end]
     refuse_outside(name, indices, minor, error)
@@ -120,7 +122,10 @@ def refuse_outside(
 ) -> None:
     """Refuse indices that are no features of a matrix so wide."""
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
-        raise error(f"{name} is damaged: its indices are {indices.dtype}. Read or make it again.")
+        raise error(
+            f"{name} is damaged: its indices are {indices.dtype} of shape {indices.shape}, expected a list "
+            "of whole numbers. Read or make it again."
+        )
     if len(indices) and not 0 <= indices.min() <= indices.max() < width:
         odd = int(indices.min() if indices.min() < 0 else indices.max())
         raise error(

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float, Num, Shaped
 from sklearn.metrics import average_precision_score
 
 from ..arguments import checked
 from ..errors import DataError
 
 Edges = Num[np.ndarray, "g g"]
+
+
+def _refuse_odd(found: np.ndarray, truth: np.ndarray, weight: np.ndarray | None) -> None:
+    """Refuse arrays that are not of one shape, and weights that no mean can have."""
+    shapes = {x.shape for x in (found, truth, weight) if x is not None}
+    if len(shapes) > 1:
+        raise DataError(
+            f"Shapes {', '.join(map(str, sorted(shapes)))}: expected one, times x genes."
+        )
+    if weight is not None and not ((weight >= 0) & np.isfinite(weight)).all():
+        raise DataError("weight: expected numbers of cells, from 0 on.")
 
 
 @checked
@@ -23,18 +34,14 @@ def forecast_error(
     Raises
     ------
     DataError
-        If shapes differ, or no cell is behind any value.
+        If shapes differ, no cell is behind any value, or weights are not numbers from 0 on.
 
     Examples
     --------
     >>> forecast_error(np.zeros((2, 1)), np.array([[1.0], [3.0]]))
     5.0
     """
-    shapes = {x.shape for x in (found, truth, weight) if x is not None}
-    if len(shapes) > 1:
-        raise DataError(
-            f"Shapes {', '.join(map(str, sorted(shapes)))}: expected one, times x genes."
-        )
+    _refuse_odd(found, truth, weight)
     if not found.size or (weight is not None and not weight.any()):
         raise DataError("No value has a cell behind it, so there is nothing to compare with.")
     return float(np.average((found - truth) ** 2, weights=weight))
@@ -51,7 +58,7 @@ def explained(error: float, of_mean: float) -> float:
 
 @checked
 def scaling_error(
-    found: Float[np.ndarray, "t g"],
+    found: Float[np.ndarray, "_ _"],
     truth: Float[np.ndarray, "t g"],
     weight: Float[np.ndarray, "t g"] | None = None,
 ) -> tuple[float, float]:
@@ -60,6 +67,7 @@ def scaling_error(
     The line is fitted to the truth (an oracle): what it mends is offset and scale of genes, such as
     donors and laboratories differ in; what is left is wrong in its course over time.
     """
+    _refuse_odd(found, truth, weight)
     w = np.ones_like(truth) if weight is None else weight
     total = np.maximum(w.sum(0), 1e-12)
     centre, aim = (w * found).sum(0) / total, (w * truth).sum(0) / total
@@ -72,7 +80,7 @@ def scaling_error(
 
 @checked
 def edge_precision(
-    weights: Edges, signs: Edges, pairs: Bool[np.ndarray, "g g"] | None = None
+    weights: Edges, signs: Edges, pairs: Shaped[np.ndarray, "g g"] | None = None
 ) -> dict[str, float]:
     """Compare weighted edges, row the source, with true signs; what genes do to themselves does not count.
 
@@ -91,7 +99,7 @@ def edge_precision(
     Raises
     ------
     DataError
-        If there is no true edge, shapes differ, or weights are not finite.
+        If there is no true edge, shapes differ, or weights or signs are not finite.
 
     References
     ----------
@@ -102,9 +110,14 @@ def edge_precision(
         raise DataError(
             f"Shapes {', '.join(map(str, sorted(shapes)))}: expected one, genes x genes."
         )
-    if not np.isfinite(weights).all():
-        raise DataError("weights are NaN or infinite: what wrote them diverged.")
-    off = ~np.eye(len(signs), dtype=bool) & (True if pairs is None else pairs)
+    if not (np.isfinite(weights).all() and np.isfinite(signs).all()):
+        raise DataError(
+            "weights or signs are NaN or infinite. Weights are so of a model that diverged; the sign of "
+            "what is no edge is 0."
+        )
+    off = ~np.eye(len(signs), dtype=bool)
+    if pairs is not None:
+        off &= np.asarray(pairs, bool)
     w, s = np.asarray(weights, float)[off], np.sign(np.asarray(signs, float)[off])
     n = int((s != 0).sum())
     if n == 0:

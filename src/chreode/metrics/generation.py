@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Float, Int, Num
 from scipy.optimize import linear_sum_assignment
@@ -267,7 +268,7 @@ def gene_agreement(real: Sparse, fake: Sparse) -> dict[str, float]:
 @checked
 def correlation_agreement(real: Sparse, fake: Sparse, genes: Int[np.ndarray, " k"]) -> float:
     """Return the `concordance` of gene-gene correlations, of log-expression, over pairs of `genes`."""
-    width = min(real.shape[1], fake.shape[1])
+    width = _width(real, fake)
     if len(genes) < 2 or genes.min() < 0 or genes.max() >= width:
         raise DataError(f"genes: expected positions from 0 to {width - 1}, two at the least.")
     pairs = np.triu_indices(len(genes), 1)
@@ -290,12 +291,23 @@ def cross_agreement(
             raise DataError(
                 f"Modalities of {a.shape[0]:,} and {b.shape[0]:,} cells: give the same cells, in order."
             )
+    for x, y in zip(real, fake, strict=True):
+        _width(x, y)
     chosen = [np.argsort(-Moments.of(x).variance, kind="stable")[:n] for x in real]
     tables = []
     for pair in (real, fake):
         a, b = (log_cp10k(x)[:, some].toarray() for x, some in zip(pair, chosen, strict=True))
         tables.append(_correlations(np.hstack([a, b]))[: a.shape[1], a.shape[1] :].ravel())
     return concordance(*tables)
+
+
+def _width(real: Sparse, fake: Sparse) -> int:
+    """Return how many features both have."""
+    if real.shape[1] != fake.shape[1]:
+        raise DataError(
+            f"{real.shape[1]:,} features beside {fake.shape[1]:,}: give the same features, in order."
+        )
+    return int(real.shape[1])
 
 
 def _correlations(x: Float[np.ndarray, "n g"]) -> Float[np.ndarray, "g g"]:
@@ -310,14 +322,19 @@ def _correlations(x: Float[np.ndarray, "n g"]) -> Float[np.ndarray, "g g"]:
 def fold_change_agreement(
     real: Sparse, fake: Sparse, real_labels: np.ndarray, fake_labels: np.ndarray
 ) -> float:
-    """Return the `concordance` of log₂ fold changes, each class against the rest, averaged over classes."""
+    """Return the `concordance` of log₂ fold changes, each class against the rest, averaged over classes.
+
+    Cells without a label are of no class. NaN where no class has cells and others beside it on both sides.
+    """
+    _width(real, fake)
     for counts, labels in ((real, real_labels), (fake, fake_labels)):
         if len(labels) != counts.shape[0]:
             raise DataError(
                 f"{len(labels):,} labels of {counts.shape[0]:,} cells: give one for each."
             )
     found = []
-    for label in sorted(set(real_labels) & set(fake_labels)):
+    both = set(real_labels) & set(fake_labels)
+    for label in sorted(label for label in both if not pd.isna(label)):
         a = _fold_changes(real, real_labels == label)
         b = _fold_changes(fake, fake_labels == label)
         if a is not None and b is not None:
@@ -338,6 +355,8 @@ def _fold_changes(counts: Sparse, inside: np.ndarray) -> np.ndarray | None:
 @checked
 def log_cp10k(counts: Sparse) -> sp.csr_matrix:
     """Return log1p of counts per 10,000; a cell without counts stays empty."""
+    if counts.nnz and not (counts.data.min() >= 0 and np.isfinite(counts.data).all()):
+        raise DataError("Counts are negative, NaN or infinite: expected raw counts.")
     total = np.asarray(counts.sum(1)).ravel()
     scaled = sp.csr_matrix(sp.diags_array(1e4 / np.maximum(total, 1)) @ counts)
     scaled.data = np.log1p(scaled.data)
@@ -368,11 +387,18 @@ class Space:
         ------
         DataError
             If there are fewer than two cells, or two features: a share of the only one never differs.
+        ConfigError
+            If fewer than two genes or one component are asked for.
         """
         if min(counts.shape) < 2:
             raise DataError(
                 f"{counts.shape[0]} cells x {counts.shape[1]} features to compare cells by: expected two "
                 "of both at the least."
+            )
+        if min(n_genes - 1, n_components) < 1:
+            raise ConfigError(
+                f"n_genes={n_genes}, n_components={n_components}: expected two genes and one component "
+                "at the least."
             )
         x = log_cp10k(counts)
         square, mean = x.multiply(x).mean(0), x.mean(0)
