@@ -152,8 +152,8 @@ def storable(obs: pd.DataFrame) -> pd.DataFrame:
     changed = [f"{a!r} as {b!r}" for a, b in zip(map(str, obs), out, strict=True) if a != b]
     if changed:
         warn(
-            f"obs: {', '.join(changed)}, for a file holds no name twice, a slash for a path, and "
-            "'_index' is its own."
+            f"obs: {', '.join(changed)}, for a file holds no name twice, takes a slash for a "
+            "path, and keeps '_index' for itself."
         )
     return out
 

@@ -153,6 +153,22 @@ def test_records_of_another_kind_are_refused_before_any_work(path):
     assert "X_pca" not in cells.obsm
 
 
+@OPENED
+def test_what_is_nested_without_end_is_refused(path, how):
+    """Such a file took HDF5 minutes, for nothing that anybody had asked for."""
+    with h5py.File(path, "r+") as file:
+        file.create_group("uns" + "/a" * 110)
+    with pytest.raises(ch.StoreError, match="100 deep"):
+        ch.PCA(n_latent=2).fit(how(path), SCHEMA)
+
+
+@OPENED
+def test_a_device_is_no_file(tmp_path, how):
+    (tmp_path / "a.h5ad").symlink_to("/dev/null")
+    with pytest.raises(ch.StoreError, match="a pipe or a device"):
+        read.read(how(tmp_path / "a.h5ad"))
+
+
 # several files
 
 

@@ -167,6 +167,8 @@ def open_root(path: Path) -> Any:
     """
     if not path.exists():
         raise StoreError(f"There is no file {str(path)!r}.")
+    if not (path.is_file() or path.is_dir()):  # to open a pipe waits until somebody writes
+        raise StoreError(f"{str(path)!r} is a pipe or a device: write the cells to a file first.")
     if (path / "model.json").is_file():
         raise StoreError(f"{str(path)!r} is a fitted model; a file of cells was expected here.")
     if path.suffix not in (".h5ad", ".h5mu", ".zarr"):

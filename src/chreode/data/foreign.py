@@ -20,6 +20,8 @@ CODECS = frozenset({
     "packbits", "pcodec", "quantize", "sharding_indexed", "shuffle", "transpose", "vlen-array",
     "vlen-bytes", "vlen-utf8", "zfpy", "zlib", "zstd",
 })  # fmt: skip
+#: Groups within groups; HDF5 looks each up from the first one, so that thousands take hours.
+_DEEPEST = 100
 _METADATA = (".zarray", ".zmetadata", "zarr.json")
 
 
@@ -96,10 +98,15 @@ def _codecs(told: Any) -> Iterator[Any]:
 
 
 def refuse_elsewhere(root: h5py.File | h5py.Group) -> None:
-    """Refuse an open HDF5 file that takes data from other files."""
-    seen, groups = set(), [root]
+    """Refuse an open HDF5 file that takes data from other files, or is nested without end."""
+    seen, groups = set(), [(root, 0)]
     while groups:
-        group = groups.pop()
+        group, depth = groups.pop()
+        if depth > _DEEPEST:
+            raise StoreError(
+                f"{group.file.filename} holds groups within groups, more than {_DEEPEST} deep: it is no file "
+                "that anndata wrote. Ask for one that is."
+            )
         address = h5py.h5o.get_info(group.id).addr
         if address in seen:
             continue
@@ -115,7 +122,7 @@ def refuse_elsewhere(root: h5py.File | h5py.Group) -> None:
             except (KeyError, OSError, TypeError, ValueError):
                 continue  # unreadable, so it leads nowhere; who needs it is told
             if isinstance(item, h5py.Group):
-                groups.append(item)
+                groups.append((item, depth + 1))
             elif isinstance(item, h5py.Dataset):
                 if item.external:
                     _refuse(group, name, f"stored in another file ({item.external[0][0]})")
