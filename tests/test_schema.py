@@ -111,6 +111,19 @@ def test_conditions_are_encoded_by_role_or_column(cells, schema):
     assert condition_code(spec, "age", 30) == ("continuous", 0, 30.0)
 
 
+def test_a_knock_out_is_of_genes_and_a_column_of_that_name_is_itself(cells):
+    cells.var_names = ["BCR+ABL", "BCR", *cells.var_names[2:]]
+    cells.obs["knockout"] = np.where(np.arange(500) % 2, "GATA1", "none")
+    spec = learn_spec(cells, ch.Schema(counts="X"), ["counts"], np.arange(500))
+    assert condition_code(spec, "knockout", "BCR+ABL")[2] == (0,)
+    assert condition_code(spec, "knockout", f"BCR+{cells.var_names[5]}")[2] == (1, 5)
+    with pytest.raises(ch.SchemaError, match="no gene 'ABL'"):
+        condition_code(spec, "knockout", "BCR+ABL+BCR")
+    named = ch.Schema(counts="X", categorical=("obs/knockout",))
+    spec = learn_spec(cells, named, ["counts", "categorical"], np.arange(500))
+    assert condition_code(spec, "knockout", "none") == ("categorical", 0, 1)
+
+
 def test_labels_that_are_missing_or_unknown_are_unlabelled(cells, schema):
     from chreode.align import open_source
 

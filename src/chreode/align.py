@@ -176,7 +176,7 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, A
     SchemaError
         If the model was not fitted with it, or never saw the value.
     """
-    if key == "knockout":
+    if key == "knockout" and key not in spec.conditions:  # else it is a column of that name
         return key, None, _genes(spec, str(value))
     if key in spec.continuous:
         return "continuous", spec.continuous.index(key), _number(spec, key, value)
@@ -196,10 +196,11 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, A
 
 def _genes(spec: Spec, value: str) -> tuple[int, ...]:
     genes = spec.features[spec.either("expression", "counts")]
-    unknown = [gene for gene in value.split("+") if gene not in genes]
+    absent = [value] if value in genes else value.split("+")  # the name of a gene may have a plus
+    unknown = [gene for gene in absent if gene not in genes]
     if unknown:
         raise SchemaError(f"knockout: there is no gene {unknown[0]!r}.{near(unknown[0], genes)}")
-    return tuple(genes.index(gene) for gene in value.split("+"))
+    return tuple(genes.index(gene) for gene in absent)
 
 
 def _number(spec: Spec, key: str, value: Any) -> float:
