@@ -152,7 +152,7 @@ def _role(
     base, said = role.partition("/")[0], f"{role} ({place})"
     if base in MATRIX_ROLES:
         values, names = matrix(data, place, role)
-        yield from _form(said, base, values, names)
+        yield from _form(said, base, place, values, names)
         if values.shape[1] and values.dtype.kind in "fiub":
             at = where(data, place)
             rows = rows if at is None else at[rows][at[rows] >= 0]
@@ -160,6 +160,8 @@ def _role(
                 values, rows, f"check {role}", progress, sums=base in SCALED_ROLES
             )
             yield from _values(said, base, seen, schema)
+            if base == "counts" and not (seen.negative or seen.infinite or seen.lacking):
+                yield from _zeros(said, base, place, seen)
     else:
         if base in CATEGORY_ROLES or base == "categorical":
             yield from _category(said, base, column(data, place, role).iloc[rows], schema)
@@ -167,16 +169,20 @@ def _role(
             yield from _number(said, base, numbers(data, place, role)[rows])
 
 
-def _form(said: str, role: str, values: Any, names: pd.Index) -> Iterator[Finding]:
+def _form(said: str, role: str, place: Place, values: Any, names: pd.Index) -> Iterator[Finding]:
     if values.shape[1] == 0:
         yield Finding("error", role, f"{said} has no features.")
     elif values.dtype.kind not in "fiub":
         yield Finding("error", role, f"{said} holds {values.dtype}, expected numbers.")
     if not names.is_unique:
         twice = names[names.duplicated()][0]
+        mend = {
+            "raw": "rename them before you set raw",
+            "obsm": f"rename the columns of {place.matrix()}",
+        }.get(place.slot, f"{place.owner()}.var_names_make_unique()")
         yield Finding(
             "error", role,
-            f"{said}: feature names are not unique ({twice!r}): data.var_names_make_unique().",
+            f"{said}: feature names are not unique ({twice!r}): {mend}.",
         )  # fmt: skip
 
 
@@ -221,8 +227,6 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
                 "counts mean nothing on it. Name the place of the raw counts, often 'layers/counts' or "
                 f"'raw', or name this one as `expression`.{drawn}",
             )  # fmt: skip
-        if role == "counts" and not (seen.negative or seen.infinite or seen.lacking):
-            yield from _zeros(said, role, seen)
     elif (
         role == "expression" and not (seen.broken or seen.negative or seen.scale) and seen.high > 1
     ):
@@ -245,12 +249,12 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
         )  # fmt: skip
 
 
-def _zeros(said: str, role: str, seen: Look) -> Iterator[Finding]:
+def _zeros(said: str, role: str, place: Place, seen: Look) -> Iterator[Finding]:
     if len(seen.empty):
         yield Finding(
             "error", role,
             f"{said}: {len(seen.empty):,} cells have no counts at all (first at row "
-            f"{int(seen.empty[0])}). Remove them: data[data.X.sum(1) > 0].",
+            f"{int(seen.empty[0])}). Remove them: {place.owner()}[{place.matrix()}.sum(1) > 0].",
         )  # fmt: skip
     if seen.silent:
         yield Finding(

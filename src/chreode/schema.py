@@ -78,6 +78,15 @@ class Place:
         tail = f"{self.slot}/{self.key}" if self.key else self.slot
         return f"{self.modality}:{tail}" if self.modality else tail
 
+    def owner(self) -> str:
+        """Return what has the slot, as one writes it in Python: ``data`` or ``data.mod['rna']``."""
+        return f"data.mod[{self.modality!r}]" if self.modality else "data"
+
+    def matrix(self) -> str:
+        """Return how one writes the matrix in Python, as in ``data.layers['counts']``."""
+        tail = f"[{self.key!r}]" if self.key else ".X" * (self.slot == "raw")
+        return f"{self.owner()}.{self.slot}{tail}"
+
 
 def _hinting(cls: type[T]) -> type[T]:
     """Refuse names that are no roles with a hint, where Python has none."""

@@ -11,7 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mudata
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -370,6 +372,41 @@ def test_conditions_never_seen_are_named(cells, schema, quick):
     with pytest.raises(ch.DataError, match="never saw.*elsewhere.*from_=fitted"):
         fitted.reconstruct(cells)
     assert np.isfinite(fitted.embed(cells)).all()  # the encoder takes no batch
+
+
+@pytest.mark.parametrize("place", ["X", "raw", "layers/counts", "obsm/genes", "rna:layers/counts"])
+def test_what_is_said_to_remove_cells_without_counts_removes_them(cells, quick, place):
+    data = cells.copy()
+    scattered_zeros(data)
+    data.obsm["genes"] = data.layers["counts"]
+    if place in ("X", "raw"):
+        data.X = data.layers["counts"]
+        data.raw = data
+    if place != "X":
+        data.X = np.ones(data.shape, dtype="float32")  # where no cell is without counts
+    with mudata.set_options(pull_on_update=False):
+        whole = mudata.MuData({"rna": data}) if place.startswith("rna") else data
+    with pytest.raises(ch.DataError, match="cells have no counts") as told:
+        quick(ch.PCA).fit(whole, ch.Schema(counts=place))
+    kept = eval(str(told.value).split("Remove them: ")[1].removesuffix("."), {"data": whole})
+    assert 0 < kept.n_obs < data.n_obs
+    quick(ch.PCA).fit(kept, ch.Schema(counts=place.removeprefix("rna:")))
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("layers/counts", r"data\.var_names_make_unique\(\)"),
+        ("raw", "rename them before you set raw"),
+        ("obsm/genes", r"rename the columns of data\.obsm\['genes'\]"),
+    ],
+)
+def test_names_of_features_are_mended_where_they_are(cells, quick, place, said):
+    names("var_names", "twice")(cells)
+    cells.raw = cells
+    cells.obsm["genes"] = pd.DataFrame(cells.X.toarray(), cells.obs_names, cells.var_names)
+    with pytest.raises(ch.DataError, match=f"feature names are not unique.*{said}"):
+        quick(ch.PCA).fit(cells, ch.Schema(expression=place))
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, True])
