@@ -25,7 +25,7 @@ from ..errors import ConfigError
 
 #: Told by how they are written.
 _PLAIN = (
-    type(None), bool, int, float, complex, str, bytes, type(...), np.generic, np.dtype, np.ufunc,
+    type(None), bool, int, float, complex, str, bytes, range, type(...), np.generic, np.dtype, np.ufunc,
     torch.dtype, Path, Enum, dt.date, dt.timedelta, logging.Logger,
 )  # fmt: skip
 _NAMED = (types.FunctionType, types.BuiltinFunctionType, type)
@@ -109,6 +109,9 @@ def _inside(thing: Any) -> Iterator[Any]:
         yield store.digest({"": thing}, "")
     elif isinstance(thing, (pd.Series, pd.DataFrame, pd.Index)):
         yield from (getattr(thing, "columns", None), getattr(thing, "name", None))
+        kinds = thing.dtypes if isinstance(thing, pd.DataFrame) else [thing.dtype]
+        # values are hashed as such, whatever the order of their categories, which is that of codes
+        yield [(str(k), *(getattr(k, n, None) for n in ("categories", "ordered"))) for k in kinds]
         yield pd.util.hash_pandas_object(thing).to_numpy()
     elif sp.issparse(thing):
         found = sp.csr_array(thing)
