@@ -76,7 +76,10 @@ def augment(
         isinstance(floor, bool) or not isinstance(floor, (int, np.integer)) or floor < 1
     ):
         raise ConfigError(f"floor={floor!r}: expected a whole number of at least 1.")
-    by = condition_named(fitted, by)
+    try:
+        by = condition_named(fitted, by)
+    except SchemaError as error:
+        raise SchemaError(f"by={by!r}: {error}") from None
     if by not in fitted.spec.categories:
         raise SchemaError(
             f"The model was not fitted with classes of {by!r}.{near(by, fitted.spec.categories)}"

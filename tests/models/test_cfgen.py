@@ -365,7 +365,9 @@ def test_augmentation_fills_up_classes(trained, cells):
     expected = sizes.clip(lower=floor)
     assert topped.obs["cell_type"].value_counts().to_dict() == expected.to_dict()
     assert ch.augment(cells, trained, floor=1).n_obs == 500
-    with pytest.raises(ch.SchemaError, match=r"'nothing'. There is: .*label \(cell_type\)"):
+    with pytest.raises(
+        ch.SchemaError, match=r"by='nothing': .*'nothing'. There is: .*label \(cell_type\)"
+    ):
         ch.augment(cells, trained, by="nothing")
     with pytest.raises(ch.ConfigError, match="floor"):
         ch.augment(cells, trained, floor=0)
