@@ -2,8 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# modules are compiled when they are first imported: most of torch never is
-PIP_FLAGS := -q --disable-pip-version-check --no-compile -c constraints.txt
+PIP_FLAGS := -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: install demo test test-fast check rivals clean
 
@@ -12,7 +11,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[bench,tune]' --group test --group check
+	$(BIN)/python -m pip install $(PIP_FLAGS) $(PIP_MORE) -e '.[bench,tune]' --group test --group check
 	touch $@
 
 demo: install
