@@ -38,7 +38,7 @@ def append(row: Row, path: Path, same: Sequence[str] = ("case",)) -> None:
 
     An older row that agrees with it in all of `same` gives way to it, if the new one has these keys.
     """
-    from chreode.store import code_hash  # not at the top: the rivals' environment has no chreode
+    from chreode.version import code_hash  # not at the top: the rivals' environment has no chreode
 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")

@@ -3,7 +3,7 @@
 import numpy as np
 
 import chreode as ch
-from chreode.check import findings
+from chreode.data.check import findings
 
 cells = ch.simulate.simulate_cells(600, 1_000, n_types=4, n_batches=2, seed=0)
 cells.obs["cell_type"] = cells.obs["cell_type"].astype(object)

@@ -7,8 +7,8 @@ import pytest
 
 import chreode as ch
 from chreode.bench.table import Bench
-from chreode.cli import main
-from chreode.demo import _cells, verdict
+from chreode.commands.app import main
+from chreode.commands.demo import _cells, verdict
 from chreode.errors import StoreError
 from chreode.learn import sgd
 

@@ -13,8 +13,8 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode import models
-from chreode.check import findings
-from chreode.design import confounded
+from chreode.data.check import findings
+from chreode.data.design import confounded
 
 N = 120
 I = np.arange(N)

@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 
 import chreode as ch
-from chreode import cli, config, models
+from chreode import config, models
+from chreode.commands import app as cli
 from chreode.metrics import METRICS
 from chreode.schema import ROLES
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from chreode import pp
+from chreode.data import pp
+from chreode.data.pp import pearson_residual_variance, rank_genes
 from chreode.errors import ConfigError, DataError
-from chreode.pp import pearson_residual_variance, rank_genes
 
 ORACLE = np.load(Path(__file__).parent / "fixtures" / "genes" / "oracle.npz")
 COUNTS = sparse.csr_matrix(ORACLE["counts"], dtype=np.float32)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import chreode as ch
-from chreode.align import condition_code, learn_spec
+from chreode.data.align import condition_code, gene_positions, learn_spec
 from chreode.schema import Place, Spec
 
 
@@ -115,17 +115,17 @@ def test_a_knock_out_is_of_genes_and_a_column_of_that_name_is_itself(cells):
     cells.var_names = ["BCR+ABL", "BCR", *cells.var_names[2:]]
     cells.obs["knockout"] = np.where(np.arange(500) % 2, "GATA1", "none")
     spec = learn_spec(cells, ch.Schema(counts="X"), ["counts"], np.arange(500))
-    assert condition_code(spec, "knockout", "BCR+ABL")[2] == (0,)
-    assert condition_code(spec, "knockout", f"BCR+{cells.var_names[5]}")[2] == (1, 5)
+    assert gene_positions(spec, "knockout", "BCR+ABL") == (0,)
+    assert gene_positions(spec, "knockout", f"BCR+{cells.var_names[5]}") == (1, 5)
     with pytest.raises(ch.SchemaError, match="no gene 'ABL'"):
-        condition_code(spec, "knockout", "BCR+ABL+BCR")
+        gene_positions(spec, "knockout", "BCR+ABL+BCR")
     named = ch.Schema(counts="X", categorical=("obs/knockout",))
     spec = learn_spec(cells, named, ["counts", "categorical"], np.arange(500))
     assert condition_code(spec, "knockout", "none") == ("categorical", 0, 1)
 
 
 def test_labels_that_are_missing_or_unknown_are_unlabelled(cells, schema):
-    from chreode.align import open_source
+    from chreode.data.align import open_source
 
     spec = learn_spec(cells, schema, ["counts", "label"], np.arange(500))
     values = cells.obs["cell_type"].astype(object)

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 import chreode as ch
-from chreode import models, tuning
+from chreode import models
+from chreode.bench import tuning
+from chreode.bench.tuning import REFITS, default_space, nats_per_cell
 from chreode.data.simulate import simulate_citeseq
-from chreode.tuning import REFITS, default_space, nats_per_cell
 
 pytest.importorskip("optuna")
 SPACE = {"n_latent": (2, 40)}

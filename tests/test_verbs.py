@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import chreode as ch
-from chreode import verbs
 from chreode.data.simulate import simulate_multiome
+from chreode.fitted import verbs
 
 
 @pytest.fixture(scope="module")

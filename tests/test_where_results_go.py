@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import chreode as ch
-from chreode.collect import copy_with, storable
+from chreode.data.collect import copy_with, storable
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 import chreode as ch
-from chreode.bench.ledger import fingerprint
+from chreode.bench.digest import fingerprint
 from chreode.models.neuralode import EVERY, Penalised
-from chreode.store import code_hash
+from chreode.version import code_hash
 
 from ..common import Row, Stopwatch
 

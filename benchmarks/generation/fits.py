@@ -13,9 +13,9 @@ import torch
 
 import chreode as ch
 from chreode import config
-from chreode.bench.ledger import digest, fingerprint
-from chreode.read import Data
-from chreode.store import code_hash
+from chreode.bench.digest import digest, fingerprint
+from chreode.data.read import Data
+from chreode.version import code_hash
 
 from ..common import Row, Stopwatch, say
 

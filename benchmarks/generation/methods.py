@@ -16,7 +16,7 @@ from chreode import config
 from chreode.bench.generation import CEILING, MIXTURE, class_table, generation
 from chreode.bench.yardstick import MIN_CLASS, split, worst_marker
 from chreode.metrics.markers import STATISTICS, judged
-from chreode.store import code_hash
+from chreode.version import code_hash
 
 from ..common import Row, spread, still_improving
 from ..speed.ratios import markdown

@@ -7,7 +7,7 @@ from pathlib import Path
 import chreode as ch
 from chreode.bench.augmentation import METRICS, augmentation, split
 from chreode.bench.generation import class_table
-from chreode.store import code_hash
+from chreode.version import code_hash
 
 from ..common import Row, spread
 from ..speed.ratios import markdown

@@ -13,7 +13,7 @@ import numpy as np
 import chreode as ch
 from chreode.bench.generation import class_table
 from chreode.bench.yardstick import split
-from chreode.read import Data
+from chreode.data.read import Data
 
 from ..common import Row
 

@@ -58,7 +58,7 @@ def chreode(given: Prepared, lap: Callable[..., None]) -> None:
     import torch
 
     import chreode as ch
-    from chreode.align import learn_spec, open_source
+    from chreode.data.align import learn_spec, open_source
     from chreode.data.sampler import Shuffled
 
     torch.set_num_threads(given["threads"])

@@ -5,12 +5,52 @@ from __future__ import annotations
 import difflib
 import sys
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any
 
-from .text import message, visible
+#: Letters of a message; what is longer is a file's content, not a sentence.
+LONGEST = 4000
+
+
+def visible(text: object, *, lines: bool = False) -> str:
+    r"""Return text in which all that steers a terminal, reorders or hides letters is spelt out.
+
+    Parameters
+    ----------
+    text
+        Any object; its text is taken.
+    lines
+        Keep line feeds and tabs, for text that has lines of its own. Without it a name cannot begin a
+        line.
+
+    Examples
+    --------
+    >>> print(visible("\x1b[31mred\u202e\n"))
+    \x1b[31mred\u202e\n
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(
+        c if c.isprintable() or c in kept or unicodedata.category(c) == "Zs" else _spelt(c)
+        for c in text
+    )
+
+
+def _spelt(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def message(text: object) -> str:
+    """Return a message of several lines, visible, and cut where it is too long to be read."""
+    text = visible(text, lines=True)
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}… ({len(text):,} letters in all)"
 
 
 class ChreodeError(Exception):

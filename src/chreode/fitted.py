@@ -9,7 +9,6 @@ import shutil
 import time
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,19 @@ import torch
 from pandas.api.types import is_numeric_dtype
 from safetensors import SafetensorError
 
-from . import __version__, config, models, store, verbs
-from .arguments import checked
-from .errors import ChreodeError, StoreError, warn
-from .learn.state import STATES, read_state
-from .model import Model
-from .module import Module, capabilities
-from .remember import WEIGHT
-from .schema import CATEGORY_ROLES, NUMBER_ROLES, Place, Schema, Spec
-from .surroundings import settled
-from .text import markdown, spreadsheet, visible
+from . import config, store
+from .compute.convergence import STATES, read_state
+from .compute.settings import settled
+from .config.arguments import checked
+from .data.remember import WEIGHT
+from .errors import ChreodeError, StoreError, visible, warn
+from .module import Module, Recipe
+from .registry import find
+from .schema import CATEGORY_ROLES, NUMBER_ROLES, Schema, Spec
+from .text import markdown, spreadsheet
+from .verbs import cells, latent, paths
+from .verbs.state import FittedState
+from .version import __version__
 
 #: Version of the folder's form; raised when older readers could not understand a new folder.
 FORMAT = 4
@@ -46,66 +48,18 @@ _MOST = 2**27
 _TRIES = 100
 
 
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """What `Model.fit` returns. Its verbs are functions of `chreode.verbs`.
+class Fitted(FittedState):
+    """What `Model.fit` returns: immutable; its verbs are functions of `chreode.verbs`."""
 
-    Attributes
-    ----------
-    model
-        The hyper-parameters.
-    schema
-        Where the roles lived; verbs look there, unless told another `schema`.
-    spec
-        Names of features and categories.
-    module
-        The trained tensors, on the CPU.
-    history
-        One row per epoch and phase.
-    statistics
-        Conditions and depths of training cells, from which `generate` draws.
-    provenance
-        Model, version, configuration, spec, seed, and the state of the fit: *still improving*, *overfitted*
-        or *rested* (see `learn.state`).
-    """
-
-    model: Model
-    schema: Schema
-    spec: Spec
-    module: Any  # a Module; its capabilities depend on the model
-    history: pd.DataFrame
-    statistics: Mapping[str, np.ndarray]
-    provenance: Mapping[str, Any]
-
-    embed = verbs.embed
-    posterior = verbs.posterior
-    reconstruct = verbs.reconstruct
-    predict = verbs.predict
-    generate = verbs.generate
-    score = verbs.score
-    loadings = verbs.loadings
-    trajectory = verbs.trajectory
-    rank = verbs.rank
-
-    @property
-    def verbs(self) -> list[str]:
-        """The questions that this model can answer."""
-        return capabilities(self.module)
-
-    @property
-    def scale(self) -> str:
-        """What the values that it decodes are, in words; those of `expression` are as that was."""
-        fitted_on = self.schema.expression if "expression" in self.spec.features else None
-        return f"expression as in {fitted_on}" if fitted_on else self.model.scale
-
-    def column(self, condition: str, schema: Schema | None = None) -> str:
-        """Return the obs column of a condition, a role or the name of a covariate: in `schema` or the fit."""
-        places = (getattr(where, condition, None) for where in (schema, self.schema))
-        return next((Place.parse(p).key for p in places if isinstance(p, str)), condition)
-
-    def feature_weight(self) -> dict[str, np.ndarray]:
-        """Return, per matrix role, how much each feature matters to `embed`."""
-        return {role: w.detach().cpu().numpy() for role, w in self.module.feature_weight().items()}
+    embed = latent.embed
+    posterior = latent.posterior
+    score = latent.score
+    loadings = latent.loadings
+    reconstruct = cells.reconstruct
+    predict = cells.predict
+    generate = cells.generate
+    trajectory = paths.trajectory
+    rank = paths.rank
 
     @checked
     def save(self, folder: str | Path) -> Path:
@@ -291,7 +245,7 @@ def _content(file: Path, stated: Mapping[str, Any], most: int) -> bytes:
 
 
 def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
-    model = config.from_dict(models.find(info["key"]), info["config"])
+    model = config.from_dict(find(info["key"]), info["config"])
     spec = Spec.from_dict(info["spec"])
     schema = Schema.from_dict(info["schema"])
     provenance = _provenance(info["provenance"], model, spec)
@@ -336,7 +290,7 @@ def _history(content: bytes) -> pd.DataFrame:
     return history
 
 
-def _provenance(told: Mapping[str, Any], model: Model, spec: Spec) -> dict[str, Any]:
+def _provenance(told: Mapping[str, Any], model: Recipe, spec: Spec) -> dict[str, Any]:
     """Return the provenance, whose words will be printed and whose numbers will be believed."""
     provenance = dict(told)
     provenance["state"] = read_state(provenance)

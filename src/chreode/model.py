@@ -5,32 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from . import __version__, config, read, store
-from .align import learn_spec, match_features, open_source
-from .arguments import checked
-from .check import MAY_LACK, any_nan, findings, require
+from . import config
+from .compute.convergence import worst
+from .compute.device import choose_device
+from .compute.processes import Group
+from .compute.rng import Rng
+from .compute.settings import settled
+from .config.arguments import checked
+from .data import read
+from .data.align import learn_spec, match_features, open_source
+from .data.check import MAY_LACK, any_nan, findings, require
+from .data.read import Data
+from .data.remember import joined, remember
 from .data.source import Source
-from .distributed import Group
 from .errors import CapabilityError, ConfigError, DataError, SchemaError, warn
+from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
-from .learn.phase import Phase, Run, Split, choose_device, join_histories, unfinished
-from .learn.rng import Rng
-from .learn.state import worst
+from .learn.phase import Phase, Run, Split, join_histories, unfinished
 from .losses import kernel
 from .module import Module
-from .read import Data
-from .remember import joined, remember
 from .schema import MATRIX_ROLES, Schema, Spec
-from .surroundings import settled
-
-if TYPE_CHECKING:
-    from .fitted import Fitted
+from .version import __version__
 
 
 class Model:
@@ -140,8 +141,6 @@ class Model:
         FitError
             If learning meets a non-finite value.
         """
-        from .fitted import Fitted
-
         group = Group.join() if distributed else Group()
         progress = progress if group.rank == 0 else False
         data = read.read(data)
@@ -184,7 +183,7 @@ class Model:
             history=join_histories(traces, [p.name for p in self.phases()]),
             statistics=self._remembered(source, split, rng, from_),
             provenance={
-                "model": self.key, "version": __version__, "code": store.code_hash(),
+                "model": self.key, "version": __version__, "code": code_hash(),
                 "config": config.as_dict(self), "spec": spec.hash, "seed": int(seed),
                 "cells": len(split.train), "validation_cells": len(split.validation),
                 "torch": torch.__version__, "device": run.device, "precision": precision,

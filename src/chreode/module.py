@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .data.batch import CellBatch
-    from .data.source import Source
-    from .learn.rng import Rng
+from .compute.rng import Rng
+from .data.batch import CellBatch
+from .data.source import Source
+from .schema import Spec
 
 #: What a fitted model may be able to answer; a module answers what it has a method for.
 CAPABILITIES = (
@@ -65,6 +65,25 @@ class Loss:
     terms: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Option:
+    """What a question to some models may be given beside what all take.
+
+    Attributes
+    ----------
+    default
+        What is meant where it is left out.
+    doc
+        What it is, in a line.
+    check
+        Returns the value as the capability takes it, or refuses it.
+    """
+
+    default: Any
+    doc: str
+    check: Callable[[Any], Any]
+
+
 class Module(nn.Module):
     """Base of every model's tensors.
 
@@ -77,6 +96,10 @@ class Module(nn.Module):
     #: Matrix roles of which `generate` and `predict` return counts, if not the first one's alone: they
     #: then return a tensor by role.
     drawn: tuple[str, ...] = ()
+    #: Conditions of the fit that no question can change: a path, where any state goes its way.
+    fixed: tuple[str, ...] = ()
+    #: Conditions whose values it compares with those of the fit by itself.
+    compares: tuple[str, ...] = ()
     #: Its own buffers in which NaN means that something is not known; anywhere else it is a fault.
     unknown: tuple[str, ...] = ()
 
@@ -113,6 +136,22 @@ class Module(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed form")
 
+    def verb_options(self, verb: str) -> Mapping[str, Option]:  # noqa: ARG002 (subclasses read it)
+        """Return what more a question may be given, such as the weight of guidance, by its name."""
+        return {}
+
+    def further_conditions(self) -> Mapping[str, Callable[[Any], Any]]:
+        """Return the conditions that may be named beside those of the fit, such as genes that are absent.
+
+        Each comes with what checks a value and returns its code, as `embed` and the others find it in
+        the columns of a batch.
+        """
+        return {}
+
+    def implied(self, verb: str) -> Mapping[str, Any]:  # noqa: ARG002 (subclasses read it)
+        """Return the values, in the user's units, of conditions that are meant where they are not named."""
+        return {}
+
     def feature_weight(self) -> dict[str, Tensor]:
         """Return, per matrix role, how much each feature matters to `embed` (non-negative)."""
         return {}
@@ -122,3 +161,32 @@ def capabilities(module: Module) -> list[str]:
     """Return the questions that `module` can answer."""
     unable = getattr(module, "unable", ())
     return [n for n in CAPABILITIES if callable(getattr(module, n, None)) and n not in unable]
+
+
+class Recipe(Protocol):
+    """What a fitted model keeps of its `Model`: options, the roles it reads, and how it is built.
+
+    See `chreode.model.Model`, which has them, for what each is.
+    """
+
+    tolerates: tuple[str, ...]
+    partial: bool
+    scale: Literal["counts", "log1p CP10k"]
+    inverts: bool
+
+    @property
+    def key(self) -> str:
+        """Name in the registry, in slots and on the command line."""
+        ...
+
+    def build(self, spec: Spec) -> Module:
+        """Return the untrained tensors for data of this form."""
+        ...
+
+    def reads(self, verb: str) -> tuple[str, ...]:
+        """Return the roles that `verb` reads."""
+        ...
+
+    def refuse_missing(self, source: Source) -> None:
+        """Refuse entries that were not measured, unless the model understands them."""
+        ...

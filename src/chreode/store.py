@@ -14,7 +14,6 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -347,19 +346,6 @@ def sha256(path: Path) -> str:
     """Return the hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def code_hash() -> str:
-    """Return a hash of this package's own source, as it was when first asked for: 16 hex digits.
-
-    Names and bytes of every Python and C file. Where it is the same, the same code ran.
-    """
-    home = Path(__file__).parent
-    made = hashlib.sha256()
-    for file in sorted(f for f in home.rglob("*") if f.suffix in (".py", ".c")):
-        made.update(f"{file.relative_to(home).as_posix()} {sha256(file)}\n".encode())
-    return made.hexdigest()[:16]
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,55 +7,16 @@ file. Here alone is decided how they are shown; the data keep them as they are.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from .errors import visible
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Letters of a message; what is longer is a file's content, not a sentence.
-LONGEST = 4000
 #: What a spreadsheet takes for the start of a formula.
 _FORMULA = re.compile(r"\s*[=+\-@]")
-
-
-def visible(text: object, *, lines: bool = False) -> str:
-    r"""Return text in which all that steers a terminal, reorders or hides letters is spelt out.
-
-    Parameters
-    ----------
-    text
-        Any object; its text is taken.
-    lines
-        Keep line feeds and tabs, for text that has lines of its own. Without it a name cannot begin a
-        line.
-
-    Examples
-    --------
-    >>> print(visible("\x1b[31mred\u202e\n"))
-    \x1b[31mred\u202e\n
-    """
-    text = str(text)
-    if text.isprintable():
-        return text
-    kept = "\n\t" if lines else ""
-    return "".join(
-        c if c.isprintable() or c in kept or unicodedata.category(c) == "Zs" else _spelt(c)
-        for c in text
-    )
-
-
-def _spelt(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
-
-
-def message(text: object) -> str:
-    """Return a message of several lines, visible, and cut where it is too long to be read."""
-    text = visible(text, lines=True)
-    if len(text) <= LONGEST:
-        return text
-    return f"{text[:LONGEST]}… ({len(text):,} letters in all)"
 
 
 def markdown(text: object) -> str:

@@ -21,9 +21,10 @@ import torch
 
 import chreode as ch
 from chreode.bench import cluster
-from chreode.bench.trials import Trial, running
+from chreode.bench.trial import Trial
+from chreode.bench.trials import running
+from chreode.compute.progress import bar
 from chreode.data.simulate import simulate_citeseq
-from chreode.learn.phase import bar
 
 ray = pytest.importorskip("ray")
 SMALL = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 2**27}

@@ -20,9 +20,11 @@ import torch
 from threadpoolctl import threadpool_info
 
 import chreode as ch
-from chreode.bench.ledger import Ledger, digest, fingerprint
-from chreode.bench.trials import Outcome, Trial, pinned, require_seeds, running
-from chreode.learn.phase import bar
+from chreode.bench.digest import digest, fingerprint
+from chreode.bench.ledger import Ledger
+from chreode.bench.trial import Outcome, Trial, pinned
+from chreode.bench.trials import require_seeds, running
+from chreode.compute.progress import bar
 
 ABOUT = {"data": "abc", "threads": 1}
 FLOATS = np.array([1 / 3, np.nan, -0.0, 1e-45], np.float32)

@@ -19,7 +19,7 @@ from benchmarks import common
 from benchmarks.speed import data, harness, metrics, ratios, run, table
 from benchmarks.speed.harness import Case, Side
 
-from chreode.store import code_hash
+from chreode.version import code_hash
 
 SIDES = (Side("theirs", "chreode"), Side("ours", "chreode"))
 CASE = Case("imports", "made", SIDES, {"cells": 5}, cost=1)

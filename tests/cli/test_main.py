@@ -17,8 +17,8 @@ import torch
 
 import chreode as ch
 from chreode import models
-from chreode.cli import main
 from chreode.commands import judge
+from chreode.commands.app import main
 from chreode.commands.common import schema_flags, spoken
 
 KEYS = models.keys()
@@ -70,7 +70,7 @@ def test_no_two_roles_have_the_same_help():
 
 def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
     script = (
-        "import sys; from chreode.cli import main\n"
+        "import sys; from chreode.commands.app import main\n"
         "codes = [main(line.split()) for line in ('--help', 'fit --help', '--version')]\n"
         "heavy = {'torch', 'anndata', 'numpy', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'{codes} {heavy}' if any(codes) or heavy else 0)"
@@ -204,7 +204,7 @@ def test_ctrl_c_elsewhere_is_130_with_no_traceback(say, there, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("chreode.read.read", stop)
+    monkeypatch.setattr("chreode.data.read.read", stop)
     code, out, err = say("check cells.h5ad --json")
     assert code == 130
     assert json.loads(out)["kind"] == "KeyboardInterrupt"
@@ -216,7 +216,7 @@ def test_what_nobody_foresaw_is_one_document_too(there, monkeypatch, capsys, err
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("chreode.read.read", fail)
+    monkeypatch.setattr("chreode.data.read.read", fail)
     with contextlib.suppress(RuntimeError, OSError):  # Python says where, and returns 1
         assert main(["check", "cells.h5ad", "--json=true"]) == 1
     assert json.loads(capsys.readouterr().out)["kind"] == type(error).__name__
@@ -254,8 +254,8 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
         (there / "shut").mkdir(mode=0o500)
     (there / "notes").write_text("a file")
     before = listing(there)
-    monkeypatch.setattr("chreode.read.read", work)
-    monkeypatch.setattr("chreode.verbs.generate", work)
+    monkeypatch.setattr("chreode.data.read.read", work)
+    monkeypatch.setattr("chreode.verbs.verbs.generate", work)
     monkeypatch.setattr("chreode.simulate.simulate_cells", work)
     code, out, err = say(line.replace("PLACE", place))
     assert (code, out) == (1, "")
@@ -348,7 +348,9 @@ def test_a_notebook_s_way_to_draw_stands_in_no_report_s_way(there, monkeypatch):
 
 @pytest.mark.slow
 def test_a_process_of_its_own(there):
-    done = in_a_process("-m", "chreode.cli", "fit", "scvi", "gone.h5ad", "--counts", "X", "-ox")
+    done = in_a_process(
+        "-m", "chreode.commands.app", "fit", "scvi", "gone.h5ad", "--counts", "X", "-ox"
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: There is no file 'gone.h5ad'.\n"
 

@@ -13,7 +13,7 @@ import pytest
 
 import chreode as ch
 from chreode import models
-from chreode.cli import main
+from chreode.commands.app import main
 from chreode.learn import sgd
 
 pytest.importorskip("optuna")
@@ -29,7 +29,7 @@ def test_help(say, key):
 
 def test_its_first_page_loads_no_heavy_library():
     script = (
-        "import sys; from chreode.cli import main\n"
+        "import sys; from chreode.commands.app import main\n"
         "code = main(['tune', '--help'])\n"
         "heavy = {'torch', 'anndata', 'numpy', 'optuna', 'ray'} & set(sys.modules)\n"
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"

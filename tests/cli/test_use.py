@@ -136,7 +136,7 @@ def test_embed_adds_its_slots_and_touches_nothing_else(say, there, monkeypatch, 
             "a.zarr"
         )
     before = stored(Path(f"a{suffix}"))
-    monkeypatch.setattr("chreode.read.IN_MEMORY", limit)
+    monkeypatch.setattr("chreode.data.read.IN_MEMORY", limit)
     for out in (f"a.embedded{suffix}", f"a{suffix}"):
         more = " --in-place" if out == f"a{suffix}" else ""
         assert say(f"embed scvi a{suffix}{more}")[0] == 0

@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode import models
-from chreode.check import CountsWarning
+from chreode.data.check import CountsWarning
 from chreode.fitted import seal
 from chreode.model import Model
 
@@ -165,7 +165,7 @@ def test_a_file_cut_short(model, cells, schema, tmp_path, no_compute):
 
 
 def test_strings_that_stand_for_missing_are_pointed_out_and_can_be_declared(cells, schema, quick):
-    from chreode.check import findings
+    from chreode.data.check import findings
 
     cells.obs["cell_type"] = ["unknown" if i < 9 else "B" for i in range(500)]
     said = [f for f in findings(cells, schema) if f.level == "warning"]
@@ -175,7 +175,7 @@ def test_strings_that_stand_for_missing_are_pointed_out_and_can_be_declared(cell
 
 
 def test_silent_genes_are_kept_and_reported(model, cells, schema):
-    from chreode.check import findings
+    from chreode.data.check import findings
 
     cells = cells[:, :100].copy()
     counts = cells.layers["counts"].toarray()

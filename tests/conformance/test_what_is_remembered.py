@@ -12,11 +12,11 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode import models
-from chreode.align import MissingFeatures
+from chreode.compute.rng import Rng
+from chreode.data.align import MissingFeatures
+from chreode.data.horizon import ForecastWarning
+from chreode.data.remember import WEIGHT, joined, remember
 from chreode.data.source import Source
-from chreode.horizon import ForecastWarning
-from chreode.learn.rng import Rng
-from chreode.remember import WEIGHT, joined, remember
 from chreode.schema import Spec
 
 KEYS = models.keys()

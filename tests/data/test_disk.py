@@ -18,8 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import chreode as ch
-from chreode import check, read
-from chreode.data import disk, files
+from chreode.data import check, disk, files, read
 from chreode.data import source as source_module
 from chreode.data.sampler import Balanced, Shuffled
 from chreode.data.source import Source, in_windows

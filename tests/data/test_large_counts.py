@@ -9,8 +9,8 @@ import pytest
 import scipy.sparse as sp
 
 import chreode as ch
-from chreode.check import findings
-from chreode.collect import collect_cells
+from chreode.data.check import findings
+from chreode.data.collect import collect_cells
 
 
 def collected(block, into):
@@ -39,7 +39,7 @@ def test_counts_that_no_integer_holds_are_refused(kept, wrong, tmp_path):
     assert not (tmp_path / "c.h5ad").exists()
 
 
-@pytest.mark.filterwarnings("ignore::chreode.check.CountsWarning")
+@pytest.mark.filterwarnings("ignore::chreode.data.check.CountsWarning")
 @pytest.mark.parametrize("verb", ["predict", "generate"])
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
 def test_large_counts_stay_positive(cells, verb, likelihood):

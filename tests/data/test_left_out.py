@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 import chreode as ch
-from chreode import read
+from chreode.data import read
 from chreode.schema import Place
 
 N, G = 60, 40

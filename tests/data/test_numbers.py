@@ -10,9 +10,9 @@ import pytest
 
 import chreode as ch
 from chreode import models
-from chreode.align import learn_spec, open_source
-from chreode.check import findings, merging, unit
-from chreode.learn.rng import Rng
+from chreode.compute.rng import Rng
+from chreode.data.align import learn_spec, open_source
+from chreode.data.check import findings, merging, unit
 from chreode.schema import UNIT_ROLES, Spec
 
 #: Where numbers begin and how far they are apart: small, dates, unix seconds, nanoseconds, tiny doses.

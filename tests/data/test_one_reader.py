@@ -19,9 +19,8 @@ import zarr
 from anndata.experimental import write_dispatched
 
 import chreode as ch
-from chreode import read
-from chreode.check import CountsWarning, findings
-from chreode.data import files
+from chreode.data import files, read
+from chreode.data.check import CountsWarning, findings
 from chreode.schema import Place
 
 N, G = 60, 40
@@ -296,7 +295,7 @@ def everywhere(path, tmp_path):
         with pytest.raises(ch.StoreError) as error:
             use(path)
         told.append(str(error.value))
-    from chreode.collect import copy_with
+    from chreode.data.collect import copy_with
 
     with pytest.raises(ch.StoreError):
         copy_with(path, pd.Index([]), tmp_path / f"copy{path.suffix}", {}, {})

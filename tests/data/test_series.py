@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import chreode as ch
-from chreode.align import learn_spec, open_source
+from chreode.data.align import learn_spec, open_source
 from chreode.data.series import SeriesSource
 from chreode.errors import DataError
 

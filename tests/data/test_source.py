@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from chreode import read
+from chreode.data import read
 from chreode.data import source as source_module
 from chreode.data.sampler import Balanced, Sampler, Shuffled
 from chreode.data.source import Source

@@ -18,9 +18,9 @@ import torch.distributed as dist
 
 import chreode as ch
 from chreode import models as registry
-from chreode.align import learn_spec, open_source
+from chreode.compute.processes import Group
+from chreode.data.align import learn_spec, open_source
 from chreode.data.simulate import simulate_cells
-from chreode.distributed import Group
 from chreode.errors import FitError
 from chreode.learn import Rng
 from chreode.models import scvi, vae

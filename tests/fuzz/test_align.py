@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import chreode as ch
-from chreode.align import MIN_WEIGHT, learn_spec, open_query
+from chreode.data.align import MIN_WEIGHT, learn_spec, open_query
 from chreode.model import Model
 
 SCHEMA = ch.Schema(

@@ -12,13 +12,13 @@ from learn.test_path import Cells
 
 import chreode as ch
 from chreode import store
+from chreode.compute.rng import Rng
 from chreode.config import config
 from chreode.data.sampler import Shuffled
 from chreode.learn import SGD, em, sgd
-from chreode.learn.path import Path
 from chreode.learn.phase import Phase, Run, Split, Trace
-from chreode.learn.refits import Refits
-from chreode.learn.rng import Rng
+from chreode.models.dynamics.path import Path
+from chreode.models.dynamics.refits import Refits
 from chreode.module import Loss, Module
 
 CUT = "interrupted in epoch 1; the weights of epoch 0 are kept"
@@ -159,7 +159,7 @@ class Seen:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::chreode.horizon.ForecastWarning")
+@pytest.mark.filterwarnings("ignore::chreode.data.horizon.ForecastWarning")
 def test_forecasts_without_refits_are_those_of_the_fit(cells, schema, monkeypatch):
     timed = schema.with_(time="obs/day", trajectory="obs/donor")
     small = cells[:60, cells.layers["counts"].sum(0).A1.argsort()[-6:]].copy()

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
+from chreode.compute.rng import Rng
 from chreode.data.source import Source
 from chreode.learn.exact import Exact
-from chreode.learn.path import GROWN, Path, choose
 from chreode.learn.phase import Phase, Run, Split, Trace, forget
-from chreode.learn.rest import ToRest
-from chreode.learn.rng import Rng
+from chreode.models.dynamics.path import GROWN, Path, choose
+from chreode.models.dynamics.rest import ToRest
 from chreode.module import Module
 
 

@@ -33,7 +33,7 @@ class Quadratic(Module):
 
 @pytest.fixture
 def source(cells, schema):
-    from chreode.align import learn_spec, open_source
+    from chreode.data.align import learn_spec, open_source
 
     spec = learn_spec(cells, schema, ["counts"], np.arange(500))
     return open_source(cells, schema, spec, ["counts"], {})

@@ -14,10 +14,10 @@ import scipy.sparse as sp
 import torch
 
 import chreode as ch
-from chreode.answering import open_cells
 from chreode.data.simulate import simulate_multiome
 from chreode.metrics.generation import concordance
 from chreode.nn.attributes import AttributeEmbedding, attribute_names, sinusoid
+from chreode.verbs.answering import open_cells
 
 #: Fits long enough to show something; what every model must do is tried quickly in tests/conformance.
 pytestmark = pytest.mark.slow

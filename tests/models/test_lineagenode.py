@@ -41,7 +41,7 @@ def module(train):
 
 
 def series(cells):
-    from chreode.align import learn_spec, open_source
+    from chreode.data.align import learn_spec, open_source
 
     roles = ["expression", "time", "trajectory"]
     rows = np.arange(cells.n_obs)

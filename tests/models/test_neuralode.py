@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import chreode as ch
-from chreode import read
-from chreode.align import learn_spec, open_source
-from chreode.check import findings
+from chreode.compute.rng import Rng
+from chreode.data import read
+from chreode.data.align import learn_spec, open_source
+from chreode.data.check import findings
+from chreode.data.horizon import ForecastWarning
 from chreode.data.series import SeriesSource
 from chreode.data.systems import GeneNetwork, Sampling, simulate_system
 from chreode.errors import ArgumentError, BlowUpError, ConfigError, DataError, SchemaError
-from chreode.horizon import ForecastWarning
-from chreode.learn.rng import Rng
 from chreode.metrics.dynamics import edge_precision
 from chreode.schema import Spec
 

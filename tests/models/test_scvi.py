@@ -63,7 +63,7 @@ def test_score_is_the_elbo_of_the_paper(trained, cells):
     few = cells[:20].copy()
     scored = trained.score(few, n_samples=1, seed=4)
     module, x = trained.module, torch.from_numpy(few.layers["counts"].toarray())
-    from chreode.align import open_query
+    from chreode.data.align import open_query
     from chreode.learn import Rng
 
     batch = open_query(few, trained.schema, trained.spec, ["counts", "batch"]).batch(np.arange(20))

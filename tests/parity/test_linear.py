@@ -11,12 +11,12 @@ from scipy.stats import multivariate_normal
 from sklearn import decomposition
 
 import chreode as ch
-from chreode.align import MissingFeatures
+from chreode.compute.rng import Rng
 from chreode.data import source
+from chreode.data.align import MissingFeatures
 from chreode.data.batch import CellBatch, SparseRows
 from chreode.data.simulate import simulate_linear_gaussian
 from chreode.learn import exact
-from chreode.learn.rng import Rng
 
 SCHEMA = ch.Schema(expression="X")
 SHAPES = [(500, 20, 3), (150, 40, 4)]

@@ -17,21 +17,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_fscore_support
 from sklearn.neighbors import KNeighborsClassifier
 
-from .. import read
-from ..arguments import checked
-from ..augmentation import augment
-from ..check import as_category
+from ..compute.convergence import State
+from ..compute.settings import settled
+from ..config.arguments import checked
+from ..data import read
+from ..data.check import as_category
+from ..data.read import Data
 from ..errors import DataError, SchemaError
-from ..learn.state import State
 from ..metrics.generation import Space
 from ..model import Model
-from ..read import Data
 from ..schema import Schema
-from ..surroundings import settled
+from ..verbs.augmentation import augment
 from .contest import Contestant, contest, contestants
-from .ledger import provenance
+from .digest import provenance
 from .table import Bench
-from .trials import Result
+from .trial import Result
 from .yardstick import stratified
 
 #: Shares of the cells, as `Parts` has them.

@@ -13,10 +13,10 @@ from typing import Any
 
 from anndata import AnnData
 
-from .. import read
+from ..data import read
+from ..data.read import Data
 from ..errors import CapabilityError, ConfigError
-from ..read import Data
-from .trials import Execute, Outcome, Trial, attempt
+from .trial import Execute, Outcome, Trial, attempt
 
 #: Further attempts at a trial whose worker died.
 RETRIES = 2

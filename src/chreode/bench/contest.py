@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 
 from .. import config
-from ..learn.phase import bar
-from ..learn.state import worst
+from ..compute.convergence import worst
+from ..compute.progress import bar
 from ..model import Model
 from .table import Bench
-from .trials import Outcome, Result, Trial, pinned, require_one, require_seeds, running
+from .trial import Outcome, Result, Trial, pinned
+from .trials import require_one, require_seeds, running
 
 #: By method and seed.
 Outcomes: TypeAlias = Mapping[str, Mapping[int, Outcome]]

@@ -13,22 +13,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import read
-from ..align import condition_code, learn_spec, open_source
-from ..arguments import checked
+from ..compute.settings import settled
+from ..config.arguments import checked
+from ..data import read
+from ..data.align import gene_positions, learn_spec, open_source
+from ..data.read import Data
 from ..data.series import SeriesBatch, SeriesSource
 from ..errors import ConfigError, DataError, SchemaError, near
 from ..metrics import dynamics as measure
 from ..model import Model
-from ..models.neuralode import NeuralODE
-from ..read import Data
 from ..schema import Schema
-from ..surroundings import settled
 from .contest import Contestant, contest, contestants
+from .digest import digest, provenance
 from .forecasters import BASELINES, CEILING, Learn, halves
-from .ledger import digest, provenance
 from .table import Bench
-from .trials import Result
+from .trial import Result
 
 #: Of the smoother that makes starts and denoised targets, as a share of the time.
 BANDWIDTH = 0.03
@@ -93,7 +92,7 @@ def dynamics(
     schema
         Must name `time`, `expression` or `counts`, and `trajectory` where there are several.
     methods
-        Neural ODEs to be fitted.
+        Models of time to be fitted, as neural ODEs are.
     tests
         Cells to forecast (masks, positions or names) by how far they are from those learned from:
         ``{"new start": …, "new donor": …}``. All others are learned from.
@@ -124,7 +123,7 @@ def dynamics(
         those between. A path that blows up has an infinite error.
     """
     for model in methods:
-        if not isinstance(model, NeuralODE):
+        if "time" not in model.needs:
             raise ConfigError(f"{model.key} forecasts no paths, which this bench compares.")
     data = read.read(data)
     given = _given(
@@ -195,7 +194,7 @@ def _given(
     levels = {name: [Unseen(series(cells))] for name, cells in rows.items()}
     if without:
         levels["knock-out"] = [
-            Unseen(series(cells), condition_code(spec, "knockout", genes)[2])
+            Unseen(series(cells), gene_positions(spec, "knockouts", genes))
             for genes, cells in without.items()
         ]
     signs = None if edges is None else _signs(edges, spec.features[role])

@@ -15,22 +15,23 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Bool
 
-from .. import read
-from ..arguments import checked
-from ..check import as_category
+from ..compute.convergence import State
+from ..compute.settings import settled
+from ..config.arguments import checked
+from ..data import read
+from ..data.check import as_category
+from ..data.read import Data
 from ..errors import ConfigError, DataError, SchemaError
-from ..learn.state import State
 from ..metrics import generation as measure
 from ..model import Model
-from ..read import Data
 from ..schema import CATEGORY_ROLES, COUNT_ROLES, Schema
-from ..surroundings import settled
 from . import generators
 from .contest import Contestant, contest, contestants
+from .digest import provenance
 from .generators import Classes, Counts
-from .ledger import provenance
 from .table import Bench
-from .trials import Result, require_seeds
+from .trial import Result
+from .trials import require_seeds
 from .yardstick import METRICS, MIN_CLASS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
 
 #: Cells of each kind that are kept for pictures.

@@ -20,8 +20,8 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
-from .. import store
 from ..errors import ConfigError
+from ..version import code_hash
 
 #: Told by how they are written.
 _PLAIN = (
@@ -146,7 +146,7 @@ def _installed(module: str | None) -> str:
     """Return name and version of the package that a module is of, "" for the user's own."""
     top = (module or "builtins").partition(".")[0]
     if top == "chreode":
-        return f"chreode {store.code_hash()}"
+        return f"chreode {code_hash()}"
     if top == "__main__":
         return ""
     if top in {"builtins", *sys.stdlib_module_names}:

@@ -17,28 +17,31 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 
-from .. import config, read
-from ..arguments import checked
-from ..check import as_category
+from .. import config
+from ..compute.convergence import State, worst
+from ..compute.progress import bar
+from ..compute.settings import settled
+from ..config.arguments import checked
+from ..data import read
+from ..data.check import as_category
+from ..data.read import Data
 from ..errors import CapabilityError, SchemaError, near
 from ..fitted import Fitted
-from ..learn.phase import bar
-from ..learn.state import State, worst
 from ..metrics.clustering import require_igraph
 from ..metrics.integration import UNDEFINED, chosen, integration_scores, weights
 from ..metrics.score import Score, ends, spanned
+from ..metrics.table import BASELINE
 from ..model import Model
-from ..models.pca import PCA
-from ..read import Data
+from ..registry import find
 from ..schema import Place, Schema
-from ..surroundings import settled
 from .cluster import opened, portable
-from .ledger import digest, provenance
+from .digest import digest, provenance
 from .table import Bench
-from .trials import Outcome, Result, Trial, pinned, require_one, require_seeds, running
+from .trial import Outcome, Result, Trial, pinned
+from .trials import require_one, require_seeds, running
 
 #: Rows of the table beside the ones asked for: two baselines and a ceiling.
-BASELINE, HARMONY, CEILING = "PCA", "Harmony", "label oracle"
+HARMONY, CEILING = "Harmony", "label oracle"
 #: Cells that it needs: a thirtieth of them, rounded, are its clusters.
 _HARMONY_CELLS = 16
 #: Averages of the metrics.
@@ -152,7 +155,7 @@ def integration(
     if any(key.endswith("leiden") for key in told.index):
         require_igraph()
     with pinned(int(ray) or torch.get_num_threads()):
-        pca = PCA(n_latent=_components(data, schema))
+        pca = find("pca")(n_latent=_components(data, schema))
         x_pca = pca.fit(data, schema, seed=seeds[0], progress=progress).embed(_shallow(data))
         table = _table(data, methods, seeds)
         cells = _everywhere(read.positions(data, rows), [x_pca, *_ready(data, table)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,13 +11,11 @@ import scipy.sparse as sp
 
 from ..errors import DataError
 from ..metrics import generation as measure
-from ..metrics.markers import FEWEST, STATISTICS, choose_markers, compare_markers
+from ..metrics.markers import MIN_CLASS, STATISTICS, choose_markers, compare_markers
 from .generators import Classes
 
 #: Shares of the cells, as `Parts` has them.
 SHARES = (0.5, 0.2, 0.2, 0.1)
-#: Cells that a class must have in the part compared with, to be scored by itself.
-MIN_CLASS = 20
 TOO_FEW = (
     f"No class has {MIN_CLASS} cells to compare, a fifth of all: give more, or fewer categories."
 )
@@ -53,23 +51,6 @@ METRICS = {
     "memory": ("memory", 0.5, "how often a fake is nearer to a training cell than a held-out one"),
     "membership": ("membership", 0.5, "how often fakes give away that a cell was trained on"),
 }
-
-
-def too_small(about: Mapping[str, Any]) -> str:
-    """Return the sentences on what a bench's `about` names as too small to be scored; "" if nothing is."""
-    classes, types = (
-        ", ".join(f"{name} ({n})" for name, n in about.get(key, {}).items())
-        for key in ("too small", "no markers")
-    )
-    left = [
-        f"Of {role} nothing is scored: {why}." for role, why in about.get("not scored", {}).items()
-    ]
-    alone = (
-        f"Too small to be scored alone, with fewer than {MIN_CLASS} held-out cells: {classes}. They count "
-        f"in what is pooled, and in markers from {FEWEST} cells of a type on."
-    )
-    markers = f"Of too few cells for their markers to be compared: {types}."
-    return " ".join([*left, *[alone] * bool(classes), *[markers] * bool(types)])
 
 
 class Parts(NamedTuple):

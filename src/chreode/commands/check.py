@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ..models import find, keys
+from ..errors import visible
+from ..registry import find, keys
 from ..schema import MATRIX_ROLES, Place, Schema
-from ..text import visible
 from .common import Answer, Json, as_flags, narrows, spoken, suggested, with_roles
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..check import Look
+    from ..data.check import Look
+    from ..data.read import Data
     from ..model import Model
-    from ..read import Data
 
 #: Names that columns and modalities of a role often have, the likeliest first. They are suggested,
 #: never used.
@@ -62,8 +62,8 @@ def check(
     for_
         Look for this model alone.
     """
-    from ..check import SCALED_ROLES, Finding, findings
-    from ..read import read
+    from ..data.check import SCALED_ROLES, Finding, findings
+    from ..data.read import read
 
     wanted = [find(for_)] if for_ else [find(key) for key in keys()]
     schema = Schema.from_dict(roles)
@@ -124,8 +124,8 @@ def _matrices(
     """
     import numpy as np
 
-    from .. import read
-    from ..check import look
+    from ..data import read
+    from ..data.check import look
     from ..data.disk import is_sparse
     from ..errors import ChreodeError
 
@@ -290,7 +290,7 @@ def _next(
 
 def _asked(data: Data, schema: Schema) -> set[str]:
     """Return the roles named that some models alone read, where these have something to learn of them."""
-    from ..read import column
+    from ..data.read import column
 
     told = {role: column(data, place, role) for role, place in schema.places() if role in _ASKED}
     found = {role for role, values in told.items() if values.nunique() > 1}

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
-from ..errors import ConfigError, StoreError, warn
+from ..errors import ConfigError, StoreError, visible, warn
 from ..schema import Place, Schema
-from ..text import visible
 
 if TYPE_CHECKING:
     from ..fitted import Fitted
@@ -253,7 +252,7 @@ def load_model(folder: Path) -> Fitted:
     """Load a fitted model, and say so where it had not come to rest."""
     import chreode as ch
 
-    from ..learn.state import STATES
+    from ..compute.convergence import STATES
 
     fitted = ch.load(folder)
     state, notes = (fitted.provenance[name] for name in ("state", "notes"))

@@ -17,7 +17,7 @@ from cyclopts import App, Group, Parameter
 
 import chreode as ch
 
-from .. import config, models
+from .. import config, registry
 from ..errors import ConfigError, SchemaError, near
 from ..schema import ROLES, Schema
 from .common import (
@@ -50,26 +50,26 @@ fit = App(
 
 def first_line(key: str) -> str:
     """Return what a model is, without importing it: that would take seconds."""
-    tree = ast.parse((Path(models.__path__[0]) / f"{key}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(registry.file_of(key).read_text(encoding="utf-8"))
     classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
     model = next(node for node in classes if node.name.lower() == key)
     return (ast.get_docstring(model) or "").partition("\n")[0]
 
 
-for _key in models.keys():  # noqa: SIM118 (a function, no mapping)
+for _key in registry.keys():  # noqa: SIM118 (a function, no mapping)
     fit.command(f"{__name__}:{_key}", name=_key, help=first_line(_key))
 
 
 def __getattr__(key: str) -> App:
     """Return the command of a model; cyclopts asks for it when it is named."""
-    if key not in models.keys():  # noqa: SIM118 (a function, no mapping)
+    if key not in registry.keys():  # noqa: SIM118 (a function, no mapping)
         raise AttributeError(f"module {__name__!r} has no attribute {key!r}")
     return per_model(key, _fit)
 
 
 def per_model(key: str, call: Callable[..., Answer | None]) -> App:
     """Return the command of a model, with its options as flags; `call` is given its class first."""
-    model = models.find(key)
+    model = registry.find(key)
     docs = {row["name"]: row["doc"] for row in config.describe(model)}
     unread = [role for role in ROLES if role not in model().reads("fit")]
     command = signed(
@@ -125,11 +125,11 @@ def _fit(
         Share every minibatch among processes: those that torchrun started, else one for each GPU
         or, without GPUs, each core.
     """
-    from ..distributed import started
+    from ..compute.convergence import STATES
+    from ..compute.processes import started
+    from ..data.read import read
     from ..fitted import refuse_to_replace
     from ..learn.phase import forget, was_interrupted
-    from ..learn.state import STATES
-    from ..read import read
 
     if distributed and not started():
         _start_processes()

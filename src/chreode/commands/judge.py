@@ -12,7 +12,7 @@ import chreode as ch
 
 from .. import config as config_
 from ..errors import ConfigError, near
-from ..models import find, keys
+from ..registry import find, keys
 from ..text import shown
 from .common import (
     RUN,
@@ -185,7 +185,7 @@ def dynamics(
     seeds
         Seeds of fits.
     """
-    from ..read import read
+    from ..data.read import read
 
     _require_places(output, report, into)
     use_threads(threads)
@@ -200,8 +200,8 @@ def dynamics(
 
 def _cells_of(trajectories: tuple[str, ...], data: Any, schema: ch.Schema) -> Any:
     """Return which cells are of these trajectories."""
-    from ..check import as_category
-    from ..read import column
+    from ..data.check import as_category
+    from ..data.read import column
 
     place = dict(schema.places()).get("trajectory")
     if place is None:
@@ -231,7 +231,7 @@ def _answer(
     json: bool,  # noqa: FBT001 (a flag)
 ) -> Answer:
     """Write what is wanted, and say it."""
-    from ..bench.yardstick import too_small
+    from ..report.generation import too_small
 
     written = [scored.save(output)] if output else []
     written += [scored.report(report)] if report else []

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import chreode as ch
 
-from .. import config
-from .. import models as registry
+from .. import config, registry
+from ..errors import visible
 from ..schema import CATEGORY_ROLES, MATRIX_ROLES, Spec
-from ..text import shown, visible
+from ..text import shown
 from .common import Answer, Json, records
 
 if TYPE_CHECKING:

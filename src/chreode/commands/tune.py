@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 import chreode as ch
 
 from .. import config as config_
-from .. import models
+from .. import registry
 from .common import (
     RUN,
     Answer,
@@ -36,13 +36,13 @@ tune = App(
     help_epilogue="Example: chreode tune scvi pbmc.h5ad --counts layers/counts --batch obs/donor "
     "--trials 20 --into runs/tune -o runs/best\nThe flags of a model: chreode tune scvi --help",
 )
-for _key in models.keys():  # noqa: SIM118 (a function, no mapping)
+for _key in registry.keys():  # noqa: SIM118 (a function, no mapping)
     tune.command(f"{__name__}:{_key}", name=_key, help=first_line(_key))
 
 
 def __getattr__(key: str) -> App:
     """Return the command of a model; cyclopts asks for it when it is named."""
-    if key not in models.keys():  # noqa: SIM118 (a function, no mapping)
+    if key not in registry.keys():  # noqa: SIM118 (a function, no mapping)
         raise AttributeError(f"module {__name__!r} has no attribute {key!r}")
     return per_model(key, _tune)
 
@@ -82,10 +82,10 @@ def _tune(
     n_genes
         Keep the most variable genes alone, so many.
     """
+    from ..bench.tuning import default_space
+    from ..data.read import read
     from ..fitted import refuse_to_replace
     from ..learn.phase import was_interrupted
-    from ..read import read
-    from ..tuning import default_space
 
     asked, schema = configured(model, config, options)
     given = {*options, *(tables_of(config).get("model", {}) if config else {})}

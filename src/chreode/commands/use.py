@@ -58,8 +58,8 @@ def embed(
     key_added
         Slot of obsm [default: X_MODEL].
     """
-    from ..collect import copy_with
-    from ..read import read
+    from ..data.collect import copy_with
+    from ..data.read import read
 
     target = _target(file, output, in_place=in_place)
     use_threads(threads)
@@ -115,7 +115,7 @@ def generate(
     guidance
         Weight of the conditions, for models that have one.
     """
-    from ..answering import at_least
+    from ..verbs.answering import at_least
 
     at_least("n", n_cells, 1)
     require_output(output, [".h5ad", ".h5mu"])
@@ -160,8 +160,8 @@ def correct(
     latent
         Write latent coordinates under these conditions instead of counts.
     """
-    from ..collect import copy_with
-    from ..read import read
+    from ..data.collect import copy_with
+    from ..data.read import read
 
     use_threads(threads)
     fitted = load_model(model)
@@ -214,7 +214,7 @@ def augment(
     floor
         Cells that each class shall have at the least [default: as many as the largest].
     """
-    from ..collect import storable, writable
+    from ..data.collect import storable, writable
 
     require_output(output, [".h5ad"], file)
     use_threads(threads)

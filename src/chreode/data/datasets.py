@@ -23,7 +23,7 @@ import mudata
 from anndata import AnnData
 from mudata import MuData
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import StoreError
 
 log = logging.getLogger(__name__)

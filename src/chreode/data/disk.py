@@ -17,9 +17,10 @@ import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from jaxtyping import Int, Shaped
 
+from ..config.sparse import refuse_ends
 from ..errors import ChreodeError, StoreError
 from .foreign import refuse_codecs, refuse_elsewhere
-from .memory import refuse_ends, rows_of
+from .memory import rows_of
 from .source import Csr, in_order
 
 #: Stored values that a block holds at the least and, where chunks are large, at the most.

@@ -21,7 +21,7 @@ from jaxtyping import Float, Integer
 from mudata import MuData
 from scipy import sparse
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import ConfigError, near
 from .systems import GeneNetwork, Sampling, simulate_system
 

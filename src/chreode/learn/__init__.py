@@ -1,9 +1,9 @@
 """How parameters are learned: gradients, EM, closed forms."""
 
+from ..compute.rng import Rng
 from .em import EM
 from .exact import Exact
 from .phase import Phase, Run, Split, Trace
-from .rng import Rng
 from .sgd import SGD
 
 __all__ = ["EM", "SGD", "Exact", "Phase", "Rng", "Run", "Split", "Trace"]

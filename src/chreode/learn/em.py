@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..compute.progress import bar
 from ..data.source import Source
 from ..errors import FitError, warn
 from ..module import Module
-from .phase import Phase, Run, Split, Trace, bar
+from .phase import Phase, Run, Split, Trace
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..compute.rng import Rng
 from ..data.batch import CellBatch, SparseRows
 from ..data.source import Source
 from ..errors import DataError
@@ -25,7 +26,6 @@ from ..nn.sparse import (
     transposed_times,
 )
 from .phase import Phase, Run, Split, Trace
-from .rng import Rng
 
 Batches = Callable[[], Iterator[CellBatch]]
 

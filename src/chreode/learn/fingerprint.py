@@ -15,6 +15,7 @@ from .. import store
 from ..data.source import Source
 from ..losses import kernel
 from ..module import Module
+from ..version import code_hash
 from .phase import Run, Split
 
 
@@ -40,7 +41,7 @@ def fingerprint(
         "device": run.device,
         "compile": run.compile,
         "processes": run.group.size,
-        "code": store.code_hash(),
+        "code": code_hash(),
         **arithmetic(),
     }
     return {name: v if isinstance(v, str) else json.dumps(v) for name, v in parts.items()}

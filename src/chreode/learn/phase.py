@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-import torch
-from tqdm.auto import tqdm
 
 from .. import store
+from ..compute.convergence import State
+from ..compute.processes import Group
+from ..compute.rng import Rng
 from ..data.sampler import Sampler
 from ..data.source import Source
-from ..distributed import Group
-from ..errors import ConfigError
 from ..module import Module
-from .rng import Rng
-from .state import State
 
 
 @dataclass(frozen=True)
@@ -199,34 +195,6 @@ def _remove(state: Path) -> None:
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-@contextmanager
-def bar(total: int, what: str, run_progress: bool | None) -> Iterator[Any]:  # noqa: FBT001 (tri-state)
-    """Yield a progress bar that appears after two seconds (None: only on a terminal)."""
-    disable = None if run_progress is None else not run_progress
-    with tqdm(total=total, desc=what, delay=2, disable=disable, leave=False) as shown:
-        yield shown
-
-
-def choose_device(wish: str, *, double: bool) -> str:
-    """Return a device that exists; ``"auto"`` takes CUDA, then MPS, then the CPU.
-
-    MPS has no float64, so what computes in `double` stays on the CPU there.
-
-    Raises
-    ------
-    ConfigError
-        If this machine has no such device.
-    """
-    mps = torch.backends.mps.is_available() and not double
-    there = {"cuda": torch.cuda.is_available(), "mps": mps}
-    found = [*(device for device, is_there in there.items() if is_there), "cpu"]
-    if wish == "auto":
-        return found[0]
-    if wish.partition(":")[0] not in found:
-        raise ConfigError(f"device={wish!r}: this model runs on {' and '.join(found)} here.")
-    return wish
 
 
 def join_histories(traces: Sequence[Trace], names: Sequence[str]) -> pd.DataFrame:

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import store
+from ..compute.convergence import State, state_of
+from ..compute.memory import keep_freed_memory
+from ..compute.processes import Group
+from ..compute.progress import bar
 from ..data.sampler import Sampler
 from ..data.source import Source
-from ..distributed import Group
 from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError, warn
 from ..losses import kernel
 from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
-from .memory import keep_freed_memory
-from .phase import Phase, Run, Split, Trace, bar
-from .state import State, state_of
+from .phase import Phase, Run, Split, Trace
 
 #: Cells that a fit by minibatches needs at the least: batch norm and a split must make sense.
 MIN_CELLS = 10

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Num, Shaped
 from sklearn.metrics import average_precision_score
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import DataError
 
 Edges = Num[np.ndarray, "g g"]

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from jaxtyping import Float
 from scipy import stats
 
-from ..arguments import Sparse, checked
+from ..config.arguments import Sparse, checked
 from ..errors import ConfigError, DataError
 from .score import Labels, column, encode, missing
 from .threads import chunks

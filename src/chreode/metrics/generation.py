@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
-from ..arguments import Sparse, checked
+from ..config.arguments import Sparse, checked
 from ..errors import ConfigError, DataError
 
 Cloud = Float[np.ndarray, "_ _"]  # cells x dimensions, as many in all that are compared

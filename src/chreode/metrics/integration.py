@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import ConfigError, DataError, near
 from .clustering import (
     ari,

@@ -16,6 +16,8 @@ from .generation import log_cp10k
 #: Markers of a type; cells that it must have on either side to be compared (of five, not even none against
 #: all is beyond chance), and beyond a quantile.
 MARKERS, FEWEST, BEYOND = 5, 6, 2
+#: Held-out cells that a class must have to be scored by itself.
+MIN_CLASS = 20
 #: Standard errors that count as nothing: so far apart the worst of a hundred pairs of equal samples may be.
 ERRORS = 3.0
 #: Quantiles of expression that are compared, beside the share of cells that express at all.

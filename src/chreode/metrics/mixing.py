@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 from scipy.stats import chi2
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import DataError
 from .clustering import GRAPH_NEIGHBOURS
 from .neighbours import (

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 from scipy.sparse import csr_array, get_index_dtype
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import DataError, warn
 from .score import as_embedding
 from .threads import chunks, in_threads

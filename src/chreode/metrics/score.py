@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Float64, Int, Shaped
 from pandas.api.extensions import ExtensionArray
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import ConfigError, DataError
 
 Labels: TypeAlias = Sequence[object] | np.ndarray | pd.Series | ExtensionArray

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 from scipy.sparse import csr_array
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import DataError
 from .score import SHARE, Labels, Score, as_embedding, encode, mean_over_labels
 from .threads import chunks, in_threads

@@ -14,27 +14,27 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Normal
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..data.sampler import Shuffled
 from ..data.source import Source
-from ..errors import DataError
+from ..errors import ConfigError, DataError, near
 from ..flows.coupling import optimal
 from ..flows.field import ConditionalField, Terms
 from ..flows.guidance import drop_as_published, drop_conditions
 from ..flows.path import straight, stratified_times
 from ..learn.exact import Exact
 from ..learn.phase import Phase, Run, Split
-from ..learn.rng import Rng
 from ..learn.sgd import SGD
 from ..losses.evidence import evidence_bound
 from ..model import Model
-from ..module import Loss, Module, Step
+from ..module import Loss, Module, Option, Step
 from ..nn.attributes import attribute_names, read_attributes
-from ..nn.autoencoder import MODALITIES, WARM_UP, Autoencoder
 from ..nn.blocks import reparametrise
-from ..nn.depth import Depth
 from ..schema import Spec
+from .parts.autoencoder import MODALITIES, WARM_UP, Autoencoder
+from .parts.depth import Depth
 
 #: Cells that weigh as much as a weight decay of 1 (see `SGD.prior`).
 PRIOR = 4000.0
@@ -136,9 +136,6 @@ class Flow(Module):
 class CFGenModule(Module):
     """The autoencoder, and the flow in its latent space."""
 
-    #: `generate` takes weights of the conditions.
-    guided = True
-
     def __init__(self, options: CFGen, spec: Spec) -> None:
         super().__init__()
         self.options, self.spec = options, spec
@@ -157,6 +154,26 @@ class CFGenModule(Module):
             return [(torch.arange(k) == i, weights.get(name, 1.0)) for i, name in enumerate(names)]
         weight = 1.0 if isinstance(guidance, Mapping) else float(guidance)  # of no attributes
         return [(torch.ones(k, dtype=torch.bool), weight)]
+
+    def verb_options(self, verb: str) -> Mapping[str, Option]:
+        """Return the weight of the conditions in `generate`."""
+        if verb != "generate":
+            return {}
+        said = "Weight of the conditions, or one for each."
+        return {"guidance": Option(1.0, said, self._checked_guidance)}
+
+    def _checked_guidance(self, guidance: Any) -> float | Mapping[str, float]:
+        weights = guidance if isinstance(guidance, Mapping) else {"guidance": guidance}
+        names = [*chain.from_iterable(attribute_names(self.spec))]
+        for name, weight in weights.items():
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if not (number and math.isfinite(weight) and weight >= 0):
+                raise ConfigError(
+                    f"guidance: {name}={weight!r}: expected a finite number of at least 0."
+                )
+            if weights is guidance and name not in names:
+                raise ConfigError(f"guidance: there is no attribute {name!r}.{near(name, names)}")
+        return guidance
 
     def embed(self, batch: CellBatch, to: CellBatch | None = None) -> Float[Tensor, "b z"]:
         """Return latent means, or what they would be under the attributes of `to`."""

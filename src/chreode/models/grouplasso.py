@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..config import config, param
-from ..losses import sparsity
 from ..module import Step
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import VectorField
 from ..schema import Spec
+from .dynamics import sparsity
+from .dynamics.dynamics import Dynamics
+from .dynamics.vectorfield import VectorField
 from .neuralode import Penalised
 
 

@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config import config, param
-from ..losses import sparsity
-from ..nn.dynamics import Dynamics
 from ..schema import Spec
+from .dynamics import sparsity
+from .dynamics.dynamics import Dynamics
 from .neuralode import Penalised
 
 

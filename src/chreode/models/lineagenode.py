@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.series import SeriesBatch, SeriesSource
 from ..data.source import Source
 from ..errors import BlowUpError
 from ..learn import analogs
 from ..learn.phase import Split
-from ..learn.rng import Rng
-from ..losses.unexplained import unexplained
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import Gates, VectorField
 from ..schema import Spec
+from .dynamics.dynamics import Dynamics
+from .dynamics.unexplained import unexplained
+from .dynamics.vectorfield import Gates, VectorField
 from .neuralode import NeuralODE
 
 #: Times of the training courses that are kept.

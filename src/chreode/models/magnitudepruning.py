@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..config import config, param
-from ..nn.dynamics import Dynamics
-from ..nn.gates import Kept
-from ..nn.vectorfield import VectorField
 from ..schema import Spec
+from .dynamics.dynamics import Dynamics
+from .dynamics.gates import Kept
+from .dynamics.vectorfield import VectorField
 from .neuralode import Penalised
 
 

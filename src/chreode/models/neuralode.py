@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from ..compute.rng import Rng
 from ..config import config, param
+from ..data.design import ONE_COURSE, shared
 from ..data.sampler import Together
 from ..data.series import SeriesSource
 from ..data.source import Source
-from ..design import ONE_COURSE, shared
-from ..learn.path import Path
 from ..learn.phase import Phase, Run, Split
-from ..learn.refits import Refits
-from ..learn.rest import ToRest
-from ..learn.rng import Rng
 from ..learn.sgd import SGD
 from ..model import Model
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import VectorField
 from ..schema import Spec
+from .dynamics.dynamics import Dynamics
+from .dynamics.path import Path
+from .dynamics.refits import Refits
+from .dynamics.rest import ToRest
+from .dynamics.vectorfield import VectorField
 
 #: Steps of an epoch, about: between looks at the held-out series.
 EVERY = 20
@@ -102,6 +102,10 @@ class NeuralODE(Model):
     def build(self, spec: Spec) -> Dynamics:
         """Return the untrained tensors."""
         return Dynamics(self, spec, self.field(self.width(spec)))
+
+    def alone(self) -> Self:
+        """Return the same options without refits."""
+        return replace(self, n_refits=0)
 
     def width(self, spec: Spec) -> int:
         """Return the number of genes."""

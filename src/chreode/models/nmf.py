@@ -14,12 +14,12 @@ from sklearn import decomposition
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..errors import DataError
 from ..learn.exact import Batches, Exact
 from ..learn.phase import Phase
-from ..learn.rng import Rng
 from ..model import Model
 from ..module import Module
 from ..schema import Spec

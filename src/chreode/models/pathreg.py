@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config import config, param
-from ..losses import sparsity
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import Gates, VectorField
 from ..schema import Spec
+from .dynamics import sparsity
+from .dynamics.dynamics import Dynamics
+from .dynamics.vectorfield import Gates, VectorField
 from .neuralode import Penalised
 
 #: Weight of open paths beside that of their norm.

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..learn.exact import Batches, Exact, principal
 from ..learn.phase import Phase
-from ..learn.rng import Rng
 from ..model import Model
 from ..module import Module
 from ..schema import Spec

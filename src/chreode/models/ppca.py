@@ -8,8 +8,8 @@ from ..config import config, param
 from ..learn.em import EM
 from ..learn.phase import Phase
 from ..model import Model
-from ..nn.linear_gaussian import LinearGaussian
 from ..schema import Spec
+from .parts.linear_gaussian import LinearGaussian
 
 
 @config

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..data.sampler import Shuffled
 from ..data.source import Source
 from ..distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from ..learn.phase import Phase
-from ..learn.rng import Rng
 from ..learn.sgd import SGD
 from ..losses.counts import nb_log_likelihood, zinb_log_likelihood
 from ..losses.evidence import evidence_bound, log_ratio_standard_normal

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..config import config
 from ..data.series import SeriesBatch
-from ..losses.unexplained import unexplained
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import VectorField, mean_jacobian
 from ..schema import Spec
+from .dynamics.dynamics import Dynamics
+from .dynamics.unexplained import unexplained
+from .dynamics.vectorfield import VectorField, mean_jacobian
 from .neuralode import NeuralODE
 
 

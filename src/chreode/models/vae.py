@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..data.sampler import Shuffled
 from ..data.source import Source
 from ..distributions import Normal
 from ..learn.phase import Phase
-from ..learn.rng import Rng
 from ..learn.sgd import SGD
 from ..losses.evidence import evidence_bound, log_ratio_standard_normal
 from ..losses.kl import kl_standard_normal

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..compute.processes import total
 from ..data.batch import SparseRows
-from ..distributed import total
 from .sparse import sparse_linear
 
 

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import DataError
 from ..text import picture
 from .style import GREY, PALETTE, axes, bare

@@ -8,17 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import DataError
-from ..fitted import Fitted
 from ..text import picture
+from ..verbs.state import FittedState
 from .style import PALETTE, bare
 
 _COLOURS = {"train": PALETTE[0], "validation": PALETTE[5]}
 
 
 @checked
-def history(fitted: Fitted | pd.DataFrame) -> Figure:
+def history(fitted: FittedState | pd.DataFrame) -> Figure:
     """Draw what was logged over the epochs: a row per phase, a panel per quantity.
 
     Parameters
@@ -38,7 +38,7 @@ def history(fitted: Fitted | pd.DataFrame) -> Figure:
     >>> history(log).axes[0].get_title()
     'objective'
     """
-    table = fitted.history if isinstance(fitted, Fitted) else fitted
+    table = fitted.history if isinstance(fitted, FittedState) else fitted
     phases = table.groupby("phase", sort=False) if "phase" in table else [("fit", table)]
     rows = {str(name): (rows, logged) for name, rows in phases if (logged := _logged(rows))}
     if not rows:

@@ -11,12 +11,14 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .. import read
-from ..answering import open_cells, stream
-from ..arguments import checked
+from ..config.arguments import checked
+from ..data import read
 from ..errors import ConfigError, DataError, SchemaError, near
-from ..fitted import Fitted
 from ..text import picture
+from ..verbs.answering import open_cells, stream
+from ..verbs.latent import embed
+from ..verbs.paths import trajectory
+from ..verbs.state import FittedState
 from .style import GREY, PALETTE, axes, bare
 
 #: Corners of the grid on which streamlines are drawn, per axis.
@@ -25,7 +27,7 @@ _GRID = 24
 
 @checked
 def phase_portrait(
-    fitted: Fitted, data: AnnData, *, paths: Sequence[str] = (), ax: Axes | None = None
+    fitted: FittedState, data: AnnData, *, paths: Sequence[str] = (), ax: Axes | None = None
 ) -> Axes:
     """Draw cells, streamlines of the velocity and paths, in the plane in which training paths vary most.
 
@@ -48,7 +50,7 @@ def phase_portrait(
         If the cells vary in fewer than two components.
     """
     ax = axes(ax, 4.6, 4.0)
-    z = fitted.embed(data)[:, :2]
+    z = embed(fitted, data)[:, :2]
     time = _times(fitted, data)
     if z.shape[1] < 2 or not np.ptp(z, axis=0).all():
         raise DataError(
@@ -81,7 +83,7 @@ def phase_portrait(
 
 
 @checked
-def paths(fitted: Fitted, data: AnnData, genes: Sequence[str], *, most: int = 4) -> Figure:
+def paths(fitted: FittedState, data: AnnData, genes: Sequence[str], *, most: int = 4) -> Figure:
     """Draw paths from the starts of trajectories over what was observed, a panel per gene.
 
     Parameters
@@ -214,13 +216,13 @@ def sparsity_curve(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def _path(fitted: Fitted, start: str) -> AnnData:
-    found = fitted.trajectory(start=start)
+def _path(fitted: FittedState, start: str) -> AnnData:
+    found = trajectory(fitted, start=start)
     assert isinstance(found, AnnData)  # a file only if one was named
     return found
 
 
-def _times(fitted: Fitted, data: AnnData) -> np.ndarray:
+def _times(fitted: FittedState, data: AnnData) -> np.ndarray:
     place = dict(fitted.schema.places()).get("time")
     if place is None:
         raise SchemaError("This needs a model that was fitted with time: Schema(time='obs/…').")

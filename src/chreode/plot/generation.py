@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import CapabilityError, ConfigError, DataError, near
 from ..metrics.generation import Space
 from ..metrics.score import Labels

@@ -18,11 +18,11 @@ from matplotlib.colors import Normalize, to_rgba_array
 from matplotlib.lines import Line2D
 from mudata import MuData
 
-from ..arguments import checked
+from ..config.arguments import checked
+from ..data.read import Data
 from ..errors import CapabilityError, DataError, SchemaError, near
 from ..metrics.neighbours import exact_neighbours
 from ..metrics.score import Labels, as_embedding
-from ..read import Data
 from ..text import picture
 from .style import GREY, PALETTE, axes, short
 

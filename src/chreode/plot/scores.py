@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from ..arguments import checked
-from ..bench.table import Bench
-from ..text import visible
+from ..config.arguments import checked
+from ..errors import visible
+from ..metrics.table import ScoreTable
 from .style import GREY, PALETTE, axes, short
 
 #: Room between groups of metrics, in columns.
@@ -26,7 +26,7 @@ _GROUPS = (PALETTE[2], PALETTE[0], PALETTE[1], *PALETTE[3:])
 
 
 @checked
-def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
+def score_table(bench: ScoreTable, *, ax: Axes | None = None) -> Axes:
     """Draw methods x metrics: means over seeds in numbers, and as bars from 0 to 1.
 
     A bar is the raw score on a fixed scale: it stays the same whatever else is in the table. The
@@ -77,7 +77,7 @@ def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def ranked(bench: Bench) -> list[str]:
+def ranked(bench: ScoreTable) -> list[str]:
     """Return the methods by falling total, if there is one, with the ceiling at the end.
 
     Those without a total follow those with one.
@@ -93,7 +93,7 @@ def _columns(metrics: pd.DataFrame) -> pd.Series:
     return pd.Series(range(len(metrics)), metrics.index) + _GAP * groups_before
 
 
-def _note(bench: Bench, method: str) -> str:
+def _note(bench: ScoreTable, method: str) -> str:
     row = bench.methods.loc[method]
     seeds = f"{row['seeds']} seed{'s' if row['seeds'] != 1 else ''}"
     start = row["role"] if row["role"] != "method" else seeds

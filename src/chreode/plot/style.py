@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..text import visible
+from ..errors import visible
 
 #: Six colours of Okabe & Ito (2008), then colours chosen one by one to be as far as possible from
 #: the ones before, as normal, protanope and deuteranope eyes see them (Oklab, simulation by Machado

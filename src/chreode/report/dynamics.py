@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..arguments import checked
-from ..bench.table import Bench
+from ..config.arguments import checked
 from ..errors import ConfigError
-from ..fitted import Fitted
+from ..metrics.table import ScoreTable
 from ..plot import edge_matrix, sparsity_curve
+from ..verbs.paths import rank
+from ..verbs.state import FittedState
 from .page import Section
 
 
-def lead(bench: Bench) -> Iterator[str]:
+def lead(bench: ScoreTable) -> Iterator[str]:
     """Say level by level what forecasts best, and what finds the most edges."""
     table = bench.table()
     table = table[table["role"] != "ceiling"]
@@ -33,7 +34,7 @@ def lead(bench: Bench) -> Iterator[str]:
         )
 
 
-def sections(bench: Bench) -> list[Section]:
+def sections(bench: ScoreTable) -> list[Section]:
     """Return what became of errors and edges along strengths, and the errors of single series."""
     found = []
     if len(bench.curves):
@@ -49,9 +50,9 @@ def sections(bench: Bench) -> list[Section]:
 
 
 @checked
-def fit_sections(fitted: Fitted) -> list[Section]:
+def fit_sections(fitted: FittedState) -> list[Section]:
     """Return what drives what, and how the strength was chosen."""
-    edges = fitted.rank()
+    edges = rank(fitted)
     if "source" not in edges:
         return []
     found = []

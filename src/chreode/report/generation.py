@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..bench.table import Bench
-from ..bench.yardstick import too_small
+from ..metrics.markers import FEWEST, MIN_CLASS
+from ..metrics.table import ScoreTable
 from ..plot import marker_shares, mean_variance, real_and_generated, zero_fractions
 from .page import Section
 
 
-def lead(bench: Bench) -> Iterator[str]:
+def too_small(about: Mapping[str, Any]) -> str:
+    """Return the sentences on what a bench's `about` names as too small to be scored; "" if nothing is."""
+    classes, types = (
+        ", ".join(f"{name} ({n})" for name, n in about.get(key, {}).items())
+        for key in ("too small", "no markers")
+    )
+    left = [
+        f"Of {role} nothing is scored: {why}." for role, why in about.get("not scored", {}).items()
+    ]
+    alone = (
+        f"Too small to be scored alone, with fewer than {MIN_CLASS} held-out cells: {classes}. They count "
+        f"in what is pooled, and in markers from {FEWEST} cells of a type on."
+    )
+    markers = f"Of too few cells for their markers to be compared: {types}."
+    return " ".join([*left, *[alone] * bool(classes), *[markers] * bool(types)])
+
+
+def lead(bench: ScoreTable) -> Iterator[str]:
     """Say what comes nearest to held-out cells, and how much is left to them."""
     table = bench.table()
     if "w2" not in table:
@@ -41,7 +58,7 @@ def lead(bench: Bench) -> Iterator[str]:
         yield said
 
 
-def sections(bench: Bench) -> list[Section]:
+def sections(bench: ScoreTable) -> list[Section]:
     """Return pictures of every method and of the best baseline, and the scores of single classes."""
     table = bench.table()
     methods, baselines = (table[table["role"] == role] for role in ("method", "baseline"))
@@ -67,7 +84,7 @@ def sections(bench: Bench) -> list[Section]:
     return found
 
 
-def _pictures(bench: Bench, name: str) -> Section:
+def _pictures(bench: ScoreTable, name: str) -> Section:
     real, fake = bench.pairs[name]
     markers = bench.markers
     of_types = (

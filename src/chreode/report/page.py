@@ -17,9 +17,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .. import __version__, store
-from ..arguments import checked
-from ..text import visible
+from .. import store
+from ..config.arguments import checked
+from ..errors import visible
 
 #: What stands for a value that is not there.
 ABSENT = "–"

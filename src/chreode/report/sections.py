@@ -12,15 +12,14 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from .. import config
-from ..arguments import checked
-from ..bench.integration import BASELINE
-from ..bench.table import Bench
+from ..compute.convergence import STATES
+from ..config.arguments import checked
 from ..errors import CapabilityError
-from ..fitted import Fitted
-from ..learn.state import STATES
+from ..metrics.table import BASELINE, ScoreTable
 from ..plot import embedding, history, score_table, umap_coordinates
 from ..plot.scatter import principal_plane
 from ..plot.scores import ranked
+from ..verbs.state import FittedState
 from . import dynamics, generation
 from .page import Section, write
 
@@ -39,7 +38,7 @@ _IN_FULL = {
 
 
 @checked
-def write_bench(path: str | Path, bench: Bench) -> Path:
+def write_bench(path: str | Path, bench: ScoreTable) -> Path:
     """Write the report of a bench, and return its path.
 
     Raises
@@ -51,7 +50,7 @@ def write_bench(path: str | Path, bench: Bench) -> Path:
 
 
 @checked
-def bench_sections(bench: Bench) -> list[Section]:
+def bench_sections(bench: ScoreTable) -> list[Section]:
     """Return findings, pictures, scores, methods and metrics of a bench.
 
     Parameters
@@ -109,7 +108,7 @@ _SCORES = (
 )
 
 
-def _score_tables(bench: Bench) -> tuple[tuple[str, Axes], ...]:
+def _score_tables(bench: ScoreTable) -> tuple[tuple[str, Axes], ...]:
     """Return the picture of the scores, in as many parts as are needed to be read at the width of a page."""
     keys = bench.metrics.index
     parts = np.array_split(np.arange(len(keys)), -(-len(keys) // _WIDEST))
@@ -120,7 +119,7 @@ def _score_tables(bench: Bench) -> tuple[tuple[str, Axes], ...]:
     )
 
 
-def _intervals(bench: Bench, order: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
+def _intervals(bench: ScoreTable, order: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
     """Return the table of intervals: of cells, or else of seeds, where a row has several."""
     table = bench.intervals().loc[order]
     table = table.where(table != "nan to nan")
@@ -134,7 +133,7 @@ def _intervals(bench: Bench, order: Sequence[str]) -> list[tuple[str, pd.DataFra
     return [(said, table.rename(columns=bench.metrics["name"]).T)]
 
 
-def _scale(bench: Bench) -> str:
+def _scale(bench: ScoreTable) -> str:
     if not (bench.metrics["best"] == 1).any():
         return "in numbers"
     spread = bench.kind == "integration" or (bench.methods["seeds"] > 1).any()
@@ -149,13 +148,13 @@ def _lead_and_list(lines: Sequence[str]) -> str:
 
 
 @checked
-def findings(bench: Bench) -> list[str]:
+def findings(bench: ScoreTable) -> list[str]:
     """Return in plain words what a reader must know before believing the table."""
     leads = {"generation": generation.lead, "augmentation": _rare, "dynamics": dynamics.lead}
     return [*leads.get(bench.kind, _winner)(bench), *_doubts(bench), *_context(bench)]
 
 
-def _winner(bench: Bench) -> Iterator[str]:
+def _winner(bench: ScoreTable) -> Iterator[str]:
     """Say which method wins on the total, or the mean there is, and from which it is not told apart."""
     rows = bench.methods.index[bench.methods["role"] != "ceiling"]
     known = bench.table().loc[rows].dropna(axis=1, how="all")
@@ -182,7 +181,7 @@ def _winner(bench: Bench) -> Iterator[str]:
         yield f"The intervals of {_and(near)} overlap with that of {best}: their order is not settled."
 
 
-def _rare(bench: Bench) -> Iterator[str]:
+def _rare(bench: ScoreTable) -> Iterator[str]:
     """Say what finds the rare classes best, by each classifier."""
     table = bench.table()
     for metric, name in bench.metrics["name"].items():
@@ -196,7 +195,7 @@ def _rare(bench: Bench) -> Iterator[str]:
         yield f"Of one cell, which leaves none to be tested on: {_and(alone)}."
 
 
-def _doubts(bench: Bench) -> Iterator[str]:
+def _doubts(bench: ScoreTable) -> Iterator[str]:
     """Put what is noted of every method in a sentence; methods come before baselines."""
     for method, row in bench.methods.sort_values("role", ascending=False, kind="stable").iterrows():
         notes = [n for n in row["note"].split("; ") if n and not n.startswith("one seed")]
@@ -209,7 +208,7 @@ def _doubts(bench: Bench) -> Iterator[str]:
         yield from (f"{method}: {note}." for note in notes if note not in _IN_FULL)
 
 
-def _context(bench: Bench) -> Iterator[str]:
+def _context(bench: ScoreTable) -> Iterator[str]:
     """Say what the ceiling is, which totals cannot be compared, and which cells did not count."""
     values = bench.table()[list(bench.metrics.index)]
     ceilings = bench.methods.index[bench.methods["role"] == "ceiling"]
@@ -230,7 +229,7 @@ def _context(bench: Bench) -> Iterator[str]:
         yield f"{unlabelled:,} of {cells:,} cells have no label; scores that read labels leave them out."
 
 
-def _undefined(bench: Bench) -> list[str]:
+def _undefined(bench: ScoreTable) -> list[str]:
     """Say why scores are not there, once per metric and reason."""
     lacking = bench.scores[bench.scores["value"].isna()]
     if "reason" not in lacking:
@@ -250,7 +249,7 @@ def _and(names: Iterable[object]) -> str:
 # pictures
 
 
-def _embeddings(bench: Bench, order: Sequence[str]) -> Section:
+def _embeddings(bench: ScoreTable, order: Sequence[str]) -> Section:
     methods = [m for m in order if m in bench.embeddings]
     n = len(next(iter(bench.embeddings.values())))
     rows = np.arange(n)
@@ -288,7 +287,7 @@ def _plane(x: Float[np.ndarray, "b z"]) -> tuple[Float[np.ndarray, "b 2"], str]:
 
 
 @checked
-def fit_sections(fitted: Fitted) -> list[Section]:
+def fit_sections(fitted: FittedState) -> list[Section]:
     """Return what a fitted model was learned from, its training curves and its configuration."""
     said, spec = fitted.provenance, fitted.spec
     sizes = [f"{len(names):,} features of {role}" for role, names in spec.features.items()]
@@ -316,7 +315,7 @@ def fit_sections(fitted: Fitted) -> list[Section]:
     ]
 
 
-def _training(fitted: Fitted) -> Section:
+def _training(fitted: FittedState) -> Section:
     if not any(c.startswith("train_") for c in fitted.history):
         return Section("Training", "Solved in closed form: there is no training curve.")
     caption = (

@@ -1,0 +1,490 @@
+"""Look at the values of every role before any compute, and say what is wrong and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from jaxtyping import Float64, Int, Shaped
+
+from ..compute.progress import bar
+from ..errors import DataError, SchemaError, near, warn
+from ..schema import (
+    CATEGORY_ROLES,
+    COUNT_ROLES,
+    MATRIX_ROLES,
+    NUMBER_ROLES,
+    UNIT_ROLES,
+    Place,
+    Schema,
+)
+from .design import ONE_COURSE, confounded, shared
+from .read import Data, column, matrix, measured, numbers, where
+
+#: Values looked at in one go: bounds the memory of the checks.
+_PIECE = 2**22
+#: Counts that float32 tells from their neighbours.
+_EXACT = 2**24
+#: What turns normalised values back to ones whose sums are the same in every cell, with the largest value
+#: that is tried (no logarithm of counts comes near 60); and cells from which equal sums are no chance.
+_SCALES: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
+    "": (math.inf, lambda x: x),
+    "turned back by expm1, ": (60, np.expm1),
+    "turned back by 2 ** x - 1, ": (60, lambda x: np.exp2(x) - 1),
+}
+_SOME = 5
+#: How many times the smaller sums the larger ones are where they are the same; rounding moves them (counts
+#: of real cells: 2 to 10 times). Of rounded logarithms they come this much closer, as a share of their
+#: logarithm: sums of exponentiated counts always lie further apart than those of the counts.
+_SAME, _ROUNDED, _CLOSER = 1.01, 1.1, 0.75
+#: Strings that often stand for "not known" without saying so.
+_SUSPECT = ("nan", "na", "none", "unknown", "unmatched", "unassigned", "")
+_LONELY = (
+    "one cell each; nothing can be learned of them. Remove these cells or merge the categories."
+)
+#: Roles that say whether values are counts, which their sums may belie.
+SCALED_ROLES = (*COUNT_ROLES, "expression")
+#: Roles whose NaN means "not measured".
+MAY_LACK = ("expression", "protein", "views")
+
+
+class CountsWarning(UserWarning):
+    """Values are accepted as counts, and look like none; or as expression, and look like counts."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing seen in the data: an `error` stops a fit, a `warning` and a `note` do not."""
+
+    level: Literal["error", "warning", "note"]
+    role: str
+    text: str
+
+
+def findings(
+    data: Data,
+    schema: Schema,
+    rows: np.ndarray | None = None,
+    *,
+    query: bool = False,
+    looks: Mapping[str, Look] | None = None,
+    progress: bool | None = None,
+) -> list[Finding]:
+    """Return everything there is to say about the roles of `schema`, on `rows` (default: all).
+
+    A `query` is not learned from, so a batch of one cell is no error there. Every matrix is read
+    once, and those at the places of `looks` are not read again. Cells that lack every modality that a
+    role names are asked for nothing.
+    """
+    rows = np.arange(data.n_obs) if rows is None else rows
+    found = list(_names(data))
+    rows = rows[measured(data, schema)[rows]]
+    if len(rows) == 0:
+        return [*found, Finding("error", "rows", "There are no cells.")]
+    for role, place in schema.places():
+        try:
+            found += _role(data, schema, role, place, rows, looks or {}, progress)
+        except SchemaError as error:
+            found.append(Finding("error", role, str(error)))
+    if query:  # nothing is learned
+        return [f for f in found if not f.text.endswith(_LONELY)]
+    return (
+        found if any(f.level == "error" for f in found) else [*found, *_design(data, schema, rows)]
+    )
+
+
+def _design(data: Data, schema: Schema, rows: np.ndarray) -> Iterator[Finding]:
+    columns = {}
+    for role, place in schema.places():
+        if role.partition("/")[0] not in (*MATRIX_ROLES, "size_factor", "trajectory"):
+            values = column(data, place, role).iloc[rows]
+            numeric = role.partition("/")[0] in (*UNIT_ROLES, "continuous")
+            columns[f"{role} ({place})"] = (
+                values if numeric else as_category(values, schema.missing)
+            )
+    for level, role, text in confounded(columns):
+        yield Finding(level, role, text)
+    if schema.time and not schema.trajectory:
+        place = Place.parse(schema.time)
+        if shared(numbers(data, place, "time")[rows]):
+            yield Finding("note", "time", f"time ({place}), for models of dynamics: {ONE_COURSE}.")
+
+
+def require(found: list[Finding]) -> None:
+    """Raise the errors among `found`, all in one text; without any, warn of what is said of counts.
+
+    Raises
+    ------
+    SchemaError, DataError
+        If there are any: `SchemaError` where a place is absent.
+    """
+    errors = [f.text for f in found if f.level == "error"]
+    if errors:
+        absent = any(f.level == "error" and "there is no" in f.text for f in found)
+        raise (SchemaError if absent else DataError)("\n".join(errors))
+    for f in found:
+        if f.level == "warning" and f.role in SCALED_ROLES:
+            warn(f.text, CountsWarning)
+
+
+def _names(data: Data) -> Iterator[Finding]:
+    if not data.obs_names.is_unique:
+        name = data.obs_names[data.obs_names.duplicated()][0]
+        yield Finding(
+            "error", "cells", f"Cell names are not unique ({name!r}): data.obs_names_make_unique()."
+        )
+
+
+def _role(
+    data: Data,
+    schema: Schema,
+    role: str,
+    place: Place,
+    rows: np.ndarray,
+    looks: Mapping[str, Look],
+    progress: bool | None,  # noqa: FBT001 (tri-state)
+) -> Iterator[Finding]:
+    base, said = role.partition("/")[0], f"{role} ({place})"
+    if base in MATRIX_ROLES:
+        values, names = matrix(data, place, role)
+        yield from _form(said, base, place, values, names)
+        if values.shape[1] and values.dtype.kind in "fiub":
+            at = where(data, place)
+            rows = rows if at is None else at[rows][at[rows] >= 0]
+            seen = looks.get(str(place)) or look(
+                values, rows, f"check {role}", progress, sums=base in SCALED_ROLES
+            )
+            yield from _values(said, base, seen, schema)
+            if base == "counts" and not (seen.negative or seen.infinite or seen.lacking):
+                yield from _zeros(said, base, place, seen)
+    else:
+        if base in CATEGORY_ROLES or base == "categorical":
+            yield from _category(said, base, column(data, place, role).iloc[rows], schema)
+        elif base in NUMBER_ROLES or base == "continuous":
+            yield from _number(said, base, numbers(data, place, role)[rows])
+
+
+def _form(said: str, role: str, place: Place, values: Any, names: pd.Index) -> Iterator[Finding]:
+    if values.shape[1] == 0:
+        yield Finding("error", role, f"{said} has no features.")
+    elif values.dtype.kind not in "fiub":
+        yield Finding("error", role, f"{said} holds {values.dtype}, expected numbers.")
+    if not names.is_unique:
+        twice = names[names.duplicated()][0]
+        mend = {
+            "raw": "rename them before you set raw",
+            "obsm": f"rename the columns of {place.matrix()}",
+        }.get(place.slot, f"{place.owner()}.var_names_make_unique()")
+        yield Finding(
+            "error", role,
+            f"{said}: feature names are not unique ({twice!r}): {mend}.",
+        )  # fmt: skip
+
+
+def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Finding]:
+    if seen.infinite:
+        yield Finding(
+            "error", role, f"{said} holds {seen.infinite:,} infinite values; remove them."
+        )
+    elif max(seen.high, -seen.low) > 3.4e38:
+        yield Finding("error", role, f"{said} holds values beyond 3.4e38; divide or remove them.")
+    if seen.lacking and role not in MAY_LACK:
+        yield Finding(
+            "error", role,
+            f"{said} holds {seen.lacking:,} NaN. Counts that were not measured are no zeros: "
+            "remove these cells or features.",
+        )  # fmt: skip
+    elif seen.lacking:
+        yield Finding(
+            "note", role, f"{said}: {seen.lacking:,} values are NaN, read as not measured."
+        )
+    if role in COUNT_ROLES:
+        if seen.negative:
+            yield Finding(
+                "error", role,
+                f"{said} holds {seen.negative:,} negative values: these are no counts. Name the place of "
+                "the raw counts, often 'layers/counts' or 'raw'.",
+            )  # fmt: skip
+        elif seen.broken and not schema.fractional:
+            yield Finding(
+                "error", role,
+                f"{said} holds {seen.broken:,} values that are not whole (such as {seen.example:.4g}): this "
+                "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
+                "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
+            )  # fmt: skip
+        elif seen.scale and (seen.broken or seen.high > 1):
+            drawn = (
+                "" if seen.broken else " If real counts were drawn down to one total, all is well."
+            )
+            yield Finding(
+                "warning", role,
+                f"{said} looks {seen.scale}the values of every cell add up to about the same. Models of "
+                "counts mean nothing on it. Name the place of the raw counts, often 'layers/counts' or "
+                f"'raw', or name this one as `expression`.{drawn}",
+            )  # fmt: skip
+    elif (
+        role == "expression" and not (seen.broken or seen.negative or seen.scale) and seen.high > 1
+    ):
+        yield Finding(
+            "warning", role,
+            f"{said} looks like raw counts: whole numbers alone, up to {seen.high:,.0f}. What differs most "
+            "between such cells is how many molecules were caught. Name this place as `counts`, which "
+            "models normalise; if these are no counts, all is well.",
+        )  # fmt: skip
+    most = max(seen.high, -seen.low)
+    if _EXACT < most < 3.4e38:
+        yield Finding(
+            "warning", role,
+            f"{said} holds counts up to {most:,.0f}. Models read them as float32: above "
+            f"{_EXACT:,} neighbouring counts become one (six to seven digits are kept)."
+            if role in COUNT_ROLES
+            else f"{said} holds values up to {most:.3g}. Models read them as float32, which has six to seven "
+            f"digits: differences below {most / _EXACT:.2g} are lost there. Divide, or subtract from every "
+            "feature what its cells share.",
+        )  # fmt: skip
+
+
+def _zeros(said: str, role: str, place: Place, seen: Look) -> Iterator[Finding]:
+    if len(seen.empty):
+        yield Finding(
+            "error", role,
+            f"{said}: {len(seen.empty):,} cells have no counts at all (first at row "
+            f"{int(seen.empty[0])}). Remove them: {place.owner()}[{place.matrix()}.sum(1) > 0].",
+        )  # fmt: skip
+    if seen.silent:
+        yield Finding(
+            "note", role, f"{said}: {seen.silent:,} features are zero in every cell; kept."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one pass over a matrix of numbers saw.
+
+    Attributes
+    ----------
+    low, high
+        Smallest and largest finite value, 0 among them.
+    lacking, infinite, negative, broken
+        Values that are NaN, infinite, below 0, finite and not whole.
+    example
+        The first one that is not whole.
+    empty
+        Rows whose values add up to 0.
+    silent
+        Columns whose values add up to 0.
+    scale
+        How the values look normalised, in words; empty if they do not, or sums were not asked for.
+    """
+
+    low: float
+    high: float
+    lacking: int
+    infinite: int
+    negative: int
+    broken: int
+    example: float
+    empty: Int[np.ndarray, " rows"]
+    silent: int
+    scale: str
+
+
+def look(
+    values: Any,
+    rows: Int[np.ndarray, " n"],
+    what: str = "check",
+    progress: bool | None = None,  # noqa: FBT001 (tri-state)
+    *,
+    sums: bool = False,
+) -> Look:
+    """Look at the values of `rows` in one pass, a few rows at a time; if wanted at their `sums` too."""
+    low = high = example = 0.0
+    lacking = infinite = negative = broken = 0
+    empty = [rows[:0]]
+    back = {name: [np.zeros(0)] for name in _SCALES}
+    total = np.zeros(values.shape[1])
+    with bar(len(rows), what, progress) as shown, np.errstate(all="ignore"):
+        for some, block in _blocks(values, rows):
+            stored = stored_values(block)
+            finite = stored
+            if stored.dtype.kind == "f" and not np.isfinite(stored.sum()):
+                known = np.isfinite(stored)
+                nan = int(np.isnan(stored).sum())
+                lacking, infinite = lacking + nan, infinite + known.size - int(known.sum()) - nan
+                finite = stored[known]
+            low, high = min(low, finite.min(initial=0)), max(high, finite.max(initial=0))
+            negative += int((stored < 0).sum()) if low < 0 else 0
+            if stored.dtype.kind == "f":
+                odd = finite[finite != np.floor(finite)]
+                example = float(odd[0]) if odd.size and not broken else example
+                broken += odd.size
+            for name, (most, f) in _SCALES.items() if sums else ():
+                back[name].append(
+                    _row_sums(block, f) if high <= most else np.full(len(some), math.inf)
+                )
+            empty.append(some[np.asarray(block.sum(1)).ravel() == 0])
+            total += np.asarray(block.sum(0)).ravel()
+            shown.update(len(some))
+    return Look(
+        float(low), float(high), lacking, infinite, negative, broken, example,
+        np.concatenate(empty), int((total == 0).sum()),
+        _scale({name: np.concatenate(sums) for name, sums in back.items()}, whole=not broken),
+    )  # fmt: skip
+
+
+def _row_sums(block: Any, f: Callable[[np.ndarray], np.ndarray]) -> Float64[np.ndarray, " n"]:
+    """Return the sum of f of every row, where f(0) is 0."""
+    if sp.issparse(block):
+        block = block.copy()
+        block.data = f(block.data.astype(np.float64))
+        return np.asarray(block.sum(1)).ravel()
+    return f(np.asarray(block, np.float64)).sum(1)
+
+
+def _scale(sums: Mapping[str, Float64[np.ndarray, " n"]], *, whole: bool) -> str:
+    """Say how values look normalised, by the sums of cells in them and in what they may be logarithms of."""
+    apart = {name: _apart(values) for name, values in sums.items()}
+    same = _ROUNDED if whole else _SAME
+    found = next((name for name, times in apart.items() if times <= same), None)
+    if found is None and whole:
+        closest = min(apart, key=lambda name: apart[name])
+        closer = math.log(apart[closest]) < _CLOSER * math.log(apart[""])
+        found = closest if closer else None
+    if found is None:
+        return ""
+    return f"{'log-' if found else ''}normalised{' and rounded' if whole else ''}: {found}"
+
+
+def _apart(sums: Float64[np.ndarray, " n"]) -> float:
+    """Return how many times the smaller sums the larger ones are; infinite where they tell nothing."""
+    if len(sums) < _SOME or not np.isfinite(sums).all():
+        return math.inf
+    low, high = np.quantile(sums, (0.05, 0.95))  # an odd cell says nothing of the others
+    return float(high / low) if low > 0 else math.inf
+
+
+def any_nan(values: Any) -> bool:
+    """Return whether a matrix holds NaN."""
+    if values.dtype.kind != "f":
+        return False
+    blocks = _blocks(values, np.arange(values.shape[0]))
+    return any(bool(np.isnan(stored_values(block)).any()) for _, block in blocks)
+
+
+def stored_values(block: Any) -> Shaped[np.ndarray, " n"]:
+    """Return what is stored of some rows, flat: all but the zeros of a sparse matrix."""
+    return block.data if sp.issparse(block) else np.asarray(block).ravel()
+
+
+def _blocks(values: Any, rows: Int[np.ndarray, " n"]) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yield rows and their values, a few at a time."""
+    step = max(1, _PIECE // max(1, values.shape[1]))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        yield some, values[some]
+
+
+def as_category(values: pd.Series, missing: Sequence[str]) -> pd.Series:
+    """Return strings, with None where a value is NaN, empty or declared missing."""
+    text = values.astype(object)
+    known = values.notna().to_numpy() & ~values.astype(str).isin(("", *missing)).to_numpy()
+    return text.astype(str).where(known, None)
+
+
+def _category(said: str, role: str, values: pd.Series, schema: Schema) -> Iterator[Finding]:
+    kind = (
+        values.cat.categories.dtype
+        if isinstance(values.dtype, pd.CategoricalDtype)
+        else values.dtype
+    )
+    if kind.kind == "f" and values.notna().any():
+        yield Finding(
+            "error", role,
+            f"{said} holds floats, not categories. If they are codes, make them so: "
+            ".astype(int).astype(str); if they are measurements, name them `continuous`.",
+        )  # fmt: skip
+        return
+    known = as_category(values, schema.missing)
+    lacking = int(known.isna().sum())
+    if lacking and role in ("batch", "categorical", "perturbation", "trajectory"):
+        yield Finding(
+            "error", role,
+            f"{said}: {lacking:,} cells have no value. Remove them, or give them a category of their own.",
+        )  # fmt: skip
+    elif lacking:
+        yield Finding("note", role, f"{said}: {lacking:,} cells have no {role}.")
+    sizes = known.value_counts()
+    suspect = [c for c in sizes.index if c.lower() in _SUSPECT]
+    if suspect:
+        yield Finding(
+            "warning", role,
+            f"{said} has a category {suspect[0]!r} ({sizes[suspect[0]]:,} cells). If it means 'not known', "
+            f"say Schema(missing=({suspect[0]!r},)).",
+        )  # fmt: skip
+    if role in ("batch", "categorical") and (sizes == 1).any():
+        names = sizes.index[sizes == 1].tolist()
+        yield Finding(
+            "error", role,
+            f"{said}: {names[:5]} have {_LONELY}",
+        )  # fmt: skip
+    if role == "perturbation" and schema.control is not None and schema.control not in sizes.index:
+        yield Finding(
+            "error",
+            role,
+            f"{said}: there is no category {schema.control!r} (the control)."
+            f"{near(schema.control, sizes.index)}",
+        )
+
+
+def _number(said: str, role: str, values: Float64[np.ndarray, " n"]) -> Iterator[Finding]:
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        yield Finding(
+            "error", role, f"{said}: {bad:,} values are NaN or infinite. Remove these cells."
+        )
+    elif role != "size_factor":
+        yield from merging(said, values, unit(values))
+    elif not ((values > 1e-38) & (values < 1e38)).all():  # as float32 holds them
+        yield Finding("error", role, f"{said} must be positive, and from 1e-38 to 1e38.")
+
+
+def unit(values: Float64[np.ndarray, " n"]) -> tuple[float, float]:
+    """Return mean and standard deviation of finite numbers; a scale of 1 where they are all alike."""
+    if not len(values) or values.min() == values.max():
+        return (float(values[0]), 1.0) if len(values) else (0.0, 1.0)
+    with np.errstate(over="ignore"):
+        return float(values.mean()), float(values.std()) or 1.0
+
+
+def merging(
+    said: str, values: Float64[np.ndarray, " n"], scaled: tuple[float, float]
+) -> Iterator[Finding]:
+    """Say how many distinct numbers float32 makes one of, once they are centred and scaled.
+
+    An error if these are more than a hundredth of the numbers, and more than chance brings together
+    among so many; else a note.
+    """
+    role, distinct = said.partition(" ")[0].partition("/")[0], np.unique(values[~np.isnan(values)])
+    with np.errstate(all="ignore"):
+        narrow = ((distinct - scaled[0]) / scaled[1]).astype(np.float32)
+    if not np.isfinite(narrow).all():
+        yield Finding("error", role, f"{said} holds numbers up to {np.abs(distinct).max():.3g}: "
+            "too large to be scaled. Divide them.")  # fmt: skip
+        return
+    same = np.flatnonzero(np.diff(narrow) == 0)
+    n = len(distinct)
+    if not len(same):
+        return
+    example = " and ".join(map(repr, distinct[same[0] : same[0] + 2].tolist()))
+    few = len(same) <= n / 100 + n**2 / 2**24
+    yield Finding(
+        "note" if few else "error", role,
+        f"{said}: of {n:,} different numbers {len(same):,} are too close to the next to be told from it "
+        f"(such as {example}), beside the range of all from {distinct[0]:.6g} to {distinct[-1]:.6g}"
+        + ("." if few else ". Look for outliers or a second unit, and subtract or rescale."),
+    )  # fmt: skip

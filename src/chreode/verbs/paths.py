@@ -1,0 +1,162 @@
+"""Where cells go, and what drives them.
+
+Every function here is a method of `Fitted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from ..compute.settings import settled
+from ..config.arguments import checked
+from ..data import read
+from ..data.collect import collect_cells, refuse_what_cannot_be_kept
+from ..data.read import Data
+from ..errors import ConfigError, SchemaError, near
+from ..schema import Schema
+from .answering import (
+    ask,
+    open_cells,
+    stream,
+    uns,
+)
+from .conditions import (
+    Conditions,
+    as_mapping,
+    encode,
+    under,
+)
+from .state import FittedState
+
+
+@settled()
+@checked
+def trajectory(
+    self: FittedState,
+    data: Data | str | Path | None = None,
+    times: Sequence[float] | None = None,
+    *,
+    start: str | None = None,
+    to: Conditions | None = None,
+    into: str | Path | None = None,
+    schema: Schema | None = None,
+    progress: bool | None = None,
+) -> AnnData | Path:
+    """Return where cells were, and where they will be.
+
+    Parameters
+    ----------
+    data
+        Cells to begin from, each at its own time.
+    times
+        When to look, before or after it (default: 20 times from the first to the last of the fit).
+    start
+        In place of `data`: a trajectory of the fit, from its smoothed start; ``"all cells"``, where the fit
+        knew of none.
+    to
+        ``{"knockout": "GATA1"}``: genes that are absent from then on, several as ``A+B``.
+    into
+        Write to this .h5ad instead of memory.
+
+    Returns
+    -------
+    A new AnnData (or the path `into`) of cells x times, one cell's times together: float32 expression in
+    ``X``; ``obs`` is that of the cells, with ``time`` replaced, ``start`` names the cell, and
+    ``start_time`` is its own time.
+
+    Raises
+    ------
+    ConfigError
+        If there are both cells and a start, or neither, or a time lies further beyond those of the fit
+        than their span.
+    BlowUpError
+        If every path leaves the finite numbers; of several, those that do are NaN, and a warning says so.
+
+    Warns
+    -----
+    ForecastWarning
+        Of times more than a tenth of the span beyond those of the fit, and of values that would leave the
+        range of their gene in the cells of the fit by more than a tenth of it. All are held in that range,
+        or between it and the cell's own value.
+    """
+    self.require("trajectory")
+    if (data is None) == (start is None):
+        raise ConfigError(
+            "trajectory begins at cells (data) or at a trajectory of the fit (start)."
+        )
+    at = self.module.clock_times(20) if times is None else np.asarray(times, dtype=np.float64)
+    if at.ndim != 1 or not len(at) or not np.isfinite(at).all():
+        raise ConfigError("times: expected a list of finite numbers.")
+    rising, back = np.unique(at, return_inverse=True)
+    scaled = self.spec.narrowed("time", rising)
+    if "time" in as_mapping(self, to):
+        raise ConfigError("trajectory begins at each cell's own time: leave time out of to.")
+    target = encode(self, to)
+    role = self.spec.either("expression", "counts")
+    if start is not None:
+        known = self.spec.categories.get("trajectory", ("all cells",))
+        if start not in known:
+            raise SchemaError(f"start={start!r}: the fit has no such path.{near(start, known)}")
+        batches: Any = [(np.zeros(1, int), self.module.named_start(known.index(start)))]
+        usable = np.zeros(1, int)
+        obs = pd.DataFrame({self.column("trajectory"): [start]}, index=[start])
+        begin = self.spec.outside("time", batches[0][1]["time"].numpy())
+    else:
+        data = read.read(data)
+        read.refuse_over(data, into)
+        source, usable = open_cells(self, "trajectory", data, schema, progress)
+        obs, batches = data.obs.iloc[usable], stream(source, usable, "trajectory", progress)
+        begin = source.columns["time"][usable]
+    refuse_what_cannot_be_kept(len(usable) * len(at), self.spec.n_features(role), into)
+
+    def chunks() -> Iterator[dict[str, np.ndarray]]:
+        for _, batch in batches:
+            found = ask(self.module.trajectory, under(batch, target), torch.from_numpy(scaled))
+            yield {role: found[:, back].flatten(0, 1).numpy()}
+
+    rows = np.repeat(np.arange(len(obs)), len(at))
+    table = obs.iloc[rows].assign(
+        **{
+            "start": obs.index.to_numpy()[rows], "start_time": begin[rows],
+            self.column("time", schema): np.tile(at, len(obs)),
+        }
+    )  # fmt: skip
+    table.index = pd.Index([f"{name}_{i}" for name in obs.index for i in range(len(at))])
+    return collect_cells(
+        chunks(), table, {role: self.spec.features[role]},
+        uns(self, "trajectory", to=to), counts=False, into=into,
+    )  # fmt: skip
+
+
+@settled()
+@checked
+def rank(self: FittedState) -> pd.DataFrame:
+    """Return which genes drive which.
+
+    Returns
+    -------
+    ``source``, ``target``, ``weight`` and ``confidence`` of every edge between different genes that is
+    not exactly 0, the strongest first. The weight is the mean of ∂(velocity of target)/∂(source) along
+    observed paths, in standard deviations of the genes and in the time from first to last cell: above 0
+    the source activates. The confidence is the share of refits on resampled paths in which the edge has
+    that sign and is stronger than 95 % of those that are found where paths of genes are exchanged, so
+    that none is true; NaN where the fit made no refits (`n_refits`).
+    """
+    self.require("rank")
+    weight, confidence = (t.numpy() for t in self.module.rank())
+    names = np.array(self.spec.features[self.spec.either("expression", "counts")])
+    source, target = np.nonzero((weight != 0) & ~np.eye(len(weight), dtype=bool))
+    table = pd.DataFrame({
+        "source": names[source], "target": names[target], "weight": weight[source, target],
+        "confidence": confidence[source, target],
+    })  # fmt: skip
+    return table.sort_values(
+        "weight", key=np.abs, ascending=False, ignore_index=True, kind="stable"
+    )
