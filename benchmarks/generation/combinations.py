@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import chreode as ch
 from chreode.bench.generation import class_table
 from chreode.bench.yardstick import split
+from chreode.data.cells import Cells
 from chreode.metrics import generation as measured
 
 from ..common import Row, spread
@@ -39,7 +40,7 @@ def cases() -> list[Row]:
 def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare("kang", data, case["seed"])
     # of every class, hidden or not: cells that chose the genes, span the space, and are nowhere else
-    rows = split(class_table(cells, schema)[0], case["seed"]).yardstick
+    rows = split(class_table(Cells(cells, schema))[0], case["seed"]).yardstick
     yardstick = cells[rows].copy()
     space = measured.Space.of(sp.csr_matrix(yardstick.X))
     yards = [space.place(sp.csr_matrix(yardstick.X[mask])) for mask in _parts(yardstick)[2]]

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import chreode as ch
 from chreode.bench.generation import class_table
 from chreode.bench.yardstick import scored, split
+from chreode.data.cells import Cells
 
 from ..common import Row
 from ..speed.ratios import markdown
@@ -31,7 +32,7 @@ def cases() -> list[Row]:
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare(case["task"], data, case["seed"])
-    classes, attributes = class_table(cells, schema)
+    classes, attributes = class_table(Cells(cells, schema))
     train, reference, spare, yardstick = split(classes, case["seed"])
     fitted, told = fit(ch.CFGen(), cells, schema, train, case["seed"], kept / "fits")
     fitted.module.options = dataclasses.replace(fitted.module.options, guide=case["guide"])

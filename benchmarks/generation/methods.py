@@ -15,6 +15,7 @@ import chreode as ch
 from chreode import config
 from chreode.bench.generation import CEILING, MIXTURE, class_table, generation
 from chreode.bench.yardstick import MIN_CLASS, split, worst_marker
+from chreode.data.cells import Cells
 from chreode.metrics.markers import STATISTICS, judged
 from chreode.version import code_hash
 
@@ -72,7 +73,7 @@ def cases() -> list[Row]:
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare(case["task"], data, case["seed"])
-    train = split(class_table(cells, schema)[0], case["seed"]).train
+    train = split(class_table(Cells(cells, schema))[0], case["seed"]).train
     name, _, change = case["method"].partition(": ")
     models, budget = [], {}
     if MODELS[name] is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import chreode as ch
 from chreode.bench.augmentation import METRICS, augmentation, split
 from chreode.bench.generation import class_table
+from chreode.data.cells import Cells
 from chreode.version import code_hash
 
 from ..common import Row, spread
@@ -25,7 +26,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare(
         case["task"], data, case["seed"], lambda classes: split(classes, case["seed"]).yardstick
     )
-    train = split(class_table(cells, schema)[0], case["seed"]).train
+    train = split(class_table(Cells(cells, schema))[0], case["seed"]).train
     model, budget = budgeted(ch.CFGen(), cells, schema, train)
     folder = kept / "augmentation" / code_hash() / f"{case['task']}-{case['seed']}"
     bench = augmentation(cells, schema, [model], seeds=(case["seed"],), into=folder, progress=False)

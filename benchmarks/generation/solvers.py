@@ -15,6 +15,7 @@ import chreode as ch
 from chreode import ode
 from chreode.bench.generation import class_table
 from chreode.bench.yardstick import MIN_CLASS, split
+from chreode.data.cells import Cells
 from chreode.metrics import generation as measured
 
 from ..common import Row
@@ -42,7 +43,7 @@ def cases() -> list[Row]:
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare(case["task"], data, case["seed"])
-    classes, attributes = class_table(cells, schema)
+    classes, attributes = class_table(Cells(cells, schema))
     train, reference, spare, yardstick = split(classes, case["seed"])
     fitted, told = fit(ch.CFGen(), cells, schema, train, case["seed"], kept / "fits")
     counts = sp.csr_matrix(cells.X)

@@ -59,13 +59,19 @@ def chreode(given: Prepared, lap: Callable[..., None]) -> None:
 
     import chreode as ch
     from chreode.data.align import learn_spec, open_source
+    from chreode.data.cells import Cells
     from chreode.data.sampler import Shuffled
 
     torch.set_num_threads(given["threads"])
     cells = ch.open(given["file"])
     schema, rows = ch.Schema(counts="X"), np.arange(cells.n_obs)
+    named = Cells(cells, schema)
     source = open_source(
-        cells, schema, learn_spec(cells, schema, ["counts"], rows), ["counts"], {}, rows
+        named,
+        learn_spec(named, ["counts"], rows),
+        ["counts"],
+        {},
+        rows,
     )
     sampler, rng = Shuffled(given["batch_size"]), np.random.default_rng(given["seed"])
 

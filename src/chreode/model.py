@@ -16,10 +16,12 @@ from .compute.device import choose_device
 from .compute.processes import Group
 from .compute.rng import Rng
 from .compute.settings import settled
+from .compute.threads import pinned
 from .config.arguments import checked
-from .data import read
 from .data.align import learn_spec, match_features, open_source
+from .data.cells import Cells
 from .data.check import MAY_LACK, any_nan, findings, require
+from .data.holdout import hold_out, named_cells
 from .data.read import Data
 from .data.remember import joined, remember
 from .data.source import Source
@@ -27,11 +29,13 @@ from .errors import CapabilityError, ConfigError, DataError, SchemaError, warn
 from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
-from .learn.phase import Phase, Run, Split, join_histories, unfinished
+from .learn.phase import Phase, Session, Split, Trace, join_histories, run_phases, unfinished
 from .losses import kernel
 from .module import Module
+from .run import Run
 from .schema import MATRIX_ROLES, Schema, Spec
-from .version import __version__
+from .verbs.state import FittedState
+from .version import __version__, code_hash
 
 
 class Model:
@@ -93,14 +97,10 @@ class Model:
         *,
         seed: int = 0,
         rows: Any = None,
-        from_: Fitted | None = None,
+        from_: FittedState | None = None,
         validation: Any = 0.1,
-        device: str = "auto",
-        precision: Literal["fp32", "bf16"] = "fp32",
-        compile: bool = False,  # noqa: A002 (torch's word)
-        checkpoint: str | Path | None = None,
-        progress: bool | None = None,
-        distributed: bool = False,
+        run: Run = Run(),
+        **settings: Any,
     ) -> Fitted:
         """Learn from data.
 
@@ -120,19 +120,12 @@ class Model:
             the old cells stays true); otherwise training goes on from its weights.
         validation
             Share of `rows` to hold out, or these rows themselves (None or 0: none are).
-        device
-            ``"auto"`` takes CUDA, then MPS, then the CPU.
-        precision
-            ``"bf16"`` for autocast; pays on GPUs and large minibatches.
-        compile
-            Use `torch.compile`; pays on long fits (half a minute to start).
-        checkpoint
-            Folder to write the state to after every epoch, and to resume from, bit for bit.
-        progress
-            Show progress bars (default: on a terminal).
-        distributed
-            Share every minibatch with the other processes that ``torchrun`` started. All of them
-            call this with the same arguments and get the same fit; let the first one save it.
+        run
+            How to compute: device, precision, threads, checkpoint, progress, processes (see `Run`).
+        settings
+            Fields of `run`, one by one: ``fit(data, schema, device="cuda")``. Processes that ``torchrun``
+            started (`distributed`) all call this with the same arguments and get the same fit; let the
+            first one save it.
 
         Raises
         ------
@@ -141,57 +134,71 @@ class Model:
         FitError
             If learning meets a non-finite value.
         """
-        group = Group.join() if distributed else Group()
-        progress = progress if group.rank == 0 else False
-        data = read.read(data)
-        positions = read.positions(data, rows)
-        validation = named_cells(data, positions, validation, "validation")
-        require(findings(data, schema, positions, progress=progress))
-        roles = self._roles(schema)
+        run = run.with_(**settings)
+        group = Group.join() if run.distributed else Group()
+        if group.rank > 0:
+            run = run.with_(progress=False)
+        with pinned(run.threads):
+            return self._fit(Cells.of(data, schema), int(seed), rows, from_, validation, run, group)
+
+    def _fit(
+        self,
+        cells: Cells,
+        seed: int,
+        rows: Any,
+        from_: FittedState | None,
+        validation: Any,
+        run: Run,
+        group: Group,
+    ) -> Fitted:
+        positions = cells.positions(rows)
+        validation = named_cells(cells, positions, validation, "validation")
+        require(findings(cells, positions, progress=run.progress))
+        roles = self._roles(cells.schema)
         if from_ is not None:
             self._refuse_to_start_from(from_, roles)
-        positions = self._complete(data, schema, roles, positions)
+        positions = self._complete(cells, roles, positions)
         if isinstance(validation, np.ndarray) and not np.isin(validation, positions).any():
             raise DataError(
                 f"validation: none of the {len(validation):,} cells named has what {self.key} reads. "
                 "Name cells that were measured for it, or give a share."
             )
-        spec = learn_spec(data, schema, roles, positions, from_.spec if from_ else None)
+        spec = learn_spec(cells, roles, positions, from_.spec if from_ else None)
         if from_ is not None:
             _refuse_other_covariates(spec, from_.spec)
-        take = match_features(data, schema, spec, roles, from_.feature_weight() if from_ else None)
+        take = match_features(cells, spec, roles, from_.feature_weight() if from_ else None)
         mapping = from_ is not None and spec.blocks != from_.spec.blocks
         if from_ is not None and not mapping:
             _refuse_lacking(take)
-        source = open_source(data, schema, spec, roles, take, positions)
+        source = open_source(cells, spec, roles, take, positions)
         self.refuse_missing(source)
-        rng = Rng(int(seed))
-        validates = any(p.learner.validates for p in self.phases())
+        rng, phases = Rng(seed), self.phases()
+        validates = any(phase.learner.validates for phase in phases)
         split = self.split(source, positions, validation if validates else 0.0, rng)
-        run = Run(
-            rng=rng, device=choose_device(device, double=not validates), precision=precision, compile=compile,
-            progress=progress, checkpoint=Path(checkpoint) if checkpoint else None, group=group,
-            mapping=mapping,
+        session = Session(
+            rng=rng, device=choose_device(run.device, double=not validates), precision=run.precision,
+            compile=run.compile, progress=run.progress, group=group, mapping=mapping,
+            checkpoint=Path(run.checkpoint) if run.checkpoint else None,
         )  # fmt: skip
         kernel.count_anew()
-        module, traces = self._learn(spec, source, split, run, from_)
+        module, traces = self._learn(spec, source, split, session, from_)
         return Fitted(
             model=self,
-            schema=schema,
+            schema=cells.schema,
             spec=spec,
             module=module.to("cpu").eval(),
-            history=join_histories(traces, [p.name for p in self.phases()]),
+            history=join_histories(traces, [phase.name for phase in phases]),
             statistics=self._remembered(source, split, rng, from_),
             provenance={
                 "model": self.key, "version": __version__, "code": code_hash(),
-                "config": config.as_dict(self), "spec": spec.hash, "seed": int(seed),
+                "config": config.as_dict(self), "spec": spec.hash, "seed": seed,
                 "cells": len(split.train), "validation_cells": len(split.validation),
-                "torch": torch.__version__, "device": run.device, "precision": precision,
+                "torch": torch.__version__, "device": session.device, "precision": run.precision,
                 "threads": torch.get_num_threads(), "kernel": kernel.used(),
                 "state": worst(t.state for t in traces),
                 "notes": [
                     *self.remarks(source, split),
-                    *(note for t in traces for note in t.notes), *unfinished(self.phases(), traces, self),
+                    *(note for t in traces for note in t.notes), *unfinished(phases, traces, self),
                 ],
             },
         )  # fmt: skip
@@ -225,8 +232,8 @@ class Model:
         return Split(train, held_out, named=not isinstance(validation, float))
 
     def _learn(
-        self, spec: Spec, source: Source, split: Split, run: Run, from_: Fitted | None
-    ) -> tuple[Module, list[Any]]:
+        self, spec: Spec, source: Source, split: Split, run: Session, from_: FittedState | None
+    ) -> tuple[Module, list[Trace]]:
         with run.rng.scope("init"):
             module = self.build(spec)
         learned = [p.requires_grad for p in module.parameters()]
@@ -237,24 +244,13 @@ class Model:
         if run.checkpoint is not None:
             about = {"model": self.key, "options": config.as_dict(self), "spec": spec.hash}
             run = replace(run, fingerprint=fingerprint(about, module, source, split, run))
-        traces = []
-        for number, phase in enumerate(self.phases()):
-            some = split.whole() if phase.whole else split
-            seen = phase.view(module, source, some, run) if phase.view else source
-            module.to("cpu")  # where cells are, and in double precision too
-            with run.rng.scope("prepare", number), torch.no_grad():
-                phase.target(module).prepare(seen, some.train, run.rng)
-            module.to(run.device)
-            traces.append(phase.learner.learn(module, phase, seen, some, run.for_phase(number)))
-            if traces[-1].interrupted:
-                # what follows begins from less than the whole: it keeps no state
-                run = replace(run, checkpoint=None)
+        traces = run_phases(module, self.phases(), source, split, run)
         for parameter, wish in zip(module.parameters(), learned, strict=True):
             parameter.requires_grad_(wish)
         return module, traces
 
     def _remembered(
-        self, source: Source, split: Split, rng: Rng, from_: Fitted | None
+        self, source: Source, split: Split, rng: Rng, from_: FittedState | None
     ) -> dict[str, np.ndarray]:
         """Return what `generate` draws from: training cells, and those that an earlier fit learned from."""
         fresh = remember(source, split.train, rng)
@@ -280,7 +276,7 @@ class Model:
             roles.append(there[0])
         return [*roles, *(r for r in self.uses if r in named)]
 
-    def _refuse_to_start_from(self, from_: Fitted, roles: Sequence[str]) -> None:
+    def _refuse_to_start_from(self, from_: FittedState, roles: Sequence[str]) -> None:
         """Refuse a fit whose weights are not those of this model on such data: it says what differs."""
         if from_.model.key != self.key:
             raise ConfigError(f"from_ is a fitted {from_.model.key}, this is {self.key}.")
@@ -306,16 +302,14 @@ class Model:
                 "Go on with from_.model, or fit anew."
             )
 
-    def _complete(
-        self, data: Data, schema: Schema, roles: list[str], rows: np.ndarray
-    ) -> np.ndarray:
+    def _complete(self, cells: Cells, roles: list[str], rows: np.ndarray) -> np.ndarray:
         """Drop the cells that lack a modality, for models that need every one."""
         if self.partial:
-            return rows[read.measured(data, schema)[rows]]
-        for role, place in schema.places():
-            at = read.where(data, place) if role.partition("/")[0] in roles else None
-            if at is not None and role.partition("/")[0] in MATRIX_ROLES:
-                rows = rows[at[rows] >= 0]
+            return rows[cells.measured()[rows]]
+        for role in cells.places:
+            if role.partition("/")[0] in MATRIX_ROLES and role.partition("/")[0] in roles:
+                at = cells.rows(role)
+                rows = rows if at is None else rows[at[rows] >= 0]
         if len(rows) == 0:
             raise DataError("No cell has every modality that this model reads.")
         return rows
@@ -335,46 +329,6 @@ class Model:
                     f"{role} holds NaN (not measured), which {type(self).__name__} does not understand. "
                     "PPCA and FactorAnalysis do; or remove these cells or features."
                 )
-
-
-def named_cells(data: Data, rows: np.ndarray, what: Any, name: str) -> Any:
-    """Return a share as it is, and the cells named in its place as positions: some of `rows`.
-
-    Parameters
-    ----------
-    what
-        A share (None: 0); or cells, as a mask, positions or names.
-    name
-        What the argument is called, for messages.
-
-    Raises
-    ------
-    ConfigError
-        If it is no share from 0 to below 1, or names no cells, all cells, or others than `rows`.
-    """
-    share = 0 if what is None else what
-    if isinstance(share, (int, float, np.number)) and not isinstance(share, bool):
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name}={share}: expected a share from 0 to below 1, or rows.")
-        return float(share)
-    found = read.positions(data, what, name)
-    others = len(np.setdiff1d(found, rows))
-    if others or not 0 < len(found) < len(rows):
-        raise ConfigError(
-            f"{name} names {len(found):,} cells, {others:,} of them not among the {len(rows):,} to use. "
-            "Name some of those, or give a share."
-        )
-    return found
-
-
-def hold_out(
-    rows: np.ndarray, what: Any, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that are left, and those held out: a share that is drawn, or positions."""
-    if isinstance(what, float):
-        shuffled, n = generator.permutation(rows), round(len(rows) * what)
-        return np.sort(shuffled[n:]), np.sort(shuffled[:n])
-    return np.setdiff1d(rows, what), np.intersect1d(rows, what)
 
 
 def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:
@@ -398,7 +352,7 @@ def _refuse_other_covariates(spec: Spec, old: Spec) -> None:
             )
 
 
-def _start_from(model: Model, module: Module, from_: Fitted, *, mapping: bool) -> None:
+def _start_from(model: Model, module: Module, from_: FittedState, *, mapping: bool) -> None:
     """Copy the old parameters; in a mapping, those of new categories are beside them, and alone learn."""
     old = from_.module.state_dict()
     if mapping:

@@ -14,6 +14,7 @@ from benchmarks.generation import methods, tasks
 import chreode as ch
 from chreode.bench.generation import class_table
 from chreode.bench.yardstick import split
+from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
 
 
@@ -81,7 +82,7 @@ def test_genes_are_chosen_by_the_yardstick(tmp_path, monkeypatch):
     cells = simulate_cells(300, 60, n_types=2, seed=0)
     cells.X = cells.layers["counts"].astype(np.float32)
     schema = ch.Schema(counts="X", label="obs/cell_type")
-    parts = split(class_table(cells, schema)[0], 4)
+    parts = split(class_table(Cells(cells, schema))[0], 4)
     other = cells.copy()
     others = np.concatenate(parts[:3])
     values = other.X.toarray()

@@ -255,7 +255,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     (there / "notes").write_text("a file")
     before = listing(there)
     monkeypatch.setattr("chreode.data.read.read", work)
-    monkeypatch.setattr("chreode.verbs.verbs.generate", work)
+    monkeypatch.setattr("chreode.verbs.cells.generate", work)
     monkeypatch.setattr("chreode.simulate.simulate_cells", work)
     code, out, err = say(line.replace("PLACE", place))
     assert (code, out) == (1, "")

@@ -168,10 +168,10 @@ def test_strings_that_stand_for_missing_are_pointed_out_and_can_be_declared(cell
     from chreode.data.check import findings
 
     cells.obs["cell_type"] = ["unknown" if i < 9 else "B" for i in range(500)]
-    said = [f for f in findings(cells, schema) if f.level == "warning"]
+    said = [f for f in findings(Cells(cells, schema)) if f.level == "warning"]
     assert "9 cells" in said[0].text
     declared = schema.with_(missing=("unknown",))
-    assert not [f for f in findings(cells, declared) if f.level == "warning"]
+    assert not [f for f in findings(Cells(cells, declared)) if f.level == "warning"]
 
 
 def test_silent_genes_are_kept_and_reported(model, cells, schema):
@@ -185,7 +185,8 @@ def test_silent_genes_are_kept_and_reported(model, cells, schema):
     silent = int((counts.sum(0) == 0).sum())
     assert silent >= 4
     assert any(
-        f"{silent} features are zero in every cell" in f.text for f in findings(cells, schema)
+        f"{silent} features are zero in every cell" in f.text
+        for f in findings(Cells(cells, schema))
     )
     assert model.fit(cells, schema).spec.n_features("counts") == 100
 
@@ -338,6 +339,7 @@ class TestModelFolders:
 import os, signal, pathlib
 import chreode as ch
 from chreode import store
+from chreode.data.cells import Cells
 fitted = ch.load({str(folder)!r})
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 if {when!r} == "_flush":

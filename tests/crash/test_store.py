@@ -19,7 +19,8 @@ import torch
 
 import chreode as ch
 import chreode.fitted
-from chreode import store
+from chreode import store, version
+from chreode.version import code_hash
 
 
 def write(target, text):
@@ -255,8 +256,8 @@ def test_hdf5_is_hdf5(tmp_path):
 
 def test_the_hash_of_the_code_sees_every_source_file(monkeypatch, tmp_path):
     home = tmp_path / "chreode"
-    shutil.copytree(Path(store.__file__).parent, home)
-    monkeypatch.setattr(store, "__file__", str(home / "store.py"))
+    shutil.copytree(Path(version.__file__).parent, home)
+    monkeypatch.setattr(version, "__file__", str(home / "version.py"))
     of = code_hash.__wrapped__
     before = of()
     assert before == code_hash()

@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import chreode as ch
-from chreode.data import check, disk, files, read
+from chreode.data import check, disk, files, places, read
 from chreode.data import source as source_module
+from chreode.data.cells import Cells
 from chreode.data.sampler import Balanced, Shuffled
 from chreode.data.source import Source, in_windows
 from chreode.schema import Place, Schema, Spec
@@ -400,8 +401,8 @@ def full(request, cells, tmp_path):
 )
 def test_every_place_of_a_role_is_found_on_disk(full, place):
     memory, there = full
-    expected, names = read.matrix(memory, Place.parse(place), "counts")
-    found, found_names = read.matrix(there, Place.parse(place), "counts")
+    expected, names = places.matrix(memory, Place.parse(place), "counts")
+    found, found_names = places.matrix(there, Place.parse(place), "counts")
     rows = np.random.default_rng(0).permutation(memory.n_obs)[:50]
     np.testing.assert_array_equal(dense(found[rows]), dense(expected[rows]))
     assert found_names.tolist() == names.tolist()
@@ -444,8 +445,8 @@ def test_what_is_wrong_with_the_values_is_said_as_in_memory(cells, schema, tmp_p
         cells.layers["counts"] = sp.csr_matrix(values)
         there = ch.open(write(cells, tmp_path / f"{name}.h5ad"))
         for rows in (None, np.arange(1, 400, 3)):
-            found = check.findings(there, schema, rows)
-            assert found == check.findings(cells, schema, rows)
+            found = check.findings(Cells(there, schema), rows)
+            assert found == check.findings(Cells(cells, schema), rows)
             assert found
 
 
@@ -498,11 +499,11 @@ def test_a_path_is_read_if_it_is_small_and_opened_if_it_is_large(cells, schema, 
     )
     assert files.stored_bytes(path) > bytes_ > path.stat().st_size
     small = read.read(path)
-    assert sp.issparse(read.matrix(small, Place.parse("X"), "counts")[0])
+    assert sp.issparse(places.matrix(small, Place.parse("X"), "counts")[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(read, "IN_MEMORY", bytes_)
         large = read.read(path)
-        assert isinstance(read.matrix(large, Place.parse("X"), "counts")[0], disk.DiskSparse)
+        assert isinstance(places.matrix(large, Place.parse("X"), "counts")[0], disk.DiskSparse)
         fitted = ch.PCA(n_latent=3).fit(str(path), schema)
         np.testing.assert_array_equal(fitted.embed(path), fitted.embed(cells))
 
@@ -512,7 +513,7 @@ def test_backed_data_are_read_where_they_lie(cells, schema, tmp_path):
     backed = ad.read_h5ad(write(cells, tmp_path / "cells.h5ad"), backed="r")
     fitted = ch.PCA(n_latent=3).fit(backed, s)
     np.testing.assert_array_equal(fitted.embed(backed), fitted.embed(cells))
-    assert isinstance(read.matrix(backed, Place.parse("X"), "counts")[0], disk.DiskSparse)
+    assert isinstance(places.matrix(backed, Place.parse("X"), "counts")[0], disk.DiskSparse)
     assert "X_pca" in backed.obsm
     with pytest.raises(ch.StoreError, match="rows="):
         fitted.embed(backed[:10])
@@ -559,8 +560,8 @@ def test_several_files_are_one(cells, parts, schema):
     assert there.obs["batch"].tolist() == cells.obs["batch"].tolist()
     rows = np.random.default_rng(0).permutation(cells.n_obs)
     for place in ("X", "layers/counts", "obsm/true_latent"):
-        found = read.matrix(there, Place.parse(place), "counts")[0]
-        expected = read.matrix(cells, Place.parse(place), "counts")[0]
+        found = places.matrix(there, Place.parse(place), "counts")[0]
+        expected = places.matrix(cells, Place.parse(place), "counts")[0]
         for some in (rows, rows[:7], np.arange(190, 210), rows[:0]):
             np.testing.assert_array_equal(dense(found[some]), dense(expected[some]))
     fitted = ch.PCA(n_latent=4).fit(there, schema)

@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 import chreode as ch
-from chreode.data import read
+from chreode.data import places, read
 from chreode.schema import Place
 
 N, G = 60, 40
@@ -28,14 +28,14 @@ def dense():
 
 def matrix(data, place):
     """Return all that a model would read of a place, dense."""
-    found = read.matrix(read.read(data), Place.parse(place), "counts")[0][np.arange(N)]
+    found = places.matrix(read.read(data), Place.parse(place), "counts")[0][np.arange(N)]
     return found.toarray() if sp.issparse(found) else np.asarray(found)
 
 
 def slot(data, place):
     """Return a matrix, or a column, as a list."""
     if place.startswith("obs"):
-        return list(read.column(read.read(data), Place.parse(place), "label"))
+        return list(places.column(read.read(data), Place.parse(place), "label"))
     return matrix(data, place).tolist()
 
 

@@ -19,7 +19,8 @@ import zarr
 from anndata.experimental import write_dispatched
 
 import chreode as ch
-from chreode.data import files, read
+from chreode.data import files, places, read
+from chreode.data.cells import Cells
 from chreode.data.check import CountsWarning, findings
 from chreode.schema import Place
 
@@ -35,7 +36,7 @@ def dense():
 
 def matrix(data, place="X"):
     """Return all that a model would read of a place, dense."""
-    values = read.matrix(read.read(data), Place.parse(place), "counts")[0]
+    values = places.matrix(read.read(data), Place.parse(place), "counts")[0]
     found = values[np.arange(N)]
     return found.toarray() if sp.issparse(found) else np.asarray(found)
 
@@ -246,12 +247,12 @@ def test_a_column_of_which_pieces_are_absent_is_refused_unless_it_has_one_catego
     path = tmp_path / "a.zarr"
     zarr_of(path, cells)
     there = ch.open(path)
-    assert set(read.column(there, Place.parse("obs/one"), "batch")) == {"a"}
+    assert set(places.column(there, Place.parse("obs/one"), "batch")) == {"a"}
     for piece in pieces(path / "obs/two/codes"):
         piece.unlink()
     there = ch.open(path)
     with pytest.raises(ch.StoreError, match="obs/two.*absent"):
-        read.column(there, Place.parse("obs/two"), "batch")
+        places.column(there, Place.parse("obs/two"), "batch")
     ch.PCA(n_latent=2).fit(path, ch.Schema(counts="X", batch="obs/one"))
 
 
@@ -551,5 +552,5 @@ def test_raw_counts_of_proteins_and_peaks_are_no_rounded_values():
     proteins = rng.poisson(rng.lognormal(4, 0.5, (200, 1)) * rng.lognormal(0, 1, 14))
     peaks = rng.poisson(rng.lognormal(-3, 0.5, (200, 1)) * rng.lognormal(0, 1, 900))
     a = ad.AnnData(rng.poisson(1.0, (200, 3)), obsm={"adt": proteins, "atac": peaks})
-    found = findings(a, ch.Schema(protein="obsm/adt", accessibility="obsm/atac"))
+    found = findings(Cells(a, ch.Schema(protein="obsm/adt", accessibility="obsm/atac")))
     assert [f.text for f in found if "looks" in f.text] == []

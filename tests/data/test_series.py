@@ -12,6 +12,7 @@ import torch
 
 import chreode as ch
 from chreode.data.align import learn_spec, open_source
+from chreode.data.cells import Cells
 from chreode.data.series import SeriesSource
 from chreode.errors import DataError
 
@@ -27,9 +28,9 @@ def cells(table, x):
 def source_of(data, n_times=100, bandwidth=0.1, **how):
     rows = np.arange(data.n_obs)
     roles = ["expression", "time", "trajectory"]
-    spec = learn_spec(data, SCHEMA, roles, rows)
+    spec = learn_spec(Cells(data, SCHEMA), roles, rows)
     spec = replace(spec, numbers={})  # so that time is told in the units of the test
-    source = open_source(data, SCHEMA, spec, roles, {})
+    source = open_source(Cells(data, SCHEMA), spec, roles, {})
     return SeriesSource.of(source, known=rows, n_times=n_times, bandwidth=bandwidth, **how)
 
 

@@ -35,8 +35,8 @@ class Quadratic(Module):
 def source(cells, schema):
     from chreode.data.align import learn_spec, open_source
 
-    spec = learn_spec(cells, schema, ["counts"], np.arange(500))
-    return open_source(cells, schema, spec, ["counts"], {})
+    spec = learn_spec(Cells(cells, schema), ["counts"], np.arange(500))
+    return open_source(Cells(cells, schema), spec, ["counts"], {})
 
 
 SPLIT = Split(np.arange(400), np.arange(400, 500))
@@ -344,6 +344,7 @@ def test_compiled_is_the_same_model():
     """
     script = """
 import chreode as ch
+from chreode.data.cells import Cells
 cells = ch.simulate.simulate_cells(500, 300, n_batches=3, seed=0)
 schema = ch.Schema(counts="X", batch="obs/batch")
 model = ch.SCVI(max_epochs=2, dropout=0.0, batch_size=125)

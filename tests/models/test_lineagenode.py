@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import chreode as ch
+from chreode.data.cells import Cells
 from chreode.data.series import SeriesSource
 from chreode.learn import analogs
 
@@ -45,7 +46,9 @@ def series(cells):
 
     roles = ["expression", "time", "trajectory"]
     rows = np.arange(cells.n_obs)
-    source = open_source(cells, SCHEMA, learn_spec(cells, SCHEMA, roles, rows), roles, {})
+    source = open_source(
+        Cells(cells, SCHEMA), learn_spec(Cells(cells, SCHEMA), roles, rows), roles, {}
+    )
     return SeriesSource.of(source, known=rows, n_times=1000, bandwidth=0.1).series(rows)
 
 

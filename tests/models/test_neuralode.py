@@ -14,6 +14,7 @@ import chreode as ch
 from chreode.compute.rng import Rng
 from chreode.data import read
 from chreode.data.align import learn_spec, open_source
+from chreode.data.cells import Cells
 from chreode.data.check import findings
 from chreode.data.horizon import ForecastWarning
 from chreode.data.series import SeriesSource
@@ -184,8 +185,8 @@ def test_no_trajectory_is_learned_from_and_held_out(paths, n):
     """Of one trajectory cells are, spread over its time."""
     some = paths[paths.obs["trajectory"].isin([f"path_{i}" for i in range(n)])].copy()
     model, data = ch.PathReg(), read.read(some)
-    spec = learn_spec(data, SCHEMA, ["expression", "time", "trajectory"], np.arange(20 * n))
-    source = open_source(data, SCHEMA, spec, spec.roles, {})
+    spec = learn_spec(Cells(data, SCHEMA), ["expression", "time", "trajectory"], np.arange(20 * n))
+    source = open_source(Cells(data, SCHEMA), spec, spec.roles, {})
     split = model.split(source, np.arange(20 * n), 0.1, Rng(0))
     of, time = some.obs["trajectory"].to_numpy(), some.obs["time"].to_numpy()
     shared = set(of[split.train]) & set(of[split.validation])
@@ -483,4 +484,4 @@ def test_snapshots_are_said_to_be_learned_as_one_mean_course(fork, paths):
     assert noted(own, schema) == 0
     assert noted(paths, SCHEMA) == 0
     for cells, roles, n in ((fork, schema, 1), (own, schema, 0), (paths, SCHEMA, 0)):
-        assert sum(said in f.text for f in findings(cells, roles)) == n
+        assert sum(said in f.text for f in findings(Cells(cells, roles))) == n

@@ -20,12 +20,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from ..compute.convergence import State
 from ..compute.settings import settled
 from ..config.arguments import checked
-from ..data import read
-from ..data.check import as_category
+from ..data.cells import Cells
 from ..data.read import Data
 from ..errors import DataError, SchemaError
 from ..metrics.generation import Space
 from ..model import Model
+from ..run import Run
 from ..schema import Schema
 from ..verbs.augmentation import augment
 from .contest import Contestant, contest, contestants
@@ -70,7 +70,7 @@ class _Given:
     names: Sequence[str]
     by: str
     floor: int | None
-    progress: bool | None
+    run: Run
 
 
 #: Returns counts and classes to add to the training rows given, and how a fit for it stood.
@@ -90,7 +90,8 @@ def augmentation(
     floor: int | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     into: str | Path | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Bench:
     """Train classifiers on cells and on what is added to them, and test them on real held-out cells.
 
@@ -115,8 +116,8 @@ def augmentation(
     into
         Folder that keeps the result of every row and seed as it comes, and from which the same call
         goes on.
-    progress
-        Show progress bars (default: on a terminal).
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Returns
     -------
@@ -124,8 +125,9 @@ def augmentation(
         Recall and precision on real cells, with nothing added, with cells drawn repeatedly, and with
         classes weighed by their size, as controls.
     """
-    data = read.read(data)
-    given = _given(data, schema, by, floor, progress)
+    run = run.with_(**settings)
+    cells = Cells.of(data, schema)
+    given = _given(cells, by, floor, run)
     rows = [
         Contestant(NONE, "baseline", partial(_judge, _nothing)),
         Contestant(OVERSAMPLED, "baseline", partial(_judge, _oversampled)),
@@ -140,29 +142,21 @@ def augmentation(
     ).set_index("metric")
     sizes = np.bincount(given.classes[given.classes >= 0], minlength=len(given.names))
     about = {
-        **provenance(data, schema), "by": by, "floor": floor, "classes": len(given.names),
+        **provenance(cells), "by": by, "floor": floor, "classes": len(given.names),
         "untested": [name for name, n in zip(given.names, sizes, strict=True) if n < 2],
     }  # fmt: skip
-    return contest(
-        "augmentation", rows, metrics, given, about, seeds=seeds, into=into, progress=progress
-    )[0]
+    return contest("augmentation", rows, metrics, given, about, seeds=seeds, into=into, run=run)[0]
 
 
-def _given(
-    data: Data,
-    schema: Schema,
-    by: str,
-    floor: int | None,
-    progress: bool | None,  # noqa: FBT001
-) -> _Given:
-    places = {role.removeprefix("categorical/"): p for role, p in schema.places()}
+def _given(cells: Cells, by: str, floor: int | None, run: Run) -> _Given:
+    roles = {role.removeprefix("categorical/"): role for role in cells.places}
     for role in ("counts", by):
-        if role not in places:
+        if role not in roles:
             raise SchemaError(f"bench.augmentation needs {role}: name its place in the schema.")
-    values = as_category(read.column(data, places[by], by), schema.missing)
-    matrix = read.matrix(data, places["counts"], "counts")[0]
+    values = cells.categories(roles[by])
+    matrix, _ = cells.matrix("counts")
+    at = cells.rows("counts")
     counts = sp.csr_matrix(matrix[np.arange(matrix.shape[0])])
-    at = read.where(data, places["counts"])
     if at is not None:
         values = values.where(at >= 0)
         counts = counts[np.maximum(at, 0)]
@@ -172,7 +166,7 @@ def _given(
             f"{by} tells {len(names)} class of cells: a classifier needs two at the least."
         )
     classes = pd.Index(names).get_indexer(pd.Index(values)).astype(np.int64)
-    return _Given(data, schema, counts, classes, names, by, floor, progress)
+    return _Given(cells.data, cells.schema, counts, classes, names, by, floor, run)
 
 
 def split(classes: Codes, seed: int) -> Parts:
@@ -249,9 +243,9 @@ def _oversampled(
 def _generated(
     model: Model, given: _Given, train: np.ndarray, floor: int, seed: int
 ) -> tuple[sp.csr_matrix, Codes, State]:
-    fitted = model.fit(given.data, given.schema, rows=train, seed=seed, progress=given.progress)
+    fitted = model.fit(given.data, given.schema, rows=train, seed=seed, run=given.run)
     both = augment(
-        given.data, fitted, by=given.by, floor=floor, rows=train, seed=seed, progress=given.progress
+        given.data, fitted, by=given.by, floor=floor, rows=train, seed=seed, run=given.run
     )
     new = both[~both.obs_names.isin(given.data.obs_names[train])]
     codes = pd.Index(given.names).get_indexer(

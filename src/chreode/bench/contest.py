@@ -15,9 +15,11 @@ import torch
 from .. import config
 from ..compute.convergence import worst
 from ..compute.progress import bar
+from ..compute.threads import pinned
 from ..model import Model
+from ..run import Run
 from .table import Bench
-from .trial import Outcome, Result, Trial, pinned
+from .trial import Outcome, Result, Trial
 from .trials import require_one, require_seeds, running
 
 #: By method and seed.
@@ -69,7 +71,7 @@ def contest(
     *,
     seeds: Sequence[int],
     into: str | Path | None,
-    progress: bool | None,
+    run: Run,
 ) -> tuple[Bench, Outcomes]:
     """Judge every row under every seed; intervals are from the lowest to the highest seed.
 
@@ -97,8 +99,8 @@ def contest(
         for seed in seeds
     ]  # fmt: skip
     with (
-        pinned(torch.get_num_threads()),
-        bar(len(trials), "judge", progress) as shown,
+        pinned(run.threads or torch.get_num_threads()),
+        bar(len(trials), "judge", run.progress) as shown,
         running(given, about, into=into) as runner,
     ):
         found = runner.run(trials, shown)

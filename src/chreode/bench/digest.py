@@ -13,33 +13,32 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from ..data import read
-from ..data.read import Data
-from ..schema import MATRIX_ROLES, Schema
+from ..data.cells import Cells
+from ..schema import MATRIX_ROLES
 from ..version import __version__, code_hash
 
 #: Rows of a matrix that are hashed in one go.
 _ROWS = 4096
 
 
-def provenance(data: Data, schema: Schema) -> dict[str, Any]:
+def provenance(cells: Cells) -> dict[str, Any]:
     """Return what a number depends on and a reader needs to repeat it: data, schema, versions, threads."""
     return {
-        "data": fingerprint(data, schema), "schema": schema.as_dict(),
+        "data": fingerprint(cells), "schema": cells.schema.as_dict(),
         "chreode": __version__, "code": code_hash(), "torch": torch.__version__,
         "machine": platform.machine(), "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
-def fingerprint(data: Data, schema: Schema) -> str:
+def fingerprint(cells: Cells) -> str:
     """Return a hash of the names of the cells and the values of every role."""
-    parts: list[Any] = [pd.Series(data.obs_names)]
-    for role, place in schema.places():
+    parts: list[Any] = [pd.Series(cells.names)]
+    for role in cells.places:
         if role.partition("/")[0] in MATRIX_ROLES:
-            values, names = read.matrix(data, place, role)
+            values, names = cells.matrix(role)
             parts += [values, pd.Series(names)]
         else:
-            parts.append(read.column(data, place, role))
+            parts.append(cells.column(role))
     return digest(*parts)
 
 

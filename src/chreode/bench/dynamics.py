@@ -15,13 +15,14 @@ import torch
 
 from ..compute.settings import settled
 from ..config.arguments import checked
-from ..data import read
 from ..data.align import gene_positions, learn_spec, open_source
+from ..data.cells import Cells
 from ..data.read import Data
 from ..data.series import SeriesBatch, SeriesSource
 from ..errors import ConfigError, DataError, SchemaError, near
 from ..metrics import dynamics as measure
 from ..model import Model
+from ..run import Run
 from ..schema import Schema
 from .contest import Contestant, contest, contestants
 from .digest import digest, provenance
@@ -56,7 +57,7 @@ class _Given:
     bandwidth: float
     signs: np.ndarray | None
     pairs: np.ndarray
-    progress: bool | None
+    run: Run
 
     def digest(self) -> str:
         """Name all that results depend on beside the data and the method."""
@@ -81,7 +82,8 @@ def dynamics(
     targets: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     into: str | Path | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Bench:
     """Fit on some trajectories, and forecast others from their starts.
 
@@ -111,8 +113,8 @@ def dynamics(
         Seeds of fits.
     into
         Folder that keeps every result as it comes, and from which the same call goes on.
-    progress
-        Show progress bars (default: on a terminal).
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Returns
     -------
@@ -125,9 +127,9 @@ def dynamics(
     for model in methods:
         if "time" not in model.needs:
             raise ConfigError(f"{model.key} forecasts no paths, which this bench compares.")
-    data = read.read(data)
+    run, cells = run.with_(**settings), Cells.of(data, schema)
     given = _given(
-        data, schema, tests, knockouts or {}, validation, edges, (regulators, targets), progress
+        cells, tests, knockouts or {}, validation, edges, (regulators, targets), run
     )  # fmt: skip
     rows = [
         *(
@@ -138,11 +140,11 @@ def dynamics(
         Contestant(CEILING, "ceiling", partial(_judge_baseline, halves)),
     ]
     about = {
-        **provenance(data, schema), "train": len(given.train), "levels": list(given.levels),
+        **provenance(cells), "train": len(given.train), "levels": list(given.levels),
         "given": given.digest(),
     }  # fmt: skip
     bench, outcomes = contest(
-        "dynamics", rows, _metric_table(given), given, about, seeds=seeds, into=into, progress=progress
+        "dynamics", rows, _metric_table(given), given, about, seeds=seeds, into=into, run=run
     )  # fmt: skip
     further = {
         name: pd.DataFrame(
@@ -157,31 +159,30 @@ def dynamics(
 
 
 def _given(
-    data: Data,
-    schema: Schema,
+    cells: Cells,
     tests: Mapping[str, Any],
     knockouts: Mapping[str, Any],
     validation: Any,
     edges: pd.DataFrame | None,
     among: tuple[Sequence[str] | None, Sequence[str] | None],
-    progress: bool | None,  # noqa: FBT001 (tri-state)
+    run: Run,
 ) -> _Given:
-    named = {role.partition("/")[0] for role, _ in schema.places()}
+    named = {role.partition("/")[0] for role in cells.places}
     if "time" not in named or not named & {"expression", "counts"}:
         raise SchemaError("bench.dynamics needs time, and expression or counts: name their places.")
     role = "expression" if "expression" in named else "counts"
     roles = [role, "time", *({"trajectory"} & named)]
-    everything = np.arange(data.n_obs)
-    rows = {name: read.positions(data, cells) for name, cells in tests.items()}
-    without = {genes: read.positions(data, cells) for genes, cells in knockouts.items()}
+    everything = np.arange(len(cells))
+    rows = {name: cells.positions(some) for name, some in tests.items()}
+    without = {genes: cells.positions(some) for genes, some in knockouts.items()}
     held_out = np.concatenate([np.zeros(0, int), *rows.values(), *without.values()])
-    spare = np.zeros(0, int) if validation is None else read.positions(data, validation)
+    spare = np.zeros(0, int) if validation is None else cells.positions(validation)
     train = np.setdiff1d(everything, np.concatenate([held_out, spare]))
     _require_cells(
-        {"to learn from": train, **{f"of {name!r}": cells for name, cells in rows.items()}}
+        {"to learn from": train, **{f"of {name!r}": some for name, some in rows.items()}}
     )
-    spec = learn_spec(data, schema, roles, everything)
-    source = open_source(data, schema, spec, roles, {})
+    spec = learn_spec(cells, roles, everything)
+    source = open_source(cells, spec, roles, {})
     span = source.scaled("time")[train]
     bandwidth = BANDWIDTH * float(span.max() - span.min())
 
@@ -191,18 +192,18 @@ def _given(
 
     if len(spare):
         rows["validation"] = spare
-    levels = {name: [Unseen(series(cells))] for name, cells in rows.items()}
+    levels = {name: [Unseen(series(some))] for name, some in rows.items()}
     if without:
         levels["knock-out"] = [
-            Unseen(series(cells), gene_positions(spec, "knockouts", genes))
-            for genes, cells in without.items()
+            Unseen(series(some), gene_positions(spec, "knockouts", genes))
+            for genes, some in without.items()
         ]
     signs = None if edges is None else _signs(edges, spec.features[role])
     judged = zip(("regulators", "targets"), among, strict=True)
     drives, driven = (_among(name, genes, spec.features[role]) for name, genes in judged)
     pairs = drives[:, None] & driven
     return _Given(
-        data, schema, train, spare, series(train, _LEARNED), levels, bandwidth, signs, pairs, progress
+        cells.data, cells.schema, train, spare, series(train, _LEARNED), levels, bandwidth, signs, pairs, run
     )  # fmt: skip
 
 
@@ -305,7 +306,7 @@ def _judge_model(model: Model, seed: int, given: _Given) -> Result:
     rows = np.union1d(given.train, given.validation)
     spare = given.validation if len(given.validation) else 0.1
     fitted = model.fit(
-        given.data, given.schema, rows=rows, validation=spare, seed=seed, progress=given.progress
+        given.data, given.schema, rows=rows, validation=spare, seed=seed, run=given.run
     )
     seconds = time.perf_counter() - start
     module = fitted.module

@@ -18,12 +18,12 @@ from jaxtyping import Bool
 from ..compute.convergence import State
 from ..compute.settings import settled
 from ..config.arguments import checked
-from ..data import read
-from ..data.check import as_category
+from ..data.cells import Cells
 from ..data.read import Data
 from ..errors import ConfigError, DataError, SchemaError
 from ..metrics import generation as measure
 from ..model import Model
+from ..run import Run
 from ..schema import CATEGORY_ROLES, COUNT_ROLES, Schema
 from . import generators
 from .contest import Contestant, contest, contestants
@@ -63,7 +63,7 @@ class _Given:
     features: Mapping[str, pd.Index]
     classes: Classes
     attributes: pd.DataFrame
-    progress: bool | None
+    run: Run
 
     @property
     def types(self) -> tuple[np.ndarray, list[str]]:
@@ -101,7 +101,8 @@ def generation(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     into: str | Path | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Bench:
     """Fit on some cells, generate as many of each class as others hold, and compare with those.
 
@@ -121,8 +122,8 @@ def generation(
     into
         Folder that keeps the result of every method and seed as it comes, and from which the same
         call goes on.
-    progress
-        Show progress bars (default: on a terminal).
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Raises
     ------
@@ -144,8 +145,8 @@ def generation(
         if model.scale != "counts":
             raise ConfigError(f"{model.key} generates no counts, which this bench compares.")
     seeds = require_seeds(seeds)
-    data = read.read(data)
-    given, left_out = _judged(_given(data, schema, progress), seeds)
+    run, cells = run.with_(**settings), Cells.of(data, schema)
+    given, left_out = _judged(_given(cells, run), seeds)
     judge = partial(partial, _judge, pictured=seeds[0])
     rows = [
         Contestant(CEILING, "ceiling", judge(_spare)),
@@ -158,14 +159,14 @@ def generation(
     names = class_names(given.attributes)
     held_out = np.bincount(given.classes[split(given.classes, 0).reference], minlength=len(names))
     about = {
-        **provenance(data, schema), "shares": list(SHARES), "classes": len(names),
+        **provenance(cells), "shares": list(SHARES), "classes": len(names),
         "cells": int((given.classes >= 0).sum()),
         "too small": {n: int(k) for n, k in zip(names, held_out, strict=True) if k < MIN_CLASS},
     }  # fmt: skip
     about |= {"not scored": left_out} if left_out else {}
     bench, outcomes = contest(
         "generation", rows, _metric_table(given), given, about,
-        seeds=seeds, into=into, progress=progress,
+        seeds=seeds, into=into, run=run,
     )  # fmt: skip
     further = {
         key: pd.DataFrame(
@@ -199,7 +200,7 @@ def generation(
     return replace(bench, methods=bench.methods.assign(note=notes))
 
 
-def class_table(data: Data, schema: Schema) -> tuple[Classes, pd.DataFrame]:
+def class_table(cells: Cells) -> tuple[Classes, pd.DataFrame]:
     """Return the class of each cell (-1 where a category is missing), and the attributes of each class.
 
     Raises
@@ -208,10 +209,8 @@ def class_table(data: Data, schema: Schema) -> tuple[Classes, pd.DataFrame]:
         If no category is named.
     """
     columns = {
-        role.removeprefix("categorical/"): as_category(
-            read.column(data, place, role), schema.missing
-        ).to_numpy(object)
-        for role, place in schema.places()
+        role.removeprefix("categorical/"): cells.categories(role).to_numpy(object)
+        for role in cells.places
         if role in CATEGORY_ROLES or role.startswith("categorical/")
     }
     if not columns:
@@ -224,22 +223,22 @@ def class_table(data: Data, schema: Schema) -> tuple[Classes, pd.DataFrame]:
     return classes, numbered.size().index.to_frame(index=False)
 
 
-def _given(data: Data, schema: Schema, progress: bool | None) -> _Given:  # noqa: FBT001 (tri-state)
-    if schema.counts is None:
+def _given(cells: Cells, run: Run) -> _Given:
+    if cells.schema.counts is None:
         raise SchemaError("bench.generation needs counts: Schema(counts='layers/…').")
-    classes, attributes = class_table(data, schema)
+    classes, attributes = class_table(cells)
     counts, measured, features = {}, {}, {}
-    for role, place in schema.places():
+    for role in cells.places:
         if role in COUNT_ROLES:
-            matrix, features[role] = read.matrix(data, place, role)
+            matrix, features[role] = cells.matrix(role)
+            at = cells.rows(role)
             values = sp.csr_matrix(matrix[np.arange(matrix.shape[0])])
-            at = read.where(data, place)
-            measured[role] = np.ones(data.n_obs, bool) if at is None else at >= 0
+            measured[role] = np.ones(len(cells), bool) if at is None else at >= 0
             if at is not None:
                 none = sp.csr_matrix((1, values.shape[1]), dtype=values.dtype)
                 values = sp.vstack([values, none], format="csr")[at]  # -1: the last one
             counts[role] = values
-    return _Given(data, schema, counts, measured, features, classes, attributes, progress)
+    return _Given(cells.data, cells.schema, counts, measured, features, classes, attributes, run)
 
 
 def _judged(given: _Given, seeds: Sequence[int]) -> tuple[_Given, dict[str, str]]:
@@ -420,9 +419,9 @@ def _fit_and_generate(model: Model, given: _Given, parts: Parts, seed: int) -> _
         data, schema = _classes_as_batches(given)
         attributes = pd.DataFrame({"batch": data.obs["class"].cat.categories})
         train = train[next(iter(given.measured.values()))[train]]
-    fitted = model.fit(data, schema, rows=train, seed=seed, progress=given.progress)
+    fitted = model.fit(data, schema, rows=train, seed=seed, run=given.run)
     told = {name: values.to_numpy()[wanted] for name, values in attributes.items()}
-    made: Any = fitted.generate(len(wanted), given=told, seed=seed, progress=given.progress)
+    made: Any = fitted.generate(len(wanted), given=told, seed=seed, run=given.run)
     places = dict(schema.places())
     counts = (
         {next(iter(given.counts)): sp.csr_matrix(made.X)}

@@ -20,6 +20,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+from .. import store
 from ..errors import ConfigError
 from ..version import code_hash
 

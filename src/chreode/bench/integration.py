@@ -21,9 +21,9 @@ from .. import config
 from ..compute.convergence import State, worst
 from ..compute.progress import bar
 from ..compute.settings import settled
+from ..compute.threads import pinned
 from ..config.arguments import checked
-from ..data import read
-from ..data.check import as_category
+from ..data.cells import Cells
 from ..data.read import Data
 from ..errors import CapabilityError, SchemaError, near
 from ..fitted import Fitted
@@ -33,11 +33,12 @@ from ..metrics.score import Score, ends, spanned
 from ..metrics.table import BASELINE
 from ..model import Model
 from ..registry import find
+from ..run import Run
 from ..schema import Place, Schema
 from .cluster import opened, portable
 from .digest import digest, provenance
 from .table import Bench
-from .trial import Outcome, Result, Trial, pinned
+from .trial import Outcome, Result, Trial
 from .trials import require_one, require_seeds, running
 
 #: Rows of the table beside the ones asked for: two baselines and a ceiling.
@@ -65,7 +66,7 @@ class _Given:
     cells: Int[np.ndarray, " n"]
     metrics: Sequence[str] | None
     draws: int
-    progress: bool | None
+    run: Run
 
 
 #: Embeds all cells under a seed, and says how the fit for it stood when it stopped.
@@ -96,7 +97,8 @@ def integration(
     metrics: Sequence[str] | None = None,
     into: str | Path | None = None,
     ray: bool | int = False,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Bench:
     """Score embeddings of the same cells by conservation of labels and mixing of batches.
 
@@ -122,8 +124,8 @@ def integration(
         Run methods and seeds side by side on Ray: on the cluster of RAY_ADDRESS, or on the cores of
         this machine. A number is the threads of each (True: one); on as many threads, the scores are
         those of a run without Ray. Workers open a path themselves.
-    progress
-        Show progress bars (default: on a terminal).
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Returns
     -------
@@ -149,22 +151,22 @@ def integration(
     """
     seeds = require_seeds(seeds)
     sent = portable(data) if ray else None
-    data = read.read(data)
-    named = {role: _category(data, schema, role) for role in ("label", "batch")}
+    run, cells = run.with_(**settings), Cells.of(data, schema)
+    named = {role: _category(cells, role) for role in ("label", "batch")}
     told = _metric_table(metrics)
     if any(key.endswith("leiden") for key in told.index):
         require_igraph()
-    with pinned(int(ray) or torch.get_num_threads()):
-        pca = find("pca")(n_latent=_components(data, schema))
-        x_pca = pca.fit(data, schema, seed=seeds[0], progress=progress).embed(_shallow(data))
-        table = _table(data, methods, seeds)
-        cells = _everywhere(read.positions(data, rows), [x_pca, *_ready(data, table)])
+    with pinned(int(ray) or run.threads or torch.get_num_threads()):
+        pca = find("pca")(n_latent=_components(cells))
+        x_pca = pca.fit(cells.data, schema, seed=seeds[0], run=run).embed(_shallow(cells.data))
+        table = _table(cells, methods, seeds)
+        scored = _everywhere(cells.positions(rows), [x_pca, *_ready(cells, table)])
         about = {
-            **provenance(data, schema), **_sizes(named, cells), "rows": digest(cells),
+            **provenance(cells), **_sizes(named, scored), "rows": digest(scored),
             "metrics": [*told.index], "draws": DRAWS, "components of PCA": pca.n_latent,
         }  # fmt: skip
         given = _Given(
-            data if sent is None else sent, schema, named, x_pca, cells, metrics, DRAWS, progress
+            cells.data if sent is None else sent, schema, named, x_pca, scored, metrics, DRAWS, run
         )
         trials = [
             Trial(f"{m.name}, seed {s}", partial(_judge, m.embed, s), {**m.about, "seed": s})
@@ -172,27 +174,25 @@ def integration(
             for s in m.seeds
         ]
         with (
-            bar(len(trials), "judge", progress) as shown,
+            bar(len(trials), "judge", run.progress) as shown,
             running(given, about, into=into, ray=ray) as runner,
         ):
             found = runner.run(trials, shown)
     require_one(trials, found)
     done = iter(found)
     outcomes = {method.name: {seed: next(done) for seed in method.seeds} for method in table}
-    scored = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
+    done_ = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
     totals = {
-        name: {
-            k: np.mean([o.arrays[k] for n, _, o in scored if n == name], axis=0) for k in _TOTALS
-        }
-        for name in {name for name, _, _ in scored}
+        name: {k: np.mean([o.arrays[k] for n, _, o in done_ if n == name], axis=0) for k in _TOTALS}
+        for name in {name for name, _, _ in done_}
     }
     pictures: dict[str, np.ndarray] = {}
-    for name, _, outcome in scored:
+    for name, _, outcome in done_:
         pictures.setdefault(name, outcome.arrays["embedding"])
     return Bench(
         kind="integration",
         scores=pd.DataFrame(
-            [{"method": n, "seed": s, **score} for n, s, o in scored for score in o.row["scores"]]
+            [{"method": n, "seed": s, **score} for n, s, o in done_ for score in o.row["scores"]]
         ),
         methods=pd.DataFrame(
             [_summary(method, outcomes[method.name].values(), totals) for method in table]
@@ -200,28 +200,27 @@ def integration(
         metrics=told,
         about=about,
         embeddings=pictures,
-        labels={role: values.iloc[cells] for role, values in named.items()},
+        labels={role: values.iloc[scored] for role, values in named.items()},
     )
 
 
-def _components(data: Data, schema: Schema) -> int:
+def _components(cells: Cells) -> int:
     """Return how many principal components the baseline has: 50, or as many as there can be."""
-    places = dict(schema.places())
-    role = "expression" if "expression" in places else "counts"
-    if role not in places:
+    role = "expression" if "expression" in cells.places else "counts"
+    if role not in cells.places:
         return 50  # the fit, which follows, says what is lacking
-    cells, features = read.matrix(data, places[role], role)[0].shape
-    return max(1, min(50, cells - 2, features))
+    n, features = cells.matrix(role).matrix.shape
+    return max(1, min(50, n - 2, features))
 
 
 def _table(
-    data: Data, methods: Sequence[str | Model | Fitted], seeds: Sequence[int]
+    cells: Cells, methods: Sequence[str | Model | Fitted], seeds: Sequence[int]
 ) -> list[_Method]:
     """Return the rows of the table; methods of one name (two configurations, two fits) are numbered."""
     table = [
         _Method(BASELINE, "baseline", _pca, seeds[:1], {"baseline": BASELINE}),
         _Method(HARMONY, "baseline", _harmony, seeds, {"baseline": HARMONY}),
-        *(_method(method, data, seeds) for method in methods),
+        *(_method(method, cells, seeds) for method in methods),
         _Method(CEILING, "ceiling", _oracle, seeds[:1], {"ceiling": CEILING}),
     ]
     met: Counter[str] = Counter()
@@ -232,12 +231,13 @@ def _table(
     return table
 
 
-def _method(method: str | Model | Fitted, data: Data, seeds: Sequence[int]) -> _Method:
+def _method(method: str | Model | Fitted, cells: Cells, seeds: Sequence[int]) -> _Method:
     if isinstance(method, str):
+        data = cells.data
         key = next((k for k in (method, f"X_{method}") if k in data.obsm), None)
         if key is None:
             raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
-        about: dict[str, Any] = {"obsm": key, "values": digest(_slot(data, key))}
+        about: dict[str, Any] = {"obsm": key, "values": digest(_slot(cells, key))}
         said = "one seed: a ready-made embedding"
         return _Method(key, "method", partial(_read_slot, key), seeds[:1], about, said)
     name, key = type(method).__name__, "model"
@@ -252,12 +252,12 @@ def _method(method: str | Model | Fitted, data: Data, seeds: Sequence[int]) -> _
     return _Method(name, "method", partial(_fit_and_embed, method), seeds, about)
 
 
-def _ready(data: Data, table: Sequence[_Method]) -> Iterator[Float[np.ndarray, "cells z"]]:
-    yield from (_slot(data, row.about["obsm"]) for row in table if "obsm" in row.about)
+def _ready(cells: Cells, table: Sequence[_Method]) -> Iterator[Float[np.ndarray, "cells z"]]:
+    yield from (_slot(cells, row.about["obsm"]) for row in table if "obsm" in row.about)
 
 
-def _slot(data: Data, key: str) -> Float[np.ndarray, "cells z"]:
-    values = read.matrix(data, Place("obsm", key), "obsm")[0]
+def _slot(cells: Cells, key: str) -> Float[np.ndarray, "cells z"]:
+    values: Any = cells.matrix_at(Place("obsm", key), "obsm").matrix
     return np.asarray(values.toarray() if sp.issparse(values) else values, np.float32)
 
 
@@ -275,17 +275,17 @@ def _pca(given: _Given, _: int) -> tuple[np.ndarray, State]:
 
 
 def _read_slot(key: str, given: _Given, _: int) -> tuple[np.ndarray, State]:
-    return _slot(opened(given.data), key), "rested"
+    return _slot(Cells(opened(given.data), given.schema), key), "rested"
 
 
 def _embed(fitted: Fitted, given: _Given, _: int) -> tuple[np.ndarray, State]:
-    x = fitted.embed(_shallow(opened(given.data)), progress=given.progress)
+    x = fitted.embed(_shallow(opened(given.data)), run=given.run)
     return x, fitted.provenance["state"]
 
 
 def _fit_and_embed(model: Model, given: _Given, seed: int) -> tuple[np.ndarray, State]:
     data = opened(given.data)
-    return _embed(model.fit(data, given.schema, seed=seed, progress=given.progress), given, seed)
+    return _embed(model.fit(data, given.schema, seed=seed, run=given.run), given, seed)
 
 
 def _harmony(given: _Given, seed: int) -> tuple[np.ndarray, State]:
@@ -406,11 +406,10 @@ def _metric_table(metrics: Sequence[str] | None) -> pd.DataFrame:
     return pd.DataFrame(table).set_index("metric")
 
 
-def _category(data: Data, schema: Schema, role: str) -> pd.Series:
-    if getattr(schema, role) is None:
+def _category(cells: Cells, role: str) -> pd.Series:
+    if getattr(cells.schema, role) is None:
         raise SchemaError(f"bench.integration needs {role}: Schema({role}='obs/…').")
-    place = dict(schema.places())[role]
-    return as_category(read.column(data, place, role), schema.missing)
+    return cells.categories(role)
 
 
 def _sizes(named: Mapping[str, pd.Series], cells: np.ndarray) -> dict[str, int]:

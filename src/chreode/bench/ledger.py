@@ -13,6 +13,7 @@ import torch
 
 from .. import store
 from ..errors import StoreError
+from ..version import code_hash
 from .trial import Outcome
 
 #: Seconds in which a line that another process is writing must grow.

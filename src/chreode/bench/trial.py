@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
+from ..compute.threads import pinned
 from ..errors import ChreodeError
 from .digest import digest
 
@@ -88,15 +87,3 @@ def attempt(trial: Trial, shared: Any, threads: int | None = None) -> Outcome:
         said = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
         return Outcome(failed=said, seconds=time.perf_counter() - start, unforeseen=True)
     return Outcome(row, arrays, seconds=time.perf_counter() - start)
-
-
-@contextmanager
-def pinned(threads: int) -> Iterator[None]:
-    """Give torch and the linear algebra of NumPy so many threads: results depend on it in the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with threadpool_limits(threads):
-            yield
-    finally:
-        torch.set_num_threads(before)

@@ -18,18 +18,21 @@ from mudata import MuData
 from .. import config
 from ..compute.progress import bar
 from ..compute.rng import Rng
+from ..compute.threads import pinned
 from ..config.arguments import checked
-from ..data import read
+from ..data.cells import Cells
 from ..data.check import findings, require
+from ..data.holdout import hold_out, named_cells
 from ..data.read import Data
 from ..errors import CapabilityError, ConfigError, FitError, near
 from ..fitted import Fitted
-from ..model import Model, hold_out, named_cells
+from ..model import Model
+from ..run import Run
 from ..schema import Schema
 from .cluster import opened, portable
 from .digest import digest, provenance
 from .identity import identity
-from .trial import Outcome, Result, Trial, pinned
+from .trial import Outcome, Result, Trial
 from .trials import Runner, running
 
 #: A fitted model and cells that it has not learned from -> a number, the lower the better.
@@ -109,7 +112,7 @@ class _Given:
     validation: np.ndarray
     test: np.ndarray
     objective: Objective
-    progress: bool | None
+    run: Run
 
 
 @checked
@@ -127,7 +130,8 @@ def tune(
     test: Any = 0.1,
     into: str | Path | None = None,
     ray: bool | int = False,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Tuned:
     """Search for better options of a model by fits judged on held-out cells (TPE).
 
@@ -165,8 +169,8 @@ def tune(
     ray
         Run trials side by side on Ray, with so many threads each (True: one). Options are then
         suggested for all workers at once, so that the trials depend on the number of workers.
-    progress
-        Show progress bars (default: on a terminal).
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Raises
     ------
@@ -193,26 +197,26 @@ def tune(
     if trials < 1:
         raise ConfigError(f"trials={trials}: expected at least 1.")
     sent = portable(data) if ray else None
-    data = read.read(data)
-    positions = read.positions(data, rows)
-    require(findings(data, schema, positions))
-    train, between, last = _three(data, positions, validation, test, seed)
+    run, cells = run.with_(**settings), Cells.of(data, schema)
+    positions = cells.positions(rows)
+    require(findings(cells, positions, progress=run.progress))
+    train, between, last = _three(cells, positions, validation, test, seed)
     if objective is None and (other := sorted(set(space) & set(model.rescores))):
         raise ConfigError(
             f"{model.key} with another {other[0]} scores something else, so trials cannot be compared by "
             f"their score. Leave {other[0]} out of the space, or give an objective."
         )
     objective = objective or nats_per_cell
-    with pinned(int(ray) or torch.get_num_threads()):
+    with pinned(int(ray) or run.threads or torch.get_num_threads()):
         about = {
-            **provenance(data, schema), "model": model.key, "rows": digest(train, between, last),
+            **provenance(cells), "model": model.key, "rows": digest(train, between, last),
             "objective": _told_apart(objective, named=into is None),
         }  # fmt: skip
         given = _Given(
-            data if sent is None else sent, schema, train, between, last, objective, progress
+            cells.data if sent is None else sent, schema, train, between, last, objective, run
         )
         with (
-            bar(trials + 2 * REFITS, "tune", progress) as shown,
+            bar(trials + 2 * REFITS, "tune", run.progress) as shown,
             running(given, about, into=into, ray=ray) as runner,
         ):
             table, tried = study.search(runner, trials, shown)
@@ -357,11 +361,11 @@ def _distribution(model: Model, name: str, values: Any) -> Any:
 
 
 def _three(
-    data: Data, rows: np.ndarray, validation: Any, test: Any, seed: int
+    cells: Cells, rows: np.ndarray, validation: Any, test: Any, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows to learn from, to compare trials by, and to judge at the end: no two share any."""
-    between = named_cells(data, rows, validation, "validation")
-    last = named_cells(data, rows, test, "test")
+    between = named_cells(cells, rows, validation, "validation")
+    last = named_cells(cells, rows, test, "test")
     both = [what for what in (between, last) if not isinstance(what, float)]
     if len(both) == 2 and (shared := len(np.intersect1d(*both))):
         raise ConfigError(
@@ -398,7 +402,7 @@ def _fit_and_judge(
         seed=seed,
         rows=rows,
         validation=given.validation if validates else 0,
-        progress=given.progress,
+        run=given.run,
     )
     value = float(given.objective(fitted, _some(data, getattr(given, cells))))
     if not np.isfinite(value):

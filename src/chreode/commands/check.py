@@ -18,7 +18,8 @@ from .common import Answer, Json, as_flags, narrows, spoken, suggested, with_rol
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..data.check import Look
+    from ..data.cells import Cells
+    from ..data.look import Look
     from ..data.read import Data
     from ..model import Model
 
@@ -62,21 +63,22 @@ def check(
     for_
         Look for this model alone.
     """
+    from ..data.cells import Cells
     from ..data.check import SCALED_ROLES, Finding, findings
-    from ..data.read import read
 
     wanted = [find(for_)] if for_ else [find(key) for key in keys()]
     schema = Schema.from_dict(roles)
-    data = read(file)
+    cells = Cells.of(file, schema)
+    data = cells.data
     looks: dict[str, Any] = {}
     summed = {str(place) for role, place in schema.places() if role in SCALED_ROLES}
-    matrices, columns = list(_matrices(data, summed, looks)), list(_columns(data))
-    found = findings(data, schema, looks=looks)
+    matrices, columns = list(_matrices(cells, summed, looks)), list(_columns(data))
+    found = findings(cells, looks=looks)
     feeds = [_fed(model, schema) for model in wanted] if roles or for_ else []
     if for_ and feeds[0]["missing"]:
         found.append(Finding("error", "schema", f"{for_} needs {feeds[0]['missing'][0]}."))
     failed = any(finding.level == "error" for finding in found)
-    following = None if failed else _next(file, data, schema, feeds, matrices, columns)
+    following = None if failed else _next(file, cells, feeds, matrices, columns)
     pending = ", once the errors are mended" if failed else ""
     text = "\n".join(
         [
@@ -116,7 +118,7 @@ def _sizes(data: Data) -> str:
 
 
 def _matrices(
-    data: Data, summed: Collection[str], looks: dict[str, Any]
+    cells: Cells, summed: Collection[str], looks: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yield what stands in every slot that a matrix role can name; put what was seen into `looks`.
 
@@ -124,11 +126,11 @@ def _matrices(
     """
     import numpy as np
 
-    from ..data import read
-    from ..data.check import look
     from ..data.disk import is_sparse
+    from ..data.look import look
     from ..errors import ChreodeError
 
+    data = cells.data
     for prefix, part in _parts(data):
         whole = bool(getattr(data, "mod", {})) and not prefix
         slots = [] if whole or part.X is None else ["X"]
@@ -140,7 +142,7 @@ def _matrices(
             place = str(Place.parse(prefix + slot))
             row = {"place": place, "shape": [], "dtype": "", "sparse": False, "counts": False}
             try:
-                values, _ = read.matrix(data, Place.parse(place), "")
+                values = cells.matrix_at(Place.parse(place)).matrix
                 row |= {"shape": list(values.shape), "dtype": str(values.dtype)}
                 row |= {"sparse": is_sparse(values), "holds": f"{values.dtype}, no numbers"}
                 if not values.shape[1]:
@@ -254,18 +256,18 @@ def _fed(model: type[Model], schema: Schema) -> dict[str, Any]:
 
 def _next(
     file: Path,
-    data: Data,
-    schema: Schema,
+    cells: Cells,
     feeds: list[dict[str, Any]],
     matrices: list[dict[str, Any]],
     columns: list[dict[str, Any]],
 ) -> str | None:
     """Return the command line that comes next: name the roles, then fit."""
+    schema = cells.schema
     told = schema.as_dict()
     if not told:
         roles = _candidates(matrices, columns)
         return suggested("check", file, *roles) if roles else None
-    asked = _asked(data, schema)
+    asked = _asked(cells)
     ready = [
         feed
         for feed in feeds
@@ -288,16 +290,14 @@ def _next(
     return suggested("fit", model, file, *as_flags(told), *fewer, "-o", f"runs/{model}")
 
 
-def _asked(data: Data, schema: Schema) -> set[str]:
+def _asked(cells: Cells) -> set[str]:
     """Return the roles named that some models alone read, where these have something to learn of them."""
-    from ..data.read import column
-
-    told = {role: column(data, place, role) for role, place in schema.places() if role in _ASKED}
+    told = {role: cells.column(role) for role in cells.places if role in _ASKED}
     found = {role for role, values in told.items() if values.nunique() > 1}
     if "time" in found and "trajectory" in told:  # nothing moves in a trajectory of one time
         of_each = told["time"].groupby(told["trajectory"].to_numpy(), observed=True).nunique()
         found -= {"time"} if (of_each < 2).any() else set()
-    return found | {role for role in ("protein", "accessibility") if getattr(schema, role)}
+    return found | {role for role in ("protein", "accessibility") if getattr(cells.schema, role)}
 
 
 def _candidates(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -30,6 +30,9 @@ from .common import (
     with_roles,
 )
 from .fit import tables_of
+
+if TYPE_CHECKING:
+    from ..data.cells import Cells
 
 _EXAMPLE = (
     "Example: chreode bench {} pbmc.h5ad --counts layers/counts --batch obs/donor "
@@ -185,30 +188,26 @@ def dynamics(
     seeds
         Seeds of fits.
     """
-    from ..data.read import read
+    from ..data.cells import Cells
 
     _require_places(output, report, into)
     use_threads(threads)
-    data, schema = read(file), _schema(config, roles)
+    cells = Cells.of(file, _schema(config, roles))
     scored = ch.bench.dynamics(
-        data, schema, [_model(name, config) for name in models],
-        tests={"test": _cells_of(tests, data, schema)}, seeds=seeds, into=into,
+        cells.data, cells.schema, [_model(name, config) for name in models],
+        tests={"test": _cells_of(tests, cells)}, seeds=seeds, into=into,
     )  # fmt: skip
     columns = ["role", "mse, test", "denoised, test", "denoised_r2, test", "seeds", "note"]
     return _answer(scored, columns, output, report, json)
 
 
-def _cells_of(trajectories: tuple[str, ...], data: Any, schema: ch.Schema) -> Any:
+def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> Any:
     """Return which cells are of these trajectories."""
-    from ..data.check import as_category
-    from ..data.read import column
-
-    place = dict(schema.places()).get("trajectory")
-    if place is None:
+    if "trajectory" not in cells.places:
         raise ConfigError(
             "--tests names trajectories: say where these are, as in --trajectory obs/donor."
         )
-    of = as_category(column(data, place, "trajectory"), schema.missing)
+    of = cells.categories("trajectory")
     for name in trajectories:
         if name not in set(of):
             raise ConfigError(f"There is no trajectory {name!r}.{near(name, of.dropna().unique())}")

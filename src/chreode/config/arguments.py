@@ -67,6 +67,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.items():
             hint = hints.get(name, Any)
             if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                _refuse_unknown(function.__name__, signature, hints, value)
                 continue
             if value is not signature.parameters[name].default:
                 _refuse(function.__name__, name, value, hint)
@@ -77,6 +78,19 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 def _of_class(owner: str) -> str:
     return f"{owner} was called on a class, as PCA.fit(…) would be. Make one of it first, as in PCA().fit(…)."
+
+
+def _refuse_unknown(
+    owner: str, signature: inspect.Signature, hints: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Refuse keywords of a function with `run` that are no settings of it: it takes these one by one too."""
+    settings = [field.name for field in dataclasses.fields(hints["run"])]
+    named = [name for name in signature.parameters if name != "self" and name in hints]
+    for name in given:
+        if name not in settings:
+            raise ArgumentError(
+                f"{owner} has no argument {name!r}.{near(name, [*named, *settings])}"
+            )
 
 
 def _unbound(

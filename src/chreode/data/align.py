@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError, SchemaError, near, warn
-from ..schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, UNIT_ROLES, Place, Schema, Spec
-from .check import as_category, findings, merging, require, unit
-from .read import Data, column, matrix, numbers, where
+from ..schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, UNIT_ROLES, Place, Spec
+from .cells import Cells
+from .check import findings, merging, require, unit
 from .source import Source
 
 #: A query whose shared features carry less than this share of the model's weight is refused.
@@ -25,7 +25,7 @@ class MissingFeatures(UserWarning):
 
 
 def learn_spec(
-    data: Data, schema: Schema, roles: Collection[str], rows: np.ndarray, old: Spec | None = None
+    cells: Cells, roles: Collection[str], rows: np.ndarray, old: Spec | None = None
 ) -> Spec:
     """Return the names and sizes of `roles`, seen on `rows` alone.
 
@@ -40,18 +40,18 @@ def learn_spec(
     blocks: dict[str, tuple[int, ...]] = {}
     units: dict[str, tuple[float, float]] = {}
     covariates: dict[str, list[str]] = {"categorical": [], "continuous": []}
-    for role, place in _wanted(schema, roles):
+    for role in _wanted(cells, roles):
         base, _, name = role.partition("/")
         if base in MATRIX_ROLES:
-            features[role] = tuple(str(n) for n in matrix(data, place, role)[1])
+            features[role] = tuple(str(n) for n in cells.matrix(role).names)
         if base in covariates:
             covariates[base].append(name)
         if base in (*UNIT_ROLES, "continuous"):
             before = old.numbers.get(name or role) if old else None
-            units[name or role] = before or unit(numbers(data, place, role)[rows])
+            units[name or role] = before or unit(cells.numbers(role)[rows])
         if base in CATEGORY_ROLES or base == "categorical":
             key = name or role
-            values = as_category(column(data, place, role).iloc[rows], schema.missing).dropna()
+            values = cells.categories(role).iloc[rows].dropna()
             known = old.categories.get(key, ()) if old else ()
             fresh = tuple(sorted(set(values) - set(known)))
             categories[key] = (*known, *fresh)
@@ -67,8 +67,7 @@ def learn_spec(
 
 
 def match_features(
-    data: Data,
-    schema: Schema,
+    cells: Cells,
     spec: Spec,
     roles: Collection[str],
     weight: Mapping[str, np.ndarray] | None = None,
@@ -84,27 +83,28 @@ def match_features(
         If too much of the model's weight is missing.
     """
     take: dict[str, np.ndarray] = {}
-    for role, place in _wanted(schema, roles):
+    for role in _wanted(cells, roles):
         if role.partition("/")[0] in MATRIX_ROLES:
-            names = matrix(data, place, role)[1]
+            names = cells.matrix(role).names
             if not names.is_unique:
                 continue  # the check of the values, which follows, says so
             found = names.astype(str).get_indexer(pd.Index(spec.features[role]))
             if not np.array_equal(found, np.arange(len(names))):
                 take[role] = found
-                _report_missing(role, place, found, names, spec, (weight or {}).get(role))
+                _report_missing(
+                    role, cells.places[role], found, names, spec, (weight or {}).get(role)
+                )
     return take
 
 
 def open_source(
-    data: Data,
-    schema: Schema,
+    cells: Cells,
     spec: Spec,
     roles: Collection[str],
     take: Mapping[str, np.ndarray],
     rows: np.ndarray | None = None,
 ) -> Source:
-    """Return the cells of `data` aligned to `spec`, with `roles` alone.
+    """Return the cells aligned to `spec`, with `roles` alone.
 
     Parameters
     ----------
@@ -121,30 +121,29 @@ def open_source(
     matrices: dict[str, Any] = {}
     places: dict[str, np.ndarray] = {}
     columns: dict[str, Any] = {}
-    for role, place in _wanted(schema, roles):
+    for role in _wanted(cells, roles):
         base, _, name = role.partition("/")
         if base in MATRIX_ROLES:
-            matrices[role] = matrix(data, place, role)[0]
-            at = where(data, place)
+            matrices[role] = cells.matrix(role).matrix
+            at = cells.rows(role)
             if at is not None:
                 places[role] = at
         elif base in CATEGORY_ROLES or base == "categorical":
             key = name or role
-            columns[role] = _codes(column(data, place, role), key, schema, spec, rows)
+            columns[role] = _codes(cells.categories(role), key, spec, rows)
         elif base in NUMBER_ROLES or base == "continuous":
-            columns[role] = numbers(data, place, role)
+            columns[role] = cells.numbers(role)
             if base != "size_factor":
                 _refuse_merging(role, columns[role] if rows is None else columns[role][rows], spec)
     for stacked in ("categorical", "continuous"):
         names_ = getattr(spec, stacked)
         if names_ and any(r.startswith(f"{stacked}/") for r in columns):
             columns[stacked] = np.stack([columns.pop(f"{stacked}/{n}") for n in names_], axis=1)
-    return Source(spec, data.obs_names.to_numpy(), matrices, places, take, columns)
+    return Source(spec, cells.names.to_numpy(), matrices, places, take, columns)
 
 
 def open_query(
-    data: Data,
-    schema: Schema,
+    cells: Cells,
     spec: Spec,
     roles: Collection[str],
     weight: Mapping[str, np.ndarray] | None = None,
@@ -158,11 +157,10 @@ def open_query(
     SchemaError, DataError
         If a role is absent or its values are wrong.
     """
-    read = {f for f in schema.as_dict() if f in roles or f in ("missing", "fractional")}
-    narrow = Schema().with_(**{f: getattr(schema, f) for f in read})
-    take = match_features(data, narrow, spec, roles, weight)
-    require(findings(data, narrow, query=True, progress=progress))
-    return open_source(data, narrow, spec, roles, take)
+    cells = cells.narrowed(roles)
+    take = match_features(cells, spec, roles, weight)
+    require(findings(cells, query=True, progress=progress))
+    return open_source(cells, spec, roles, take)
 
 
 def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, Any]:
@@ -225,14 +223,11 @@ def _refuse_merging(role: str, values: np.ndarray, spec: Spec) -> None:
             raise DataError(found.text)
 
 
-def _wanted(schema: Schema, roles: Collection[str]) -> list[tuple[str, Place]]:
-    return [(role, place) for role, place in schema.places() if role.partition("/")[0] in roles]
+def _wanted(cells: Cells, roles: Collection[str]) -> list[str]:
+    return [role for role in cells.places if role.partition("/")[0] in roles]
 
 
-def _codes(
-    values: pd.Series, key: str, schema: Schema, spec: Spec, rows: np.ndarray | None
-) -> np.ndarray:
-    text = as_category(values, schema.missing)
+def _codes(text: pd.Series, key: str, spec: Spec, rows: np.ndarray | None) -> np.ndarray:
     codes = pd.Index(spec.categories[key]).get_indexer(pd.Index(text)).astype(np.int64)
     if key == "label":
         return codes  # an unknown label is an unlabelled cell: nothing is decoded from it

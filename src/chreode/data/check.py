@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from jaxtyping import Float64, Int, Shaped
+from jaxtyping import Float64
 
-from ..compute.progress import bar
 from ..errors import DataError, SchemaError, near, warn
 from ..schema import (
     CATEGORY_ROLES,
@@ -23,25 +20,13 @@ from ..schema import (
     Place,
     Schema,
 )
+from .cells import Cells
 from .design import ONE_COURSE, confounded, shared
-from .read import Data, column, matrix, measured, numbers, where
+from .look import Look, look
+from .places import as_category
 
-#: Values looked at in one go: bounds the memory of the checks.
-_PIECE = 2**22
 #: Counts that float32 tells from their neighbours.
 _EXACT = 2**24
-#: What turns normalised values back to ones whose sums are the same in every cell, with the largest value
-#: that is tried (no logarithm of counts comes near 60); and cells from which equal sums are no chance.
-_SCALES: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
-    "": (math.inf, lambda x: x),
-    "turned back by expm1, ": (60, np.expm1),
-    "turned back by 2 ** x - 1, ": (60, lambda x: np.exp2(x) - 1),
-}
-_SOME = 5
-#: How many times the smaller sums the larger ones are where they are the same; rounding moves them (counts
-#: of real cells: 2 to 10 times). Of rounded logarithms they come this much closer, as a share of their
-#: logarithm: sums of exponentiated counts always lie further apart than those of the counts.
-_SAME, _ROUNDED, _CLOSER = 1.01, 1.1, 0.75
 #: Strings that often stand for "not known" without saying so.
 _SUSPECT = ("nan", "na", "none", "unknown", "unmatched", "unassigned", "")
 _LONELY = (
@@ -67,52 +52,46 @@ class Finding:
 
 
 def findings(
-    data: Data,
-    schema: Schema,
+    cells: Cells,
     rows: np.ndarray | None = None,
     *,
     query: bool = False,
     looks: Mapping[str, Look] | None = None,
     progress: bool | None = None,
 ) -> list[Finding]:
-    """Return everything there is to say about the roles of `schema`, on `rows` (default: all).
+    """Return everything there is to say about the roles of `cells`, on `rows` (default: all).
 
     A `query` is not learned from, so a batch of one cell is no error there. Every matrix is read
     once, and those at the places of `looks` are not read again. Cells that lack every modality that a
     role names are asked for nothing.
     """
-    rows = np.arange(data.n_obs) if rows is None else rows
-    found = list(_names(data))
-    rows = rows[measured(data, schema)[rows]]
+    rows = np.arange(len(cells)) if rows is None else rows
+    found = list(_names(cells.names))
+    rows = rows[cells.measured()[rows]]
     if len(rows) == 0:
         return [*found, Finding("error", "rows", "There are no cells.")]
-    for role, place in schema.places():
+    for role in cells.places:
         try:
-            found += _role(data, schema, role, place, rows, looks or {}, progress)
+            found += _role(cells, role, rows, looks or {}, progress)
         except SchemaError as error:
             found.append(Finding("error", role, str(error)))
     if query:  # nothing is learned
         return [f for f in found if not f.text.endswith(_LONELY)]
-    return (
-        found if any(f.level == "error" for f in found) else [*found, *_design(data, schema, rows)]
-    )
+    return found if any(f.level == "error" for f in found) else [*found, *_design(cells, rows)]
 
 
-def _design(data: Data, schema: Schema, rows: np.ndarray) -> Iterator[Finding]:
+def _design(cells: Cells, rows: np.ndarray) -> Iterator[Finding]:
     columns = {}
-    for role, place in schema.places():
+    for role, place in cells.places.items():
         if role.partition("/")[0] not in (*MATRIX_ROLES, "size_factor", "trajectory"):
-            values = column(data, place, role).iloc[rows]
             numeric = role.partition("/")[0] in (*UNIT_ROLES, "continuous")
-            columns[f"{role} ({place})"] = (
-                values if numeric else as_category(values, schema.missing)
-            )
+            values = cells.column(role) if numeric else cells.categories(role)
+            columns[f"{role} ({place})"] = values.iloc[rows]
     for level, role, text in confounded(columns):
         yield Finding(level, role, text)
-    if schema.time and not schema.trajectory:
-        place = Place.parse(schema.time)
-        if shared(numbers(data, place, "time")[rows]):
-            yield Finding("note", "time", f"time ({place}), for models of dynamics: {ONE_COURSE}.")
+    if cells.schema.time and not cells.schema.trajectory and shared(cells.numbers("time")[rows]):
+        said = f"time ({cells.schema.time}), for models of dynamics: {ONE_COURSE}."
+        yield Finding("note", "time", said)
 
 
 def require(found: list[Finding]) -> None:
@@ -132,41 +111,39 @@ def require(found: list[Finding]) -> None:
             warn(f.text, CountsWarning)
 
 
-def _names(data: Data) -> Iterator[Finding]:
-    if not data.obs_names.is_unique:
-        name = data.obs_names[data.obs_names.duplicated()][0]
+def _names(names: pd.Index) -> Iterator[Finding]:
+    if not names.is_unique:
+        name = names[names.duplicated()][0]
         yield Finding(
             "error", "cells", f"Cell names are not unique ({name!r}): data.obs_names_make_unique()."
         )
 
 
 def _role(
-    data: Data,
-    schema: Schema,
+    cells: Cells,
     role: str,
-    place: Place,
     rows: np.ndarray,
     looks: Mapping[str, Look],
     progress: bool | None,  # noqa: FBT001 (tri-state)
 ) -> Iterator[Finding]:
-    base, said = role.partition("/")[0], f"{role} ({place})"
+    base, place = role.partition("/")[0], cells.places[role]
+    said = f"{role} ({place})"
     if base in MATRIX_ROLES:
-        values, names = matrix(data, place, role)
+        values, names = cells.matrix(role)
+        at = cells.rows(role)
         yield from _form(said, base, place, values, names)
         if values.shape[1] and values.dtype.kind in "fiub":
-            at = where(data, place)
             rows = rows if at is None else at[rows][at[rows] >= 0]
             seen = looks.get(str(place)) or look(
                 values, rows, f"check {role}", progress, sums=base in SCALED_ROLES
             )
-            yield from _values(said, base, seen, schema)
+            yield from _values(said, base, seen, cells.schema)
             if base == "counts" and not (seen.negative or seen.infinite or seen.lacking):
                 yield from _zeros(said, base, place, seen)
-    else:
-        if base in CATEGORY_ROLES or base == "categorical":
-            yield from _category(said, base, column(data, place, role).iloc[rows], schema)
-        elif base in NUMBER_ROLES or base == "continuous":
-            yield from _number(said, base, numbers(data, place, role)[rows])
+    elif base in CATEGORY_ROLES or base == "categorical":
+        yield from _category(said, base, cells.column(role).iloc[rows], cells.schema)
+    elif base in NUMBER_ROLES or base == "continuous":
+        yield from _number(said, base, cells.numbers(role)[rows])
 
 
 def _form(said: str, role: str, place: Place, values: Any, names: pd.Index) -> Iterator[Finding]:
@@ -260,140 +237,6 @@ def _zeros(said: str, role: str, place: Place, seen: Look) -> Iterator[Finding]:
         yield Finding(
             "note", role, f"{said}: {seen.silent:,} features are zero in every cell; kept."
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """What one pass over a matrix of numbers saw.
-
-    Attributes
-    ----------
-    low, high
-        Smallest and largest finite value, 0 among them.
-    lacking, infinite, negative, broken
-        Values that are NaN, infinite, below 0, finite and not whole.
-    example
-        The first one that is not whole.
-    empty
-        Rows whose values add up to 0.
-    silent
-        Columns whose values add up to 0.
-    scale
-        How the values look normalised, in words; empty if they do not, or sums were not asked for.
-    """
-
-    low: float
-    high: float
-    lacking: int
-    infinite: int
-    negative: int
-    broken: int
-    example: float
-    empty: Int[np.ndarray, " rows"]
-    silent: int
-    scale: str
-
-
-def look(
-    values: Any,
-    rows: Int[np.ndarray, " n"],
-    what: str = "check",
-    progress: bool | None = None,  # noqa: FBT001 (tri-state)
-    *,
-    sums: bool = False,
-) -> Look:
-    """Look at the values of `rows` in one pass, a few rows at a time; if wanted at their `sums` too."""
-    low = high = example = 0.0
-    lacking = infinite = negative = broken = 0
-    empty = [rows[:0]]
-    back = {name: [np.zeros(0)] for name in _SCALES}
-    total = np.zeros(values.shape[1])
-    with bar(len(rows), what, progress) as shown, np.errstate(all="ignore"):
-        for some, block in _blocks(values, rows):
-            stored = stored_values(block)
-            finite = stored
-            if stored.dtype.kind == "f" and not np.isfinite(stored.sum()):
-                known = np.isfinite(stored)
-                nan = int(np.isnan(stored).sum())
-                lacking, infinite = lacking + nan, infinite + known.size - int(known.sum()) - nan
-                finite = stored[known]
-            low, high = min(low, finite.min(initial=0)), max(high, finite.max(initial=0))
-            negative += int((stored < 0).sum()) if low < 0 else 0
-            if stored.dtype.kind == "f":
-                odd = finite[finite != np.floor(finite)]
-                example = float(odd[0]) if odd.size and not broken else example
-                broken += odd.size
-            for name, (most, f) in _SCALES.items() if sums else ():
-                back[name].append(
-                    _row_sums(block, f) if high <= most else np.full(len(some), math.inf)
-                )
-            empty.append(some[np.asarray(block.sum(1)).ravel() == 0])
-            total += np.asarray(block.sum(0)).ravel()
-            shown.update(len(some))
-    return Look(
-        float(low), float(high), lacking, infinite, negative, broken, example,
-        np.concatenate(empty), int((total == 0).sum()),
-        _scale({name: np.concatenate(sums) for name, sums in back.items()}, whole=not broken),
-    )  # fmt: skip
-
-
-def _row_sums(block: Any, f: Callable[[np.ndarray], np.ndarray]) -> Float64[np.ndarray, " n"]:
-    """Return the sum of f of every row, where f(0) is 0."""
-    if sp.issparse(block):
-        block = block.copy()
-        block.data = f(block.data.astype(np.float64))
-        return np.asarray(block.sum(1)).ravel()
-    return f(np.asarray(block, np.float64)).sum(1)
-
-
-def _scale(sums: Mapping[str, Float64[np.ndarray, " n"]], *, whole: bool) -> str:
-    """Say how values look normalised, by the sums of cells in them and in what they may be logarithms of."""
-    apart = {name: _apart(values) for name, values in sums.items()}
-    same = _ROUNDED if whole else _SAME
-    found = next((name for name, times in apart.items() if times <= same), None)
-    if found is None and whole:
-        closest = min(apart, key=lambda name: apart[name])
-        closer = math.log(apart[closest]) < _CLOSER * math.log(apart[""])
-        found = closest if closer else None
-    if found is None:
-        return ""
-    return f"{'log-' if found else ''}normalised{' and rounded' if whole else ''}: {found}"
-
-
-def _apart(sums: Float64[np.ndarray, " n"]) -> float:
-    """Return how many times the smaller sums the larger ones are; infinite where they tell nothing."""
-    if len(sums) < _SOME or not np.isfinite(sums).all():
-        return math.inf
-    low, high = np.quantile(sums, (0.05, 0.95))  # an odd cell says nothing of the others
-    return float(high / low) if low > 0 else math.inf
-
-
-def any_nan(values: Any) -> bool:
-    """Return whether a matrix holds NaN."""
-    if values.dtype.kind != "f":
-        return False
-    blocks = _blocks(values, np.arange(values.shape[0]))
-    return any(bool(np.isnan(stored_values(block)).any()) for _, block in blocks)
-
-
-def stored_values(block: Any) -> Shaped[np.ndarray, " n"]:
-    """Return what is stored of some rows, flat: all but the zeros of a sparse matrix."""
-    return block.data if sp.issparse(block) else np.asarray(block).ravel()
-
-
-def _blocks(values: Any, rows: Int[np.ndarray, " n"]) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yield rows and their values, a few at a time."""
-    step = max(1, _PIECE // max(1, values.shape[1]))
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        yield some, values[some]
-
-
-def as_category(values: pd.Series, missing: Sequence[str]) -> pd.Series:
-    """Return strings, with None where a value is NaN, empty or declared missing."""
-    text = values.astype(object)
-    known = values.notna().to_numpy() & ~values.astype(str).isin(("", *missing)).to_numpy()
-    return text.astype(str).where(known, None)
 
 
 def _category(said: str, role: str, values: pd.Series, schema: Schema) -> Iterator[Finding]:

@@ -14,13 +14,14 @@ from scipy import sparse
 from ..config.arguments import checked
 from ..errors import ConfigError, DataError, SchemaError, warn
 from ..schema import Schema
-from . import read
+from .cells import Cells
 from .check import findings, require
+from .read import Data
 
 
 @checked
 def select_genes(
-    data: read.Data | str | Path, schema: Schema, n: int = 2000, *, rows: Any = None
+    data: Data | str | Path, schema: Schema, n: int = 2000, *, rows: Any = None
 ) -> pd.Index:
     """Return the names of the `n` most variable genes, in the data's order.
 
@@ -41,30 +42,27 @@ def select_genes(
     SchemaError, DataError
         If neither is named, or the values are not what they are named as.
     """
-    data = read.read(data)
     if schema.counts is None and schema.expression is None:
         raise SchemaError(
             "select_genes needs counts or expression: Schema(counts='layers/counts')."
         )
     role = "expression" if schema.counts is None else "counts"
-    places = dict(schema.places())
-    judged = Schema(batch=schema.batch, fractional=schema.fractional)
-    judged = judged.with_(**{role: str(places[role])})
-    rows = read.positions(data, rows)
-    at = read.where(data, places[role])
+    cells = Cells.of(data, schema)
+    values, names = cells.matrix(role)
+    at = cells.rows(role)
+    rows = cells.positions(rows)
     rows = rows if at is None else rows[at[rows] >= 0]
-    require(findings(data, judged, rows))
-    values, names = read.matrix(data, places[role], role)
+    require(findings(cells.narrowed([role, "batch"]), rows))
     if n > len(names):
         warn(
             f"There are {len(names):,} genes, fewer than the {n:,} asked for: all of them are kept."
         )
     codes = np.zeros(len(rows), int)
     if schema.batch is not None:
-        codes = pd.factorize(read.column(data, places["batch"], "batch").iloc[rows])[0]
-    cells = sparse.csr_matrix(values[rows if at is None else at[rows]])
+        codes = pd.factorize(cells.column("batch").iloc[rows])[0]
+    counts = sparse.csr_matrix(values[rows if at is None else at[rows]])
     judge = _variance if role == "expression" else pearson_residual_variance
-    return names[np.sort(_rank(cells, codes, n, judge))]
+    return names[np.sort(_rank(counts, codes, n, judge))]
 
 
 def _variance(x: sparse.csr_matrix) -> Float[np.ndarray, " g"]:

@@ -41,9 +41,13 @@ class Shuffled:
 
     batch_size: int
 
+    def per_epoch(self, n_cells: int) -> int:
+        """Return how many minibatches so many cells make."""
+        return max(1, round(n_cells / self.batch_size))
+
     def n_batches(self, source: Source, rows: Rows) -> int:  # noqa: ARG002 (a Sampler may need the source)
         """Return how many minibatches an epoch has."""
-        return max(1, round(len(rows) / self.batch_size))
+        return self.per_epoch(len(rows))
 
     def batches(
         self,

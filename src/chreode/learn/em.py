@@ -16,7 +16,7 @@ from ..compute.progress import bar
 from ..data.source import Source
 from ..errors import FitError, warn
 from ..module import Module
-from .phase import Phase, Run, Split, Trace
+from .phase import Phase, Session, Split, Trace
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class EM:
     tol: float
     slack: float = 1e-9
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
         """Train in place on all rows; Ctrl-C keeps the last update.
 
         Raises

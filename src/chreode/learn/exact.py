@@ -25,7 +25,7 @@ from ..nn.sparse import (
     powers,
     transposed_times,
 )
-from .phase import Phase, Run, Split, Trace
+from .phase import Phase, Session, Split, Trace
 
 Batches = Callable[[], Iterator[CellBatch]]
 
@@ -47,7 +47,9 @@ class Exact:
 
     validates: ClassVar[bool] = False
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
         """Solve in place."""
         start = time.perf_counter()
         target = phase.target(module)

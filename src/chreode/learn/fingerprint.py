@@ -16,11 +16,11 @@ from ..data.source import Source
 from ..losses import kernel
 from ..module import Module
 from ..version import code_hash
-from .phase import Run, Split
+from .phase import Session, Split
 
 
 def fingerprint(
-    about: Mapping[str, Any], module: Module, source: Source, split: Split, run: Run
+    about: Mapping[str, Any], module: Module, source: Source, split: Split, run: Session
 ) -> dict[str, str]:
     """Return a hash, or the value itself, of everything that the bits of a fit depend on.
 

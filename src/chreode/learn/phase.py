@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+import torch
 
 from .. import store
 from ..compute.convergence import State
@@ -44,7 +45,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Run:
+class Session:
     """How a fit is run: nothing here changes what is learned, except precision.
 
     Attributes
@@ -80,7 +81,7 @@ class Run:
     group: Group = field(default_factory=Group)
     mapping: bool = False
 
-    def for_phase(self, number: int) -> Run:
+    def for_phase(self, number: int) -> Session:
         """Return the run of one phase: a stream and a checkpoint of its own."""
         file = _state(self.checkpoint, number) if self.checkpoint else None
         return replace(self, rng=self.rng.child(f"phase{number}"), checkpoint=file)
@@ -112,7 +113,9 @@ class Learner(Protocol):
     #: Whether rows should be held out for it.
     validates: ClassVar[bool]
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
         """Train ``phase.part`` of `module` in place."""
         ...
 
@@ -132,11 +135,8 @@ class Phase:
     name
         What its rows of the history are called.
     view
-        What the part sees in place of the source: what an earlier phase has made of the cells
-        (module, source, split, run) → a source, of cells or of series.
-    whole
-        Whether rows that were held out at random for earlier phases are learned from too: nothing is left
-        to be chosen by them.
+        What the part sees in place of source and split, such as what an earlier phase has made of the
+        cells: (module, source, split, run) → a source, of cells or of series, and a split.
     lasts
         Option of the model that says how long it lasts, if one does.
     """
@@ -145,13 +145,34 @@ class Phase:
     part: str = ""
     data: Sampler | None = None
     name: str = field(default="fit")
-    view: Callable[[Any, Source, Split, Run], Any] | None = None
-    whole: bool = False
+    view: Callable[[Any, Source, Split, Session], tuple[Any, Split]] | None = None
     lasts: str = ""
 
     def target(self, module: Module) -> Any:
         """Return the submodule that learns."""
         return module.get_submodule(self.part)
+
+    def seen(self, module: Module, source: Source, split: Split, run: Session) -> tuple[Any, Split]:
+        """Return what the part sees."""
+        return self.view(module, source, split, run) if self.view else (source, split)
+
+
+def run_phases(
+    module: Module, phases: Sequence[Phase], source: Source, split: Split, run: Session
+) -> list[Trace]:
+    """Prepare and learn each phase in turn, in place."""
+    traces: list[Trace] = []
+    for number, phase in enumerate(phases):
+        seen, some = phase.seen(module, source, split, run)
+        module.to("cpu")  # where cells are, and in double precision too
+        with run.rng.scope("prepare", number), torch.no_grad():
+            phase.target(module).prepare(seen, some.train, run.rng)
+        module.to(run.device)
+        traces.append(phase.learner.learn(module, phase, seen, some, run.for_phase(number)))
+        if traces[-1].interrupted:
+            # what follows begins from less than the whole: it keeps no state
+            run = replace(run, checkpoint=None)
+    return traces
 
 
 def unfinished(phases: Sequence[Phase], traces: Sequence[Trace], options: Any) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -24,12 +24,10 @@ from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError, 
 from ..losses import kernel
 from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
-from .phase import Phase, Run, Split, Trace
+from .phase import Phase, Session, Split, Trace
 
 #: Cells that a fit by minibatches needs at the least: batch norm and a split must make sense.
 MIN_CELLS = 10
-#: Decay from which Adam's normalised steps could not hold a weight above a third.
-MOST_DECAY = 3.0
 #: Steps from one update of the average of the weights to the next, so that it costs next to nothing.
 AVERAGE_EVERY = 10
 
@@ -48,14 +46,11 @@ class SGD:
     lr
         Learning rate at the start.
     max_epochs
-        Passes over the training rows (None: see `default_epochs`, but enough for `least_steps`).
-    least_steps
-        Minibatches that a fit of few cells sees at the least, unless `max_epochs` says otherwise.
+        Passes over the training rows, or what returns them from the number of rows (None:
+        `default_epochs`).
     weight_decay
-        L2 penalty of Adam; decoupled (AdamW) where `decoupled`.
-    prior
-        Number of cells that weigh as much as a weight decay of 1: decay added in inverse proportion to
-        the training cells, as that of a prior of the weights is, up to `MOST_DECAY`.
+        L2 penalty of Adam, or what returns it from the number of rows; decoupled (AdamW) where
+        `decoupled`.
     eps
         Adam's denominator term.
     schedule
@@ -88,10 +83,8 @@ class SGD:
 
     validates: ClassVar[bool] = True
     lr: float
-    max_epochs: int | None = None
-    least_steps: int = 0
-    weight_decay: float = 0.0
-    prior: float = 0.0
+    max_epochs: int | Callable[[int], int] | None = None
+    weight_decay: float | Callable[[int], float] = 0.0
     decoupled: bool = False
     eps: float = 1e-8
     schedule: Literal["constant", "cosine"] = "constant"
@@ -102,7 +95,9 @@ class SGD:
     settle: float = 0.0
     chooses: bool = True
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
         """Train ``phase.part`` in place. Ctrl-C keeps the best weights so far and says so.
 
         Raises
@@ -158,7 +153,7 @@ class _Loop:
     sampler: Sampler
     source: Source
     split: Split
-    run: Run
+    run: Session
     epoch: int = 0
     index: int = 0
     averaged: int = 0
@@ -170,9 +165,8 @@ class _Loop:
 
     def __post_init__(self) -> None:
         n_batches = self.sampler.n_batches(self.source, self.split.train)
-        self.epochs = self.sgd.max_epochs or max(
-            default_epochs(len(self.split.train)), math.ceil(self.sgd.least_steps / n_batches)
-        )
+        n_rows = len(self.split.train)
+        self.epochs = int(_for_so_many(self.sgd.max_epochs or default_epochs, n_rows))
         self.steps = self.epochs * n_batches
         self.players = {
             name: [p for p in parameters if p.requires_grad]
@@ -182,7 +176,7 @@ class _Loop:
         self.optimisers = {
             name: kind(
                 parameters, lr=self.sgd.lr, eps=self.sgd.eps,
-                weight_decay=self._decay(), fused=True,
+                weight_decay=_for_so_many(self.sgd.weight_decay, n_rows), fused=True,
             )
             for name, parameters in self.players.items()
         }  # fmt: skip
@@ -191,9 +185,6 @@ class _Loop:
         self.forward = self.target
         if self.run.compile:
             self.forward = torch.compile(self.target)  # type: ignore[assignment]  # OptimizedModule
-
-    def _decay(self) -> float:
-        return self.sgd.weight_decay + min(MOST_DECAY, self.sgd.prior / len(self.split.train))
 
     def run_epoch(self) -> dict[str, float]:
         """Train one epoch, validate, and remember the best."""
@@ -429,6 +420,10 @@ class _Loop:
             setattr(self, key, info[key])
         kernel.count_anew(served=bool(info["kernel"]) or bool(kernel.used()))
         self.averaged = self.index
+
+
+def _for_so_many(value: float | Callable[[int], float], n_rows: int) -> float:
+    return value(n_rows) if callable(value) else value
 
 
 def _like(state: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, Tensor]:

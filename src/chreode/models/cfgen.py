@@ -25,8 +25,8 @@ from ..flows.field import ConditionalField, Terms
 from ..flows.guidance import drop_as_published, drop_conditions
 from ..flows.path import straight, stratified_times
 from ..learn.exact import Exact
-from ..learn.phase import Phase, Run, Split
-from ..learn.sgd import SGD
+from ..learn.phase import Phase, Session, Split
+from ..learn.sgd import SGD, default_epochs
 from ..losses.evidence import evidence_bound
 from ..model import Model
 from ..module import Loss, Module, Option, Step
@@ -36,10 +36,15 @@ from ..schema import Spec
 from .parts.autoencoder import MODALITIES, WARM_UP, Autoencoder
 from .parts.depth import Depth
 
-#: Cells that weigh as much as a weight decay of 1 (see `SGD.prior`).
-PRIOR = 4000.0
+#: Cells that weigh as much as a weight decay of 1: the decay falls as cells are added, as that of a prior
+#: of the weights does. From a decay of 3 Adam's normalised steps could not hold a weight above a third.
+PRIOR, MOST_DECAY = 4000.0, 3.0
 #: Minibatches that the flow sees at the least: they are cheap, and few cells make few in an epoch.
 FLOW_STEPS = 15_000
+
+
+def _decay_of_prior(n_cells: int) -> float:
+    return min(MOST_DECAY, PRIOR / n_cells)
 
 
 class Flow(Module):
@@ -271,7 +276,9 @@ class CFGenModule(Module):
         }
 
 
-def encoded(module: CFGenModule, source: Source, split: Split, run: Run) -> Source:
+def encoded(
+    module: CFGenModule, source: Source, split: Split, run: Session
+) -> tuple[Source, Split]:
     """Return the cells as the flow sees them: latent means and variances, depths and attributes."""
     shape = (len(source), module.options.n_latent)
     columns = {
@@ -291,7 +298,7 @@ def encoded(module: CFGenModule, source: Source, split: Split, run: Run) -> Sour
             for name, values in found.items():
                 columns[name][batch.rows.cpu().numpy()] = values.cpu().numpy()
     columns = {**source.columns, **columns}
-    return replace(source, matrices={}, where={}, take={}, columns=columns)
+    return replace(source, matrices={}, where={}, take={}, columns=columns), split
 
 
 @config
@@ -431,6 +438,11 @@ class CFGen(Model):
             "method": self.solver, "steps": self.steps, "rtol": self.tolerance, "atol": self.tolerance,
         }  # fmt: skip
 
+    def _flow_passes(self, n_cells: int) -> int:
+        """Return the passes over so many cells that the flow needs for its minibatches."""
+        enough = math.ceil(FLOW_STEPS / Shuffled(self.batch_size).per_epoch(n_cells))
+        return max(default_epochs(n_cells), enough)
+
     def phases(self) -> list[Phase]:
         """Return autoencoder, then flow."""
         data = Shuffled(self.batch_size)
@@ -438,8 +450,8 @@ class CFGen(Model):
         return [
             Phase(
                 SGD(
-                    lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay or 0.0,
-                    prior=PRIOR if self.weight_decay is None else 0.0,
+                    lr=self.lr, max_epochs=self.max_epochs,
+                    weight_decay=_decay_of_prior if self.weight_decay is None else self.weight_decay,
                     decoupled=True, clip=1.0, ema=self.ema, patience=self.patience, settle=WARM_UP,
                 ),
                 "autoencoder", data, name="autoencoder", lasts="max_epochs",
@@ -447,7 +459,7 @@ class CFGen(Model):
             *counted,
             Phase(
                 SGD(
-                    lr=self.flow_lr, max_epochs=self.flow_epochs, least_steps=FLOW_STEPS,
+                    lr=self.flow_lr, max_epochs=self.flow_epochs or self._flow_passes,
                     weight_decay=1e-6, decoupled=True, clip=1.0,
                     ema=self.ema, schedule=self.flow_schedule,
                 ),

@@ -15,7 +15,7 @@ from ..data.design import ONE_COURSE, shared
 from ..data.sampler import Together
 from ..data.series import SeriesSource
 from ..data.source import Source
-from ..learn.phase import Phase, Run, Split
+from ..learn.phase import Phase, Session, Split
 from ..learn.sgd import SGD
 from ..model import Model
 from ..schema import Spec
@@ -142,25 +142,35 @@ class NeuralODE(Model):
         """Return a stage of so many steps, at a share of the learning rate, that sees pieces so long."""
         n = math.ceil(steps / EVERY)
         sgd = SGD(lr=share * self.lr, max_epochs=n, clip=1.0, schedule="cosine", chooses=False)
-        view, whole = self.view(span, crowd), name != "slopes"
+        view = self.view(span, crowd, whole=name != "slopes")
         data, lasts = Together(round(steps / n)), _LASTS[name]
-        return Phase(sgd, data=data, name=name, view=view, whole=whole, lasts=lasts)
+        return Phase(sgd, data=data, name=name, view=view, lasts=lasts)
 
     def view(
-        self, span: float | None, crowd: int = 0
-    ) -> Callable[[Any, Source, Split, Run], SeriesSource]:
-        """Return what makes series of cells, cut into pieces so long (a share of the time)."""
+        self, span: float | None, crowd: int = 0, *, whole: bool = False
+    ) -> Callable[[Any, Source, Split, Session], tuple[SeriesSource, Split]]:
+        """Return what makes series of cells, cut into pieces so long (a share of the time).
 
-        def series(module: Any, source: Source, split: Split, run: Run) -> SeriesSource:  # noqa: ARG001
+        Of the `whole`, series that were held out at random for earlier stages are learned from too: nothing
+        is left to be chosen by them.
+        """
+
+        def series(
+            module: Any,  # noqa: ARG001 (the contract)
+            source: Source,
+            split: Split,
+            run: Session,  # noqa: ARG001 (the contract)
+        ) -> tuple[SeriesSource, Split]:
             known = np.sort(np.concatenate([split.train, split.validation]))
             time = source.scaled("time")[known]
             length = float(time.max() - time.min())
             cut = span if span is None else span * length
             width = self.bandwidth * length
-            return SeriesSource.of(
+            made = SeriesSource.of(
                 source, known=known, n_times=self.n_times, bandwidth=width, span=cut,
                 smooth=self.targets == "smoothed", crowd=crowd,
             )  # fmt: skip
+            return made, split.whole() if whole else split
 
         return series
 

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..config.arguments import checked
-from ..data import read
+from ..data.cells import Cells
 from ..errors import ConfigError, DataError, SchemaError, near
+from ..run import Run
 from ..text import picture
 from ..verbs.answering import open_cells, stream
 from ..verbs.latent import embed
@@ -51,7 +52,7 @@ def phase_portrait(
     """
     ax = axes(ax, 4.6, 4.0)
     z = embed(fitted, data)[:, :2]
-    time = _times(fitted, data)
+    time = _times(Cells.of(data, fitted.schema))
     if z.shape[1] < 2 or not np.ptp(z, axis=0).all():
         raise DataError(
             "There is no plane to draw: these cells vary in fewer than two components of the fit. Give "
@@ -103,15 +104,17 @@ def paths(fitted: FittedState, data: AnnData, genes: Sequence[str], *, most: int
     unknown = [gene for gene in genes if gene not in known]
     if unknown:
         raise ConfigError(f"There is no gene {unknown[0]!r}.{near(unknown[0], known)}")
-    places = dict(fitted.schema.places())
-    time = _times(fitted, data)
+    cells, quiet = Cells.of(data, fitted.schema), Run(progress=False)
+    time = _times(cells)
     of = (
-        read.column(data, places["trajectory"], "trajectory").astype(str).to_numpy()
-        if "trajectory" in places
-        else np.full(data.n_obs, "all cells")
+        cells.column("trajectory").astype(str).to_numpy()
+        if "trajectory" in cells.places
+        else np.full(len(cells), "all cells")
     )
-    source, rows = open_cells(fitted, "embed", data, None, False)
-    seen = np.concatenate([b.log_expression() for _, b in stream(source, rows, "paths", False)])
+    source, rows = open_cells(fitted, "embed", cells, quiet)
+    seen = np.concatenate(
+        [batch.log_expression() for _, batch in stream(source, rows, "paths", quiet, "cpu")]
+    )
     names = list(fitted.spec.categories.get("trajectory", ("all cells",)))[:most]
     width = min(4, len(genes))
     figure = Figure(figsize=(3.0 * width, 2.3 * -(-len(genes) // width)), layout="constrained")
@@ -222,8 +225,7 @@ def _path(fitted: FittedState, start: str) -> AnnData:
     return found
 
 
-def _times(fitted: FittedState, data: AnnData) -> np.ndarray:
-    place = dict(fitted.schema.places()).get("time")
-    if place is None:
+def _times(cells: Cells) -> np.ndarray:
+    if "time" not in cells.places:
         raise SchemaError("This needs a model that was fitted with time: Schema(time='obs/…').")
-    return read.column(data, place, "time").to_numpy(float)
+    return cells.numbers("time")

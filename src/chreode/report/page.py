@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from .. import store
 from ..config.arguments import checked
 from ..errors import visible
+from ..version import __version__
 
 #: What stands for a value that is not there.
 ABSENT = "–"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..compute.device import choose_device
 from ..compute.progress import bar
+from ..compute.threads import pinned
 from ..data.align import open_query
 from ..data.batch import CellBatch
+from ..data.cells import Cells
 from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
 from ..data.source import Source
 from ..errors import CapabilityError, ConfigError, SchemaError
+from ..run import Run
 from ..schema import MATRIX_ROLES, Schema
 from .conditions import Conditions, as_mapping
 from .state import FittedState
@@ -79,9 +84,8 @@ def at_least(name: str, value: int, least: int) -> None:
 def open_cells(
     self: FittedState,
     verb: str,
-    data: Data,
-    schema: Schema | None,
-    progress: bool | None,  # noqa: FBT001 (tri-state)
+    cells: Cells,
+    run: Run,
     to: Conditions | str | None = None,
 ) -> tuple[Source, np.ndarray]:
     """Return the aligned cells and the rows that have the modalities the verb reads.
@@ -90,12 +94,11 @@ def open_cells(
     batch that was never seen can be decoded as cells of a known one.
     """
     self.require(verb)
-    schema = schema or self.schema
     looks = verb if self.model.inverts and verb != "reconstruct" else "embed"
     replaced = set(as_mapping(self, to)) - set(self.model.reads(looks))
     roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
-    _refuse_unnamed(self, schema, roles)
-    source = open_query(data, schema, self.spec, roles, self.feature_weight(), progress=progress)
+    _refuse_unnamed(self, cells.schema, roles)
+    source = open_query(cells, self.spec, roles, self.feature_weight(), progress=run.progress)
     self.model.refuse_missing(source)
     measured = [source.measured(role) for role in source.matrices]
     enough = np.logical_or if self.model.partial else np.logical_and
@@ -127,27 +130,38 @@ def _refuse_unnamed(self: FittedState, schema: Schema, roles: Collection[str]) -
         raise SchemaError(said)
 
 
+@contextmanager
+def at_work(self: FittedState, run: Run) -> Iterator[tuple[Any, str]]:
+    """Yield the module on the device to compute on, and that device, with as many threads as are wanted.
+
+    The fitted model's own tensors stay on the CPU.
+    """
+    device = choose_device(run.device, double=True)
+    with pinned(run.threads):
+        yield (self.module if device == "cpu" else deepcopy(self.module).to(device)), device
+
+
 def stream(
-    source: Source,
-    rows: np.ndarray,
-    what: str,
-    progress: bool | None,  # noqa: FBT001 (tri-state)
+    source: Source, rows: np.ndarray, what: str, run: Run, device: str
 ) -> Iterator[tuple[np.ndarray, CellBatch]]:
     """Yield cells in chunks of bounded size, with their positions."""
-    with bar(len(rows), what, progress) as shown:
-        for batch in source.batches(rows):
-            yield batch.rows.numpy(), batch
+    with bar(len(rows), what, run.progress) as shown:
+        for batch in source.batches(rows, device):
+            yield batch.rows.cpu().numpy(), batch
             shown.update(len(batch))
 
 
 def ask(capability: Callable[..., Any], *about: Any, noise: Any = None, **options: Any) -> Any:
-    """Return what the module answers, without gradients, under a stream of noise.
+    """Return what the module answers, on the CPU, without gradients, under a stream of noise.
 
     Both end with the call: a verb that hands out its results one by one may be left in the middle of
     them, and what follows elsewhere must not find torch changed.
     """
     with torch.inference_mode(), noise or nullcontext():
-        return capability(*about, **options)
+        found = capability(*about, **options)
+    if isinstance(found, Mapping):
+        return {name: values.cpu() for name, values in found.items()}
+    return found.cpu()
 
 
 def _record(self: FittedState, **more: Any) -> str:

@@ -13,13 +13,14 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ..config.arguments import checked
-from ..data import read
 from ..data.align import match_features
-from ..data.check import as_category, findings, require
+from ..data.cells import Cells
+from ..data.check import findings, require
 from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
 from ..errors import ConfigError, SchemaError, near
-from ..schema import Place, Schema
+from ..run import Run
+from ..schema import Schema
 from .cells import generate
 from .conditions import condition_named
 from .state import FittedState
@@ -35,7 +36,8 @@ def augment(
     rows: object = None,
     seed: int = 0,
     schema: Schema | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> AnnData:
     """Return the cells with generated ones beside them, until no class is smaller than it should be.
 
@@ -56,6 +58,8 @@ def augment(
         Seed of the draws.
     schema
         Where the counts and the attributes live in `data`, if not where they lived in the fit.
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Returns
     -------
@@ -84,14 +88,14 @@ def augment(
         raise SchemaError(
             f"The model was not fitted with classes of {by!r}.{near(by, fitted.spec.categories)}"
         )
-    data, schema = read.read(data), schema or fitted.schema
-    kept = read.positions(data, rows)
-    places = {role.partition("/")[2] or role: place for role, place in schema.places()}
-    columns = {c: places[c] for c in fitted.spec.conditions if c in places}
+    cells, run = Cells.of(data, schema or fitted.schema), run.with_(**settings)
+    kept = cells.positions(rows)
+    roles = {role.partition("/")[2] or role: role for role in cells.places}
+    columns = {c: roles[c] for c in fitted.spec.conditions if c in roles}
     if by not in columns:
         raise SchemaError(f"augment needs the place of {by}: Schema({by}='obs/COLUMN').")
-    real = _real(data, fitted, schema, kept, columns)
-    classes = real.obs[columns[by].key]
+    real = _real(cells, fitted, kept, columns)
+    classes = real.obs[cells.places[columns[by]].key]
     sizes = classes.value_counts().reindex(list(fitted.spec.categories[by]), fill_value=0)
     wanted = (max(floor, 0) if floor is not None else sizes.max()) - sizes
     wanted = wanted[wanted > 0]
@@ -104,14 +108,14 @@ def augment(
     if n == 0:
         return real
     told = {by: np.repeat(wanted.index.to_numpy(object), wanted.to_numpy())}
-    made: Any = generate(fitted, n, given=told, seed=seed, progress=progress)
+    made: Any = generate(fitted, n, given=told, seed=seed, run=run)
     if not isinstance(made, AnnData):  # of several modalities, of which the counts are added
         place = dict(fitted.schema.places())["counts"]
         made = AnnData(made[place.modality or "counts"].X, obs=made.obs, var=real.var)
     made.obs["generated"] = True
     made.obs_names = _unheard(made.obs_names, real.obs_names)
     made.obs = made.obs.rename(
-        columns={fitted.column(c): place.key for c, place in columns.items()}
+        columns={fitted.column(c): cells.places[role].key for c, role in columns.items()}
     )
     both = anndata.concat([real, made], join="inner", merge="first")
     both.obs = _joined(real.obs, made.obs)
@@ -133,38 +137,32 @@ def _joined(real: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
 
 
 def _real(
-    data: Data,
-    fitted: FittedState,
-    schema: Schema,
-    rows: np.ndarray,
-    columns: Mapping[str, Place],
+    cells: Cells, fitted: FittedState, rows: np.ndarray, columns: Mapping[str, str]
 ) -> AnnData:
     """Return the raw counts of cells, with the model's features, and their obs."""
-    places = dict(schema.places())
-    roles = [r for r in ("counts",) if r in fitted.spec.roles]
-    if not roles:
+    schema = cells.schema
+    if "counts" not in fitted.spec.roles:
         raise SchemaError("augment adds counts; this model was not fitted on any.")
-    if "counts" not in places:
+    if "counts" not in cells.places:
         raise SchemaError("augment needs the place of counts: Schema(counts='layers/counts').")
-    values, _ = read.matrix(data, places["counts"], "counts")
-    at = read.where(data, places["counts"])
+    values, _ = cells.matrix("counts")
+    at = cells.rows("counts")
     if at is not None:
         rows = rows[at[rows] >= 0]
-    require(findings(data, Schema(counts=schema.counts, fractional=schema.fractional), rows))
+    require(findings(cells.narrowed(["counts"]), rows))
     counts = sp.csr_matrix(values[rows if at is None else at[rows]])
-    take = match_features(data, schema, fitted.spec, roles).get("counts")
+    take = match_features(cells, fitted.spec, ["counts"]).get("counts")
     if take is not None:
         padded = sp.hstack([counts, sp.csr_matrix((counts.shape[0], 1))], format="csr")
         counts = padded[:, np.where(take < 0, counts.shape[1], take)]
-    obs = data.obs.iloc[rows].copy()
+    obs = cells.data.obs.iloc[rows].copy()
     if not obs.columns.is_unique:
         twice = obs.columns[obs.columns.duplicated()][0]
         raise SchemaError(f"obs has several columns {twice!r}: rename all but one.")
-    for name, place in columns.items():
-        values = read.column(data, place, name)
-        if name in fitted.spec.categories:
-            values = as_category(values, schema.missing).astype(object)
-        obs[place.key] = values.iloc[rows].to_numpy()
+    for name, role in columns.items():
+        known = name in fitted.spec.categories
+        column = cells.categories(role).astype(object) if known else cells.column(role)
+        obs[cells.places[role].key] = column.iloc[rows].to_numpy()
     var = pd.DataFrame(index=pd.Index(list(fitted.spec.features["counts"]), dtype=object))
     return AnnData(counts if schema.fractional else counts.astype(np.int64), obs=obs, var=var)
 

@@ -17,16 +17,18 @@ from ..compute.progress import bar
 from ..compute.rng import Rng
 from ..compute.settings import settled
 from ..config.arguments import checked
-from ..data import read
 from ..data.batch import CellBatch
+from ..data.cells import Cells
 from ..data.collect import collect_cells, refuse_what_cannot_be_kept
-from ..data.read import Data
+from ..data.read import Data, refuse_over
 from ..data.source import CHUNK_VALUES
 from ..errors import ConfigError, SchemaError, near
+from ..run import Run
 from ..schema import NUMBER_ROLES, Schema
 from .answering import (
     ask,
     at_least,
+    at_work,
     blocks,
     features,
     open_cells,
@@ -58,7 +60,8 @@ def reconstruct(
     library: float | None = None,
     into: str | Path | None = None,
     schema: Schema | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> AnnData | Path:
     """Return the expected values of every trained feature, without the noise of counting.
 
@@ -80,7 +83,7 @@ def reconstruct(
     ``uns["chreode"]["reconstruct"]`` says the scale: counts, log1p of counts per 10,000, or that of the
     `expression` of the fit.
     """
-    data = read.read(data)
+    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
     decoded = [r for r in self.spec.features if r.partition("/")[0] in ("counts", "expression")]
     if role != "counts":
         decoded = [r for r in self.spec.features if r == role]
@@ -88,8 +91,8 @@ def reconstruct(
         raise SchemaError(f"This model does not decode {role!r}.{near(role, self.spec.features)}")
     if library is not None and self.scale != "counts":
         raise ConfigError(f"This {self.model.key} decodes {self.scale}; it has no library to set.")
-    read.refuse_over(data, into)
-    source, usable = open_cells(self, "reconstruct", data, schema, progress, to)
+    refuse_over(cells.data, into)
+    source, usable = open_cells(self, "reconstruct", cells, run, to)
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
     target = encode(self, to)
 
@@ -97,12 +100,13 @@ def reconstruct(
     more |= {"role": role} if self.module.drawn else {}
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
-        for _, batch in stream(source, usable, "reconstruct", progress):
-            found = ask(self.module.reconstruct, batch, under(batch, target), **more)
-            yield {role: found.numpy()}
+        with at_work(self, run) as (module, device):
+            for _, batch in stream(source, usable, "reconstruct", run, device):
+                found = ask(module.reconstruct, batch, under(batch, target), **more)
+                yield {role: found.numpy()}
 
     return collect_cells(
-        chunks(), data.obs.iloc[usable], {role: self.spec.features[decoded[0]]},
+        chunks(), cells.data.obs.iloc[usable], {role: self.spec.features[decoded[0]]},
         uns(self, "reconstruct", to=to), counts=False, into=into,
     )  # fmt: skip
 
@@ -117,7 +121,8 @@ def predict(
     seed: int = 0,
     into: str | Path | None = None,
     schema: Schema | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Data | Path:
     """Return the same cells as they would be measured under other conditions.
 
@@ -134,21 +139,22 @@ def predict(
     per 10,000 or what `expression` held for others; ``uns["chreode"]["predict"]`` says which. ``obs`` is the
     cells' own, with the columns of `to` replaced. From a model of several kinds of counts: a MuData.
     """
-    data = read.read(data)
-    read.refuse_over(data, into)
-    source, usable = open_cells(self, "predict", data, schema, progress, to)
+    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    refuse_over(cells.data, into)
+    source, usable = open_cells(self, "predict", cells, run, to)
     room(self, len(usable), into)
     target = encode(self, to)
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
-        for number, (_, batch) in enumerate(stream(source, usable, "predict", progress)):
-            noise = Rng(seed).scope("noise", number)
-            yield blocks(self, ask(self.module.predict, batch, under(batch, target), noise=noise))
+        with at_work(self, run) as (module, device):
+            for number, (_, batch) in enumerate(stream(source, usable, "predict", run, device)):
+                noise = Rng(seed).scope("noise", number)
+                yield blocks(self, ask(module.predict, batch, under(batch, target), noise=noise))
 
     moved = {**self.module.implied("predict"), **as_mapping(self, to)}
     numbers = (*self.spec.continuous, *NUMBER_ROLES)  # which the command line gives as text
     values = {self.column(k, schema): float(v) if k in numbers else v for k, v in moved.items()}
-    obs = data.obs.iloc[usable].copy()
+    obs = cells.data.obs.iloc[usable].copy()
     for name, value in values.items():
         obs[name] = value
     return collect_cells(
@@ -167,7 +173,8 @@ def generate(
     guidance: float | Mapping[str, float] = 1.0,
     seed: int = 0,
     into: str | Path | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Data | Path:
     """Return new cells.
 
@@ -189,6 +196,7 @@ def generate(
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts; ``obs`` holds
     the conditions. From a model of several kinds of counts: a MuData of such.
     """
+    run = run.with_(**settings)
     self.require("generate")
     at_least("n", n, 0)
     options = options_of(self, "generate", {"guidance": (guidance, 1.0)})
@@ -198,14 +206,17 @@ def generate(
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         starts = range(0, n, size)
-        with bar(len(starts), "generate", progress) as shown:
+        with (
+            at_work(self, run) as (module, device),
+            bar(len(starts), "generate", run.progress) as shown,
+        ):
             for number, start in enumerate(starts):
                 rows = np.arange(start, min(start + size, n))
                 told = {k: self.spec.narrowed(k, v[rows]) for k, v in columns.items()}
-                tensors = {k: torch.from_numpy(v) for k, v in told.items()}
-                batch = CellBatch(torch.from_numpy(rows), {}, columns=tensors)
+                tensors = {k: torch.from_numpy(v).to(device) for k, v in told.items()}
+                batch = CellBatch(torch.from_numpy(rows).to(device), {}, columns=tensors)
                 noise = Rng(seed).scope("noise", number)
-                yield blocks(self, ask(self.module.generate, batch, noise=noise, **options))
+                yield blocks(self, ask(module.generate, batch, noise=noise, **options))
                 shown.update()
 
     obs = decode_conditions(self, columns, n)

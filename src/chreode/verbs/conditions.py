@@ -100,7 +100,8 @@ def under(batch: CellBatch, target: Iterable[tuple[str, int | None, Any]]) -> Ce
     columns: dict[str, Tensor] = {}
     for name, position, code in target:
         if position is None:
-            columns[name] = torch.tensor(code).expand(len(batch), *np.shape(code))
+            told = torch.tensor(code, device=batch.rows.device)
+            columns[name] = told.expand(len(batch), *np.shape(code))
         else:
             values = columns.get(name, batch.columns[name]).clone()
             values[:, position] = code

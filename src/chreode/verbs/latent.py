@@ -6,7 +6,7 @@ Every function here is a method of `Fitted`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,15 @@ from mudata import MuData
 from ..compute.rng import Rng
 from ..compute.settings import settled
 from ..config.arguments import checked
-from ..data import read
+from ..data.cells import Cells
 from ..data.read import Data
 from ..errors import CapabilityError, ConfigError
+from ..run import Run
 from ..schema import Schema
 from .answering import (
     ask,
     at_least,
+    at_work,
     open_cells,
     refuse_slot,
     stream,
@@ -46,7 +48,8 @@ def embed(
     to: Conditions | str | None = None,
     key_added: str | None = None,
     schema: Schema | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Float[np.ndarray, "cells z"]:
     """Return the latent coordinates of cells.
 
@@ -62,6 +65,8 @@ def embed(
         Slot to write (default ``X_<model>``, or ``X_<model>_to`` under other conditions).
     schema
         Where the roles live in `data`, if not where they lived in the fit.
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Returns
     -------
@@ -69,26 +74,27 @@ def embed(
     ``obsm[key_added]`` : the same.
     ``uns["chreode"][key_added]`` : JSON of model, version, configuration, spec and seed.
     """
-    data = read.read(data)
+    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
     if to is not None and not self.model.inverts:
         raise CapabilityError(
             f"{self.model.key} embeds cells under no other conditions; leave out to."
         )
     key = key_added or f"X_{self.model.key}{'' if to is None else '_to'}"
-    refuse_slot(data, key)
+    refuse_slot(cells.data, key)
     verb = "embed" if to is None else "predict"
-    source, usable = open_cells(self, verb, data, schema, progress, to)
+    source, usable = open_cells(self, verb, cells, run, to)
     target = encode(self, to)
     out = None
-    for rows, batch in stream(source, usable, "embed", progress):
-        other = () if to is None else (under(batch, target),)
-        z = ask(self.module.embed, batch, *other).numpy()
-        if out is None:
-            out = np.full((len(source), z.shape[1]), np.nan, np.float32)
-        out[rows] = z
+    with at_work(self, run) as (module, device):
+        for rows, batch in stream(source, usable, "embed", run, device):
+            other = () if to is None else (under(batch, target),)
+            z = ask(module.embed, batch, *other).numpy()
+            if out is None:
+                out = np.full((len(source), z.shape[1]), np.nan, np.float32)
+            out[rows] = z
     assert out is not None, "no cells"
-    data.obsm[key] = out
-    write_provenance(self, data, key, **({} if to is None else {"to": to}))
+    cells.data.obsm[key] = out
+    write_provenance(self, cells.data, key, **({} if to is None else {"to": to}))
     return out
 
 
@@ -101,7 +107,8 @@ def posterior(
     n_samples: int = 1,
     seed: int = 0,
     schema: Schema | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Float[np.ndarray, "n_samples cells z"]:
     """Return draws of the latent coordinates given each cell's data.
 
@@ -110,12 +117,13 @@ def posterior(
     float32, samples x cells x latent dimensions. Writes nothing.
     """
     at_least("n_samples", n_samples, 1)
-    data = read.read(data)
-    source, usable = open_cells(self, "posterior", data, schema, progress)
+    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    source, usable = open_cells(self, "posterior", cells, run)
     parts = []
-    for number, (_, batch) in enumerate(stream(source, usable, "posterior", progress)):
-        noise = Rng(seed).scope("noise", number)
-        parts.append(ask(self.module.posterior, batch, n_samples, noise=noise).numpy())
+    with at_work(self, run) as (module, device):
+        for number, (_, batch) in enumerate(stream(source, usable, "posterior", run, device)):
+            noise = Rng(seed).scope("noise", number)
+            parts.append(ask(module.posterior, batch, n_samples, noise=noise).numpy())
     drawn = np.concatenate(parts, axis=1)
     out = np.full((n_samples, len(source), drawn.shape[2]), np.nan, np.float32)
     out[:, usable] = drawn
@@ -132,7 +140,8 @@ def score(
     n_samples: int = 1,
     seed: int = 0,
     schema: Schema | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Float[np.ndarray, " cells"]:
     """Return how probable the model finds each cell, in nats.
 
@@ -152,12 +161,13 @@ def score(
     at_least("n_samples", n_samples, 1)
     if bound not in ("elbo", "importance"):
         raise ConfigError(f"bound={bound!r}: expected 'elbo' or 'importance'.")
-    data = read.read(data)
-    source, usable = open_cells(self, "score", data, schema, progress)
+    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    source, usable = open_cells(self, "score", cells, run)
     out = np.full(len(source), np.nan)
-    for number, (rows, batch) in enumerate(stream(source, usable, "score", progress)):
-        noise, exact = Rng(seed).scope("noise", number), bound == "importance"
-        out[rows] = ask(self.module.score, batch, n_samples, exact, noise=noise).double().numpy()
+    with at_work(self, run) as (module, device):
+        for number, (rows, batch) in enumerate(stream(source, usable, "score", run, device)):
+            noise, exact = Rng(seed).scope("noise", number), bound == "importance"
+            out[rows] = ask(module.score, batch, n_samples, exact, noise=noise).double().numpy()
     return out
 
 

@@ -16,13 +16,15 @@ from anndata import AnnData
 
 from ..compute.settings import settled
 from ..config.arguments import checked
-from ..data import read
+from ..data.cells import Cells
 from ..data.collect import collect_cells, refuse_what_cannot_be_kept
-from ..data.read import Data
+from ..data.read import Data, refuse_over
 from ..errors import ConfigError, SchemaError, near
+from ..run import Run
 from ..schema import Schema
 from .answering import (
     ask,
+    at_work,
     open_cells,
     stream,
     uns,
@@ -47,7 +49,8 @@ def trajectory(
     to: Conditions | None = None,
     into: str | Path | None = None,
     schema: Schema | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> AnnData | Path:
     """Return where cells were, and where they will be.
 
@@ -86,6 +89,7 @@ def trajectory(
         range of their gene in the cells of the fit by more than a tenth of it. All are held in that range,
         or between it and the cell's own value.
     """
+    run = run.with_(**settings)
     self.require("trajectory")
     if (data is None) == (start is None):
         raise ConfigError(
@@ -104,22 +108,29 @@ def trajectory(
         known = self.spec.categories.get("trajectory", ("all cells",))
         if start not in known:
             raise SchemaError(f"start={start!r}: the fit has no such path.{near(start, known)}")
-        batches: Any = [(np.zeros(1, int), self.module.named_start(known.index(start)))]
+        first = self.module.named_start(known.index(start))
         usable = np.zeros(1, int)
         obs = pd.DataFrame({self.column("trajectory"): [start]}, index=[start])
-        begin = self.spec.outside("time", batches[0][1]["time"].numpy())
+        begin = self.spec.outside("time", first["time"].numpy())
     else:
-        data = read.read(data)
-        read.refuse_over(data, into)
-        source, usable = open_cells(self, "trajectory", data, schema, progress)
-        obs, batches = data.obs.iloc[usable], stream(source, usable, "trajectory", progress)
-        begin = source.columns["time"][usable]
+        assert data is not None
+        cells = Cells.of(data, schema or self.schema)
+        refuse_over(cells.data, into)
+        source, usable = open_cells(self, "trajectory", cells, run)
+        obs, begin = cells.data.obs.iloc[usable], source.columns["time"][usable]
     refuse_what_cannot_be_kept(len(usable) * len(at), self.spec.n_features(role), into)
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
-        for _, batch in batches:
-            found = ask(self.module.trajectory, under(batch, target), torch.from_numpy(scaled))
-            yield {role: found[:, back].flatten(0, 1).numpy()}
+        with at_work(self, run) as (module, device):
+            when = torch.from_numpy(scaled).to(device)
+            batches = (
+                [(usable, module.named_start(known.index(start)))]
+                if start is not None
+                else stream(source, usable, "trajectory", run, device)
+            )
+            for _, batch in batches:
+                found = ask(module.trajectory, under(batch, target), when)
+                yield {role: found[:, back].flatten(0, 1).numpy()}
 
     rows = np.repeat(np.arange(len(obs)), len(at))
     table = obs.iloc[rows].assign(

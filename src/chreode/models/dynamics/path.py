@@ -12,7 +12,7 @@ import torch
 from ... import store
 from ...data.source import Source
 from ...learn.analogs import choose
-from ...learn.phase import Phase, Run, Split, Trace
+from ...learn.phase import Phase, Session, Split, Trace
 from ...module import Module
 
 #: Sums of paths that count as none.
@@ -56,10 +56,12 @@ class Path:
             way.append(min(module.further(way[-1], way[-2]), strength))
         return replace(self, strengths=tuple(way))
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
         """Train ``phase.part`` in place; held-out series are judged as the phase sees them."""
         target = phase.target(module)
-        seen = self.stage.view(module, source, split, run) if self.stage.view else source
+        seen, _ = self.stage.seen(module, source, split, run)
         first = _Fit(0.0, store.clone_state(target), [], Trace(pd.DataFrame(), "rested"))
         fits: list[_Fit] = []
 
@@ -125,7 +127,7 @@ def _beyond(fits: list[_Fit], errors: np.ndarray, chosen: _Fit, target: Any) -> 
     return found
 
 
-def _held_out(target: Any, source: Source, split: Split, run: Run) -> list[float]:
+def _held_out(target: Any, source: Source, split: Split, run: Session) -> list[float]:
     target.eval()
     with torch.no_grad():
         return [

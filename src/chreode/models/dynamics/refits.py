@@ -10,7 +10,7 @@ import pandas as pd
 from ...compute.progress import bar
 from ...data.source import Source
 from ...errors import warn
-from ...learn.phase import Phase, Run, Split, Trace
+from ...learn.phase import Phase, Session, Split, Trace
 from .path import Path
 
 
@@ -34,7 +34,7 @@ class Refits:
     n: int
     stages: tuple[Phase, ...]
 
-    def learn(self, module: Any, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(self, module: Any, phase: Phase, source: Source, split: Split, run: Session) -> Trace:
         """Leave the edges of every refit in the module; after Ctrl-C those of none."""
         found: dict[str, list[Any]] = {"resampled": [], "exchanged": []}
         try:
@@ -55,7 +55,7 @@ class Refits:
         phase: Phase,
         source: Source,
         split: Split,
-        run: Run,
+        run: Session,
         found: dict[str, list[Any]],
     ) -> None:
         all_rows = replace(split, validation=split.validation[:0])
@@ -68,8 +68,7 @@ class Refits:
                     with own.rng.scope("init"):
                         member = module.fresh().to(run.device)
                     for stage in stages:
-                        assert stage.view is not None
-                        seen: Any = stage.view(member, source, split, own)
+                        seen, _ = stage.seen(member, source, split, own)
                         seen = replace(seen, redrawn=how, generator=own.rng.seed, _made={})
                         if stage.learner.learn(member, stage, seen, all_rows, own).interrupted:
                             raise KeyboardInterrupt

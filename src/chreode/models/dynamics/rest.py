@@ -9,7 +9,7 @@ import pandas as pd
 
 from ...compute.convergence import State
 from ...data.source import Source
-from ...learn.phase import Learner, Phase, Run, Split, Trace
+from ...learn.phase import Learner, Phase, Session, Split, Trace
 from ...module import Module
 
 #: Share of its objective by which a fit at rest changes in a round, at the most.
@@ -34,7 +34,9 @@ class ToRest:
     learner: Learner
     rounds: int = 8
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
         """Train ``phase.part`` in place, for two rounds at the least."""
         traces: list[Trace] = []
         state: State = "still improving"
