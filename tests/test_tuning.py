@@ -14,7 +14,8 @@ import pytest
 import chreode as ch
 from chreode import models
 from chreode.bench import tuning
-from chreode.bench.tuning import REFITS, default_space, nats_per_cell
+from chreode.bench.tuned import REFITS
+from chreode.bench.tuning import default_space, nats_per_cell
 from chreode.data.simulate import simulate_citeseq
 
 pytest.importorskip("optuna")

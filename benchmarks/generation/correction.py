@@ -13,8 +13,8 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
 import chreode as ch
-from chreode.metrics.generation import Space, log_cp10k
 from chreode.metrics.integration import integration_scores, summary
+from chreode.metrics.space import Space, log_cp10k
 
 from ..common import Row
 from ..speed.ratios import markdown

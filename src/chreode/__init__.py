@@ -16,6 +16,7 @@ _PLACES = {
     "load": "fitted",
     "open": "data.read",
     "Model": "model",
+    "Run": "run",
     "__version__": "version",
     "augment": "verbs.augmentation",
     "Tuned": "bench.tuning",

@@ -50,6 +50,32 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Player:
+    """Parameters that are moved to lower an objective of their own.
+
+    Attributes
+    ----------
+    parameters
+        What is moved.
+    lr
+        Its learning rate, as a multiple of the learner's.
+    every
+        Minibatches from one of its steps to the next.
+    begins
+        Share of the run in which it does not move yet, as a warm-up of the others.
+    """
+
+    parameters: Iterable[nn.Parameter]
+    lr: float = 1.0
+    every: int = 1
+    begins: float = 0.0
+
+    def moves(self, index: int, progress: float) -> bool:
+        """Return whether it takes a step after the minibatch of this number, at this share of the run."""
+        return index % self.every == 0 and progress >= self.begins
+
+
+@dataclass(frozen=True)
 class Loss:
     """What is minimised, and what is written to the history.
 
@@ -114,9 +140,9 @@ class Module(nn.Module):
         """Return `loss`, so that wrappers such as DDP and `compile` apply."""
         return self.loss(*args)
 
-    def players(self) -> Mapping[str, Iterable[nn.Parameter]]:
-        """Return the parameters that each objective moves; an adversary is a second player."""
-        return {"model": self.parameters()}
+    def players(self) -> Mapping[str, Player]:
+        """Return who follows each objective; an adversary is a second player."""
+        return {"model": Player(self.parameters())}
 
     def after_step(self, step: Step) -> None:
         """Change what gradients do not: EMA targets, queues, proximal steps, pruning."""

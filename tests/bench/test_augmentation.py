@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import chreode as ch
 from chreode.bench.augmentation import NONE, OVERSAMPLED, WEIGHTED, split
 from chreode.data.simulate import simulate_cells
-from chreode.metrics.generation import Space
+from chreode.metrics.space import Space
 
 ROLES = ch.Schema(counts="layers/counts", label="obs/cell_type")
 

@@ -17,7 +17,7 @@ from chreode.bench.yardstick import METRICS, OF_MEMORY, SHARES, scored, split, t
 from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
 from chreode.metrics import generation as measure
-from chreode.metrics.generation import Space
+from chreode.metrics.space import Space
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode import models
+from chreode.data.cells import Cells
 from chreode.data.check import CountsWarning
 from chreode.fitted import seal
 from chreode.model import Model

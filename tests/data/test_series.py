@@ -13,7 +13,7 @@ import torch
 import chreode as ch
 from chreode.data.align import learn_spec, open_source
 from chreode.data.cells import Cells
-from chreode.data.series import SeriesSource
+from chreode.data.series_source import SeriesSource
 from chreode.errors import DataError
 
 SCHEMA = ch.Schema(expression="X", time="obs/time", trajectory="obs/path")

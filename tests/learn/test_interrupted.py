@@ -16,7 +16,7 @@ from chreode.compute.rng import Rng
 from chreode.config import config
 from chreode.data.sampler import Shuffled
 from chreode.learn import SGD, em, sgd
-from chreode.learn.phase import Phase, Run, Split, Trace
+from chreode.learn.phase import Phase, Session, Split, Trace
 from chreode.models.dynamics.path import Path
 from chreode.models.dynamics.refits import Refits
 from chreode.module import Loss, Module
@@ -133,7 +133,7 @@ def test_a_grid_ends_where_it_was_cut_and_says_so(at):
     """Also if another strength is kept, and if it had begun to grow."""
     learner, split = Cut(at), Split(np.arange(5), np.arange(2))
     path = Path(Phase(learner), (0.1, 0.2))
-    trace = path.learn(Grid(), Phase(path), Cells(), split, Run(Rng(0)))
+    trace = path.learn(Grid(), Phase(path), Cells(), split, Session(Rng(0)))
     assert len(learner.places) == at
     assert trace.interrupted
     assert trace.state == "still improving"
@@ -144,7 +144,7 @@ def test_refits_that_were_cut_leave_none(tmp_path):
     refits = Refits(2, (Phase(learner, view=lambda *_: Seen()),))
     split = Split(np.arange(5), np.arange(0))
     with pytest.warns(UserWarning, match="there is no confidence"):
-        trace = refits.learn(module, Phase(refits), Cells(), split, Run(Rng(0)))
+        trace = refits.learn(module, Phase(refits), Cells(), split, Session(Rng(0)))
     assert (module.members, module.kept) == (3, False)
     assert trace.interrupted
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import chreode as ch
+from chreode.data.cells import Cells
 from chreode.data.sampler import Shuffled
-from chreode.learn import SGD, Phase, Rng, Run, Split
+from chreode.learn import SGD, Phase, Rng, Session, Split
 from chreode.learn import sgd as sgd_module
-from chreode.module import Loss, Module
+from chreode.module import Loss, Module, Player
 
 
 class Quadratic(Module):
@@ -45,7 +46,7 @@ SPLIT = Split(np.arange(400), np.arange(400, 500))
 def learn(module, source, split=SPLIT, seed=0, **options):
     learner = SGD(**{"lr": 0.05, "max_epochs": 30, **options})
     phase = Phase(learner, data=Shuffled(100))
-    return learner.learn(module, phase, source, split, Run(Rng(seed)))
+    return learner.learn(module, phase, source, split, Session(Rng(seed)))
 
 
 def state(fitted):
@@ -212,7 +213,7 @@ def test_each_player_follows_its_own_objective(source):
             self.b = torch.nn.Parameter(torch.ones(()))
 
         def players(self):
-            return {"model": [self.a], "adversary": [self.b]}
+            return {"model": Player([self.a]), "adversary": Player([self.b])}
 
         def loss(self, batch, step):
             return Loss({"model": -self.a * self.b, "adversary": self.a * self.b})

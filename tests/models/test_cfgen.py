@@ -14,6 +14,7 @@ import scipy.sparse as sp
 import torch
 
 import chreode as ch
+from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_multiome
 from chreode.metrics.generation import concordance
 from chreode.nn.attributes import AttributeEmbedding, attribute_names, sinusoid
@@ -194,7 +195,7 @@ def test_the_score_is_a_bound_of_the_probability_of_counts():
     )  # fmt: skip
     fitted = model.fit(data, roles, seed=0)
     some, module = data[:8], fitted.module
-    source, rows = open_cells(fitted, "score", some, None, False)
+    source, rows = open_cells(fitted, "score", Cells(some, fitted.schema), ch.Run(progress=False))
     batch = source.batch(np.repeat(rows, 101))
     with torch.no_grad():
         grid = torch.linspace(-5, 5, 101) * module.flow.scale + module.flow.centre

@@ -10,7 +10,7 @@ import torch
 
 import chreode as ch
 from chreode.data.cells import Cells
-from chreode.data.series import SeriesSource
+from chreode.data.series_source import SeriesSource
 from chreode.learn import analogs
 
 SCHEMA = ch.Schema(expression="X", time="obs/time", trajectory="obs/path")

@@ -17,7 +17,7 @@ from chreode.data.align import learn_spec, open_source
 from chreode.data.cells import Cells
 from chreode.data.check import findings
 from chreode.data.horizon import ForecastWarning
-from chreode.data.series import SeriesSource
+from chreode.data.series_source import SeriesSource
 from chreode.data.systems import GeneNetwork, Sampling, simulate_system
 from chreode.errors import ArgumentError, BlowUpError, ConfigError, DataError, SchemaError
 from chreode.metrics.dynamics import edge_precision

@@ -23,7 +23,7 @@ from ..config.arguments import checked
 from ..data.cells import Cells
 from ..data.read import Data
 from ..errors import DataError, SchemaError
-from ..metrics.generation import Space
+from ..metrics.space import Space
 from ..model import Model
 from ..run import Run
 from ..schema import Schema

@@ -18,7 +18,8 @@ from ..config.arguments import checked
 from ..data.align import gene_positions, learn_spec, open_source
 from ..data.cells import Cells
 from ..data.read import Data
-from ..data.series import SeriesBatch, SeriesSource
+from ..data.series import SeriesBatch
+from ..data.series_source import SeriesSource
 from ..errors import ConfigError, DataError, SchemaError, near
 from ..metrics import dynamics as measure
 from ..model import Model

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import Bool
 
-from ..compute.convergence import State
 from ..compute.settings import settled
 from ..config.arguments import checked
 from ..data.cells import Cells
@@ -28,7 +26,8 @@ from ..schema import CATEGORY_ROLES, COUNT_ROLES, Schema
 from . import generators
 from .contest import Contestant, contest, contestants
 from .digest import provenance
-from .generators import Classes, Counts
+from .fakes import Given, Made, Make, class_names, drawn, fit_and_generate, replay, shuffled, spare
+from .generators import Classes
 from .table import Bench
 from .trial import Result
 from .trials import require_seeds
@@ -39,57 +38,11 @@ PICTURED = 1500
 #: Rows beside those asked for.
 CEILING, REPLAY, SHUFFLED = "real cells", "replayed training cells", "shuffled labels"
 NB, MIXTURE = "NB per class", "PCA mixture per class"
-#: Said of models that read no label.
-AS_BATCH = "reads no labels, so each class was given to it as a batch"
 _ACROSS = (
     "between modalities",
     1.0,
     "concordance of correlations of the 50 most variable features",
 )
-
-
-@dataclass(frozen=True, eq=False)
-class _Given:
-    """What every trial is given.
-
-    `classes` of each cell (-1: none), the attributes of each class, which cells have a modality, and the
-    `types` whose markers are compared: labels, or classes if there are none.
-    """
-
-    data: Data
-    schema: Schema
-    counts: Counts
-    measured: Mapping[str, Bool[np.ndarray, " cells"]]
-    features: Mapping[str, pd.Index]
-    classes: Classes
-    attributes: pd.DataFrame
-    run: Run
-
-    @property
-    def types(self) -> tuple[np.ndarray, list[str]]:
-        """Return the number of each class's type, and the names of these."""
-        if "label" not in self.attributes:
-            return np.arange(len(self.attributes)), class_names(self.attributes)
-        numbers, names = pd.factorize(self.attributes["label"], sort=True)
-        return numbers, [*map(str, names)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """Cells in place of real ones: counts, the class each was asked for, and which have a modality.
-
-    And, of those of a model, how its fit stood and what a reader must know of it.
-    """
-
-    counts: Counts
-    classes: Classes
-    measured: Mapping[str, Bool[np.ndarray, " n"]]
-    state: State = "rested"
-    note: str = ""
-
-
-#: Makes cells, as many of each class as the reference has.
-_Make: TypeAlias = Callable[[_Given, Parts, int], _Made]
 
 
 @settled()
@@ -149,12 +102,12 @@ def generation(
     given, left_out = _judged(_given(cells, run), seeds)
     judge = partial(partial, _judge, pictured=seeds[0])
     rows = [
-        Contestant(CEILING, "ceiling", judge(_spare)),
-        Contestant(REPLAY, "control", judge(_replay)),
-        Contestant(SHUFFLED, "control", judge(_shuffled)),
-        Contestant(NB, "baseline", judge(partial(_drawn, generators.independent))),
-        Contestant(MIXTURE, "baseline", judge(partial(_drawn, generators.mixture))),
-        *contestants(methods, lambda model: judge(partial(_fit_and_generate, model))),
+        Contestant(CEILING, "ceiling", judge(spare)),
+        Contestant(REPLAY, "control", judge(replay)),
+        Contestant(SHUFFLED, "control", judge(shuffled)),
+        Contestant(NB, "baseline", judge(partial(drawn, generators.independent))),
+        Contestant(MIXTURE, "baseline", judge(partial(drawn, generators.mixture))),
+        *contestants(methods, lambda model: judge(partial(fit_and_generate, model))),
     ]
     names = class_names(given.attributes)
     held_out = np.bincount(given.classes[split(given.classes, 0).reference], minlength=len(names))
@@ -223,7 +176,7 @@ def class_table(cells: Cells) -> tuple[Classes, pd.DataFrame]:
     return classes, numbered.size().index.to_frame(index=False)
 
 
-def _given(cells: Cells, run: Run) -> _Given:
+def _given(cells: Cells, run: Run) -> Given:
     if cells.schema.counts is None:
         raise SchemaError("bench.generation needs counts: Schema(counts='layers/…').")
     classes, attributes = class_table(cells)
@@ -238,10 +191,10 @@ def _given(cells: Cells, run: Run) -> _Given:
                 none = sp.csr_matrix((1, values.shape[1]), dtype=values.dtype)
                 values = sp.vstack([values, none], format="csr")[at]  # -1: the last one
             counts[role] = values
-    return _Given(cells.data, cells.schema, counts, measured, features, classes, attributes, run)
+    return Given(cells.data, cells.schema, counts, measured, features, classes, attributes, run)
 
 
-def _judged(given: _Given, seeds: Sequence[int]) -> tuple[_Given, dict[str, str]]:
+def _judged(given: Given, seeds: Sequence[int]) -> tuple[Given, dict[str, str]]:
     """Leave out further modalities that cannot be scored, which models read all the same; and say why."""
     first, *others = given.counts
     splits = [split(given.classes, seed) for seed in seeds]
@@ -263,7 +216,7 @@ def _judged(given: _Given, seeds: Sequence[int]) -> tuple[_Given, dict[str, str]
     return replace(given, **kept), left
 
 
-def _metric_table(given: _Given) -> pd.DataFrame:
+def _metric_table(given: Given) -> pd.DataFrame:
     told = dict(METRICS)
     first, *others = given.counts
     for role in others:
@@ -280,7 +233,7 @@ def _metric_table(given: _Given) -> pd.DataFrame:
 # a trial
 
 
-def _judge(make: _Make, seed: int, given: _Given, *, pictured: int) -> Result:
+def _judge(make: Make, seed: int, given: Given, *, pictured: int) -> Result:
     start = time.perf_counter()
     parts = split(given.classes, seed)
     made = make(given, parts, seed)
@@ -316,7 +269,7 @@ def _judge(make: _Make, seed: int, given: _Given, *, pictured: int) -> Result:
 
 
 def _of_role(
-    given: _Given, parts: Parts, made: _Made, role: str, seed: int
+    given: Given, parts: Parts, made: Made, role: str, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the scores of one modality, those of single classes, and the markers of types."""
     counts, measured = given.counts[role], given.measured[role]
@@ -349,7 +302,7 @@ def _packed(kind: str, counts: sp.csr_matrix, classes: Classes, seed: int) -> di
     return {f"{kind}/{k}": v for k, v in {**parts, "classes": classes[rows]}.items()}
 
 
-def _unpacked(arrays: Mapping[str, np.ndarray], kind: str, given: _Given) -> anndata.AnnData:
+def _unpacked(arrays: Mapping[str, np.ndarray], kind: str, given: Given) -> anndata.AnnData:
     features = next(iter(given.features.values()))
     data, indices, indptr, classes = (
         arrays[f"{kind}/{part}"] for part in ("data", "indices", "indptr", "classes")
@@ -364,81 +317,4 @@ def _unpacked(arrays: Mapping[str, np.ndarray], kind: str, given: _Given) -> ann
     )
 
 
-def class_names(attributes: pd.DataFrame) -> list[str]:
-    """Return what each class is called: its attributes."""
-    return [", ".join(map(str, row)) for row in attributes.itertuples(index=False)]
-
-
 # how each row makes its cells
-
-
-def _real(given: _Given, rows: np.ndarray, classes: Classes) -> _Made:
-    """Return real cells as they are, with the modalities that they have."""
-    return _Made(
-        {role: x[rows] for role, x in given.counts.items()},
-        classes,
-        {role: mask[rows] for role, mask in given.measured.items()},
-    )
-
-
-def _generated(
-    given: _Given, parts: Parts, counts: Counts, state: State = "rested", note: str = ""
-) -> _Made:
-    """Return generated cells, which have every modality; those of it are compared that real ones have."""
-    measured = {role: given.measured[role][parts.reference] for role in counts}
-    return _Made(counts, given.classes[parts.reference], measured, state, note)
-
-
-def _spare(given: _Given, parts: Parts, seed: int) -> _Made:  # noqa: ARG001 (one signature)
-    return _real(given, parts.spare, given.classes[parts.spare])
-
-
-def _replay(given: _Given, parts: Parts, seed: int) -> _Made:
-    wanted = given.classes[parts.reference]
-    drawn = generators.replayed(given.classes[parts.train], wanted, np.random.default_rng(seed))
-    return _real(given, parts.train[drawn], wanted)
-
-
-def _shuffled(given: _Given, parts: Parts, seed: int) -> _Made:
-    drawn = np.random.default_rng(seed).permutation(parts.train)[: len(parts.reference)]
-    return _real(given, drawn, given.classes[parts.reference])
-
-
-def _drawn(draw: Callable[..., Counts], given: _Given, parts: Parts, seed: int) -> _Made:
-    train = _real(given, parts.train, given.classes[parts.train])
-    known = generators.Known(train.counts, train.measured, train.classes)
-    wanted = given.classes[parts.reference]
-    return _generated(given, parts, draw(known, wanted, np.random.default_rng(seed)))
-
-
-def _fit_and_generate(model: Model, given: _Given, parts: Parts, seed: int) -> _Made:
-    data, schema, attributes = given.data, given.schema, given.attributes
-    train, wanted, note = parts.train, given.classes[parts.reference], ""
-    if "label" not in model.uses:
-        note = "" if [*attributes] == ["batch"] else AS_BATCH
-        data, schema = _classes_as_batches(given)
-        attributes = pd.DataFrame({"batch": data.obs["class"].cat.categories})
-        train = train[next(iter(given.measured.values()))[train]]
-    fitted = model.fit(data, schema, rows=train, seed=seed, run=given.run)
-    told = {name: values.to_numpy()[wanted] for name, values in attributes.items()}
-    made: Any = fitted.generate(len(wanted), given=told, seed=seed, run=given.run)
-    places = dict(schema.places())
-    counts = (
-        {next(iter(given.counts)): sp.csr_matrix(made.X)}
-        if isinstance(made, anndata.AnnData)
-        else {r: sp.csr_matrix(made[places[r].modality or r].X) for r in given.counts}
-    )
-    return _generated(given, parts, counts, fitted.provenance["state"], note)
-
-
-def _classes_as_batches(given: _Given) -> tuple[anndata.AnnData, Schema]:
-    """Return the first modality with one category per cell, for models that read no label."""
-    names = [f"class {number:03d}" for number in range(len(given.attributes))]
-    cells = anndata.AnnData(
-        next(iter(given.counts.values())),
-        obs=pd.DataFrame(
-            {"class": pd.Categorical.from_codes(given.classes, names)},
-            index=given.data.obs_names,
-        ),
-    )
-    return cells, Schema(counts="X", batch="obs/class", fractional=given.schema.fractional)

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from .. import config
-from ..compute.convergence import State, worst
+from ..compute.convergence import worst
 from ..compute.progress import bar
 from ..compute.settings import settled
 from ..compute.threads import pinned
 from ..config.arguments import checked
 from ..data.cells import Cells
 from ..data.read import Data
-from ..errors import CapabilityError, SchemaError, near
+from ..errors import SchemaError
 from ..fitted import Fitted
 from ..metrics.clustering import require_igraph
 from ..metrics.integration import UNDEFINED, chosen, integration_scores, weights
@@ -34,17 +29,14 @@ from ..metrics.table import BASELINE
 from ..model import Model
 from ..registry import find
 from ..run import Run
-from ..schema import Place, Schema
-from .cluster import opened, portable
+from ..schema import Schema
+from .cluster import portable
 from .digest import digest, provenance
+from .embedded import Embed, Given, Method, ready, rows_of, shallow
 from .table import Bench
 from .trial import Outcome, Result, Trial
 from .trials import require_one, require_seeds, running
 
-#: Rows of the table beside the ones asked for: two baselines and a ceiling.
-HARMONY, CEILING = "Harmony", "label oracle"
-#: Cells that it needs: a thirtieth of them, rounded, are its clusters.
-_HARMONY_CELLS = 16
 #: Averages of the metrics.
 _TOTALS = {
     "bio": "mean of the bio metrics, raw",
@@ -53,36 +45,6 @@ _TOTALS = {
 }
 #: Bootstrap resamples behind each interval.
 DRAWS = 200
-
-
-@dataclass(frozen=True, eq=False)
-class _Given:
-    """What every trial is given; `cells` are the positions of those that are scored."""
-
-    data: Data | Path
-    schema: Schema
-    named: Mapping[str, pd.Series]
-    x_pca: Float[np.ndarray, "cells z"]
-    cells: Int[np.ndarray, " n"]
-    metrics: Sequence[str] | None
-    draws: int
-    run: Run
-
-
-#: Embeds all cells under a seed, and says how the fit for it stood when it stopped.
-_Embed: TypeAlias = Callable[[_Given, int], tuple[np.ndarray, State]]
-
-
-@dataclass(eq=False)
-class _Method:
-    """How to embed the cells, under which seeds, and what the result depends on beside the seed."""
-
-    name: str
-    role: str
-    embed: _Embed
-    seeds: Sequence[int]
-    about: Mapping[str, Any]
-    note: str = ""
 
 
 @settled()
@@ -158,14 +120,14 @@ def integration(
         require_igraph()
     with pinned(int(ray) or run.threads or torch.get_num_threads()):
         pca = find("pca")(n_latent=_components(cells))
-        x_pca = pca.fit(cells.data, schema, seed=seeds[0], run=run).embed(_shallow(cells.data))
-        table = _table(cells, methods, seeds)
-        scored = _everywhere(cells.positions(rows), [x_pca, *_ready(cells, table)])
+        x_pca = pca.fit(cells.data, schema, seed=seeds[0], run=run).embed(shallow(cells.data))
+        table = rows_of(cells, methods, seeds)
+        scored = _everywhere(cells.positions(rows), [x_pca, *ready(cells, table)])
         about = {
             **provenance(cells), **_sizes(named, scored), "rows": digest(scored),
             "metrics": [*told.index], "draws": DRAWS, "components of PCA": pca.n_latent,
         }  # fmt: skip
-        given = _Given(
+        given = Given(
             cells.data if sent is None else sent, schema, named, x_pca, scored, metrics, DRAWS, run
         )
         trials = [
@@ -213,54 +175,6 @@ def _components(cells: Cells) -> int:
     return max(1, min(50, n - 2, features))
 
 
-def _table(
-    cells: Cells, methods: Sequence[str | Model | Fitted], seeds: Sequence[int]
-) -> list[_Method]:
-    """Return the rows of the table; methods of one name (two configurations, two fits) are numbered."""
-    table = [
-        _Method(BASELINE, "baseline", _pca, seeds[:1], {"baseline": BASELINE}),
-        _Method(HARMONY, "baseline", _harmony, seeds, {"baseline": HARMONY}),
-        *(_method(method, cells, seeds) for method in methods),
-        _Method(CEILING, "ceiling", _oracle, seeds[:1], {"ceiling": CEILING}),
-    ]
-    met: Counter[str] = Counter()
-    for row in table:
-        met[row.name] += 1
-        if met[row.name] > 1:
-            row.name = f"{row.name} ({met[row.name]})"
-    return table
-
-
-def _method(method: str | Model | Fitted, cells: Cells, seeds: Sequence[int]) -> _Method:
-    if isinstance(method, str):
-        data = cells.data
-        key = next((k for k in (method, f"X_{method}") if k in data.obsm), None)
-        if key is None:
-            raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
-        about: dict[str, Any] = {"obsm": key, "values": digest(_slot(cells, key))}
-        said = "one seed: a ready-made embedding"
-        return _Method(key, "method", partial(_read_slot, key), seeds[:1], about, said)
-    name, key = type(method).__name__, "model"
-    if isinstance(method, Fitted):
-        weights = [tensor.numpy() for tensor in method.module.state_dict().values()]
-        about = {"fitted": dict(method.provenance), "weights": digest(*weights)}
-        name, said = type(method.model).__name__, "one seed: a fitted model"
-        return _Method(
-            name, "method", partial(_embed, method), [method.provenance["seed"]], about, said
-        )
-    about = {"model": method.key, "config": config.as_dict(method)}
-    return _Method(name, "method", partial(_fit_and_embed, method), seeds, about)
-
-
-def _ready(cells: Cells, table: Sequence[_Method]) -> Iterator[Float[np.ndarray, "cells z"]]:
-    yield from (_slot(cells, row.about["obsm"]) for row in table if "obsm" in row.about)
-
-
-def _slot(cells: Cells, key: str) -> Float[np.ndarray, "cells z"]:
-    values: Any = cells.matrix_at(Place("obsm", key), "obsm").matrix
-    return np.asarray(values.toarray() if sp.issparse(values) else values, np.float32)
-
-
 def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarray:
     """Return the cells that every embedding places: some may lack the modality it is made of."""
     placed = np.all([np.isfinite(x).all(1) for x in embeddings], axis=0)
@@ -270,57 +184,10 @@ def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarr
 # how each method embeds: functions of what all are given, and a seed
 
 
-def _pca(given: _Given, _: int) -> tuple[np.ndarray, State]:
-    return given.x_pca, "rested"
-
-
-def _read_slot(key: str, given: _Given, _: int) -> tuple[np.ndarray, State]:
-    return _slot(Cells(opened(given.data), given.schema), key), "rested"
-
-
-def _embed(fitted: Fitted, given: _Given, _: int) -> tuple[np.ndarray, State]:
-    x = fitted.embed(_shallow(opened(given.data)), run=given.run)
-    return x, fitted.provenance["state"]
-
-
-def _fit_and_embed(model: Model, given: _Given, seed: int) -> tuple[np.ndarray, State]:
-    data = opened(given.data)
-    return _embed(model.fit(data, given.schema, seed=seed, run=given.run), given, seed)
-
-
-def _harmony(given: _Given, seed: int) -> tuple[np.ndarray, State]:
-    try:
-        import harmonypy
-    except ImportError as error:
-        raise CapabilityError("harmonypy is not installed, pip install 'chreode[bench]'") from error
-    x, batch = given.x_pca, given.named["batch"]
-    if batch.nunique() < 2:
-        raise CapabilityError("there is one batch only")
-    kept = np.isfinite(x).all(1)
-    if kept.sum() < _HARMONY_CELLS:
-        raise CapabilityError(
-            f"it takes {_HARMONY_CELLS} cells, to have a cluster, and got {kept.sum()}"
-        )
-    table = pd.DataFrame({"batch": batch[kept].to_numpy()})
-    fixed = harmonypy.run_harmony(x[kept], table, "batch", random_state=seed, verbose=False)
-    out = np.full_like(x, np.nan)
-    corrected = np.asarray(fixed.Z_corr, np.float32)
-    out[kept] = corrected if corrected.shape == x[kept].shape else corrected.T
-    return out, "rested"
-
-
-def _oracle(given: _Given, seed: int) -> tuple[np.ndarray, State]:
-    # cells without a label are of no type: they have a place of their own
-    codes = pd.factorize(given.named["label"], use_na_sentinel=False)[0]
-    hot = np.eye(codes.max() + 1, dtype=np.float32)[codes]
-    noise = np.random.default_rng(seed).normal(scale=0.1, size=hot.shape)
-    return hot + noise.astype(np.float32), "rested"
-
-
 # a trial, and what is made of all of them
 
 
-def _judge(embed: _Embed, seed: int, given: _Given) -> Result:
+def _judge(embed: Embed, seed: int, given: Given) -> Result:
     """Embed the cells and score them; the arrays are for pictures and for notes on the totals."""
     start = time.perf_counter()
     x, state = embed(given, seed)
@@ -373,7 +240,7 @@ def _scored(
 
 
 def _summary(
-    method: _Method, outcomes: Collection[Outcome], totals: Mapping[str, Mapping[str, np.ndarray]]
+    method: Method, outcomes: Collection[Outcome], totals: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict[str, Any]:
     """Return the row of a method, with notes on what it failed of and on whether it beats the baseline."""
     done = [outcome for outcome in outcomes if not outcome.failed]
@@ -418,13 +285,3 @@ def _sizes(named: Mapping[str, pd.Series], cells: np.ndarray) -> dict[str, int]:
         "cells": len(cells), "labels": int(label.nunique()), "batches": int(batch.nunique()),
         "unlabelled": int(label.isna().sum()),
     }  # fmt: skip
-
-
-def _shallow(data: Data) -> Data:
-    """Return the same cells in a new object, so that a verb writes nothing to the user's."""
-    if isinstance(data, anndata.AnnData):
-        return anndata.AnnData(
-            data.X, obs=data.obs, var=data.var, layers=dict(data.layers), obsm=dict(data.obsm),
-            raw=data.raw,
-        )  # fmt: skip
-    return data.copy()

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
-from mudata import MuData
 
-from .. import config
 from ..compute.progress import bar
 from ..compute.rng import Rng
 from ..compute.threads import pinned
@@ -24,95 +19,25 @@ from ..data.cells import Cells
 from ..data.check import findings, require
 from ..data.holdout import hold_out, named_cells
 from ..data.read import Data
-from ..errors import CapabilityError, ConfigError, FitError, near
+from ..errors import ConfigError
 from ..fitted import Fitted
 from ..model import Model
 from ..run import Run
 from ..schema import Schema
-from .cluster import opened, portable
+from .candidate import Given, Objective, told, trial_of
+from .cluster import portable
 from .digest import digest, provenance
 from .identity import identity
-from .trial import Outcome, Result, Trial
+from .study import Space, Study
 from .trials import Runner, running
+from .tuned import REFITS, Tuned
 
-#: A fitted model and cells that it has not learned from -> a number, the lower the better.
-Objective: TypeAlias = Callable[[Fitted, Data], float]
-#: Option -> lowest and highest value (a tuple), or values to choose from (a list).
-Space: TypeAlias = Mapping[str, tuple[float, float] | Sequence[Any]]
-
-#: Refits of the options given and of the best ones, with further seeds.
-REFITS = 3
 #: Options searched by default, and how far from the model's own value in both directions.
 _FACTORS = {
     "n_latent": 4, "n_factors": 4, "n_hidden": 4, "batch_size": 4, "lr": 10, "weight_decay": 100,
 }  # fmt: skip
 #: Options searched by default in a range of their own.
 _RANGES: dict[str, tuple[float, float]] = {"n_layers": (1, 3), "dropout": (0.0, 0.5)}
-
-
-@dataclass(frozen=True, eq=False)
-class Tuned:
-    """What `tune` returns.
-
-    Attributes
-    ----------
-    best
-        The model with the options of the lowest objective; ``best.fit(…)`` fits it.
-    trials
-        One row per trial: options, objective on the validation cells, seconds, state, seed, note.
-        Trial 0 is the model as it was given.
-    refits
-        One row per refit of the options given and of the best: seed, objective on the test cells.
-    about
-        Data fingerprint, schema, model, split, versions: what a reader needs to repeat it.
-    """
-
-    best: Model
-    trials: pd.DataFrame
-    refits: pd.DataFrame
-    about: Mapping[str, Any]
-
-    @property
-    def improved(self) -> bool:
-        """Whether every refit of the best options is better than every one of those given.
-
-        If they made no difference, that would happen in 1 of 20 cases (three against three).
-        """
-        of = dict(tuple(self.refits.groupby("options")["objective"]))
-        # a refit that failed has no objective, and is not better than anything
-        return "best" in of and bool(of["best"].max(skipna=False) < of["given"].min(skipna=False))
-
-    def intervals(self) -> pd.DataFrame:
-        """Return mean, lowest and highest objective of the refits, on cells held out of everything."""
-        return self.refits.groupby("options", sort=False)["objective"].agg(["mean", "min", "max"])
-
-    def verdict(self) -> str:
-        """Say in words whether the search found something better than the options given."""
-        name, number = type(self.best).__name__, self.trials["objective"].idxmin()
-        said = {
-            options: f"{row['mean']:.5g} ({row['min']:.5g} to {row['max']:.5g})"
-            for options, row in self.intervals().iterrows()
-        }
-        how = f"mean and range of {REFITS} refits on test cells"
-        if number == 0:
-            return f"No trial was better than {name} as given: {said['given']}, {how}."
-        against = f"{said['best']} against {said['given']}, {how}"
-        if self.improved:
-            return f"Trial {number} beats {name} as given: {against}."
-        return f"Trial {number} does not beat {name} as given, beyond what refits differ by: {against}."
-
-
-@dataclass(frozen=True, eq=False)
-class _Given:
-    """What every trial is given; rows are positions of cells."""
-
-    data: Data | Path
-    schema: Schema
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-    objective: Objective
-    run: Run
 
 
 @checked
@@ -193,7 +118,7 @@ def tune(
     Bergstra et al. (2011), Algorithms for Hyper-Parameter Optimization, NeurIPS 24.
     """
     space = default_space(model) if space is None else space
-    study = _Study(model, space, seed)
+    study = Study(model, space, seed)
     if trials < 1:
         raise ConfigError(f"trials={trials}: expected at least 1.")
     sent = portable(data) if ray else None
@@ -212,7 +137,7 @@ def tune(
             **provenance(cells), "model": model.key, "rows": digest(train, between, last),
             "objective": _told_apart(objective, named=into is None),
         }  # fmt: skip
-        given = _Given(
+        given = Given(
             cells.data if sent is None else sent, schema, train, between, last, objective, run
         )
         with (
@@ -284,82 +209,6 @@ def _told_apart(objective: Objective, *, named: bool) -> str:
         ) from error
 
 
-class _Study:
-    """What optuna suggests and is told.
-
-    It is told in the order of the trials, whichever finished first, so the same seed and number of
-    workers bring the same suggestions again, and a run that was cut off finds its trials on disk.
-    """
-
-    def __init__(self, model: Model, space: Space, seed: int) -> None:
-        try:
-            import optuna
-        except ImportError as error:
-            raise CapabilityError(
-                "optuna is not installed: pip install 'chreode[tune]'."
-            ) from error
-        self.given, self.seed = model, seed
-        self.space = {name: _distribution(model, name, values) for name, values in space.items()}
-        if not self.space:
-            raise ConfigError(f"{model.key} has no option to search; name some: space=….")
-        level = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells that it was made
-        self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-        optuna.logging.set_verbosity(level)
-        self.study.enqueue_trial({name: getattr(model, name) for name in space})
-
-    def search(self, runner: Runner, trials: int, shown: Any) -> tuple[pd.DataFrame, list[Model]]:
-        """Return a row and a model per trial; as many are suggested at once as run at once."""
-        from optuna.trial import TrialState
-
-        rows: list[dict[str, Any]] = []
-        tried: list[Model] = []
-        while len(rows) < trials:
-            n = min(runner.workers, trials - len(rows))
-            asked = [self.study.ask(self.space) for _ in range(n)]
-            models: list[Any] = [dataclasses.replace(self.given, **one.params) for one in asked]  # type: ignore[type-var]  # as above
-            todo = [
-                _trial(f"trial {one.number}", model, self.seed, "validation")
-                for one, model in zip(asked, models, strict=True)
-            ]
-            for one, outcome in zip(asked, runner.run(todo, shown), strict=True):
-                if outcome.failed:
-                    self.study.tell(one, state=TrialState.FAIL)
-                else:
-                    self.study.tell(one, outcome.row["objective"])
-                rows.append({**one.params, **_told(outcome), "seed": self.seed})
-            tried += models
-            if rows[0]["note"]:
-                raise FitError(f"{self.given.key}, as given, {rows[0]['note']}")
-        return pd.DataFrame(rows).rename_axis("trial"), tried
-
-
-def _distribution(model: Model, name: str, values: Any) -> Any:
-    """Return a range or choice as optuna has it; the model's own value must lie in it."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    known = [option["name"] for option in config.describe(type(model))]
-    if name not in known:
-        raise ConfigError(f"{type(model).__name__} has no option {name!r}.{near(name, known)}")
-    own = getattr(model, name)
-    made: Any
-    if isinstance(values, tuple) and len(values) == 2:
-        low, high = values
-        inside = own is not None and low <= own <= high
-        kind = (
-            IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
-        )
-        made = kind(low, high, log=low > 0 and high >= 10 * low)
-    else:
-        inside, made = own in values, CategoricalDistribution(values)
-    if not inside:
-        raise ConfigError(
-            f"space: {name} in {values} leaves out {type(model).__name__}'s own value, {own!r}, with which "
-            f"the others are compared. Widen it, or give a model whose {name} lies in it."
-        )
-    return made
-
-
 def _three(
     cells: Cells, rows: np.ndarray, validation: Any, test: Any, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -384,67 +233,14 @@ def _three(
     return rest, parts["validation"], parts["test"]
 
 
-def _trial(name: str, model: Model, seed: int, cells: Literal["validation", "test"]) -> Trial:
-    about = {"config": config.as_dict(model), "seed": seed, "judged on": cells}
-    return Trial(name, partial(_fit_and_judge, model, seed, cells), about)
-
-
-def _fit_and_judge(
-    model: Model, seed: int, cells: Literal["validation", "test"], given: _Given
-) -> Result:
-    data = opened(given.data)
-    # what learns without validation would learn from the validation rows too
-    validates = any(phase.learner.validates for phase in model.phases())
-    rows = np.union1d(given.train, given.validation) if validates else given.train
-    fitted = model.fit(
-        data,
-        given.schema,
-        seed=seed,
-        rows=rows,
-        validation=given.validation if validates else 0,
-        run=given.run,
-    )
-    value = float(given.objective(fitted, _some(data, getattr(given, cells))))
-    if not np.isfinite(value):
-        raise FitError(f"the objective is {value}")
-    return {"objective": value, "state": fitted.provenance["state"]}, {}
-
-
-def _some(data: Any, rows: np.ndarray) -> Data:
-    """Return some cells; of data on disk, in memory."""
-    if isinstance(data, AnnData):
-        return data[rows].to_memory()  # no view: an objective may write to it
-    if isinstance(data, MuData):
-        return data[rows]
-
-    def part(values: Any) -> Any:
-        return values.iloc[rows] if isinstance(values, pd.DataFrame) else values[rows]
-
-    def of(slot: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: part(values) for name, values in slot.items()}
-
-    names = data.obs_names[rows]
-    mod = {m: _some(d, np.flatnonzero(d.obs_names.isin(names))) for m, d in data.mod.items()}
-    return dataclasses.replace(
-        data, obs=part(data.obs), X=None if data.X is None else part(data.X),
-        layers=of(data.layers), obsm=of(data.obsm), raw=data.raw and _some(data.raw, rows), mod=mod,
-    )  # fmt: skip
-
-
-def _told(outcome: Outcome) -> dict[str, Any]:
-    row = outcome.row or {"objective": np.nan, "state": ""}
-    note = f"failed: {outcome.failed}" if outcome.failed else ""
-    return {**row, "seconds": outcome.seconds, "note": note}
-
-
 def _refits(runner: Runner, models: Mapping[str, Model], seeds: range, shown: Any) -> pd.DataFrame:
     """Return a row per refit, judged on the test cells."""
     pairs = [(name, seed) for name in models for seed in seeds]
-    todo = [_trial(f"{name}, seed {seed}", models[name], seed, "test") for name, seed in pairs]
+    todo = [trial_of(f"{name}, seed {seed}", models[name], seed, "test") for name, seed in pairs]
     outcomes = runner.run(todo, shown)
     return pd.DataFrame(
         [
-            {"options": name, "seed": seed, **_told(outcome)}
+            {"options": name, "seed": seed, **told(outcome)}
             for (name, seed), outcome in zip(pairs, outcomes, strict=True)
         ]
     )

@@ -6,11 +6,11 @@ import dataclasses
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,7 +20,7 @@ from anndata.io import read_elem, sparse_dataset
 
 from .. import store
 from ..errors import SchemaError, StoreError, near
-from .disk import Array, DiskDense, Selected, Stacked, absent, by_rows, left_out, readable
+from .disk import Array, DiskDense, Selected, absent, by_rows, left_out, readable
 from .foreign import refuse_foreign
 
 
@@ -113,7 +113,7 @@ class OnDisk:
                 "On disk, data[:, genes] chooses features. To choose cells, give rows=… where they are "
                 "learned from, or read them first: anndata.read_h5ad(FILE)[cells]."
             )
-        known = _unique(self)
+        known = unique_names(self)
         try:
             if isinstance(names, slice) or np.asarray(names).dtype.kind in "biu":
                 names = known[names]
@@ -351,63 +351,8 @@ def _pieces_lost(item: Any) -> str:
     return ""
 
 
-def stack(parts: Sequence[OnDisk], join: Literal["same", "inner"]) -> OnDisk:
-    """Return the cells of several files as one; see `chreode.open`.
-
-    Raises
-    ------
-    SchemaError
-        If their features differ.
-    """
-    if any(part.mod for part in parts):
-        raise StoreError("Several files as one: .h5ad or .zarr. Open .h5mu files one by one.")
-    names = [part.obs_names for part in parts]
-    if pd.Index(np.concatenate(names)).has_duplicates:
-        names = [index.astype(str) + f"-{number}" for number, index in enumerate(names)]
-    obs = pd.concat([part.obs.set_axis(n) for part, n in zip(parts, names, strict=True)])
-    raws = [part.raw for part in parts if part.raw is not None]
-    raw = _one(raws, obs, join) if len(raws) == len(parts) else None
-    return dataclasses.replace(_one(parts, obs, join), raw=raw)
-
-
-def _one(parts: Sequence[OnDisk], obs: pd.DataFrame, join: Literal["same", "inner"]) -> OnDisk:
-    """Return matrices that all parts have, with the features of the first one, or those of all."""
-    names = _unique(parts[0])
-    shared = names[np.all([names.isin(_unique(part)) for part in parts], axis=0)]
-    for part in parts:
-        lacking = part.var_names.symmetric_difference(names)
-        if join == "same" and len(lacking):
-            raise SchemaError(
-                f"{part.path} and {parts[0].path} do not have the same features ({len(lacking):,} are in "
-                f"one alone, such as {str(lacking[0])!r}). To keep those that all files have: "
-                "open(…, join='inner')."
-            )
-    parts = [p if p.var_names.equals(shared) else p[:, shared] for p in parts]
-    return OnDisk(
-        " + ".join(part.path for part in parts), obs, parts[0].var,
-        _stacked([part.X for part in parts]),
-        layers=_in_all([part.layers for part in parts]),
-        obsm=_in_all([part.obsm for part in parts]),
-        unreadable={k: f"{p.path}: {why}" for p in parts for k, why in p.unreadable.items()},
-        files=tuple(part.path for part in parts),
-    )  # fmt: skip
-
-
-def _in_all(slots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found = {key: _stacked([slot.get(key) for slot in slots]) for key in slots[0]}
-    return {key: matrix for key, matrix in found.items() if matrix is not None}
-
-
-def _stacked(parts: Sequence[Any]) -> Any:
-    """Return the rows of all parts; None where one lacks them, or has others."""
-    tables = {isinstance(part, pd.DataFrame) for part in parts}
-    lacking = any(part is None for part in parts)
-    if lacking or len(tables) > 1 or len({part.shape[1:] for part in parts}) > 1:
-        return None
-    return pd.concat(parts) if True in tables else Stacked(parts)
-
-
-def _unique(part: OnDisk) -> pd.Index:
+def unique_names(part: OnDisk) -> pd.Index:
+    """Return the names of the features, which are refused where they are not unique."""
     if not part.var_names.is_unique:
         twice = part.var_names[part.var_names.duplicated()][0]
         raise SchemaError(f"{part.path}: feature names are not unique ({twice!r}).")

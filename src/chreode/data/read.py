@@ -13,7 +13,8 @@ from mudata import MuData
 from ..config.arguments import checked
 from ..errors import ConfigError, StoreError
 from .disk import refuse_elsewhere_in
-from .files import OnDisk, open_file, stack, stored_bytes
+from .files import OnDisk, open_file, stored_bytes
+from .stack import stack
 
 Data: TypeAlias = AnnData | MuData | OnDisk
 

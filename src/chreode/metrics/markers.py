@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 from scipy import stats
 
-from .generation import log_cp10k
+from .space import log_cp10k
 
 #: Markers of a type; cells that it must have on either side to be compared (of five, not even none against
 #: all is beyond chance), and beyond a quantile.

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..compute.rng import Rng
 from ..config import config, param
-from ..data.series import SeriesBatch, SeriesSource
+from ..data.series import SeriesBatch
+from ..data.series_source import SeriesSource
 from ..data.source import Source
 from ..errors import BlowUpError
 from ..learn import analogs

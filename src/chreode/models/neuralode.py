@@ -13,7 +13,7 @@ from ..compute.rng import Rng
 from ..config import config, param
 from ..data.design import ONE_COURSE, shared
 from ..data.sampler import Together
-from ..data.series import SeriesSource
+from ..data.series_source import SeriesSource
 from ..data.source import Source
 from ..learn.phase import Phase, Session, Split
 from ..learn.sgd import SGD

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from ..config.arguments import checked
 from ..errors import CapabilityError, ConfigError, DataError, near
-from ..metrics.generation import Space
 from ..metrics.score import Labels
+from ..metrics.space import Space
 from ..text import picture
 from .counts import Counts
 from .scatter import embedding, principal_plane, umap_coordinates

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,42 +15,22 @@ from torch import Tensor, nn
 from ...compute.rng import Rng
 from ...data.align import gene_positions
 from ...data.batch import CellBatch
-from ...data.horizon import NEAR, ForecastWarning, plain, refuse_far
-from ...data.series import SeriesBatch, SeriesSource
+from ...data.series import SeriesBatch
+from ...data.series_source import SeriesSource
 from ...data.source import Source
-from ...errors import BlowUpError, warn
+from ...errors import BlowUpError
 from ...losses.energy import energy_distance
-from ...module import Loss, Module, Step
+from ...module import Loss, Module, Player, Step
 from ...ode import trajectory
 from ...schema import Spec
+from . import limits
 from .frame import Frame
+from .options import Options
 from .unexplained import unexplained
 from .vectorfield import Gates, VectorField, mean_jacobian
 
 #: Weight of the errors of paths beside those of slopes, which noise keeps from falling as far.
 _SOLVED = 2.0
-
-
-class Options(Protocol):
-    """What is read of a model's options; `NeuralODE` says what each is."""
-
-    n_latent: int
-    n_refits: int
-    solver: Literal["dopri5", "tsit5", "rk4"]
-    tolerance: float
-    jitter: float
-
-    def width(self, spec: Spec) -> int:
-        """Return the number of genes."""
-        ...
-
-    def build(self, spec: Spec) -> Dynamics:
-        """Return untrained tensors."""
-        ...
-
-    def alone(self) -> Self:
-        """Return the same options without refits."""
-        ...
 
 
 class Dynamics(Module):
@@ -309,10 +288,10 @@ class Dynamics(Module):
         for member in self.members:
             member.load_state_dict(own)
 
-    def players(self) -> dict[str, list[nn.Parameter]]:
+    def players(self) -> dict[str, Player]:
         """Return the parameters that gradients move: those of refits are set."""
         own = [p for name, p in self.named_parameters() if not name.startswith("members.")]
-        return {"model": own}
+        return {"model": Player(own)}
 
     # what it can answer
 
@@ -353,60 +332,15 @@ class Dynamics(Module):
         absent = to["knockout"][0] if "knockout" in to.columns else torch.zeros(0, dtype=torch.long)
         x, clamped = self.without(self.seen(batch), absent)
         now = batch["time"]
-        self._refuse_far(torch.cat([now, at.flatten()]))
+        limits.refuse_distant(self.spec, self.frame, torch.cat([now, at.flatten()]))
         after = self.expected(x, at.maximum(now[:, None]), now, clamped)
         before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
         found = self.frame.outside(torch.where((at >= now[:, None])[..., None], after, before))
         start = self.frame.outside(x)
-        self._tell_lost(found, start, batch)
+        limits.tell_lost(self.spec, found, start, batch)
         held = self.frame.held(found, start)
-        self._tell_held(found, held)
+        limits.tell_held(self.spec, self.frame, found, held)
         return held
-
-    def _refuse_far(self, times: Tensor) -> None:
-        """Warn of times beyond those of the fit, and refuse those that are far beyond."""
-        first, last = self.frame.clock.tolist()
-        asked = float(times.amin()), float(times.amax())
-        beyond = max(first - asked[0], asked[1] - last) / float(self.frame.length)
-        of_fit, of_question = (
-            " to ".join(plain(*self.spec.outside("time", pair))) for pair in ((first, last), asked)
-        )
-        refuse_far(
-            f"Paths are asked for from time {of_question}, from where their cells are, and the cells of the "
-            f"fit have times from {of_fit}",
-            beyond,
-        )
-
-    def _tell_lost(self, found: Tensor, start: Tensor, batch: CellBatch) -> None:
-        """Say which paths blew up; they are NaN from then on."""
-        lost = found.isnan().any(2).any(1).nonzero()[:, 0].tolist()
-        if not lost:
-            return
-        name, row = f"the path of cell {int(batch.rows[lost[0]])}", lost[0]
-        begun = float(self.spec.outside("time", batch["time"][row]))
-        if len(lost) == len(batch):
-            raise BlowUpError(row, begun, start[row], name)
-        warn(
-            f"{len(lost)} of {len(batch)} paths leave the finite numbers and are NaN from then on, such as "
-            f"{name}, which begins at time {plain(begun)[0]}.",
-            ForecastWarning,
-        )
-
-    def _tell_held(self, found: Tensor, held: Tensor) -> None:
-        """Say how far values would have left the range that they are held in."""
-        width = (self.frame.highest - self.frame.lowest).clamp(min=1e-6)
-        excess = ((found - held).abs() / width).nan_to_num(0.0)
-        n = int((excess > NEAR).sum())
-        if not n:
-            return
-        at = np.unravel_index(int(excess.argmax()), excess.shape)
-        gene = self.spec.features[self.spec.either("expression", "counts")][at[-1]]
-        warn(
-            f"{n:,} of {held.numel():,} forecast values would leave the range that their gene has in the "
-            f"cells of the fit by more than {NEAR:.0%} of it, and are held at its end: the furthest is "
-            f"{gene}, {float(found[at]):.4g} held at {float(held[at]):.4g}.",
-            ForecastWarning,
-        )
 
     def further_conditions(self) -> Mapping[str, Callable[[str], tuple[int, ...]]]:
         """Return the one that cells of the fit do not have: genes that are absent from then on."""
@@ -429,7 +363,7 @@ class Dynamics(Module):
         """Return the smoothed start of a trajectory of the fit, as a cell."""
         columns = {"time": self.frame.begins[code : code + 1]}
         return CellBatch(
-            torch.zeros(1, dtype=torch.long),
+            torch.zeros(1, dtype=torch.long, device=self.frame.starts.device),
             {"expression": self.frame.starts[code : code + 1]},
             columns=columns,
         )
