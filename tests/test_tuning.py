@@ -13,7 +13,7 @@ import pytest
 
 import chreode as ch
 from chreode import models
-from chreode.bench import tuning
+from chreode.bench import candidate
 from chreode.bench.tuned import REFITS
 from chreode.bench.tuning import default_space, nats_per_cell
 from chreode.data.simulate import simulate_citeseq
@@ -296,7 +296,7 @@ def test_bad_data_is_refused_before_any_fit(search, cells, schema):
 
 @pytest.mark.slow
 def test_it_goes_on_where_ctrl_c_cut_it_off(search, tmp_path, monkeypatch):
-    plain, begun, stop_at = tuning._fit_and_judge, [], 5
+    plain, begun, stop_at = candidate._fit_and_judge, [], 5
 
     def counted(model, *rest):
         begun.append(model.n_latent)
@@ -305,7 +305,7 @@ def test_it_goes_on_where_ctrl_c_cut_it_off(search, tmp_path, monkeypatch):
         return plain(model, *rest)
 
     whole = search(distance, 8)
-    monkeypatch.setattr(tuning, "_fit_and_judge", counted)
+    monkeypatch.setattr(candidate, "_fit_and_judge", counted)
     with pytest.raises(KeyboardInterrupt, match="4 results are kept"):
         search(distance, 8, into=tmp_path)
     stop_at = 0

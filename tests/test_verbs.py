@@ -13,7 +13,7 @@ import torch
 
 import chreode as ch
 from chreode.data.simulate import simulate_multiome
-from chreode.fitted import verbs
+from chreode.verbs import cells as verbs_of_cells
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_a_result_that_cannot_be_kept_leaves_torch_as_it_was(fitted, cells, monk
         next(iter(chunks))
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(verbs, "collect_cells", full)
+    monkeypatch.setattr(verbs_of_cells, "collect_cells", full)
     ask = {
         "generate": lambda: fitted.generate(20, progress=False),
         "predict": lambda: fitted.predict(cells, to={}, progress=False),

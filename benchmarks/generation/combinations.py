@@ -13,6 +13,7 @@ from chreode.bench.generation import class_table
 from chreode.bench.yardstick import split
 from chreode.data.cells import Cells
 from chreode.metrics import generation as measured
+from chreode.metrics.space import Space
 
 from ..common import Row, spread
 from ..speed.ratios import markdown
@@ -42,7 +43,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     # of every class, hidden or not: cells that chose the genes, span the space, and are nowhere else
     rows = split(class_table(Cells(cells, schema))[0], case["seed"]).yardstick
     yardstick = cells[rows].copy()
-    space = measured.Space.of(sp.csr_matrix(yardstick.X))
+    space = Space.of(sp.csr_matrix(yardstick.X))
     yards = [space.place(sp.csr_matrix(yardstick.X[mask])) for mask in _parts(yardstick)[2]]
     cells = cells[np.setdiff1d(np.arange(cells.n_obs), rows)].copy()
     kind, condition, hidden, train = _parts(cells)

@@ -17,6 +17,7 @@ from chreode.bench.generation import class_table
 from chreode.bench.yardstick import MIN_CLASS, split
 from chreode.data.cells import Cells
 from chreode.metrics import generation as measured
+from chreode.metrics.space import Space
 
 from ..common import Row
 from ..speed.ratios import markdown
@@ -47,7 +48,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     train, reference, spare, yardstick = split(classes, case["seed"])
     fitted, told = fit(ch.CFGen(), cells, schema, train, case["seed"], kept / "fits")
     counts = sp.csr_matrix(cells.X)
-    space = measured.Space.of(counts[yardstick])
+    space = Space.of(counts[yardstick])
     of_real = classes[reference]
     given = {n: values.to_numpy()[of_real] for n, values in attributes.items()}
     real = space.place(counts[reference])

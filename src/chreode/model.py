@@ -20,8 +20,9 @@ from .compute.threads import pinned
 from .config.arguments import checked
 from .data.align import learn_spec, match_features, open_source
 from .data.cells import Cells
-from .data.check import MAY_LACK, any_nan, findings, require
+from .data.check import MAY_LACK, findings, require
 from .data.holdout import hold_out, named_cells
+from .data.look import any_nan
 from .data.read import Data
 from .data.remember import joined, remember
 from .data.source import Source

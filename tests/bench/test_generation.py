@@ -12,12 +12,14 @@ import pytest
 import scipy.sparse as sp
 
 import chreode as ch
-from chreode.bench.generation import AS_BATCH, CEILING, MIXTURE, NB, REPLAY, SHUFFLED, class_table
-from chreode.bench.yardstick import METRICS, OF_MEMORY, SHARES, scored, split, too_small
+from chreode.bench.fakes import AS_BATCH
+from chreode.bench.generation import CEILING, MIXTURE, NB, REPLAY, SHUFFLED, class_table
+from chreode.bench.yardstick import METRICS, OF_MEMORY, SHARES, scored, split
 from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
 from chreode.metrics import generation as measure
 from chreode.metrics.space import Space
+from chreode.report.generation import too_small
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import chreode as ch
-from chreode.bench.integration import _Given, _harmony, _oracle
+from chreode.bench.embedded import Given, _harmony, _oracle
 from chreode.commands.judge import _answer
 from chreode.learn import sgd
 from chreode.model import Model
@@ -133,7 +133,7 @@ def test_cells_without_a_label_are_of_no_type_whatever_the_order(first):
     label = pd.Series(np.repeat(np.array(["A", "B", None], dtype=object), 20))
     label = label.sort_values(key=lambda v: v != first if first else v.notna(), kind="stable")
     x_pca, cells = np.zeros((60, 1), np.float32), np.arange(60)
-    given = _Given(Path(), ch.Schema(), {"label": label}, x_pca, cells, None, 1, None)
+    given = Given(Path(), ch.Schema(), {"label": label}, x_pca, cells, None, 1, None)
     x, _ = _oracle(given, 0)
     places = pd.DataFrame(x).groupby(label.fillna("").to_numpy()).mean().to_numpy()
     apart = np.linalg.norm(places[:, None] - places, axis=-1)
@@ -161,7 +161,7 @@ def test_of_few_cells_harmony_says_what_it_lacks():
     pytest.importorskip("harmonypy")
     batch = pd.Series(["p", "q"] * 7)
     x = np.random.default_rng(0).normal(size=(14, 3)).astype(np.float32)
-    given = _Given(Path(), ch.Schema(), {"batch": batch}, x, np.arange(14), None, 1, None)
+    given = Given(Path(), ch.Schema(), {"batch": batch}, x, np.arange(14), None, 1, None)
     with pytest.raises(ch.CapabilityError, match="takes 16 cells"):
         _harmony(given, 0)
 

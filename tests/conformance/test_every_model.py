@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode import models
-from chreode.config import _hints
+from chreode.config.options import _hints
 from chreode.data.align import MissingFeatures
 
 KEYS = models.keys()

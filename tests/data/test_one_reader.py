@@ -22,6 +22,7 @@ import chreode as ch
 from chreode.data import files, places, read
 from chreode.data.cells import Cells
 from chreode.data.check import CountsWarning, findings
+from chreode.data.memory import in_memory
 from chreode.schema import Place
 
 N, G = 60, 40
@@ -149,7 +150,7 @@ def test_every_form_is_read_alike(form):
         )
     else:
         values = form(dense())
-    found = read.in_memory(values, "counts (X)")
+    found = in_memory(values, "counts (X)")
     assert isinstance(found, (np.ndarray, sp.csr_matrix, sp.csr_array))
     assert not sp.issparse(found) or found.indices.dtype == found.indptr.dtype == np.int32
     whole = found.toarray() if sp.issparse(found) else found
@@ -162,20 +163,20 @@ def test_every_form_is_read_alike(form):
 
 def test_what_is_masked_was_not_measured():
     x = np.ma.masked_equal(np.array([[1, 2], [3, 4]]), 3)
-    assert np.isnan(read.in_memory(x, "views")[1, 0])
+    assert np.isnan(in_memory(x, "views")[1, 0])
     frame = pd.DataFrame({"a": pd.array([1, None], dtype="Int64")})
-    assert np.isnan(read.in_memory(frame, "views")[1, 0])
+    assert np.isnan(in_memory(frame, "views")[1, 0])
 
 
 @pytest.mark.parametrize("values", [np.zeros(3), np.zeros((2, 2, 2)), np.array({"a": 1})])
 def test_what_is_no_matrix_is_refused(values):
     with pytest.raises(ch.SchemaError, match="expected cells x features"):
-        read.in_memory(values, "views (obsm/a)")
+        in_memory(values, "views (obsm/a)")
 
 
 def test_the_users_own_matrix_stays_as_it_is():
     x = sp.csr_matrix((np.ones(3, "f4"), np.array([1, 1, 0]), np.array([0, 3])), (1, 2))
-    assert read.in_memory(x, "counts").toarray().tolist() == [[1, 2]]
+    assert in_memory(x, "counts").toarray().tolist() == [[1, 2]]
     assert x.indices.tolist() == [1, 1, 0]
 
 

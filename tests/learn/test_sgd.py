@@ -366,17 +366,12 @@ def weight(source, split=SPLIT, **options):
     return module.w.item()
 
 
-def test_a_prior_decays_less_the_more_cells_there_are(source):
+def test_a_decay_may_depend_on_the_number_of_cells(source):
     few = Split(np.arange(100), SPLIT.validation)
     for split, decay in ((few, 2.0), (SPLIT, 0.5)):
-        found = weight(source, split, prior=200.0)
+        found = weight(source, split, weight_decay=lambda n: 200.0 / n)
         assert found == weight(source, split, weight_decay=decay)
         assert found < weight(source, split)
-
-
-def test_a_prior_has_a_bound(source):
-    bound = sgd_module.MOST_DECAY
-    assert weight(source, prior=1e9) == weight(source, weight_decay=bound)
 
 
 def test_cells_named_for_validation_that_were_not_measured_are_no_silent_none():

@@ -492,3 +492,17 @@ def test_a_column_may_have_any_name(cells):
     fitted = ch.CFGen(**SMALL, max_epochs=1, flow_epochs=1).fit(cells, roles, progress=False)
     value = cells.obs["plate"].iloc[0]
     assert fitted.generate(3, given={"plate.number": value}).shape == (3, 300)
+
+
+def test_the_decay_of_the_autoencoder_falls_with_the_cells_and_has_a_bound():
+    autoencoder = ch.CFGen().phases()[0].learner
+    assert autoencoder.weight_decay(8000) == 0.5
+    assert autoencoder.weight_decay(10) == autoencoder.weight_decay(100) == 3.0
+    assert ch.CFGen(weight_decay=0.2).phases()[0].learner.weight_decay == 0.2
+
+
+def test_the_flow_of_few_cells_sees_enough_minibatches():
+    flow = ch.CFGen(batch_size=100).phases()[-1].learner
+    assert flow.max_epochs(1_000) == 1_500
+    assert flow.max_epochs(1_000_000) == 8
+    assert ch.CFGen(flow_epochs=3).phases()[-1].learner.max_epochs == 3

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from ..errors import DataError
 from ..metrics import generation as measure
 from ..metrics.markers import MIN_CLASS, STATISTICS, choose_markers, compare_markers
+from ..metrics.space import Space
 from .generators import Classes
 
 #: Shares of the cells, as `Parts` has them.
@@ -127,7 +128,7 @@ def scored(
     large = {number: ab for number, ab in sides.items() if min(map(len, ab)) >= MIN_CLASS}
     if not large:
         raise DataError(TOO_FEW)
-    space = measure.Space.of(yardstick)
+    space = Space.of(yardstick)
     x, y, yard = space.place(real), space.place(fake), space.place(yardstick)
     parts = {}
     for number, (a, b) in large.items():
