@@ -1,4 +1,4 @@
-"""CFGen: counts of new cells under any attributes, by a flow in the latent space of an autoencoder."""
+"""CFGen: counts of new cells with chosen attributes, by a flow in the latent space of an autoencoder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _decay_of_prior(n_cells: int) -> float:
 
 
 class Flow(Module):
-    """Phase two: the velocity that carries a standard normal to the latent vectors of such cells."""
+    """Phase two: the velocity that moves standard normal noise to latent vectors, given attributes."""
 
     started: Tensor
     centre: Tensor
@@ -71,7 +71,7 @@ class Flow(Module):
         self.register_buffer("scale", torch.ones(options.n_latent))
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Take the scale of the latent space, and the depths by attributes."""
+        """Estimate the scale of the latent space, and the distribution of depths given the attributes."""
         if self.started:  # what was learned expects the scales that it was learned with
             return
         self.started.fill_(True)
@@ -84,7 +84,7 @@ class Flow(Module):
             self.scale.copy_(spread.sqrt().clamp_min(1e-6))
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
-        """Return the flow-matching loss: the squared error of the velocity, averaged over dimensions."""
+        """Return the flow-matching loss: the squared error of the velocity, as a mean over dimensions."""
         options = self.options
         z = reparametrise(batch["latent"], batch["latent_variance"])
         data = (z - self.centre) / self.scale
@@ -110,7 +110,7 @@ class Flow(Module):
         *,
         back: bool = False,
     ) -> Float[Tensor, "b z"]:
-        """Carry noise to latent vectors, or latent vectors `back` to noise."""
+        """Move noise to latent vectors or, with `back`, latent vectors to noise."""
         x = (x - self.centre) / self.scale if back else x
         depth, solver = self.depth.standardised(log_depth), self.options.solver_options()
         y = self.field.carry(x, batch, depth, self._known(batch), terms, back=back, **solver)
@@ -119,17 +119,17 @@ class Flow(Module):
     def log_density(
         self, z: Float[Tensor, "b z"], batch: CellBatch, log_depth: Float[Tensor, "b m"]
     ) -> Float[Tensor, " b"]:
-        """Return log p(z | attributes, ℓ) in nats."""
+        """Return log p(z | attributes, ℓ) of each cell, in nats."""
         x, depth = (z - self.centre) / self.scale, self.depth.standardised(log_depth)
         solver = self.options.solver_options()
         found = self.field.log_density(x, batch, depth, self._known(batch), **solver)
         return found - self.scale.log().sum()
 
     def _known(self, batch: CellBatch) -> Bool[Tensor, "b k"]:
-        """Return which attributes can be told: of a combination never seen, the part that was.
+        """Return which attributes the flow is given: of a combination never seen, the part that was seen.
 
-        What the network says of the whole would be a guess far from any cell; the effects of the rest
-        are the decoder's to add.
+        For the whole combination, the network would extrapolate far from any cell. The effects of the
+        other attributes are added by the decoder.
         """
         codes, numbers, _ = read_attributes(self.spec, batch)
         combined = self.depth.combinations.known(codes)
@@ -139,7 +139,7 @@ class Flow(Module):
 
 
 class CFGenModule(Module):
-    """The autoencoder, and the flow in its latent space."""
+    """The autoencoder and the flow in its latent space."""
 
     def __init__(self, options: CFGen, spec: Spec) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class CFGenModule(Module):
         self.unable = () if options.kl else ("score",)
 
     def terms(self, guidance: float | Mapping[str, float] = 1.0) -> Terms:
-        """Return which attributes each velocity is told, and its weight."""
+        """Return, for each velocity of the guided sum, the attributes that it is given and its weight."""
         names = [*chain.from_iterable(attribute_names(self.spec))]
         k = len(names)
         if k and (isinstance(guidance, Mapping) or (self.options.guide == "each" and k > 1)):
@@ -161,10 +161,10 @@ class CFGenModule(Module):
         return [(torch.ones(k, dtype=torch.bool), weight)]
 
     def verb_options(self, verb: str) -> Mapping[str, Option]:
-        """Return the weight of the conditions in `generate`."""
+        """Return the one additional option of a verb: the weight of guidance in `generate`."""
         if verb != "generate":
             return {}
-        said = "Weight of the conditions, or one for each."
+        said = "Weight of guidance: one number for all attributes, or one for each; 1: as trained."
         return {"guidance": Option(1.0, said, self._checked_guidance)}
 
     def _checked_guidance(self, guidance: Any) -> float | Mapping[str, float]:
@@ -181,7 +181,7 @@ class CFGenModule(Module):
         return guidance
 
     def embed(self, batch: CellBatch, to: CellBatch | None = None) -> Float[Tensor, "b z"]:
-        """Return latent means, or what they would be under the attributes of `to`."""
+        """Return the latent means of cells, moved to the attributes of `to` if these are given."""
         z = self.autoencoder.encode(batch)[0]
         if to is None:
             return z
@@ -192,9 +192,9 @@ class CFGenModule(Module):
     def reconstruct(
         self, batch: CellBatch, to: CellBatch, library: float | None = None, role: str = "counts"
     ) -> Float[Tensor, "b g"]:
-        """Return expected counts of the decoded latent mean, or frequencies scaled to `library`.
+        """Return expected counts at the latent mean, or frequencies scaled to `library`.
 
-        Under the attributes of `to`, where they are others: the cell is carried over as in `predict`.
+        If `to` holds other attributes, the cell is first moved to them, as in `predict`.
         """
         depth = self._completed(batch)
         if library is not None:
@@ -205,14 +205,14 @@ class CFGenModule(Module):
     def predict(self, batch: CellBatch, to: CellBatch) -> dict[str, Float[Tensor, "b g"]]:
         """Return counts of the same cells under other attributes, at their own depth.
 
-        The cell is carried back to noise with its own attributes, and from there with those of `to`.
+        A cell is moved back to noise with its own attributes, and from there forward with those of `to`.
         """
         return self._draw(self.embed(batch, to), self._completed(batch), to)
 
     def generate(
         self, batch: CellBatch, guidance: float | Mapping[str, float] = 1.0
     ) -> dict[str, Float[Tensor, "b g"]]:
-        """Return counts of new cells with the attributes of `batch`."""
+        """Return counts of new cells that have the attributes of the rows of `batch`."""
         codes, numbers, _ = read_attributes(self.spec, batch)
         depth = self.flow.depth.sample(codes, numbers)
         noise = torch.randn(len(batch), self.options.n_latent)
@@ -228,10 +228,10 @@ class CFGenModule(Module):
         n_samples: int,
         importance: bool,  # noqa: FBT001 (the contract)
     ) -> Float[Tensor, " b"]:
-        """Return a lower bound of log p(counts | attributes, depth), of the modalities that a cell has.
+        """Return a lower bound of log p(counts | attributes, depth), over the modalities that a cell has.
 
-        With draws of z from q(z|x), it is the mean of log p(x|z, ℓ) + log p(z | attributes, ℓ) − log q(z|x),
-        where the flow has the second term; or the importance-weighted bound.
+        With draws of z from q(z|x), the bound is the mean of log p(x|z, ℓ) + log p(z | attributes, ℓ)
+        − log q(z|x). The flow gives the second term. With `importance` it is the importance-weighted bound.
         """
         # derivatives need tensors of the usual kind
         with torch.inference_mode(False), torch.no_grad():
@@ -279,7 +279,7 @@ class CFGenModule(Module):
 def encoded(
     module: CFGenModule, source: Source, split: Split, run: Session
 ) -> tuple[Source, Split]:
-    """Return the cells as the flow sees them: latent means and variances, depths and attributes."""
+    """Return the cells as input of the flow: latent means and variances, depths and attributes."""
     shape = (len(source), module.options.n_latent)
     columns = {
         "latent": np.zeros(shape, np.float32),
@@ -303,7 +303,7 @@ def encoded(
 
 @config
 class CFGen(Model):
-    """Flow matching in the latent space of an autoencoder: counts under any attributes.
+    """Flow matching in the latent space of an autoencoder: counts of new cells with chosen attributes.
 
     Generative story, for a cell with attributes y (any number of them, categorical or continuous)::
 
@@ -312,9 +312,9 @@ class CFGen(Model):
         η = f(z) + Σ_i b_i(y_i) + b(y)        logits; effects of attributes, and of combinations
         x_g ~ NB(ℓ softmax(η)_g, θ_g(η))    RNA, proteins; peaks: Poisson or Bernoulli(σ(η_p))
 
-    Phase one fits encoder and decoder, then the effects b are counted (see `AttributeEffects`), and how
-    cells of each type (label) differ (see `WithinTypes`); phase two fits the velocity v to the latent
-    vectors.
+    Phase one fits encoder and decoder. Then the effects b of attributes are estimated by counting (see
+    `AttributeEffects`), and so are differences between cells of one type, the label (see `WithinTypes`).
+    Phase two fits the velocity v to the latent vectors.
 
     References
     ----------
@@ -345,90 +345,132 @@ class CFGen(Model):
         }
     }  # fmt: skip
 
-    preset: Literal["default", "paper"] = param("default", "Where options not given come from.")
-    n_latent: int = param(30, "Dimensions of the latent space.", low=1)
+    preset: Literal["default", "paper"] = param(
+        "default",
+        "Source of options that are not set: the defaults, or the published recipe (paper).",
+    )
+    n_latent: int = param(30, "Number of dimensions of the latent space.", low=1)
     hidden: tuple[int, ...] = param(
-        (256, 128), "Widths of the encoder; the decoder is its mirror.", low=1
+        (256, 128), "Units of the encoder's hidden layers; the decoder has them in reverse.", low=1
     )
-    kl: float = param(0.3, "Weight of the KL term; 0: a plain autoencoder.", low=0)
-    normalise: bool = param(True, "Encode log1p of counts per 10,000 instead of log1p of counts.")
+    kl: float = param(
+        0.3, "Weight of the KL term; 0: a plain autoencoder, which has no `score`.", low=0
+    )
+    normalise: bool = param(
+        True, "Whether the encoder reads log1p of counts per 10,000 instead of log1p of counts."
+    )
     start: Literal["data", "random"] = param(
-        "data", "Where decoders start: at each feature's mean and spread, or at random."
+        "data",
+        "Where decoders start: at each feature's mean and spread (data), or at random values.",
     )
-    theta_speed: float = param(30.0, "How many times as fast as weights θ learns.", low=0.01)
+    theta_speed: float = param(
+        30.0, "How many times as fast as weights the inverse dispersions θ are learned.", low=0.01
+    )
     effects: bool = param(
         True,
-        "Count what each category does to every feature, beside what decoders say of latent states.",
+        "Whether to estimate, by counting, how each category (such as a type or batch) shifts every feature "
+        "beyond what the decoder predicts from the latent state.",
     )
     dispersion: Literal["gene-state", "gene", "gene-label", "gene-batch"] = param(
-        "gene-state", "What θ depends on; gene-state: on how much of the gene the cell is to have."
+        "gene-state",
+        "What the inverse dispersion θ of a feature depends on: its expected frequency and, with effects, "
+        "the label (gene-state); nothing else (gene); the label alone, or the batch alone.",
     )
     peaks: Literal["bernoulli", "poisson"] = param(
-        "poisson", "Peaks as counts, with a depth; or as open or not, without one (bernoulli)."
+        "poisson",
+        "Peaks as counts that depend on the depth (poisson), or as open or closed without it (bernoulli).",
     )
     sigma: float = param(
-        0.0, "Noise left at the end of the path; 0: the linear path.", low=0, high=0.5
+        0.0,
+        "Standard deviation of the noise that is left at the end of the path from noise to a cell; 0: none.",
+        low=0,
+        high=0.5,
     )
     coupling: Literal["independent", "ot"] = param(
-        "independent", "How noise and cells are paired; ot: the optimal transport of a minibatch."
+        "independent", "Pairing of noise and cells: at random, or by optimal transport (ot)."
     )
     condition_dropout: float = param(
-        0.2, "Share of the cells in which all attributes are left out; of the rest, in which each is.",
+        0.2,
+        "Probability of hiding all attributes of a cell from the flow in training; in the other cells, "
+        "each attribute is hidden with the same probability.",
         low=0, high=1,
     )  # fmt: skip
-    drop_by: Literal["cell", "minibatch"] = param("cell", "What attributes are left out of.")
+    drop_by: Literal["cell", "minibatch"] = param(
+        "cell",
+        "Whether attributes are hidden cell by cell, or by whole minibatches that otherwise keep one.",
+    )
     conditioning: Literal["joint", "additive", "both"] = param(
-        "both", "How attributes are embedded."
+        "both",
+        "How the flow embeds attributes: all by one network (joint), as a sum of each (additive), or both.",
     )
     guide: Literal["joint", "each"] = param(
-        "joint", "Whether guidance weighs all attributes together, or composes those of each."
+        "joint",
+        "Whether guidance weighs the velocity given all attributes (joint), or one for each of them (each).",
     )
     depth: Literal["observed", "lognormal"] = param(
-        "observed", "Whether depths have the shape that those of cells have, or are log-normal."
+        "observed",
+        "Distribution of the depths of new cells: as observed in training, or log-normal.",
     )
-    depth_in_flow: bool = param(True, "Tell the flow the depth.")
-    standardise: bool = param(True, "Give the latent dimensions mean 0 and spread 1.")
+    depth_in_flow: bool = param(True, "Whether the flow is given the depth of the cell.")
+    standardise: bool = param(
+        True, "Whether latent dimensions are scaled to mean 0 and variance 1 for the flow."
+    )
     ema: float | None = param(
-        0.999, "Decay per step of the average of the weights that is kept; None: the last weights.",
+        0.999, "Decay per step of the average of the weights, which is what is kept; None: no average.",
         low=0, high=0.99999,
     )  # fmt: skip
-    flow_width: int = param(128, "Width of the flow's network.", low=2)
-    flow_blocks: int = param(4, "Residual blocks of the flow's network.", low=1)
-    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = param("midpoint", "ODE solver.")
-    steps: int = param(4, "Steps of the solver, where they are equal.", low=1)
-    tolerance: float = param(1e-3, "Error that Dopri5 allows per step.", low=1e-8, high=0.1)
-    batch_size: int = param(256, "Cells per minibatch.", low=2)
+    flow_width: int = param(128, "Number of units in each layer of the flow's network.", low=2)
+    flow_blocks: int = param(4, "Number of residual blocks in the flow's network.", low=1)
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = param(
+        "midpoint", "Solver of the flow's ODE: dopri5 adapts its steps, the others take equal ones."
+    )
+    steps: int = param(4, "Number of equal steps of the solver; dopri5 ignores it.", low=1)
+    tolerance: float = param(
+        1e-3, "Error that dopri5 allows per step; the other solvers ignore it.", low=1e-8, high=0.1
+    )
+    batch_size: int = param(256, "Number of cells per minibatch, for autoencoder and flow.", low=2)
     max_epochs: int | None = param(
-        None, "Passes over the cells of the autoencoder; None: 400 up to 20,000 cells, fewer above.",
+        None,
+        "Largest number of passes over the training cells for the autoencoder; None: 400, and fewer above "
+        "20,000 cells.",
         low=1,
-    )  # fmt: skip
+    )
     lr: float = param(1e-3, "Learning rate of the autoencoder.", low=0)
     weight_decay: float | None = param(
         None,
-        "Decoupled weight decay of the autoencoder; None: 4,000 by the number of cells, at most 3.",
+        "Decoupled weight decay of the autoencoder; None: 4,000 divided by the number of training cells, "
+        "at most 3.",
         low=0,
     )
     patience: int | None = param(
-        20, "Stop the autoencoder after so many epochs without a better validation.", low=1
+        20,
+        "Number of epochs without a better validation loss after which training of the autoencoder stops; "
+        "None: no early stopping.",
+        low=1,
     )
     flow_epochs: int | None = param(
-        None, "Passes over the cells of the flow; None: enough for 15,000 minibatches.", low=1
+        None,
+        "Number of passes over the training cells for the flow; None: 400, and fewer above 20,000 cells, "
+        "but at least 15,000 minibatches.",
+        low=1,
     )
-    flow_lr: float = param(1e-3, "Learning rate of the flow, at its start.", low=0)
-    flow_schedule: Literal["cosine", "constant"] = param("cosine", "How that rate falls, to 0.")
+    flow_lr: float = param(1e-3, "Learning rate of the flow at the start of its training.", low=0)
+    flow_schedule: Literal["cosine", "constant"] = param(
+        "cosine", "Course of the flow's learning rate: falling to 0 along a cosine, or constant."
+    )
 
     def build(self, spec: Spec) -> CFGenModule:
         """Return the untrained tensors."""
         return CFGenModule(self, spec)
 
     def reads(self, verb: str) -> tuple[str, ...]:
-        """Return the roles that `verb` reads: the encoder sees counts alone."""
+        """Return the roles that `verb` reads; `embed` reads counts alone, as the encoder does."""
         if verb == "embed":
             return MODALITIES
         return super().reads(verb)
 
     def theta_by(self, spec: Spec) -> str:
-        """Return the attribute of which every category has a θ, or ""."""
+        """Return the attribute whose categories each have a θ of their own, or ""."""
         by = self.dispersion.partition("-")[2]
         return by if by in spec.blocks else ""
 
@@ -444,7 +486,7 @@ class CFGen(Model):
         return max(default_epochs(n_cells), enough)
 
     def phases(self) -> list[Phase]:
-        """Return autoencoder, then flow."""
+        """Return the phases of a fit: autoencoder, effects (if they are estimated), flow."""
         data = Shuffled(self.batch_size)
         counted = [Phase(Exact(), "autoencoder", name="effects")] if self.effects else []
         return [

@@ -1,4 +1,4 @@
-"""A neural ODE in few components of the states, which knows among which lineage a path began."""
+"""A neural ODE in a few principal components, with the lineage in which a cell began as an input."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _TIMES = 50
 
 
 class KnownLineage(Dynamics):
-    """dz/dt = f(z, c): z in components of the smoothed training paths, c the lineage, which stays.
+    """dz/dt = f(z, c): z are components of the smoothed training trajectories, c is the lineage, constant.
 
-    A training path has its own lineage. Any other state is given weights of all of them, by how near the
-    training courses are at its time, and c is their mean.
+    A training trajectory has its own lineage. Any other state gets a weight for each lineage, by how near
+    the smoothed training trajectory is at its time, and c holds these weights.
     """
 
     options: LineageNODE
@@ -56,7 +56,7 @@ class KnownLineage(Dynamics):
         self.register_buffer("reach", torch.tensor(1.0))
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:
-        """Take scales, components and courses of the training cells, and how near counts as alike."""
+        """Estimate scales, components and smoothed training trajectories, and the scale of distances."""
         before = bool(self.frame.known)
         super().prepare(source, rows, rng)
         if before or not isinstance(source, SeriesSource):
@@ -90,17 +90,17 @@ class KnownLineage(Dynamics):
     # components
 
     def inside(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b k"]:
-        """Return the components of expression, scaled."""
+        """Return the scaled components of expression."""
         return (x - self.middle) @ self.axes / self.spread
 
     def outside(self, z: Float[Tensor, "*b k"]) -> Float[Tensor, "*b g"]:
-        """Return the expression that components tell."""
+        """Return the expression that belongs to scaled components."""
         return (z * self.spread) @ self.axes.T + self.middle
 
     def alike(
         self, x: Float[Tensor, "s g"], at: Float[Tensor, " s"] | None = None
     ) -> Float[Tensor, "s l"]:
-        """Return the weights of lineages, by how near their courses are to expression at a time, or ever."""
+        """Return a weight for each lineage, by its distance from expression at a time, or at any time."""
         apart = ((x @ self.view)[:, None, None] - self.courses).square().sum(3)  # s l t
         if at is None:
             squares = apart.amin(2)
@@ -111,20 +111,20 @@ class KnownLineage(Dynamics):
         return torch.where(self.learned, off, -torch.inf).softmax(1)
 
     def own(self, batch: SeriesBatch) -> Float[Tensor, "s l"]:
-        """Return which lineage each series is; of those that were not learned from, which they are like."""
+        """Return the lineage of each training series; for other series, the weights of `alike`."""
         at = self._codes(batch)
         mine = torch.eye(len(self.learned), device=at.device)[at]
         return torch.where(self.learned[at, None], mine, self.alike(batch.start, batch.begin))
 
     def told(self, weights: Float[Tensor, "s l"]) -> Float[Tensor, "s l"]:
-        """Return weights of lineages, centred and scaled as one of them alone would be."""
+        """Return weights of lineages, centred and scaled as the indicator of a single lineage would be."""
         mean = 1 / max(int(self.learned.sum()), 2)
         return (weights - mean) / (mean * (1 - mean)) ** 0.5
 
     # what is learned
 
     def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return the error of slopes, in components."""
+        """Return the error of slopes, in scaled components."""
         assert batch.slopes is not None
         seen = batch.observed
         z = self.inside(batch.values)
@@ -135,7 +135,7 @@ class KnownLineage(Dynamics):
         return unexplained(found, slopes, torch.ones_like(slopes))
 
     def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return the error of paths, in components, as a share of how far they went."""
+        """Return the error of forecasts, in scaled components, relative to how far the cells moved."""
         start = self.inside(batch.start)
         lineage = self.told(self.own(batch))
         state = torch.cat([start, lineage], 1)
@@ -173,7 +173,7 @@ class KnownLineage(Dynamics):
         *,
         alone: bool = False,
     ) -> Float[Tensor, "s t g"]:
-        """Follow scaled states; genes that are absent are so at the start, and in what is returned."""
+        """Solve for states at `times`; a knocked-out gene is absent at the start and in the result."""
         whole = self.frame.outside(x)
         state = torch.cat([self.inside(whole), self.told(self.alike(whole, start))], 1)
         found = self.frame.inside(self.outside(self._follow(state, times, start, alone=alone)))
@@ -184,7 +184,7 @@ class KnownLineage(Dynamics):
     def velocity(
         self, gates: Gates = "sample"
     ) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
-        """Return the velocity of scaled states."""
+        """Return the velocity as a function of scaled states."""
         self.field.settle(self.gates_as(gates))
         f = self.field.solved()
 
@@ -200,7 +200,7 @@ class KnownLineage(Dynamics):
         return of
 
     def fresh(self) -> Dynamics:
-        """Return new weights for the same data, for a refit."""
+        """Return an untrained copy for the same data, for a refit."""
         other = super().fresh()
         own = dict(self.named_buffers(recurse=False))
         for name in ("axes", "middle", "spread", "view", "courses", "learned", "reach"):
@@ -215,16 +215,16 @@ class KnownLineage(Dynamics):
 
 @config
 class LineageNODE(NeuralODE):
-    """States that move in few components, by a velocity that knows the lineage of their path.
+    """A neural ODE in a few principal components, which also reads the lineage in which a cell began.
 
-    ::
+    For a cell that begins at time t_0 with expression x(t_0)::
 
         dz/dt = f(z, c),   x(t) = m + B z(t),   c = Σ_l w_l e_l,   w_l ∝ exp(−|x(t_0) − x_l(t_0)|² / 2h²)
 
-    z are the components in which the smoothed training paths vary most. c stays what it is along a path: of
-    a training path its own lineage, of any other the weights of those whose courses x_l are near where it
-    begins. In how many components that is seen, and how near counts, h, is chosen by forecasts of held-out
-    parts of the training paths.
+    z are the components in which the smoothed training trajectories vary most. The lineage c is constant
+    along a trajectory. A training trajectory has its own lineage. Any other start gets weights w_l, by its
+    distance from the smoothed training trajectories x_l. The number of components for this distance, and
+    its scale h, are chosen by forecasts of held-out parts of the training trajectories.
 
     References
     ----------
@@ -232,7 +232,9 @@ class LineageNODE(NeuralODE):
     predictability as revealed by naturally occurring analogues, Journal of the Atmospheric Sciences 26:636.
     """
 
-    n_components: int = param(3, "Components in which states move.", low=1)
+    n_components: int = param(
+        3, "Number of components of the smoothed training trajectories in which cells move.", low=1
+    )
 
     def build(self, spec: Spec) -> KnownLineage:
         """Return the untrained tensors."""
@@ -244,7 +246,7 @@ class LineageNODE(NeuralODE):
     def split(
         self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
     ) -> Split:
-        """Hold out what is named alone: a lineage that is not learned from could not be told."""
+        """Hold out only what the caller names: a lineage outside the training set could not be recognised."""
         if isinstance(validation, np.ndarray):
             return super().split(source, rows, validation, rng)
         return Split(rows, rows[:0])

@@ -1,4 +1,4 @@
-"""scVI: a variational autoencoder of counts, with batches and depth taken out of the latent space."""
+"""scVI: a variational autoencoder of counts, with batches and depth kept out of the latent space."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Likelihood = NegativeBinomial | ZeroInflatedNegativeBinomial | Poisson
 
 @dataclass(frozen=True, eq=False)
 class Latent:
-    """The posterior of some cells: mean and variance of q(z|x), and of q(log ℓ|x) where ℓ is latent."""
+    """The posterior of some cells: mean and variance of q(z|x), and of q(log ℓ|x) if ℓ is latent."""
 
     mean: Float[Tensor, "b z"]
     variance: Float[Tensor, "b z"]
@@ -56,7 +56,7 @@ class Latent:
 
 
 class SCVIModule(Module):
-    """Encoder, decoder, dispersion and library of scVI."""
+    """Encoder, decoder, dispersions and library size of scVI."""
 
     started: Tensor
 
@@ -104,7 +104,7 @@ class SCVIModule(Module):
         self.register_buffer("started", torch.tensor(False))
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Take priors of the library, and the decoder's start."""
+        """Estimate the prior of the library size, and set the start of the decoder."""
         fresh = not self.started  # a fit that starts from another has all this already
         self.started.fill_(True)
         if self.options.latent_library:
@@ -118,7 +118,7 @@ class SCVIModule(Module):
     # the model
 
     def encode(self, batch: CellBatch) -> Latent:
-        """Return q(z|x): means and variances, and those of the log library where it is latent."""
+        """Return means and variances of q(z|x), and those of the log library size if it is latent."""
         x = batch.sparse("counts")
         log_x = x.map(x.values.log1p())
         inputs = (log_x, *self._covariates(batch)) if self.options.encode_covariates else (log_x,)
@@ -130,9 +130,9 @@ class SCVIModule(Module):
     def rates(
         self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
     ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b g"], Float[Tensor, "b h"]]:
-        """Return ℓρ, the mean before extra zeros; log ρ up to a constant; what both come from.
+        """Return ℓρ (the mean without extra zeros), log ρ up to a constant, and the last hidden layer.
 
-        The library is a total of the genes that the cells were measured for: of these ρ sums to 1.
+        The library size is the total over the genes that were measured. Over these genes ρ sums to 1.
         """
         logits, h = self._logits(z, batch)
         if self.scaled:
@@ -161,9 +161,9 @@ class SCVIModule(Module):
         *,
         extra_zeros: bool = True,
     ) -> Float[Tensor, " b"]:
-        """Return log p(x|z, ℓ, covariates), summed over genes: that of `decode`, in fewer steps.
+        """Return log p(x|z, ℓ, covariates), summed over genes: the same as of `decode`, in fewer steps.
 
-        Without `extra_zeros` counts are negative binomial, also where they are not in the end.
+        Without `extra_zeros` the counts are negative binomial, also in a model with extra zeros.
         """
         kind = self.options.likelihood
         if kind == "poisson" or self.scaled:
@@ -181,7 +181,7 @@ class SCVIModule(Module):
         return zinb_log_likelihood(x, logits, log_library, log_theta, odds, log_rise=log_rise)
 
     def log_library(self, batch: CellBatch, latent: Latent | None = None) -> Float[Tensor, "b 1"]:
-        """Return the log library: a size factor, a latent variable's mean, or the observed total."""
+        """Return the log library size: a size factor, the mean of the latent size, or the observed total."""
         if self.scaled:
             return batch["size_factor"].log()[:, None]
         if latent is not None and latent.library is not None:
@@ -190,7 +190,7 @@ class SCVIModule(Module):
         return total.log()[:, None]
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
-        """Return the negative evidence lower bound; the KL term of z warms up over `kl_warmup`."""
+        """Return the negative ELBO; the weight of the KL term of z rises to 1 over `kl_warmup`."""
         latent = self.encode(batch)
         z = reparametrise(latent.mean, latent.variance)
         log_library, late = self._draw_library(batch, latent), step.progress >= _WITHOUT
@@ -210,11 +210,11 @@ class SCVIModule(Module):
     # what a fitted model can do
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
-        """Return the posterior mean."""
+        """Return the posterior mean of each cell."""
         return self.encode(batch).mean
 
     def posterior(self, batch: CellBatch, n_samples: int) -> Float[Tensor, "s b z"]:
-        """Return posterior draws."""
+        """Return draws from the posterior of each cell."""
         latent = self.encode(batch)
         shape = (n_samples, *latent.mean.shape)
         return reparametrise(latent.mean.expand(shape), latent.variance.expand(shape))
@@ -222,9 +222,9 @@ class SCVIModule(Module):
     def reconstruct(
         self, batch: CellBatch, to: CellBatch, library: float | None = None
     ) -> Float[Tensor, "b g"]:
-        """Return expected counts at the cell's depth, or frequencies scaled to `library`.
+        """Return expected counts at the depth of the cell, or frequencies scaled to `library`.
 
-        Expected counts include the extra zeros; frequencies, ℓρ, do not, and sum to `library`.
+        Expected counts include the extra zeros. Frequencies, ℓρ, do not, and sum to `library`.
         """
         latent = self.encode(batch)
         log_library = self.log_library(batch, latent)
@@ -234,13 +234,13 @@ class SCVIModule(Module):
         return mu * (library / mu.sum(-1, keepdim=True))
 
     def predict(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:
-        """Return posterior predictive counts under the conditions of `to`."""
+        """Return counts drawn for each cell under the batch and covariates of `to` (posterior predictive)."""
         latent = self.encode(batch)
         z = reparametrise(latent.mean, latent.variance)
         return self.decode(z, self._draw_library(batch, latent), to).sample()
 
     def generate(self, batch: CellBatch) -> Float[Tensor, "b g"]:
-        """Return counts of cells drawn from the prior; their depth is that of training cells alike."""
+        """Return counts of cells drawn from the prior, at depths of training cells of the same conditions."""
         z = torch.randn(len(batch), self.options.n_latent)
         if self.library_encoder is not None:
             mean, scale = self._library_prior(batch)
@@ -255,7 +255,7 @@ class SCVIModule(Module):
         n_samples: int,
         importance: bool,  # noqa: FBT001 (the contract)
     ) -> Float[Tensor, " b"]:
-        """Return the ELBO, or the importance-weighted bound (Burda 2016)."""
+        """Return the ELBO, or the importance-weighted bound (Burda 2016), in nats per cell."""
         latent = self.encode(batch)
         kl = kl_standard_normal(latent.mean, latent.variance) + self._library_kl(batch, latent)
 
@@ -268,7 +268,7 @@ class SCVIModule(Module):
         return evidence_bound(draw, kl, n_samples, importance=importance)
 
     def loadings(self) -> Float[Tensor, "g z"]:
-        """Return the linear decoder's weights: change of log frequency per unit of z, up to softmax."""
+        """Return the linear decoder's weights: change of log frequency per unit of z, before the softmax."""
         return self.linear.linear.weight.T
 
     def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
@@ -362,7 +362,7 @@ def _measured(logits: Float[Tensor, "b g"], batch: CellBatch) -> Float[Tensor, "
 
 @config
 class SCVI(Model):
-    """Single-cell variational inference.
+    """scVI: a variational autoencoder of counts, with batches and depth kept out of the latent space.
 
     Generative story, for cell n and gene g::
 
@@ -371,9 +371,10 @@ class SCVI(Model):
         θ_ng = a_g + b_g ρ_ng              inverse dispersions, which rise with the frequencies
         x_ng ~ NB(ℓ_n ρ_ng, θ_ng)          counts; ℓ_n: library size (observed, or log-normal)
 
-    With ``likelihood="zinb"``, the paper's, a count is 0 besides with a probability π_ng of the decoder's.
+    With ``likelihood="zinb"``, as in the paper, a count is also set to 0 with a probability π_ng that the
+    decoder gives.
 
-    Fitted by maximising E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with w rising to 1.
+    The fit maximises E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with w rising from 0 to 1.
 
     References
     ----------
@@ -386,41 +387,63 @@ class SCVI(Model):
 
     rescores: ClassVar[tuple[str, ...]] = ("latent_library",)  # or depth is given
 
-    n_latent: int = param(10, "Dimensions of the latent space.", low=1)
-    n_hidden: int = param(128, "Width of the hidden layers.", low=1)
-    n_layers: int = param(1, "Hidden layers of encoder and decoder.", low=1, high=20)
-    dropout: float = param(0.1, "Dropout in the encoder.", low=0, high=0.95)
-    likelihood: Literal["nb", "zinb", "poisson"] = param("nb", "Distribution of the counts.")
+    n_latent: int = param(10, "Number of dimensions of the latent space.", low=1)
+    n_hidden: int = param(128, "Number of units in each hidden layer.", low=1)
+    n_layers: int = param(
+        1, "Number of hidden layers in the encoder and in the decoder.", low=1, high=20
+    )
+    dropout: float = param(0.1, "Dropout rate of the encoder in training.", low=0, high=0.95)
+    likelihood: Literal["nb", "zinb", "poisson"] = param(
+        "nb",
+        "Distribution of the counts: negative binomial (nb), the same with extra zeros (zinb), or Poisson.",
+    )
     dispersion: Literal["gene-state", "gene", "gene-batch"] = param(
-        "gene-state", "What θ depends on; gene-state: on how much of the gene the cell is to have."
+        "gene-state",
+        "What the inverse dispersion θ of a gene depends on: its expected frequency in the cell "
+        "(gene-state), nothing else (gene), or the batch (gene-batch).",
     )
     latent_library: bool = param(
-        False, "Infer the library size instead of taking the observed one."
+        False, "Whether to infer the library size of a cell instead of using its total count."
     )
-    linear_decoder: bool = param(False, "Decode linearly (LDVAE), for loadings.")
-    encode_covariates: bool = param(False, "Show batch and covariates to the encoder.")
+    linear_decoder: bool = param(
+        False, "Whether the decoder is linear (LDVAE), so that `loadings` is available."
+    )
+    encode_covariates: bool = param(
+        False, "Whether the encoder also reads the batch and the covariates."
+    )
     start: Literal["data", "random"] = param(
-        "data", "Where the decoder starts: at every gene's mean and spread, or at random."
+        "data",
+        "Where training of the decoder starts: at the mean and spread of each gene in the data (data), "
+        "or at random values (random).",
     )
     kl_warmup: float = param(
-        0.1, "Share of the run over which the KL weight rises to 1.", low=0, high=1
+        0.1,
+        "Share of the training run over which the weight of the KL term rises from 0 to 1.",
+        low=0,
+        high=1,
     )
-    batch_size: int = param(128, "Cells per minibatch.", low=2)
+    batch_size: int = param(128, "Number of cells per minibatch.", low=2)
     max_epochs: int | None = param(
-        None, "Passes over the training cells; None: 400 up to 20,000 cells, fewer above.", low=1
+        None,
+        "Largest number of passes over the training cells; None: 400, and fewer above 20,000 cells.",
+        low=1,
     )
     lr: float = param(1e-3, "Learning rate of Adam.", low=0)
-    weight_decay: float = param(1e-6, "L2 penalty of Adam.", low=0)
+    weight_decay: float = param(1e-6, "Weight decay of Adam (an L2 penalty on the weights).", low=0)
     ema: float | None = param(
-        0.99, "Decay per step of the average of the weights that is kept; None: the last weights.",
+        0.99, "Decay per step of the average of the weights, which is what is kept; None: no average.",
         low=0, high=0.99999,
     )  # fmt: skip
     patience: int | None = param(
-        None, "Stop after so many epochs without a better validation ELBO.", low=1
+        None,
+        "Number of epochs without a better validation ELBO after which the fit stops; None: no early "
+        "stopping.",
+        low=1,
     )
     keep: Literal["best", "last"] = param(
         "best",
-        "Weights to keep of an overfitted fit: best for embeddings, last for new cells of a given batch.",
+        "Weights to keep if the fit overfitted: those of the best epoch (best: for embeddings), or of the "
+        "last one (last: to generate cells of a given batch).",
     )
 
     def build(self, spec: Spec) -> SCVIModule:
@@ -428,7 +451,7 @@ class SCVI(Model):
         return SCVIModule(self, spec)
 
     def phases(self) -> list[Phase]:
-        """One phase of gradients."""
+        """Return the one phase of a fit: gradient descent."""
         learner = SGD(
             lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay, eps=0.01,
             ema=self.ema, patience=self.patience, keep=self.keep, settle=self.kl_warmup,
@@ -436,7 +459,7 @@ class SCVI(Model):
         return [Phase(learner, data=Shuffled(self.batch_size), name="SCVI", lasts="max_epochs")]
 
     def reads(self, verb: str) -> tuple[str, ...]:
-        """Return the roles that `verb` reads; an encoder without covariates embeds cells of any batch."""
+        """Return the roles that `verb` reads; `embed` needs no batch unless the encoder reads it."""
         if verb in ("embed", "posterior") and not self.encode_covariates:
             return ("counts",)
         return super().reads(verb)
