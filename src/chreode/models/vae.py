@@ -112,7 +112,8 @@ class VAEModule(Module):
 
     def generate(self, batch: CellBatch) -> Float[Tensor, "b g"]:
         """Return log-expression of cells drawn from the prior."""
-        return self.decode(torch.randn(len(batch), self.options.n_latent)).sample()
+        noise = torch.randn(len(batch), self.options.n_latent, device=batch.rows.device)
+        return self.decode(noise).sample()
 
     def score(
         self,
