@@ -30,6 +30,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # scvi-tools, scib-metrics and scanpy, for benchmarks and oracle values only
 rivals: .venv-rivals/.installed
