@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import pandas as pd
-from anndata import AnnData
-from mudata import MuData
 
 from .. import config
 from ..data.read import Data
+from ..data.subset import some_cells
 from ..errors import FitError
 from ..fitted import Fitted
 from ..model import Model
@@ -62,31 +59,10 @@ def _fit_and_judge(
         validation=given.validation if validates else 0,
         run=given.run,
     )
-    value = float(given.objective(fitted, some_of(data, getattr(given, cells))))
+    value = float(given.objective(fitted, some_cells(data, getattr(given, cells))))
     if not np.isfinite(value):
         raise FitError(f"the objective is {value}")
     return {"objective": value, "state": fitted.provenance["state"]}, {}
-
-
-def some_of(data: Any, rows: np.ndarray) -> Data:
-    """Return some cells; of data on disk, in memory."""
-    if isinstance(data, AnnData):
-        return data[rows].to_memory()  # no view: an objective may write to it
-    if isinstance(data, MuData):
-        return data[rows]
-
-    def part(values: Any) -> Any:
-        return values.iloc[rows] if isinstance(values, pd.DataFrame) else values[rows]
-
-    def of(slot: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: part(values) for name, values in slot.items()}
-
-    names = data.obs_names[rows]
-    mod = {m: some_of(d, np.flatnonzero(d.obs_names.isin(names))) for m, d in data.mod.items()}
-    return dataclasses.replace(
-        data, obs=part(data.obs), X=None if data.X is None else part(data.X),
-        layers=of(data.layers), obsm=of(data.obsm), raw=data.raw and some_of(data.raw, rows), mod=mod,
-    )  # fmt: skip
 
 
 def told(outcome: Outcome) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
@@ -54,13 +54,16 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 
 
 def _conditions(_: Any, given: Any) -> dict[str, str]:
-    """Read the values of conditions by their names, which stand in the flag; a name may hold dots."""
-    if not isinstance(given, Mapping):
-        flag, word = given[0].keyword, given[0].value
-        name, told, value = word.partition("=")
-        right = f"{flag}.{name} {value}" if told else f"{flag}.batch p3"
-        raise ValueError(f"{word!r}. The name of a condition stands in the flag, as in {right}")
+    """Read conditions, written ``--given.batch p3`` or ``--given batch=p3``; a name may hold dots."""
     found = dict[str, str]()
+    if not isinstance(given, Mapping):
+        for token in given:
+            name, told, value = token.value.partition("=")
+            if not (name and told):
+                flag = token.keyword
+                raise ValueError(f"{token.value!r}. Write {flag} batch=p3, or {flag}.batch p3")
+            found[name] = value
+        return found
     for name, below in given.items():
         inner = _conditions(_, below) if isinstance(below, Mapping) else {"": below[-1].value}
         found |= {f"{name}.{rest}" if rest else name: value for rest, value in inner.items()}
@@ -82,6 +85,24 @@ Threads = Annotated[
     # beyond, torch ends the process where the system has no more
     Parameter(
         validator=Number(gte=1, lte=1024), group=RUN, help="Threads of torch; all, unless said."
+    ),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    Parameter(group=RUN, help="Device; auto uses CUDA, else MPS, else the CPU."),
+]
+Rows = Annotated[
+    str | None,
+    Parameter(
+        group=RUN,
+        help="Cells to use: a condition, such as 'obs.cell_type != \"nan\"', or a file with one cell "
+        "name per line.",
+    ),
+]
+NGenes = Annotated[
+    Whole | None,
+    Parameter(
+        group=RUN, help="Keep only this number of most variable genes, chosen on the cells to use."
     ),
 ]
 Into = Annotated[
@@ -262,6 +283,23 @@ def load_model(folder: Path) -> Fitted:
         )
         warn(f"The model {folder} {'; '.join([STATES[state], *stages])}.")
     return fitted
+
+
+def rows_of(text: str | None) -> Any:
+    """Return the cells that ``--rows`` chooses: the names in a file, or a condition.
+
+    Raises
+    ------
+    ConfigError
+        If the file holds no names.
+    """
+    if text is None or not Path(text).is_file():
+        return text
+    names = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
+    names = [name for name in names if name]
+    if not names:
+        raise ConfigError(f"{text} holds no cell names, of which it should have one per line.")
+    return names
 
 
 #: What files of cells are called.

@@ -11,7 +11,7 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, Group, Parameter
 
@@ -23,15 +23,19 @@ from ..schema import ROLES, Schema
 from .common import (
     RUN,
     Answer,
+    Device,
     Json,
+    NGenes,
+    Rows,
     Seed,
     Switch,
     Threads,
-    Whole,
     flags,
+    load_model,
     narrows,
     records,
     require_place,
+    rows_of,
     schema_flags,
     signed,
     spoken,
@@ -39,6 +43,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from ..fitted import Fitted
     from ..model import Model
 
 fit = App(
@@ -71,7 +76,9 @@ def per_model(key: str, call: Callable[..., Answer | None]) -> App:
     """Return the command of a model, with its options as flags; `call` is given its class first."""
     model = registry.find(key)
     docs = {row["name"]: row["doc"] for row in config.describe(model)}
-    unread = [role for role in ROLES if role not in model().reads("fit")]
+    read = {role for need in model.needs for role in need.split("|")} | {*model.uses}
+    read |= {"control"} if "perturbation" in read else set()
+    unread = [role for role in ROLES if role not in read]
     command = signed(
         functools.partial(call, model),
         *schema_flags(hidden=unread),
@@ -93,10 +100,12 @@ def _fit(
     *,
     output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
     config: Annotated[Path | None, Parameter(group=RUN)] = None,
-    n_genes: Annotated[Whole | None, Parameter(group=RUN)] = None,
+    from_: Annotated[Path | None, Parameter(name="--from", group=RUN)] = None,
+    rows: Rows = None,
+    n_genes: NGenes = None,
     validation: Annotated[float, Parameter(group=RUN)] = 0.1,
     seed: Seed = 0,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(group=RUN)] = "auto",
+    device: Device = "auto",
     threads: Threads = None,
     resume: Switch = False,
     distributed: Switch = False,
@@ -113,12 +122,11 @@ def _fit(
         Folder to write the model to; an older model there is replaced.
     config
         A TOML file with tables [schema] and [model]; the command line wins over it.
-    n_genes
-        Keep the most variable genes alone, so many.
+    from_
+        Folder of a fitted model to start from. Cells of batches that it never saw are mapped: only what is
+        new is learned. Roles and options are those of that fit, unless given.
     validation
         Share of the cells to hold out.
-    device
-        What to compute on; auto takes CUDA, then MPS, then the CPU.
     resume
         Keep the state of every epoch in OUTPUT.checkpoint, and go on from there if a fit was cut short.
     distributed
@@ -133,18 +141,20 @@ def _fit(
 
     if distributed and not started():
         _start_processes()
-    asked, schema = configured(model, config, options)
+    base = load_model(from_) if from_ else None
+    if base is not None and n_genes is not None:
+        raise ConfigError("--n-genes has no use with --from: the genes are those of that fit.")
+    asked, schema = configured(model, config, options, base)
     refuse_to_replace(output)
     require_place(output)
     use_threads(threads)
-    data = read(file)
-    if n_genes is not None:
-        data = narrowed(data, schema, n_genes)
+    cells = rows_of(rows)
+    data = with_genes(read(file), schema, n_genes, cells)
     checkpoint = output.with_name(f"{output.name}.checkpoint") if resume else None
     start = time.perf_counter()
     fitted = asked.fit(
-        data, schema, seed=seed, validation=validation, device=device, checkpoint=checkpoint,
-        distributed=distributed,
+        data, schema, seed=seed, rows=cells, from_=base, validation=validation, device=device,
+        checkpoint=checkpoint, distributed=distributed,
     )  # fmt: skip
     seconds = time.perf_counter() - start
     if os.environ.get("RANK", "0") != "0" and distributed:
@@ -175,13 +185,23 @@ def _start_processes() -> NoReturn:
 
 
 def configured(
-    model: type[Model], file: Path | None, given: Mapping[str, Any]
+    model: type[Model],
+    file: Path | None,
+    given: Mapping[str, Any],
+    base: Fitted | None = None,
 ) -> tuple[Model, Schema]:
-    """Return the configured model and the schema: a file's tables, then the command line."""
-    told = tables_of(file) if file else {}
+    """Return the configured model and the schema.
+
+    They are those of the fit that is started from, then a file's tables, then the command line.
+    """
+    tables = tables_of(file) if file else {}
     roles = {field.name for field in dataclasses.fields(Schema)}
-    options = told.get("model", {}) | {k: v for k, v in given.items() if k not in roles}
-    places = told.get("schema", {}) | {k: v for k, v in given.items() if k in roles}
+    options = tables.get("model", {}) | {k: v for k, v in given.items() if k not in roles}
+    places = tables.get("schema", {}) | {k: v for k, v in given.items() if k in roles}
+    if base is not None:
+        if type(base.model) is model:
+            options = config.as_dict(base.model) | options
+        places = base.schema.as_dict() | places
     return config.from_dict(model, options), Schema.from_dict(places)
 
 
@@ -201,9 +221,25 @@ def tables_of(file: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def narrowed(data: Any, schema: Schema, n_genes: int) -> Any:
+def narrowed(file: Path, schema: Schema, rows: str | None, n_genes: int | None) -> Any:
+    """Return the file's cells without those that ``--rows`` leaves out, and with the genes to keep."""
+    if rows is None and n_genes is None:
+        return file
+    from ..data.cells import Cells
+    from ..data.subset import some_cells
+
+    cells = Cells.of(file, schema)
+    data = cells.data
+    if rows is not None:
+        data = some_cells(data, cells.positions(rows_of(rows), "--rows"))
+    return with_genes(data, schema, n_genes)
+
+
+def with_genes(data: Any, schema: Schema, n_genes: int | None, rows: Any = None) -> Any:
     """Return the data with the most variable genes alone, where the counts or the expression are."""
-    genes = ch.pp.select_genes(data, schema, n_genes)
+    if n_genes is None:
+        return data
+    genes = ch.pp.select_genes(data, schema, n_genes, rows=rows)
     place = narrows(schema)
     if place is None:
         said = schema.counts or schema.expression

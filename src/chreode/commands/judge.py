@@ -17,9 +17,12 @@ from ..text import shown
 from .common import (
     RUN,
     Answer,
+    Device,
     Into,
     Json,
+    NGenes,
     Ray,
+    Rows,
     Threads,
     Whole,
     Words,
@@ -29,7 +32,7 @@ from .common import (
     use_threads,
     with_roles,
 )
-from .fit import tables_of
+from .fit import narrowed, tables_of
 
 if TYPE_CHECKING:
     from ..data.cells import Cells
@@ -75,6 +78,9 @@ def integration(
     output: Scores = None,
     report: Page = None,
     into: Into = None,
+    rows: Rows = None,
+    n_genes: NGenes = None,
+    device: Device = "auto",
     ray: Ray = False,
     threads: Threads = None,
     json: Json = False,
@@ -100,13 +106,15 @@ def integration(
         raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
     use_threads(threads)
     methods = [*keys, *(_method(name, config) for name in models)]
+    schema = _schema(config, roles)
     scored = ch.bench.integration(
-        file,
-        _schema(config, roles),
+        narrowed(file, schema, rows, n_genes),
+        schema,
         methods,
         seeds=seeds,
         into=into,
         ray=ray and (threads or 1),
+        device=device,
     )
     return _answer(scored, ["role", "bio", "batch", "total", "seeds", "note"], output, report, json)
 
@@ -123,6 +131,9 @@ def generation(
     output: Scores = None,
     report: Page = None,
     into: Into = None,
+    rows: Rows = None,
+    n_genes: NGenes = None,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -142,12 +153,14 @@ def generation(
     """
     _require_places(output, report, into)
     use_threads(threads)
+    schema = _schema(config, roles)
     scored = ch.bench.generation(
-        file,
-        _schema(config, roles),
+        narrowed(file, schema, rows, n_genes),
+        schema,
         [_model(name, config) for name in models],
         seeds=seeds,
         into=into,
+        device=device,
     )
     columns = ["role", "w2", "mmd", "auc", "zeros", "marker_share", "depth", "membership", "note"]
     return _answer(scored, columns, output, report, json)
@@ -169,6 +182,9 @@ def dynamics(
     output: Scores = None,
     report: Page = None,
     into: Into = None,
+    rows: Rows = None,
+    n_genes: NGenes = None,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -192,10 +208,11 @@ def dynamics(
 
     _require_places(output, report, into)
     use_threads(threads)
-    cells = Cells.of(file, _schema(config, roles))
+    schema = _schema(config, roles)
+    cells = Cells.of(narrowed(file, schema, rows, n_genes), schema)
     scored = ch.bench.dynamics(
         cells.data, cells.schema, [_model(name, config) for name in models],
-        tests={"test": _cells_of(tests, cells)}, seeds=seeds, into=into,
+        tests={"test": _cells_of(tests, cells)}, seeds=seeds, into=into, device=device,
     )  # fmt: skip
     columns = ["role", "mse, test", "denoised, test", "denoised_r2, test", "seeds", "note"]
     return _answer(scored, columns, output, report, json)

@@ -12,6 +12,7 @@ from ..text import shown, spreadsheet
 from .common import (
     RUN,
     Answer,
+    Device,
     Json,
     Threads,
     Whole,
@@ -33,6 +34,7 @@ def trajectory(
     times: Annotated[tuple[float, ...], Parameter(consume_multiple=True, show_default=False)] = (),
     start: str | None = None,
     knockout: str | None = None,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -59,7 +61,9 @@ def trajectory(
     fitted = load_model(model)
     to = None if knockout is None else {"knockout": knockout}
     schema = None if file is None else fitted.schema.with_(**roles)
-    fitted.trajectory(file, times or None, start=start, to=to, into=output, schema=schema)
+    fitted.trajectory(
+        file, times or None, start=start, to=to, into=output, schema=schema, device=device
+    )
     without = f" without {knockout}" if knockout else ""
     return Answer(
         f"paths of {start or file}{without} written to {output}",

@@ -15,9 +15,12 @@ from .. import registry
 from .common import (
     RUN,
     Answer,
+    Device,
     Into,
     Json,
+    NGenes,
     Ray,
+    Rows,
     Seed,
     Threads,
     Whole,
@@ -55,7 +58,9 @@ def _tune(
     trials: Annotated[Whole, Parameter(validator=Number(gte=1), group=RUN)] = 20,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
     config: Annotated[Path | None, Parameter(group=RUN)] = None,
-    n_genes: Annotated[Whole | None, Parameter(group=RUN)] = None,
+    rows: Rows = None,
+    n_genes: NGenes = None,
+    device: Device = "auto",
     into: Into = None,
     ray: Ray = False,
     seed: Seed = 0,
@@ -79,11 +84,8 @@ def _tune(
         Folder to write a model to, fitted with the best options on all cells.
     config
         A TOML file with tables [schema] and [model]; the command line wins over it.
-    n_genes
-        Keep the most variable genes alone, so many.
     """
     from ..bench.tuning import default_space
-    from ..data.read import read
     from ..fitted import refuse_to_replace
     from ..learn.phase import was_interrupted
 
@@ -95,19 +97,18 @@ def _tune(
         refuse_to_replace(output)
         require_place(output)
     use_threads(threads)
-    data: Any = file
-    if n_genes is not None:
-        data = narrowed(read(file), schema, n_genes)
+    data = narrowed(file, schema, rows, n_genes)
     tuned = ch.tune(
         asked, data, schema, trials=trials, seed=seed, space=space, into=into,
-        ray=ray and (threads or 1),
+        ray=ray and (threads or 1), device=device,
     )  # fmt: skip
     best = config_.as_dict(tuned.best)
     plain = config_.as_dict(model())
     chosen = {name: value for name, value in best.items() if value != plain[name]}
+    chosen_cells = [] if rows is None else ["--rows", rows]
     genes = [] if n_genes is None else ["--n-genes", n_genes]
     command = suggested(
-        "fit", tuned.best.key, file, *as_flags(schema.as_dict()), *as_flags(chosen), *genes,
+        "fit", tuned.best.key, file, *as_flags(schema.as_dict()), *as_flags(chosen), *chosen_cells, *genes,
         "--seed", seed, "-o", output or f"runs/{tuned.best.key}",
     )  # fmt: skip
     said = [
@@ -116,7 +117,7 @@ def _tune(
     ]
     interrupted = False
     if output:
-        fitted = tuned.best.fit(data, schema, seed=seed)
+        fitted = tuned.best.fit(data, schema, seed=seed, device=device)
         fitted.save(output)
         interrupted = was_interrupted(fitted.provenance["notes"])
         said.append(f"fitted on all cells and saved to {output}")

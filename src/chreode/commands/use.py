@@ -16,6 +16,7 @@ from .common import (
     SUFFIXES,
     Answer,
     Conditions,
+    Device,
     Json,
     Seed,
     Switch,
@@ -38,6 +39,7 @@ def embed(
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
     in_place: Switch = False,
     key_added: Annotated[str | None, Parameter(group=RUN)] = None,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -66,7 +68,7 @@ def embed(
     fitted = load_model(model)
     key = key_added or f"X_{fitted.model.key}"
     data = read(file)
-    z = fitted.embed(data, key_added=key, schema=fitted.schema.with_(**roles))
+    z = fitted.embed(data, key_added=key, schema=fitted.schema.with_(**roles), device=device)
     copy_with(file, data.obs_names, target, {key: z}, {key: data.uns["chreode"][key]})
     return Answer(
         f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions, written to {target}",
@@ -96,6 +98,7 @@ def generate(
     given: Conditions | None = None,
     guidance: float = 1.0,
     seed: Seed = 0,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> Answer:
@@ -121,7 +124,7 @@ def generate(
     require_output(output, [".h5ad", ".h5mu"])
     use_threads(threads)
     fitted = load_model(model)
-    fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output)
+    fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output, device=device)
     under = ", ".join(f"{role} {value}" for role, value in (given or {}).items())
     return Answer(
         f"{n_cells:,} cells{f' ({under})' if under else ''} written to {output}",
@@ -140,6 +143,7 @@ def correct(
     output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
     latent: Switch = False,
     seed: Seed = 0,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -172,12 +176,12 @@ def correct(
         require_output(output, [file.suffix], file)
         data = read(file)
         key = f"X_{fitted.model.key}_to"
-        z = fitted.embed(data, to=to, schema=schema)
+        z = fitted.embed(data, to=to, schema=schema, device=device)
         copy_with(file, data.obs_names, output, {key: z}, {key: data.uns["chreode"][key]})
         written = f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions,"
     else:
         require_output(output, [".h5ad", ".h5mu"], file)
-        fitted.predict(file, to=to, seed=seed, into=output, schema=schema)
+        fitted.predict(file, to=to, seed=seed, into=output, schema=schema, device=device)
         written = "counts"
     return Answer(
         f"{written} as of {said} written to {output}", {"file": str(output), "to": to}, json
@@ -194,6 +198,7 @@ def augment(
     by: str = "label",
     floor: Whole | None = None,
     seed: Seed = 0,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -220,7 +225,7 @@ def augment(
     use_threads(threads)
     fitted = load_model(model)
     schema = fitted.schema.with_(**roles)
-    cells = ch.augment(file, fitted, by=by, floor=floor, seed=seed, schema=schema)
+    cells = ch.augment(file, fitted, by=by, floor=floor, seed=seed, schema=schema, device=device)
     cells.obs = storable(cells.obs)
     with store.aside(output) as made, writable(output):
         cells.write_h5ad(made)

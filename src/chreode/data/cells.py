@@ -16,6 +16,7 @@ from ..errors import SchemaError
 from ..schema import MATRIX_ROLES, Place, Schema
 from . import places
 from .read import Data, read
+from .rows import rows_where
 from .source import Matrix
 
 
@@ -141,7 +142,9 @@ class Cells:
         return np.any([np.ones(len(self), bool) if at is None else at >= 0 for at in rows], axis=0)
 
     def positions(self, rows: Any, name: str = "rows") -> Int[np.ndarray, " n"]:
-        """Return row numbers from a mask, positions, or names of cells (None: all).
+        """Return row numbers from a condition, a mask, positions, or names of cells (None: all).
+
+        A condition is text, such as ``'obs.cell_type != "nan"'`` (see `rows_where`).
 
         Parameters
         ----------
@@ -153,6 +156,8 @@ class Cells:
         SchemaError
             If it is nothing of the kind, or a row is out of range, unknown or named twice.
         """
+        if isinstance(rows, str):
+            rows = rows_where(rows, self.data.obs, name)
         return _positions(self.names, rows, name)
 
 
