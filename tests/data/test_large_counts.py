@@ -16,7 +16,7 @@ from chreode.data.collect import collect_cells
 
 def collected(block, into):
     obs = pd.DataFrame(index=[f"c{i}" for i in range(len(block))])
-    features = {"counts": [f"g{i}" for i in range(block.shape[1])]}
+    features = {"counts": pd.DataFrame(index=[f"g{i}" for i in range(block.shape[1])])}
     made = collect_cells([{"counts": block}], obs, features, {}, counts=True, into=into)
     return made if into is None else ad.read_h5ad(made)
 

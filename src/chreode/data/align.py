@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -266,5 +266,29 @@ def _report_missing(
                 f" No feature is shared: the model knows names such as {trained[0]!r}, the query has "
                 f"{str(names[0])!r}. Put names of the same kind (symbols or Ensembl ids) in var_names."
             )
-        raise DataError(said + f" At least {MIN_WEIGHT:.0%} of the weight must be found.")
+        said += f" At least {MIN_WEIGHT:.0%} of the weight must be found."
+        raise DataError(said + _renaming(trained, names, int((found >= 0).sum())))
     warn(said, MissingFeatures)
+
+
+def _renaming(trained: Sequence[str], names: pd.Index, shared: int) -> str:
+    """Say how names differ from those of the fit, where most would match if they did not."""
+    own, theirs = pd.Index(trained).astype(str), names.astype(str)
+    upper = own.str.isupper().mean() > 0.5
+    plain: list[tuple[str, Callable[[pd.Index], pd.Index], str]] = [
+        (
+            "the version behind Ensembl ids",
+            lambda index: index.str.replace(r"\.\d+$", "", regex=True),
+            r"replace(r'\.\d+$', '', regex=True)",
+        ),
+        (
+            "upper and lower case, as genes of mouse and human do",
+            lambda index: index.str.upper(),
+            "upper()" if upper else "capitalize()",
+        ),
+    ]
+    for what, reduced, mend in plain:
+        if reduced(own).isin(reduced(theirs)).sum() > max(2 * shared, len(own) / 2):
+            said = f"data.var_names = data.var_names.str.{mend}"
+            return f" Most names differ by {what}, and by nothing else. Make them the same, as by {said}."
+    return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +103,22 @@ class Cells:
     def rows(self, role: str) -> Int[np.ndarray, " cells"] | None:
         """Return the row of each cell in a role's matrix (-1: none), or None where rows are the cells."""
         return places.where(self.data, self.places[role])
+
+    def var(self, role: str, names: Sequence[str]) -> pd.DataFrame:
+        """Return what is said of the features of a role, in the order of `names`; empty where nothing is."""
+        place = self.places.get(role)
+        found: Any = pd.DataFrame(index=pd.Index([], dtype=object))
+        if place is not None and place.slot != "obsm":
+            owner: Any = places.holder(self.data, place, role)
+            found = (owner.raw if place.slot == "raw" else owner).var
+        found = found.loc[:, ~found.columns.duplicated()]
+        index = pd.Index(list(names), dtype=object)
+        if not found.index.is_unique or not index.isin(found.index).any():
+            return pd.DataFrame(index=index)
+        if not index.isin(found.index).all():  # whole numbers and truths, of which some are missing
+            whole = found.select_dtypes([bool, np.integer])
+            found = found.assign(**whole.convert_dtypes())
+        return found.reindex(index)
 
     def column(self, role: str) -> pd.Series:
         """Return the obs column of a role, one value per cell.

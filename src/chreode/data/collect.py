@@ -59,7 +59,7 @@ def refuse_what_cannot_be_kept(
 def collect_cells(
     chunks: Iterable[Blocks],
     obs: pd.DataFrame,
-    features: Mapping[str, Iterable[str]],
+    features: Mapping[str, pd.DataFrame],
     uns: dict[str, Any],
     *,
     counts: bool,
@@ -72,8 +72,7 @@ def collect_cells(
     chunks
         Dense blocks of cells x features by modality, in the order of `obs`.
     features
-        Names of the features of each modality. One alone makes an AnnData with it in ``X``, several
-        a MuData of such.
+        The ``var`` of each modality. One alone makes an AnnData with it in ``X``, several a MuData of such.
     counts
         Store whole numbers as sparse int64; otherwise dense float32.
 
@@ -84,11 +83,10 @@ def collect_cells(
     DataError
         If counts are no finite numbers that 64 bits hold.
     """
-    obs = obs if into is None else storable(obs)
-    empty = {
-        name: AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(list(names), dtype=object)))
-        for name, names in features.items()
-    }
+    if into is not None:
+        obs = storable(obs)
+        features = {name: storable(var, "var") for name, var in features.items()}
+    empty = {name: AnnData(obs=obs, var=var) for name, var in features.items()}
     if into is None:
         gathered: dict[str, list[Any]] = {name: [] for name in features}
         for chunk in chunks:
@@ -119,7 +117,7 @@ def collect_cells(
     return into
 
 
-def storable(obs: pd.DataFrame) -> pd.DataFrame:
+def storable(obs: pd.DataFrame, slot: str = "obs") -> pd.DataFrame:
     """Return a table that a file can hold: what is neither text nor numbers becomes text.
 
     Periods, dates, intervals, lists and columns of several types have no form in an .h5ad. A warning
@@ -135,7 +133,7 @@ def storable(obs: pd.DataFrame) -> pd.DataFrame:
     """
     for name in map(str, obs.columns):
         if "\0" in name or not name.strip("."):
-            raise DataError(f"obs has a column {name!r}, which a file cannot hold: rename it.")
+            raise DataError(f"{slot} has a column {name!r}, which a file cannot hold: rename it.")
     turned = [i for i in range(obs.shape[1]) if not _has_a_form(obs.iloc[:, i])]
     out = obs.set_axis(_storable_names(obs.columns), axis=1)
     out.index = out.index.astype(object)  # anndata refuses names of pandas' own text
@@ -148,11 +146,11 @@ def storable(obs: pd.DataFrame) -> pd.DataFrame:
         out.isetitem(i, values.map(str).where(values.notna(), None))
     if turned:
         names = ", ".join(repr(out.columns[i]) for i in turned)
-        warn(f"obs: {names} written as text, for a file holds text and numbers.")
+        warn(f"{slot}: {names} written as text, for a file holds text and numbers.")
     changed = [f"{a!r} as {b!r}" for a, b in zip(map(str, obs), out, strict=True) if a != b]
     if changed:
         warn(
-            f"obs: {', '.join(changed)}, for a file holds no name twice, takes a slash for a "
+            f"{slot}: {', '.join(changed)}, for a file holds no name twice, takes a slash for a "
             "path, and keeps '_index' for itself."
         )
     return out

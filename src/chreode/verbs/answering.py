@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -51,9 +52,19 @@ def blocks(self: FittedState, drawn: Tensor | Mapping[str, Tensor]) -> dict[str,
     return {name: values[role].numpy() for role, name in names.items()}
 
 
-def features(self: FittedState) -> dict[str, tuple[str, ...]]:
-    """Return the features of new cells, by modality."""
-    return {name: self.spec.features[role] for role, name in _drawn(self).items()}
+def features(self: FittedState, cells: Cells | None = None) -> dict[str, pd.DataFrame]:
+    """Return the ``var`` of new cells by modality, with what `cells` say of these features."""
+    return {name: var_of(self, role, cells) for role, name in _drawn(self).items()}
+
+
+def var_of(self: FittedState, role: str, cells: Cells | None = None) -> pd.DataFrame:
+    """Return the ``var`` of a role's features, with what `cells` say of them."""
+    names = self.spec.features[role]
+    return (
+        pd.DataFrame(index=pd.Index(list(names), dtype=object))
+        if cells is None
+        else cells.var(role, names)
+    )
 
 
 def options_of(self: FittedState, verb: str, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,10 +36,12 @@ from .answering import (
     room,
     stream,
     uns,
+    var_of,
 )
 from .conditions import (
     Conditions,
     as_mapping,
+    begun,
     decode_conditions,
     draw_conditions,
     encode,
@@ -79,7 +81,7 @@ def reconstruct(
 
     Returns
     -------
-    A new AnnData with float32 in ``X`` and the cells' ``obs`` (or the path `into`).
+    A new AnnData with float32 in ``X`` and the cells' ``obs`` and ``var`` (or the path `into`).
     ``uns["chreode"]["reconstruct"]`` says the scale: counts, log1p of counts per 10,000, or that of the
     `expression` of the fit.
     """
@@ -106,7 +108,7 @@ def reconstruct(
                 yield {role: found.numpy()}
 
     return collect_cells(
-        chunks(), cells.data.obs.iloc[usable], {role: self.spec.features[decoded[0]]},
+        chunks(), cells.data.obs.iloc[usable], {role: var_of(self, decoded[0], cells)},
         uns(self, "reconstruct", to=to), counts=False, into=into,
     )  # fmt: skip
 
@@ -136,8 +138,10 @@ def predict(
     Returns
     -------
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts, log1p of counts
-    per 10,000 or what `expression` held for others; ``uns["chreode"]["predict"]`` says which. ``obs`` is the
-    cells' own, with the columns of `to` replaced. From a model of several kinds of counts: a MuData.
+    per 10,000 or what `expression` held for others; ``uns["chreode"]["predict"]`` says which. ``obs`` and
+    ``var`` are the cells' own, with the columns of `to` replaced; where cells are carried in time, the
+    other columns are named ``start_…``, as they are true of the start alone. From a model of several
+    kinds of counts: a MuData.
     """
     cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
     refuse_over(cells.data, into)
@@ -155,10 +159,12 @@ def predict(
     numbers = (*self.spec.continuous, *NUMBER_ROLES)  # which the command line gives as text
     values = {self.column(k, schema): float(v) if k in numbers else v for k, v in moved.items()}
     obs = cells.data.obs.iloc[usable].copy()
+    if "time" in moved:
+        obs = begun(obs, [*values, self.column("trajectory", schema)])
     for name, value in values.items():
         obs[name] = value
     return collect_cells(
-        chunks(), obs, features(self),
+        chunks(), obs, features(self, cells),
         uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -172,6 +172,11 @@ def decode_conditions(self: FittedState, columns: Mapping[str, np.ndarray], n: i
             elif name in ("continuous", *NUMBER_ROLES):
                 obs[self.column(key)] = code
     return obs
+
+
+def begun(obs: pd.DataFrame, kept: Sequence[str]) -> pd.DataFrame:
+    """Return a table whose columns say that they are of the start of a path, but for those that are kept."""
+    return obs.rename(columns={name: f"start_{name}" for name in obs.columns if name not in kept})
 
 
 def told(given: Conditions | None) -> dict[str, Any]:

@@ -22,16 +22,11 @@ from ..data.read import Data, refuse_over
 from ..errors import ConfigError, SchemaError, near
 from ..run import Run
 from ..schema import Schema
-from .answering import (
-    ask,
-    at_work,
-    open_cells,
-    stream,
-    uns,
-)
+from .answering import ask, at_work, open_cells, stream, uns, var_of
 from .conditions import (
     Conditions,
     as_mapping,
+    begun,
     encode,
     under,
 )
@@ -71,8 +66,9 @@ def trajectory(
     Returns
     -------
     A new AnnData (or the path `into`) of cells x times, one cell's times together: float32 expression in
-    ``X``; ``obs`` is that of the cells, with ``time`` replaced, ``start`` names the cell, and
-    ``start_time`` is its own time.
+    ``X``; ``obs`` has the time and the trajectory, ``start`` names the cell, ``start_time`` is its own
+    time, and its other columns are named ``start_…``, as they are true of the start alone. ``var`` is
+    that of the cells.
 
     Raises
     ------
@@ -104,6 +100,7 @@ def trajectory(
         raise ConfigError("trajectory begins at each cell's own time: leave time out of to.")
     target = encode(self, to)
     role = self.spec.either("expression", "counts")
+    cells = None
     if start is not None:
         known = self.spec.categories.get("trajectory", ("all cells",))
         if start not in known:
@@ -132,16 +129,16 @@ def trajectory(
                 found = ask(module.trajectory, under(batch, target), when)
                 yield {role: found[:, back].flatten(0, 1).numpy()}
 
-    rows = np.repeat(np.arange(len(obs)), len(at))
-    table = obs.iloc[rows].assign(
+    rows, when = np.repeat(np.arange(len(obs)), len(at)), self.column("time", schema)
+    table = begun(obs, [when, self.column("trajectory", schema)]).iloc[rows].assign(
         **{
             "start": obs.index.to_numpy()[rows], "start_time": begin[rows],
-            self.column("time", schema): np.tile(at, len(obs)),
+            when: np.tile(at, len(obs)),
         }
     )  # fmt: skip
     table.index = pd.Index([f"{name}_{i}" for name in obs.index for i in range(len(at))])
     return collect_cells(
-        chunks(), table, {role: self.spec.features[role]},
+        chunks(), table, {role: var_of(self, role, cells)},
         uns(self, "trajectory", to=to), counts=False, into=into,
     )  # fmt: skip
 
