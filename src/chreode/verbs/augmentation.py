@@ -63,7 +63,7 @@ def augment(
 
     Returns
     -------
-    A new AnnData: raw counts of the trained features in ``X``; the ``obs`` of the real cells, of which new
+    A new AnnData: raw counts of the trained features in ``X``; ``var`` and ``obs`` of the real cells, of which new
     ones have the attributes alone; and ``obs["generated"]`` (bool), True for the new cells, as for those of
     an earlier augmentation. They follow the cells of `data`.
 
@@ -163,7 +163,7 @@ def _real(
         known = name in fitted.spec.categories
         column = cells.categories(role).astype(object) if known else cells.column(role)
         obs[cells.places[role].key] = column.iloc[rows].to_numpy()
-    var = pd.DataFrame(index=pd.Index(list(fitted.spec.features["counts"]), dtype=object))
+    var = cells.var("counts", fitted.spec.features["counts"])
     return AnnData(counts if schema.fractional else counts.astype(np.int64), obs=obs, var=var)
 
 
