@@ -9,6 +9,7 @@ import shutil
 import time
 import unicodedata
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,22 @@ class Fitted(FittedState):
                 "| option | value |", "|---|---|", *rows, "",
             ]
         )  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "cells": f"{self.provenance['cells']:,}",
+            **{role: f"{len(names):,} features" for role, names in self.spec.features.items()},
+            **{role: f"{len(names):,} categories" for role, names in self.spec.categories.items()},
+            "state": self.provenance["state"],
+            "verbs": ", ".join(self.verbs),
+            "notes": "; ".join(self.provenance["notes"]),
+        }
+        lines = "".join(
+            f"<tr><td>{escape(visible(name))}</td><td>{escape(visible(value))}</td></tr>"
+            for name, value in rows.items()
+            if value
+        )
+        return f"<table><thead><tr><th colspan=2>{type(self.model).__name__}</th></tr></thead>{lines}</table>"
 
     def __repr__(self) -> str:
         features = ", ".join(f"{len(n):,} {visible(r)}" for r, n in self.spec.features.items())

@@ -13,9 +13,10 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, TypeVar
 
-from .errors import SchemaError, near
+from .errors import SchemaError, near, visible
 
 T = TypeVar("T")
 #: Roles that hold a matrix of cells x features.
@@ -217,6 +218,13 @@ class Schema:
             raise SchemaError(
                 "control names a value of perturbation, but no perturbation is named."
             )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(visible(value))}</td></tr>"
+            for name, value in self.as_dict().items()
+        )
+        return f"<table><thead><tr><th>role</th><th>place</th></tr></thead>{rows}</table>"
 
     def with_(self, **roles: Any) -> Schema:
         """Return a copy with some roles changed."""

@@ -17,6 +17,7 @@ from .. import store
 from ..compute.convergence import read_state
 from ..config.arguments import checked
 from ..errors import StoreError
+from ..text import shown
 
 #: The row that embeddings are compared with.
 BASELINE = "PCA"
@@ -83,6 +84,10 @@ class ScoreTable:
         wide = self._wide("value")
         wide.insert(0, "role", self.methods["role"])
         return wide.join(self.methods[["seeds", "note"]])
+
+    def _repr_html_(self) -> str:
+        seen: Any = shown(self.table()).to_html(float_format="{:.3f}".format, na_rep="–")
+        return f"<p>{self.kind.capitalize()} bench. Raw scores, means over seeds.</p>{seen}"
 
     def intervals(self) -> pd.DataFrame:
         """Return methods x metrics as ``low to high``: the union of the seeds' bootstrap intervals."""

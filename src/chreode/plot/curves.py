@@ -12,7 +12,7 @@ from ..config.arguments import checked
 from ..errors import DataError
 from ..text import picture
 from ..verbs.state import FittedState
-from .style import PALETTE, bare
+from .style import PALETTE, bare, panels, picture_of
 
 _COLOURS = {"train": PALETTE[0], "validation": PALETTE[5]}
 
@@ -46,16 +46,16 @@ def history(fitted: FittedState | pd.DataFrame) -> Figure:
             "The history holds no training curve: the fit was in closed form, or of no epoch at all."
         )
     wide = max(len(logged) for _, logged in rows.values())
-    figure = Figure(figsize=(3.2 * wide, 2.4 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), wide, squeeze=False)
-    for line, (phase, (epochs, logged)) in zip(panels, rows.items(), strict=True):
+    figure = picture_of(3.2 * wide, 2.4 * len(rows))
+    grid = panels(figure, len(rows), wide)
+    for line, (phase, (epochs, logged)) in zip(grid, rows.items(), strict=True):
         for ax, quantity in zip(line, logged, strict=False):
             _draw(ax, epochs, quantity)
         for ax in line[len(logged) :]:
             ax.set_visible(False)
         if len(rows) > 1:
             line[0].set_ylabel(picture(phase))
-    panels[0, 0].legend(frameon=False, fontsize="small")
+    grid[0, 0].legend(frameon=False, fontsize="small")
     return figure
 
 

@@ -20,7 +20,7 @@ from ..verbs.answering import open_cells, stream
 from ..verbs.latent import embed
 from ..verbs.paths import trajectory
 from ..verbs.state import FittedState
-from .style import GREY, PALETTE, axes, bare
+from .style import GREY, PALETTE, axes, bare, panels, picture_of
 
 #: Corners of the grid on which streamlines are drawn, per axis.
 _GRID = 24
@@ -117,9 +117,10 @@ def paths(fitted: FittedState, data: AnnData, genes: Sequence[str], *, most: int
     )
     names = list(fitted.spec.categories.get("trajectory", ("all cells",)))[:most]
     width = min(4, len(genes))
-    figure = Figure(figsize=(3.0 * width, 2.3 * -(-len(genes) // width)), layout="constrained")
-    panels = figure.subplots(-(-len(genes) // width), width, squeeze=False).ravel()
-    for ax, gene in zip(panels, genes, strict=False):
+    n_rows = -(-len(genes) // width)
+    figure = picture_of(3.0 * width, 2.3 * n_rows)
+    grid = panels(figure, n_rows, width).ravel()
+    for ax, gene in zip(grid, genes, strict=False):
         column = known.index(gene)
         for colour, name in zip(PALETTE, names, strict=False):
             mine = of == name
@@ -135,9 +136,9 @@ def paths(fitted: FittedState, data: AnnData, genes: Sequence[str], *, most: int
         ax.set_title(picture(gene), fontsize="medium")
         ax.set_xlabel("time")
         bare(ax)
-    for ax in panels[len(genes) :]:
+    for ax in grid[len(genes) :]:
         ax.set_visible(False)
-    panels[0].legend(frameon=False, fontsize="small")
+    grid[0].legend(frameon=False, fontsize="small")
     return figure
 
 
@@ -199,22 +200,22 @@ def sparsity_curve(curves: pd.DataFrame) -> Figure:
         )
     told = curves.dropna(subset="none")
     methods = dict(list(told.groupby("method", sort=False))) if "method" in told else {"": told}
-    figure = Figure(figsize=(7.0, 2.8), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure = picture_of(7.0, 2.8)
+    pair = panels(figure, 1, 2)[0]
     for colour, (method, rows) in zip(PALETTE * 2, methods.items(), strict=False):
         means = rows.groupby("strength")[["held_out", "none"]].mean()
-        for ax, column in zip(panels, means, strict=True):
+        for ax, column in zip(pair, means, strict=True):
             ax.plot(
                 means.index, means[column], "o-", color=colour, markersize=4, label=picture(method)
             )
-    panels[0].set(ylabel="error of held-out series, scaled", ylim=(0, None))
-    panels[1].set(ylabel="share of pairs without a path", ylim=(-0.02, 1.02))
-    for ax in panels:
+    pair[0].set(ylabel="error of held-out series, scaled", ylim=(0, None))
+    pair[1].set(ylabel="share of pairs without a path", ylim=(-0.02, 1.02))
+    for ax in pair:
         ax.set_xscale("symlog", linthresh=float(min(s for s in told["strength"] if s > 0)))
         ax.set_xlabel("strength of the penalty")
         bare(ax)
     if len(methods) > 1:
-        lines, names = panels[0].get_legend_handles_labels()
+        lines, names = pair[0].get_legend_handles_labels()
         figure.legend(lines, names, loc="outside right upper", fontsize="small", frameon=False)
     return figure
 

@@ -88,8 +88,9 @@ def embedding(
     ax = axes(ax, 3.6 + (0.8 if scale else _legend_width(groups)), 3.4)
     size = float(np.clip(2e4 / len(points), 1.5, 16))
     ax.scatter(
-        points[order, 0], points[order, 1], s=size, c=paint[order], linewidths=0, rasterized=True
-    )
+        points[order, 0], points[order, 1], s=size, c=paint[order], linewidths=0, rasterized=True,
+        alpha=float(np.clip(4e3 / len(points), 0.4, 0.9)),
+    )  # fmt: skip
     said = None if values is None or values.name is None else _plain(values.name)
     if groups:
         _legend(ax, groups, said)
