@@ -220,11 +220,10 @@ class Schema:
             )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(name)}</td><td>{escape(visible(value))}</td></tr>"
-            for name, value in self.as_dict().items()
-        )
-        return f"<table><thead><tr><th>role</th><th>place</th></tr></thead>{rows}</table>"
+        rows = [
+            f"<tr><td>{k}</td><td>{escape(visible(v))}</td></tr>" for k, v in self.as_dict().items()
+        ]
+        return f"<table><tr><th>role</th><th>place</th></tr>{''.join(rows)}</table>"
 
     def with_(self, **roles: Any) -> Schema:
         """Return a copy with some roles changed."""

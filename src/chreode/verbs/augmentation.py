@@ -63,9 +63,9 @@ def augment(
 
     Returns
     -------
-    A new AnnData: raw counts of the trained features in ``X``; ``var`` and ``obs`` of the real cells, of which new
-    ones have the attributes alone; and ``obs["generated"]`` (bool), True for the new cells, as for those of
-    an earlier augmentation. They follow the cells of `data`.
+    A new AnnData: raw counts of the trained features in ``X``; ``var`` and ``obs`` of the real cells, of
+    which new ones have the attributes alone; and ``obs["generated"]`` (bool), True for the new cells, as
+    for those of an earlier augmentation. They follow the cells of `data`.
 
     Raises
     ------
