@@ -7,6 +7,7 @@ import json
 import re
 from contextlib import nullcontext
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
@@ -279,3 +280,36 @@ def test_augmentation_keeps_numbers_and_what_was_generated_before(cells, quick):
     ).obs["generated"]
     assert twice[: once.n_obs].sum() == once.n_obs - 120
     assert twice[once.n_obs :].all()
+
+
+def test_results_keep_what_the_data_say_of_features_and_cells(fitted, cells, tmp_path):
+    cells.var["symbol"] = [f"symbol {i}" for i in range(cells.n_vars)]
+    cells.var["variable"] = np.arange(cells.n_vars) % 2 == 0
+    shuffled = cells[:, ::-1].copy()
+    for into in (None, tmp_path / "out.h5ad"):
+        for made in (
+            fitted.reconstruct(shuffled, into=into),
+            fitted.predict(shuffled, to={"batch": "batch_1"}, into=into),
+        ):
+            found = made if into is None else ad.read_h5ad(made)
+            assert found.var_names.tolist() == cells.var_names.tolist()
+            assert found.var["symbol"].tolist() == cells.var["symbol"].tolist()
+            assert found.var["variable"].tolist() == cells.var["variable"].tolist()
+            assert {"cell_type", "plate", "age"} <= {*found.obs}
+    more = ch.augment(cells, fitted, by="batch", floor=200)
+    assert more.var["symbol"].tolist() == cells.var["symbol"].tolist()
+
+
+def test_names_that_differ_by_case_or_version_are_told(quick, cells):
+    cells.var_names = [f"Gene{i}" for i in range(cells.n_vars)]
+    plain = quick(ch.PCA).fit(cells, ch.Schema(counts="layers/counts"))
+    cells.var_names = cells.var_names.str.upper()
+    with pytest.raises(ch.DataError, match=r"upper and lower case.*str\.capitalize\(\)"):
+        plain.embed(cells)
+    cells.var_names = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
+    ids = quick(ch.PCA).fit(cells, ch.Schema(counts="layers/counts"))
+    cells.var_names = cells.var_names + ".3"
+    with pytest.raises(ch.DataError, match="the version behind Ensembl ids"):
+        ids.embed(cells)
+    cells.var_names = cells.var_names.str.replace(r"\.\d+$", "", regex=True)  # as it says
+    assert np.isfinite(ids.embed(cells)).all()
