@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,15 +18,13 @@ from .compute.rng import Rng
 from .compute.settings import settled
 from .compute.threads import pinned
 from .config.arguments import checked
-from .data.align import learn_spec, match_features, open_source
 from .data.cells import Cells
-from .data.check import MAY_LACK, findings, require
-from .data.holdout import hold_out, named_cells
-from .data.look import any_nan
+from .data.holdout import hold_out
 from .data.read import Data
 from .data.remember import joined, remember
 from .data.source import Source
-from .errors import CapabilityError, ConfigError, DataError, SchemaError, warn
+from .data.training import Training, open_training
+from .errors import CapabilityError, ConfigError, SchemaError, warn
 from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
@@ -139,60 +137,46 @@ class Model:
         group = Group.join() if run.distributed else Group()
         if group.rank > 0:
             run = run.with_(progress=False)
+        roles = self._roles(schema)
+        if from_ is not None:
+            self._refuse_to_start_from(from_, roles)
         with pinned(run.threads):
-            return self._fit(Cells.of(data, schema), int(seed), rows, from_, validation, run, group)
+            cells = open_training(
+                Cells.of(data, schema), roles, self, rows=rows, validation=validation,
+                old=from_.spec if from_ else None, weight=from_.feature_weight() if from_ else None,
+                progress=run.progress,
+            )  # fmt: skip
+            return self._fit(cells, schema, int(seed), from_, run, group)
 
     def _fit(
         self,
-        cells: Cells,
+        cells: Training,
+        schema: Schema,
         seed: int,
-        rows: Any,
         from_: FittedState | None,
-        validation: Any,
         run: Run,
         group: Group,
     ) -> Fitted:
-        positions = cells.positions(rows)
-        validation = named_cells(cells, positions, validation, "validation")
-        require(findings(cells, positions, progress=run.progress))
-        roles = self._roles(cells.schema)
-        if from_ is not None:
-            self._refuse_to_start_from(from_, roles)
-        positions = self._complete(cells, roles, positions)
-        if isinstance(validation, np.ndarray) and not np.isin(validation, positions).any():
-            raise DataError(
-                f"validation: none of the {len(validation):,} cells named has what {self.key} reads. "
-                "Name cells that were measured for it, or give a share."
-            )
-        spec = learn_spec(cells, roles, positions, from_.spec if from_ else None)
-        if from_ is not None:
-            _refuse_other_covariates(spec, from_.spec)
-        take = match_features(cells, spec, roles, from_.feature_weight() if from_ else None)
-        mapping = from_ is not None and spec.blocks != from_.spec.blocks
-        if from_ is not None and not mapping:
-            _refuse_lacking(take)
-        source = open_source(cells, spec, roles, take, positions)
-        self.refuse_missing(source)
-        rng, phases = Rng(seed), self.phases()
+        source, rng, phases = cells.source, Rng(seed), self.phases()
         validates = any(phase.learner.validates for phase in phases)
-        split = self.split(source, positions, validation if validates else 0.0, rng)
+        split = self.split(source, cells.rows, cells.validation if validates else 0.0, rng)
         session = Session(
             rng=rng, device=choose_device(run.device, double=not validates), precision=run.precision,
-            compile=run.compile, progress=run.progress, group=group, mapping=mapping,
+            compile=run.compile, progress=run.progress, group=group, mapping=cells.maps,
             checkpoint=Path(run.checkpoint) if run.checkpoint else None,
         )  # fmt: skip
         kernel.count_anew()
-        module, traces = self._learn(spec, source, split, session, from_)
+        module, traces = self._learn(source, split, session, from_)
         return Fitted(
             model=self,
-            schema=cells.schema,
-            spec=spec,
+            schema=schema,
+            spec=source.spec,
             module=module.to("cpu").eval(),
             history=join_histories(traces, [phase.name for phase in phases]),
             statistics=self._remembered(source, split, rng, from_),
             provenance={
                 "model": self.key, "version": __version__, "code": code_hash(),
-                "config": config.as_dict(self), "spec": spec.hash, "seed": seed,
+                "config": config.as_dict(self), "spec": source.spec.hash, "seed": seed,
                 "cells": len(split.train), "validation_cells": len(split.validation),
                 "torch": torch.__version__, "device": session.device, "precision": run.precision,
                 "threads": torch.get_num_threads(), "kernel": kernel.used(),
@@ -233,17 +217,17 @@ class Model:
         return Split(train, held_out, named=not isinstance(validation, float))
 
     def _learn(
-        self, spec: Spec, source: Source, split: Split, run: Session, from_: FittedState | None
+        self, source: Source, split: Split, run: Session, from_: FittedState | None
     ) -> tuple[Module, list[Trace]]:
         with run.rng.scope("init"):
-            module = self.build(spec)
+            module = self.build(source.spec)
         learned = [p.requires_grad for p in module.parameters()]
         if from_ is not None:
             _start_from(self, module, from_, mapping=run.mapping)
         module.to(run.device)
         run.group.copy_from_first(module.state_dict().values())
         if run.checkpoint is not None:
-            about = {"model": self.key, "options": config.as_dict(self), "spec": spec.hash}
+            about = {"model": self.key, "options": config.as_dict(self), "spec": source.spec.hash}
             run = replace(run, fingerprint=fingerprint(about, module, source, split, run))
         traces = run_phases(module, self.phases(), source, split, run)
         for parameter, wish in zip(module.parameters(), learned, strict=True):
@@ -301,55 +285,6 @@ class Model:
             raise ConfigError(
                 f"from_ is a {self.key} of another form. Options that differ: {', '.join(differ)}. "
                 "Go on with from_.model, or fit anew."
-            )
-
-    def _complete(self, cells: Cells, roles: list[str], rows: np.ndarray) -> np.ndarray:
-        """Drop the cells that lack a modality, for models that need every one."""
-        if self.partial:
-            return rows[cells.measured()[rows]]
-        for role in cells.places:
-            if role.partition("/")[0] in MATRIX_ROLES and role.partition("/")[0] in roles:
-                at = cells.rows(role)
-                rows = rows if at is None else rows[at[rows] >= 0]
-        if len(rows) == 0:
-            raise DataError("No cell has every modality that this model reads.")
-        return rows
-
-    def refuse_missing(self, source: Source) -> None:
-        """Refuse entries that were not measured, unless the model understands them.
-
-        Raises
-        ------
-        DataError
-            If there are any.
-        """
-        for role, values in source.matrices.items():
-            base = role.partition("/")[0]  # NaN in counts was refused before
-            if base in MAY_LACK and base not in self.tolerates and any_nan(values):
-                raise DataError(
-                    f"{role} holds NaN (not measured), which {type(self).__name__} does not understand. "
-                    "PPCA and FactorAnalysis do; or remove these cells or features."
-                )
-
-
-def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:
-    """Refuse to go on learning without features that are known: all else would move on without them."""
-    for role, found in take.items():
-        if lacking := int((found < 0).sum()):
-            raise DataError(
-                f"{role}: training cannot go on from a fit of {len(found):,} features with {lacking:,} of "
-                "them missing. Give cells that have them all, or fit anew on those that are there. (Mapping "
-                "cells of a new batch may lack some: nothing but the new batch is learned.)"
-            )
-
-
-def _refuse_other_covariates(spec: Spec, old: Spec) -> None:
-    for kind in ("categorical", "continuous"):
-        there, here = getattr(old, kind), getattr(spec, kind)
-        if there != here:
-            raise ConfigError(
-                f"from_ has the {kind} covariates {', '.join(there)}; this fit has {', '.join(here)}. "
-                "Name the same ones, in the same order."
             )
 
 

@@ -212,7 +212,3 @@ class Recipe(Protocol):
     def reads(self, verb: str) -> tuple[str, ...]:
         """Return the roles that `verb` reads."""
         ...
-
-    def refuse_missing(self, source: Source) -> None:
-        """Refuse entries that were not measured, unless the model understands them."""
-        ...

@@ -13,7 +13,8 @@ import pandas as pd
 from ..errors import DataError, SchemaError, near, warn
 from ..schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, UNIT_ROLES, Place, Spec
 from .cells import Cells
-from .check import findings, merging, require, unit
+from .check import MAY_LACK, findings, merging, require, unit
+from .look import any_nan
 from .source import Source
 
 #: A query whose shared features carry less than this share of the model's weight is refused.
@@ -161,6 +162,23 @@ def open_query(
     take = match_features(cells, spec, roles, weight)
     require(findings(cells, query=True, progress=progress))
     return open_source(cells, spec, roles, take)
+
+
+def refuse_missing(source: Source, tolerates: Collection[str], model: str) -> None:
+    """Refuse entries that were not measured, in roles where a model does not understand them.
+
+    Raises
+    ------
+    DataError
+        If there are any.
+    """
+    for role, values in source.matrices.items():
+        base = role.partition("/")[0]  # NaN in counts was refused before
+        if base in MAY_LACK and base not in tolerates and any_nan(values):
+            raise DataError(
+                f"{role} holds NaN (not measured), which {model} does not understand. PPCA and "
+                "FactorAnalysis do; or remove these cells or features."
+            )
 
 
 def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..compute.device import choose_device
 from ..compute.progress import bar
 from ..compute.threads import pinned
-from ..data.align import open_query
+from ..data.align import open_query, refuse_missing
 from ..data.batch import CellBatch
 from ..data.cells import Cells
 from ..data.collect import refuse_what_cannot_be_kept
@@ -110,7 +110,7 @@ def open_cells(
     roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
     _refuse_unnamed(self, cells.schema, roles)
     source = open_query(cells, self.spec, roles, self.feature_weight(), progress=run.progress)
-    self.model.refuse_missing(source)
+    refuse_missing(source, self.model.tolerates, self.model.key)
     measured = [source.measured(role) for role in source.matrices]
     enough = np.logical_or if self.model.partial else np.logical_and
     return source, np.flatnonzero(enough.reduce(measured))
