@@ -427,14 +427,14 @@ def test_the_path_of_cells_without_trajectories_is_drawn():
     for wrong in ((fitted, alike), (flat, cells)):
         with pytest.raises(DataError, match="no plane to draw"):
             plot.phase_portrait(*wrong)
-    with pytest.raises(SchemaError, match="no such path. There is: all cells"):
+    with pytest.raises(SchemaError, match="no such path. Available: all cells"):
         fitted.trajectory(start="path_0")
 
 
 def test_markers_of_a_method_that_is_not_there_are_refused():
     row = {"method": "VAE", "class": "B", "gene": "A", "real share": 1.0, "fake share": 0.2}
     table = pd.DataFrame([{**row, "cells": 9, "off share": 0.5}])
-    for markers, said in ((table, "Did you mean 'VAE'"), (table[:0], "There is none")):
+    for markers, said in ((table, "Did you mean 'VAE'"), (table[:0], "None is available")):
         with pytest.raises(ConfigError, match=said):
             plot.marker_shares(markers, "VAEE")
 

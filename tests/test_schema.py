@@ -43,7 +43,7 @@ def test_a_colon_in_a_column_name_is_no_modality():
     "text", ["", "x", "layers", "layers/", "obs", "X/counts", "varm/a", "rna:", "rna:layer/x"]
 )
 def test_what_is_no_place_is_refused_with_the_spelling(text):
-    with pytest.raises(ch.SchemaError, match="is no place.*layers/NAME"):
+    with pytest.raises(ch.SchemaError, match="does not name a place.*layers/NAME"):
         Place.parse(text)
 
 

@@ -139,7 +139,7 @@ def test_conditions_are_named_by_role_or_by_column(of_all):
     told = fitted.predict(cells, to={"cell_type": kind}, progress=False)
     assert set(told.obs["cell_type"]) == {kind}
     assert "label" not in told.obs
-    with pytest.raises(ch.SchemaError, match=r"'donor'. There is: .*label \(cell_type\)"):
+    with pytest.raises(ch.SchemaError, match=r"'donor'. Available: .*label \(cell_type\)"):
         fitted.generate(3, given={"donor": kind})
     with pytest.raises(ch.ConfigError, match="two name the same condition"):
         fitted.generate(3, given={"label": kind, "cell_type": kind})
@@ -217,7 +217,7 @@ def test_genes_are_knocked_out_and_series_told_where_that_means_something(of_all
             lambda fitted, to: fitted.reconstruct(some, to=to, progress=False),
             lambda fitted, to: fitted.generate(3, given=to, progress=False),
         ):
-            with pytest.raises(ch.SchemaError, match="condition 'knockout'. There is: batch"):
+            with pytest.raises(ch.SchemaError, match="condition 'knockout'. Available: batch"):
                 ask(fits[key], {"knockout": gene})
     fitted = fits["neuralode"]
     told = fitted.predict(some, to={"knockout": gene}, progress=False)

@@ -143,4 +143,21 @@ def near(word: str, known: Iterable[str], told: Iterable[str] | None = None) -> 
         return f" Did you mean {folded[match[0]]!r}?"
     known = known if told is None else [visible(t)[:60] for t in told]
     shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
-    return f" There is: {shown}." if known else " There is none."
+    return f" Available: {shown}." if known else " None is available."
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, as a sentence has it.
+
+    Examples
+    --------
+    >>> counted(1, "cell"), counted(2_700, "cell"), counted(2, "category")
+    ('1 cell', '2,700 cells', '2 categories')
+    """
+    if n == 1 or noun == "series":
+        return f"{n:,} {noun}"
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{n:,} {noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{n:,} {noun[:-1]}ies"
+    return f"{n:,} {noun}s"

@@ -24,7 +24,7 @@ from .compute.convergence import STATES, read_state
 from .compute.settings import settled
 from .config.arguments import checked
 from .data.remember import WEIGHT
-from .errors import ChreodeError, StoreError, visible, warn
+from .errors import ChreodeError, StoreError, counted, visible, warn
 from .module import Module, Recipe
 from .registry import find
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Schema, Spec
@@ -113,13 +113,15 @@ class Fitted(FittedState):
         """
         said, shown = self.provenance, visible if plain else markdown
         rows = [f"| {k} | {shown(v)} |" for k, v in config.as_dict(self.model).items()]
-        features = ", ".join(f"{len(n):,} {shown(r)}" for r, n in self.spec.features.items())
+        features = ", ".join(
+            f"{counted(len(n), 'feature')} of {shown(r)}" for r, n in self.spec.features.items()
+        )
         groups = ", ".join(f"{len(n)} {shown(r)}" for r, n in self.spec.categories.items())
         return "\n".join(
             [
                 f"# {type(self.model).__name__}", "",
-                f"Fitted with chreode {shown(said['version'])} on {said['cells']:,} cells ({features}"
-                f"{'; ' + groups if groups else ''}), seed {said['seed']}.",
+                f"Fitted with chreode {shown(said['version'])} on {counted(said['cells'], 'cell')} "
+                f"({features}{'; ' + groups if groups else ''}), seed {said['seed']}.",
                 f"It {STATES[said['state']]}. It can: {', '.join(self.verbs)}.",
                 *[f"Note: {shown(note)}." for note in said["notes"]], "",
                 "| option | value |", "|---|---|", *rows, "",
@@ -129,8 +131,14 @@ class Fitted(FittedState):
     def _repr_html_(self) -> str:
         rows = {
             "cells": f"{self.provenance['cells']:,}",
-            **{role: f"{len(names):,} features" for role, names in self.spec.features.items()},
-            **{role: f"{len(names):,} categories" for role, names in self.spec.categories.items()},
+            **{
+                role: f"{counted(len(names), 'feature')}"
+                for role, names in self.spec.features.items()
+            },
+            **{
+                role: f"{counted(len(names), 'category')}"
+                for role, names in self.spec.categories.items()
+            },
             "state": self.provenance["state"],
             "verbs": ", ".join(self.verbs),
             "notes": "; ".join(self.provenance["notes"]),
@@ -143,10 +151,12 @@ class Fitted(FittedState):
         return f"<table><thead><tr><th colspan=2>{type(self.model).__name__}</th></tr></thead>{lines}</table>"
 
     def __repr__(self) -> str:
-        features = ", ".join(f"{len(n):,} {visible(r)}" for r, n in self.spec.features.items())
+        features = ", ".join(
+            f"{counted(len(n), 'feature')} of {visible(r)}" for r, n in self.spec.features.items()
+        )
         return (
-            f"Fitted {type(self.model).__name__} on {self.provenance['cells']:,} cells ({features}); "
-            f"it can {', '.join(self.verbs)}"
+            f"Fitted {type(self.model).__name__} on {counted(self.provenance['cells'], 'cell')} "
+            f"({features}); it can {', '.join(self.verbs)}"
         )
 
 
@@ -254,7 +264,7 @@ def _content(file: Path, stated: Mapping[str, Any], most: int) -> bytes:
     content = store.read_once(file, most)
     if len(content) != stated["bytes"]:
         raise StoreError(
-            f"{file} has {len(content)} bytes, expected {stated['bytes']}: it is cut short."
+            f"{file} has {counted(len(content), 'byte')}, expected {stated['bytes']}: it is cut short."
         )
     if hashlib.sha256(content).hexdigest() != stated["sha256"]:
         raise StoreError(f"{file} was changed since it was written (its hash differs).")

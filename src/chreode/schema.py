@@ -67,13 +67,13 @@ class Place:
             If the text is no place.
         """
         if not isinstance(text, str) or not text:
-            raise SchemaError(f"{text!r} is no place. {_SPELLING}.")
+            raise SchemaError(f"{text!r} does not name a place. {_SPELLING}.")
         head, slash, key = text.partition("/")
         modality, colon, slot = head.rpartition(":")
         whole = slot in ("X", "raw") and not slash
         if (whole or (slot in ("layers", "obs", "obsm") and key)) and (modality or not colon):
             return cls(slot, key, modality)
-        raise SchemaError(f"{text!r} is no place. {_SPELLING}.")
+        raise SchemaError(f"{text!r} does not name a place. {_SPELLING}.")
 
     def __str__(self) -> str:
         tail = f"{self.slot}/{self.key}" if self.key else self.slot

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import StoreError
+from .errors import StoreError, counted
 
 T = TypeVar("T")
 #: Files of which a .zarr holds one.
@@ -329,7 +329,9 @@ def read_once(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(told.st_mode):
             raise StoreError(f"{path} is no file.")
         if told.st_size > most:
-            raise StoreError(f"{path} has {told.st_size:,} bytes, expected {most:,} at the most.")
+            raise StoreError(
+                f"{path} has {counted(told.st_size, 'byte')}, expected {most:,} at the most."
+            )
         return file.read(told.st_size)
 
 

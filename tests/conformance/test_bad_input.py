@@ -113,7 +113,7 @@ BAD = {
     "duplicated cells": (names("obs_names", "twice"), {}, "not unique.*obs_names_make_unique"),
     "batch is a matrix": (None, {"batch": "layers/counts"}, "one value per cell.*obs/NAME"),
     "counts is a column": (None, {"counts": "obs/batch"}, "is a matrix"),
-    "no place": (None, {"counts": "layer/counts"}, "is no place.*layers/NAME"),
+    "no place": (None, {"counts": "layer/counts"}, "does not name a place.*layers/NAME"),
 }  # fmt: skip
 
 

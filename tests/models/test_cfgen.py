@@ -367,7 +367,7 @@ def test_augmentation_fills_up_classes(trained, cells):
     assert topped.obs["cell_type"].value_counts().to_dict() == expected.to_dict()
     assert ch.augment(cells, trained, floor=1).n_obs == 500
     with pytest.raises(
-        ch.SchemaError, match=r"by='nothing': .*'nothing'. There is: .*label \(cell_type\)"
+        ch.SchemaError, match=r"by='nothing': .*'nothing'. Available: .*label \(cell_type\)"
     ):
         ch.augment(cells, trained, by="nothing")
     with pytest.raises(ch.ConfigError, match="floor"):

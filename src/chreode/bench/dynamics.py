@@ -20,7 +20,7 @@ from ..data.cells import Cells
 from ..data.read import Data
 from ..data.series import SeriesBatch
 from ..data.series_source import SeriesSource
-from ..errors import ConfigError, DataError, SchemaError, near
+from ..errors import ConfigError, DataError, SchemaError, counted, near
 from ..metrics import dynamics as measure
 from ..model import Model
 from ..run import Run
@@ -247,7 +247,7 @@ def _known(name: str, some: Sequence[str], genes: Sequence[str]) -> np.ndarray:
     found = pd.Index(genes).get_indexer(pd.Index(some, dtype=object))
     unknown = pd.unique(np.asarray(some, object)[found < 0])
     if len(unknown):
-        more = f", nor {len(unknown) - 1} others," if len(unknown) > 1 else ""
+        more = f", nor {counted(len(unknown) - 1, 'other')}," if len(unknown) > 1 else ""
         raise SchemaError(
             f"{name}: there is no gene {unknown[0]!r}{more} in the data.{near(unknown[0], genes)} "
             "Correct such names, or leave them out."

@@ -19,7 +19,7 @@ from .. import config
 from ..compute.convergence import State
 from ..data.cells import Cells
 from ..data.read import Data
-from ..errors import CapabilityError, SchemaError, near
+from ..errors import CapabilityError, SchemaError, counted, near
 from ..fitted import Fitted
 from ..metrics.table import BASELINE
 from ..model import Model
@@ -142,7 +142,7 @@ def _harmony(given: Given, seed: int) -> tuple[np.ndarray, State]:
     kept = np.isfinite(x).all(1)
     if kept.sum() < _HARMONY_CELLS:
         raise CapabilityError(
-            f"it takes {_HARMONY_CELLS} cells, to have a cluster, and got {kept.sum()}"
+            f"it takes {counted(_HARMONY_CELLS, 'cell')}, to have a cluster, and got {kept.sum()}"
         )
     table = pd.DataFrame({"batch": batch[kept].to_numpy()})
     fixed = harmonypy.run_harmony(x[kept], table, "batch", random_state=seed, verbose=False)

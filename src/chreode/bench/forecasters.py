@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from ..data.series import SeriesBatch
+from ..errors import counted
 from ..learn import analogs
 
 #: Of the smoother, as a share of the time from first to last cell.
@@ -124,7 +125,7 @@ def lasso(train: SeriesBatch, bandwidth: float) -> Forecaster:
 def halves(train: SeriesBatch, bandwidth: float) -> Forecaster:
     """Each time is told by the others of its own series, smoothed: no forecast, but what noise leaves."""
     fewest = int(train.observed.sum(1).min())
-    far = f"no ceiling here: of {fewest} times, the others tell little of one"
+    far = f"no ceiling here: of {counted(fewest, 'time')}, the others tell little of one"
 
     def told(batch: SeriesBatch, times: Tensor) -> Tensor:
         some = replace(batch, weight=batch.weight * times[:, None])

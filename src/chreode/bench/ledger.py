@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import store
-from ..errors import StoreError
+from ..errors import StoreError, counted
 from ..version import code_hash
 from .trial import Outcome
 
@@ -95,7 +95,9 @@ class Ledger:
         if self.folder is None:
             return "nothing is kept, as no folder was named for it (into)"
         done = sum(not line["failed"] for line in self.kept.values())
-        return f"{done} results are kept in {self.folder}, and the same call goes on from there"
+        return (
+            f"{self.folder} keeps {counted(done, 'result')}, and the same call goes on from there"
+        )
 
     def _refuse_something_else(self) -> None:
         assert self.folder is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..errors import counted
 from ..model import Model
 
 #: Refits of the options given and of the best ones, with further seeds.
@@ -57,7 +58,7 @@ class Tuned:
             options: f"{row['mean']:.5g} ({row['min']:.5g} to {row['max']:.5g})"
             for options, row in self.intervals().iterrows()
         }
-        how = f"mean and range of {REFITS} refits on test cells"
+        how = f"mean and range of {counted(REFITS, 'refit')} on test cells"
         if number == 0:
             return f"No trial was better than {name} as given: {said['given']}, {how}."
         against = f"{said['best']} against {said['given']}, {how}"

@@ -19,7 +19,7 @@ from ..data.cells import Cells
 from ..data.check import findings, require
 from ..data.holdout import hold_out, named_cells
 from ..data.read import Data
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from ..fitted import Fitted
 from ..model import Model
 from ..run import Run
@@ -218,7 +218,7 @@ def _three(
     both = [what for what in (between, last) if not isinstance(what, float)]
     if len(both) == 2 and (shared := len(np.intersect1d(*both))):
         raise ConfigError(
-            f"{shared:,} cells are named both for validation and for test: choose one."
+            f"validation and test share {counted(shared, 'cell')}: name each cell for one of them."
         )
     named = np.concatenate([np.zeros(0, int), *both])
     parts, rest = {}, np.setdiff1d(rows, named)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..metrics import generation as measure
 from ..metrics.markers import MIN_CLASS, STATISTICS, choose_markers, compare_markers
 from ..metrics.space import Space
@@ -18,7 +18,8 @@ from .generators import Classes
 #: Shares of the cells, as `Parts` has them.
 SHARES = (0.5, 0.2, 0.2, 0.1)
 TOO_FEW = (
-    f"No class has {MIN_CLASS} cells to compare, a fifth of all: give more, or fewer categories."
+    f"No class has {counted(MIN_CLASS, 'cell')} to compare, which are a fifth of all. Give more cells, or "
+    "fewer categories."
 )
 #: Metrics that tell replayed cells from new ones; by all others they are real cells.
 OF_MEMORY = ("memory", "membership")

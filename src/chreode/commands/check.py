@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ..errors import visible
+from ..errors import counted, visible
 from ..registry import find, keys
 from ..schema import MATRIX_ROLES, Place, Schema
 from .common import Answer, Json, as_flags, narrows, spoken, suggested, with_roles
@@ -79,7 +79,7 @@ def check(
         found.append(Finding("error", "schema", f"{for_} needs {feeds[0]['missing'][0]}."))
     failed = any(finding.level == "error" for finding in found)
     following = None if failed else _next(file, cells, feeds, matrices, columns)
-    pending = ", once the errors are mended" if failed else ""
+    pending = " that can use this file once the errors above are fixed" if failed else ""
     text = "\n".join(
         [
             f"{file}: {_sizes(data)}",
@@ -108,13 +108,16 @@ def _parts(data: Data) -> Iterator[tuple[str, Any]]:
 
 
 def _sizes(data: Data) -> str:
-    parts = [f"{part.n_obs:,} cells x {part.n_vars:,} features" for _, part in _parts(data)]
+    parts = [
+        f"{counted(part.n_obs, 'cell')} x {counted(part.n_vars, 'feature')}"
+        for _, part in _parts(data)
+    ]
     if len(parts) == 1:
         return parts[0] + (
             f", such as {', '.join(map(_short, data.var_names[:3]))}" if data.n_vars else ""
         )
     inside = "; ".join(f"{visible(n)} {s}" for n, s in zip(data.mod, parts[1:], strict=True))
-    return f"{data.n_obs:,} cells in {len(data.mod)} modalities ({inside})"
+    return f"{counted(data.n_obs, 'cell')} in {counted(len(data.mod), 'modality')} ({inside})"
 
 
 def _matrices(
@@ -202,12 +205,12 @@ def _column(name: str, values: pd.Series) -> dict[str, Any]:
         low, high = _figure(float(values.min())), _figure(float(values.max()))
         kind, holds = "numbers", f"numbers, {low} to {high}"
     elif len(levels) > len(values) / 2:
-        kind, holds = "names", f"{len(levels):,} names, such as {_short(levels[0])}"
+        kind, holds = "names", f"{counted(len(levels), 'name')}, such as {_short(levels[0])}"
     else:
         kind = "categories"
         shown = ", ".join(map(_short, levels[:4])) + (", …" if len(levels) > 4 else "")
         one = f"{_short(levels[0])} alone"
-        holds = f"{len(levels):,} categories: {shown}" if len(levels) > 1 else one
+        holds = f"{counted(len(levels), 'category')}: {shown}" if len(levels) > 1 else one
     control = next((level for level in levels if re.search(_CONTROL, level.lower())), None)
     fits = {"time": kind == "numbers", "perturbation": kind == "categories" and bool(control)}
     suits = [
@@ -348,7 +351,7 @@ def _tables(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> It
     if columns:
         yield "\nColumns"
     for row in columns:
-        lacking = f"; {row['lacking']:,} cells have none" if row["lacking"] else ""
+        lacking = f"; none in {counted(row['lacking'], 'cell')}" if row["lacking"] else ""
         suits = f"  ({' or '.join(row['suits'])}?)" if row["suits"] else ""
         yield f"  {_short(row['place']):<{wide}}  {visible(row['holds'])}{lacking}{suits}"
 

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 import chreode as ch
 
-from ..errors import StoreError
+from ..errors import StoreError, counted
 from ..store import require_writable
 from .common import Seed, Switch, Threads, use_threads
 
@@ -71,7 +71,7 @@ def demo(
     opening = ch.report.Section(
         "What was done",
         f"{origin} PCA, probabilistic PCA and scVI, with their defaults, learned to place them by "
-        f"{cells.n_vars} genes. scVI was also told each cell's batch, to take its effect out.\n\n"
+        f"{counted(cells.n_vars, 'gene')}. scVI was also told each cell's batch, to take its effect out.\n\n"
         f"{verdict(bench)}",
     )
     page = ch.report.write(

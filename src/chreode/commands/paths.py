@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from .. import store
+from ..errors import counted
 from ..text import shown, spreadsheet
 from .common import (
     RUN,
@@ -102,5 +103,5 @@ def rank(
         if len(first)
         else "No edges."
     )
-    written = f"\n{len(table):,} edges written to {output}" if output else ""
+    written = f"\n{counted(len(table), 'edge')} written to {output}" if output else ""
     return Answer(f"{text}{written}", records(first), json)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 import chreode as ch
 
 from .. import store
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from .common import (
     RUN,
     SUFFIXES,
@@ -71,7 +71,8 @@ def embed(
     z = fitted.embed(data, key_added=key, schema=fitted.schema.with_(**roles), device=device)
     copy_with(file, data.obs_names, target, {key: z}, {key: data.uns["chreode"][key]})
     return Answer(
-        f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions, written to {target}",
+        f"obsm[{key!r}] written to {target}: {counted(z.shape[0], 'cell')} x "
+        f"{counted(z.shape[1], 'dimension')}",
         {"file": str(target), "key": key, "cells": z.shape[0], "n_latent": z.shape[1]},
         json,
     )
@@ -127,7 +128,7 @@ def generate(
     fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output, device=device)
     under = ", ".join(f"{role} {value}" for role, value in (given or {}).items())
     return Answer(
-        f"{n_cells:,} cells{f' ({under})' if under else ''} written to {output}",
+        f"{counted(n_cells, 'cell')}{f' ({under})' if under else ''} written to {output}",
         {"file": str(output), "cells": n_cells, "given": given or {}, "seed": seed},
         json,
     )
@@ -178,7 +179,9 @@ def correct(
         key = f"X_{fitted.model.key}_to"
         z = fitted.embed(data, to=to, schema=schema, device=device)
         copy_with(file, data.obs_names, output, {key: z}, {key: data.uns["chreode"][key]})
-        written = f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions,"
+        written = (
+            f"obsm[{key!r}], {counted(z.shape[0], 'cell')} x {counted(z.shape[1], 'dimension')},"
+        )
     else:
         require_output(output, [".h5ad", ".h5mu"], file)
         fitted.predict(file, to=to, seed=seed, into=output, schema=schema, device=device)

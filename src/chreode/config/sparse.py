@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ChreodeError, DataError
+from ..errors import ChreodeError, DataError, counted
 
 
 def refuse_ends(
@@ -22,8 +22,9 @@ def refuse_ends(
     if agree and not (indptr[1:] < indptr[:-1]).any():
         return
     raise error(
-        f"{name} is damaged: its indptr does not describe {n:,} rows of {stored[0]:,} stored values and "
-        f"{stored[1]:,} indices (a small integer type may have wrapped). Read, copy or make it again."
+        f"{name} is damaged: its indptr does not describe {counted(n, 'row')} of {stored[0]:,} stored "
+        f"values and {stored[1]:,} indices (a small integer type may have wrapped). Read, copy or make it "
+        "again."
     )
 
 
@@ -42,8 +43,8 @@ def refuse_outside(
     if len(indices) and not 0 <= indices.min() <= indices.max() < width:
         odd = int(indices.min() if indices.min() < 0 else indices.max())
         raise error(
-            f"{name} is damaged: column {odd:,} in a matrix of {width:,} features, whose columns are 0 to "
-            f"{width - 1:,}. Read, copy or make it again."
+            f"{name} is damaged: it has a value in column {odd:,}, and its columns are 0 to {width - 1:,}. "
+            "Read, copy or make it again."
         )
 
 

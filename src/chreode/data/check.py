@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from ..errors import DataError, SchemaError, near, warn
+from ..errors import DataError, SchemaError, counted, near, warn
 from ..schema import (
     CATEGORY_ROLES,
     COUNT_ROLES,
@@ -178,7 +178,7 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
         )  # fmt: skip
     elif seen.lacking:
         yield Finding(
-            "note", role, f"{said}: {seen.lacking:,} values are NaN, read as not measured."
+            "note", role, f"{said}: {counted(seen.lacking, 'NaN value')}, read as not measured."
         )
     if role in COUNT_ROLES:
         if seen.negative:
@@ -190,7 +190,8 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
         elif seen.broken and not schema.fractional:
             yield Finding(
                 "error", role,
-                f"{said} holds {seen.broken:,} values that are not whole (such as {seen.example:.4g}): this "
+                f"{said} holds {counted(seen.broken, 'value')} with decimals (such as "
+                f"{seen.example:.4g}): this "
                 "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
                 "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
             )  # fmt: skip
@@ -230,12 +231,14 @@ def _zeros(said: str, role: str, place: Place, seen: Look) -> Iterator[Finding]:
     if len(seen.empty):
         yield Finding(
             "error", role,
-            f"{said}: {len(seen.empty):,} cells have no counts at all (first at row "
+            f"{said} has {counted(len(seen.empty), 'cell')} without any counts (first at row "
             f"{int(seen.empty[0])}). Remove them: {place.owner()}[{place.matrix()}.sum(1) > 0].",
         )  # fmt: skip
     if seen.silent:
         yield Finding(
-            "note", role, f"{said}: {seen.silent:,} features are zero in every cell; kept."
+            "note",
+            role,
+            f"{said} has {counted(seen.silent, 'feature')} with zeros alone. They are kept.",
         )
 
 
@@ -257,17 +260,18 @@ def _category(said: str, role: str, values: pd.Series, schema: Schema) -> Iterat
     if lacking and role in ("batch", "categorical", "perturbation", "trajectory"):
         yield Finding(
             "error", role,
-            f"{said}: {lacking:,} cells have no value. Remove them, or give them a category of their own.",
+            f"{said} has no value in {counted(lacking, 'cell')}. Remove these cells, or give them a category "
+            "of their own.",
         )  # fmt: skip
     elif lacking:
-        yield Finding("note", role, f"{said}: {lacking:,} cells have no {role}.")
+        yield Finding("note", role, f"{said} has no value in {counted(lacking, 'cell')}.")
     sizes = known.value_counts()
     suspect = [c for c in sizes.index if c.lower() in _SUSPECT]
     if suspect:
         yield Finding(
             "warning", role,
-            f"{said} has a category {suspect[0]!r} ({sizes[suspect[0]]:,} cells). If it means 'not known', "
-            f"say Schema(missing=({suspect[0]!r},)).",
+            f"{said} has a category {suspect[0]!r} of {counted(sizes[suspect[0]], 'cell')}. If it means 'not "
+            f"known', say Schema(missing=({suspect[0]!r},)).",
         )  # fmt: skip
     if role in ("batch", "categorical") and (sizes == 1).any():
         names = sizes.index[sizes == 1].tolist()
@@ -288,7 +292,9 @@ def _number(said: str, role: str, values: Float64[np.ndarray, " n"]) -> Iterator
     bad = int((~np.isfinite(values)).sum())
     if bad:
         yield Finding(
-            "error", role, f"{said}: {bad:,} values are NaN or infinite. Remove these cells."
+            "error",
+            role,
+            f"{said} is NaN or infinite in {counted(bad, 'cell')}. Remove these cells.",
         )
     elif role != "size_factor":
         yield from merging(said, values, unit(values))

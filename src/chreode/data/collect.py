@@ -17,7 +17,7 @@ from anndata import AnnData
 from anndata.io import write_elem
 
 from .. import store
-from ..errors import ChreodeError, DataError, StoreError, warn
+from ..errors import ChreodeError, DataError, StoreError, counted, warn
 from .disk import readable
 from .files import editable, names_of
 from .foreign import refuse_foreign
@@ -46,7 +46,7 @@ def refuse_what_cannot_be_kept(
     size = 4 * n * width
     if into is None and size > MEMORY_LIMIT:
         raise DataError(
-            f"{n:,} cells x {width:,} features are {size / 2**30:.1f} GiB dense, more than "
+            f"{counted(n, 'cell')} x {counted(width, 'feature')} take {size / 2**30:.1f} GiB, more than "
             f"the {MEMORY_LIMIT / 2**30:.0f} GiB built in memory. Stream them: into='out{suffix}'."
         )
     if into is not None and Path(into).suffix != suffix:

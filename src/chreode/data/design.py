@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from ..errors import counted
+
 #: What models take out, and what users ask about.
 _TAKEN_OUT = ("batch", "categorical", "continuous")
 _ASKED = ("label", "perturbation", "time", "dose")
@@ -113,7 +115,7 @@ def _pair(one: str, other: str, codes: Mapping[str, Codes]) -> Iterator[Told]:
                 yield (
                     _NOTE,
                     _base(asked_of),
-                    f"{len(lone):,} values of {asked_of} have cells of one value of {out} alone.",
+                    f"{counted(len(lone), 'value')} of {asked_of} with cells of one value of {out} alone.",
                 )
 
 

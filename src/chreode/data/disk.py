@@ -18,7 +18,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from jaxtyping import Int, Shaped
 
 from ..config.sparse import refuse_ends
-from ..errors import ChreodeError, StoreError
+from ..errors import ChreodeError, StoreError, counted
 from .foreign import refuse_codecs, refuse_elsewhere
 from .memory import rows_of
 from .source import Csr, in_order
@@ -164,8 +164,8 @@ class DiskByColumns(DiskMatrix):
 
     def _read(self, rows: Int[np.ndarray, " r"]) -> Any:  # noqa: ARG002 (nothing can be read)
         raise StoreError(
-            f"{self.name} is stored by columns (CSC), of which no few rows can be read. Rewrite it once "
-            "by rows, on a machine with the memory: a = anndata.read_h5ad(FILE); a.X = a.X.tocsr(); "
+            f"{self.name} is stored by columns (CSC), so that single cells cannot be read from it. Rewrite "
+            "it once by rows, on a machine with the memory: a = anndata.read_h5ad(FILE); a.X = a.X.tocsr(); "
             "a.write_h5ad(FILE), and so for layers."
         )
 
@@ -266,7 +266,7 @@ def left_out(array: Any, n: int, of: str = "") -> str:
     """Say that `n` pieces are absent, what they may be, and what helps; they hold `of`, if not a value."""
     of = of or repr(getattr(array.fill_value, "item", lambda: array.fill_value)())
     return (
-        f"{n:,} pieces of its zarr array are absent. zarr leaves out pieces of {of} alone and keeps no "
+        f"Its zarr array lacks {counted(n, 'piece')}. zarr leaves out pieces of {of} alone and keeps no "
         f"record of it, so these may as well be lost. If all of them hold {of} alone, write them: "
         "anndata.read_zarr(FILE).write_h5ad(NEW), or mudata.read_zarr(FILE).write_h5mu(NEW)"
     )

@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 from mudata import MuData
 from scipy import sparse
 
-from ..errors import ConfigError, near
+from ..errors import ConfigError, counted, near
 
 N_LATENT = 10
 
@@ -41,7 +41,8 @@ def population(
     """Cells with a type, a batch and a latent position, and no features yet."""
     require(n_types >= 1, f"n_types is {n_types}; at least one is needed.")
     require(
-        1 <= n_batches <= n_cells, f"{n_batches} batches of {n_cells} cells; each needs a cell."
+        1 <= n_batches <= n_cells,
+        f"There are {counted(n_batches, 'batch')} and {counted(n_cells, 'cell')}: each batch needs one.",
     )
     if composition is None:
         composition = rng.dirichlet(np.full(n_types, 5.0), size=n_batches)

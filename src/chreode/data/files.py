@@ -19,7 +19,7 @@ import zarr
 from anndata.io import read_elem, sparse_dataset
 
 from .. import store
-from ..errors import SchemaError, StoreError, near
+from ..errors import SchemaError, StoreError, counted, near
 from .disk import Array, DiskDense, Selected, absent, by_rows, left_out, readable
 from .foreign import refuse_foreign
 
@@ -121,8 +121,8 @@ class OnDisk:
             columns = known.get_indexer(names)
         except (IndexError, TypeError, ValueError) as error:
             raise SchemaError(
-                f"data[:, genes]: expected names, positions, a mask or a slice; there are {self.n_vars:,} "
-                f"features ({error})."
+                f"data[:, genes]: expected names, positions, a mask or a slice of "
+                f"{counted(self.n_vars, 'feature')} ({error})."
             ) from error
         if (columns < 0).any():
             unknown = str(names[columns < 0][0])
@@ -135,10 +135,10 @@ class OnDisk:
         )
 
     def __repr__(self) -> str:
-        features = f"{self.n_vars:,} features"
+        features = f"{counted(self.n_vars, 'feature')}"
         if self.mod:
             features = ", ".join(f"{part.n_vars:,} {name}" for name, part in self.mod.items())
-        return f"{self.n_obs:,} cells x {features} on disk in {self.path}"
+        return f"{counted(self.n_obs, 'cell')} x {features} on disk in {self.path}"
 
 
 def open_file(path: Path, *, light: bool = False) -> OnDisk:
@@ -327,7 +327,9 @@ def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
         try:
             values = read_elem(group[key])
             if values.shape != names.shape or values.dtype.kind == "V":
-                raise ValueError(f"{values.dtype} of shape {values.shape} for {len(names)} names")
+                raise ValueError(
+                    f"{values.dtype} of shape {values.shape} for {counted(len(names), 'name')}"
+                )
             columns[key] = values
             if why := _pieces_lost(group[key]):
                 lost[f"{name}/{key}"] = why

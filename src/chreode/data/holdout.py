@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from .cells import Cells
 
 
@@ -34,8 +34,9 @@ def named_cells(cells: Cells, rows: np.ndarray, what: Any, name: str) -> Any:
     others = len(np.setdiff1d(found, rows))
     if others or not 0 < len(found) < len(rows):
         raise ConfigError(
-            f"{name} names {len(found):,} cells, {others:,} of them not among the {len(rows):,} to use. "
-            "Name some of those, or give a share."
+            f"{name} has {counted(len(found), 'cell')}, of which {others:,} are not among the "
+            f"{len(rows):,} to "
+            "use. Name some of those, or give a share."
         )
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import SchemaError, StoreError, near
+from ..errors import SchemaError, StoreError, counted, near
 from ..schema import Place
 from .disk import DiskMatrix, by_rows
 from .memory import in_memory
@@ -23,7 +23,7 @@ def holder(data: Data, place: Place, role: str) -> Data:
         if modalities and place.slot not in ("obs", "obsm"):
             raise SchemaError(
                 f"{role}={str(place)!r}: in a MuData say which modality, "
-                f"as in '{next(iter(modalities))}:{place}'. There is: {', '.join(modalities)}."
+                f"as in '{next(iter(modalities))}:{place}'. Available: {', '.join(modalities)}."
             )
         return data
     if not modalities:
@@ -61,8 +61,8 @@ def matrix(data: Data, place: Place, role: str) -> tuple[Any, pd.Index]:
         raise SchemaError(f"{said}: expected cells x features, got {values.shape}.")
     if values.shape != (owner.n_obs, len(names)):  # of a file that anndata opened without a look
         raise StoreError(
-            f"{said} is {values.shape[0]:,} x {values.shape[1]:,}, beside {owner.n_obs:,} cells and "
-            f"{len(names):,} features: its file is damaged. Copy or download it again."
+            f"{said} is {values.shape[0]:,} x {values.shape[1]:,}, beside {counted(owner.n_obs, 'cell')} and "
+            f"{counted(len(names), 'feature')}: its file is damaged. Copy or download it again."
         )
     light = isinstance(values, DiskMatrix) and getattr(owner, "light", False)
     return in_memory(values.whole, said) if light else values, names
@@ -120,7 +120,7 @@ def column(data: Data, place: Place, role: str) -> pd.Series:
     values = owner.obs[place.key]
     if isinstance(values, pd.DataFrame):
         raise SchemaError(
-            f"{role}={str(place)!r}: obs has {values.shape[1]} columns of that name. Rename all but one."
+            f"{role}={str(place)!r}: obs has several columns of that name. Rename all but one."
         )
     if values.dtype.kind == "V":
         raise SchemaError(f"{role} ({place}) holds records, which are neither numbers nor names.")

@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 from scipy import sparse
 
 from ..config.arguments import checked
-from ..errors import ConfigError, DataError, SchemaError, warn
+from ..errors import ConfigError, DataError, SchemaError, counted, warn
 from ..schema import Schema
 from .cells import Cells
 from .check import findings, require
@@ -55,7 +55,7 @@ def select_genes(
     require(findings(cells.narrowed([role, "batch"]), rows))
     if n > len(names):
         warn(
-            f"There are {len(names):,} genes, fewer than the {n:,} asked for: all of them are kept."
+            f"There are {counted(len(names), 'gene')}, fewer than the {n:,} asked for: all of them are kept."
         )
     codes = np.zeros(len(rows), int)
     if schema.batch is not None:
@@ -197,12 +197,14 @@ def _rank(
 ) -> Integer[np.ndarray, " n"]:
     if 0 in x.shape:
         raise DataError(
-            f"counts has {x.shape[0]:,} cells and {x.shape[1]:,} features: none to rank."
+            f"counts has {counted(x.shape[0], 'cell')} and {counted(x.shape[1], 'feature')}: none to rank."
         )
     if n < 1:
         raise ConfigError(f"n is {n}; at least one gene must be asked for. 2,000 is common.")
     if np.shape(batch) != x.shape[:1]:
-        raise ConfigError(f"batch has shape {np.shape(batch)}; {x.shape[0]} cells need one each.")
+        raise ConfigError(
+            f"batch has shape {np.shape(batch)}: give one value for each of {counted(x.shape[0], 'cell')}."
+        )
     variance = np.stack([judge(x[batch == b]) for b in np.unique(batch)])
     rank = np.argsort(np.argsort(-variance, axis=1, kind="stable"), axis=1)
     first = (rank < n) & (variance > 0)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from .series import SeriesBatch
 from .source import Source
 
@@ -118,8 +118,9 @@ class SeriesSource(Source):
             genes = self.spec.features[self.spec.either("expression", "counts")]
             missing = [genes[int(g)] for g in lacking[row].nonzero()[:, 0]]
             raise DataError(
-                f"Trajectory {batch.names[row]!r} lacks {missing[0]!r} and {len(missing) - 1} others in all "
-                "its cells, so where it starts is not known. Leave out these features, or the trajectory."
+                f"Trajectory {batch.names[row]!r} lacks {counted(len(missing), 'feature')} in all its "
+                "cells, such "
+                f"as {missing[0]!r}, so its start is not known. Leave out these features, or the trajectory."
             )
 
     def _first_times(self, series: np.ndarray) -> Float[Tensor, " s"]:
@@ -137,8 +138,8 @@ class SeriesSource(Source):
         for role, bad in (("trajectory", codes < 0), ("time", ~np.isfinite(self._times(rows)))):
             if bad.any():
                 raise DataError(
-                    f"{int(bad.sum())} cells, such as {self.obs_names[rows[bad]][0]!r}, have no {role}. "
-                    "Leave them out, or fill it in."
+                    f"There is no {role} for {counted(int(bad.sum()), 'cell')}, such as "
+                    f"{self.obs_names[rows[bad]][0]!r}. Leave them out, or fill it in."
                 )
         return codes
 
@@ -232,8 +233,8 @@ def _refuse_moments(batch: SeriesBatch) -> None:
     if short:
         name, n = batch.names[short[0]], int(batch.weight[short[0]].amax())
         raise DataError(
-            f"{len(short)} of {len(batch)} trajectories have one time only, such as {name!r} (cells there: "
-            f"{n}): nothing is seen to move. A path needs two times at the least. Leave them out, or correct "
+            f"There is one time only for {len(short)} of {counted(len(batch), 'trajectory')}, such as "
+            f"{name!r} ({counted(n, 'cell')}). A path needs two times at least. Leave them out, or correct "
             "the column of trajectories."
         )
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from ..schema import MATRIX_ROLES, Spec
 from .align import learn_spec, match_features, open_source, refuse_missing
 from .cells import Cells
@@ -85,7 +85,7 @@ def open_training(
     kept = _complete(cells, roles, kept, partial=reader.partial)
     if isinstance(validation, np.ndarray) and not np.isin(validation, kept).any():
         raise DataError(
-            f"validation: none of the {len(validation):,} cells named has what {reader.key} reads. "
+            f"validation: none of the {counted(len(validation), 'cell')} named has what {reader.key} reads. "
             "Name cells that were measured for it, or give a share."
         )
     spec = learn_spec(cells, roles, kept, old)
@@ -118,8 +118,9 @@ def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:
     for role, found in take.items():
         if lacking := int((found < 0).sum()):
             raise DataError(
-                f"{role}: training cannot go on from a fit of {len(found):,} features with {lacking:,} of "
-                "them missing. Give cells that have them all, or fit anew on those that are there. (Mapping "
+                f"{role}: training cannot continue without {lacking:,} of the "
+                f"{counted(len(found), 'feature')} of "
+                "the fit. Give cells that have them all, or fit anew on those that are there. (Mapping "
                 "cells of a new batch may lack some: nothing but the new batch is learned.)"
             )
 

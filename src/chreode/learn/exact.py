@@ -16,7 +16,7 @@ from torch import Tensor
 from ..compute.rng import Rng
 from ..data.batch import CellBatch, SparseRows
 from ..data.source import Source
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..module import Module
 from ..nn.sparse import (
     centred_squares,
@@ -120,7 +120,8 @@ def principal(batches: Batches, k: int, rng: Rng) -> Principal:
 def _refuse_few(k: int, n: int, g: int) -> None:
     if k > min(n - 1, g):
         raise DataError(
-            f"{k} latent dimensions need {k + 1} cells and {k} features at least; got {n} x {g}. "
+            f"A fit with n_latent={k} needs {counted(k + 1, 'cell')} and {counted(k, 'feature')}; got "
+            f"{n} x {g}. "
             f"Ask for {max(min(n - 1, g), 1)} or fewer."
         )
 

@@ -18,7 +18,7 @@ from ..compute.memory import keep_freed_memory
 from ..compute.progress import bar
 from ..data.sampler import Sampler
 from ..data.source import Source
-from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError, warn
+from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError, counted, warn
 from ..losses import kernel
 from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
@@ -237,8 +237,9 @@ class _Loop:
         joint = list(self.sampler.batches(self.source, self.split.train, self.epoch, generator))
         if not group.alone and min(map(len, joint)) < 2 * group.size:
             raise ConfigError(
-                f"Minibatches of {min(map(len, joint))} cells are too few for {group.size} processes, "
-                "which need two cells each. Raise batch_size, or start fewer."
+                f"A minibatch of {counted(min(map(len, joint)), 'cell')} is too small for "
+                f"{counted(group.size, 'process')}, which need two cells each. Raise batch_size, or "
+                "start fewer."
             )
         mine = self.source.minibatches(map(group.share, joint), self.run.device)
         mean = EpochMean("train", group)

@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
 from ..config.arguments import Sparse, checked
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from .space import Cloud, log_cp10k
 
 #: Widths of the kernels, as multiples of the median distance between real cells.
@@ -107,7 +107,10 @@ def median_widths(real: Cloud) -> Float[np.ndarray, " k"]:
     few = real[np.random.default_rng(0).permutation(len(real))[:2000]]
     apart = pdist(few)
     if not apart.any():
-        raise DataError(f"{len(real):,} cells that coincide have no distances to take widths from.")
+        raise DataError(
+            f"There are no distances between {counted(len(real), 'cell')}, to take widths from: they "
+            "coincide."
+        )
     return np.array(WIDTHS) * (np.median(apart) or np.median(apart[apart > 0]))
 
 
@@ -146,7 +149,10 @@ def manifold(real: Cloud, fake: Cloud, k: int = 5) -> Manifold:
         raise ConfigError(f"k={k}: expected a whole number of at least 1.")
     _refuse_odd(real, fake)
     if min(len(real), len(fake)) <= k:
-        raise DataError(f"{min(len(real), len(fake))} cells have no {k} neighbours each.")
+        raise DataError(
+            f"There are {counted(min(len(real), len(fake)), 'cell')}, too few for "
+            f"{counted(k, 'neighbour')} each."
+        )
     reach_real, reach_fake = (np.sort(cdist(c, c), axis=1)[:, k] for c in (real, fake))
     between = cdist(real, fake)
     in_real = between <= reach_real[:, None]
@@ -220,7 +226,9 @@ def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " _"]) -> float
         If they are not as many, or there are none.
     """
     if len(a) != len(b) or not len(a):
-        raise DataError(f"{len(a)} values beside {len(b)}: expected as many, and one at the least.")
+        raise DataError(
+            f"There are {len(a)} and {counted(len(b), 'value')}: expected as many, and one at least."
+        )
     covariance = np.cov(a, b, bias=True)
     spread = covariance[0, 0] + covariance[1, 1] + (a.mean() - b.mean()) ** 2
     return float(2 * covariance[0, 1] / spread) if spread > 0 else float("nan")
@@ -230,7 +238,9 @@ def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " _"]) -> float
 def depth_distance(real: Num[np.ndarray, " n"], fake: Num[np.ndarray, " m"]) -> float:
     """Return the Kolmogorov-Smirnov distance of total counts; 0 at best, 1 at worst."""
     if not (len(real) and len(fake)):
-        raise DataError(f"Depths of {len(real)} and {len(fake)} cells: expected one at the least.")
+        raise DataError(
+            f"There are depths of {len(real)} and {counted(len(fake), 'cell')}: expected one at least."
+        )
     return float(ks_2samp(real, fake).statistic)
 
 
@@ -287,7 +297,8 @@ def cross_agreement(
     for a, b in (real, fake):
         if a.shape[0] != b.shape[0]:
             raise DataError(
-                f"Modalities of {a.shape[0]:,} and {b.shape[0]:,} cells: give the same cells, in order."
+                f"Modalities of {a.shape[0]:,} and {counted(b.shape[0], 'cell')}: give the same cells, "
+                "in order."
             )
     for x, y in zip(real, fake, strict=True):
         _width(x, y)
@@ -303,7 +314,7 @@ def _width(real: Sparse, fake: Sparse) -> int:
     """Return how many features both have."""
     if real.shape[1] != fake.shape[1]:
         raise DataError(
-            f"{real.shape[1]:,} features beside {fake.shape[1]:,}: give the same features, in order."
+            f"There are {real.shape[1]:,} and {counted(fake.shape[1], 'feature')}: give the same, in order."
         )
     return int(real.shape[1])
 
@@ -328,7 +339,7 @@ def fold_change_agreement(
     for counts, labels in ((real, real_labels), (fake, fake_labels)):
         if len(labels) != counts.shape[0]:
             raise DataError(
-                f"{len(labels):,} labels of {counts.shape[0]:,} cells: give one for each."
+                f"{counted(len(labels), 'label')} of {counted(counts.shape[0], 'cell')}: give one for each."
             )
     found = []
     both = set(real_labels) & set(fake_labels)

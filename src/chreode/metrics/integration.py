@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from ..config.arguments import checked
-from ..errors import ConfigError, DataError, near
+from ..errors import ConfigError, DataError, counted, near
 from .clustering import (
     ari,
     kmeans_clusters,
@@ -292,7 +292,7 @@ def integration_scores(
     x = as_embedding(embedding)
     label = column(labels, "label", len(x))
     if pre is not None and len(pre) != len(x):
-        raise DataError(f"pre has {len(pre)} cells, but the embedding has {len(x)}.")
+        raise DataError(f"pre has {counted(len(pre), 'cell')}, but the embedding has {len(x)}.")
     known = ~missing(label)
     everyone = Cells(
         x,

@@ -12,7 +12,7 @@ from scipy.sparse.linalg import eigsh
 from scipy.stats import chi2
 
 from ..config.arguments import checked
-from ..errors import DataError
+from ..errors import DataError, counted
 from .clustering import GRAPH_NEIGHBOURS
 from .neighbours import (
     Neighbours,
@@ -281,7 +281,7 @@ def pcr_comparison(
     batch = encode(batches, "batch", len(x), at_least=2)
     if len(pre) != len(x):
         raise DataError(
-            f"pre has {len(pre)} cells and the embedding {len(x)}: give the same cells, in order."
+            f"pre has {counted(len(pre), 'cell')} and the embedding {len(x)}: give the same cells, in order."
         )
     before = _explained(as_embedding(pre, "pre"), batch)
     after = _explained(as_embedding(x), batch)

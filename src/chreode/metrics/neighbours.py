@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Float64, Int
 from scipy.sparse import csr_array, get_index_dtype
 
 from ..config.arguments import checked
-from ..errors import DataError, warn
+from ..errors import DataError, counted, warn
 from .score import as_embedding
 from .threads import chunks, in_threads
 
@@ -107,7 +107,8 @@ def exact_neighbours(x: Float[np.ndarray, "b z"], k: int = 90) -> Neighbours:
     x = as_embedding(x)
     if len(x) <= k:
         warn(
-            f"{len(x)} cells have {len(x) - 1} neighbours each, not {k}: using all of them. "
+            f"Each of {counted(len(x), 'cell')} has fewer than {counted(k, 'neighbour')}: all others "
+            "are used. "
             "Scores of so few cells are rough.",
         )
         k = len(x) - 1

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from sklearn.decomposition import PCA
 
 from ..config.arguments import Sparse, checked
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 
 Cloud = Float[np.ndarray, "_ _"]  # cells x dimensions, as many in all that are compared
 
@@ -55,8 +55,9 @@ class Space:
         """
         if min(counts.shape) < 2:
             raise DataError(
-                f"{counts.shape[0]} cells x {counts.shape[1]} features to compare cells by: expected two "
-                "of both at the least."
+                f"There are {counted(counts.shape[0], 'cell')} and "
+                f"{counted(counts.shape[1], 'feature')}: expected "
+                "two of both at least."
             )
         if min(n_genes - 1, n_components) < 1:
             raise ConfigError(

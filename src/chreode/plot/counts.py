@@ -10,7 +10,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from ..config.arguments import checked
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..text import picture
 from .style import GREY, PALETTE, axes, bare
 
@@ -87,7 +87,7 @@ def moments(counts: Counts) -> tuple[Float[np.ndarray, " g"], Float[np.ndarray, 
         raise DataError(f"Expected numbers, cells x genes; got {counts.dtype} {counts.shape}.")
     n = counts.shape[0]
     if n < 2:
-        raise DataError(f"{n} cells have no variance; give two or more.")
+        raise DataError(f"There is no variance in {counted(n, 'cell')}: give two or more.")
     x = sp.csr_array(counts, dtype=np.float64)
     mean = np.asarray(x.sum(axis=0)).ravel() / n
     square = np.asarray(x.power(2).sum(axis=0)).ravel() / n

@@ -191,5 +191,5 @@ def _require_same_genes(real: Counts, generated: Counts) -> None:
             raise DataError(f"Expected numbers, cells x genes; got {counts.dtype} {counts.shape}.")
     if real.shape[1] != generated.shape[1]:
         raise DataError(
-            f"{real.shape[1]:,} genes against {generated.shape[1]:,}: expected the same."
+            f"There are {real.shape[1]:,} real and {generated.shape[1]:,} generated genes: expected the same."
         )

@@ -20,7 +20,7 @@ from mudata import MuData
 
 from ..config.arguments import checked
 from ..data.read import Data
-from ..errors import CapabilityError, DataError, SchemaError, near
+from ..errors import CapabilityError, DataError, SchemaError, counted, near
 from ..metrics.neighbours import exact_neighbours
 from ..metrics.score import Labels, as_embedding
 from ..text import picture
@@ -199,7 +199,9 @@ def _values(
     else:
         values = pd.Series(colour)
     if len(values) != n:
-        raise DataError(f"There are {len(values)} values to colour {n} cells by.")
+        raise DataError(
+            f"There are {counted(len(values), 'value')} to colour {counted(n, 'cell')} by."
+        )
     if values.isna().all():
         raise DataError("There is no value to colour by: all are missing.")
     return values, listed
@@ -234,7 +236,7 @@ def _groups(values: pd.Series, listed: Mapping[str, str]) -> tuple[Int[np.ndarra
         large = np.sort(np.argsort(-sizes, kind="stable")[: len(PALETTE)])
         renumbered = np.full(len(names) + 1, len(PALETTE))
         renumbered[large], renumbered[-1] = np.arange(len(large)), -1
-        others = [(f"{len(names) - len(large)} others", GREY)]
+        others = [(f"{counted(len(names) - len(large), 'other')}", GREY)]
         codes, names = renumbered[codes], [names[i] for i in large]
     groups = [(n, listed.get(n, colour)) for n, colour in zip(names, PALETTE, strict=False)]
     unknown = [("no value", GREY)] if (codes < 0).any() else []

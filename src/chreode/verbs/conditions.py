@@ -15,7 +15,7 @@ from ..data.align import condition_code
 from ..data.batch import CellBatch
 from ..data.horizon import plain, refuse_far
 from ..data.remember import WEIGHT
-from ..errors import ConfigError, SchemaError, near, warn
+from ..errors import ConfigError, SchemaError, counted, near, warn
 from ..schema import NUMBER_ROLES
 from .state import FittedState
 
@@ -146,7 +146,9 @@ def _alike(n: int, given: Conditions) -> Iterator[tuple[Conditions, Int[np.ndarr
     each = {k: v for k, v in given.items() if not isinstance(v, str) and np.ndim(v) == 1}
     for name, values in each.items():
         if len(values) != n:
-            raise ConfigError(f"given: {name} has {len(values)} values for {n} cells.")
+            raise ConfigError(
+                f"given: {name} has {counted(len(values), 'value')} for {counted(n, 'cell')}."
+            )
     if not each:
         yield given, np.arange(n)
         return

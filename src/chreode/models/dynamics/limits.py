@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...data.batch import CellBatch
 from ...data.horizon import NEAR, ForecastWarning, plain, refuse_far
-from ...errors import BlowUpError, warn
+from ...errors import BlowUpError, counted, warn
 from ...schema import Spec
 from .frame import Frame
 
@@ -49,8 +49,8 @@ def tell_lost(spec: Spec, found: Tensor, start: Tensor, batch: CellBatch) -> Non
     if len(lost) == len(batch):
         raise BlowUpError(row, begun, start[row], name)
     warn(
-        f"{len(lost)} of {len(batch)} paths leave the finite numbers and are NaN from then on, such as "
-        f"{name}, which begins at time {plain(begun)[0]}.",
+        f"The solver failed in {len(lost)} of {counted(len(batch), 'path')}. Their values are NaN from then "
+        f"on. One is {name}, which begins at time {plain(begun)[0]}.",
         ForecastWarning,
     )
 

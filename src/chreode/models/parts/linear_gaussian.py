@@ -25,7 +25,7 @@ from ...compute.rng import Rng
 from ...data.batch import CellBatch, SparseRows
 from ...data.source import Source
 from ...distributions import Normal
-from ...errors import DataError
+from ...errors import DataError, counted
 from ...learn.exact import Batches, principal
 from ...module import Module
 from ...nn.sparse import centred_squares, centred_times, centred_transposed_times, powers, times
@@ -162,7 +162,8 @@ class LinearGaussian(Module):
         g, k = self.weight.shape
         if k >= min(len(rows) - 1, g):
             raise DataError(
-                f"{k} latent dimensions need {k + 2} cells and {k + 1} features at least; got "
+                f"A fit with {k} latent dimensions needs {counted(k + 2, 'cell')} and "
+                f"{counted(k + 1, 'feature')}; got "
                 f"{len(rows)} x {g}."
             )
         mean, variance, values, axes, covariance, _ = principal(batches, k, rng)
@@ -328,8 +329,8 @@ def _filled(batches: Batches) -> Batches:
         )
     if bool((n_cells == 0).any()):
         raise DataError(
-            f"{int((n_cells == 0).sum()):,} features are not measured in any cell (the first is number "
-            f"{int(n_cells.argmin())}): nothing can be learned of them. Remove them."
+            f"No cell was measured for {counted(int((n_cells == 0).sum()), 'feature')} (the first is number "
+            f"{int(n_cells.argmin())}), so that nothing can be learned of them. Remove them."
         )
     mean = (total / n_cells).float()
 
