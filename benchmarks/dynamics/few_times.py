@@ -15,7 +15,11 @@ from .report import across, means
 #: Of 40 times there are 20 trajectories, of fewer as many more as make as many cells.
 GENES, SEEDS, TIMES, CELLS = 50, (10, 11, 12), (3, 4, 6, 40), 800
 COMPARED = ("baselines", "NODE", "C-NODE", "PathReg")
-SHOWN = {"signed": "signed edges", "edges_zero": "pairs without effect", "denoised, new start": "new start"}
+SHOWN = {
+    "signed": "signed edges",
+    "edges_zero": "pairs without effect",
+    "denoised, new start": "new start",
+}
 
 
 def cases() -> list[Row]:

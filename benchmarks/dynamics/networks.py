@@ -45,7 +45,8 @@ def measure(case: Row, data: Path, kept: Path) -> Row:  # noqa: ARG001 (simulate
 
 SHOWN = {
     "signed": "signed edges", "auprc": "edges", "lift": "lift", "hamming": "Hamming", "sign": "signs",
-    "edges_zero": "pairs without effect", "denoised, new start": "new start", "denoised, knock-out": "knock-out",
+    "edges_zero": "pairs without effect", "denoised, new start": "new start",
+    "denoised, knock-out": "knock-out",
 }  # fmt: skip
 
 

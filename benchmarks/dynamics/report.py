@@ -93,7 +93,8 @@ def across(rows: Sequence[Row], shown: Mapping[str, str]) -> list[str]:
     table = markdown(("", *shown.values(), "seconds", "still improving"), lines)
     of_reason: dict[str, list[str]] = {}
     for name, why in left_out.items():
-        of_reason.setdefault(why.replace("its own steps take", "the default steps take"), []).append(name)
+        reason = why.replace("its own steps take", "the default steps take")
+        of_reason.setdefault(reason, []).append(name)
     said = "; ".join(f"{', '.join(who)} ({why})" for why, who in of_reason.items())
     return [*table, *(["", f"Left out: {said}."] if said else [])]
 

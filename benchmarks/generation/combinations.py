@@ -149,7 +149,9 @@ def _of_pair(rows: list[Row], pair: str) -> tuple[list[tuple[str, ...]], list[tu
         who: {key: float(np.mean([scores[key] for scores in found])) for key in KEYS}
         for who, found in named.items()
     }
-    contest = [who for who in means if not who[0].startswith("other real") and who[1] in ("", "both")]
+    contest = [
+        who for who in means if not who[0].startswith("other real") and who[1] in ("", "both")
+    ]
     short, full = [], []
     for (name, how), found in named.items():
         said = f"{name} ({nearest})" if name.startswith("nearest") else SAID.get(name, name)

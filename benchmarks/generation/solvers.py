@@ -135,6 +135,13 @@ def render(rows: list[Row]) -> list[str]:
         w2, recall, spread = (f"{ceiling[key]:.3f}" for key in ("w2", "recall", "spread"))
         full.append((task, "real cells", "", w2, "", "", recall, spread, ""))
         short.append((task, "real cells", "", w2, recall, spread))
-    first = ("data", "solver, steps or tolerance", "evaluations", "W2", "recall", "variance over real")
+    first = (
+        "data",
+        "solver, steps or tolerance",
+        "evaluations",
+        "W2",
+        "recall",
+        "variance over real",
+    )
     header = (*first[:4], "W2 above real cells", "share of Dopri5's", *first[4:], "cells/s")
     return [*markdown(first, short), "", *folded("All solvers", markdown(header, full))]

@@ -69,7 +69,7 @@ def render(rows: list[Row]) -> list[str]:
         )
         for row in rows
     ]  # fmt: skip
-    header = ("", "cells x genes", "epochs", "training, s", "generated, cells/s", "peak memory, MiB")
+    header = ("", "cells x genes", "epochs", "training, s", "generated, cells/s", "peak, MiB")
     return markdown(header, lines)
 
 

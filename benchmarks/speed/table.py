@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
+
 from benchmarks.common import ROOT, Row, folded, read, write_section
 from benchmarks.speed import converged, disk, imports, linear, metrics, training
 from benchmarks.speed.ratios import laps, markdown, median, ratio

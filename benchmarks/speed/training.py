@@ -194,7 +194,5 @@ def _memory(row: Row, told: Callable[[np.ndarray], str]) -> Iterator[tuple[str, 
         yield row["case"], named(row, label), told(peak), told(above), against
 
 
-def _against(
-    values: dict[str, np.ndarray], label: str, told: Callable[[Ratio], str] = str
-) -> str:
+def _against(values: dict[str, np.ndarray], label: str, told: Callable[[Ratio], str] = str) -> str:
     return "1" if label == THEIRS.label else told(ratio(values[THEIRS.label], values[label]))

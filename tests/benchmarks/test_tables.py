@@ -153,7 +153,9 @@ def test_in_short_says_who_is_nearest_beyond_real_cells():
 
 
 def of_cfgen(w2, role="method"):
-    by_class = {name: dict.fromkeys(("w2", "mmd", "auc"), w2 + k) for name, k in (("a", 0), ("b", 1e-3))}
+    by_class = {
+        name: dict.fromkeys(("w2", "mmd", "auc"), w2 + k) for name, k in (("a", 0), ("b", 1e-3))
+    }
     scores = {"w2": w2, "mmd": w2, "auc": 0.6, "marker_share": 0.01}
     return {"role": role, "scores": scores, "by_class": by_class, "seconds": 1, "state": "rested"}
 
