@@ -146,6 +146,11 @@ def alone() -> Iterator[None]:
         yield
 
 
+def folded(title: str, lines: Sequence[str]) -> list[str]:
+    """Return lines that a page shows on request; without the blank lines Markdown renders no table."""
+    return [f"<details><summary>{title}</summary>", "", *lines, "", "</details>"]
+
+
 def write_section(page: Path, name: str, text: str) -> None:
     """Put `text` between the markers of section `name`.
 
