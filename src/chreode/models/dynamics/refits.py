@@ -10,6 +10,7 @@ import pandas as pd
 from ...compute.progress import bar
 from ...data.source import Source
 from ...errors import warn
+from ...learn.ensemble import learn_member
 from ...learn.phase import Phase, Session, Split, Trace
 from .path import Path
 
@@ -65,14 +66,12 @@ class Refits:
             for how, refits in found.items():
                 for number in range(self.n):
                     own = replace(quiet, rng=run.rng.child(f"{how} {number}"))
-                    with own.rng.scope("init"):
-                        member = module.fresh().to(run.device)
-                    for stage in stages:
-                        seen, _ = stage.seen(member, source, split, own)
-                        seen = replace(seen, redrawn=how, generator=own.rng.seed, _made={})
-                        if stage.learner.learn(member, stage, seen, all_rows, own).interrupted:
-                            raise KeyboardInterrupt
-                    refits.append(member.eval())
+                    drawn = {"redrawn": how, "generator": own.rng.seed, "_made": {}}
+                    member, _ = learn_member(
+                        module.fresh, stages, source, split, [own] * len(stages),
+                        lambda seen, _, drawn=drawn: (replace(seen, **drawn), all_rows),
+                    )  # fmt: skip
+                    refits.append(member)
                     shown.update()
 
 
