@@ -61,7 +61,9 @@ class Ensemble:
         self, module: Module, phase: Phase, source: Source, split: Split, run: Session
     ) -> Trace:
         """Fill ``phase.part`` and its members in place; Ctrl-C keeps the members that are whole."""
-        target, found, notes = phase.target(module), [], []
+        target = phase.target(module)
+        found: list[tuple[Any, list[Trace]]] = []
+        notes: list[str] = []
         quiet = replace(run, progress=False, checkpoint=None)
         with bar(self.n, phase.name, run.progress) as shown:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -66,13 +67,19 @@ class Refits:
             for how, refits in found.items():
                 for number in range(self.n):
                     own = replace(quiet, rng=run.rng.child(f"{how} {number}"))
-                    drawn = {"redrawn": how, "generator": own.rng.seed, "_made": {}}
-                    member, _ = learn_member(
-                        module.fresh, stages, source, split, [own] * len(stages),
-                        lambda seen, _, drawn=drawn: (replace(seen, **drawn), all_rows),
-                    )  # fmt: skip
+                    drawn, runs = _drawn(how, own, all_rows), [own] * len(stages)
+                    member, _ = learn_member(module.fresh, stages, source, split, runs, drawn)
                     refits.append(member)
                     shown.update()
+
+
+def _drawn(how: str, run: Session, rows: Split) -> Callable[[Any, Split], tuple[Any, Split]]:
+    """Return what draws series anew, the same ones for every stage."""
+
+    def drawn(seen: Any, _: Split) -> tuple[Any, Split]:
+        return replace(seen, redrawn=how, generator=run.rng.seed, _made={}), rows
+
+    return drawn
 
 
 def _until(stage: Phase, module: Any) -> Phase:
