@@ -9,6 +9,7 @@ import shutil
 import time
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ from .compute.settings import settled
 from .config.arguments import checked
 from .data.remember import WEIGHT
 from .errors import ChreodeError, StoreError, counted, visible, warn
-from .module import Module, Recipe
+from .module import Members, Module, Recipe
 from .registry import find
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Schema, Spec
 from .text import markdown, spreadsheet
-from .verbs import cells, latent, paths
+from .verbs import cells, factors, latent, paths
 from .verbs.state import FittedState
 from .version import __version__
 
@@ -55,12 +56,32 @@ class Fitted(FittedState):
     embed = latent.embed
     posterior = latent.posterior
     score = latent.score
-    loadings = latent.loadings
+    loadings = factors.loadings
+    variance_explained = factors.variance_explained
     reconstruct = cells.reconstruct
     predict = cells.predict
     generate = cells.generate
     trajectory = paths.trajectory
     rank = paths.rank
+
+    @property
+    def members(self) -> list[Fitted]:
+        """The fits that this one keeps beside its own, as restarts or refits: each answers as a model does.
+
+        A model of one fit has none. The history of a member is its own where it was told.
+        """
+        kept: Any = getattr(self.module, "members", ())
+        known = kept.known.tolist() if isinstance(kept, Members) else [True] * len(kept)
+        model = self.model.alone()
+        found = []
+        for number, member in enumerate(kept):
+            history = self.history
+            if "member" in history:
+                history = history[history["member"] == number].reset_index(drop=True)
+            told = {**self.provenance, "config": config.as_dict(model), "member": number}
+            one = replace(self, model=model, module=member, history=history, provenance=told)
+            found.append(one)
+        return [one for one, there in zip(found, known, strict=True) if there]
 
     @checked
     def save(self, folder: str | Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -77,6 +77,10 @@ class Model:
     def phases(self) -> list[Phase]:
         """Return the stages of a fit."""
         raise NotImplementedError
+
+    def alone(self) -> Self:
+        """Return the same options for one fit, without members (see `learn.Ensemble`)."""
+        return self
 
     def reads(self, verb: str) -> tuple[str, ...]:  # noqa: ARG002 (subclasses read it)
         """Return the roles that `verb` reads (by default all that the model knows)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -18,7 +18,7 @@ from .schema import Spec
 #: What a fitted model may be able to answer; a module answers what it has a method for.
 CAPABILITIES = (
     "embed", "posterior", "reconstruct", "classify", "generate",
-    "predict", "score", "loadings", "trajectory", "rank",
+    "predict", "score", "loadings", "variance_explained", "trajectory", "rank",
 )  # fmt: skip
 
 
@@ -110,10 +110,26 @@ class Option:
     check: Callable[[Any], Any]
 
 
+class Members(nn.ModuleList):
+    """Fits of the same form that a module keeps as its `members`, each of a seed, rows or a fold of its own.
+
+    Attributes
+    ----------
+    known
+        Which of them were learned: after Ctrl-C not all are.
+    """
+
+    known: Tensor
+
+    def __init__(self, members: Iterable[nn.Module]) -> None:
+        super().__init__(members)
+        self.register_buffer("known", torch.zeros(len(self), dtype=torch.bool))
+
+
 class Module(nn.Module):
     """Base of every model's tensors.
 
-    A module trained by gradients has `loss`; one trained by EM or in closed form has `collect` and
+    A module trained by gradients has `loss`; one trained by EM, CAVI or in closed form has `collect` and
     `update` instead. What it can answer is found by its methods (see `CAPABILITIES`).
     """
 
@@ -141,19 +157,28 @@ class Module(nn.Module):
         return self.loss(*args)
 
     def players(self) -> Mapping[str, Player]:
-        """Return who follows each objective; an adversary is a second player."""
-        return {"model": Player(self.parameters())}
+        """Return who follows each objective; an adversary is a second player, and members do not move."""
+        own = [p for name, p in self.named_parameters() if not name.startswith("members.")]
+        return {"model": Player(own)}
 
     def after_step(self, step: Step) -> None:
         """Change what gradients do not: EMA targets, queues, proximal steps, pruning."""
 
-    def collect(self, batch: CellBatch) -> dict[str, Tensor]:
-        """Return sums of sufficient statistics over the cells of `batch` (EM, closed forms)."""
+    def collect(self, *args: Any, **kwargs: Any) -> Any:
+        """Return sums of sufficient statistics over the cells of a batch (see `learn.EM`, `learn.CAVI`)."""
         raise NotImplementedError(f"{type(self).__name__} is not trained by EM")
 
     def update(self, statistics: Mapping[str, Tensor]) -> None:
         """Set the parameters from the sums over all cells."""
         raise NotImplementedError(f"{type(self).__name__} is not trained by EM")
+
+    def start(self, batch: CellBatch) -> dict[str, Tensor]:
+        """Return where the posterior of each cell begins, a function of the cell alone (`learn.CAVI`)."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by CAVI")
+
+    def global_elbo(self) -> Tensor:
+        """Return what the posteriors that all cells share add to the ELBO (`learn.CAVI`)."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by CAVI")
 
     def solve(self, batches: Any, rng: Rng) -> bool | None:
         """Set the parameters in closed form, or by a solver that returns whether it came to rest.
@@ -161,6 +186,13 @@ class Module(nn.Module):
         ``batches()`` streams all cells, as often as called.
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed form")
+
+    def fresh(self) -> Module:
+        """Return new weights for the same data, without members (`learn.Ensemble`)."""
+        raise NotImplementedError(f"{type(self).__name__} has no members")
+
+    def keep_members(self, members: Sequence[Any]) -> None:
+        """Take from fits that were learned what they tell together, such as a confidence."""
 
     def verb_options(self, verb: str) -> Mapping[str, Option]:  # noqa: ARG002 (subclasses read it)
         """Return what more a question may be given, such as the weight of guidance, by its name."""
@@ -203,6 +235,10 @@ class Recipe(Protocol):
     @property
     def key(self) -> str:
         """Name in the registry, in slots and on the command line."""
+        ...
+
+    def alone(self) -> Recipe:
+        """Return the same options for one fit, without members."""
         ...
 
     def build(self, spec: Spec) -> Module:

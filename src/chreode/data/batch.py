@@ -202,6 +202,24 @@ class CellBatch:
         scale = 1e4 / x.sum().clamp_min(torch.finfo(x.values.dtype).tiny)
         return x.map(torch.log1p(x.values * scale[x.cells]))
 
+    def measured(self, role: str) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
+        """Return the values of a matrix role, 0 where they were not measured, and which were: 1 or 0.
+
+        Not measured: in cells without the modality, of features that a query lacks, and where there is
+        NaN. The mask has one row where all cells were measured for the same features, one column where
+        every cell was for all or none, and one entry where all is there.
+        """
+        x = self[role]
+        mask = torch.ones(1, 1).to(x)
+        if role in self.present:
+            mask = mask * self.present[role][:, None]
+        if role in self.observed:
+            mask = mask * self.observed[role]
+        lacking = x.isnan()
+        if bool(lacking.any()):
+            mask, x = mask * ~lacking, x.nan_to_num()
+        return x, mask
+
     def measured_expression(self) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
         """Return `log_expression`, 0 where it was not measured, and which entries were: 1 or 0.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -110,8 +110,10 @@ def was_interrupted(notes: Iterable[str]) -> bool:
 class Learner(Protocol):
     """Moves the parameters of a part; knows steps and when to rest, no biology."""
 
-    #: Whether rows should be held out for it.
-    validates: ClassVar[bool]
+    @property
+    def validates(self) -> bool:
+        """Whether rows should be held out for it."""
+        ...
 
     def learn(
         self, module: Module, phase: Phase, source: Source, split: Split, run: Session

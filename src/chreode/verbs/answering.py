@@ -30,12 +30,16 @@ from .conditions import Conditions, as_mapping
 from .state import FittedState
 
 
-def _drawn(self: FittedState) -> dict[str, str]:
-    """Return the roles that new cells have, and what their modalities are called."""
-    roles = self.module.drawn or tuple(self.spec.features)[:1]
+def called(self: FittedState, roles: Collection[str]) -> dict[str, str]:
+    """Return what matrix roles are called for a user: as their modalities, where these differ."""
     places = dict(self.schema.places())
     names = [places[role].modality or role for role in roles]
     return dict(zip(roles, roles if len({*names}) < len(names) else names, strict=True))
+
+
+def _drawn(self: FittedState) -> dict[str, str]:
+    """Return the roles that new cells have, and what their modalities are called."""
+    return called(self, self.module.drawn or tuple(self.spec.features)[:1])
 
 
 def room(self: FittedState, n: int, into: str | Path | None) -> None:

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-from anndata import AnnData
 from jaxtyping import Float
-from mudata import MuData
 
 from ..compute.rng import Rng
 from ..compute.settings import settled
@@ -169,29 +166,3 @@ def score(
             noise, exact = Rng(seed).scope("noise", number), bound == "importance"
             out[rows] = ask(module.score, batch, n_samples, exact, noise=noise).double().numpy()
     return out
-
-
-@settled()
-@checked
-def loadings(self: FittedState, data: AnnData | None = None) -> pd.DataFrame:
-    """Return what each latent dimension does to each feature, for models with a linear decoder.
-
-    Returns
-    -------
-    Features x latent dimensions.
-    ``varm["<model>_loadings"]`` of `data`, if given : the same, float32; NaN for features not trained.
-    """
-    self.require("loadings")
-    names = next(iter(self.spec.features.values()))
-    values = self.module.loadings().detach().numpy()
-    table = pd.DataFrame(
-        values, index=list(names), columns=[f"{self.model.key}_{i}" for i in range(values.shape[1])]
-    )
-    if data is not None:
-        if not isinstance(data, (AnnData, MuData)):
-            raise ConfigError("loadings: expected an AnnData in memory, or no data for the table.")
-        key = f"{self.model.key}_loadings"
-        refuse_slot(data, key)
-        data.varm[key] = table.reindex(data.var_names).to_numpy(np.float32)
-        write_provenance(self, data, key)
-    return table

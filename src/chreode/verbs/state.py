@@ -14,7 +14,7 @@ from ..module import Recipe, capabilities
 from ..schema import Place, Schema, Spec
 
 #: Questions whose names are no verbs.
-_NOUNS = ("posterior", "loadings", "trajectory")
+_NOUNS = ("posterior", "loadings", "variance_explained", "trajectory")
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from ...data.series_source import SeriesSource
 from ...data.source import Source
 from ...errors import BlowUpError
 from ...losses.energy import energy_distance
-from ...module import Loss, Module, Player, Step
+from ...module import Loss, Module, Step
 from ...ode import trajectory
 from ...schema import Spec
 from . import limits
@@ -287,11 +287,6 @@ class Dynamics(Module):
         own = {k: v for k, v in self.state_dict().items() if not k.startswith("members.")}
         for member in self.members:
             member.load_state_dict(own)
-
-    def players(self) -> dict[str, Player]:
-        """Return the parameters that gradients move: those of refits are set."""
-        own = [p for name, p in self.named_parameters() if not name.startswith("members.")]
-        return {"model": Player(own)}
 
     # what it can answer
 

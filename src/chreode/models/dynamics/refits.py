@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import pandas as pd
 from ...compute.progress import bar
 from ...data.source import Source
 from ...errors import warn
+from ...learn.ensemble import learn_member
 from ...learn.phase import Phase, Session, Split, Trace
 from .path import Path
 
@@ -65,15 +67,19 @@ class Refits:
             for how, refits in found.items():
                 for number in range(self.n):
                     own = replace(quiet, rng=run.rng.child(f"{how} {number}"))
-                    with own.rng.scope("init"):
-                        member = module.fresh().to(run.device)
-                    for stage in stages:
-                        seen, _ = stage.seen(member, source, split, own)
-                        seen = replace(seen, redrawn=how, generator=own.rng.seed, _made={})
-                        if stage.learner.learn(member, stage, seen, all_rows, own).interrupted:
-                            raise KeyboardInterrupt
-                    refits.append(member.eval())
+                    drawn, runs = _drawn(how, own, all_rows), [own] * len(stages)
+                    member, _ = learn_member(module.fresh, stages, source, split, runs, drawn)
+                    refits.append(member)
                     shown.update()
+
+
+def _drawn(how: str, run: Session, rows: Split) -> Callable[[Any, Split], tuple[Any, Split]]:
+    """Return what draws series anew, the same ones for every stage."""
+
+    def drawn(seen: Any, _: Split) -> tuple[Any, Split]:
+        return replace(seen, redrawn=how, generator=run.rng.seed, _made={}), rows
+
+    return drawn
 
 
 def _until(stage: Phase, module: Any) -> Phase:
