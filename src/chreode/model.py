@@ -26,11 +26,12 @@ from .data.look import any_nan
 from .data.read import Data
 from .data.remember import joined, remember
 from .data.source import Source
-from .errors import CapabilityError, ConfigError, DataError, SchemaError, warn
+from .errors import ConfigError, DataError, SchemaError, warn
 from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
 from .learn.phase import Phase, Session, Split, Trace, join_histories, run_phases, unfinished
+from .learn.start import begin_with, go_on, refuse_lacking, refuse_other_covariates
 from .losses import kernel
 from .module import Module
 from .run import Run
@@ -58,6 +59,11 @@ class Model:
         Whether a fit that starts from another one (`from_`) can learn categories that are new to it.
     inverts
         Whether `predict` first asks what a cell was under its own conditions, which are then read.
+    sets
+        Roles that are read as sets of names, as ``A+B``, in any combination.
+    starts_from
+        Keys of other models from whose fits a fit can start, each with the part of the module that is
+        that model ("": the whole): its weights of the same name and shape are taken.
     rescores
         Options that change of what `score` is the probability: fits that differ in one of them cannot be
         compared by it, nor go on from one another.
@@ -70,6 +76,8 @@ class Model:
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "counts"
     inverts: ClassVar[bool] = False
     extends: ClassVar[bool] = True
+    sets: ClassVar[tuple[str, ...]] = ()
+    starts_from: ClassVar[Mapping[str, str]] = {}
     rescores: ClassVar[tuple[str, ...]] = ()
 
     def build(self, spec: Spec) -> Module:
@@ -118,7 +126,9 @@ class Model:
         from_
             A fit of a model of the same form, and of the same roles, to start from. If `data` has
             categories it never saw, only their parameters are learned (query mapping: what it said of
-            the old cells stays true); otherwise training goes on from its weights.
+            the old cells stays true); otherwise training goes on from its weights. Some models start
+            from a fit of another one too (`starts_from`): features, categories and units are then its
+            own, all weights learn, and the notes of the fit say which were taken.
         validation
             Share of `rows` to hold out, or these rows themselves (None or 0: none are).
         run
@@ -164,15 +174,8 @@ class Model:
                 f"validation: none of the {len(validation):,} cells named has what {self.key} reads. "
                 "Name cells that were measured for it, or give a share."
             )
-        spec = learn_spec(cells, roles, positions, from_.spec if from_ else None)
-        if from_ is not None:
-            _refuse_other_covariates(spec, from_.spec)
-        take = match_features(cells, spec, roles, from_.feature_weight() if from_ else None)
-        mapping = from_ is not None and spec.blocks != from_.spec.blocks
-        if from_ is not None and not mapping:
-            _refuse_lacking(take)
-        source = open_source(cells, spec, roles, take, positions)
-        self.refuse_missing(source)
+        source, mapping = self._aligned(cells, roles, positions, from_)
+        spec = source.spec
         rng, phases = Rng(seed), self.phases()
         validates = any(phase.learner.validates for phase in phases)
         split = self.split(source, positions, validation if validates else 0.0, rng)
@@ -182,7 +185,7 @@ class Model:
             checkpoint=Path(run.checkpoint) if run.checkpoint else None,
         )  # fmt: skip
         kernel.count_anew()
-        module, traces = self._learn(spec, source, split, session, from_)
+        module, traces, begun = self._learn(spec, source, split, session, from_)
         return Fitted(
             model=self,
             schema=cells.schema,
@@ -198,11 +201,32 @@ class Model:
                 "threads": torch.get_num_threads(), "kernel": kernel.used(),
                 "state": worst(t.state for t in traces),
                 "notes": [
-                    *self.remarks(source, split),
+                    *begun, *self.remarks(source, split),
                     *(note for t in traces for note in t.notes), *unfinished(phases, traces, self),
                 ],
             },
         )  # fmt: skip
+
+    def _aligned(
+        self, cells: Cells, roles: Sequence[str], rows: np.ndarray, from_: FittedState | None
+    ) -> tuple[Source, bool]:
+        """Return the cells as the fit sees them, and whether it only learns categories new to `from_`."""
+        spec = learn_spec(cells, roles, rows, from_.spec if from_ else None, sets=self.sets)
+        if "label" in self.needs and not spec.categories["label"]:
+            raise DataError(
+                f"No cell to learn from has a label ({cells.places['label']}), and {self.key} learns from "
+                "cells that have one."
+            )
+        if from_ is not None:
+            refuse_other_covariates(spec, from_.spec)
+        take = match_features(cells, spec, roles, from_.feature_weight() if from_ else None)
+        same = from_ is not None and from_.model.key == self.key
+        mapping = from_ is not None and same and spec.blocks != from_.spec.blocks
+        if from_ is not None and not mapping:
+            refuse_lacking(take)
+        source = open_source(cells, spec, roles, take, rows)
+        self.refuse_missing(source)
+        return source, mapping
 
     def remarks(self, source: Source, split: Split) -> list[str]:
         """Return what a user should know of what a fit learns from these cells."""
@@ -234,12 +258,16 @@ class Model:
 
     def _learn(
         self, spec: Spec, source: Source, split: Split, run: Session, from_: FittedState | None
-    ) -> tuple[Module, list[Trace]]:
+    ) -> tuple[Module, list[Trace], list[str]]:
+        """Return the module, what the learners report, and where it began if that was another model."""
+        begun = []
         with run.rng.scope("init"):
             module = self.build(spec)
         learned = [p.requires_grad for p in module.parameters()]
-        if from_ is not None:
-            _start_from(self, module, from_, mapping=run.mapping)
+        if from_ is not None and from_.model.key == self.key:
+            go_on(module, from_, mapping=run.mapping, extends=self.extends)
+        elif from_ is not None:
+            begun.append(begin_with(module, self.starts_from[from_.model.key], from_))
         module.to(run.device)
         run.group.copy_from_first(module.state_dict().values())
         if run.checkpoint is not None:
@@ -248,14 +276,14 @@ class Model:
         traces = run_phases(module, self.phases(), source, split, run)
         for parameter, wish in zip(module.parameters(), learned, strict=True):
             parameter.requires_grad_(wish)
-        return module, traces
+        return module, traces, begun
 
     def _remembered(
         self, source: Source, split: Split, rng: Rng, from_: FittedState | None
     ) -> dict[str, np.ndarray]:
         """Return what `generate` draws from: training cells, and those that an earlier fit learned from."""
         fresh = remember(source, split.train, rng)
-        if from_ is None:
+        if from_ is None or from_.model.key != self.key:
             return fresh
         if source.spec.blocks != from_.spec.blocks:  # what was said of the old cells stays true
             return joined(from_.statistics, fresh)
@@ -279,19 +307,26 @@ class Model:
 
     def _refuse_to_start_from(self, from_: FittedState, roles: Sequence[str]) -> None:
         """Refuse a fit whose weights are not those of this model on such data: it says what differs."""
-        if from_.model.key != self.key:
-            raise ConfigError(f"from_ is a fitted {from_.model.key}, this is {self.key}.")
+        other = from_.model.key != self.key
+        if other and from_.model.key not in self.starts_from:
+            also = ", ".join(self.starts_from)
+            raise ConfigError(
+                f"from_ is a fitted {from_.model.key}, this is {self.key}"
+                f"{f', which starts from fits of its own and of {also}' if also else ''}."
+            )
         if all(isinstance(p.learner, Exact) for p in self.phases()):
             raise ConfigError(
                 f"{self.key} is solved in closed form: there is nothing to start from."
             )
         there = {r.partition("/")[0] for r in from_.spec.roles}
         here = {r.partition("/")[0] for r in roles}
-        for role in sorted(there ^ here):
+        for role in sorted(there - here if other else there ^ here):
             given, lacks = ("from_", "this fit") if role in there else ("this fit", "from_")
             raise ConfigError(
                 f"{given} reads {role}, which {lacks} does not: a fit can only go on with the same roles."
             )
+        if other:
+            return
         with torch.device("meta"):  # without memory: what this model would be on the old data
             form = {name: t.shape for name, t in self.build(from_.spec).state_dict().items()}
         old, new = config.as_dict(from_.model), config.as_dict(self)
@@ -330,39 +365,3 @@ class Model:
                     f"{role} holds NaN (not measured), which {type(self).__name__} does not understand. "
                     "PPCA and FactorAnalysis do; or remove these cells or features."
                 )
-
-
-def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:
-    """Refuse to go on learning without features that are known: all else would move on without them."""
-    for role, found in take.items():
-        if lacking := int((found < 0).sum()):
-            raise DataError(
-                f"{role}: training cannot go on from a fit of {len(found):,} features with {lacking:,} of "
-                "them missing. Give cells that have them all, or fit anew on those that are there. (Mapping "
-                "cells of a new batch may lack some: nothing but the new batch is learned.)"
-            )
-
-
-def _refuse_other_covariates(spec: Spec, old: Spec) -> None:
-    for kind in ("categorical", "continuous"):
-        there, here = getattr(old, kind), getattr(spec, kind)
-        if there != here:
-            raise ConfigError(
-                f"from_ has the {kind} covariates {', '.join(there)}; this fit has {', '.join(here)}. "
-                "Name the same ones, in the same order."
-            )
-
-
-def _start_from(model: Model, module: Module, from_: FittedState, *, mapping: bool) -> None:
-    """Copy the old parameters; in a mapping, those of new categories are beside them, and alone learn."""
-    old = from_.module.state_dict()
-    if mapping:
-        fresh = {name for name, _ in module.named_parameters() if name not in old}
-        if not (model.extends and fresh):
-            raise CapabilityError(
-                f"{model.key} cannot learn categories that are new to the fit it starts from: "
-                "fit it on the old and the new cells together."
-            )
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name in fresh)
-    module.load_state_dict({**module.state_dict(), **old})

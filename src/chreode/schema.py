@@ -7,17 +7,17 @@ features and categories, as JSON. Neither knows any model.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from .errors import SchemaError, near
+from .config.hinting import hinting
+from .errors import SchemaError
+from .malformed import refuse_malformed
 
-T = TypeVar("T")
 #: Roles that hold a matrix of cells x features.
 MATRIX_ROLES = ("counts", "expression", "protein", "accessibility", "views")
 #: Roles that hold one category per cell.
@@ -33,7 +33,7 @@ COUNT_ROLES = ("counts", "protein", "accessibility")
 ROLES = (
     "counts", "expression", "protein", "accessibility", "views",
     "batch", "label", "categorical", "continuous", "size_factor",
-    "time", "trajectory", "perturbation", "control", "dose",
+    "time", "trajectory", "perturbation", "control", "dose", "vectors",
 )  # fmt: skip
 
 _SPELLING = (
@@ -88,26 +88,7 @@ class Place:
         return f"{self.owner()}.{self.slot}{tail}"
 
 
-def _hinting(cls: type[T]) -> type[T]:
-    """Refuse names that are no roles with a hint, where Python has none."""
-    made: Any = cls
-    plain = made.__init__
-
-    @functools.wraps(plain)
-    def init(self: Any, *places: Any, **roles: Any) -> None:
-        if places:
-            raise SchemaError("Name the role of every place, as in Schema(counts='layers/counts').")
-        known = [f.name for f in dataclasses.fields(made)]
-        for name in roles:
-            if name not in known:
-                raise SchemaError(f"There is no role {name!r}.{near(name, known)}")
-        plain(self, **roles)
-
-    made.__init__ = init
-    return cls
-
-
-@_hinting
+@hinting
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     """Name the place of every role; nothing is guessed.
@@ -147,6 +128,9 @@ class Schema:
         How much was done to a cell: one number each, in any unit.
     control
         The value of `perturbation` that means "unperturbed".
+    vectors
+        A vector per single perturbation, such as an embedding of its gene: ``uns/NAME``, a table whose rows
+        are named after perturbations or a mapping of names to vectors.
     missing
         Strings in category columns that mean "not known", such as ``("nan", "unknown")``.
     fractional
@@ -173,6 +157,7 @@ class Schema:
     perturbation: str | None = None
     control: str | None = None
     dose: str | None = None
+    vectors: str | None = None
     missing: Sequence[str] = ()
     fractional: bool = False
 
@@ -191,7 +176,7 @@ class Schema:
         for role in ROLES:
             value = getattr(self, role)
             if role not in TUPLE_ROLES and (not isinstance(value, str | None) or value == ""):
-                slot = "layers" if role in MATRIX_ROLES else "obs"
+                slot = {"vectors": "uns"}.get(role, "layers" if role in MATRIX_ROLES else "obs")
                 raise SchemaError(
                     f"{role}={value!r}: expected a place, as in {role}='{slot}/NAME'."
                 )
@@ -213,10 +198,15 @@ class Schema:
                 f"Columns {sorted(clash)} of categorical/continuous are named twice or like a role; "
                 "conditions are given by these names, so they must differ. Rename them in obs."
             )
-        if self.control is not None and self.perturbation is None:
+        slot, _, key = (self.vectors or "uns/NAME").partition("/")
+        if slot != "uns" or not key:
             raise SchemaError(
-                "control names a value of perturbation, but no perturbation is named."
+                f"vectors={self.vectors!r}: expected a place, as in vectors='uns/NAME'."
             )
+        for role in ("control", "vectors"):
+            if getattr(self, role) is not None and self.perturbation is None:
+                of = {"control": "names a value", "vectors": "holds vectors"}[role]
+                raise SchemaError(f"{role} {of} of perturbation, but no perturbation is named.")
 
     def with_(self, **roles: Any) -> Schema:
         """Return a copy with some roles changed."""
@@ -227,7 +217,7 @@ class Schema:
         found = []
         for role in ROLES:
             value = getattr(self, role)
-            if role == "control" or not value:
+            if role in ("control", "vectors") or not value:
                 continue
             if role in TUPLE_ROLES:
                 for text in value:
@@ -276,6 +266,11 @@ class Spec:
     numbers
         Centre and scale of `time`, `dose` and every column of `continuous`, over these cells. Models
         see such numbers centred and scaled in float64 and only then as float32, which holds no dates.
+    sets
+        Roles whose values are sets of names, as ``A+B``, with the value that means the empty set (the
+        control; "": there is none). Their `categories` are the single names.
+    vectors
+        A vector for each single perturbation, where they were given.
     """
 
     roles: tuple[str, ...]
@@ -286,6 +281,8 @@ class Spec:
     continuous: tuple[str, ...] = ()
     n_cells: int = 0
     numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    sets: Mapping[str, str] = field(default_factory=dict)
+    vectors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def n_features(self, role: str) -> int:
         """Return the number of features of a matrix role."""
@@ -327,9 +324,17 @@ class Spec:
         return np.asarray(np.round(np.asarray(values, np.float64) * scale + centre, digits))
 
     def narrowed(self, name: str, values: Any) -> Any:
-        """Return an array as tensors hold it: codes as they are, numbers scaled, as float32."""
+        """Return an array as tensors hold it, numbers scaled, as float32, and codes as they are.
+
+        Sets, rows of codes with -1 behind the last, become 1 for each name that they hold and 0 else.
+        """
         import numpy as np
 
+        if name in self.sets:
+            held = np.zeros((len(values), len(self.categories[name])), np.float32)
+            rows, at = np.nonzero(values >= 0)
+            held[rows, values[rows, at]] = 1.0
+            return held
         if values.dtype.kind != "f":
             return values
         with np.errstate(over="ignore"):
@@ -345,8 +350,9 @@ class Spec:
         return centre, scale
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Return JSON-able values; of fits without sets as before there were any."""
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {k: v for k, v in values.items() if v or k not in ("sets", "vectors")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Spec:
@@ -362,24 +368,12 @@ class Spec:
                 categorical=tuple(values["categorical"]),
                 continuous=tuple(values["continuous"]),
                 n_cells=int(values["n_cells"]),
+                sets=dict(values.get("sets", {})),
+                vectors={k: tuple(v) for k, v in values.get("vectors", {}).items()},
             )
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise SchemaError(f"The stored spec is malformed ({error!r}).") from error
-        listed = (spec.roles, spec.categorical, spec.continuous)
-        for names in (*listed, *spec.features.values(), *spec.categories.values()):
-            if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-                raise SchemaError(
-                    "The stored spec is malformed (names are no text, or not unique)."
-                )
-        named = {*spec.continuous, *(r for r in UNIT_ROLES if r in spec.roles)}
-        if set(spec.numbers) != named or not all(map(_is_unit, spec.numbers.values())):
-            raise SchemaError("The stored spec is malformed (units of numbers).")
-        for name, blocks in spec.blocks.items():
-            whole = all(isinstance(n, int) and n >= 0 for n in blocks)
-            if not whole or sum(blocks) != len(spec.categories.get(name, ())):
-                raise SchemaError(
-                    f"The stored spec is malformed (blocks of {name!r} do not add up)."
-                )
+        refuse_malformed(spec, UNIT_ROLES)
         return spec
 
     @property
@@ -387,9 +381,3 @@ class Spec:
         """Short fingerprint, written with every result."""
         text = json.dumps(self.as_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _is_unit(unit: Any) -> bool:
-    """Return whether this is a centre and a scale."""
-    numbers = len(unit) == 2 and all(type(value) is float for value in unit)
-    return numbers and all(map(math.isfinite, unit)) and unit[1] > 0

@@ -75,16 +75,16 @@ def rank(
     n: Annotated[Whole, Parameter(name=("--n", "-n"))] = 20,
     json: Json = False,
 ) -> Answer:
-    """Say which genes drive which.
+    """Say which genes drive which, or how much each matters.
 
     Parameters
     ----------
     model
         Folder of a fitted model.
     output
-        Write all edges to this .csv file.
+        Write all edges, or all features, to this .csv file.
     n
-        Edges to print, the strongest first.
+        Rows to print, the most important first.
     """
     if output is not None:
         require_output(output, [".csv"])
@@ -96,7 +96,7 @@ def rank(
     text = (
         shown(first).to_string(index=False, float_format=lambda v: f"{v:.3g}")
         if len(first)
-        else "No edges."
+        else "Nothing is ranked."
     )
-    written = f"\n{len(table):,} edges written to {output}" if output else ""
+    written = f"\n{len(table):,} rows written to {output}" if output else ""
     return Answer(f"{text}{written}", records(first), json)

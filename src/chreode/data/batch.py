@@ -117,7 +117,8 @@ class CellBatch:
     columns
         Codes (``batch``, ``label`` with -1 for unlabelled, …) and numbers, shape (b,);
         ``categorical`` and ``continuous`` of shape (b, columns). Numbers are centred and scaled (see
-        `Spec.numbers`), but for ``size_factor``.
+        `Spec.numbers`), but for ``size_factor``. Roles that are read as sets: float32 of shape (b, names),
+        1 for each name in the set of a cell and 0 else.
     """
 
     rows: Int[Tensor, " b"]
@@ -181,6 +182,28 @@ class CellBatch:
         if "categorical" in self.columns:
             parts.append(self.columns["categorical"])
         return torch.cat(parts, 1) if parts else self.rows.new_zeros((len(self), 0))
+
+    def amounts(self, role: str) -> Float[Tensor, "b p"]:
+        """Return how much of each name there is in the sets of a role: 1, or the cell's `dose` if it is read.
+
+        The dose is a share of the largest of the fit.
+        """
+        held = self.columns[role]
+        return held * self.columns["dose"][:, None] if "dose" in self.columns else held
+
+    def measured(self, role: str) -> tuple[Float[Tensor, "b g"], Bool[Tensor, "b g"]]:
+        """Return the values of a matrix role, 0 where they were not measured, and which entries were.
+
+        An entry is not measured where it is NaN, where the cell lacks the modality, and where a query
+        lacks the feature.
+        """
+        x = self[role]
+        known = ~x.isnan()
+        if role in self.observed:
+            known = known & self.observed[role]
+        if role in self.present:
+            known = known & self.present[role][:, None]
+        return x.where(known, 0.0), known
 
     def log_expression(self) -> Float[Tensor, "b g"]:
         """Return `expression` if the schema names it, otherwise log1p of counts per 10,000."""
