@@ -9,8 +9,7 @@ import pandas as pd
 from jaxtyping import Float64, Int
 
 from ..errors import DataError, SchemaError, near
-from ..schema import Spec
-from ..sets import members
+from ..schema import Spec, members
 from .cells import Cells
 
 #: Sets of codes, a row each: rising, and -1 behind the last.

@@ -17,8 +17,7 @@ from ..data.horizon import plain, refuse_far
 from ..data.remember import WEIGHT
 from ..data.sets import widened
 from ..errors import ConfigError, SchemaError, near, warn
-from ..schema import NUMBER_ROLES
-from ..sets import written
+from ..schema import NUMBER_ROLES, written
 from .state import FittedState
 
 Conditions = Mapping[str, Any]

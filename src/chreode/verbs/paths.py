@@ -169,7 +169,7 @@ def rank(self: FittedState, data: AnnData | None = None) -> pd.DataFrame:
     from first to last cell: above 0 the source activates. The confidence is the share of refits on resampled
     paths in which the edge has that sign and is stronger than 95 % of those that are found where paths of
     genes are exchanged, so that none is true; NaN where the fit made no refits (`n_refits`).
-    Of models that choose features ``feature``, ``score`` and ``confidence`` of each, the most important first.
+    Of models that choose features ``feature``, ``score`` and ``confidence`` of each, by importance.
     ``var["<model>_score"]`` of `data`, if given : float32, the score of each feature, or the sum of the
     absolute weights by which it drives others; NaN for features not trained.
     """

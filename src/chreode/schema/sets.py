@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .errors import SchemaError
+from ..errors import SchemaError
 
 
 def members(value: str, control: str = "") -> tuple[str, ...]:

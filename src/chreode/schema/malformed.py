@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from .errors import SchemaError
+from ..errors import SchemaError
 
 
 def refuse_malformed(spec: Any, units: Collection[str]) -> None:
