@@ -1,8 +1,8 @@
 """Proteins that one batch was not stained for: NaN, told entry by entry, and imputed.
 
 The model is 33 lines: an encoder of RNA and of the proteins that were measured, and a decoder of both, that
-learns from measured entries alone. Cells: 10k PBMC with 14 proteins; three of them are taken out of one of two
-halves, which keep their names as batches.
+learns from measured entries alone. Cells: 10k PBMC with 14 proteins; three of them are taken out of one of
+two halves, which are the batches.
 """
 
 from __future__ import annotations

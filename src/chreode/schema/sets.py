@@ -44,11 +44,11 @@ def members(value: str, control: str = "") -> tuple[str, ...]:
 
 
 def written(names: Iterable[str], control: str = "") -> str:
-    """Return how a set is written.
+    """Return how a set is written: names in order.
 
     Examples
     --------
-    >>> written(("KLF1", "MAP2K6")), written((), "ctrl")
+    >>> written(("MAP2K6", "KLF1")), written((), "ctrl")
     ('KLF1+MAP2K6', 'ctrl')
     """
-    return "+".join(names) or control
+    return "+".join(sorted(names)) or control

@@ -80,8 +80,8 @@ def _coded(self: FittedState, key: str, value: Any) -> tuple[str, int | None, An
     if seen is None or key in self.module.compares:
         return name, position, code
     seen = seen if position is None else seen[:, position]
-    told = key in self.spec.sets and self.spec.vectors  # what is learned of a name is of its vector
-    if key in self.spec.categories and not told:
+    by_vector = key in self.spec.sets and self.spec.vectors  # which tells what no cell did
+    if key in self.spec.categories and not by_vector:
         for alone in np.setdiff1d(code, seen):
             said = self.spec.categories[key][alone] if key in self.spec.sets else value
             warn(f"{key}={said!r}: no training cell is of it, so that nothing was learned of it.")
