@@ -255,8 +255,9 @@ def test_a_query_brings_names_of_its_own(norman):
     names = norman.obs["perturbation"]
     first = norman[names.isin(["control", "KLF1", "MAP2K6", "KLF1+MAP2K6"])].copy()
     query = norman[names.isin(["control", "SET+KLF1"])].copy()
-    old = Additive().fit(first, ROLES, validation=0)
-    new = Additive().fit(query, ROLES, from_=old, validation=0)
+    long = Additive(max_epochs=400)  # of few cells there are few steps in a pass
+    old = long.fit(first, ROLES, validation=0)
+    new = long.fit(query, ROLES, from_=old, validation=0)
     assert new.spec.categories["perturbation"] == ("KLF1", "MAP2K6", "SET")
     assert new.spec.blocks["perturbation"] == (2, 1)
     known = old.module.state_dict()

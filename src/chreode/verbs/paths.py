@@ -182,7 +182,7 @@ def rank(self: FittedState, data: AnnData | None = None) -> pd.DataFrame:
             raise ConfigError("rank: expected an AnnData in memory, or no data for the table.")
         key = f"{self.model.key}_score"
         refuse_slot(data, key)
-        owner = holder(data, dict(self.schema.places())[role], role)
+        owner: Any = holder(data, dict(self.schema.places())[role], role)
         score = pd.Series(found.score.detach().numpy(), index=list(names))
         owner.var[key] = score.reindex(owner.var_names).to_numpy(np.float32)
         write_provenance(self, data, key)
