@@ -85,7 +85,9 @@ def test_coordinates_are_of_the_cells_that_the_file_holds(some, tmp_path):
         other.copy().write_h5ad(tmp_path / "new.h5ad")
         (tmp_path / "new.h5ad").replace(path)
         with pytest.raises(ch.StoreError, match="replaced while it was read"):
-            copy_with(path, some.obs_names, tmp_path / "out.h5ad", {"X": np.zeros((80, 2))}, {})
+            copy_with(
+                path, some.obs_names, tmp_path / "out.h5ad", {"obsm": {"X": np.zeros((80, 2))}}, {}
+            )
     assert not (tmp_path / "out.h5ad").exists()
 
 

@@ -30,7 +30,7 @@ from .module import Members, Module, Recipe
 from .registry import find
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Schema, Spec
 from .text import markdown, spreadsheet
-from .verbs import cells, factors, latent, paths
+from .verbs import cells, factors, labels, latent, paths
 from .verbs.state import FittedState
 from .version import __version__
 
@@ -58,6 +58,7 @@ class Fitted(FittedState):
     score = latent.score
     loadings = factors.loadings
     variance_explained = factors.variance_explained
+    classify = labels.classify
     reconstruct = cells.reconstruct
     predict = cells.predict
     generate = cells.generate
@@ -379,21 +380,23 @@ def _refuse_absurd(statistics: Mapping[str, np.ndarray], spec: Spec) -> None:
     roles = [r for r in spec.roles if r in (*CATEGORY_ROLES, *NUMBER_ROLES, *stacked)]
     n = len(next(iter(statistics.values()), ()))
     kinds = {"library": np.float32, "number": np.float64, "code": np.int64}
-    least = {"library": 0, "label": -1}  # no other category is ever unknown
+    # no other category is ever unknown
+    least = {"library": 0, "label": -1, **dict.fromkeys(spec.sets, -1)}
     wanted = [*roles, *(["library"] if "counts" in spec.roles else [])]
     if set(statistics) != {*wanted, WEIGHT}:
         raise StoreError("What is told of the training cells is not what the spec describes.")
     for name in wanted:
         values, columns = statistics[name], stacked.get(name, ())
+        widths = [len(columns)] if columns else [*values.shape[-1:]] if name in spec.sets else []
         coded = name == "categorical" or name in CATEGORY_ROLES
         known = [len(spec.categories[c]) for c in columns or (name,)] if coded else np.inf
         if not (
             n
             and values.dtype == kinds.get(name, kinds["code" if coded else "number"])
-            and values.shape == (n, *([len(columns)] if columns else []))
-            and np.isfinite(spec.narrowed(name, values)).all()
+            and values.shape == (n, *widths)
             and (values < known).all()
             and (values >= least.get(name, 0 if coded else -np.inf)).all()
+            and np.isfinite(spec.narrowed(name, values)).all()
         ):
             raise StoreError(f"The {name} of the training cells is not what the spec describes.")
     weight = statistics[WEIGHT]

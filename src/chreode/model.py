@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -24,11 +24,12 @@ from .data.read import Data
 from .data.remember import joined, remember
 from .data.source import Source
 from .data.training import Training, open_training
-from .errors import CapabilityError, ConfigError, SchemaError, warn
+from .errors import ConfigError, SchemaError, warn
 from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
 from .learn.phase import Phase, Session, Split, Trace, join_histories, run_phases, unfinished
+from .learn.start import begin_with, go_on
 from .losses import kernel
 from .module import Module
 from .run import Run
@@ -56,6 +57,11 @@ class Model:
         Whether a fit that starts from another one (`from_`) can learn categories that are new to it.
     inverts
         Whether `predict` first asks what a cell was under its own conditions, which are then read.
+    sets
+        Roles that are read as sets of names, as ``A+B``, in any combination.
+    starts_from
+        Keys of other models from whose fits a fit can start, each with the part of the module that is
+        that model ("": the whole): its weights of the same name and shape are taken.
     rescores
         Options that change of what `score` is the probability: fits that differ in one of them cannot be
         compared by it, nor go on from one another.
@@ -68,6 +74,8 @@ class Model:
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "counts"
     inverts: ClassVar[bool] = False
     extends: ClassVar[bool] = True
+    sets: ClassVar[tuple[str, ...]] = ()
+    starts_from: ClassVar[Mapping[str, str]] = {}
     rescores: ClassVar[tuple[str, ...]] = ()
 
     def build(self, spec: Spec) -> Module:
@@ -120,7 +128,9 @@ class Model:
         from_
             A fit of a model of the same form, and of the same roles, to start from. If `data` has
             categories it never saw, only their parameters are learned (query mapping: what it said of
-            the old cells stays true); otherwise training goes on from its weights.
+            the old cells stays true); otherwise training goes on from its weights. Some models start
+            from a fit of another one too (`starts_from`): features, categories and units are then its
+            own, all weights learn, and the notes of the fit say which were taken.
         validation
             Share of `rows` to hold out, or these rows themselves (None or 0: none are).
         run
@@ -148,7 +158,7 @@ class Model:
             cells = open_training(
                 Cells.of(data, schema), roles, self, rows=rows, validation=validation,
                 old=from_.spec if from_ else None, weight=from_.feature_weight() if from_ else None,
-                progress=run.progress,
+                same_model=from_ is None or from_.model.key == self.key, progress=run.progress,
             )  # fmt: skip
             return self._fit(cells, schema, int(seed), from_, run, group)
 
@@ -170,7 +180,7 @@ class Model:
             checkpoint=Path(run.checkpoint) if run.checkpoint else None,
         )  # fmt: skip
         kernel.count_anew()
-        module, traces = self._learn(source, split, session, from_)
+        module, traces, begun = self._learn(source, split, session, from_)
         return Fitted(
             model=self,
             schema=schema,
@@ -186,7 +196,7 @@ class Model:
                 "threads": torch.get_num_threads(), "kernel": kernel.used(),
                 "state": worst(t.state for t in traces),
                 "notes": [
-                    *self.remarks(source, split),
+                    *begun, *self.remarks(source, split),
                     *(note for t in traces for note in t.notes), *unfinished(phases, traces, self),
                 ],
             },
@@ -222,12 +232,16 @@ class Model:
 
     def _learn(
         self, source: Source, split: Split, run: Session, from_: FittedState | None
-    ) -> tuple[Module, list[Trace]]:
+    ) -> tuple[Module, list[Trace], list[str]]:
+        """Return the module, what the learners report, and where it began if that was another model."""
+        begun = []
         with run.rng.scope("init"):
             module = self.build(source.spec)
         learned = [p.requires_grad for p in module.parameters()]
-        if from_ is not None:
-            _start_from(self, module, from_, mapping=run.mapping)
+        if from_ is not None and from_.model.key == self.key:
+            go_on(module, from_, mapping=run.mapping, extends=self.extends)
+        elif from_ is not None:
+            begun.append(begin_with(module, self.starts_from[from_.model.key], from_))
         module.to(run.device)
         run.group.copy_from_first(module.state_dict().values())
         if run.checkpoint is not None:
@@ -236,14 +250,14 @@ class Model:
         traces = run_phases(module, self.phases(), source, split, run)
         for parameter, wish in zip(module.parameters(), learned, strict=True):
             parameter.requires_grad_(wish)
-        return module, traces
+        return module, traces, begun
 
     def _remembered(
         self, source: Source, split: Split, rng: Rng, from_: FittedState | None
     ) -> dict[str, np.ndarray]:
         """Return what `generate` draws from: training cells, and those that an earlier fit learned from."""
         fresh = remember(source, split.train, rng)
-        if from_ is None:
+        if from_ is None or from_.model.key != self.key:
             return fresh
         if source.spec.blocks != from_.spec.blocks:  # what was said of the old cells stays true
             return joined(from_.statistics, fresh)
@@ -267,19 +281,26 @@ class Model:
 
     def _refuse_to_start_from(self, from_: FittedState, roles: Sequence[str]) -> None:
         """Refuse a fit whose weights are not those of this model on such data: it says what differs."""
-        if from_.model.key != self.key:
-            raise ConfigError(f"from_ is a fitted {from_.model.key}, this is {self.key}.")
+        other = from_.model.key != self.key
+        if other and from_.model.key not in self.starts_from:
+            also = ", ".join(self.starts_from)
+            raise ConfigError(
+                f"from_ is a fitted {from_.model.key}, this is {self.key}"
+                f"{f', which starts from fits of its own and of {also}' if also else ''}."
+            )
         if all(isinstance(p.learner, Exact) for p in self.phases()):
             raise ConfigError(
                 f"{self.key} is solved in closed form: there is nothing to start from."
             )
         there = {r.partition("/")[0] for r in from_.spec.roles}
         here = {r.partition("/")[0] for r in roles}
-        for role in sorted(there ^ here):
+        for role in sorted(there - here if other else there ^ here):
             given, lacks = ("from_", "this fit") if role in there else ("this fit", "from_")
             raise ConfigError(
                 f"{given} reads {role}, which {lacks} does not: a fit can only go on with the same roles."
             )
+        if other:
+            return
         with torch.device("meta"):  # without memory: what this model would be on the old data
             form = {name: t.shape for name, t in self.build(from_.spec).state_dict().items()}
         old, new = config.as_dict(from_.model), config.as_dict(self)
@@ -290,18 +311,3 @@ class Model:
                 f"from_ is a {self.key} of another form. Options that differ: {', '.join(differ)}. "
                 "Go on with from_.model, or fit anew."
             )
-
-
-def _start_from(model: Model, module: Module, from_: FittedState, *, mapping: bool) -> None:
-    """Copy the old parameters; in a mapping, those of new categories are beside them, and alone learn."""
-    old = from_.module.state_dict()
-    if mapping:
-        fresh = {name for name, _ in module.named_parameters() if name not in old}
-        if not (model.extends and fresh):
-            raise CapabilityError(
-                f"{model.key} cannot learn categories that are new to the fit it starts from: "
-                "fit it on the old and the new cells together."
-            )
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name in fresh)
-    module.load_state_dict({**module.state_dict(), **old})

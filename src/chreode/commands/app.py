@@ -46,6 +46,11 @@ COMMANDS = (
         "embed runs/scvi query.h5ad -o query.scvi.h5ad",
     ),
     (
+        "commands.use:classify",
+        "Write the most probable label of each cell into a copy of their file.",
+        "classify runs/scanvi query.h5ad -o query.labelled.h5ad",
+    ),
+    (
         "commands.use:generate",
         "Draw new cells from a fitted model.",
         "generate runs/scvi -n 5000 --given.batch p3 -o new.h5ad",
@@ -67,7 +72,7 @@ COMMANDS = (
     ),
     (
         "commands.paths:rank",
-        "Say which genes drive which.",
+        "Say which genes drive which, or how much each matters.",
         "rank runs/pathreg -o edges.csv",
     ),
     ("commands.judge:bench", "Score methods side by side, with baselines and a ceiling.", ""),

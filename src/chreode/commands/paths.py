@@ -80,16 +80,16 @@ def rank(
     n: Annotated[Whole, Parameter(name=("--n", "-n"))] = 20,
     json: Json = False,
 ) -> Answer:
-    """Say which genes drive which.
+    """Say which genes drive which, or how much each matters.
 
     Parameters
     ----------
     model
         Folder of a fitted model.
     output
-        Write all edges to this .csv file.
+        Write all edges, or all features, to this .csv file.
     n
-        Edges to print, the strongest first.
+        Rows to print, the most important first.
     """
     if output is not None:
         require_output(output, [".csv"])
@@ -101,7 +101,7 @@ def rank(
     text = (
         shown(first).to_string(index=False, float_format=lambda v: f"{v:.3g}")
         if len(first)
-        else "No edges."
+        else "Nothing is ranked."
     )
-    written = f"\n{counted(len(table), 'edge')} written to {output}" if output else ""
+    written = f"\n{counted(len(table), 'row')} written to {output}" if output else ""
     return Answer(f"{text}{written}", records(first), json)

@@ -64,6 +64,7 @@ def _tiny_spec(model: type[Model]) -> Spec:
         categories=categories,
         blocks=dict.fromkeys(categories, (2,)),
         n_cells=100,
+        sets={r: "a" for r in model.sets if r in categories},
     )
 
 

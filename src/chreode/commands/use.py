@@ -1,4 +1,4 @@
-"""Commands that ask a fitted model: ``embed``, ``generate``, ``correct`` and ``augment``."""
+"""Commands that ask a fitted model: ``embed``, ``classify``, ``generate``, ``correct`` and ``augment``."""
 
 from __future__ import annotations
 
@@ -63,13 +63,14 @@ def embed(
     from ..data.collect import copy_with
     from ..data.read import read
 
-    target = _target(file, output, in_place=in_place)
+    target = _target(file, output, "embedded", in_place=in_place)
     use_threads(threads)
     fitted = load_model(model)
     key = key_added or f"X_{fitted.model.key}"
     data = read(file)
     z = fitted.embed(data, key_added=key, schema=fitted.schema.with_(**roles), device=device)
-    copy_with(file, data.obs_names, target, {key: z}, {key: data.uns["chreode"][key]})
+    records = {key: data.uns["chreode"][key]}
+    copy_with(file, data.obs_names, target, {"obsm": {key: z}}, records)
     return Answer(
         f"obsm[{key!r}] written to {target}: {counted(z.shape[0], 'cell')} x "
         f"{counted(z.shape[1], 'dimension')}",
@@ -78,14 +79,66 @@ def embed(
     )
 
 
-def _target(file: Path, output: Path | None, *, in_place: bool) -> Path:
+@with_roles
+def classify(
+    model: Path,
+    file: Path,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
+    in_place: Switch = False,
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Write the most probable label of each cell into a copy of their file.
+
+    Parameters
+    ----------
+    model
+        Folder of a fitted model.
+    file
+        An .h5ad, .h5mu or .zarr, whose features are matched by name. Its roles are looked for where
+        they were in the fit, unless named.
+    output
+        File to write [default: NAME.classified.h5ad beside FILE].
+    in_place
+        Write to FILE itself.
+    """
+    from ..data.collect import copy_with
+    from ..data.read import read
+
+    target = _target(file, output, "classified", in_place=in_place)
+    use_threads(threads)
+    fitted = load_model(model)
+    slots = [f"{fitted.model.key}_label", f"{fitted.model.key}_confidence"]
+    data = read(file)
+    table = fitted.classify(data, schema=fitted.schema.with_(**roles))
+    label, confidence = (data.obs[slot] for slot in slots)
+    columns = dict(zip(slots, (label.array, confidence.to_numpy()), strict=True))
+    records = {slot: data.uns["chreode"][slot] for slot in slots}
+    copy_with(file, data.obs_names, target, {"obs": columns}, records)
+    found = table["label"].value_counts()
+    found = found[found > 0]
+    return Answer(
+        f"obs[{slots[0]!r}] and obs[{slots[1]!r}] written to {target}: "
+        f"{', '.join(f'{n:,} {label}' for label, n in found.items())}",
+        {
+            "file": str(target), "keys": slots, "cells": len(table),
+            "labels": {str(label): int(n) for label, n in found.items()},
+        },
+        json,
+    )  # fmt: skip
+
+
+def _target(file: Path, output: Path | None, done: str, *, in_place: bool) -> Path:
     if in_place and output is not None:
         raise ConfigError("--in-place writes to the file itself: leave --output out.")
     require_suffix(file, SUFFIXES)
     if in_place:
         store.require_writable(file)
         return file
-    target = output or file.with_suffix(f".embedded{file.suffix}")
+    target = output or file.with_suffix(f".{done}{file.suffix}")
     require_output(target, [file.suffix], file, "If it is to be overwritten, say --in-place.")
     return target
 
@@ -178,7 +231,8 @@ def correct(
         data = read(file)
         key = f"X_{fitted.model.key}_to"
         z = fitted.embed(data, to=to, schema=schema, device=device)
-        copy_with(file, data.obs_names, output, {key: z}, {key: data.uns["chreode"][key]})
+        records = {key: data.uns["chreode"][key]}
+        copy_with(file, data.obs_names, output, {"obsm": {key: z}}, records)
         written = (
             f"obsm[{key!r}], {counted(z.shape[0], 'cell')} x {counted(z.shape[1], 'dimension')},"
         )

@@ -15,6 +15,7 @@ from ..schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, UNIT_ROLES, Pla
 from .cells import Cells
 from .check import MAY_LACK, findings, merging, require, unit
 from .look import any_nan
+from .sets import as_codes, code_of, shares, single_names, vectors_of
 from .source import Source
 
 #: A query whose shared features carry less than this share of the model's weight is refused.
@@ -26,7 +27,12 @@ class MissingFeatures(UserWarning):
 
 
 def learn_spec(
-    cells: Cells, roles: Collection[str], rows: np.ndarray, old: Spec | None = None
+    cells: Cells,
+    roles: Collection[str],
+    rows: np.ndarray,
+    old: Spec | None = None,
+    *,
+    sets: Collection[str] = (),
 ) -> Spec:
     """Return the names and sizes of `roles`, seen on `rows` alone.
 
@@ -35,12 +41,22 @@ def learn_spec(
     old
         The spec of the fit to start from: its features and units are kept, and categories it does
         not know become a new block behind its own.
+    sets
+        Roles whose values are sets of names, as ``A+B``: what is known of them are single names. A dose
+        that says how much there was of them is a share of the largest, so that none is 0.
+
+    Raises
+    ------
+    DataError
+        If a value is no set of names, a dose of one is negative, or a name has no vector where others have.
     """
     features: dict[str, tuple[str, ...]] = {}
     categories: dict[str, tuple[str, ...]] = {}
     blocks: dict[str, tuple[int, ...]] = {}
     units: dict[str, tuple[float, float]] = {}
     covariates: dict[str, list[str]] = {"categorical": [], "continuous": []}
+    controls = {role: cells.control(role) for role in roles if role in sets}
+    vectors = vectors_of(cells, controls, old)
     for role in _wanted(cells, roles):
         base, _, name = role.partition("/")
         if base in MATRIX_ROLES:
@@ -49,22 +65,28 @@ def learn_spec(
             covariates[base].append(name)
         if base in (*UNIT_ROLES, "continuous"):
             before = old.numbers.get(name or role) if old else None
-            units[name or role] = before or unit(cells.numbers(role)[rows])
+            measured = shares if base == "dose" and controls else unit
+            units[name or role] = before or measured(cells.numbers(role)[rows])
         if base in CATEGORY_ROLES or base == "categorical":
             key = name or role
-            values = cells.categories(role).iloc[rows].dropna()
-            known = old.categories.get(key, ()) if old else ()
-            fresh = tuple(sorted(set(values) - set(known)))
-            categories[key] = (*known, *fresh)
-            blocks[key] = (
-                *(old.blocks.get(key, ()) if old else ()),
-                *([len(fresh)] if fresh else []),
+            values = set(cells.categories(role).iloc[rows].dropna())
+            if role in controls:
+                values = single_names(role, values, controls[role], vectors)
+            known, sizes = (
+                (old.categories.get(key, ()), old.blocks.get(key, ())) if old else ((), ())
             )
+            fresh = tuple(sorted(values - set(known)))
+            categories[key] = (*known, *fresh)
+            blocks[key] = (*sizes, len(fresh)) if fresh else sizes
     spec = Spec(
         tuple(roles), features, categories, blocks,
         tuple(covariates["categorical"]), tuple(covariates["continuous"]), len(rows), units,
+        controls, vectors,
     )  # fmt: skip
-    return replace(spec, features=old.features) if old else spec
+    if old is None:
+        return spec
+    further = {k: v for k, v in features.items() if k.partition("/")[0] not in old.roles}
+    return replace(spec, features={**old.features, **further})
 
 
 def match_features(
@@ -130,8 +152,9 @@ def open_source(
             if at is not None:
                 places[role] = at
         elif base in CATEGORY_ROLES or base == "categorical":
-            key = name or role
-            columns[role] = _codes(cells.categories(role), key, spec, rows)
+            key, read = name or role, as_codes if role in spec.sets else _codes
+            columns[role], unknown = read(cells.categories(role), key, spec, rows)
+            _refuse_unknown(key, unknown, spec)
         elif base in NUMBER_ROLES or base == "continuous":
             columns[role] = cells.numbers(role)
             if base != "size_factor":
@@ -185,7 +208,7 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, A
     """Return (column of a batch, position in it, code) of a condition such as ``batch="p3"``.
 
     `key` is a role, or the column name of a categorical or continuous covariate. Numbers stay in the
-    user's units.
+    user's units; of a set it is the codes of its names, in any combination.
 
     Raises
     ------
@@ -199,6 +222,8 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, A
     if key not in spec.categories:
         known = near(key, spec.conditions)
         raise SchemaError(f"This model was not fitted with a condition {key!r}.{known}")
+    if key in spec.sets:
+        return key, None, code_of(spec, key, str(value))
     names = spec.categories[key]
     if str(value) not in names:
         raise SchemaError(f"{key}={value!r} was never seen in the fit.{near(str(value), names)}")
@@ -245,12 +270,19 @@ def _wanted(cells: Cells, roles: Collection[str]) -> list[str]:
     return [role for role in cells.places if role.partition("/")[0] in roles]
 
 
-def _codes(text: pd.Series, key: str, spec: Spec, rows: np.ndarray | None) -> np.ndarray:
+def _codes(
+    text: pd.Series, key: str, spec: Spec, rows: np.ndarray | None
+) -> tuple[np.ndarray, set[str]]:
+    """Return a code per cell, and the names on `rows` that the fit never saw."""
     codes = pd.Index(spec.categories[key]).get_indexer(pd.Index(text)).astype(np.int64)
     if key == "label":
-        return codes  # an unknown label is an unlabelled cell: nothing is decoded from it
+        return codes, set()  # an unknown label is an unlabelled cell: nothing is decoded from it
     checked = text if rows is None else text.iloc[rows]
-    unknown = sorted(set(checked.dropna()) - set(spec.categories[key]))
+    return codes, set(checked.dropna()) - set(spec.categories[key])
+
+
+def _refuse_unknown(key: str, names: Collection[str], spec: Spec) -> None:
+    unknown = sorted(names)
     if unknown:
         raise DataError(
             f"{key}: the model never saw {unknown[:5]}"
@@ -258,7 +290,6 @@ def _codes(text: pd.Series, key: str, spec: Spec, rows: np.ndarray | None) -> np
             f"{', '.join(spec.categories[key][:10])}. Map the new cells first: "
             "fitted.model.fit(query, schema, from_=fitted)."
         )
-    return codes
 
 
 def _report_missing(

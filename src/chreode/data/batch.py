@@ -117,7 +117,8 @@ class CellBatch:
     columns
         Codes (``batch``, ``label`` with -1 for unlabelled, …) and numbers, shape (b,);
         ``categorical`` and ``continuous`` of shape (b, columns). Numbers are centred and scaled (see
-        `Spec.numbers`), but for ``size_factor``.
+        `Spec.numbers`), but for ``size_factor``. Roles that are read as sets: float32 of shape (b, names),
+        1 for each name in the set of a cell and 0 else.
     """
 
     rows: Int[Tensor, " b"]
@@ -182,6 +183,14 @@ class CellBatch:
             parts.append(self.columns["categorical"])
         return torch.cat(parts, 1) if parts else self.rows.new_zeros((len(self), 0))
 
+    def amounts(self, role: str) -> Float[Tensor, "b p"]:
+        """Return how much of each name there is in the sets of a role: 1, or the cell's `dose` if it is read.
+
+        The dose is a share of the largest of the fit.
+        """
+        held = self.columns[role]
+        return held * self.columns["dose"][:, None] if "dose" in self.columns else held
+
     def log_expression(self) -> Float[Tensor, "b g"]:
         """Return `expression` if the schema names it, otherwise log1p of counts per 10,000."""
         if "expression" in self.views:
@@ -215,10 +224,7 @@ class CellBatch:
             mask = mask * self.present[role][:, None]
         if role in self.observed:
             mask = mask * self.observed[role]
-        lacking = x.isnan()
-        if bool(lacking.any()):
-            mask, x = mask * ~lacking, x.nan_to_num()
-        return x, mask
+        return _without_nan(x, mask)
 
     def measured_expression(self) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
         """Return `log_expression`, 0 where it was not measured, and which entries were: 1 or 0.
@@ -227,10 +233,12 @@ class CellBatch:
         they were for all.
         """
         x = self.log_expression()
-        measured = torch.ones(1, 1).to(x)
+        mask = torch.ones(1, 1).to(x)
         for known in self.observed.values():
-            measured = measured * known
-        lacking = x.isnan()
-        if bool(lacking.any()):
-            measured, x = measured * ~lacking, x.nan_to_num()
-        return x, measured
+            mask = mask * known
+        return _without_nan(x, mask)
+
+
+def _without_nan(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    lacking = x.isnan()
+    return (x.nan_to_num(), mask * ~lacking) if bool(lacking.any()) else (x, mask)

@@ -138,6 +138,20 @@ class Cells:
         """Return the categories of a role as strings, None where a cell has none."""
         return places.as_category(self.column(role), self.schema.missing)
 
+    def control(self, role: str) -> str:
+        """Return the value of a role that means that nothing was done ("": none is named)."""
+        return (self.schema.control or "") if role == "perturbation" else ""
+
+    def entry(self, key: str, role: str) -> Any:
+        """Return an entry of ``uns``, for messages that speak of `role`.
+
+        Raises
+        ------
+        SchemaError
+            If there is none.
+        """
+        return places.entry(self.data, key, role)
+
     def numbers(self, role: str) -> Float64[np.ndarray, " cells"]:
         """Return the numbers of a role, NaN where a cell has none.
 

@@ -205,7 +205,7 @@ def copy_with(
     file: Path,
     names: pd.Index,
     target: Path,
-    obsm: Mapping[str, np.ndarray],
+    slots: Mapping[str, Mapping[str, Any]],
     records: Mapping[str, str],
 ) -> None:
     """Write a copy of a data file with further slots: the rest is copied as it is, and not read.
@@ -216,8 +216,8 @@ def copy_with(
         An .h5ad, .h5mu or .zarr. It may be `target` itself.
     names
         Those of the cells that were read from it.
-    obsm
-        Arrays by the name of their slot, a row per cell.
+    slots
+        What to write into ``obsm`` (arrays) and ``obs`` (columns), by name: a row per cell.
     records
         Entries of ``uns["chreode"]``.
 
@@ -239,11 +239,15 @@ def copy_with(
                 raise StoreError(
                     f"{file} was replaced while it was read: it holds other cells now. Run this again."
                 )
-            for slot, items in (("obsm", obsm), ("uns", {}), ("uns/chreode", records)):
+            for slot, items in (*slots.items(), ("uns", {}), ("uns/chreode", records)):
                 if slot not in root:
                     write_elem(root, slot, {})
                 for key, value in items.items():
                     write_elem(root[slot], key, value)
+            if "obs" in slots:
+                order = root["obs"].attrs["column-order"]
+                known = [name.decode() if isinstance(name, bytes) else str(name) for name in order]
+                root["obs"].attrs["column-order"] = [*dict.fromkeys([*known, *slots["obs"]])]
 
 
 def _joined(parts: Mapping[str, AnnData], obs: pd.DataFrame, uns: dict[str, Any]) -> Data:

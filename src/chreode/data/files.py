@@ -181,6 +181,20 @@ def open_root(path: Path) -> Any:
         return zarr.open_group(path, mode="r", use_consolidated=False)
 
 
+def unstructured(path: Path, key: str) -> tuple[Any, list[str]]:
+    """Return an entry of ``uns``, None if it is absent, and the names of all.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read.
+    """
+    root = open_root(path)
+    with readable(f"uns/{key} of {path}"):
+        names = list(_keys(root, "uns"))
+        return read_elem(root["uns"][key]) if key in names else None, names
+
+
 @contextmanager
 def editable(path: Path) -> Iterator[Any]:
     """Open a file, or a folder of zarr, to write further slots into it."""

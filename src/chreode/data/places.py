@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 from ..errors import SchemaError, StoreError, counted, near
 from ..schema import Place
 from .disk import DiskMatrix, by_rows
+from .files import OnDisk, unstructured
 from .memory import in_memory
 from .read import Data
 
@@ -130,6 +132,29 @@ def column(data: Data, place: Place, role: str) -> pd.Series:
     if values.dtype.kind in "iu" and not data.obs_names.isin(cells).all():
         values = values.astype("UInt64" if values.dtype.kind == "u" else "Int64")  # no floats
     return values.reindex(data.obs_names)
+
+
+def entry(data: Data, key: str, role: str) -> Any:
+    """Return an entry of ``uns``; of several files as one the first that has it.
+
+    Raises
+    ------
+    SchemaError
+        If there is none.
+    StoreError
+        If it cannot be read.
+    """
+    found, names = None, list(map(str, data.uns))
+    if isinstance(data, OnDisk):
+        for file in data.files or (data.path,):
+            found, names = unstructured(Path(file), key)
+            if found is not None:
+                break
+    else:
+        found = data.uns.get(key)
+    if found is None:
+        raise SchemaError(f"{role}='uns/{key}': there is no {key!r} in uns.{near(key, names)}")
+    return found
 
 
 def as_numbers(values: pd.Series, place: Place, role: str) -> np.ndarray:

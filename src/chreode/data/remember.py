@@ -10,6 +10,7 @@ from jaxtyping import Int
 from ..compute.rng import Rng
 from ..errors import ConfigError
 from ..schema import CATEGORY_ROLES
+from .sets import widened
 from .source import Source
 
 #: Cells that are kept in all, more or less.
@@ -62,12 +63,20 @@ def joined(first: Table, second: Table) -> dict[str, np.ndarray]:
             f"The fit to start from and this one must read the same roles; one lacks {odd}."
         )
     n = len(first[WEIGHT])
-    both = {name: np.concatenate([first[name], second[name]]) for name in first}
+    both = {name: np.concatenate(_as_wide(first[name], second[name])) for name in first}
     at = _combinations(
         {k: v for k, v in both.items() if k not in (WEIGHT, "library")}, n + len(second[WEIGHT])
     )
     kept = np.concatenate([np.arange(n), n + np.flatnonzero(~np.isin(at[n:], at[:n]))])
     return {name: values[kept] for name, values in both.items()}
+
+
+def _as_wide(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two columns, with room for as many names where they are of sets."""
+    if one.shape[1:] == other.shape[1:]:
+        return one, other
+    width = max(one.shape[1], other.shape[1])
+    return widened(one, width), widened(other, width)
 
 
 def _combinations(columns: Table, n: int) -> Int[np.ndarray, " n"]:

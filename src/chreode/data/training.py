@@ -21,8 +21,10 @@ from .source import Source
 class Reader(Protocol):
     """What is read of a model; `chreode.model.Model` says what each is."""
 
+    needs: tuple[str, ...]
     tolerates: tuple[str, ...]
     partial: bool
+    sets: tuple[str, ...]
 
     @property
     def key(self) -> str:
@@ -61,6 +63,7 @@ def open_training(
     validation: Any,
     old: Spec | None = None,
     weight: Mapping[str, np.ndarray] | None = None,
+    same_model: bool = True,
     progress: bool | None = None,
 ) -> Training:
     """Check the values of every role, then return the cells to learn `roles` from.
@@ -73,6 +76,8 @@ def open_training(
         Share of them to hold out, or cells.
     old, weight
         Spec of the fit to start from, and how much each feature matters to it.
+    same_model
+        Whether that is a fit of the same model: then cells of categories that it never saw map onto it.
 
     Raises
     ------
@@ -88,9 +93,14 @@ def open_training(
             f"validation: none of the {counted(len(validation), 'cell')} named has what {reader.key} reads. "
             "Name cells that were measured for it, or give a share."
         )
-    spec = learn_spec(cells, roles, kept, old)
+    spec = learn_spec(cells, roles, kept, old, sets=reader.sets)
+    if "label" in reader.needs and not spec.categories["label"]:
+        raise DataError(
+            f"No cell to learn from has a label ({cells.places['label']}), and {reader.key} learns from "
+            "cells that have one."
+        )
     take = match_features(cells, spec, roles, weight)
-    maps = old is not None and spec.blocks != old.blocks
+    maps = old is not None and same_model and spec.blocks != old.blocks
     if old is not None:
         _refuse_other_covariates(spec, old)
         if not maps:
@@ -126,10 +136,21 @@ def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:
 
 
 def _refuse_other_covariates(spec: Spec, old: Spec) -> None:
+    """Refuse other covariates than those of the fit to start from, and another meaning of sets."""
     for kind in ("categorical", "continuous"):
         there, here = getattr(old, kind), getattr(spec, kind)
-        if there != here:
+        if kind in old.roles and there != here:
             raise ConfigError(
                 f"from_ has the {kind} covariates {', '.join(there)}; this fit has {', '.join(here)}. "
                 "Name the same ones, in the same order."
             )
+    for role in sorted({*old.sets, *spec.sets} & set(old.categories)):
+        there, here = (
+            f"sets of {role} with the control {s.sets[role]!r} and "
+            f"{'' if s.vectors else 'no '}vectors"
+            if role in s.sets
+            else f"{role} as single categories"
+            for s in (old, spec)
+        )
+        if there != here:
+            raise ConfigError(f"from_ reads {there}; this fit reads {here}. Both must be the same.")

@@ -102,15 +102,18 @@ def open_cells(
     cells: Cells,
     run: Run,
     to: Conditions | str | None = None,
+    *,
+    hidden: Collection[str] = (),
 ) -> tuple[Source, np.ndarray]:
     """Return the aligned cells and the rows that have the modalities the verb reads.
 
     A condition that `to` replaces is not read, unless the model looks at it first: so cells of a
-    batch that was never seen can be decoded as cells of a known one.
+    batch that was never seen can be decoded as cells of a known one. Roles that are `hidden` are never
+    read, such as the one that is asked for.
     """
     self.require(verb)
     looks = verb if self.model.inverts and verb != "reconstruct" else "embed"
-    replaced = set(as_mapping(self, to)) - set(self.model.reads(looks))
+    replaced = {*hidden, *(set(as_mapping(self, to)) - set(self.model.reads(looks)))}
     roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
     _refuse_unnamed(self, cells.schema, roles)
     source = open_query(cells, self.spec, roles, self.feature_weight(), progress=run.progress)

@@ -96,7 +96,8 @@ def augment(
         raise SchemaError(f"augment needs the place of {by}: Schema({by}='obs/COLUMN').")
     real = _real(cells, fitted, kept, columns)
     classes = real.obs[cells.places[columns[by]].key]
-    sizes = classes.value_counts().reindex(list(fitted.spec.categories[by]), fill_value=0)
+    known = sorted({*classes}) if by in fitted.spec.sets else fitted.spec.categories[by]
+    sizes = classes.value_counts().reindex(list(known), fill_value=0)
     wanted = (max(floor, 0) if floor is not None else sizes.max()) - sizes
     wanted = wanted[wanted > 0]
     n = int(wanted.sum())

@@ -15,8 +15,9 @@ from ..data.align import condition_code
 from ..data.batch import CellBatch
 from ..data.horizon import plain, refuse_far
 from ..data.remember import WEIGHT
+from ..data.sets import widened
 from ..errors import ConfigError, SchemaError, counted, near, warn
-from ..schema import NUMBER_ROLES
+from ..schema import NUMBER_ROLES, written
 from .state import FittedState
 
 Conditions = Mapping[str, Any]
@@ -61,7 +62,9 @@ def encode(self: FittedState, to: Conditions | str | None) -> list[tuple[str, in
     found = []
     for key, value in as_mapping(self, to).items():
         name, position, code = _coded(self, key, value)
-        if isinstance(code, float):
+        if key in self.spec.sets:
+            code = self.spec.narrowed(key, code[None])[0]
+        elif isinstance(code, float):
             code = float(self.spec.narrowed(key, np.array(code)))
         found.append((name, position, code))
     return found
@@ -77,8 +80,11 @@ def _coded(self: FittedState, key: str, value: Any) -> tuple[str, int | None, An
     if seen is None or key in self.module.compares:
         return name, position, code
     seen = seen if position is None else seen[:, position]
-    if key in self.spec.categories and code not in seen:
-        warn(f"{key}={value!r}: no training cell is of it, so that nothing was learned of it.")
+    by_vector = key in self.spec.sets and self.spec.vectors  # which tells what no cell did
+    if key in self.spec.categories and not by_vector:
+        for alone in np.setdiff1d(code, seen):
+            said = self.spec.categories[key][alone] if key in self.spec.sets else value
+            warn(f"{key}={said!r}: no training cell is of it, so that nothing was learned of it.")
     if key in self.spec.numbers:
         seen = np.asarray(seen, np.float64)
         low, high = np.nanmin(seen), np.nanmax(seen)
@@ -124,10 +130,15 @@ def draw_conditions(
         ([_coded(self, *item) for item in told.items()], rows)
         for told, rows in _alike(n, as_mapping(self, given))
     ]
+    for name, code in ((name, code) for codes, _ in groups for name, _, code in codes):
+        if name in self.spec.sets:  # room for sets of more names than any cell had
+            pool[name] = widened(pool[name], len(code))
     for codes, rows in groups:
         agreeing = np.zeros(len(weight), int)
         for name, position, code in codes:
-            if isinstance(code, int):  # numbers hardly ever agree
+            if name in self.spec.sets:
+                agreeing += (pool[name] == widened(code, pool[name].shape[1])).all(1)
+            elif isinstance(code, int):  # numbers hardly ever agree
                 values = pool[name] if position is None else pool[name][:, position]
                 agreeing += values == code
         candidates = np.flatnonzero(agreeing == agreeing.max(initial=0))
@@ -137,6 +148,8 @@ def draw_conditions(
     columns = {name: values[drawn] for name, values in pool.items()}
     for codes, rows in groups:
         for name, position, code in codes:
+            if name in self.spec.sets:
+                code = widened(code, columns[name].shape[1])
             (columns[name] if position is None else columns[name][:, position])[rows] = code
     return columns
 
@@ -167,7 +180,11 @@ def decode_conditions(self: FittedState, columns: Mapping[str, np.ndarray], n: i
         )
         for i, key in enumerate(stacked if stacked is not None else [name]):
             code = values[:, i] if stacked is not None else values
-            if key in self.spec.categories:
+            if key in self.spec.sets:
+                names, control = self.spec.categories[key], self.spec.sets[key]
+                sets = [written((names[c] for c in row if c >= 0), control) for row in code]
+                obs[self.column(key)] = pd.Categorical(sets)
+            elif key in self.spec.categories:
                 obs[self.column(key)] = pd.Categorical.from_codes(
                     code, list(self.spec.categories[key])
                 )

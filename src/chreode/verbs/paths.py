@@ -13,16 +13,28 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from mudata import MuData
 
 from ..compute.settings import settled
 from ..config.arguments import checked
 from ..data.cells import Cells
 from ..data.collect import collect_cells, refuse_what_cannot_be_kept
+from ..data.places import holder
 from ..data.read import Data, refuse_over
 from ..errors import ConfigError, SchemaError, near
+from ..ranking import Ranking
 from ..run import Run
 from ..schema import Schema
-from .answering import ask, at_work, open_cells, stream, uns, var_of
+from .answering import (
+    ask,
+    at_work,
+    open_cells,
+    refuse_slot,
+    stream,
+    uns,
+    var_of,
+    write_provenance,
+)
 from .conditions import (
     Conditions,
     as_mapping,
@@ -145,26 +157,37 @@ def trajectory(
 
 @settled()
 @checked
-def rank(self: FittedState) -> pd.DataFrame:
-    """Return which genes drive which.
+def rank(self: FittedState, data: AnnData | None = None) -> pd.DataFrame:
+    """Return which genes drive which, or how much each feature matters: the model says which of the two.
+
+    Parameters
+    ----------
+    data
+        Cells, or none, to whose features scores are written.
 
     Returns
     -------
-    ``source``, ``target``, ``weight`` and ``confidence`` of every edge between different genes that is
-    not exactly 0, the strongest first. The weight is the mean of ∂(velocity of target)/∂(source) along
-    observed paths, in standard deviations of the genes and in the time from first to last cell: above 0
-    the source activates. The confidence is the share of refits on resampled paths in which the edge has
-    that sign and is stronger than 95 % of those that are found where paths of genes are exchanged, so
-    that none is true; NaN where the fit made no refits (`n_refits`).
+    Of models of dynamics ``source``, ``target``, ``weight`` and ``confidence`` of every edge between
+    different genes that is not exactly 0, the strongest first. The weight is the mean of
+    ∂(velocity of target)/∂(source) along observed paths, in standard deviations of the genes and in the time
+    from first to last cell: above 0 the source activates. The confidence is the share of refits on resampled
+    paths in which the edge has that sign and is stronger than 95 % of those that are found where paths of
+    genes are exchanged, so that none is true; NaN where the fit made no refits (`n_refits`).
+    Of models that choose features ``feature``, ``score`` and ``confidence`` of each, by importance.
+    ``var["<model>_score"]`` of `data`, if given : float32, the score of each feature, or the sum of the
+    absolute weights by which it drives others; NaN for features not trained.
     """
     self.require("rank")
-    weight, confidence = (t.numpy() for t in self.module.rank())
-    names = np.array(self.spec.features[self.spec.either("expression", "counts")])
-    source, target = np.nonzero((weight != 0) & ~np.eye(len(weight), dtype=bool))
-    table = pd.DataFrame({
-        "source": names[source], "target": names[target], "weight": weight[source, target],
-        "confidence": confidence[source, target],
-    })  # fmt: skip
-    return table.sort_values(
-        "weight", key=np.abs, ascending=False, ignore_index=True, kind="stable"
-    )
+    found: Ranking = self.module.rank()
+    role = self.spec.either("expression", "counts")
+    names = self.spec.features[role]
+    if data is not None:
+        if not isinstance(data, (AnnData, MuData)):
+            raise ConfigError("rank: expected an AnnData in memory, or no data for the table.")
+        key = f"{self.model.key}_score"
+        refuse_slot(data, key)
+        owner: Any = holder(data, dict(self.schema.places())[role], role)
+        score = pd.Series(found.score.detach().numpy(), index=list(names))
+        owner.var[key] = score.reindex(owner.var_names).to_numpy(np.float32)
+        write_provenance(self, data, key)
+    return found.table(names)

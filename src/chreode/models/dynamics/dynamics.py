@@ -22,6 +22,7 @@ from ...errors import BlowUpError
 from ...losses.energy import energy_distance
 from ...module import Loss, Module, Step
 from ...ode import trajectory
+from ...ranking import Edges
 from ...schema import Spec
 from . import limits
 from .frame import Frame
@@ -345,9 +346,9 @@ class Dynamics(Module):
         """Return the time that cells are carried to: the last of the fit."""
         return {"time": self.clock_times(2)[-1]} if verb == "predict" else {}
 
-    def rank(self) -> tuple[Float[Tensor, "g g"], Float[Tensor, "g g"]]:
+    def rank(self) -> Edges:
         """Return the weight and the confidence of every edge."""
-        return self.edges(), self.confidence
+        return Edges(self.edges(), self.confidence)
 
     def clock_times(self, n: int) -> Float[np.ndarray, " n"]:
         """Return times from the first to the last of the fit, in the user's units."""

@@ -1,24 +1,16 @@
-"""Where each role lives in a data object, and what a fitted model remembers of it.
-
-`Schema` is what the user writes: role -> place. `Spec` is what a fit learns from it: names of
-features and categories, as JSON. Neither knows any model.
-"""
+"""Where each role lives in a data object: what the user writes."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
-from typing import Any, TypeVar
+from typing import Any
 
-from .errors import SchemaError, near, visible
+from ..errors import SchemaError, visible
+from .hinting import hinting
 
-T = TypeVar("T")
 #: Roles that hold a matrix of cells x features.
 MATRIX_ROLES = ("counts", "expression", "protein", "accessibility", "views")
 #: Roles that hold one category per cell.
@@ -34,7 +26,7 @@ COUNT_ROLES = ("counts", "protein", "accessibility")
 ROLES = (
     "counts", "expression", "protein", "accessibility", "views",
     "batch", "label", "categorical", "continuous", "size_factor",
-    "time", "trajectory", "perturbation", "control", "dose",
+    "time", "trajectory", "perturbation", "control", "dose", "vectors",
 )  # fmt: skip
 
 _SPELLING = (
@@ -89,26 +81,7 @@ class Place:
         return f"{self.owner()}.{self.slot}{tail}"
 
 
-def _hinting(cls: type[T]) -> type[T]:
-    """Refuse names that are no roles with a hint, where Python has none."""
-    made: Any = cls
-    plain = made.__init__
-
-    @functools.wraps(plain)
-    def init(self: Any, *places: Any, **roles: Any) -> None:
-        if places:
-            raise SchemaError("Name the role of every place, as in Schema(counts='layers/counts').")
-        known = [f.name for f in dataclasses.fields(made)]
-        for name in roles:
-            if name not in known:
-                raise SchemaError(f"There is no role {name!r}.{near(name, known)}")
-        plain(self, **roles)
-
-    made.__init__ = init
-    return cls
-
-
-@_hinting
+@hinting
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     """Name the place of every role; nothing is guessed.
@@ -148,6 +121,9 @@ class Schema:
         How much was done to a cell: one number each, in any unit.
     control
         The value of `perturbation` that means "unperturbed".
+    vectors
+        A vector per single perturbation, such as an embedding of its gene: ``uns/NAME``, a table whose rows
+        are named after perturbations or a mapping of names to vectors.
     missing
         Strings in category columns that mean "not known", such as ``("nan", "unknown")``.
     fractional
@@ -174,6 +150,7 @@ class Schema:
     perturbation: str | None = None
     control: str | None = None
     dose: str | None = None
+    vectors: str | None = None
     missing: Sequence[str] = ()
     fractional: bool = False
 
@@ -192,7 +169,7 @@ class Schema:
         for role in ROLES:
             value = getattr(self, role)
             if role not in TUPLE_ROLES and (not isinstance(value, str | None) or value == ""):
-                slot = "layers" if role in MATRIX_ROLES else "obs"
+                slot = {"vectors": "uns"}.get(role, "layers" if role in MATRIX_ROLES else "obs")
                 raise SchemaError(
                     f"{role}={value!r}: expected a place, as in {role}='{slot}/NAME'."
                 )
@@ -214,10 +191,15 @@ class Schema:
                 f"Columns {sorted(clash)} of categorical/continuous are named twice or like a role; "
                 "conditions are given by these names, so they must differ. Rename them in obs."
             )
-        if self.control is not None and self.perturbation is None:
+        slot, _, key = (self.vectors or "uns/NAME").partition("/")
+        if slot != "uns" or not key:
             raise SchemaError(
-                "control names a value of perturbation, but no perturbation is named."
+                f"vectors={self.vectors!r}: expected a place, as in vectors='uns/NAME'."
             )
+        for role in ("control", "vectors"):
+            if getattr(self, role) is not None and self.perturbation is None:
+                of = {"control": "names a value", "vectors": "holds vectors"}[role]
+                raise SchemaError(f"{role} {of} of perturbation, but no perturbation is named.")
 
     def _repr_html_(self) -> str:
         rows = [
@@ -234,7 +216,7 @@ class Schema:
         found = []
         for role in ROLES:
             value = getattr(self, role)
-            if role == "control" or not value:
+            if role in ("control", "vectors") or not value:
                 continue
             if role in TUPLE_ROLES:
                 for text in value:
@@ -259,144 +241,3 @@ class Schema:
         if not isinstance(values, Mapping):
             raise SchemaError(f"Expected a table of roles and places, got {type(values).__name__}.")
         return cls().with_(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a fit remembers of the data's form: names, sizes and units.
-
-    Attributes
-    ----------
-    roles
-        Roles that the fit read.
-    features
-        Names of the features of each matrix role, in the order of the tensors.
-    categories
-        Names of the categories of each role, and of each column of `categorical`.
-    blocks
-        How many of these categories came with the first fit, the first query mapping, and so on:
-        every block has parameters of its own, so an older block cannot be disturbed.
-    continuous
-        Columns of the role `continuous`.
-    n_cells
-        Cells that were learned from.
-    numbers
-        Centre and scale of `time`, `dose` and every column of `continuous`, over these cells. Models
-        see such numbers centred and scaled in float64 and only then as float32, which holds no dates.
-    """
-
-    roles: tuple[str, ...]
-    features: Mapping[str, tuple[str, ...]]
-    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    categorical: tuple[str, ...] = ()
-    continuous: tuple[str, ...] = ()
-    n_cells: int = 0
-    numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-    def n_features(self, role: str) -> int:
-        """Return the number of features of a matrix role."""
-        return len(self.features[role])
-
-    def either(self, *roles: str) -> str:
-        """Return the first of some matrix roles that the fit read."""
-        for role in roles:
-            if role in self.features:
-                return role
-        raise SchemaError(f"The fit read none of {', '.join(roles)}.")
-
-    @property
-    def conditions(self) -> list[str]:
-        """Names of what cells can be told of: roles, and columns of `categorical` and `continuous`."""
-        numbers = (role for role in NUMBER_ROLES if role in self.roles)
-        return [*self.categories, *self.continuous, *numbers]
-
-    def condition_blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Return the blocks of `batch` (if named) and of every categorical covariate, in this order."""
-        names = [*(["batch"] if "batch" in self.categories else []), *self.categorical]
-        return tuple(self.blocks[name] for name in names)
-
-    # NumPy is imported where it is used: the first page of the command line needs schemas, and no numbers
-
-    def inside(self, name: str, values: Any) -> Any:
-        """Return numbers of a column (of ``continuous``: cells x columns) as shares of its scale."""
-        import numpy as np
-
-        centre, scale = self._unit(name)
-        return np.asarray((np.asarray(values, np.float64) - centre) / scale)
-
-    def outside(self, name: str, values: Any) -> Any:
-        """Return scaled numbers in the user's units, an array with the digits that float32 can tell."""
-        import numpy as np
-
-        centre, scale = self.numbers.get(name, (0.0, 1.0))
-        digits = min(6 - math.ceil(math.log10(scale)), 100)
-        return np.asarray(np.round(np.asarray(values, np.float64) * scale + centre, digits))
-
-    def narrowed(self, name: str, values: Any) -> Any:
-        """Return an array as tensors hold it: codes as they are, numbers scaled, as float32."""
-        import numpy as np
-
-        if values.dtype.kind != "f":
-            return values
-        with np.errstate(over="ignore"):
-            return self.inside(name, values).astype(np.float32)
-
-    def _unit(self, name: str) -> tuple[Any, Any]:
-        import numpy as np
-
-        if name != "continuous":
-            return self.numbers.get(name, (0.0, 1.0))
-        units = [self.numbers.get(column, (0.0, 1.0)) for column in self.continuous]
-        centre, scale = np.array(units, np.float64).reshape(-1, 2).T
-        return centre, scale
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Spec:
-        """Build from what `as_dict` returned; wrong shapes are refused."""
-        try:
-            tables = {
-                name: {str(k): tuple(v) for k, v in values[name].items()}
-                for name in ("features", "categories", "blocks", "numbers")
-            }
-            spec = cls(
-                roles=tuple(values["roles"]),
-                **tables,
-                categorical=tuple(values["categorical"]),
-                continuous=tuple(values["continuous"]),
-                n_cells=int(values["n_cells"]),
-            )
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise SchemaError(f"The stored spec is malformed ({error!r}).") from error
-        listed = (spec.roles, spec.categorical, spec.continuous)
-        for names in (*listed, *spec.features.values(), *spec.categories.values()):
-            if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-                raise SchemaError(
-                    "The stored spec is malformed (names are no text, or not unique)."
-                )
-        named = {*spec.continuous, *(r for r in UNIT_ROLES if r in spec.roles)}
-        if set(spec.numbers) != named or not all(map(_is_unit, spec.numbers.values())):
-            raise SchemaError("The stored spec is malformed (units of numbers).")
-        for name, blocks in spec.blocks.items():
-            whole = all(isinstance(n, int) and n >= 0 for n in blocks)
-            if not whole or sum(blocks) != len(spec.categories.get(name, ())):
-                raise SchemaError(
-                    f"The stored spec is malformed (blocks of {name!r} do not add up)."
-                )
-        return spec
-
-    @property
-    def hash(self) -> str:
-        """Short fingerprint, written with every result."""
-        text = json.dumps(self.as_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _is_unit(unit: Any) -> bool:
-    """Return whether this is a centre and a scale."""
-    numbers = len(unit) == 2 and all(type(value) is float for value in unit)
-    return numbers and all(map(math.isfinite, unit)) and unit[1] > 0
