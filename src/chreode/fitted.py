@@ -10,7 +10,6 @@ import time
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ from pandas.api.types import is_numeric_dtype
 from safetensors import SafetensorError
 
 from . import config, store
-from .compute.convergence import STATES, read_state
+from .compute.convergence import read_state
 from .compute.settings import settled
 from .config.arguments import checked
 from .data.remember import WEIGHT
-from .errors import ChreodeError, StoreError, counted, visible, warn
+from .errors import ChreodeError, StoreError, counted, warn
 from .module import Members, Module, Recipe
 from .registry import find
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Schema, Spec
-from .text import markdown, spreadsheet
-from .verbs import cells, factors, labels, latent, paths
+from .text import spreadsheet
+from .verbs import cells, description, factors, labels, latent, paths
 from .verbs.state import FittedState
 from .version import __version__
 
@@ -64,6 +63,9 @@ class Fitted(FittedState):
     generate = cells.generate
     trajectory = paths.trajectory
     rank = paths.rank
+    card = description.card
+    __repr__ = description.line
+    _repr_html_ = description.table
 
     @property
     def members(self) -> list[Fitted]:
@@ -124,62 +126,6 @@ class Fitted(FittedState):
             info["sha256"] = seal(info)
             (made / "model.json").write_text(json.dumps(info, indent=1))
         return folder
-
-    def card(self, *, plain: bool = False) -> str:
-        """Return a page in Markdown that says what this model is and what it was learned from.
-
-        Parameters
-        ----------
-        plain
-            For people rather than for Markdown: nothing is escaped.
-        """
-        said, shown = self.provenance, visible if plain else markdown
-        rows = [f"| {k} | {shown(v)} |" for k, v in config.as_dict(self.model).items()]
-        features = ", ".join(
-            f"{counted(len(n), 'feature')} of {shown(r)}" for r, n in self.spec.features.items()
-        )
-        groups = ", ".join(f"{len(n)} {shown(r)}" for r, n in self.spec.categories.items())
-        return "\n".join(
-            [
-                f"# {type(self.model).__name__}", "",
-                f"Fitted with chreode {shown(said['version'])} on {counted(said['cells'], 'cell')} "
-                f"({features}{'; ' + groups if groups else ''}), seed {said['seed']}.",
-                f"It {STATES[said['state']]}. It can: {', '.join(self.verbs)}.",
-                *[f"Note: {shown(note)}." for note in said["notes"]], "",
-                "| option | value |", "|---|---|", *rows, "",
-            ]
-        )  # fmt: skip
-
-    def _repr_html_(self) -> str:
-        rows = {
-            "cells": f"{self.provenance['cells']:,}",
-            **{
-                role: f"{counted(len(names), 'feature')}"
-                for role, names in self.spec.features.items()
-            },
-            **{
-                role: f"{counted(len(names), 'category')}"
-                for role, names in self.spec.categories.items()
-            },
-            "state": self.provenance["state"],
-            "verbs": ", ".join(self.verbs),
-            "notes": "; ".join(self.provenance["notes"]),
-        }
-        lines = "".join(
-            f"<tr><td>{escape(visible(name))}</td><td>{escape(visible(value))}</td></tr>"
-            for name, value in rows.items()
-            if value
-        )
-        return f"<table><thead><tr><th colspan=2>{type(self.model).__name__}</th></tr></thead>{lines}</table>"
-
-    def __repr__(self) -> str:
-        features = ", ".join(
-            f"{counted(len(n), 'feature')} of {visible(r)}" for r, n in self.spec.features.items()
-        )
-        return (
-            f"Fitted {type(self.model).__name__} on {counted(self.provenance['cells'], 'cell')} "
-            f"({features}); it can {', '.join(self.verbs)}"
-        )
 
 
 def refuse_to_replace(folder: Path) -> None:
