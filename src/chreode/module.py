@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -221,23 +221,24 @@ def capabilities(module: Module) -> list[str]:
     return [n for n in CAPABILITIES if callable(getattr(module, n, None)) and n not in unable]
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """What a fitted model keeps of its `Model`: options, the roles it reads, and how it is built.
 
     See `chreode.model.Model`, which has them, for what each is.
     """
 
-    tolerates: tuple[str, ...]
-    partial: bool
-    scale: Literal["counts", "log1p CP10k"]
-    inverts: bool
+    tolerates: ClassVar[tuple[str, ...]]
+    partial: ClassVar[bool]
+    scale: ClassVar[Literal["counts", "log1p CP10k"]]
+    inverts: ClassVar[bool]
 
     @property
     def key(self) -> str:
         """Name in the registry, in slots and on the command line."""
         ...
 
-    def alone(self) -> Recipe:
+    def alone(self) -> Self:
         """Return the same options for one fit, without members."""
         ...
 

@@ -20,6 +20,7 @@ from ..data.cells import Cells
 from ..data.read import Data
 from ..errors import ConfigError, DataError, SchemaError
 from ..metrics import generation as measure
+from ..metrics.markers import MIN_CLASS
 from ..model import Model
 from ..run import Run
 from ..schema import CATEGORY_ROLES, COUNT_ROLES, Schema
@@ -31,7 +32,7 @@ from .generators import Classes
 from .table import Bench
 from .trial import Result
 from .trials import require_seeds
-from .yardstick import METRICS, MIN_CLASS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
+from .yardstick import METRICS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
 
 #: Cells of each kind that are kept for pictures.
 PICTURED = 1500

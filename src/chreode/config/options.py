@@ -25,7 +25,8 @@ def param(default: Any, doc: str, *, low: float | None = None, high: float | Non
     return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high})
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(param,))
+# Without field specifiers every field has a default for a type checker, as `param` demands.
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that refuses wrong names and values at once."""
     data_cls: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)

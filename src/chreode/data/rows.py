@@ -109,7 +109,7 @@ class _Condition:
         return self._value(node)
 
     def _column(self, node: ast.expr) -> pd.Series:
-        key = None
+        key: Any = None
         if isinstance(node, ast.Attribute):
             owner, key = node.value, node.attr
         elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):

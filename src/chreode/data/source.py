@@ -38,6 +38,11 @@ class Matrix(Protocol):
         """Cells, features."""
         ...
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Kind of the numbers."""
+        ...
+
     def __getitem__(self, rows: np.ndarray) -> Csr | np.ndarray:
         """Return the rows asked for, in that order."""
         ...

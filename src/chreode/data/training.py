@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -18,13 +18,14 @@ from .holdout import named_cells
 from .source import Source
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What is read of a model; `chreode.model.Model` says what each is."""
 
-    needs: tuple[str, ...]
-    tolerates: tuple[str, ...]
-    partial: bool
-    sets: tuple[str, ...]
+    needs: ClassVar[tuple[str, ...]]
+    tolerates: ClassVar[tuple[str, ...]]
+    partial: ClassVar[bool]
+    sets: ClassVar[tuple[str, ...]]
 
     @property
     def key(self) -> str:

@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..compute.processes import Group
 from ..module import Module, Player, Step
-
-
-class Options(Protocol):
-    """What is read of a learner's options; `SGD` says what each is."""
-
-    @property
-    def lr(self) -> float:
-        """Learning rate at the start."""
-        ...
-
-    @property
-    def eps(self) -> float:
-        """Adam's denominator term."""
-        ...
-
-    @property
-    def decoupled(self) -> bool:
-        """Whether weight decay is that of AdamW."""
-        ...
-
-    @property
-    def clip(self) -> float | None:
-        """Largest norm of a player's gradient."""
-        ...
 
 
 class Players:
@@ -44,14 +20,14 @@ class Players:
     module
         Whose players.
     options
-        Of the learner.
+        The learner (`SGD`): its lr, eps, clip, and whether weight decay is decoupled.
     weight_decay
         L2 penalty.
     group
         The processes that share every minibatch.
     """
 
-    def __init__(self, module: Module, options: Options, weight_decay: float, group: Group) -> None:
+    def __init__(self, module: Module, options: Any, weight_decay: float, group: Group) -> None:
         self.options, self.group = options, group
         self.players: dict[str, Player] = dict(module.players())
         self.parameters = {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ from ...ranking import Edges
 from ...schema import Spec
 from . import limits
 from .frame import Frame
-from .options import Options
 from .unexplained import unexplained
 from .vectorfield import Gates, VectorField, mean_jacobian
 
@@ -51,7 +51,7 @@ class Dynamics(Module):
     confidence: Tensor
     strength: Tensor
 
-    def __init__(self, options: Options, spec: Spec, field: VectorField) -> None:
+    def __init__(self, options: Any, spec: Spec, field: VectorField) -> None:
         super().__init__()
         n = options.width(spec)
         self.options, self.spec, self.field = options, spec, field

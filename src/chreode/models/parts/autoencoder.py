@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,30 +30,20 @@ MODALITIES = ("counts", "accessibility", "protein")
 WARM_UP = 0.05
 
 
-class Options(Protocol):
-    """What is read of a model's options; `CFGen` says what each is."""
-
-    n_latent: int
-    hidden: tuple[int, ...]
-    kl: float
-    dispersion: str
-    peaks: Literal["poisson", "bernoulli"]
-    normalise: bool
-    theta_speed: float
-    effects: bool
-    start: Literal["data", "random"]
-
-    def theta_by(self, spec: Spec) -> str:
-        """Return the attribute of which every category has a θ, or ""."""
-        ...
-
-
 class Autoencoder(Module):
-    """A latent vector per cell, from which the counts of every modality are drawn."""
+    """A latent vector per cell, from which the counts of every modality are drawn.
+
+    Parameters
+    ----------
+    options
+        The model, whose options it reads (`CFGen`).
+    spec
+        Of the cells.
+    """
 
     started: Tensor
 
-    def __init__(self, options: Options, spec: Spec) -> None:
+    def __init__(self, options: Any, spec: Spec) -> None:
         super().__init__()
         self.options, self.spec = options, spec
         self.by = options.theta_by(spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,25 +33,13 @@ _ZEROS_SPEED = 3.0
 Likelihood = NegativeBinomial | ZeroInflatedNegativeBinomial | Poisson
 
 
-class Options(Protocol):
-    """What is read of a model's options; `SCVI` says what each is."""
-
-    n_latent: int
-    n_hidden: int
-    n_layers: int
-    likelihood: Literal["nb", "zinb", "poisson"]
-    dispersion: Literal["gene-state", "gene", "gene-batch"]
-    linear_decoder: bool
-    start: Literal["data", "random"]
-
-
 class CountsDecoder(Module):
     """p(x|z, ℓ, covariates) of counts, for modules that derive from it.
 
     They call `add_decoder` where its weights are to be drawn, which is after those of their encoder.
     """
 
-    def add_decoder(self, options: Options, spec: Spec) -> None:
+    def add_decoder(self, options: Any, spec: Spec) -> None:
         """Make the tensors."""
         self.decoding = options
         self.scaled = "size_factor" in spec.roles

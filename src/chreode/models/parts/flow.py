@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,36 +27,22 @@ from .autoencoder import MODALITIES
 from .depth import Depth
 
 
-class Options(Protocol):
-    """What is read of a model's options; `CFGen` says what each is."""
-
-    n_latent: int
-    flow_width: int
-    flow_blocks: int
-    conditioning: Literal["joint", "additive", "both"]
-    depth: Literal["observed", "lognormal"]
-    depth_in_flow: bool
-    standardise: bool
-    effects: bool
-    drop_by: Literal["cell", "minibatch"]
-    condition_dropout: float
-    coupling: str
-    sigma: float
-    batch_size: int
-
-    def solver_options(self) -> dict[str, Any]:
-        """Return the options of `ode.solve`."""
-        ...
-
-
 class Flow(Module):
-    """Phase two: the velocity that moves standard normal noise to latent vectors, given attributes."""
+    """Phase two: the velocity that moves standard normal noise to latent vectors, given attributes.
+
+    Parameters
+    ----------
+    options
+        The model, whose options it reads (`CFGen`).
+    spec
+        Of the cells.
+    """
 
     started: Tensor
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, options: Options, spec: Spec) -> None:
+    def __init__(self, options: Any, spec: Spec) -> None:
         super().__init__()
         self.options, self.spec = options, spec
         for role, blocks in spec.blocks.items():
