@@ -51,7 +51,7 @@ def held_out_elbo(counts: sp.csr_matrix, fit: dict[str, np.ndarray]) -> np.ndarr
         Raw counts of the test cells.
     fit
         ``z_mean`` and ``z_variance`` of q(z|x), cells x latent; ``mu`` and ``logits`` given each
-        draw of z, draws x cells x genes; ``theta``, genes.
+        draw of z, draws x cells x genes; ``theta``, genes, or as ``mu`` where it differs by cell.
 
     Raises
     ------
@@ -59,14 +59,14 @@ def held_out_elbo(counts: sp.csr_matrix, fit: dict[str, np.ndarray]) -> np.ndarr
         If the means of a cell do not sum to its depth: the two sides would not explain the same.
     """
     x = counts.toarray().astype(np.float64)
-    theta = fit["theta"].astype(np.float64)
+    thetas = np.broadcast_to(fit["theta"], fit["mu"].shape)
     kl = kl_from_prior(*(fit[k].astype(np.float64) for k in ("z_mean", "z_variance")))
     elbo = np.empty((len(fit["mu"]), len(x)))
-    for draw, (mu, logits) in enumerate(zip(fit["mu"], fit["logits"], strict=True)):
-        mu = mu.astype(np.float64)
+    for draw, parts in enumerate(zip(fit["mu"], thetas, fit["logits"], strict=True)):
+        mu, theta, logits = (part.astype(np.float64) for part in parts)
         if not np.allclose(mu.sum(1), x.sum(1), rtol=1e-3):
             raise ValueError("means do not sum to the observed depth of the cells")
-        elbo[draw] = zinb_log_prob(x, mu, theta, logits.astype(np.float64)).sum(1) - kl
+        elbo[draw] = zinb_log_prob(x, mu, theta, logits).sum(1) - kl
     return elbo
 
 

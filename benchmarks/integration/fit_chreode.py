@@ -73,12 +73,13 @@ def explain(fitted: Fitted, task: Task, noise: np.ndarray) -> dict[str, np.ndarr
         )
         for eps in noise
     ]
+    never = torch.tensor(-math.inf)  # the log-odds of extra zeros where there are none
     return {
         "z_mean": latent.mean.numpy(),
         "z_variance": latent.variance.numpy(),
         "mu": np.stack([p.mu.numpy() for p in given_z]),
-        "logits": np.stack([p.logits.numpy() for p in given_z]),
-        "theta": given_z[0].theta[0].numpy(),
+        "logits": np.stack([getattr(p, "logits", never).expand(p.mu.shape) for p in given_z]),
+        "theta": np.stack([p.theta.expand(p.mu.shape) for p in given_z]),
     }
 
 

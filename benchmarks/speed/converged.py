@@ -184,7 +184,7 @@ def chreode(given: Prepared, lap: Callable[..., None]) -> None:
 
     model = chreode_model(
         begin, n_latent=settings.n_latent, n_hidden=settings.n_hidden, n_layers=settings.n_layers,
-        dropout=settings.dropout, likelihood="zinb", kl_warmup=settings.warmup,
+        dropout=settings.dropout, kl_warmup=settings.warmup,
         batch_size=settings.batch_size, max_epochs=settings.epochs, lr=settings.lr,
         weight_decay=settings.weight_decay, patience=given["patience"],
     )  # fmt: skip

@@ -12,8 +12,9 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import nbinom, t
 
+import chreode as ch
 from chreode.data.simulate import simulate_cells
-from chreode.distributions import ZeroInflatedNegativeBinomial
+from chreode.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from chreode.metrics.integration import METRICS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "integration"))
@@ -79,7 +80,16 @@ def fitted(task):
     return fit_chreode.fit(task, Settings(epochs=6, n_latent=4), seed=0)[0]
 
 
-def test_agrees_with_chreodes_own_score(task, fitted):
+@pytest.fixture(scope="module")
+def default(task):
+    """Counts are NB, and θ differs by cell."""
+    model = ch.SCVI(n_latent=4, max_epochs=6)
+    return model.fit(fit_chreode.as_anndata(task), ch.Schema(counts="X", batch="obs/batch"))
+
+
+@pytest.mark.parametrize("name", ["fitted", "default"])
+def test_agrees_with_chreodes_own_score(task, name, request):
+    fitted = request.getfixturevalue(name)
     noise = shared_noise(task, Settings(epochs=1, n_latent=4, draws=100), seed=1)
     test = task.rows(TEST)
     elbo = evaluator.held_out_elbo(
@@ -98,6 +108,19 @@ def test_agrees_with_chreodes_likelihood_draw_by_draw(task, fitted):
     parts = fit_chreode.explain(fitted, task, noise)
     mu, theta, logits = (torch.tensor(parts[k]) for k in ("mu", "theta", "logits"))
     own = ZeroInflatedNegativeBinomial(mu, theta, logits).log_prob(torch.tensor(counts.toarray()))
+    kl = evaluator.kl_from_prior(parts["z_mean"], parts["z_variance"])
+    np.testing.assert_allclose(
+        evaluator.held_out_elbo(counts, parts), own.sum(-1).double().numpy() - kl, rtol=1e-5
+    )
+
+
+def test_agrees_with_the_likelihood_where_dispersions_differ_by_cell(task, default):
+    noise = shared_noise(task, Settings(epochs=1, n_latent=4, draws=2), seed=1)
+    counts = task.counts[task.rows(TEST)]
+    parts = fit_chreode.explain(default, task, noise)
+    mu, theta = (torch.tensor(parts[k]) for k in ("mu", "theta"))
+    assert (theta[0].std(0) > 0.01 * theta[0].mean(0)).any()
+    own = NegativeBinomial(mu, theta).log_prob(torch.tensor(counts.toarray()))
     kl = evaluator.kl_from_prior(parts["z_mean"], parts["z_variance"])
     np.testing.assert_allclose(
         evaluator.held_out_elbo(counts, parts), own.sum(-1).double().numpy() - kl, rtol=1e-5
