@@ -92,7 +92,8 @@ def _works(rows: Mapping[str, list[Row]]) -> Iterator[tuple[str, ...]]:
         yield what, *_compared(theirs, ours, linear.THEIRS.label, "s")
     for row in rows["imports"]:
         theirs, ours = (laps(row, imports.SIDES[i].label, "import") for i in (0, 2))
-        yield "import of the model" + mark(row, "import"), *_compared(theirs, ours, imports.THEIRS.label, "s")
+        what = "import of the model" + mark(row, "import")
+        yield what, *_compared(theirs, ours, imports.THEIRS.label, "s")
 
 
 def _compared(theirs: np.ndarray, ours: np.ndarray, who: str, unit: str) -> tuple[str, ...]:
