@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.common import ROOT, Row, folded, read, write_section
 from benchmarks.speed import converged, disk, imports, linear, metrics, training
-from benchmarks.speed.ratios import laps, markdown, median, ratio
+from benchmarks.speed.ratios import laps, mark, markdown, median, ratio
 from benchmarks.speed.run import HERE, TABLES, rows_file, table
 
 PAGE = ROOT / "docs" / "speed.md"
@@ -31,9 +31,13 @@ def section(name: str, rows: list[Row]) -> str:
         here = [row for row in rows if (row["machine"], row["threads"]) == place]
         parts += ["", f"{place[0]}; threads: {place[1]}.", ""]
         parts += [*table(name).render(here), "", *folded("Versions", [f"{_versions(here)}."])]
-    if any(" †" in line for line in parts):
-        parts += ["", "†: others kept more than a tenth of a core busy meanwhile."]
-    return "\n".join(parts).strip()
+    return "\n".join(_noted(parts)).strip()
+
+
+def _noted(lines: list[str]) -> list[str]:
+    """Add what a dagger means, where there is one."""
+    told = "†: other programs kept more than a tenth of a core busy meanwhile."
+    return [*lines, *(["", told] if any(" †" in line for line in lines) else [])]
 
 
 def in_short(rows: Mapping[str, list[Row]]) -> str:
@@ -47,7 +51,8 @@ def in_short(rows: Mapping[str, list[Row]]) -> str:
         for name, of in rows.items()
     }
     header = ("", "chreode", "the other", "it needs", "ratio")
-    return "\n".join([f"{place[0]}; threads: {place[1]}.", "", *markdown(header, _works(here))])
+    lines = [f"{place[0]}; threads: {place[1]}.", "", *markdown(header, _works(here))]
+    return "\n".join(_noted(lines))
 
 
 def _works(rows: Mapping[str, list[Row]]) -> Iterator[tuple[str, ...]]:
@@ -60,7 +65,7 @@ def _works(rows: Mapping[str, list[Row]]) -> Iterator[tuple[str, ...]]:
             steps = training.steps(row) / 1e3
             theirs, ours = (laps(row, side, "epoch") / steps for side in sides)
             what = f"training step of scVI, {likelihood}, minibatches of {batch}"
-            yield what, *_compared(theirs, ours, sides[0], "ms")
+            yield what + mark(row, "epoch"), *_compared(theirs, ours, sides[0], "ms")
         else:
             theirs, ours = (training.peaks(row)[side] for side in sides)
             what = f"peak memory of a training, {likelihood}, minibatches of {batch}"
@@ -70,22 +75,25 @@ def _works(rows: Mapping[str, list[Row]]) -> Iterator[tuple[str, ...]]:
         mine = [row for row in fits if row["settings"]["task"] == task]
         to_best, _, own = np.transpose([converged.times(row) for row in mine])
         what = f"fit of {task} to the same held-out ELBO"
-        yield what, *_compared(to_best, own, converged.THEIRS.label, "s")
+        disturbed = max((mark(row, "epoch") for row in mine), key=len)
+        yield what + disturbed, *_compared(to_best, own, converged.THEIRS.label, "s")
     for row in rows["metrics"]:
         theirs, ours = (laps(row, s.label, "second call") for s in (metrics.THEIRS, metrics.OURS))
         what = f"metrics of integration, {row['case']}, second call"
-        yield what, *_compared(theirs, ours, metrics.THEIRS.label, "s")
+        yield what + mark(row, *metrics.CALLS), *_compared(theirs, ours, metrics.THEIRS.label, "s")
     for row in rows["disk"]:
         if "cold" in row["settings"]:
             theirs, ours = (laps(row, s.label, "epoch") for s in (disk.THEIRS, disk.OURS))
             what = f"epoch of minibatches from a file, {row['case']}"
-            yield what, *_compared(theirs, ours, disk.THEIRS.label, "s")
+            yield what + mark(row, "epoch"), *_compared(theirs, ours, disk.THEIRS.label, "s")
     for row in rows["linear"]:
         theirs, ours = (laps(row, s.label, "fit") for s in linear.SIDES[:2])
-        yield f"PCA, {row['case']}", *_compared(theirs, ours, linear.THEIRS.label, "s")
+        what = f"PCA, {row['case']}" + mark(row, "fit")
+        yield what, *_compared(theirs, ours, linear.THEIRS.label, "s")
     for row in rows["imports"]:
         theirs, ours = (laps(row, imports.SIDES[i].label, "import") for i in (0, 2))
-        yield "import of the model", *_compared(theirs, ours, imports.THEIRS.label, "s")
+        what = "import of the model" + mark(row, "import")
+        yield what, *_compared(theirs, ours, imports.THEIRS.label, "s")
 
 
 def _compared(theirs: np.ndarray, ours: np.ndarray, who: str, unit: str) -> tuple[str, ...]:

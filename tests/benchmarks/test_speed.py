@@ -351,6 +351,9 @@ def test_the_first_table_has_a_line_for_each_kind_of_work():
     assert lines[0] == (
         "| training step of scVI, NB, minibatches of 128 | 71.4 ms | scvi-tools | 286 ms | 4.00 x |"
     )
+    assert "†" not in table.in_short(rows)
+    disturbed = {name: rows_of(name, foreign_cores=0.5) for name in run.TABLES}
+    assert table.in_short(disturbed).count(" † |") == len(lines) - 1  # but that of memory
     rows["converged"] = rows_of("converged", reached=False)
     assert "held-out ELBO" not in table.in_short(rows)
     assert table.in_short({name: [] for name in run.TABLES}) == "Not measured yet."
