@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -238,7 +238,7 @@ class Recipe(Protocol):
         """Name in the registry, in slots and on the command line."""
         ...
 
-    def alone(self) -> Self:
+    def alone(self) -> Any:
         """Return the same options for one fit, without members."""
         ...
 

@@ -189,6 +189,10 @@ class _Held:
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
     def __getitem__(self, rows: Int[np.ndarray, " b"]) -> Csr | np.ndarray:
         return self.values[np.searchsorted(self.rows, rows)]
 
