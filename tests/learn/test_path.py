@@ -47,10 +47,10 @@ class Parabola(Module):
         self.best = best
         self.register_buffer("strength", torch.tensor(0.0))
 
-    def strengthen(self, value):
+    def set_strength(self, value):
         self.strength.fill_(value)
 
-    def further(self, value, before):
+    def next_strength(self, value, before):
         return value * value / before
 
     def path_matrix(self):

@@ -115,9 +115,9 @@ def exact_neighbours(x: Float[np.ndarray, "b z"], k: int = 90) -> Neighbours:
     indices = np.empty((len(x), k), dtype=np.int64)
     distances = np.zeros((len(x), k), dtype=np.float32)
     searching, sought = np.ones((2, len(x)), dtype=bool)
-    for crowd in _crowds(x, k):
+    for cells in _coinciding(x, k):
         # each cell takes the next ones of a random ring: all would take the same, for no reason
-        ring = np.random.default_rng(0).permutation(crowd)
+        ring = np.random.default_rng(0).permutation(cells)
         following = np.arange(len(ring))[:, None] + np.arange(1, k + 1)
         indices[ring] = ring[following % len(ring)]
         searching[ring] = False
@@ -159,12 +159,12 @@ def _search(
     return nearest
 
 
-def _crowds(x: Float64[np.ndarray, "b z"], k: int) -> Iterator[Int[np.ndarray, " m"]]:
+def _coinciding(x: Float64[np.ndarray, "b z"], k: int) -> Iterator[Int[np.ndarray, " m"]]:
     """Find the spots where cells coincide with more than `k` others, and give the cells on each."""
     _, at, size = np.unique(x[:, 0], return_inverse=True, return_counts=True)
     shared = np.flatnonzero(size[at] > k + 1)  # few, if any; and to sort whole rows takes long
     _, spot, size = np.unique(x[shared], axis=0, return_inverse=True, return_counts=True)
-    return (shared[spot.ravel() == crowded] for crowded in np.flatnonzero(size > k + 1))
+    return (shared[spot.ravel() == group] for group in np.flatnonzero(size > k + 1))
 
 
 def _least(values: Float64[np.ndarray, "r n"], k: int) -> Int[np.ndarray, "r k"]:

@@ -81,7 +81,7 @@ class Dynamics(Module):
         weight = _SOLVED
         if batch.slopes is not None:
             weight, fit = 1.0, self.matched(batch)
-        elif batch.crowd is not None:
+        elif batch.draw_populations is not None:
             fit = self.carried(batch, step)
         else:
             fit = self.solved(batch)
@@ -107,12 +107,14 @@ class Dynamics(Module):
     def carried(self, batch: SeriesBatch, step: Step) -> Float[Tensor, ""]:
         """Return how far cells of the first time end up from those of later ones, of how far they were.
 
-        Energy distances between populations: no cell is told which one it becomes. Every step draws other
+        Energy distances between populations: no cell is matched to a later one. Every step draws other
         cells; where nothing is learned it is always the same ones.
         """
-        assert batch.crowd is not None
-        drawn = batch.crowd(step.rng.numpy("crowd", step.index if self.training else 0))
-        values, there = (t.to(batch.values.device) for t in drawn)
+        assert batch.draw_populations is not None
+        # the stream keeps its first name, "crowd", so that fits keep their bits
+        generator = step.rng.numpy("crowd", step.index if self.training else 0)
+        drawn = batch.draw_populations(generator)
+        values, present = (t.to(batch.values.device) for t in drawn)
         cells = self.frame.inside(values)
         first, m = cells[:, 0], cells.shape[2]
         begin, times = batch.times[:, 0], batch.times
@@ -121,9 +123,11 @@ class Dynamics(Module):
                 first.flatten(0, 1), times.repeat_interleave(m, 0), begin.repeat_interleave(m)
             ).unflatten(0, first.shape[:2])
         later = batch.observed & (times > begin[:, None])
-        begun = there[:, :1].expand_as(there)
-        away = energy_distance(found.transpose(1, 2), cells, begun, there)[later].mean()
-        still = energy_distance(first[:, None].expand_as(cells), cells, begun, there)[later].mean()
+        begun = present[:, :1].expand_as(present)
+        away = energy_distance(found.transpose(1, 2), cells, begun, present)[later].mean()
+        still = energy_distance(first[:, None].expand_as(cells), cells, begun, present)[
+            later
+        ].mean()
         # of populations that hardly move, noise would be all of the scale
         return away / still.clamp(min=0.05 * (2 * self.field.n) ** 0.5)
 
@@ -131,11 +135,11 @@ class Dynamics(Module):
         """Return what `strength` weighs, under the gates of the last solve."""
         return self.strength.new_zeros(())
 
-    def strengthen(self, value: float) -> None:
+    def set_strength(self, value: float) -> None:
         """Set the weight of the penalty."""
         self.strength.fill_(value)
 
-    def further(self, value: float, before: float) -> float | None:
+    def next_strength(self, value: float, before: float) -> float | None:
         """Return the strength that comes after two others in a grid of even ratios, either way."""
         return value * value / before if value and before else None
 
@@ -170,15 +174,15 @@ class Dynamics(Module):
     def velocity(
         self, gates: Gates = "sample"
     ) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
-        """Return f for one solve: while it learns gates are drawn once, or as told; then settled."""
+        """Return f for one solve: in training gates are drawn once, or as `gates` says; then settled."""
         self.field.settle(self.gates_as(gates))
         return self.field.solved()
 
-    def gates_as(self, told: Gates) -> Gates:
+    def gates_as(self, gates: Gates) -> Gates:
         """Return how gates are taken: open without a penalty, lest those close that nothing closes."""
         if not self.strength:
             return "ones"
-        return told if self.training else "settled"
+        return gates if self.training else "settled"
 
     def without(
         self, x: Float[Tensor, "s g"], genes: Int[Tensor, " k"]

@@ -32,9 +32,9 @@ class Path:
     strongest of several the grid goes on, and where the best is the weakest it goes back, by six strengths
     at the most: the end of a grid is no optimum.
 
-    The module offers ``strengthen(value)``, ``further(value, before)`` (the next strength of a grid, or
+    The module offers ``set_strength(value)``, ``next_strength(value, before)`` (the next one of a grid, or
     None), ``errors(batch)`` (the error of each series), and ``path_matrix()`` (0 where an input does not
-    reach an output), whose share of zeros the history tells.
+    reach an output), whose share of zeros is in the history.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Path:
         # a module keeps it in single precision
         way = [s for s in self.strengths if s <= strength * (1 + 1e-6)] or [strength]
         while len(way) > 1 and strength > way[-1] * (1 + 1e-6):
-            way.append(min(module.further(way[-1], way[-2]), strength))
+            way.append(min(module.next_strength(way[-1], way[-2]), strength))
         return replace(self, strengths=tuple(way))
 
     def learn(
@@ -67,7 +67,7 @@ class Path:
 
         def fit(strength: float, begun: _Fit) -> _Fit:
             target.load_state_dict(begun.state)
-            target.strengthen(strength)
+            target.set_strength(strength)
             own = run.for_phase(len(fits))
             trace = self.stage.learner.learn(module, self.stage, seen, split, own)
             errors = _held_out(target, source, split, run)
@@ -121,9 +121,9 @@ def _beyond(fits: list[_Fit], errors: np.ndarray, chosen: _Fit, target: Any) -> 
         return None
     found: float | None = None
     if chosen is fits[-1]:
-        found = target.further(fits[-1].strength, fits[-2].strength)
+        found = target.next_strength(fits[-1].strength, fits[-2].strength)
     elif int(np.nanargmin(means)) == 0:
-        found = target.further(fits[0].strength, fits[1].strength)
+        found = target.next_strength(fits[0].strength, fits[1].strength)
     return found
 
 
