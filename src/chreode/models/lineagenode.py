@@ -97,7 +97,7 @@ class KnownLineage(Dynamics):
         """Return the expression that belongs to scaled components."""
         return (z * self.spread) @ self.axes.T + self.middle
 
-    def alike(
+    def lineage_weights(
         self, x: Float[Tensor, "s g"], at: Float[Tensor, " s"] | None = None
     ) -> Float[Tensor, "s l"]:
         """Return a weight for each lineage, by its distance from expression at a time, or at any time."""
@@ -110,13 +110,15 @@ class KnownLineage(Dynamics):
         off = -0.5 * squares / self.reach.square().clamp(min=1e-12)
         return torch.where(self.learned, off, -torch.inf).softmax(1)
 
-    def own(self, batch: SeriesBatch) -> Float[Tensor, "s l"]:
-        """Return the lineage of each training series; for other series, the weights of `alike`."""
+    def own_lineage(self, batch: SeriesBatch) -> Float[Tensor, "s l"]:
+        """Return the lineage of each training series; for other series, the weights of `lineage_weights`."""
         at = self._codes(batch)
         mine = torch.eye(len(self.learned), device=at.device)[at]
-        return torch.where(self.learned[at, None], mine, self.alike(batch.start, batch.begin))
+        return torch.where(
+            self.learned[at, None], mine, self.lineage_weights(batch.start, batch.begin)
+        )
 
-    def told(self, weights: Float[Tensor, "s l"]) -> Float[Tensor, "s l"]:
+    def standardised(self, weights: Float[Tensor, "s l"]) -> Float[Tensor, "s l"]:
         """Return weights of lineages, centred and scaled as the indicator of a single lineage would be."""
         mean = 1 / max(int(self.learned.sum()), 2)
         return (weights - mean) / (mean * (1 - mean)) ** 0.5
@@ -128,7 +130,7 @@ class KnownLineage(Dynamics):
         assert batch.slopes is not None
         seen = batch.observed
         z = self.inside(batch.values)
-        lineage = self.told(self.own(batch))[:, None].expand(*seen.shape, -1)
+        lineage = self.standardised(self.own_lineage(batch))[:, None].expand(*seen.shape, -1)
         slopes = (batch.slopes @ self.axes / self.spread)[seen] * self.frame.length
         self.field.settle("ones")
         found = self.field.solved()(torch.cat([z[seen], lineage[seen]], 1))
@@ -137,7 +139,7 @@ class KnownLineage(Dynamics):
     def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of forecasts, in scaled components, relative to how far the cells moved."""
         start = self.inside(batch.start)
-        lineage = self.told(self.own(batch))
+        lineage = self.standardised(self.own_lineage(batch))
         state = torch.cat([start, lineage], 1)
         if self.training:  # neither starts nor lineages are known without noise
             state = state + self.options.jitter * torch.randn_like(state)
@@ -175,7 +177,9 @@ class KnownLineage(Dynamics):
     ) -> Float[Tensor, "s t g"]:
         """Solve for states at `times`; a knocked-out gene is absent at the start and in the result."""
         whole = self.frame.outside(x)
-        state = torch.cat([self.inside(whole), self.told(self.alike(whole, start))], 1)
+        state = torch.cat(
+            [self.inside(whole), self.standardised(self.lineage_weights(whole, start))], 1
+        )
         found = self.frame.inside(self.outside(self._follow(state, times, start, alone=alone)))
         if clamped is not None:
             found[..., clamped] = x[:, None, clamped]
@@ -190,7 +194,7 @@ class KnownLineage(Dynamics):
 
         def of(x: Tensor) -> Tensor:
             whole = self.frame.outside(x)
-            lineage = self.told(self.alike(whole.detach()))
+            lineage = self.standardised(self.lineage_weights(whole.detach()))
             return (
                 (f(torch.cat([self.inside(whole), lineage], 1)) * self.spread)
                 @ self.axes.T
