@@ -108,8 +108,8 @@ def augment(
     )
     if n == 0:
         return real
-    told = {by: np.repeat(wanted.index.to_numpy(object), wanted.to_numpy())}
-    made: Any = generate(fitted, n, given=told, seed=seed, run=run)
+    given = {by: np.repeat(wanted.index.to_numpy(object), wanted.to_numpy())}
+    made: Any = generate(fitted, n, given=given, seed=seed, run=run)
     if not isinstance(made, AnnData):  # of several modalities, of which the counts are added
         place = dict(fitted.schema.places())["counts"]
         made = AnnData(made[place.modality or "counts"].X, obs=made.obs, var=real.var)

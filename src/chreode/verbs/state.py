@@ -26,7 +26,7 @@ class FittedState:
     model
         The hyper-parameters.
     schema
-        Where the roles lived; verbs look there, unless told another `schema`.
+        Where the roles lived; verbs look there, unless given another `schema`.
     spec
         Names of features and categories.
     module
