@@ -127,7 +127,7 @@ class Model:
             Cells to learn from: mask, positions or names (default: all).
         from_
             A fit of a model of the same form, and of the same roles, to start from. If `data` has
-            categories it never saw, only their parameters are learned (query mapping: what it said of
+            categories it never saw, only their parameters are learned (query mapping: what it gave for
             the old cells stays true); otherwise training goes on from its weights. Some models start
             from a fit of another one too (`starts_from`): features, categories and units are then its
             own, all weights learn, and the notes of the fit say which were taken.
@@ -209,10 +209,10 @@ class Model:
             codes = source.columns["categorical" if name in spec.categorical else name]
             codes = codes[:, spec.categorical.index(name)] if name in spec.categorical else codes
             alone = np.setdiff1d(codes[split.validation], codes[split.train])
-            said = ", ".join(names[code] for code in alone if code >= 0)
-            if said:
+            unseen = ", ".join(names[code] for code in alone if code >= 0)
+            if unseen:
                 found.append(
-                    f"of {name} {said} all cells are held out, so that this fit learned nothing of it"
+                    f"of {name} {unseen} all cells are held out, so that this fit learned nothing of it"
                 )
                 share = "Say validation=0, or name cells"  # a share was held out, by chance these
                 other = "Hold out other cells, or a share" if split.named else share

@@ -58,8 +58,8 @@ def _conditions(_: Any, given: Any) -> dict[str, str]:
     found = dict[str, str]()
     if not isinstance(given, Mapping):
         for token in given:
-            name, told, value = token.value.partition("=")
-            if not (name and told):
+            name, sign, value = token.value.partition("=")
+            if not (name and sign):
                 flag = token.keyword
                 raise ValueError(f"{token.value!r}. Write {flag} batch=p3, or {flag}.batch p3")
             found[name] = value

@@ -242,8 +242,8 @@ def with_genes(data: Any, schema: Schema, n_genes: int | None, rows: Any = None)
     genes = ch.pp.select_genes(data, schema, n_genes, rows=rows)
     place = narrows(schema)
     if place is None:
-        said = schema.counts or schema.expression
-        raise SchemaError(f"--n-genes works on genes in X or layers/NAME, not in {said}.")
+        named = schema.counts or schema.expression
+        raise SchemaError(f"--n-genes works on genes in X or layers/NAME, not in {named}.")
     if not place.modality:
         return data[:, genes].copy()
     data.mod[place.modality] = data.mod[place.modality][:, genes].copy()

@@ -224,7 +224,7 @@ def correct(
     use_threads(threads)
     fitted = load_model(model)
     schema = fitted.schema.with_(**roles)
-    said = ", ".join(f"{role} {value}" for role, value in to.items())
+    conditions = ", ".join(f"{role} {value}" for role, value in to.items())
     if latent:
         require_suffix(file, SUFFIXES)
         require_output(output, [file.suffix], file)
@@ -241,7 +241,7 @@ def correct(
         fitted.predict(file, to=to, seed=seed, into=output, schema=schema, device=device)
         written = "counts"
     return Answer(
-        f"{written} as of {said} written to {output}", {"file": str(output), "to": to}, json
+        f"{written} as of {conditions} written to {output}", {"file": str(output), "to": to}, json
     )
 
 

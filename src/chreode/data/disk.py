@@ -85,7 +85,7 @@ class DiskMatrix:
 
 
 class DiskDense(DiskMatrix):
-    """A dense matrix in a file; pieces of zarr that are absent were lost, for all that can be told."""
+    """A dense matrix in a file; pieces of zarr that are absent count as lost."""
 
     sparse = False
 

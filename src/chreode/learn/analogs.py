@@ -74,7 +74,7 @@ def chosen(
     """Return the last setting that forecasts held-out parts as well as the best one does.
 
     As for the strength of a penalty (see `choose`): within one standard error over the series, or within
-    1 % of few series; settings are told from the boldest to the plainest.
+    1 % of few series; settings are ordered from the boldest to the plainest.
     """
     columns = {name: i for i, name in enumerate(train.names)}
     errors, times = np.zeros((len(settings), len(columns))), np.zeros(len(columns))
@@ -94,7 +94,7 @@ def over_time(
     width: float,
     weights: Float[Tensor, "s l"] | None = None,
 ) -> Float[Tensor, "s t g"]:
-    """Regress the training cells on time, lines fitted locally; their series weigh the same, or as told.
+    """Regress the training cells on time, lines fitted locally; their series weigh the same, or by `weights`.
 
     Parameters
     ----------

@@ -90,11 +90,11 @@ class Ensemble:
         kept = found[chosen : chosen + 1] if self.best else found
         if self.best:
             notes.append(f"{phase.name}: member {chosen} is the best of {len(found)}")
-        told = dict.fromkeys(note for _, traces in kept for t in traces for note in t.notes)
+        kept_notes = dict.fromkeys(note for _, traces in kept for t in traces for note in t.notes)
         state = worst(t.state for _, traces in kept for t in traces)
         cut = len(found) < self.n
         table = pd.concat(tables, ignore_index=True)
-        return Trace(table, "still improving" if cut else state, (*told, *notes))
+        return Trace(table, "still improving" if cut else state, (*kept_notes, *notes))
 
     def _split(self, number: int, split: Split, run: Session, own: Session) -> Split:
         """Return the rows of a member."""

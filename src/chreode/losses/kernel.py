@@ -147,9 +147,11 @@ def _library() -> ctypes.CDLL | None:
 def _kept(folder: Path, kind: str) -> ctypes.CDLL | None:
     """Load a kernel from the cache whose content is what its name says, if none but us could write it."""
     for path in sorted(folder.glob(f"{kind}-*.so")):
-        told = path.lstat()
+        status = path.lstat()
         ours = (
-            stat.S_ISREG(told.st_mode) and told.st_uid == os.getuid() and not told.st_mode & 0o022
+            stat.S_ISREG(status.st_mode)
+            and status.st_uid == os.getuid()
+            and not status.st_mode & 0o022
         )
         if ours and path.stem.removeprefix(f"{kind}-") == store.sha256(path)[:32]:
             return _load(path)

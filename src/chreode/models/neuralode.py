@@ -211,8 +211,10 @@ class NeuralODE(Model):
     def remarks(self, source: Source, split: Split) -> list[str]:
         """Return the note that cells of few times, without a trajectory, are fitted as one trajectory."""
         rows = np.union1d(split.train, split.validation)
-        told = "trajectory" in source.columns or self.population_steps > 0
-        return [] if told or not shared(np.asarray(source.columns["time"])[rows]) else [ONE_COURSE]
+        exempt = "trajectory" in source.columns or self.population_steps > 0
+        return (
+            [] if exempt or not shared(np.asarray(source.columns["time"])[rows]) else [ONE_COURSE]
+        )
 
     def split(
         self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng

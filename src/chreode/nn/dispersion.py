@@ -148,7 +148,7 @@ class CountMoments:
 
     @classmethod
     def of(cls, chunks: Iterable[SparseRows]) -> CountMoments:
-        """Take them from cells, in one pass; cells without any count say nothing."""
+        """Take them from cells, in one pass; cells without any count add nothing."""
         # per feature: Σ x, Σ x², Σ x ℓ and cells that have it; per cell: Σ ℓ, Σ ℓ² and cells
         of_features, of_cells = torch.zeros(4, 1, dtype=torch.float64), torch.zeros(3)
         for x in chunks:

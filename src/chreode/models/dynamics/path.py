@@ -100,8 +100,8 @@ class Path:
         end = " (the end of the grid)" if more is not None else ""
         note = f"{phase.name}: strength {chosen.strength:g} of {len(fits)}{end}"
         table = pd.concat([f.trace.history for f in fits], ignore_index=True)
-        told = dict.fromkeys((*chosen.trace.notes, *(last.trace.notes if cut else ())))
-        return Trace(table, "still improving" if cut else chosen.trace.state, (*told, note))
+        notes = dict.fromkeys((*chosen.trace.notes, *(last.trace.notes if cut else ())))
+        return Trace(table, "still improving" if cut else chosen.trace.state, (*notes, note))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ SHARE = 0.01
 class ToRest:
     """Repeat a run of `learner`, schedule and all, until its training objective changes by less than 1 %.
 
-    A run whose rate falls to 0 always ends at rest, wherever it stands: only another one tells.
+    A run whose rate falls to 0 always stops, wherever it is: only another run shows that it converged.
 
     Attributes
     ----------
