@@ -269,14 +269,14 @@ class Model:
         roles = []
         for need in self.needs:
             options = need.split("|")
-            there = [role for role in options if role in named]
-            if not there:
+            found = [role for role in options if role in named]
+            if not found:
                 place = "layers/counts" if options[-1] in MATRIX_ROLES else "obs/COLUMN"
                 raise SchemaError(
                     f"{type(self).__name__} needs {' or '.join(options)}; name its place, "
                     f"as in Schema({options[-1]}={place!r})."
                 )
-            roles.append(there[0])
+            roles.append(found[0])
         return [*roles, *(r for r in self.uses if r in named)]
 
     def _refuse_to_start_from(self, from_: FittedState, roles: Sequence[str]) -> None:
@@ -292,10 +292,10 @@ class Model:
             raise ConfigError(
                 f"{self.key} is solved in closed form: there is nothing to start from."
             )
-        there = {r.partition("/")[0] for r in from_.spec.roles}
-        here = {r.partition("/")[0] for r in roles}
-        for role in sorted(there - here if other else there ^ here):
-            given, lacks = ("from_", "this fit") if role in there else ("this fit", "from_")
+        old_roles = {r.partition("/")[0] for r in from_.spec.roles}
+        new_roles = {r.partition("/")[0] for r in roles}
+        for role in sorted(old_roles - new_roles if other else old_roles ^ new_roles):
+            given, lacks = ("from_", "this fit") if role in old_roles else ("this fit", "from_")
             raise ConfigError(
                 f"{given} reads {role}, which {lacks} does not: a fit can only go on with the same roles."
             )

@@ -212,13 +212,13 @@ def hdf5(
     """
     with _Patient(path, "w+" if mode == "w" else mode) as raw:
 
-        def while_there_is_room(chunks: Iterable[T]) -> Iterator[T]:
+        def until_full(chunks: Iterable[T]) -> Iterator[T]:
             for chunk in chunks:
                 yield chunk
                 raw.check()
 
         with h5py.File(raw, mode) as file:
-            yield file, while_there_is_room
+            yield file, until_full
         raw.check()
 
 

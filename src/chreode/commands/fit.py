@@ -164,9 +164,9 @@ def _fit(
     if checkpoint and not interrupted:
         forget(checkpoint, asked.phases())
     notes = [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
-    stood = f"It {STATES[fitted.provenance['state']]}. {seconds:.1f} s; saved to {output}"
+    summary = f"It {STATES[fitted.provenance['state']]}. {seconds:.1f} s; saved to {output}"
     return Answer(
-        "\n".join([f"{fitted!r}.", stood, *notes]),
+        "\n".join([f"{fitted!r}.", summary, *notes]),
         {
             "folder": str(output), "seconds": seconds, **fitted.provenance,
             "verbs": fitted.verbs, "last_epoch": records(fitted.history)[-1],

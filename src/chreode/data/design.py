@@ -44,7 +44,7 @@ def confounded(
     found = {column: _coded(values) for column, values in columns.items()}
     codes = {column: code for column, code in found.items() if code.max(initial=-1) > 0}
     problems = [
-        t for one, other in combinations(sorted(codes), 2) for t in _pair(one, other, codes)
+        t for first, second in combinations(sorted(codes), 2) for t in _pair(first, second, codes)
     ]
     problems += [
         t
@@ -78,12 +78,12 @@ def _constant(column: str, values: pd.Series) -> Iterator[Problem]:
         )
 
 
-def _pair(one: str, other: str, codes: Mapping[str, Codes]) -> Iterator[Problem]:
+def _pair(first: str, second: str, codes: Mapping[str, Codes]) -> Iterator[Problem]:
     """Yield what is wrong where one of two columns determines the other."""
-    known = (codes[one] >= 0) & (codes[other] >= 0)
-    a, b = codes[one][known], codes[other][known]
+    known = (codes[first] >= 0) & (codes[second] >= 0)
+    a, b = codes[first][known], codes[second][known]
     a_gives_b, b_gives_a = _determines(a, b), _determines(b, a)
-    roles = _base(one), _base(other)
+    roles = _base(first), _base(second)
     if a_gives_b and b_gives_a and all(role in (*_TAKEN_OUT, *_ASKED) for role in roles):
         both = any(r in _ASKED for r in roles) and any(r in _TAKEN_OUT for r in roles)
         what = (
@@ -91,10 +91,10 @@ def _pair(one: str, other: str, codes: Mapping[str, Codes]) -> Iterator[Problem]
             if both
             else "one of them is enough, and their effects cannot be told apart"
         )
-        text = f"{one} and {other} are the same split of the cells: {what}."
+        text = f"{first} and {second} are the same split of the cells: {what}."
         yield _CONFOUNDED if both else _REDUNDANT, roles[0], text
         return
-    for (out, its), (asked_of, of) in (((one, a), (other, b)), ((other, b), (one, a))):
+    for (out, its), (asked_of, of) in (((first, a), (second, b)), ((second, b), (first, a))):
         if _base(out) not in _TAKEN_OUT or _base(asked_of) not in _ASKED:
             continue
         if _determines(its, of):

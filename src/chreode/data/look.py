@@ -115,12 +115,12 @@ def _row_sums(block: Any, f: Callable[[np.ndarray], np.ndarray]) -> Float64[np.n
 
 def _scale(sums: Mapping[str, Float64[np.ndarray, " n"]], *, whole: bool) -> str:
     """Say how values look normalised, by the sums of cells in them and in what they may be logarithms of."""
-    apart = {name: _apart(values) for name, values in sums.items()}
+    ratios = {name: _apart(values) for name, values in sums.items()}
     same = _ROUNDED if whole else _SAME
-    found = next((name for name, times in apart.items() if times <= same), None)
+    found = next((name for name, times in ratios.items() if times <= same), None)
     if found is None and whole:
-        closest = min(apart, key=lambda name: apart[name])
-        closer = math.log(apart[closest]) < _CLOSER * math.log(apart[""])
+        closest = min(ratios, key=lambda name: ratios[name])
+        closer = math.log(ratios[closest]) < _CLOSER * math.log(ratios[""])
         found = closest if closer else None
     if found is None:
         return ""

@@ -142,11 +142,11 @@ def _axes(train: SeriesBatch, n: int, smoother: float) -> Float[Tensor, "g k"]:
 def _nearness(
     train: SeriesBatch, batch: SeriesBatch, width: float, axes: Float[Tensor, "g k"]
 ) -> Float[Tensor, "s l"]:
-    mine, theirs = batch.start @ axes, train.start @ axes
-    spread = theirs.var(0, unbiased=False).sum().clamp(min=1e-12)
-    apart = torch.cdist(mine, theirs, compute_mode="donot_use_mm_for_euclid_dist")
-    apart = apart.square() / spread
-    found = torch.exp(-0.5 * (apart - apart.amin(1, keepdim=True)) / width**2)
+    start, train_start = batch.start @ axes, train.start @ axes
+    spread = train_start.var(0, unbiased=False).sum().clamp(min=1e-12)
+    distance = torch.cdist(start, train_start, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distance.square() / spread
+    found = torch.exp(-0.5 * (distance - distance.amin(1, keepdim=True)) / width**2)
     return torch.where(found < _LEAST, 0.0, found)
 
 

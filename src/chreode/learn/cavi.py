@@ -67,13 +67,13 @@ class CAVI:
             If the ELBO falls or stops being finite.
         """
         target, rows, group = phase.target(module), split.train, run.group
-        mine = group.share(rows)
+        own_rows = group.share(rows)
         kept: dict[str, Tensor] = {}
 
         def pass_over() -> tuple[float, dict[str, Tensor]]:
             sums: dict[str, Tensor] = {}
             end, known = 0, bool(kept)
-            for batch in source.batches(mine, run.device):
+            for batch in source.batches(own_rows, run.device):
                 start, end = end, end + len(batch)
                 local = (
                     {name: values[start:end].to(run.device) for name, values in kept.items()}
@@ -84,7 +84,9 @@ class CAVI:
                 sums = add_up((sums, part))
                 for name, values in local.items():
                     if name not in kept:
-                        kept[name] = torch.empty(len(mine), *values.shape[1:], dtype=torch.float32)
+                        kept[name] = torch.empty(
+                            len(own_rows), *values.shape[1:], dtype=torch.float32
+                        )
                     kept[name][start:end] = values
             group.add(list(sums.values()))
             return float(sums["elbo"] + target.global_elbo()) / len(rows), sums

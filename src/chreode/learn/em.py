@@ -46,8 +46,8 @@ class EM:
         target, rows, group = phase.target(module), split.train, run.group
 
         def pass_over() -> tuple[float, dict[str, Tensor]]:
-            mine = source.batches(group.share(rows), run.device)
-            sums = add_up(target.collect(b) for b in mine)
+            batches = source.batches(group.share(rows), run.device)
+            sums = add_up(target.collect(b) for b in batches)
             group.add(list(sums.values()))
             return float(sums["log_likelihood"]) / len(rows), sums
 

@@ -136,8 +136,8 @@ def _sums(
     """Return the number of cells, and each feature's mean and variance; `total` is zeros to add to."""
     n = 0
     for batch in batches():
-        one = total.new_ones(len(batch), 1)
-        total[0] += transposed_times(batch.stored_expression(), one)[:, 0]
+        ones = total.new_ones(len(batch), 1)
+        total[0] += transposed_times(batch.stored_expression(), ones)[:, 0]
         n += len(batch)
     mean = total[0] / n
     for batch in batches():
@@ -153,13 +153,13 @@ def _by_cells(
     end = 0
     for batch in batches():
         start, end, other = end, end + len(batch), 0
-        mine = powers(batch.stored_expression(), 1)
+        left = powers(batch.stored_expression(), 1)
         for against in batches():
             if other >= end:
                 break
             for few in against.split([len(part) for part in against.rows.split(DENSE_CELLS)]):
-                theirs = few.log_expression().double() - mean
-                inner = centred_times(mine, mean, theirs.T)
+                right = few.log_expression().double() - mean
+                inner = centred_times(left, mean, right.T)
                 products[start:end, other : other + len(few)] = inner
                 other += len(few)
     products = products.tril() + products.tril(-1).T

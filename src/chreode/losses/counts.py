@@ -116,8 +116,8 @@ def poisson_log_likelihood(
     """
     logits, log_library = _wide(logits, log_library)
     log_mu = (logits.log_softmax(1) + log_library).view(-1)
-    there = log_mu[torch.add(x.columns, x.cells, alpha=x.n_features)]
-    each = x.values * there - torch.lgamma(x.values + 1)
+    log_rate = log_mu[torch.add(x.columns, x.cells, alpha=x.n_features)]
+    each = x.values * log_rate - torch.lgamma(x.values + 1)
     return _sums(x, each) - log_library.exp()[:, 0]
 
 
@@ -130,8 +130,8 @@ def bernoulli_log_likelihood(x: SparseRows, logits: Float[Tensor, "b g"]) -> Flo
         Log-odds of each feature.
     """
     (logits,) = _wide(logits)
-    there = logits.view(-1)[torch.add(x.columns, x.cells, alpha=x.n_features)]
-    return _sums(x, there * x.values.sign()) - F.softplus(logits).sum(1)
+    log_odds = logits.view(-1)[torch.add(x.columns, x.cells, alpha=x.n_features)]
+    return _sums(x, log_odds * x.values.sign()) - F.softplus(logits).sum(1)
 
 
 def _wide(*parameters: Tensor) -> tuple[Tensor, ...]:

@@ -125,7 +125,7 @@ class KnownLineage(Dynamics):
 
     # what is learned
 
-    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def slope_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of slopes, in scaled components."""
         assert batch.slopes is not None
         seen = batch.observed
@@ -133,10 +133,10 @@ class KnownLineage(Dynamics):
         lineage = self.standardised(self.own_lineage(batch))[:, None].expand(*seen.shape, -1)
         slopes = (batch.slopes @ self.axes / self.spread)[seen] * self.frame.length
         self.field.settle("ones")
-        found = self.field.solved()(torch.cat([z[seen], lineage[seen]], 1))
+        found = self.field.as_function()(torch.cat([z[seen], lineage[seen]], 1))
         return unexplained(found, slopes, torch.ones_like(slopes))
 
-    def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def path_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of forecasts, in scaled components, relative to how far the cells moved."""
         start = self.inside(batch.start)
         lineage = self.standardised(self.own_lineage(batch))
@@ -153,7 +153,7 @@ class KnownLineage(Dynamics):
         self, state: Tensor, times: Tensor, start: Tensor, *, alone: bool = False
     ) -> Float[Tensor, "s t k"]:
         self.field.settle("ones")
-        f, k = self.field.solved(), self.field.n
+        f, k = self.field.as_function(), self.field.n
 
         def both(y: Tensor) -> Tensor:
             return torch.cat([f(y), torch.zeros_like(y[:, k:])], 1)
@@ -190,7 +190,7 @@ class KnownLineage(Dynamics):
     ) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
         """Return the velocity as a function of scaled states."""
         self.field.settle(self.gates_as(gates))
-        f = self.field.solved()
+        f = self.field.as_function()
 
         def of(x: Tensor) -> Tensor:
             whole = self.frame.outside(x)
@@ -206,9 +206,9 @@ class KnownLineage(Dynamics):
     def fresh(self) -> Dynamics:
         """Return an untrained copy for the same data, for a refit."""
         other = super().fresh()
-        own = dict(self.named_buffers(recurse=False))
+        buffers = dict(self.named_buffers(recurse=False))
         for name in ("axes", "middle", "spread", "view", "courses", "learned", "reach"):
-            getattr(other, name).copy_(own[name])
+            getattr(other, name).copy_(buffers[name])
         return other
 
     def _codes(self, batch: SeriesBatch) -> Int[Tensor, " s"]:

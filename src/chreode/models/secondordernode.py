@@ -22,7 +22,7 @@ class SecondOrder(Dynamics):
         super().__init__(options, spec, field)
         self.first = VectorField(field.n, options.widths(field.n), activation=options.activation)
 
-    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def slope_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the errors of velocities and of accelerations."""
         assert batch.slopes is not None
         assert batch.bends is not None

@@ -156,8 +156,8 @@ class CountMoments:
             parts = torch.stack([v, v.square(), v * depth[x.cells], (v > 0).double()])
             sums = parts.new_zeros(4, x.n_features).index_add_(1, x.columns, parts)
             of_features = of_features.to(sums.device) + sums
-            there = (depth > 0).double()
-            of_cells = of_cells.to(sums) + torch.stack([depth, depth.square(), there]).sum(1)
+            counted = (depth > 0).double()
+            of_cells = of_cells.to(sums) + torch.stack([depth, depth.square(), counted]).sum(1)
         count, square, crossed, present = of_features
         total, squared, cells = of_cells
         frequency = (count + 0.5) / (total + 0.5 * len(count))

@@ -80,17 +80,17 @@ class Dynamics(Module):
         """Return the error, as a share of what standing still would have, and the penalty."""
         weight = _SOLVED
         if batch.slopes is not None:
-            weight, fit = 1.0, self.matched(batch)
+            weight, fit = 1.0, self.slope_error(batch)
         elif batch.draw_populations is not None:
-            fit = self.carried(batch, step)
+            fit = self.population_error(batch, step)
         else:
-            fit = self.solved(batch)
+            fit = self.path_error(batch)
         penalty = self.penalty()
         return Loss(
             {"model": weight * fit + self.strength * penalty}, {"fit": fit, "penalty": penalty}
         )
 
-    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def slope_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of slopes."""
         assert batch.slopes is not None
         seen = batch.weight[..., 0] > 0
@@ -98,13 +98,13 @@ class Dynamics(Module):
         found = self.velocity("estimated")(self.frame.inside(batch.values)[seen])
         return unexplained(found, slopes, batch.weight[seen])
 
-    def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def path_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of paths: how far they end up from cells, of how far those went."""
         start = self.frame.inside(batch.start)[:, None]
         moved = self.frame.inside(batch.values) - start
         return unexplained(self._paths(batch) - start, moved, batch.weight)
 
-    def carried(self, batch: SeriesBatch, step: Step) -> Float[Tensor, ""]:
+    def population_error(self, batch: SeriesBatch, step: Step) -> Float[Tensor, ""]:
         """Return how far cells of the first time end up from those of later ones, of how far they were.
 
         Energy distances between populations: no cell is matched to a later one. Every step draws other
@@ -176,7 +176,7 @@ class Dynamics(Module):
     ) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
         """Return f for one solve: in training gates are drawn once, or as `gates` says; then settled."""
         self.field.settle(self.gates_as(gates))
-        return self.field.solved()
+        return self.field.as_function()
 
     def gates_as(self, gates: Gates) -> Gates:
         """Return how gates are taken: open without a penalty, lest those close that nothing closes."""
@@ -289,9 +289,9 @@ class Dynamics(Module):
 
     def forgo_refits(self) -> None:
         """Let every refit be this fit, and have no confidence."""
-        own = {k: v for k, v in self.state_dict().items() if not k.startswith("members.")}
+        weights = {k: v for k, v in self.state_dict().items() if not k.startswith("members.")}
         for member in self.members:
-            member.load_state_dict(own)
+            member.load_state_dict(weights)
 
     # what it can answer
 
@@ -320,13 +320,13 @@ class Dynamics(Module):
         moved = "time" in to and to["time"] is not batch["time"]
         now = batch["time"]
         time = to["time"].to(now.dtype) if moved else self.frame.clock[1].expand_as(now)
-        return self._carried(batch, to, time[:, None])[:, 0]
+        return self._expression_at(batch, to, time[:, None])[:, 0]
 
     def trajectory(self, batch: CellBatch, times: Float[Tensor, " t"]) -> Float[Tensor, "b t g"]:
         """Return the expression that each cell had, or will have, at `times` (rising)."""
-        return self._carried(batch, batch, times.expand(len(batch), -1))
+        return self._expression_at(batch, batch, times.expand(len(batch), -1))
 
-    def _carried(
+    def _expression_at(
         self, batch: CellBatch, to: CellBatch, at: Float[Tensor, "b t"]
     ) -> Float[Tensor, "b t g"]:
         absent = to["knockout"][0] if "knockout" in to.columns else torch.zeros(0, dtype=torch.long)
@@ -337,9 +337,9 @@ class Dynamics(Module):
         before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
         found = self.frame.outside(torch.where((at >= now[:, None])[..., None], after, before))
         start = self.frame.outside(x)
-        limits.tell_lost(self.spec, found, start, batch)
+        limits.warn_lost(self.spec, found, start, batch)
         held = self.frame.held(found, start)
-        limits.tell_held(self.spec, self.frame, found, held)
+        limits.warn_held(self.spec, self.frame, found, held)
         return held
 
     def further_conditions(self) -> Mapping[str, Callable[[str], tuple[int, ...]]]:

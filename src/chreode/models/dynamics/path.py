@@ -68,8 +68,8 @@ class Path:
         def fit(strength: float, begun: _Fit) -> _Fit:
             target.load_state_dict(begun.state)
             target.set_strength(strength)
-            own = run.for_phase(len(fits))
-            trace = self.stage.learner.learn(module, self.stage, seen, split, own)
+            session = run.for_phase(len(fits))
+            trace = self.stage.learner.learn(module, self.stage, seen, split, session)
             errors = _held_out(target, source, split, run)
             table = trace.history.assign(strength=strength)
             zeros = float((target.path_matrix() <= _NONE).float().mean())

@@ -66,8 +66,8 @@ class Refits:
         with bar(2 * self.n, phase.name, run.progress) as shown:
             for how, refits in found.items():
                 for number in range(self.n):
-                    own = replace(quiet, rng=run.rng.child(f"{how} {number}"))
-                    drawn, runs = _drawn(how, own, all_rows), [own] * len(stages)
+                    session = replace(quiet, rng=run.rng.child(f"{how} {number}"))
+                    drawn, runs = _drawn(how, session, all_rows), [session] * len(stages)
                     member, _ = learn_member(module.fresh, stages, source, split, runs, drawn)
                     refits.append(member)
                     shown.update()

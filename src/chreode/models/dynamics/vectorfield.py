@@ -107,10 +107,10 @@ class VectorField(nn.Module):
 
     def forward(self, x: Float[Tensor, "s i"]) -> Float[Tensor, "s n"]:
         """Return the velocity of each state."""
-        velocity: Float[Tensor, "s n"] = self.solved()(x)
+        velocity: Float[Tensor, "s n"] = self.as_function()(x)
         return velocity
 
-    def solved(self) -> Callable[[Float[Tensor, "s i"]], Float[Tensor, "s n"]]:
+    def as_function(self) -> Callable[[Float[Tensor, "s i"]], Float[Tensor, "s n"]]:
         """Return the velocity under the gates as they stand: weights are laid out once for many calls."""
         weights, biases = self.effective(), list(self.biases)
         if not self.per_output:

@@ -110,8 +110,8 @@ class Autoencoder(Module):
         parts = []
         for role in self.modalities:
             total = batch.sparse(role).sum().clamp_min(1.0).log()
-            there = batch.present.get(role)
-            parts.append(total if there is None else total.where(there, torch.nan))
+            present = batch.present.get(role)
+            parts.append(total if present is None else total.where(present, torch.nan))
         return torch.stack(parts, 1)
 
     def depth_noise(

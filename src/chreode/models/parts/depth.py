@@ -113,9 +113,9 @@ class Depth(nn.Module):
         """Take the shape of each combination's depths."""
         order = at.argsort(stable=True)
         numbers, sizes = at[order].unique_consecutive(return_counts=True)
-        for row, own in zip(numbers.tolist(), residual[order].split(sizes.tolist()), strict=True):
-            found = own.quantile(_SHARES.double()).float() / self.variance[row, j].sqrt()
-            self.bend[row, :, j] = len(own) / (len(own) + NORMAL) * (found - _KNOTS)
+        for row, group in zip(numbers.tolist(), residual[order].split(sizes.tolist()), strict=True):
+            found = group.quantile(_SHARES.double()).float() / self.variance[row, j].sqrt()
+            self.bend[row, :, j] = len(group) / (len(group) + NORMAL) * (found - _KNOTS)
 
     def _quieten(self, j: int, at: Int[Tensor, " k"], noise: Float64[Tensor, " k"] | None) -> None:
         """Take the noise of counting from the variance of log ℓ."""

@@ -89,24 +89,24 @@ class Modality(nn.Module):
             self.log_theta.start(moments.log_theta)
 
     def features(
-        self, x: SparseRows, there: Bool[Tensor, " b"] | None = None
+        self, x: SparseRows, present: Bool[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b h"]:
-        """Return the encoder's activations; a learned vector stands for cells where nothing is `there`."""
+        """Return the encoder's activations; a learned vector stands for cells that are not `present`."""
         if self.kind == "bernoulli":
             x = x.map(x.values.sign())
         else:
             scale = (1e4 / x.sum().clamp_min(1.0))[x.cells] if self.normalised else 1.0
             x = x.map(torch.log1p(x.values * scale))
-        if there is None:
+        if present is None:
             return self.encoder(x)
         out = self.missing.expand(len(x), -1)
         # batch norm learns from two, which is for all processes to decide alike
-        if int(cells_of_all(there.sum(), self.encoder.norms[0])) < (2 if self.training else 1):
+        if int(cells_of_all(present.sum(), self.encoder.norms[0])) < (2 if self.training else 1):
             return out
-        if bool(there.all()):
+        if bool(present.all()):
             return self.encoder(x)
         out = out.clone()
-        out[there] = self.encoder(x.without(~there)).to(out.dtype)
+        out[present] = self.encoder(x.without(~present)).to(out.dtype)
         return out
 
     def log_likelihood(
