@@ -190,7 +190,7 @@ def _place(folder: Path) -> tuple[int, int, int] | None:
 
 
 def _read(folder: Path) -> Fitted:
-    """Read every file of a model once, and believe none whose hash is not that of the description."""
+    """Read every file of a model once, and refuse those whose hash is not that of the description."""
     if not folder.is_dir():
         raise StoreError(f"There is no model folder {str(folder)!r}.")
     description = folder / "model.json"
@@ -220,7 +220,7 @@ def _read(folder: Path) -> Fitted:
 
 
 def seal(info: Mapping[str, Any]) -> str:
-    """Return a hash of a description. It tells accidents and is no signature: anyone can make one."""
+    """Return a hash of a description. It detects accidents and is no signature: anyone can make one."""
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 

@@ -29,7 +29,7 @@ from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
 from .learn.phase import Phase, Session, Split, Trace, join_histories, run_phases, unfinished
-from .learn.start import begin_with, go_on
+from .learn.start import continue_from, start_part_from
 from .losses import kernel
 from .module import Module
 from .run import Run
@@ -239,17 +239,17 @@ class Model:
             module = self.build(source.spec)
         learned = [p.requires_grad for p in module.parameters()]
         if from_ is not None and from_.model.key == self.key:
-            go_on(module, from_, mapping=run.mapping, extends=self.extends)
+            continue_from(module, from_, mapping=run.mapping, extends=self.extends)
         elif from_ is not None:
-            begun.append(begin_with(module, self.starts_from[from_.model.key], from_))
+            begun.append(start_part_from(module, self.starts_from[from_.model.key], from_))
         module.to(run.device)
         run.group.copy_from_first(module.state_dict().values())
         if run.checkpoint is not None:
             about = {"model": self.key, "options": config.as_dict(self), "spec": source.spec.hash}
             run = replace(run, fingerprint=fingerprint(about, module, source, split, run))
         traces = run_phases(module, self.phases(), source, split, run)
-        for parameter, wish in zip(module.parameters(), learned, strict=True):
-            parameter.requires_grad_(wish)
+        for parameter, learns in zip(module.parameters(), learned, strict=True):
+            parameter.requires_grad_(learns)
         return module, traces, begun
 
     def _remembered(
@@ -259,7 +259,9 @@ class Model:
         fresh = remember(source, split.train, rng)
         if from_ is None or from_.model.key != self.key:
             return fresh
-        if source.spec.blocks != from_.spec.blocks:  # what was said of the old cells stays true
+        if (
+            source.spec.blocks != from_.spec.blocks
+        ):  # what the old fit gave for its cells stays true
             return joined(from_.statistics, fresh)
         return joined(fresh, from_.statistics)
 

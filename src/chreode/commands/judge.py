@@ -246,7 +246,7 @@ def _answer(
     report: Path | None,
     json: bool,  # noqa: FBT001 (a flag)
 ) -> Answer:
-    """Write what is wanted, and say it."""
+    """Write what is wanted, and return what to print."""
     from ..report.generation import too_small
 
     written = [scored.save(output)] if output else []

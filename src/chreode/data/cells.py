@@ -105,7 +105,7 @@ class Cells:
         return places.where(self.data, self.places[role])
 
     def var(self, role: str, names: Sequence[str]) -> pd.DataFrame:
-        """Return what is said of the features of a role, in the order of `names`; empty where nothing is."""
+        """Return the ``var`` of a role's features, in the order of `names`; empty where there is none."""
         place = self.places.get(role)
         found: Any = pd.DataFrame(index=pd.Index([], dtype=object))
         if place is not None and place.slot != "obsm":

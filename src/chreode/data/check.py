@@ -25,9 +25,9 @@ from .design import ONE_COURSE, confounded, shared
 from .look import Look, look
 from .places import as_category
 
-#: Counts that float32 tells from their neighbours.
+#: Counts up to which float32 holds every whole number.
 _EXACT = 2**24
-#: Strings that often stand for "not known" without saying so.
+#: Strings that often stand for "not known".
 _SUSPECT = ("nan", "na", "none", "unknown", "unmatched", "unassigned", "")
 _LONELY = (
     "one cell each; nothing can be learned of them. Remove these cells or merge the categories."

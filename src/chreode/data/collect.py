@@ -183,7 +183,7 @@ def writable(into: Path) -> Iterator[None]:
     """Turn whatever anndata raises of what it cannot write into a `StoreError`."""
     try:
         yield
-    except (ChreodeError, OSError):  # which `store.aside` tells
+    except (ChreodeError, OSError):  # which `store.aside` explains
         raise
     except Exception as error:
         raise StoreError(

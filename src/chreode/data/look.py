@@ -114,8 +114,8 @@ def _row_sums(block: Any, f: Callable[[np.ndarray], np.ndarray]) -> Float64[np.n
 
 
 def _scale(sums: Mapping[str, Float64[np.ndarray, " n"]], *, whole: bool) -> str:
-    """Say how values look normalised, by the sums of cells in them and in what they may be logarithms of."""
-    ratios = {name: _apart(values) for name, values in sums.items()}
+    """Return how values look normalised, by the sums of cells in them and in their exponentials."""
+    ratios = {name: _ratio(values) for name, values in sums.items()}
     same = _ROUNDED if whole else _SAME
     found = next((name for name, times in ratios.items() if times <= same), None)
     if found is None and whole:
@@ -127,11 +127,11 @@ def _scale(sums: Mapping[str, Float64[np.ndarray, " n"]], *, whole: bool) -> str
     return f"{'log-' if found else ''}normalised{' and rounded' if whole else ''}: {found}"
 
 
-def _apart(sums: Float64[np.ndarray, " n"]) -> float:
-    """Return how many times the smaller sums the larger ones are; infinite where they tell nothing."""
+def _ratio(sums: Float64[np.ndarray, " n"]) -> float:
+    """Return how many times the smaller sums the larger ones are; infinite where they are too few."""
     if len(sums) < _SOME or not np.isfinite(sums).all():
         return math.inf
-    low, high = np.quantile(sums, (0.05, 0.95))  # an odd cell says nothing of the others
+    low, high = np.quantile(sums, (0.05, 0.95))  # one odd cell must not decide
     return float(high / low) if low > 0 else math.inf
 
 

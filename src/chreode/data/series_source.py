@@ -28,7 +28,7 @@ class SeriesSource(Source):
     Attributes
     ----------
     known
-        Cells that say where a series starts.
+        Cells from which the start of a series is estimated.
     n_times
         Most times of a series.
     bandwidth

@@ -83,7 +83,7 @@ class ConditionalField(nn.Module):
             c = c + self.depth(torch.cat([log_depth.nan_to_num(), seen], 1))
         return self.network(x, c)
 
-    def carry(
+    def transport(
         self,
         x: Float[Tensor, "b z"],
         batch: CellBatch,
@@ -94,7 +94,7 @@ class ConditionalField(nn.Module):
         back: bool = False,
         **solver: Any,
     ) -> Float[Tensor, "b z"]:
-        """Carry noise to data, or data `back` to noise, under guidance.
+        """Move noise to data, or data `back` to noise, under guidance.
 
         Parameters
         ----------

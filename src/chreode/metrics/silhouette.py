@@ -220,7 +220,7 @@ def silhouette_batch(
 
     Range 0 … 1, best 1. Labels of one batch, and labels whose cells all differ in batch, do not
     count. Read it with care: a batch near any one other batch looks mixed, even if both are far
-    from all the rest. `bras` mends that.
+    from all the rest. `bras` corrects that.
 
     Parameters
     ----------

@@ -88,8 +88,8 @@ class CFGenModule(Module):
         if to is None:
             return z
         depth = self.autoencoder.log_depth(batch)
-        noise = self.flow.carry(z, batch, depth, self.terms(), back=True)
-        return self.flow.carry(noise, to, depth, self.terms())
+        noise = self.flow.transport(z, batch, depth, self.terms(), back=True)
+        return self.flow.transport(noise, to, depth, self.terms())
 
     def reconstruct(
         self, batch: CellBatch, to: CellBatch, library: float | None = None, role: str = "counts"
@@ -119,7 +119,7 @@ class CFGenModule(Module):
         depth = self.flow.depth.sample(codes, numbers)
         noise = torch.randn(len(batch), self.options.n_latent, device=batch.rows.device)
         terms = self.terms(guidance)
-        z = self.flow.carry(noise, batch, depth, terms)
+        z = self.flow.transport(noise, batch, depth, terms)
         weights = torch.stack([weight * mask for mask, weight in terms]).sum(0)
         # categories come first; numbers have no effects
         return self._draw(z, depth, batch, weights[: codes.shape[1]].tolist())

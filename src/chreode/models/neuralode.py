@@ -22,7 +22,7 @@ from ..schema import Spec
 from .dynamics.dynamics import Dynamics
 from .dynamics.path import Path
 from .dynamics.refits import Refits
-from .dynamics.rest import ToRest
+from .dynamics.rest import UntilConverged
 from .dynamics.vectorfield import VectorField
 
 #: Steps of an epoch, about: between looks at the held-out series.
@@ -47,7 +47,7 @@ class NeuralODE(Model):
     The network f is trained in stages. It first matches the slopes of smoothed trajectories, which needs
     no ODE solver. Then the ODE is solved over short pieces of trajectories, then over whole ones. Of
     several trajectories, some are held out at random for choices, such as the strength of a penalty, and
-    used for training afterwards. Trajectories that `fit` is told to hold out are never used for training.
+    used for training afterwards. Trajectories that `fit` is to hold out are never used for training.
 
     References
     ----------
@@ -271,7 +271,7 @@ class Penalised(NeuralODE):
         """Return the first stages: slopes without a penalty and at each strength, then pieces at the best."""
         strengths = self.strengths if self.strength is None else (self.strength,)
         slopes, *pieces = super().first()
-        rested = replace(slopes, learner=ToRest(slopes.learner))
-        path = Path(rested, tuple(sorted(strengths)))
+        until_converged = replace(slopes, learner=UntilConverged(slopes.learner))
+        path = Path(until_converged, tuple(sorted(strengths)))
         chosen = Phase(path, name="strengths", view=self.view(self.span), lasts="match_steps")
         return [slopes, chosen, *pieces]

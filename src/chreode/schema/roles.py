@@ -116,7 +116,7 @@ class Schema:
     size_factor
         A positive number per cell that its expected counts are proportional to.
     time
-        When a cell was taken: one number each, in any unit; dates are told as days or seconds.
+        When a cell was taken: one number each, in any unit; dates as days or seconds.
     dose
         How much was done to a cell: one number each, in any unit.
     control

@@ -1,4 +1,4 @@
-"""A fitted model as it stands: plain values, without the questions that one may ask of it."""
+"""The values that make up a fitted model, without its verbs."""
 
 from __future__ import annotations
 

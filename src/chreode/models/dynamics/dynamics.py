@@ -347,7 +347,7 @@ class Dynamics(Module):
         return {"knockout": partial(gene_positions, self.spec, "knockout")}
 
     def implied(self, verb: str) -> Mapping[str, float]:
-        """Return the time that cells are carried to: the last of the fit."""
+        """Return the time that cells are moved to: the last of the fit."""
         return {"time": self.clock_times(2)[-1]} if verb == "predict" else {}
 
     def rank(self) -> Edges:

@@ -39,7 +39,7 @@ class Path:
     Attributes
     ----------
     stage
-        How to learn at each strength: to rest, or a strength would stand for the steps before it too.
+        How to learn at each strength: until converged, else a fit would depend on the strengths before it.
     strengths
         Rising.
     """

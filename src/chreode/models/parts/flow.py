@@ -103,7 +103,7 @@ class Flow(Module):
         found = self.field(point, t, batch, given, self.depth.standardised(batch["log_depth"]))
         return Loss({"model": (found - velocity).square().mean()})
 
-    def carry(
+    def transport(
         self,
         x: Float[Tensor, "b z"],
         batch: CellBatch,
@@ -115,7 +115,7 @@ class Flow(Module):
         """Move noise to latent vectors or, with `back`, latent vectors to noise."""
         x = (x - self.centre) / self.scale if back else x
         depth, solver = self.depth.standardised(log_depth), self.options.solver_options()
-        y = self.field.carry(x, batch, depth, self._known(batch), terms, back=back, **solver)
+        y = self.field.transport(x, batch, depth, self._known(batch), terms, back=back, **solver)
         return y if back else y * self.scale + self.centre
 
     def log_density(

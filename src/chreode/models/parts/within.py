@@ -68,7 +68,7 @@ class WithinTypes(nn.Module):
 
     and c is such that as many cells are expected to lack the feature as do, as far as chance allows: the
     squared difference over its variance, and the prior N(0, ½²), decide. -1 makes all cells of a type
-    alike, 0 believes the decoder. A cell without a type is neither shifted nor tilted.
+    alike, 0 follows the decoder. A cell without a type is neither shifted nor tilted.
     """
 
     shift: Tensor
@@ -88,7 +88,7 @@ class WithinTypes(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Believe the decoder."""
+        """Set shifts and tilts to 0: follow the decoder."""
         for table in (self.shift, self.tilt, self.centre):
             table.zero_()
 
