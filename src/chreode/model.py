@@ -180,7 +180,7 @@ class Model:
             checkpoint=Path(run.checkpoint) if run.checkpoint else None,
         )  # fmt: skip
         kernel.count_anew()
-        module, traces, begun = self._learn(source, split, session, from_)
+        module, traces, start_notes = self._learn(source, split, session, from_)
         return Fitted(
             model=self,
             schema=schema,
@@ -196,7 +196,7 @@ class Model:
                 "threads": torch.get_num_threads(), "kernel": kernel.used(),
                 "state": worst(t.state for t in traces),
                 "notes": [
-                    *begun, *self.remarks(source, split),
+                    *start_notes, *self.remarks(source, split),
                     *(note for t in traces for note in t.notes), *unfinished(phases, traces, self),
                 ],
             },
@@ -234,14 +234,14 @@ class Model:
         self, source: Source, split: Split, run: Session, from_: FittedState | None
     ) -> tuple[Module, list[Trace], list[str]]:
         """Return the module, what the learners report, and where it began if that was another model."""
-        begun = []
+        start_notes = []
         with run.rng.scope("init"):
             module = self.build(source.spec)
         learned = [p.requires_grad for p in module.parameters()]
         if from_ is not None and from_.model.key == self.key:
             continue_from(module, from_, mapping=run.mapping, extends=self.extends)
         elif from_ is not None:
-            begun.append(start_part_from(module, self.starts_from[from_.model.key], from_))
+            start_notes.append(start_part_from(module, self.starts_from[from_.model.key], from_))
         module.to(run.device)
         run.group.copy_from_first(module.state_dict().values())
         if run.checkpoint is not None:
@@ -250,7 +250,7 @@ class Model:
         traces = run_phases(module, self.phases(), source, split, run)
         for parameter, learns in zip(module.parameters(), learned, strict=True):
             parameter.requires_grad_(learns)
-        return module, traces, begun
+        return module, traces, start_notes
 
     def _remembered(
         self, source: Source, split: Split, rng: Rng, from_: FittedState | None

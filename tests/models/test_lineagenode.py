@@ -82,7 +82,9 @@ def test_weights_are_of_training_lineages_and_fall_with_distance(train):
 def test_paths_lie_in_the_components(module, train):
     with torch.no_grad():
         found = module.forecast(series(train))
-    torch.testing.assert_close(module.outside(module.inside(found)), found, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        module.from_components(module.to_components(found)), found, atol=1e-3, rtol=1e-3
+    )
     assert module.axes.shape == (20, 2)
     torch.testing.assert_close(module.axes.T @ module.axes, torch.eye(2), atol=1e-4, rtol=0)
 

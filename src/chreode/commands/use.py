@@ -1,4 +1,4 @@
-"""Commands that ask a fitted model: ``embed``, ``classify``, ``generate``, ``correct`` and ``augment``."""
+"""Commands for a fitted model: ``embed``, ``classify``, ``generate``, ``correct`` and ``augment``."""
 
 from __future__ import annotations
 

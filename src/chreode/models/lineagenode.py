@@ -89,11 +89,11 @@ class KnownLineage(Dynamics):
 
     # components
 
-    def inside(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b k"]:
+    def to_components(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b k"]:
         """Return the scaled components of expression."""
         return (x - self.middle) @ self.axes / self.spread
 
-    def outside(self, z: Float[Tensor, "*b k"]) -> Float[Tensor, "*b g"]:
+    def from_components(self, z: Float[Tensor, "*b k"]) -> Float[Tensor, "*b g"]:
         """Return the expression that belongs to scaled components."""
         return (z * self.spread) @ self.axes.T + self.middle
 
@@ -129,7 +129,7 @@ class KnownLineage(Dynamics):
         """Return the error of slopes, in scaled components."""
         assert batch.slopes is not None
         seen = batch.observed
-        z = self.inside(batch.values)
+        z = self.to_components(batch.values)
         lineage = self.standardised(self.own_lineage(batch))[:, None].expand(*seen.shape, -1)
         slopes = (batch.slopes @ self.axes / self.spread)[seen] * self.frame.length
         self.field.settle("ones")
@@ -138,14 +138,14 @@ class KnownLineage(Dynamics):
 
     def path_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of forecasts, in scaled components, relative to how far the cells moved."""
-        start = self.inside(batch.start)
+        start = self.to_components(batch.start)
         lineage = self.standardised(self.own_lineage(batch))
         state = torch.cat([start, lineage], 1)
         if self.training:  # neither starts nor lineages are known without noise
             state = state + self.options.jitter * torch.randn_like(state)
         found = self._follow(state, batch.times, batch.begin)
         measured = batch.weight > 0
-        values = self.inside(torch.where(measured, batch.values, self.middle))
+        values = self.to_components(torch.where(measured, batch.values, self.middle))
         weight = batch.weight.mean(2, keepdim=True).expand_as(values)
         return unexplained(found - start[:, None], values - start[:, None], weight)
 
@@ -161,7 +161,7 @@ class KnownLineage(Dynamics):
         try:
             return self.follow(both, state, times, start, alone=alone)[..., :k]
         except BlowUpError as error:
-            whole = self.frame.inside(self.outside(error.state[:k]))
+            whole = self.frame.scaled(self.from_components(error.state[:k]))
             raise BlowUpError(error.row, error.time, whole) from None
 
     # the solve, seen from genes
@@ -176,11 +176,13 @@ class KnownLineage(Dynamics):
         alone: bool = False,
     ) -> Float[Tensor, "s t g"]:
         """Solve for states at `times`; a knocked-out gene is absent at the start and in the result."""
-        whole = self.frame.outside(x)
+        whole = self.frame.unscaled(x)
         state = torch.cat(
-            [self.inside(whole), self.standardised(self.lineage_weights(whole, start))], 1
+            [self.to_components(whole), self.standardised(self.lineage_weights(whole, start))], 1
         )
-        found = self.frame.inside(self.outside(self._follow(state, times, start, alone=alone)))
+        found = self.frame.scaled(
+            self.from_components(self._follow(state, times, start, alone=alone))
+        )
         if clamped is not None:
             found[..., clamped] = x[:, None, clamped]
         return found
@@ -193,10 +195,10 @@ class KnownLineage(Dynamics):
         f = self.field.as_function()
 
         def of(x: Tensor) -> Tensor:
-            whole = self.frame.outside(x)
+            whole = self.frame.unscaled(x)
             lineage = self.standardised(self.lineage_weights(whole.detach()))
             return (
-                (f(torch.cat([self.inside(whole), lineage], 1)) * self.spread)
+                (f(torch.cat([self.to_components(whole), lineage], 1)) * self.spread)
                 @ self.axes.T
                 / self.frame.scale
             )

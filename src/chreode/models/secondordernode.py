@@ -27,7 +27,7 @@ class SecondOrder(Dynamics):
         assert batch.slopes is not None
         assert batch.bends is not None
         seen = batch.weight[..., 0] > 0
-        x = self.frame.inside(batch.values)[seen]
+        x = self.frame.scaled(batch.values)[seen]
         v, a = (
             d[seen] * self.frame.length**k / self.frame.scale
             for k, d in ((1, batch.slopes), (2, batch.bends))

@@ -95,13 +95,13 @@ class Dynamics(Module):
         assert batch.slopes is not None
         seen = batch.weight[..., 0] > 0
         slopes = batch.slopes[seen] * (self.frame.length / self.frame.scale)
-        found = self.velocity("estimated")(self.frame.inside(batch.values)[seen])
+        found = self.velocity("estimated")(self.frame.scaled(batch.values)[seen])
         return unexplained(found, slopes, batch.weight[seen])
 
     def path_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of paths: how far they end up from cells, of how far those went."""
-        start = self.frame.inside(batch.start)[:, None]
-        moved = self.frame.inside(batch.values) - start
+        start = self.frame.scaled(batch.start)[:, None]
+        moved = self.frame.scaled(batch.values) - start
         return unexplained(self._paths(batch) - start, moved, batch.weight)
 
     def population_error(self, batch: SeriesBatch, step: Step) -> Float[Tensor, ""]:
@@ -115,7 +115,7 @@ class Dynamics(Module):
         generator = step.rng.numpy("crowd", step.index if self.training else 0)
         drawn = batch.draw_populations(generator)
         values, present = (t.to(batch.values.device) for t in drawn)
-        cells = self.frame.inside(values)
+        cells = self.frame.scaled(values)
         first, m = cells[:, 0], cells.shape[2]
         begin, times = batch.times[:, 0], batch.times
         with self.named([name for name in batch.names for _ in range(m)]):
@@ -145,9 +145,9 @@ class Dynamics(Module):
 
     def errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
         """Return the mean squared error of each path, in scaled units; infinite where one blows up."""
-        start = self.frame.inside(batch.start)
+        start = self.frame.scaled(batch.start)
         found = self.integrate(start, batch.times, batch.begin, alone=True)
-        away = batch.weight * (found - self.frame.inside(batch.values)).square()
+        away = batch.weight * (found - self.frame.scaled(batch.values)).square()
         error = away.sum((1, 2)) / batch.weight.sum((1, 2))
         return error.nan_to_num(math.inf, posinf=math.inf)
 
@@ -157,14 +157,14 @@ class Dynamics(Module):
         NaN where a path blew up.
         """
         start, clamped = self.without(
-            self.frame.inside(batch.start), torch.tensor(absent, dtype=torch.long)
+            self.frame.scaled(batch.start), torch.tensor(absent, dtype=torch.long)
         )
-        found = self.frame.outside(self.expected(start, batch.times, batch.begin, clamped))
-        return self.frame.held(found, self.frame.outside(start))
+        found = self.frame.unscaled(self.expected(start, batch.times, batch.begin, clamped))
+        return self.frame.clipped(found, self.frame.unscaled(start))
 
     def _paths(self, batch: SeriesBatch) -> Float[Tensor, "s t g"]:
         with self.named(batch.names):
-            start = self.frame.inside(batch.start)
+            start = self.frame.scaled(batch.start)
             if self.training:  # paths that begin beside observed ones learn to come back to them
                 start = start + self.options.jitter * torch.randn_like(start)
             return self.integrate(start, batch.times, batch.begin)
@@ -191,7 +191,7 @@ class Dynamics(Module):
         if not len(genes):
             return x, None
         x = x.clone()
-        x[:, genes] = self.frame.inside(x.new_zeros(x.shape[1]))[genes]
+        x[:, genes] = self.frame.scaled(x.new_zeros(x.shape[1]))[genes]
         return x, genes
 
     def free(self, clamped: Int[Tensor, " k"] | None) -> Float[Tensor, " g"]:
@@ -263,8 +263,8 @@ class Dynamics(Module):
         try:
             yield
         except BlowUpError as error:
-            time = float(self.spec.outside("time", self.frame.moment(error.time)))
-            state = self.frame.outside(error.state[: len(self.frame.centre)])
+            time = float(self.spec.outside("time", self.frame.time_at(error.time)))
+            state = self.frame.unscaled(error.state[: len(self.frame.centre)])
             raise BlowUpError(error.row, time, state, names[error.row]) from None
 
     # refits
@@ -297,17 +297,17 @@ class Dynamics(Module):
 
     def embed(self, batch: CellBatch, to: CellBatch | None = None) -> Float[Tensor, "b z"]:
         """Return coordinates of cells in the plane in which the training paths vary most."""
-        x = self.seen(batch) if to is None else self.frame.inside(self.predict(batch, to))
+        x = self.seen(batch) if to is None else self.frame.scaled(self.predict(batch, to))
         return x @ self.frame.plane
 
     def seen(self, batch: CellBatch) -> Float[Tensor, "b g"]:
         """Return the states of cells; what was not measured counts as average."""
         x, measured = batch.measured_expression()
-        return self.frame.inside(x) * measured
+        return self.frame.scaled(x) * measured
 
     def place(self, x: Float[Tensor, "b g"]) -> Float[Tensor, "b z"]:
         """Return the coordinates of expression in that plane."""
-        return self.frame.inside(x) @ self.frame.plane
+        return self.frame.scaled(x) @ self.frame.plane
 
     def drift(self, at: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return the velocity of states in the plane of its first k components, seen in it."""
@@ -335,10 +335,10 @@ class Dynamics(Module):
         limits.refuse_distant(self.spec, self.frame, torch.cat([now, at.flatten()]))
         after = self.expected(x, at.maximum(now[:, None]), now, clamped)
         before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
-        found = self.frame.outside(torch.where((at >= now[:, None])[..., None], after, before))
-        start = self.frame.outside(x)
+        found = self.frame.unscaled(torch.where((at >= now[:, None])[..., None], after, before))
+        start = self.frame.unscaled(x)
         limits.warn_lost(self.spec, found, start, batch)
-        held = self.frame.held(found, start)
+        held = self.frame.clipped(found, start)
         limits.warn_held(self.spec, self.frame, found, held)
         return held
 
