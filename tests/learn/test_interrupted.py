@@ -110,7 +110,7 @@ class Grid(Module):
         self.members += 1
         return Grid()
 
-    def forgo_refits(self):
+    def drop_refits(self):
         self.kept = False
 
 

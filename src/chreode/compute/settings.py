@@ -19,9 +19,9 @@ _PRODUCTS: tuple[Any, ...] = (
     torch.backends.cuda.matmul,
 )
 _lock = threading.Lock()
-_inside = 0  # calls that are under way, in all threads
+_n_calls = 0  # calls that are under way, in all threads
 #: The default type outside of them, and the precision of products that have fewer bits there.
-_theirs: tuple[torch.dtype, dict[Any, str]] = (torch.float32, {})
+_user_settings: tuple[torch.dtype, dict[Any, str]] = (torch.float32, {})
 _threads = 1  # the most that torch had in a call: OpenMP keeps as many
 
 
@@ -57,21 +57,21 @@ def settled() -> Iterator[None]:
 
 @contextmanager
 def _single_precision() -> Iterator[None]:
-    global _inside, _theirs
+    global _n_calls, _user_settings
     with _lock:
-        if _inside == 0:
+        if _n_calls == 0:
             fewer = [p for p in _PRODUCTS if p.fp32_precision not in ("none", "ieee")]
-            _theirs = torch.get_default_dtype(), {p: _take_precision(p) for p in fewer}
-        _inside += 1
+            _user_settings = torch.get_default_dtype(), {p: _take_precision(p) for p in fewer}
+        _n_calls += 1
         _this_thread.calls += 1
-        _set(torch.float32, dict.fromkeys(_theirs[1], "ieee"))
+        _set(torch.float32, dict.fromkeys(_user_settings[1], "ieee"))
     try:
         yield
     finally:
         with _lock:
-            if _inside == 1:  # first set, then counted: a fork in between finds it
-                _set(*_theirs)
-            _inside -= 1
+            if _n_calls == 1:  # first set, then counted: a fork in between finds it
+                _set(*_user_settings)
+            _n_calls -= 1
             _this_thread.calls -= 1
 
 
@@ -95,11 +95,11 @@ def _in_child() -> None:
     ever for the threads that OpenMP had in the parent. Generators stay as they are: to set one may wait for
     a lock of torch's that nobody will release.
     """
-    global _lock, _inside
+    global _lock, _n_calls
     _lock = threading.Lock()
-    if _inside and not _this_thread.calls:
-        _set(*_theirs)
-    _inside = _this_thread.calls
+    if _n_calls and not _this_thread.calls:
+        _set(*_user_settings)
+    _n_calls = _this_thread.calls
     rng.renew()
     if _threads > 1:
         torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.batch import SparseRows
-from ..losses.counts import risen
+from ..losses.counts import log_theta_at
 from .blocks import CategoryTable
 
 #: Log frequency of a feature that cells were not measured for: of it no count is expected, and none is seen.
@@ -101,7 +101,7 @@ class LogTheta(CategoryTable):
     ) -> Float[Tensor, "#b g"]:
         """Return log θ in cells with these `rows` of the table; logits: log means, up to a constant."""
         at_none, log_rise = self.for_likelihood(rows)
-        return rows if log_rise is None else risen(at_none, log_rise, logits.float())
+        return rows if log_rise is None else log_theta_at(at_none, log_rise, logits.float())
 
     def for_likelihood(
         self, rows: Float[Tensor, "#b g"]

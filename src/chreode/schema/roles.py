@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from ..errors import SchemaError, visible
-from .hinting import hinting
+from .hinting import with_hints
 
 #: Roles that hold a matrix of cells x features.
 MATRIX_ROLES = ("counts", "expression", "protein", "accessibility", "views")
@@ -81,7 +81,7 @@ class Place:
         return f"{self.owner()}.{self.slot}{tail}"
 
 
-@hinting
+@with_hints
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     """Name the place of every role; nothing is guessed.

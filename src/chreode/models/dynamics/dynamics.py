@@ -287,7 +287,7 @@ class Dynamics(Module):
         for member, refit in zip(self.members, refits, strict=True):
             member.load_state_dict(refit.state_dict())
 
-    def forgo_refits(self) -> None:
+    def drop_refits(self) -> None:
         """Let every refit be this fit, and have no confidence."""
         weights = {k: v for k, v in self.state_dict().items() if not k.startswith("members.")}
         for member in self.members:

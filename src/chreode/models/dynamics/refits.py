@@ -46,7 +46,7 @@ class Refits:
                 raise
             note = "interrupted in the refits; there is no confidence, and forecasts are of one fit"
             warn(f"{phase.name}: {note}.")
-            module.forgo_refits()
+            module.drop_refits()
             return Trace(pd.DataFrame(), "still improving", (note,))
         module.keep_refits(found["resampled"], found["exchanged"])
         return Trace(pd.DataFrame(), "rested")
