@@ -214,7 +214,7 @@ class Model:
                 found.append(
                     f"of {name} {unseen} all cells are held out, so that this fit learned nothing of it"
                 )
-                share = "Say validation=0, or name cells"  # a share was held out, by chance these
+                share = "Set validation=0, or name cells"  # a share was held out, by chance these
                 other = "Hold out other cells, or a share" if split.named else share
                 warn(f"{self.key}: {found[-1]}. {other}.")
         return found

@@ -123,7 +123,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return 141
-        text = f"The answer cannot be printed ({error.strerror}); what it tells of is done."
+        text = f"The answer cannot be printed ({error.strerror}); its work is done."
         return _fail(1, "OSError", text, as_json=False)
     return code
 

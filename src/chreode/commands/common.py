@@ -203,8 +203,8 @@ def spoken(text: str) -> str:
 
     Examples
     --------
-    >>> spoken("if 'nan' means 'not known', say Schema(missing=('nan',)).")
-    "if 'nan' means 'not known', say --missing nan."
+    >>> spoken("if 'nan' means 'not known', set Schema(missing=('nan',)).")
+    "if 'nan' means 'not known', set --missing nan."
     >>> spoken("PCA cannot predict; raise flow_epochs (now 400)")
     'PCA cannot correct; raise --flow-epochs (now 400)'
     """

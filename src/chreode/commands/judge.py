@@ -222,7 +222,7 @@ def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> Any:
     """Return which cells are of these trajectories."""
     if "trajectory" not in cells.places:
         raise ConfigError(
-            "--tests names trajectories: say where these are, as in --trajectory obs/donor."
+            "--tests names trajectories: name their place, as in --trajectory obs/donor."
         )
     of = cells.categories("trajectory")
     for name in trajectories:

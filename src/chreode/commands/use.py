@@ -139,7 +139,7 @@ def _target(file: Path, output: Path | None, done: str, *, in_place: bool) -> Pa
         store.require_writable(file)
         return file
     target = output or file.with_suffix(f".{done}{file.suffix}")
-    require_output(target, [file.suffix], file, "If it is to be overwritten, say --in-place.")
+    require_output(target, [file.suffix], file, "If it is to be overwritten, add --in-place.")
     return target
 
 

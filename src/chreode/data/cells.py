@@ -216,7 +216,7 @@ def _positions(names: pd.Index, rows: Any, name: str) -> Int[np.ndarray, " n"]:
         if not names.is_unique:
             raise SchemaError(
                 f"{name}: names of cells are not unique, so none can be chosen by name. Give positions or "
-                "a mask, or say data.obs_names_make_unique() first."
+                "a mask, or call data.obs_names_make_unique() first."
             )
         texts = [str(v) if isinstance(v, str) else None for v in given]
         found = names.get_indexer(pd.Index(texts, dtype=object))

@@ -193,7 +193,7 @@ def _values(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
                 f"{slot} holds {counted(seen.broken, 'value')} with decimals (such as "
                 f"{seen.example:.4g}): this "
                 "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
-                "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
+                "if they are ambient-corrected or full-length counts, set Schema(fractional=True).",
             )  # fmt: skip
         elif seen.scale and (seen.broken or seen.high > 1):
             drawn = (
@@ -271,7 +271,7 @@ def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterat
         yield Finding(
             "warning", role,
             f"{slot} has a category {suspect[0]!r} of {counted(sizes[suspect[0]], 'cell')}. If it means 'not "
-            f"known', say Schema(missing=({suspect[0]!r},)).",
+            f"known', set Schema(missing=({suspect[0]!r},)).",
         )  # fmt: skip
     if role in ("batch", "categorical") and (sizes == 1).any():
         names = sizes.index[sizes == 1].tolist()

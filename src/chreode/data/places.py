@@ -24,14 +24,14 @@ def holder(data: Data, place: Place, role: str) -> Data:
     if not place.modality:
         if modalities and place.slot not in ("obs", "obsm"):
             raise SchemaError(
-                f"{role}={str(place)!r}: in a MuData say which modality, "
+                f"{role}={str(place)!r}: in a MuData name the modality, "
                 f"as in '{next(iter(modalities))}:{place}'. Available: {', '.join(modalities)}."
             )
         return data
     if not modalities:
         raise SchemaError(
             f"{role}={str(place)!r} names a modality, but the data is an AnnData. "
-            f"Where it has {role}, say the place alone, as '{replace(place, modality='')}'."
+            f"Where it has {role}, give the place alone, as '{replace(place, modality='')}'."
         )
     if place.modality not in modalities:
         raise SchemaError(
@@ -173,7 +173,7 @@ def as_numbers(values: pd.Series, place: Place, role: str) -> np.ndarray:
     if values.dtype.kind in "mM":
         since = f"({name} - {name}.min())" if values.dtype.kind == "M" else name
         raise SchemaError(
-            f"{text}, expected numbers. Tell it in days, say, and remember since when: "
+            f"{text}, expected numbers. Convert it, to days for example, and note their start: "
             f"{name} = {since} / pandas.Timedelta(days=1)."
         )
     raise SchemaError(

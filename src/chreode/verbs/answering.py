@@ -203,7 +203,7 @@ def refuse_slot(data: Data, key: str) -> None:
     """
     if {"/", "\0"} & {*key} or not key.strip("."):
         raise ConfigError(
-            f"{key!r} is no name of a slot: a file takes it for a path. Say X_scvi, or the like."
+            f"{key!r} is no name of a slot: a file takes it for a path. Use X_scvi, or the like."
         )
     if key in getattr(data, "mod", {}):
         raise ConfigError(f"{key!r} is a modality of the data: choose another name for the result.")
