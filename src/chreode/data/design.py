@@ -116,22 +116,22 @@ def _pair(first: str, second: str, codes: Mapping[str, Codes]) -> Iterator[Probl
                 ),
             )
         else:
-            lone = _lone(of, its)
-            if len(lone):
+            singles = _single_partners(of, its)
+            if len(singles):
                 yield (
                     _NOTE,
                     _base(asked_of),
-                    f"{counted(len(lone), 'value')} of {asked_of} with cells of one value of {out} alone.",
+                    f"{counted(len(singles), 'value')} of {asked_of} with cells of one value of {out} alone.",
                 )
 
 
 def _determines(a: Codes, b: Codes) -> bool:
     """Return whether every value of `a` goes with one value of `b`, by more than having a cell each."""
     n = len(np.unique(a))
-    return 1 < n <= len(a) / 2 and len(np.unique(b)) > 1 and len(_lone(a, b)) == n
+    return 1 < n <= len(a) / 2 and len(np.unique(b)) > 1 and len(_single_partners(a, b)) == n
 
 
-def _lone(a: Codes, b: Codes) -> Int[np.ndarray, " values"]:
+def _single_partners(a: Codes, b: Codes) -> Int[np.ndarray, " values"]:
     """Return the values of `a` that go with one value of `b` alone."""
     pairs = np.unique(np.stack([a, b], 1), axis=0)
     values, n = np.unique(pairs[:, 0], return_counts=True)

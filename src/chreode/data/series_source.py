@@ -103,7 +103,7 @@ class SeriesSource(Source):
         """
         batch, codes = self._averaged(rows)
         whole, known = self._averaged(self.known)
-        _refuse_moments(whole)
+        _refuse_single_times(whole)
         self._refuse_lacking(whole)
         at = torch.from_numpy(np.searchsorted(known, codes))
         # of single cells: means of all may be later than those of some
@@ -223,7 +223,7 @@ class SeriesSource(Source):
         return total, weight
 
 
-def _refuse_moments(batch: SeriesBatch) -> None:
+def _refuse_single_times(batch: SeriesBatch) -> None:
     short = (batch.observed.sum(1) < 2).nonzero()[:, 0].tolist()
     if short and bool((batch.times == batch.times[0, 0]).all()):
         raise DataError(

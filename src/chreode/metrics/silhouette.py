@@ -303,7 +303,7 @@ def _batches_per_label(
 
 
 def _comparable(label: Int[np.ndarray, " b"], batch: Int[np.ndarray, " b"]) -> np.ndarray:
-    """Tell which cells have a label of several batches, not all of one cell."""
+    """Return which cells have a label of several batches, not all of one cell."""
     spread = _batches_per_label(label, batch)
     comparable = (spread > 1) & (spread < np.bincount(label))
     if not comparable.any():

@@ -1,4 +1,4 @@
-"""States that move: a velocity learned from series, followed, and asked what drives what."""
+"""States that move: a velocity learned from series, the paths that follow it, and what drives what."""
 
 from __future__ import annotations
 
