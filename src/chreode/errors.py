@@ -124,8 +124,8 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(text, category, stacklevel=first + 2 + len(list(wrappers)))
 
 
-def near(word: str, known: Iterable[str], told: Iterable[str] | None = None) -> str:
-    """Return `" Did you mean 'x'?"`, or, with nothing near, the list of what is known, or is `told` of it.
+def near(word: str, known: Iterable[str], described: Iterable[str] | None = None) -> str:
+    """Return `" Did you mean 'x'?"`, or, with nothing near, what is known, or `described` in its place.
 
     Case does not count.
 
@@ -141,7 +141,7 @@ def near(word: str, known: Iterable[str], told: Iterable[str] | None = None) -> 
     match = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=0.6)
     if match:
         return f" Did you mean {folded[match[0]]!r}?"
-    known = known if told is None else [visible(t)[:60] for t in told]
+    known = known if described is None else [visible(t)[:60] for t in described]
     shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
     return f" Available: {shown}." if known else " None is available."
 

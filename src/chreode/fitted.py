@@ -71,7 +71,7 @@ class Fitted(FittedState):
     def members(self) -> list[Fitted]:
         """The fits that this one keeps beside its own, as restarts or refits: each answers as a model does.
 
-        A model of one fit has none. The history of a member is its own where it was told.
+        A model of one fit has none. The history of a member is its own where the fit kept it.
         """
         kept: Any = getattr(self.module, "members", ())
         known = kept.known.tolist() if isinstance(kept, Members) else [True] * len(kept)
@@ -81,8 +81,8 @@ class Fitted(FittedState):
             history = self.history
             if "member" in history:
                 history = history[history["member"] == number].reset_index(drop=True)
-            told = {**self.provenance, "config": config.as_dict(model), "member": number}
-            one = replace(self, model=model, module=member, history=history, provenance=told)
+            record = {**self.provenance, "config": config.as_dict(model), "member": number}
+            one = replace(self, model=model, module=member, history=history, provenance=record)
             found.append(one)
         return [one for one, there in zip(found, known, strict=True) if there]
 
@@ -145,10 +145,10 @@ def refuse_to_replace(folder: Path) -> None:
 def _is_model(folder: Path) -> bool:
     """Return whether the model.json in a folder is of chreode, and not of another program."""
     try:
-        told = json.loads((folder / "model.json").read_bytes())
+        info = json.loads((folder / "model.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(told, dict) and {"format", "key", "spec", "weights"} <= told.keys()
+    return isinstance(info, dict) and {"format", "key", "spec", "weights"} <= info.keys()
 
 
 @settled()
@@ -168,8 +168,8 @@ def load(folder: str | Path) -> Fitted:
             raise StoreError(f"There is no model folder {str(folder)!r}.")
         found = folder
         if last and place is None and previous is not None:
-            said = f"{folder} was lost while being replaced; reading {previous}."
-            warn(said)
+            text = f"{folder} was lost while being replaced; reading {previous}."
+            warn(text)
             found = previous
         try:
             return _read(found)
@@ -181,16 +181,16 @@ def load(folder: str | Path) -> Fitted:
 
 
 def _place(folder: Path) -> tuple[int, int, int] | None:
-    """Return what tells this folder from the one that may replace it, None where there is none."""
+    """Return what distinguishes this folder from the one that may replace it, None where there is none."""
     try:
-        told = folder.stat()
+        status = folder.stat()
     except OSError:
         return None
-    return told.st_dev, told.st_ino, told.st_ctime_ns  # numbers are given again
+    return status.st_dev, status.st_ino, status.st_ctime_ns  # numbers are given again
 
 
 def _read(folder: Path) -> Fitted:
-    """Read every file of a model once, and believe none whose hash is not that of the description."""
+    """Read every file of a model once, and refuse those whose hash is not that of the description."""
     if not folder.is_dir():
         raise StoreError(f"There is no model folder {str(folder)!r}.")
     description = folder / "model.json"
@@ -220,7 +220,7 @@ def _read(folder: Path) -> Fitted:
 
 
 def seal(info: Mapping[str, Any]) -> str:
-    """Return a hash of a description. It tells accidents and is no signature: anyone can make one."""
+    """Return a hash of a description. It detects accidents and is no signature: anyone can make one."""
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
@@ -279,15 +279,15 @@ def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
 
 def _history(content: bytes) -> pd.DataFrame:
     history = pd.read_csv(io.BytesIO(content), float_precision="round_trip")
-    told = history.drop(columns="phase")
-    if history.empty or not all(map(is_numeric_dtype, told.dtypes)):
+    numbers = history.drop(columns="phase")
+    if history.empty or not all(map(is_numeric_dtype, numbers.dtypes)):
         raise StoreError("The history is no table of numbers by phase.")
     return history
 
 
-def _provenance(told: Mapping[str, Any], model: Recipe, spec: Spec) -> dict[str, Any]:
+def _provenance(record: Mapping[str, Any], model: Recipe, spec: Spec) -> dict[str, Any]:
     """Return the provenance, whose words will be printed and whose numbers will be believed."""
-    provenance = dict(told)
+    provenance = dict(record)
     provenance["state"] = read_state(provenance)
     provenance.pop("converged", None)
     own = [provenance[name] for name in ("model", "config", "spec")]
@@ -311,12 +311,12 @@ def _can_be_printed(word: str) -> bool:
 
 
 def _refuse_other_roles(schema: Schema, spec: Spec) -> None:
-    """Refuse a spec that tells more than its roles are, or roles of which the schema has no place."""
-    told = {name.partition("/")[0] for name in spec.features}
-    told |= {"categorical" if name in spec.categorical else name for name in spec.categories}
-    told |= {"continuous" if name in spec.continuous else name for name in spec.numbers}
+    """Refuse a spec that holds more than its roles, or roles of which the schema has no place."""
+    found = {name.partition("/")[0] for name in spec.features}
+    found |= {"categorical" if name in spec.categorical else name for name in spec.categories}
+    found |= {"continuous" if name in spec.continuous else name for name in spec.numbers}
     named = {role.partition("/")[0] for role, _ in schema.places()}
-    if not told <= set(spec.roles) <= named:
+    if not found <= set(spec.roles) <= named:
         raise StoreError("The roles of the schema are not those of the spec.")
 
 
@@ -330,7 +330,7 @@ def _refuse_absurd(statistics: Mapping[str, np.ndarray], spec: Spec) -> None:
     least = {"library": 0, "label": -1, **dict.fromkeys(spec.sets, -1)}
     wanted = [*roles, *(["library"] if "counts" in spec.roles else [])]
     if set(statistics) != {*wanted, WEIGHT}:
-        raise StoreError("What is told of the training cells is not what the spec describes.")
+        raise StoreError("What is stored about the training cells is not what the spec describes.")
     for name in wanted:
         values, columns = statistics[name], stacked.get(name, ())
         widths = [len(columns)] if columns else [*values.shape[-1:]] if name in spec.sets else []

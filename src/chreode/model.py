@@ -29,7 +29,7 @@ from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
 from .learn.phase import Phase, Session, Split, Trace, join_histories, run_phases, unfinished
-from .learn.start import begin_with, go_on
+from .learn.start import continue_from, start_part_from
 from .losses import kernel
 from .module import Module
 from .run import Run
@@ -127,7 +127,7 @@ class Model:
             Cells to learn from: mask, positions or names (default: all).
         from_
             A fit of a model of the same form, and of the same roles, to start from. If `data` has
-            categories it never saw, only their parameters are learned (query mapping: what it said of
+            categories it never saw, only their parameters are learned (query mapping: what it gave for
             the old cells stays true); otherwise training goes on from its weights. Some models start
             from a fit of another one too (`starts_from`): features, categories and units are then its
             own, all weights learn, and the notes of the fit say which were taken.
@@ -180,7 +180,7 @@ class Model:
             checkpoint=Path(run.checkpoint) if run.checkpoint else None,
         )  # fmt: skip
         kernel.count_anew()
-        module, traces, begun = self._learn(source, split, session, from_)
+        module, traces, start_notes = self._learn(source, split, session, from_)
         return Fitted(
             model=self,
             schema=schema,
@@ -196,7 +196,7 @@ class Model:
                 "threads": torch.get_num_threads(), "kernel": kernel.used(),
                 "state": worst(t.state for t in traces),
                 "notes": [
-                    *begun, *self.remarks(source, split),
+                    *start_notes, *self.remarks(source, split),
                     *(note for t in traces for note in t.notes), *unfinished(phases, traces, self),
                 ],
             },
@@ -209,12 +209,12 @@ class Model:
             codes = source.columns["categorical" if name in spec.categorical else name]
             codes = codes[:, spec.categorical.index(name)] if name in spec.categorical else codes
             alone = np.setdiff1d(codes[split.validation], codes[split.train])
-            said = ", ".join(names[code] for code in alone if code >= 0)
-            if said:
+            unseen = ", ".join(names[code] for code in alone if code >= 0)
+            if unseen:
                 found.append(
-                    f"of {name} {said} all cells are held out, so that this fit learned nothing of it"
+                    f"of {name} {unseen} all cells are held out, so that this fit learned nothing of it"
                 )
-                share = "Say validation=0, or name cells"  # a share was held out, by chance these
+                share = "Set validation=0, or name cells"  # a share was held out, by chance these
                 other = "Hold out other cells, or a share" if split.named else share
                 warn(f"{self.key}: {found[-1]}. {other}.")
         return found
@@ -234,23 +234,23 @@ class Model:
         self, source: Source, split: Split, run: Session, from_: FittedState | None
     ) -> tuple[Module, list[Trace], list[str]]:
         """Return the module, what the learners report, and where it began if that was another model."""
-        begun = []
+        start_notes = []
         with run.rng.scope("init"):
             module = self.build(source.spec)
         learned = [p.requires_grad for p in module.parameters()]
         if from_ is not None and from_.model.key == self.key:
-            go_on(module, from_, mapping=run.mapping, extends=self.extends)
+            continue_from(module, from_, mapping=run.mapping, extends=self.extends)
         elif from_ is not None:
-            begun.append(begin_with(module, self.starts_from[from_.model.key], from_))
+            start_notes.append(start_part_from(module, self.starts_from[from_.model.key], from_))
         module.to(run.device)
         run.group.copy_from_first(module.state_dict().values())
         if run.checkpoint is not None:
             about = {"model": self.key, "options": config.as_dict(self), "spec": source.spec.hash}
             run = replace(run, fingerprint=fingerprint(about, module, source, split, run))
         traces = run_phases(module, self.phases(), source, split, run)
-        for parameter, wish in zip(module.parameters(), learned, strict=True):
-            parameter.requires_grad_(wish)
-        return module, traces, begun
+        for parameter, learns in zip(module.parameters(), learned, strict=True):
+            parameter.requires_grad_(learns)
+        return module, traces, start_notes
 
     def _remembered(
         self, source: Source, split: Split, rng: Rng, from_: FittedState | None
@@ -259,7 +259,9 @@ class Model:
         fresh = remember(source, split.train, rng)
         if from_ is None or from_.model.key != self.key:
             return fresh
-        if source.spec.blocks != from_.spec.blocks:  # what was said of the old cells stays true
+        if (
+            source.spec.blocks != from_.spec.blocks
+        ):  # what the old fit gave for its cells stays true
             return joined(from_.statistics, fresh)
         return joined(fresh, from_.statistics)
 
@@ -269,14 +271,14 @@ class Model:
         roles = []
         for need in self.needs:
             options = need.split("|")
-            there = [role for role in options if role in named]
-            if not there:
+            found = [role for role in options if role in named]
+            if not found:
                 place = "layers/counts" if options[-1] in MATRIX_ROLES else "obs/COLUMN"
                 raise SchemaError(
                     f"{type(self).__name__} needs {' or '.join(options)}; name its place, "
                     f"as in Schema({options[-1]}={place!r})."
                 )
-            roles.append(there[0])
+            roles.append(found[0])
         return [*roles, *(r for r in self.uses if r in named)]
 
     def _refuse_to_start_from(self, from_: FittedState, roles: Sequence[str]) -> None:
@@ -292,10 +294,10 @@ class Model:
             raise ConfigError(
                 f"{self.key} is solved in closed form: there is nothing to start from."
             )
-        there = {r.partition("/")[0] for r in from_.spec.roles}
-        here = {r.partition("/")[0] for r in roles}
-        for role in sorted(there - here if other else there ^ here):
-            given, lacks = ("from_", "this fit") if role in there else ("this fit", "from_")
+        old_roles = {r.partition("/")[0] for r in from_.spec.roles}
+        new_roles = {r.partition("/")[0] for r in roles}
+        for role in sorted(old_roles - new_roles if other else old_roles ^ new_roles):
+            given, lacks = ("from_", "this fit") if role in old_roles else ("this fit", "from_")
             raise ConfigError(
                 f"{given} reads {role}, which {lacks} does not: a fit can only go on with the same roles."
             )

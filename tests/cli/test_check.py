@@ -106,8 +106,8 @@ def test_check_fails_on_errors_and_names_the_flag_that_mends_them(say, there):
     code, out, _ = say("check half.h5ad --counts X --label obs/type")
     assert code == 1
     assert "error:   counts (X) holds" in out
-    assert "say --fractional" in out
-    assert "say --missing unknown" in out
+    assert "set --fractional" in out
+    assert "set --missing unknown" in out
     assert "chreode fit" not in out
     code, out, _ = say("check half.h5ad --counts X --fractional --label obs/type --missing unknown")
     assert code == 0

@@ -190,8 +190,8 @@ def test_threads_are_set_before_the_work(say, there):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("say Schema(fractional=True).", "say --fractional."),
-        ("say Schema(missing=('nan',)).", "say --missing nan."),
+        ("set Schema(fractional=True).", "set --fractional."),
+        ("set Schema(missing=('nan',)).", "set --missing nan."),
         ("Schema(size_factor='obs/…').", "--size-factor obs/…."),
         ("Schema(counts=3) stays", "Schema(counts=3) stays"),
     ],
@@ -313,7 +313,7 @@ def test_an_answer_on_a_full_disk_is_lost_in_a_line(there, monkeypatch, capsys, 
         assert main(line.split()) == 1
     err = capsys.readouterr().err
     assert err == (
-        "error: The answer cannot be printed (No space left on device); what it tells of is done.\n"
+        "error: The answer cannot be printed (No space left on device); its work is done.\n"
     )
 
 

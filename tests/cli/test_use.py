@@ -275,7 +275,7 @@ def test_embed_in_place_replaces_nothing_else(say, there):
     before = Path("mine.h5ad").read_bytes()
     code, _, err = say("embed pca mine.h5ad")
     assert code == 1
-    assert "is the input. If it is to be overwritten, say --in-place." in err
+    assert "is the input. If it is to be overwritten, add --in-place." in err
     assert Path("mine.h5ad").read_bytes() == before
 
 

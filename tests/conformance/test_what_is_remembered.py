@@ -175,7 +175,7 @@ def test_of_a_batch_that_fell_out_by_chance_it_is_said_what_to_do(
     rows = np.arange(cells.n_obs)
     apart = (cells.obs["batch"] == "batch_0").to_numpy()
     monkeypatch.setattr("chreode.model.hold_out", lambda *_: (rows[~apart], rows[apart]))
-    with pytest.warns(UserWarning, match="Say validation=0, or name cells"):
+    with pytest.warns(UserWarning, match="Set validation=0, or name cells"):
         quick(ch.SCVI).fit(cells, schema)
 
 

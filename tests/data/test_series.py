@@ -218,20 +218,20 @@ def test_a_population_is_drawn_of_the_cells_of_each_time():
     table = [(p, float(t)) for p in "ab" for t in range(3 if p == "a" else 2) for _ in range(20)]
     x = np.array([[100 * (p == "b") + 10 * t, k] for k, (p, t) in enumerate(table)])
     data = cells(table, x)[rng.permutation(len(table))].copy()
-    (batch,) = source_of(data, crowd=12).minibatches([np.arange(100)])
-    drawn, there = batch.crowd(np.random.default_rng(0))
+    (batch,) = source_of(data, n_particles=12).minibatches([np.arange(100)])
+    drawn, present = batch.draw_populations(np.random.default_rng(0))
     assert drawn.shape == (2, 3, 12, 2)
-    assert there[..., 0].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert present[..., 0].tolist() == [[1, 1, 1], [1, 1, 0]]
     for s in range(2):
         for t in range(3 - s):
             assert (drawn[s, t, :, 0] == 100 * s + 10 * t).all()
             assert len(drawn[s, t, :, 1].unique()) == 12  # none twice
-    again, _ = batch.crowd(np.random.default_rng(1))
+    again, _ = batch.draw_populations(np.random.default_rng(1))
     assert not torch.equal(again, drawn)
-    (batch,) = source_of(data, crowd=500).minibatches([np.arange(100)])
-    drawn, there = batch.crowd(np.random.default_rng(0))
+    (batch,) = source_of(data, n_particles=500).minibatches([np.arange(100)])
+    drawn, present = batch.draw_populations(np.random.default_rng(0))
     assert drawn.shape[2] == 20  # all there are
-    assert float(there.sum()) == 100
+    assert float(present.sum()) == 100
 
 
 def test_smoothed_states_stand_for_the_cells():

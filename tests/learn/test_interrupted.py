@@ -94,10 +94,10 @@ class Grid(Module):
         self.register_buffer("strength", torch.tensor(0.0))
         self.members, self.kept = 0, True
 
-    def strengthen(self, value):
+    def set_strength(self, value):
         self.strength.fill_(value)
 
-    def further(self, value, before):
+    def next_strength(self, value, before):
         return value * value / before
 
     def path_matrix(self):
@@ -110,7 +110,7 @@ class Grid(Module):
         self.members += 1
         return Grid()
 
-    def forgo_refits(self):
+    def drop_refits(self):
         self.kept = False
 
 

@@ -12,7 +12,7 @@ from chreode.data.source import Source
 from chreode.learn.exact import Exact
 from chreode.learn.phase import Phase, Session, Split, Trace, forget
 from chreode.models.dynamics.path import GROWN, Path, choose
-from chreode.models.dynamics.rest import ToRest
+from chreode.models.dynamics.rest import UntilConverged
 from chreode.module import Module
 
 
@@ -47,10 +47,10 @@ class Parabola(Module):
         self.best = best
         self.register_buffer("strength", torch.tensor(0.0))
 
-    def strengthen(self, value):
+    def set_strength(self, value):
         self.strength.fill_(value)
 
-    def further(self, value, before):
+    def next_strength(self, value, before):
         return value * value / before
 
     def path_matrix(self):
@@ -128,7 +128,7 @@ class Slow:
 )
 def test_rounds_go_on_until_one_changes_little(start, rounds, state):
     split = Split(np.arange(5), np.arange(0))
-    trace = ToRest(Slow(start)).learn(
+    trace = UntilConverged(Slow(start)).learn(
         Parabola(1.0), Phase(Exact()), Cells(), split, Session(Rng(0))
     )
     assert len(trace.history) == rounds
@@ -147,7 +147,7 @@ class Writes:
 
 
 def test_states_of_every_strength_and_round_are_removed_and_no_others(tmp_path):
-    path = Path(Phase(ToRest(Writes())), (0.1, 0.2))
+    path = Path(Phase(UntilConverged(Writes())), (0.1, 0.2))
     phases = [Phase(Writes()), Phase(path)]
     run = Session(Rng(0), checkpoint=tmp_path / "state")
     for number, phase in enumerate(phases):

@@ -447,10 +447,10 @@ def test_populations_part_where_their_means_do_not(fork):
 
 def test_every_step_draws_other_cells_of_a_population(fork, monkeypatch):
     drawn = []
-    own = SeriesSource._drawn
+    own = SeriesSource._draw_populations
     monkeypatch.setattr(
         SeriesSource,
-        "_drawn",
+        "_draw_populations",
         lambda self, rows, rng: drawn.append(own(self, rows, rng)) or drawn[-1],
     )
     schema = ch.Schema(expression="X", time="obs/time")

@@ -123,8 +123,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return 141
-        said = f"The answer cannot be printed ({error.strerror}); what it tells of is done."
-        return _fail(1, "OSError", said, as_json=False)
+        text = f"The answer cannot be printed ({error.strerror}); its work is done."
+        return _fail(1, "OSError", text, as_json=False)
     return code
 
 
@@ -152,8 +152,8 @@ def _run(tokens: Sequence[str] | None) -> int:
     as_json = any(token.partition("=")[0] == "--json" for token in tokens)
     # of the processes that torchrun started, one speaks for all
     follows = "--distributed" in tokens and os.environ.get("RANK", "0") != "0"
-    tells = as_json and not follows
-    fail = partial(_fail, as_json=tells)
+    prints_json = as_json and not follows
+    fail = partial(_fail, as_json=prints_json)
     try:
         # whatever else is printed on the way must not spoil the one JSON document
         aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
@@ -167,21 +167,21 @@ def _run(tokens: Sequence[str] | None) -> int:
     except KeyboardInterrupt as stopped:
         return fail(130, "KeyboardInterrupt", str(stopped) or "interrupted")
     except MemoryError as error:
-        said = f"There is too little memory ({error or 'nothing is left'}). Ask for less at once."
-        return fail(1, "MemoryError", said)
+        text = f"There is too little memory ({error or 'nothing is left'}). Ask for less at once."
+        return fail(1, "MemoryError", text)
     except Exception as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals["__name__"].partition(".")[0] != "cyclopts":
-            if tells:
+            if prints_json:
                 print(json.dumps({"error": readable(error), "kind": type(error).__name__}))
             raise  # a fault of ours, or of a library: its traceback says where
         # cyclopts trips over a flag whose name goes on after a dot, beside the flag itself
-        said = (
+        text = (
             "These flags cannot be read together: one has a value and is also the beginning of "
             "another, as --given.batch is of --given.batch.x."
         )
         command = " ".join(("chreode", *app.parse_commands(tokens)[0]))
-        return fail(2, "UsageError", f"{said} See: {command} --help")
+        return fail(2, "UsageError", f"{text} See: {command} --help")
     if not isinstance(answer, Answer):  # help and version have printed themselves
         return 0
     print(answer)
@@ -194,9 +194,9 @@ def _plain(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and error.keyword:
         text = f"{error.keyword} needs a value, as in {error.keyword} VALUE."
     if isinstance(error, CoercionError) and error.token is not None and not error.msg:
-        said, expected = visible(error.token.value), WORDS.get(error.target_type)
+        value, expected = visible(error.token.value), WORDS.get(error.target_type)
         if expected:  # of choices it says which there are
-            text = f"Invalid value for {error.token.keyword}: {said!r}; expected {expected}."
+            text = f"Invalid value for {error.token.keyword}: {value!r}; expected {expected}."
     return text if text.endswith((".", "?")) else f"{text}."
 
 

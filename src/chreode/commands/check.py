@@ -89,12 +89,12 @@ def check(
             *(["", "Next", f"  {visible(following)}"] if following else []),
         ]
     )
-    told = {
+    report = {
         "file": str(file), "cells": data.n_obs, "matrices": matrices, "columns": columns,
         "findings": [asdict(f) | {"text": spoken(f.text)} for f in found],
         "models": feeds, "suggested": following,
     }  # fmt: skip
-    return Answer(text, told, json, code=int(failed))
+    return Answer(text, report, json, code=int(failed))
 
 
 # what the file holds
@@ -155,7 +155,7 @@ def _matrices(
                         values, np.arange(values.shape[0]), f"look at {place}",
                         sums=place in summed,
                     )  # fmt: skip
-                    row["counts"], row["holds"] = _told(looks[place])
+                    row["counts"], row["holds"] = _verdict(looks[place])
             except ChreodeError as error:  # one damaged slot does not hide the others
                 row["holds"] = str(error)
             yield row
@@ -164,7 +164,7 @@ def _matrices(
                    "counts": False, "holds": f"cannot be read ({why})"}  # fmt: skip
 
 
-def _told(seen: Look) -> tuple[bool, str]:
+def _verdict(seen: Look) -> tuple[bool, str]:
     """Return whether all values look like raw counts, and what speaks for or against it."""
     span = f"{_figure(seen.low)} to {_figure(seen.high)}"
     odd = seen.lacking + seen.infinite
@@ -266,8 +266,8 @@ def _next(
 ) -> str | None:
     """Return the command line that comes next: name the roles, then fit."""
     schema = cells.schema
-    told = schema.as_dict()
-    if not told:
+    named = schema.as_dict()
+    if not named:
         roles = _candidates(matrices, columns)
         return suggested("check", file, *roles) if roles else None
     asked = _asked(cells)
@@ -288,17 +288,19 @@ def _next(
     best = max(ready, key=fit)
     model, place = best["key"], getattr(schema, next(r for r in best["reads"] if r in MATRIX_ROLES))
     width = next((m["shape"][1] for m in matrices if m["place"] == place and m["shape"]), 0)
-    # most genes of a whole transcriptome tell nothing and cost time
+    # most genes of a whole transcriptome carry no information and cost time
     fewer = ["--n-genes", "2000"] if width > 5000 and narrows(schema) else []
-    return suggested("fit", model, file, *as_flags(told), *fewer, "-o", f"runs/{model}")
+    return suggested("fit", model, file, *as_flags(named), *fewer, "-o", f"runs/{model}")
 
 
 def _asked(cells: Cells) -> set[str]:
     """Return the roles named that some models alone read, where these have something to learn of them."""
-    told = {role: cells.column(role) for role in cells.places if role in _ASKED}
-    found = {role for role, values in told.items() if values.nunique() > 1}
-    if "time" in found and "trajectory" in told:  # nothing moves in a trajectory of one time
-        of_each = told["time"].groupby(told["trajectory"].to_numpy(), observed=True).nunique()
+    values_of = {role: cells.column(role) for role in cells.places if role in _ASKED}
+    found = {role for role, values in values_of.items() if values.nunique() > 1}
+    if "time" in found and "trajectory" in values_of:  # nothing moves in a trajectory of one time
+        of_each = (
+            values_of["time"].groupby(values_of["trajectory"].to_numpy(), observed=True).nunique()
+        )
         found -= {"time"} if (of_each < 2).any() else set()
     return found | {role for role in ("protein", "accessibility") if getattr(cells.schema, role)}
 
@@ -368,10 +370,10 @@ def _shown(found: list[Any]) -> list[str]:
 def _shown_feeds(feeds: list[dict[str, Any]]) -> Iterator[str]:
     for feed in feeds:
         if feed["missing"]:
-            said = f"needs {', '.join(feed['missing'])}"
+            text = f"needs {', '.join(feed['missing'])}"
         else:
-            said = f"can be fitted, reads {', '.join(feed['reads'])}"
-            said += (
+            text = f"can be fitted, reads {', '.join(feed['reads'])}"
+            text += (
                 f"; could also read {', '.join(feed['could_read'])}" if feed["could_read"] else ""
             )
-        yield f"  {feed['key']:<18}{said}"
+        yield f"  {feed['key']:<18}{text}"

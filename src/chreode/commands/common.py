@@ -28,7 +28,7 @@ RUN = Group("How to run", sort_key=3)
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command says: a text for people, or one JSON document, and the exit code."""
+    """What a command prints: a text for people, or one JSON document, and the exit code."""
 
     text: str
     data: Any
@@ -58,8 +58,8 @@ def _conditions(_: Any, given: Any) -> dict[str, str]:
     found = dict[str, str]()
     if not isinstance(given, Mapping):
         for token in given:
-            name, told, value = token.value.partition("=")
-            if not (name and told):
+            name, sign, value = token.value.partition("=")
+            if not (name and sign):
                 flag = token.keyword
                 raise ValueError(f"{token.value!r}. Write {flag} batch=p3, or {flag}.batch p3")
             found[name] = value
@@ -203,8 +203,8 @@ def spoken(text: str) -> str:
 
     Examples
     --------
-    >>> spoken("if 'nan' means 'not known', say Schema(missing=('nan',)).")
-    "if 'nan' means 'not known', say --missing nan."
+    >>> spoken("if 'nan' means 'not known', set Schema(missing=('nan',)).")
+    "if 'nan' means 'not known', set --missing nan."
     >>> spoken("PCA cannot predict; raise flow_epochs (now 400)")
     'PCA cannot correct; raise --flow-epochs (now 400)'
     """
@@ -270,7 +270,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def load_model(folder: Path) -> Fitted:
-    """Load a fitted model, and say so where it had not come to rest."""
+    """Load a fitted model, and warn if it had not converged."""
     import chreode as ch
 
     from ..compute.convergence import STATES
@@ -326,7 +326,7 @@ def require_output(
     source: Path | None = None,
     instead: str = "Choose another.",
 ) -> None:
-    """Refuse a name that would mislead, or the file that is read; say what will be replaced.
+    """Refuse a name that would mislead, or the file that is read; announce what will be replaced.
 
     Raises
     ------

@@ -164,9 +164,9 @@ def _fit(
     if checkpoint and not interrupted:
         forget(checkpoint, asked.phases())
     notes = [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
-    stood = f"It {STATES[fitted.provenance['state']]}. {seconds:.1f} s; saved to {output}"
+    summary = f"It {STATES[fitted.provenance['state']]}. {seconds:.1f} s; saved to {output}"
     return Answer(
-        "\n".join([f"{fitted!r}.", stood, *notes]),
+        "\n".join([f"{fitted!r}.", summary, *notes]),
         {
             "folder": str(output), "seconds": seconds, **fitted.provenance,
             "verbs": fitted.verbs, "last_epoch": records(fitted.history)[-1],
@@ -242,8 +242,8 @@ def with_genes(data: Any, schema: Schema, n_genes: int | None, rows: Any = None)
     genes = ch.pp.select_genes(data, schema, n_genes, rows=rows)
     place = narrows(schema)
     if place is None:
-        said = schema.counts or schema.expression
-        raise SchemaError(f"--n-genes works on genes in X or layers/NAME, not in {said}.")
+        named = schema.counts or schema.expression
+        raise SchemaError(f"--n-genes works on genes in X or layers/NAME, not in {named}.")
     if not place.modality:
         return data[:, genes].copy()
     data.mod[place.modality] = data.mod[place.modality][:, genes].copy()

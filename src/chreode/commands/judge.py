@@ -222,7 +222,7 @@ def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> Any:
     """Return which cells are of these trajectories."""
     if "trajectory" not in cells.places:
         raise ConfigError(
-            "--tests names trajectories: say where these are, as in --trajectory obs/donor."
+            "--tests names trajectories: name their place, as in --trajectory obs/donor."
         )
     of = cells.categories("trajectory")
     for name in trajectories:
@@ -246,7 +246,7 @@ def _answer(
     report: Path | None,
     json: bool,  # noqa: FBT001 (a flag)
 ) -> Answer:
-    """Write what is wanted, and say it."""
+    """Write what is wanted, and return what to print."""
     from ..report.generation import too_small
 
     written = [scored.save(output)] if output else []
@@ -255,13 +255,13 @@ def _answer(
     lacking = {name: why for name, why in scored.lacking().items() if name in columns}
     text = shown(table[columns].drop(columns=list(lacking))).to_string(float_format="%.3f")
     few = too_small(scored.about)
-    said = [
+    notes = [
         f"There is no {name!r}: {why or 'it is undefined for these cells.'}"
         for name, why in lacking.items()
     ]
-    said += [few] if few else []
+    notes += [few] if few else []
     return Answer(
-        "\n".join([text, *said, *(f"written to {path}" for path in written)]),
+        "\n".join([text, *notes, *(f"written to {path}" for path in written)]),
         {
             "kind": scored.kind, "about": dict(scored.about), "table": records(table),
             "scores": records(scored.scores.set_index("method")), "files": [str(p) for p in written],
@@ -282,8 +282,8 @@ def _model(name: str, config: Path | None) -> Any:
 
 
 def _schema(config: Path | None, roles: Mapping[str, Any]) -> ch.Schema:
-    told = tables_of(config).get("schema", {}) if config else {}
-    return ch.Schema.from_dict({**told, **roles})
+    configured = tables_of(config).get("schema", {}) if config else {}
+    return ch.Schema.from_dict({**configured, **roles})
 
 
 def report(

@@ -1,4 +1,4 @@
-"""Commands that ask a model of time: ``trajectory`` and ``rank``."""
+"""Commands for models of time: ``trajectory`` and ``rank``."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _tune(
         "fit", tuned.best.key, file, *as_flags(schema.as_dict()), *as_flags(chosen), *chosen_cells, *genes,
         "--seed", seed, "-o", output or f"runs/{tuned.best.key}",
     )  # fmt: skip
-    said = [
+    lines = [
         tuned.trials.drop(columns="seed").to_string(float_format="%.5g"),
         f"{tuned.verdict()}\nThe best: {command}",
     ]
@@ -120,10 +120,10 @@ def _tune(
         fitted = tuned.best.fit(data, schema, seed=seed, device=device)
         fitted.save(output)
         interrupted = was_interrupted(fitted.provenance["notes"])
-        said.append(f"fitted on all cells and saved to {output}")
-        said += [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
+        lines.append(f"fitted on all cells and saved to {output}")
+        lines += [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
     return Answer(
-        "\n".join(said),
+        "\n".join(lines),
         {
             "best": best, "improved": tuned.improved, "verdict": tuned.verdict(),
             "trials": records(tuned.trials), "refits": records(tuned.refits),

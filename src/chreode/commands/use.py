@@ -1,4 +1,4 @@
-"""Commands that ask a fitted model: ``embed``, ``classify``, ``generate``, ``correct`` and ``augment``."""
+"""Commands for a fitted model: ``embed``, ``classify``, ``generate``, ``correct`` and ``augment``."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _target(file: Path, output: Path | None, done: str, *, in_place: bool) -> Pa
         store.require_writable(file)
         return file
     target = output or file.with_suffix(f".{done}{file.suffix}")
-    require_output(target, [file.suffix], file, "If it is to be overwritten, say --in-place.")
+    require_output(target, [file.suffix], file, "If it is to be overwritten, add --in-place.")
     return target
 
 
@@ -224,7 +224,7 @@ def correct(
     use_threads(threads)
     fitted = load_model(model)
     schema = fitted.schema.with_(**roles)
-    said = ", ".join(f"{role} {value}" for role, value in to.items())
+    conditions = ", ".join(f"{role} {value}" for role, value in to.items())
     if latent:
         require_suffix(file, SUFFIXES)
         require_output(output, [file.suffix], file)
@@ -241,7 +241,7 @@ def correct(
         fitted.predict(file, to=to, seed=seed, into=output, schema=schema, device=device)
         written = "counts"
     return Answer(
-        f"{written} as of {said} written to {output}", {"file": str(output), "to": to}, json
+        f"{written} as of {conditions} written to {output}", {"file": str(output), "to": to}, json
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from ..errors import ConfigError
 
 
-def choose_device(wish: str, *, double: bool) -> str:
+def choose_device(device: str, *, double: bool) -> str:
     """Return a device that exists; ``"auto"`` takes CUDA, then MPS, then the CPU.
 
     MPS has no float64, so what computes in `double` stays on the CPU there.
@@ -18,10 +18,10 @@ def choose_device(wish: str, *, double: bool) -> str:
         If this machine has no such device.
     """
     mps = torch.backends.mps.is_available() and not double
-    there = {"cuda": torch.cuda.is_available(), "mps": mps}
-    found = [*(device for device, is_there in there.items() if is_there), "cpu"]
-    if wish == "auto":
+    available = {"cuda": torch.cuda.is_available(), "mps": mps}
+    found = [*(name for name, there in available.items() if there), "cpu"]
+    if device == "auto":
         return found[0]
-    if wish.partition(":")[0] not in found:
-        raise ConfigError(f"device={wish!r}: this model runs on {' and '.join(found)} here.")
-    return wish
+    if device.partition(":")[0] not in found:
+        raise ConfigError(f"device={device!r}: this model runs on {' and '.join(found)} here.")
+    return device

@@ -19,22 +19,22 @@ _PRODUCTS: tuple[Any, ...] = (
     torch.backends.cuda.matmul,
 )
 _lock = threading.Lock()
-_inside = 0  # calls that are under way, in all threads
+_n_calls = 0  # calls that are under way, in all threads
 #: The default type outside of them, and the precision of products that have fewer bits there.
-_theirs: tuple[torch.dtype, dict[Any, str]] = (torch.float32, {})
+_user_settings: tuple[torch.dtype, dict[Any, str]] = (torch.float32, {})
 _threads = 1  # the most that torch had in a call: OpenMP keeps as many
 
 
-class _Here(threading.local):
+class _PerThread(threading.local):
     calls = 0  # that are under way, in this thread
 
 
-_here = _Here()
+_this_thread = _PerThread()
 
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Compute as the pages say, whatever is set around; a decorator of all that users call.
+    """Compute as documented, whatever is set around; a decorator of all that users call.
 
     Tensors are made in float32 and on the CPU, with gradients, outside of any autocast; products have all
     of its bits; NumPy warns of what it cannot compute. The default type and the bits of products are the
@@ -57,35 +57,35 @@ def settled() -> Iterator[None]:
 
 @contextmanager
 def _single_precision() -> Iterator[None]:
-    global _inside, _theirs
+    global _n_calls, _user_settings
     with _lock:
-        if _inside == 0:
+        if _n_calls == 0:
             fewer = [p for p in _PRODUCTS if p.fp32_precision not in ("none", "ieee")]
-            _theirs = torch.get_default_dtype(), {p: _own(p) for p in fewer}
-        _inside += 1
-        _here.calls += 1
-        _set(torch.float32, dict.fromkeys(_theirs[1], "ieee"))
+            _user_settings = torch.get_default_dtype(), {p: _take_precision(p) for p in fewer}
+        _n_calls += 1
+        _this_thread.calls += 1
+        _set(torch.float32, dict.fromkeys(_user_settings[1], "ieee"))
     try:
         yield
     finally:
         with _lock:
-            if _inside == 1:  # first set, then counted: a fork in between finds it
-                _set(*_theirs)
-            _inside -= 1
-            _here.calls -= 1
+            if _n_calls == 1:  # first set, then counted: a fork in between finds it
+                _set(*_user_settings)
+            _n_calls -= 1
+            _this_thread.calls -= 1
 
 
-def _own(products: Any) -> str:
+def _take_precision(products: Any) -> str:
     """Return and unset what was set for these products alone; "none" where they follow a wider setting."""
-    told: str = products.fp32_precision
+    precision: str = products.fp32_precision
     products.fp32_precision = "none"
-    return "none" if products.fp32_precision == told else told
+    return "none" if products.fp32_precision == precision else precision
 
 
 def _set(kind: torch.dtype, bits: Mapping[Any, str]) -> None:
     torch.set_default_dtype(kind)
-    for products, told in bits.items():
-        products.fp32_precision = told
+    for products, precision in bits.items():
+        products.fp32_precision = precision
 
 
 def _in_child() -> None:
@@ -95,11 +95,11 @@ def _in_child() -> None:
     ever for the threads that OpenMP had in the parent. Generators stay as they are: to set one may wait for
     a lock of torch's that nobody will release.
     """
-    global _lock, _inside
+    global _lock, _n_calls
     _lock = threading.Lock()
-    if _inside and not _here.calls:
-        _set(*_theirs)
-    _inside = _here.calls
+    if _n_calls and not _this_thread.calls:
+        _set(*_user_settings)
+    _n_calls = _this_thread.calls
     rng.renew()
     if _threads > 1:
         torch.set_num_threads(1)

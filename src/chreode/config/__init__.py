@@ -1,4 +1,4 @@
-"""Options of models and arguments of functions: declared, checked, and told in words."""
+"""Options of models and arguments of functions: declared, checked, and described."""
 
 from .options import as_dict, config, describe, from_dict, param
 from .words import WORDS, worded

@@ -62,8 +62,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             owner = function.__name__
             # a method that is asked of its class: what is given first, if anything, is no instance
             alone = "self" in signature.parameters and not hasattr(next(iter(args), None), owner)
-            said = _of_class(owner) if alone else _unbound(owner, signature, hints, kwargs, error)
-            raise ArgumentError(said) from None
+            text = _of_class(owner) if alone else _unbound(owner, signature, hints, kwargs, error)
+            raise ArgumentError(text) from None
         for name, value in given.items():
             hint = hints.get(name, Any)
             if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:

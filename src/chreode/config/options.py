@@ -95,10 +95,11 @@ def _checked(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) -
     value = _as_python(value)
     if not _fits(value, hint):
         names = [part for part in typing.get_args(hint) if isinstance(part, str)]
-        said = near(value, names) if names and isinstance(value, str) else ""
+        suggestion = near(value, names) if names and isinstance(value, str) else ""
         got = "" if names else f", got {kind(value)}"
         raise ConfigError(
-            f"{owner}({field.name}={value!r}): expected {worded(hint)}{got}.{said} {field.metadata['doc']}"
+            f"{owner}({field.name}={value!r}): expected {worded(hint)}{got}.{suggestion} "
+            f"{field.metadata['doc']}"
         )
     low, high = field.metadata.get("low"), field.metadata.get("high")
     for number in value if isinstance(value, tuple) else (value,):

@@ -105,7 +105,7 @@ class Cells:
         return places.where(self.data, self.places[role])
 
     def var(self, role: str, names: Sequence[str]) -> pd.DataFrame:
-        """Return what is said of the features of a role, in the order of `names`; empty where nothing is."""
+        """Return the ``var`` of a role's features, in the order of `names`; empty where there is none."""
         place = self.places.get(role)
         found: Any = pd.DataFrame(index=pd.Index([], dtype=object))
         if place is not None and place.slot != "obsm":
@@ -216,7 +216,7 @@ def _positions(names: pd.Index, rows: Any, name: str) -> Int[np.ndarray, " n"]:
         if not names.is_unique:
             raise SchemaError(
                 f"{name}: names of cells are not unique, so none can be chosen by name. Give positions or "
-                "a mask, or say data.obs_names_make_unique() first."
+                "a mask, or call data.obs_names_make_unique() first."
             )
         texts = [str(v) if isinstance(v, str) else None for v in given]
         found = names.get_indexer(pd.Index(texts, dtype=object))

@@ -25,9 +25,9 @@ from .design import ONE_COURSE, confounded, shared
 from .look import Look, look
 from .places import as_category
 
-#: Counts that float32 tells from their neighbours.
+#: Counts up to which float32 holds every whole number.
 _EXACT = 2**24
-#: Strings that often stand for "not known" without saying so.
+#: Strings that often stand for "not known".
 _SUSPECT = ("nan", "na", "none", "unknown", "unmatched", "unassigned", "")
 _LONELY = (
     "one cell each; nothing can be learned of them. Remove these cells or merge the categories."
@@ -90,8 +90,8 @@ def _design(cells: Cells, rows: np.ndarray) -> Iterator[Finding]:
     for level, role, text in confounded(columns):
         yield Finding(level, role, text)
     if cells.schema.time and not cells.schema.trajectory and shared(cells.numbers("time")[rows]):
-        said = f"time ({cells.schema.time}), for models of dynamics: {ONE_COURSE}."
-        yield Finding("note", "time", said)
+        text = f"time ({cells.schema.time}), for models of dynamics: {ONE_COURSE}."
+        yield Finding("note", "time", text)
 
 
 def require(found: list[Finding]) -> None:
@@ -127,30 +127,30 @@ def _role(
     progress: bool | None,  # noqa: FBT001 (tri-state)
 ) -> Iterator[Finding]:
     base, place = role.partition("/")[0], cells.places[role]
-    said = f"{role} ({place})"
+    slot = f"{role} ({place})"
     if base in MATRIX_ROLES:
         values, names = cells.matrix(role)
         at = cells.rows(role)
-        yield from _form(said, base, place, values, names)
+        yield from _form(slot, base, place, values, names)
         if values.shape[1] and values.dtype.kind in "fiub":
             rows = rows if at is None else at[rows][at[rows] >= 0]
             seen = looks.get(str(place)) or look(
                 values, rows, f"check {role}", progress, sums=base in SCALED_ROLES
             )
-            yield from _values(said, base, seen, cells.schema)
+            yield from _values(slot, base, seen, cells.schema)
             if base == "counts" and not (seen.negative or seen.infinite or seen.lacking):
-                yield from _zeros(said, base, place, seen)
+                yield from _zeros(slot, base, place, seen)
     elif base in CATEGORY_ROLES or base == "categorical":
-        yield from _category(said, base, cells.column(role).iloc[rows], cells.schema)
+        yield from _category(slot, base, cells.column(role).iloc[rows], cells.schema)
     elif base in NUMBER_ROLES or base == "continuous":
-        yield from _number(said, base, cells.numbers(role)[rows])
+        yield from _number(slot, base, cells.numbers(role)[rows])
 
 
-def _form(said: str, role: str, place: Place, values: Any, names: pd.Index) -> Iterator[Finding]:
+def _form(slot: str, role: str, place: Place, values: Any, names: pd.Index) -> Iterator[Finding]:
     if values.shape[1] == 0:
-        yield Finding("error", role, f"{said} has no features.")
+        yield Finding("error", role, f"{slot} has no features.")
     elif values.dtype.kind not in "fiub":
-        yield Finding("error", role, f"{said} holds {values.dtype}, expected numbers.")
+        yield Finding("error", role, f"{slot} holds {values.dtype}, expected numbers.")
     if not names.is_unique:
         twice = names[names.duplicated()][0]
         mend = {
@@ -159,41 +159,41 @@ def _form(said: str, role: str, place: Place, values: Any, names: pd.Index) -> I
         }.get(place.slot, f"{place.owner()}.var_names_make_unique()")
         yield Finding(
             "error", role,
-            f"{said}: feature names are not unique ({twice!r}): {mend}.",
+            f"{slot}: feature names are not unique ({twice!r}): {mend}.",
         )  # fmt: skip
 
 
-def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Finding]:
+def _values(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Finding]:
     if seen.infinite:
         yield Finding(
-            "error", role, f"{said} holds {seen.infinite:,} infinite values; remove them."
+            "error", role, f"{slot} holds {seen.infinite:,} infinite values; remove them."
         )
     elif max(seen.high, -seen.low) > 3.4e38:
-        yield Finding("error", role, f"{said} holds values beyond 3.4e38; divide or remove them.")
+        yield Finding("error", role, f"{slot} holds values beyond 3.4e38; divide or remove them.")
     if seen.lacking and role not in MAY_LACK:
         yield Finding(
             "error", role,
-            f"{said} holds {seen.lacking:,} NaN. Counts that were not measured are no zeros: "
+            f"{slot} holds {seen.lacking:,} NaN. Counts that were not measured are no zeros: "
             "remove these cells or features.",
         )  # fmt: skip
     elif seen.lacking:
         yield Finding(
-            "note", role, f"{said}: {counted(seen.lacking, 'NaN value')}, read as not measured."
+            "note", role, f"{slot}: {counted(seen.lacking, 'NaN value')}, read as not measured."
         )
     if role in COUNT_ROLES:
         if seen.negative:
             yield Finding(
                 "error", role,
-                f"{said} holds {seen.negative:,} negative values: these are no counts. Name the place of "
+                f"{slot} holds {seen.negative:,} negative values: these are no counts. Name the place of "
                 "the raw counts, often 'layers/counts' or 'raw'.",
             )  # fmt: skip
         elif seen.broken and not schema.fractional:
             yield Finding(
                 "error", role,
-                f"{said} holds {counted(seen.broken, 'value')} with decimals (such as "
+                f"{slot} holds {counted(seen.broken, 'value')} with decimals (such as "
                 f"{seen.example:.4g}): this "
                 "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
-                "if they are ambient-corrected or full-length counts, say Schema(fractional=True).",
+                "if they are ambient-corrected or full-length counts, set Schema(fractional=True).",
             )  # fmt: skip
         elif seen.scale and (seen.broken or seen.high > 1):
             drawn = (
@@ -201,7 +201,7 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
             )
             yield Finding(
                 "warning", role,
-                f"{said} looks {seen.scale}the values of every cell add up to about the same. Models of "
+                f"{slot} looks {seen.scale}the values of every cell add up to about the same. Models of "
                 "counts mean nothing on it. Name the place of the raw counts, often 'layers/counts' or "
                 f"'raw', or name this one as `expression`.{drawn}",
             )  # fmt: skip
@@ -210,7 +210,7 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
     ):
         yield Finding(
             "warning", role,
-            f"{said} looks like raw counts: whole numbers alone, up to {seen.high:,.0f}. What differs most "
+            f"{slot} looks like raw counts: whole numbers alone, up to {seen.high:,.0f}. What differs most "
             "between such cells is how many molecules were caught. Name this place as `counts`, which "
             "models normalise; if these are no counts, all is well.",
         )  # fmt: skip
@@ -218,31 +218,31 @@ def _values(said: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
     if _EXACT < most < 3.4e38:
         yield Finding(
             "warning", role,
-            f"{said} holds counts up to {most:,.0f}. Models read them as float32: above "
+            f"{slot} holds counts up to {most:,.0f}. Models read them as float32: above "
             f"{_EXACT:,} neighbouring counts become one (six to seven digits are kept)."
             if role in COUNT_ROLES
-            else f"{said} holds values up to {most:.3g}. Models read them as float32, which has six to seven "
+            else f"{slot} holds values up to {most:.3g}. Models read them as float32, which has six to seven "
             f"digits: differences below {most / _EXACT:.2g} are lost there. Divide, or subtract from every "
             "feature what its cells share.",
         )  # fmt: skip
 
 
-def _zeros(said: str, role: str, place: Place, seen: Look) -> Iterator[Finding]:
+def _zeros(slot: str, role: str, place: Place, seen: Look) -> Iterator[Finding]:
     if len(seen.empty):
         yield Finding(
             "error", role,
-            f"{said} has {counted(len(seen.empty), 'cell')} without any counts (first at row "
+            f"{slot} has {counted(len(seen.empty), 'cell')} without any counts (first at row "
             f"{int(seen.empty[0])}). Remove them: {place.owner()}[{place.matrix()}.sum(1) > 0].",
         )  # fmt: skip
     if seen.silent:
         yield Finding(
             "note",
             role,
-            f"{said} has {counted(seen.silent, 'feature')} with zeros alone. They are kept.",
+            f"{slot} has {counted(seen.silent, 'feature')} with zeros alone. They are kept.",
         )
 
 
-def _category(said: str, role: str, values: pd.Series, schema: Schema) -> Iterator[Finding]:
+def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterator[Finding]:
     kind = (
         values.cat.categories.dtype
         if isinstance(values.dtype, pd.CategoricalDtype)
@@ -251,7 +251,7 @@ def _category(said: str, role: str, values: pd.Series, schema: Schema) -> Iterat
     if kind.kind == "f" and values.notna().any():
         yield Finding(
             "error", role,
-            f"{said} holds floats, not categories. If they are codes, make them so: "
+            f"{slot} holds floats, not categories. If they are codes, make them so: "
             ".astype(int).astype(str); if they are measurements, name them `continuous`.",
         )  # fmt: skip
         return
@@ -260,46 +260,46 @@ def _category(said: str, role: str, values: pd.Series, schema: Schema) -> Iterat
     if lacking and role in ("batch", "categorical", "perturbation", "trajectory"):
         yield Finding(
             "error", role,
-            f"{said} has no value in {counted(lacking, 'cell')}. Remove these cells, or give them a category "
+            f"{slot} has no value in {counted(lacking, 'cell')}. Remove these cells, or give them a category "
             "of their own.",
         )  # fmt: skip
     elif lacking:
-        yield Finding("note", role, f"{said} has no value in {counted(lacking, 'cell')}.")
+        yield Finding("note", role, f"{slot} has no value in {counted(lacking, 'cell')}.")
     sizes = known.value_counts()
     suspect = [c for c in sizes.index if c.lower() in _SUSPECT]
     if suspect:
         yield Finding(
             "warning", role,
-            f"{said} has a category {suspect[0]!r} of {counted(sizes[suspect[0]], 'cell')}. If it means 'not "
-            f"known', say Schema(missing=({suspect[0]!r},)).",
+            f"{slot} has a category {suspect[0]!r} of {counted(sizes[suspect[0]], 'cell')}. If it means 'not "
+            f"known', set Schema(missing=({suspect[0]!r},)).",
         )  # fmt: skip
     if role in ("batch", "categorical") and (sizes == 1).any():
         names = sizes.index[sizes == 1].tolist()
         yield Finding(
             "error", role,
-            f"{said}: {names[:5]} have {_LONELY}",
+            f"{slot}: {names[:5]} have {_LONELY}",
         )  # fmt: skip
     if role == "perturbation" and schema.control is not None and schema.control not in sizes.index:
         yield Finding(
             "error",
             role,
-            f"{said}: there is no category {schema.control!r} (the control)."
+            f"{slot}: there is no category {schema.control!r} (the control)."
             f"{near(schema.control, sizes.index)}",
         )
 
 
-def _number(said: str, role: str, values: Float64[np.ndarray, " n"]) -> Iterator[Finding]:
+def _number(slot: str, role: str, values: Float64[np.ndarray, " n"]) -> Iterator[Finding]:
     bad = int((~np.isfinite(values)).sum())
     if bad:
         yield Finding(
             "error",
             role,
-            f"{said} is NaN or infinite in {counted(bad, 'cell')}. Remove these cells.",
+            f"{slot} is NaN or infinite in {counted(bad, 'cell')}. Remove these cells.",
         )
     elif role != "size_factor":
-        yield from merging(said, values, unit(values))
+        yield from merging(slot, values, unit(values))
     elif not ((values > 1e-38) & (values < 1e38)).all():  # as float32 holds them
-        yield Finding("error", role, f"{said} must be positive, and from 1e-38 to 1e38.")
+        yield Finding("error", role, f"{slot} must be positive, and from 1e-38 to 1e38.")
 
 
 def unit(values: Float64[np.ndarray, " n"]) -> tuple[float, float]:
@@ -311,18 +311,21 @@ def unit(values: Float64[np.ndarray, " n"]) -> tuple[float, float]:
 
 
 def merging(
-    said: str, values: Float64[np.ndarray, " n"], scaled: tuple[float, float]
+    slot: str, values: Float64[np.ndarray, " n"], scaled: tuple[float, float]
 ) -> Iterator[Finding]:
     """Say how many distinct numbers float32 makes one of, once they are centred and scaled.
 
     An error if these are more than a hundredth of the numbers, and more than chance brings together
     among so many; else a note.
     """
-    role, distinct = said.partition(" ")[0].partition("/")[0], np.unique(values[~np.isnan(values)])
+    role, distinct = (
+        slot.partition(" ")[0].partition("/")[0],
+        np.unique(values[~np.isnan(values)]),
+    )
     with np.errstate(all="ignore"):
         narrow = ((distinct - scaled[0]) / scaled[1]).astype(np.float32)
     if not np.isfinite(narrow).all():
-        yield Finding("error", role, f"{said} holds numbers up to {np.abs(distinct).max():.3g}: "
+        yield Finding("error", role, f"{slot} holds numbers up to {np.abs(distinct).max():.3g}: "
             "too large to be scaled. Divide them.")  # fmt: skip
         return
     same = np.flatnonzero(np.diff(narrow) == 0)
@@ -333,7 +336,7 @@ def merging(
     few = len(same) <= n / 100 + n**2 / 2**24
     yield Finding(
         "note" if few else "error", role,
-        f"{said}: of {n:,} different numbers {len(same):,} are too close to the next to be told from it "
+        f"{slot}: of {n:,} different numbers {len(same):,} are too close to the next to be told from it "
         f"(such as {example}), beside the range of all from {distinct[0]:.6g} to {distinct[-1]:.6g}"
         + ("." if few else ". Look for outliers or a second unit, and subtract or rescale."),
     )  # fmt: skip

@@ -106,13 +106,13 @@ def collect_cells(
             # as in `_joined`
             with mudata.set_options(pull_on_update=False), writable(into):
                 cells.write(path)
-        with store.hdf5(path, "r+" if len(empty) > 1 else "w") as (file, while_there_is_room):
+        with store.hdf5(path, "r+" if len(empty) > 1 else "w") as (file, until_full):
             if len(empty) == 1:
                 with writable(into):
                     write_elem(file, "/", cells)
             places = {name: f"mod/{name}/X" if len(empty) > 1 else "X" for name in empty}
             shapes = {places[name]: part.shape for name, part in empty.items()}
-            placed = ({places[k]: v for k, v in c.items()} for c in while_there_is_room(chunks))
+            placed = ({places[k]: v for k, v in c.items()} for c in until_full(chunks))
             (_append_sparse if counts else _append_dense)(file, placed, shapes)
     return into
 
@@ -183,7 +183,7 @@ def writable(into: Path) -> Iterator[None]:
     """Turn whatever anndata raises of what it cannot write into a `StoreError`."""
     try:
         yield
-    except (ChreodeError, OSError):  # which `store.aside` tells
+    except (ChreodeError, OSError):  # which `store.aside` explains
         raise
     except Exception as error:
         raise StoreError(

@@ -85,7 +85,7 @@ class DiskMatrix:
 
 
 class DiskDense(DiskMatrix):
-    """A dense matrix in a file; pieces of zarr that are absent were lost, for all that can be told."""
+    """A dense matrix in a file; pieces of zarr that are absent count as lost."""
 
     sparse = False
 
@@ -256,10 +256,10 @@ def absent(array: Any) -> list[tuple[int, ...]]:
     if not isinstance(array, zarr.Array) or not isinstance(root, Path):
         return []
     folder, size = root / array.path, array.shards or array.chunks
-    there = {str(Path(at, name)) for at, _, names in os.walk(folder) for name in names}
+    stored = {str(Path(at, name)) for at, _, names in os.walk(folder) for name in names}
     grid = [math.ceil(n / s) for n, s in zip(array.shape, size, strict=True)]
     key = array.metadata.encode_chunk_key
-    return [at for at in np.ndindex(*grid) if str(folder / key(at)) not in there]
+    return [at for at in np.ndindex(*grid) if str(folder / key(at)) not in stored]
 
 
 def left_out(array: Any, n: int, of: str = "") -> str:

@@ -177,7 +177,7 @@ def open_root(path: Path) -> Any:
         refuse_foreign(path)
         if path.suffix != ".zarr":
             return h5py.File(path, "r")
-        # what the folder holds, and not what a copy of its metadata says
+        # what the folder holds, and not what a copy of its metadata lists
         return zarr.open_group(path, mode="r", use_consolidated=False)
 
 
@@ -263,11 +263,11 @@ def _raw(
 def _records(root: Any, lost: dict[str, str]) -> dict[str, Any]:
     """Return where results came from, as verbs wrote it."""
     try:
-        told = read_elem(root["uns/chreode"]) if "chreode" in _keys(root, "uns") else {}
+        records = read_elem(root["uns/chreode"]) if "chreode" in _keys(root, "uns") else {}
     except Exception as error:  # noqa: BLE001 (whatever a storage library raises)
         lost["uns/chreode"] = f"{type(error).__name__}: {error}"
         return {}
-    return {"chreode": told} if told else {}
+    return {"chreode": records} if records else {}
 
 
 def _refuse_old(path: Path, root: Any) -> None:
@@ -279,7 +279,7 @@ def _refuse_old(path: Path, root: Any) -> None:
 
 
 def _slots(root: Any, name: str, lost: dict[str, str], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return what can be read of a slot, by key, and begins with `shape`; other keys are told in `lost`."""
+    """Return what can be read of a slot, by key, and begins with `shape`; other keys are listed in `lost`."""
     found: dict[str, Any] = {}
     places = {"X": "X"} if name == "X" else {key: f"{name}/{key}" for key in _keys(root, name)}
     for key, place in places.items():
@@ -319,9 +319,9 @@ def names_of(root: Any, table: str) -> pd.Index:
 
 
 def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
-    """Return the columns of a table that can be read; the others are told in `lost`.
+    """Return the columns of a table that can be read; the others are listed in `lost`.
 
-    A column of a zarr of which pieces are absent is told there too, unless there is one category alone.
+    A column of a zarr of which pieces are absent is listed there too, unless there is one category alone.
     Masks are taken as they are read: zarr leaves out that of every column that lacks no value.
     """
     group = root[name]

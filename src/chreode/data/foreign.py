@@ -37,7 +37,7 @@ def refuse_foreign(path: Path) -> None:
     if path.is_dir():
         for file in _files(path):
             if file.name in _METADATA:
-                refuse_codecs(str(file), _told(file))
+                refuse_codecs(str(file), _metadata(file))
     elif path.suffix != ".zarr":
         with h5py.File(path, "r") as root:
             refuse_elsewhere(root)
@@ -60,7 +60,7 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield item
 
 
-def _told(file: Path) -> Any:
+def _metadata(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
     except ValueError as error:
@@ -80,10 +80,10 @@ def refuse_codecs(name: str, metadata: Any) -> None:
             )
 
 
-def _codecs(told: Any) -> Iterator[Any]:
+def _codecs(metadata: Any) -> Iterator[Any]:
     """Yield the names of all codecs in metadata, those inside of codecs and of other nodes included."""
-    if isinstance(told, Mapping):
-        for key, value in told.items():
+    if isinstance(metadata, Mapping):
+        for key, value in metadata.items():
             if key in ("filters", "compressor", "codecs", "index_codecs"):
                 for codec in value if isinstance(value, (list, tuple)) else [value]:
                     if isinstance(codec, Mapping):
@@ -92,8 +92,8 @@ def _codecs(told: Any) -> Iterator[Any]:
                         yield codec
             if key not in ("attributes", ".zattrs"):
                 yield from _codecs(value)
-    elif isinstance(told, (list, tuple)):
-        for value in told:
+    elif isinstance(metadata, (list, tuple)):
+        for value in metadata:
             yield from _codecs(value)
 
 
@@ -120,7 +120,7 @@ def refuse_elsewhere(root: h5py.File | h5py.Group) -> None:
             try:
                 item = group[name]
             except (KeyError, OSError, TypeError, ValueError):
-                continue  # unreadable, so it leads nowhere; who needs it is told
+                continue  # unreadable, so it leads nowhere; reading it is an error later
             if isinstance(item, h5py.Group):
                 groups.append((item, depth + 1))
             elif isinstance(item, h5py.Dataset):

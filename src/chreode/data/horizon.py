@@ -11,7 +11,7 @@ NEAR, FAR = 0.1, 1.0
 
 
 class ForecastWarning(UserWarning):
-    """A forecast goes beyond what the cells of the fit tell."""
+    """A forecast goes beyond the times and values of the cells of the fit."""
 
 
 def plain(*values: float) -> list[str]:
@@ -27,7 +27,7 @@ def plain(*values: float) -> list[str]:
     return [f"{round(float(value), decimals) + 0.0:.15g}" for value in values]
 
 
-def refuse_far(said: str, beyond: float) -> None:
+def refuse_far(text: str, beyond: float) -> None:
     """Warn of a question that is `beyond` what was seen by more than `NEAR` of its span.
 
     Raises
@@ -37,7 +37,7 @@ def refuse_far(said: str, beyond: float) -> None:
     """
     if beyond <= NEAR:
         return
-    said = f"{said}: {beyond:.3g} times that span beyond its end, where no cell tells what happens."
+    text = f"{text}: {beyond:.3g} times that span beyond its end, where no cell tells what happens."
     if beyond > FAR:
-        raise ConfigError(f"{said} Ask for what is no further beyond than {FAR:g} span.")
-    warn(said, ForecastWarning)
+        raise ConfigError(f"{text} Ask for what is no further beyond than {FAR:g} span.")
+    warn(text, ForecastWarning)

@@ -114,24 +114,24 @@ def _row_sums(block: Any, f: Callable[[np.ndarray], np.ndarray]) -> Float64[np.n
 
 
 def _scale(sums: Mapping[str, Float64[np.ndarray, " n"]], *, whole: bool) -> str:
-    """Say how values look normalised, by the sums of cells in them and in what they may be logarithms of."""
-    apart = {name: _apart(values) for name, values in sums.items()}
+    """Return how values look normalised, by the sums of cells in them and in their exponentials."""
+    ratios = {name: _ratio(values) for name, values in sums.items()}
     same = _ROUNDED if whole else _SAME
-    found = next((name for name, times in apart.items() if times <= same), None)
+    found = next((name for name, times in ratios.items() if times <= same), None)
     if found is None and whole:
-        closest = min(apart, key=lambda name: apart[name])
-        closer = math.log(apart[closest]) < _CLOSER * math.log(apart[""])
+        closest = min(ratios, key=lambda name: ratios[name])
+        closer = math.log(ratios[closest]) < _CLOSER * math.log(ratios[""])
         found = closest if closer else None
     if found is None:
         return ""
     return f"{'log-' if found else ''}normalised{' and rounded' if whole else ''}: {found}"
 
 
-def _apart(sums: Float64[np.ndarray, " n"]) -> float:
-    """Return how many times the smaller sums the larger ones are; infinite where they tell nothing."""
+def _ratio(sums: Float64[np.ndarray, " n"]) -> float:
+    """Return how many times the smaller sums the larger ones are; infinite where they are too few."""
     if len(sums) < _SOME or not np.isfinite(sums).all():
         return math.inf
-    low, high = np.quantile(sums, (0.05, 0.95))  # an odd cell says nothing of the others
+    low, high = np.quantile(sums, (0.05, 0.95))  # one odd cell must not decide
     return float(high / low) if low > 0 else math.inf
 
 

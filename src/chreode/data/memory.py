@@ -83,7 +83,8 @@ def rows_of(
     refuse_ends(name, indptr, major, (len(data), len(indices)), error)
     if data.ndim != 1:
         raise error(f"{name} is damaged: its stored values have {data.ndim} axes. Make it again.")
-    if columns and data.dtype.kind not in "fiubc":  # as is told of rows, which SciPy need not turn
+    # rows, which SciPy need not turn, are refused elsewhere
+    if columns and data.dtype.kind not in "fiubc":
         raise error(f"{name} holds {data.dtype}, expected numbers.")
     end = int(indptr[-1])
     data, indices = computable(data[:end]), indices[:end]

@@ -24,14 +24,14 @@ def holder(data: Data, place: Place, role: str) -> Data:
     if not place.modality:
         if modalities and place.slot not in ("obs", "obsm"):
             raise SchemaError(
-                f"{role}={str(place)!r}: in a MuData say which modality, "
+                f"{role}={str(place)!r}: in a MuData name the modality, "
                 f"as in '{next(iter(modalities))}:{place}'. Available: {', '.join(modalities)}."
             )
         return data
     if not modalities:
         raise SchemaError(
             f"{role}={str(place)!r} names a modality, but the data is an AnnData. "
-            f"Where it has {role}, say the place alone, as '{replace(place, modality='')}'."
+            f"Where it has {role}, give the place alone, as '{replace(place, modality='')}'."
         )
     if place.modality not in modalities:
         raise SchemaError(
@@ -52,22 +52,22 @@ def matrix(data: Data, place: Place, role: str) -> tuple[Any, pd.Index]:
         If it is damaged.
     """
     owner: Any = holder(data, place, role)
-    said = f"{role} ({place})" if role else str(place)
+    slot = f"{role} ({place})" if role else str(place)
     values, names = _found(owner, place, role)
     if names is None:
         names = _obsm_names(values, place.key)
     values = by_rows(values)
     if not isinstance(values, DiskMatrix):
-        values = in_memory(values, said)
+        values = in_memory(values, slot)
     if len(values.shape) != 2:
-        raise SchemaError(f"{said}: expected cells x features, got {values.shape}.")
+        raise SchemaError(f"{slot}: expected cells x features, got {values.shape}.")
     if values.shape != (owner.n_obs, len(names)):  # of a file that anndata opened without a look
         raise StoreError(
-            f"{said} is {values.shape[0]:,} x {values.shape[1]:,}, beside {counted(owner.n_obs, 'cell')} and "
+            f"{slot} is {values.shape[0]:,} x {values.shape[1]:,}, beside {counted(owner.n_obs, 'cell')} and "
             f"{counted(len(names), 'feature')}: its file is damaged. Copy or download it again."
         )
     light = isinstance(values, DiskMatrix) and getattr(owner, "light", False)
-    return in_memory(values.whole, said) if light else values, names
+    return in_memory(values.whole, slot) if light else values, names
 
 
 def _found(owner: Any, place: Place, role: str) -> tuple[Any, pd.Index | None]:
@@ -169,25 +169,25 @@ def as_numbers(values: pd.Series, place: Place, role: str) -> np.ndarray:
         found = values.to_numpy(np.float64, na_value=np.nan)
         _refuse_rounded(values, found, f"{role} ({place})")
         return found
-    said, name = f"{role} ({place}) holds {values.dtype}", f"data.obs[{place.key!r}]"
+    text, name = f"{role} ({place}) holds {values.dtype}", f"data.obs[{place.key!r}]"
     if values.dtype.kind in "mM":
         since = f"({name} - {name}.min())" if values.dtype.kind == "M" else name
         raise SchemaError(
-            f"{said}, expected numbers. Tell it in days, say, and remember since when: "
+            f"{text}, expected numbers. Convert it, to days for example, and note their start: "
             f"{name} = {since} / pandas.Timedelta(days=1)."
         )
     raise SchemaError(
-        f"{said}, expected numbers: convert it with pandas.to_numeric (text that spells dates: with "
+        f"{text}, expected numbers: convert it with pandas.to_numeric (text that spells dates: with "
         "pandas.to_datetime, first)."
     )
 
 
-def _refuse_rounded(values: pd.Series, found: np.ndarray, said: str) -> None:
+def _refuse_rounded(values: pd.Series, found: np.ndarray, column: str) -> None:
     """Refuse whole numbers that are distinct, and one once they are 64-bit floats."""
     beyond = values.dtype.kind in "iu" and np.nanmax(np.abs(found), initial=0) >= 2**53
     if beyond and len(np.unique(found[~np.isnan(found)])) < values.nunique():
         raise SchemaError(
-            f"{said} holds whole numbers beyond 2**53, some of which become one as numbers with a decimal "
+            f"{column} holds whole numbers beyond 2**53, some of which become one as numbers with a decimal "
             "point. Subtract the least of them first, or divide."
         )
 

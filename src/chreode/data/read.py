@@ -95,7 +95,7 @@ def _refuse_elsewhere(data: AnnData | MuData) -> None:
     for part in (data, *getattr(data, "mod", {}).values()):
         if isinstance(part, AnnData):
             raw = []
-            with suppress(AttributeError):  # of an open file that lost it: who names it is told
+            with suppress(AttributeError):  # an open file lost it: naming it is an error later
                 raw = [part.raw.X] if part.raw is not None else []
             for values in (part.X, *raw, *part.layers.values(), *part.obsm.values()):
                 refuse_elsewhere_in(values)

@@ -17,7 +17,7 @@ from .source import Source
 KEPT = 10_000
 #: Cells that are kept of every combination of categories, however rare it is, where there are few of them.
 LEAST = 50
-#: The column that says how many training cells each kept cell stands for.
+#: The column of how many training cells each kept cell stands for.
 WEIGHT = "cells"
 
 Table = Mapping[str, np.ndarray]
@@ -71,12 +71,12 @@ def joined(first: Table, second: Table) -> dict[str, np.ndarray]:
     return {name: values[kept] for name, values in both.items()}
 
 
-def _as_wide(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two columns, with room for as many names where they are of sets."""
-    if one.shape[1:] == other.shape[1:]:
-        return one, other
-    width = max(one.shape[1], other.shape[1])
-    return widened(one, width), widened(other, width)
+def _as_wide(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two columns, as wide as the wider one where they are of sets."""
+    if a.shape[1:] == b.shape[1:]:
+        return a, b
+    width = max(a.shape[1], b.shape[1])
+    return widened(a, width), widened(b, width)
 
 
 def _combinations(columns: Table, n: int) -> Int[np.ndarray, " n"]:

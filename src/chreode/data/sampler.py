@@ -93,7 +93,7 @@ class Balanced:
 
 
 @dataclass(frozen=True)
-class Together:
+class FullBatch:
     """All rows as one minibatch, several times an epoch."""
 
     times: int = 1

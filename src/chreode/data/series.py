@@ -37,7 +37,7 @@ class SeriesBatch:
         When each series begins, and its state then, smoothed (see `smoothed`).
     slopes, bends
         Where the values are smoothed states: their first and second derivatives.
-    crowd
+    draw_populations
         Draws some cells of each time, none twice, and says which places of the tensor hold one: a
         population, none of which is another one later. Every step draws anew.
     """
@@ -50,7 +50,7 @@ class SeriesBatch:
     start: Float[Tensor, "s g"]
     slopes: Float[Tensor, "s t g"] | None = None
     bends: Float[Tensor, "s t g"] | None = None
-    crowd: Callable[[np.random.Generator], tuple[Tensor, Tensor]] | None = None
+    draw_populations: Callable[[np.random.Generator], tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,8 +58,8 @@ class SeriesBatch:
     def to(self, device: str | torch.device) -> SeriesBatch:
         """Return the same series on `device`."""
         fields = ("times", "values", "weight", "begin", "start", "slopes", "bends")
-        there = {n: t for n in fields if (t := getattr(self, n)) is not None}
-        return replace(self, **{n: t.to(device) for n, t in there.items()})
+        tensors = {n: t for n in fields if (t := getattr(self, n)) is not None}
+        return replace(self, **{n: t.to(device) for n, t in tensors.items()})
 
     def extremes(self, names: np.ndarray) -> str:  # noqa: ARG002 (cells have no names here)
         """Say where the values are largest."""

@@ -28,7 +28,7 @@ class SeriesSource(Source):
     Attributes
     ----------
     known
-        Cells that say where a series starts.
+        Cells from which the start of a series is estimated.
     n_times
         Most times of a series.
     bandwidth
@@ -37,7 +37,7 @@ class SeriesSource(Source):
         Length of the pieces that series are cut into; 0: smoothed states and slopes instead; None: whole.
     smooth
         Whether smoothed states stand for the cells.
-    crowd
+    n_particles
         Cells to be drawn of each time, at the most; 0: none.
     redrawn, generator
         See `SeriesBatch.resampled` and `SeriesBatch.exchanged`, and their seed.
@@ -48,7 +48,7 @@ class SeriesSource(Source):
     bandwidth: float = 1.0
     span: float | None = None
     smooth: bool = False
-    crowd: int = 0
+    n_particles: int = 0
     redrawn: Literal["", "resampled", "exchanged"] = ""
     generator: int = 0
     _made: dict[int, SeriesBatch] = field(default_factory=dict, repr=False)
@@ -77,9 +77,9 @@ class SeriesSource(Source):
             if key not in self._made:
                 batch, rng = self.series(some), np.random.default_rng(self.generator)
                 batch = getattr(batch, self.redrawn)(rng) if self.redrawn else batch
-                if self.crowd:
+                if self.n_particles:
                     _refuse_gaps(batch)
-                    batch = replace(batch, crowd=partial(self._drawn, some))
+                    batch = replace(batch, draw_populations=partial(self._draw_populations, some))
                 self._made[key] = self._cut(batch).to(device)
             yield self._made[key]
 
@@ -103,7 +103,7 @@ class SeriesSource(Source):
         """
         batch, codes = self._averaged(rows)
         whole, known = self._averaged(self.known)
-        _refuse_moments(whole)
+        _refuse_single_times(whole)
         self._refuse_lacking(whole)
         at = torch.from_numpy(np.searchsorted(known, codes))
         # of single cells: means of all may be later than those of some
@@ -192,22 +192,22 @@ class SeriesSource(Source):
             high = high.maximum(x.where(measured > 0, torch.tensor(-torch.inf)).amax(0))
         return low, high
 
-    def _drawn(
+    def _draw_populations(
         self, rows: np.ndarray, rng: np.random.Generator
     ) -> tuple[Float[Tensor, "s t m g"], Float[Tensor, "s t m"]]:
         series, slot, longest = self._slots(rows)
         order = np.lexsort((rng.random(len(rows)), slot))
         n = np.bincount(slot, minlength=len(series) * longest)
         rank = np.arange(len(rows)) - np.repeat(n.cumsum() - n, n)
-        width = min(self.crowd, int(n.max()))
+        width = min(self.n_particles, int(n.max()))
         taken = rank < width
         place = slot[order][taken], rank[taken]
-        chosen, there = np.full((n.size, width), rows[0]), np.zeros((n.size, width), np.float32)
-        chosen[place], there[place] = rows[order][taken], 1
+        chosen, present = np.full((n.size, width), rows[0]), np.zeros((n.size, width), np.float32)
+        chosen[place], present[place] = rows[order][taken], 1
         distinct, where = np.unique(chosen, return_inverse=True)
         x = torch.cat([b.log_expression() for b in self.cells.batches(distinct)])
         shape = len(series), longest, width
-        return x[torch.from_numpy(where.ravel())].view(*shape, -1), torch.from_numpy(there).view(
+        return x[torch.from_numpy(where.ravel())].view(*shape, -1), torch.from_numpy(present).view(
             shape
         )
 
@@ -223,7 +223,7 @@ class SeriesSource(Source):
         return total, weight
 
 
-def _refuse_moments(batch: SeriesBatch) -> None:
+def _refuse_single_times(batch: SeriesBatch) -> None:
     short = (batch.observed.sum(1) < 2).nonzero()[:, 0].tolist()
     if short and bool((batch.times == batch.times[0, 0]).all()):
         raise DataError(

@@ -87,7 +87,7 @@ def packed(sets: Sequence[Sequence[int]]) -> Sets:
 
 
 def widened(sets: Int[np.ndarray, "*n m"], width: int) -> Int[np.ndarray, "*n w"]:
-    """Return the same sets with room for `width` names, if they have less."""
+    """Return the same sets padded to `width` names, if they have less."""
     more = max(0, width - sets.shape[-1])
     return np.concatenate([sets, np.full((*sets.shape[:-1], more), -1, sets.dtype)], axis=-1)
 

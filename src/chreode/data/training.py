@@ -139,19 +139,21 @@ def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:
 def _refuse_other_covariates(spec: Spec, old: Spec) -> None:
     """Refuse other covariates than those of the fit to start from, and another meaning of sets."""
     for kind in ("categorical", "continuous"):
-        there, here = getattr(old, kind), getattr(spec, kind)
-        if kind in old.roles and there != here:
+        old_form, new_form = getattr(old, kind), getattr(spec, kind)
+        if kind in old.roles and old_form != new_form:
             raise ConfigError(
-                f"from_ has the {kind} covariates {', '.join(there)}; this fit has {', '.join(here)}. "
+                f"from_ has the {kind} covariates {', '.join(old_form)}; this fit has {', '.join(new_form)}. "
                 "Name the same ones, in the same order."
             )
     for role in sorted({*old.sets, *spec.sets} & set(old.categories)):
-        there, here = (
+        old_form, new_form = (
             f"sets of {role} with the control {s.sets[role]!r} and "
             f"{'' if s.vectors else 'no '}vectors"
             if role in s.sets
             else f"{role} as single categories"
             for s in (old, spec)
         )
-        if there != here:
-            raise ConfigError(f"from_ reads {there}; this fit reads {here}. Both must be the same.")
+        if old_form != new_form:
+            raise ConfigError(
+                f"from_ reads {old_form}; this fit reads {new_form}. Both must be the same."
+            )

@@ -19,7 +19,7 @@ from .phase import Phase, Session, Trace
 
 @dataclass(frozen=True)
 class Ascent:
-    """Alternate a pass over all cells and an update, until the objective rests.
+    """Alternate a pass over all cells and an update, until the objective converges.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Ascent:
         Stop when the objective gains less than this share of its gain so far, twice running.
     slack
         Relative change that rounding may cause: such a fall is forgiven, and such a gain is none.
-    mends
+    advice
         What to do where it falls.
     """
 
@@ -39,11 +39,11 @@ class Ascent:
     max_epochs: int
     tol: float
     slack: float
-    mends: str
+    advice: str
 
     def climb(
         self,
-        pass_over: Callable[[], tuple[float, Mapping[str, Tensor]]],
+        one_pass: Callable[[], tuple[float, Mapping[str, Tensor]]],
         update: Callable[[Mapping[str, Tensor]], None],
         phase: Phase,
         run: Session,
@@ -52,7 +52,7 @@ class Ascent:
 
         Parameters
         ----------
-        pass_over
+        one_pass
             Returns the objective per cell, and the sums of the statistics of all cells.
         update
             Sets the parameters from these sums.
@@ -69,7 +69,7 @@ class Ascent:
             for epoch in range(self.max_epochs):
                 start = time.perf_counter()
                 try:
-                    value, sums = pass_over()
+                    value, sums = one_pass()
                     self._guard([row[column] for row in log], value)
                     update(sums)
                 except KeyboardInterrupt:
@@ -99,7 +99,7 @@ class Ascent:
         if value < before - self.slack * max(abs(before), 1.0):
             raise FitError(
                 f"The {self.objective} fell from {before:.8g} to {value:.8g} in epoch {len(values)}: "
-                f"{self.mends}"
+                f"{self.advice}"
             )
 
 

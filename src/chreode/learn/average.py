@@ -47,9 +47,9 @@ class Average:
         if not self.decay:
             yield
             return
-        own = store.clone_state(self.module)
+        current = store.clone_state(self.module)
         self.module.load_state_dict(self.state)
         try:
             yield
         finally:
-            self.module.load_state_dict(own)
+            self.module.load_state_dict(current)

@@ -67,13 +67,13 @@ class CAVI:
             If the ELBO falls or stops being finite.
         """
         target, rows, group = phase.target(module), split.train, run.group
-        mine = group.share(rows)
+        own_rows = group.share(rows)
         kept: dict[str, Tensor] = {}
 
-        def pass_over() -> tuple[float, dict[str, Tensor]]:
+        def one_pass() -> tuple[float, dict[str, Tensor]]:
             sums: dict[str, Tensor] = {}
             end, known = 0, bool(kept)
-            for batch in source.batches(mine, run.device):
+            for batch in source.batches(own_rows, run.device):
                 start, end = end, end + len(batch)
                 local = (
                     {name: values[start:end].to(run.device) for name, values in kept.items()}
@@ -84,25 +84,27 @@ class CAVI:
                 sums = add_up((sums, part))
                 for name, values in local.items():
                     if name not in kept:
-                        kept[name] = torch.empty(len(mine), *values.shape[1:], dtype=torch.float32)
+                        kept[name] = torch.empty(
+                            len(own_rows), *values.shape[1:], dtype=torch.float32
+                        )
                     kept[name][start:end] = values
             group.add(list(sums.values()))
             return float(sums["elbo"] + target.global_elbo()) / len(rows), sums
 
-        mends = (
+        advice = (
             "coordinate ascent never does that, so an update is wrong or the numbers are "
             "ill-conditioned. Try fewer factors or drop near-constant features."
         )
-        ascent = Ascent("ELBO", self.max_epochs, self.tol, self.slack, mends)
-        return ascent.climb(pass_over, target.update, phase, run)
+        ascent = Ascent("ELBO", self.max_epochs, self.tol, self.slack, advice)
+        return ascent.climb(one_pass, target.update, phase, run)
 
 
 def settle(
     module: Any, batch: CellBatch, steps: int = 200, tol: float = 1e-5
 ) -> Mapping[str, Tensor]:
-    """Return the posteriors of cells where they come to rest, all that they share staying as it is.
+    """Return the converged posteriors of cells, all that they share staying as it is.
 
-    Each cell rests by itself, so that none depends on its neighbours in the batch.
+    Each cell converges by itself, so that none depends on its neighbours in the batch.
 
     Parameters
     ----------
@@ -111,17 +113,17 @@ def settle(
     steps
         Updates at most.
     tol
-        A cell rests where no value changes by more than this share of its largest.
+        A cell has converged where no value changes by more than this share of its largest.
     """
     now: dict[str, Tensor] = module.start(batch)
     moving = torch.ones(len(batch), dtype=torch.bool, device=batch.rows.device)
     for _ in range(steps):
-        found, rests = module.collect(batch, now)[1], torch.ones_like(moving)
+        found, converged = module.collect(batch, now)[1], torch.ones_like(moving)
         for name, new in found.items():
             far, size = (t.reshape(len(t), -1).abs().amax(1) for t in (new - now[name], new))
-            rests &= far <= tol * size
+            converged &= far <= tol * size
             now[name] = torch.where(moving.view(-1, *[1] * (new.ndim - 1)), new, now[name])
-        moving &= ~rests
+        moving &= ~converged
         if not bool(moving.any()):
             break
     return now

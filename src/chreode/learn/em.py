@@ -45,15 +45,15 @@ class EM:
         """
         target, rows, group = phase.target(module), split.train, run.group
 
-        def pass_over() -> tuple[float, dict[str, Tensor]]:
-            mine = source.batches(group.share(rows), run.device)
-            sums = add_up(target.collect(b) for b in mine)
+        def one_pass() -> tuple[float, dict[str, Tensor]]:
+            batches = source.batches(group.share(rows), run.device)
+            sums = add_up(target.collect(b) for b in batches)
             group.add(list(sums.values()))
             return float(sums["log_likelihood"]) / len(rows), sums
 
-        mends = (
+        advice = (
             "EM never does that, so the numbers are ill-conditioned. Try fewer factors or drop "
             "near-constant features."
         )
-        ascent = Ascent("log-likelihood", self.max_epochs, self.tol, self.slack, mends)
-        return ascent.climb(pass_over, target.update, phase, run)
+        ascent = Ascent("log-likelihood", self.max_epochs, self.tol, self.slack, advice)
+        return ascent.climb(one_pass, target.update, phase, run)

@@ -26,7 +26,7 @@ class Ensemble:
     """Learn `n` members, each from new weights and under a seed of its own.
 
     The module offers ``fresh()`` (new weights), and keeps the members in ``members``, a
-    `chreode.module.Members` of as many; what they tell together, such as a confidence, it takes in
+    `chreode.module.Members` of as many; what follows from all of them, such as a confidence, it takes in
     ``keep_members(members)``. Members keep no checkpoint.
 
     Attributes
@@ -40,7 +40,7 @@ class Ensemble:
         it is validated on.
     best
         (member, traces of its stages) → a number. The member for which it is largest becomes the model;
-        the history tells it as ``criterion``. None: the model stays what earlier phases made of it.
+        it is ``criterion`` in the history. None: the model stays what earlier phases made of it.
 
     References
     ----------
@@ -68,9 +68,9 @@ class Ensemble:
         with bar(self.n, phase.name, run.progress) as shown:
             try:
                 for number in range(self.n):
-                    own = replace(quiet, rng=run.rng.child(f"member {number}"))
-                    some = self._split(number, split, run, own)
-                    stages = [own.for_phase(i) for i in range(len(self.stages))]
+                    member_run = replace(quiet, rng=run.rng.child(f"member {number}"))
+                    some = self._split(number, split, run, member_run)
+                    stages = [member_run.for_phase(i) for i in range(len(self.stages))]
                     found.append(learn_member(target.fresh, self.stages, source, some, stages))
                     shown.update()
             except KeyboardInterrupt:
@@ -90,16 +90,16 @@ class Ensemble:
         kept = found[chosen : chosen + 1] if self.best else found
         if self.best:
             notes.append(f"{phase.name}: member {chosen} is the best of {len(found)}")
-        told = dict.fromkeys(note for _, traces in kept for t in traces for note in t.notes)
+        kept_notes = dict.fromkeys(note for _, traces in kept for t in traces for note in t.notes)
         state = worst(t.state for _, traces in kept for t in traces)
         cut = len(found) < self.n
         table = pd.concat(tables, ignore_index=True)
-        return Trace(table, "still improving" if cut else state, (*told, *notes))
+        return Trace(table, "still improving" if cut else state, (*kept_notes, *notes))
 
-    def _split(self, number: int, split: Split, run: Session, own: Session) -> Split:
+    def _split(self, number: int, split: Split, run: Session, member_run: Session) -> Split:
         """Return the rows of a member."""
         if self.rows == "bootstrap":
-            drawn = own.rng.numpy("bootstrap").choice(split.train, len(split.train))
+            drawn = member_run.rng.numpy("bootstrap").choice(split.train, len(split.train))
             return replace(split, train=np.sort(drawn))
         if self.rows == "folds":
             shuffled = run.rng.numpy("folds").permutation(split.train)
@@ -127,7 +127,7 @@ def learn_member(
     runs: Sequence[Session],
     redrawn: Callable[[Any, Split], tuple[Any, Split]] | None = None,
 ) -> tuple[Any, list[Trace]]:
-    """Return one member, learned, and what its stages tell.
+    """Return one member, learned, and the traces of its stages.
 
     Parameters
     ----------
@@ -189,9 +189,9 @@ def found_again(
     mine = _standard(factors)
     total = torch.zeros_like(mine[0])
     for other in others:
-        alike = (mine.T @ _standard(other)).abs()
-        rows, columns = linear_sum_assignment(-alike.cpu().numpy())
-        total[rows] += alike[rows, columns]
+        correlation = (mine.T @ _standard(other)).abs()
+        rows, columns = linear_sum_assignment(-correlation.cpu().numpy())
+        total[rows] += correlation[rows, columns]
     return total / len(others)
 
 

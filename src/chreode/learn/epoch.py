@@ -1,4 +1,4 @@
-"""What an epoch is told by: means of objectives and terms, and what is wrong where one is not finite."""
+"""How an epoch is summarised: means of objectives and terms, and what is wrong where one is not finite."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EpochMean:
 
 
 def diagnosis(module: nn.Module, loss: Loss, where: str) -> str:
-    """Say what is not finite; `where` is said last, and names the cells."""
+    """Describe what is not finite; `where` comes last, and names the cells."""
     terms = [k for k, v in {**loss.objectives, **loss.terms}.items() if not bool(torch.isfinite(v))]
     tensors = [
         name

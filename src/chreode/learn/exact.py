@@ -54,9 +54,9 @@ class Exact:
         start = time.perf_counter()
         target = phase.target(module)
         with torch.no_grad():
-            rested = target.solve(lambda: source.batches(split.train, run.device), run.rng)
+            converged = target.solve(lambda: source.batches(split.train, run.device), run.rng)
         history = pd.DataFrame({"epoch": [0], "seconds": [time.perf_counter() - start]})
-        return Trace(history, "still improving" if rested is False else "rested")
+        return Trace(history, "still improving" if converged is False else "rested")
 
 
 class Principal(NamedTuple):
@@ -70,7 +70,7 @@ class Principal(NamedTuple):
         The largest eigenvalues, falling, and their vectors; a vector's largest entry is positive.
     covariance
         All of it, if it was held.
-    rested
+    converged
         False where the passes ran out before `TOLERANCE` was met.
     """
 
@@ -79,7 +79,7 @@ class Principal(NamedTuple):
     values: Float[Tensor, " k"]
     axes: Float[Tensor, "g k"]
     covariance: Float[Tensor, "g g"] | None = None
-    rested: bool = True
+    converged: bool = True
 
 
 def principal(batches: Batches, k: int, rng: Rng) -> Principal:
@@ -113,8 +113,8 @@ def principal(batches: Batches, k: int, rng: Rng) -> Principal:
         return Principal(mean, variance, *_by_cells(batches, n, mean, k))
     start = rng.numpy("lanczos").standard_normal((g, min(max(k // 2, 8), g)))
     block = torch.linalg.qr(torch.from_numpy(start).to(device)).Q
-    values, axes, rested = _lanczos(_covariance_times(batches, n, mean), block, k)
-    return Principal(mean, variance, values, axes, rested=rested)
+    values, axes, converged = _lanczos(_covariance_times(batches, n, mean), block, k)
+    return Principal(mean, variance, values, axes, converged=converged)
 
 
 def _refuse_few(k: int, n: int, g: int) -> None:
@@ -136,8 +136,8 @@ def _sums(
     """Return the number of cells, and each feature's mean and variance; `total` is zeros to add to."""
     n = 0
     for batch in batches():
-        one = total.new_ones(len(batch), 1)
-        total[0] += transposed_times(batch.stored_expression(), one)[:, 0]
+        ones = total.new_ones(len(batch), 1)
+        total[0] += transposed_times(batch.stored_expression(), ones)[:, 0]
         n += len(batch)
     mean = total[0] / n
     for batch in batches():
@@ -153,13 +153,13 @@ def _by_cells(
     end = 0
     for batch in batches():
         start, end, other = end, end + len(batch), 0
-        mine = powers(batch.stored_expression(), 1)
+        left = powers(batch.stored_expression(), 1)
         for against in batches():
             if other >= end:
                 break
             for few in against.split([len(part) for part in against.rows.split(DENSE_CELLS)]):
-                theirs = few.log_expression().double() - mean
-                inner = centred_times(mine, mean, theirs.T)
+                right = few.log_expression().double() - mean
+                inner = centred_times(left, mean, right.T)
                 products[start:end, other : other + len(few)] = inner
                 other += len(few)
     products = products.tril() + products.tril(-1).T
@@ -209,11 +209,11 @@ def _lanczos(
         values, turn = torch.linalg.eigh(small)
         values, turn = values[-k:].flip(0), turn[:, -k:].flip(1)
         left = (rest @ turn[-width:]).norm(dim=0)
-        rested = len(small) >= k and bool((left <= TOLERANCE * values + 1e-9 * values[0]).all())
-        if rested or basis.shape[1] + width > g:
+        converged = len(small) >= k and bool((left <= TOLERANCE * values + 1e-9 * values[0]).all())
+        if converged or basis.shape[1] + width > g:
             break
         basis = torch.cat([basis, block], 1)
-    return values.clamp_min(0), _positive(basis[:, : len(turn)] @ turn), rested
+    return values.clamp_min(0), _positive(basis[:, : len(turn)] @ turn), converged
 
 
 def moments(

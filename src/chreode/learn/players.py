@@ -102,8 +102,8 @@ class Players:
             name, i, what = key.split("/")
             found[name].setdefault(int(i), {})[what] = value
         for name, optimiser in self.optimisers.items():
-            told: Any = {**optimiser.state_dict(), "state": found[name]}
-            optimiser.load_state_dict(told)
+            state: Any = {**optimiser.state_dict(), "state": found[name]}
+            optimiser.load_state_dict(state)
 
     def _moving(self, step: Step) -> list[str]:
         return [n for n, player in self.players.items() if player.moves(step.index, step.progress)]

@@ -14,7 +14,7 @@ from ..verbs.state import FittedState
 _SHOWN = 6
 
 
-def go_on(module: Module, from_: FittedState, *, mapping: bool, extends: bool) -> None:
+def continue_from(module: Module, from_: FittedState, *, mapping: bool, extends: bool) -> None:
     """Copy the parameters of a fit of the same model.
 
     Parameters
@@ -42,8 +42,8 @@ def go_on(module: Module, from_: FittedState, *, mapping: bool, extends: bool) -
     module.load_state_dict({**module.state_dict(), **old})
 
 
-def begin_with(module: Module, part: str, from_: FittedState) -> str:
-    """Copy the tensors of a fit of another model into a part, and say which are taken and which are fresh.
+def start_part_from(module: Module, part: str, from_: FittedState) -> str:
+    """Copy the tensors of a fit of another model into a part; return a note of those taken and those fresh.
 
     Taken are those of the same name, within the part, and shape.
 

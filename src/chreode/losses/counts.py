@@ -60,7 +60,7 @@ def nb_log_likelihood(
     log_theta
         Log of the inverse dispersion, shared by the cells or one per cell and gene.
     log_rise
-        If given, `log_theta` is that of a frequency of 0, from which θ rises (`risen`).
+        If given, `log_theta` is that of a frequency of 0, from which θ rises (`log_theta_at`).
 
     Notes
     -----
@@ -100,7 +100,7 @@ def zinb_log_likelihood(
     return _log_likelihood(x, log_rise, logits, log_library, log_theta, dropout_logits)
 
 
-def risen(
+def log_theta_at(
     log_theta: Float[Tensor, "1 g"], log_rise: Float[Tensor, "1 g"], logits: Float[Tensor, "b g"]
 ) -> Float[Tensor, "b g"]:
     """Return log θ in each cell, θ = exp(`log_theta`) + exp(`log_rise`) × frequency, kept finite."""
@@ -116,8 +116,8 @@ def poisson_log_likelihood(
     """
     logits, log_library = _wide(logits, log_library)
     log_mu = (logits.log_softmax(1) + log_library).view(-1)
-    there = log_mu[torch.add(x.columns, x.cells, alpha=x.n_features)]
-    each = x.values * there - torch.lgamma(x.values + 1)
+    log_rate = log_mu[torch.add(x.columns, x.cells, alpha=x.n_features)]
+    each = x.values * log_rate - torch.lgamma(x.values + 1)
     return _sums(x, each) - log_library.exp()[:, 0]
 
 
@@ -130,8 +130,8 @@ def bernoulli_log_likelihood(x: SparseRows, logits: Float[Tensor, "b g"]) -> Flo
         Log-odds of each feature.
     """
     (logits,) = _wide(logits)
-    there = logits.view(-1)[torch.add(x.columns, x.cells, alpha=x.n_features)]
-    return _sums(x, there * x.values.sign()) - F.softplus(logits).sum(1)
+    log_odds = logits.view(-1)[torch.add(x.columns, x.cells, alpha=x.n_features)]
+    return _sums(x, log_odds * x.values.sign()) - F.softplus(logits).sum(1)
 
 
 def _wide(*parameters: Tensor) -> tuple[Tensor, ...]:
@@ -162,7 +162,7 @@ def _log_likelihood(
             if len(log_theta) > 1 or log_rise.shape != (1, g):
                 raise ValueError(f"Rises of shape {tuple(log_rise.shape)}, parameters of {shapes}.")
             if torch.compiler.is_compiling() or not kernel.serves(wide[0]):
-                wide = (*wide[:2], risen(wide[2], log_rise, wide[0]), *wide[3:])
+                wide = (*wide[:2], log_theta_at(wide[2], log_rise, wide[0]), *wide[3:])
                 log_rise = None
         four = (*wide, None)[:4]
         return _LogLikelihood.apply(x, *four, log_rise)  # type: ignore[no-untyped-call]  # torch's own

@@ -168,7 +168,7 @@ def manifold(real: Cloud, fake: Cloud, k: int = 5) -> Manifold:
 def real_or_fake(real: Cloud, fake: Cloud, *, seed: int = 0, folds: int = 3) -> float:
     """Return the AUC of a random forest that tells real from fake, out of fold; 0.5 at best.
 
-    Fakes that repeat a few cells are told by their copies in other folds, as they should be.
+    Fakes that repeat a few cells are recognised by their copies in other folds, as they should be.
     """
     if folds < 2:
         raise ConfigError(f"folds={folds}: expected a whole number of at least 2.")

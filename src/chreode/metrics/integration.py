@@ -294,21 +294,21 @@ def integration_scores(
     if pre is not None and len(pre) != len(x):
         raise DataError(f"pre has {counted(len(pre), 'cell')}, but the embedding has {len(x)}.")
     known = ~missing(label)
-    everyone = Cells(
+    all_cells = Cells(
         x,
         label,
         encode(batches, "batch", len(x)),
         pre,
         seed,
     )
-    labelled = everyone if known.all() else everyone.among(known)
+    labelled = all_cells if known.all() else all_cells.among(known)
 
     def score(metric: Metric) -> Score:
         reads_labels = "label" in metric.needs
         if progress is not None:
             progress(metric.key)
         try:
-            found = metric.compute(labelled if reads_labels else everyone)
+            found = metric.compute(labelled if reads_labels else all_cells)
         except DataError as error:
             seen = "" if known.all() or not reads_labels else " It sees the labelled cells alone."
             found = Score.undefined(f"{error}{seen}", len(x))

@@ -184,8 +184,8 @@ def kbet(neighbours: Neighbours, labels: Labels, batches: Labels, *, alpha: floa
     graph = connectivities(neighbours.take(KBET_NEIGHBOURS))
     accepted = np.full(len(label), np.nan)
 
-    def test(one: int) -> None:
-        cells = np.flatnonzero(label == one)
+    def test(number: int) -> None:
+        cells = np.flatnonzero(label == number)
         if len(cells) >= 10 and len(np.unique(batch[cells])) > 1:
             accepted[cells] = _accepted(graph[cells][:, cells], batch[cells], alpha)
 

@@ -66,8 +66,8 @@ class CFGenModule(Module):
         """Return the one additional option of a verb: the weight of guidance in `generate`."""
         if verb != "generate":
             return {}
-        said = "Weight of guidance: one number for all attributes, or one for each; 1: as trained."
-        return {"guidance": Option(1.0, said, self._checked_guidance)}
+        doc = "Weight of guidance: one number for all attributes, or one for each; 1: as trained."
+        return {"guidance": Option(1.0, doc, self._checked_guidance)}
 
     def _checked_guidance(self, guidance: Any) -> float | Mapping[str, float]:
         weights = guidance if isinstance(guidance, Mapping) else {"guidance": guidance}
@@ -88,8 +88,8 @@ class CFGenModule(Module):
         if to is None:
             return z
         depth = self.autoencoder.log_depth(batch)
-        noise = self.flow.carry(z, batch, depth, self.terms(), back=True)
-        return self.flow.carry(noise, to, depth, self.terms())
+        noise = self.flow.transport(z, batch, depth, self.terms(), back=True)
+        return self.flow.transport(noise, to, depth, self.terms())
 
     def reconstruct(
         self, batch: CellBatch, to: CellBatch, library: float | None = None, role: str = "counts"
@@ -119,8 +119,8 @@ class CFGenModule(Module):
         depth = self.flow.depth.sample(codes, numbers)
         noise = torch.randn(len(batch), self.options.n_latent, device=batch.rows.device)
         terms = self.terms(guidance)
-        z = self.flow.carry(noise, batch, depth, terms)
-        weights = torch.stack([weight * told for told, weight in terms]).sum(0)
+        z = self.flow.transport(noise, batch, depth, terms)
+        weights = torch.stack([weight * mask for mask, weight in terms]).sum(0)
         # categories come first; numbers have no effects
         return self._draw(z, depth, batch, weights[: codes.shape[1]].tolist())
 
@@ -147,7 +147,7 @@ class CFGenModule(Module):
                 prior = self.flow.log_density(z, batch, depth)
                 return ll, prior - posterior.log_prob(z).sum(-1)
 
-            # counts are not more probable than certain, although a draw or the solver may say so
+            # counts are not more probable than certain, although a draw or the solver may give them
             return evidence_bound(draw, None, n_samples, importance=importance).clamp(max=0)
 
     def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:

@@ -25,12 +25,12 @@ class Groups(Dynamics):
         super().__init__(options, spec, field)
         self.register_buffer("adaptive", torch.ones(field.n, field.n))
 
-    def strengthen(self, value: float) -> None:
+    def set_strength(self, value: float) -> None:
         """Set the weight of the penalty; the first time, also the weights of edges, from the dense fit."""
         if not self.strength and value:  # adaptive lasso: Zou 2006, with γ = 1
             length = self.field.weights[0].detach().norm(dim=2)
             self.adaptive.copy_(length.mean() / length.clamp(min=1e-3 * float(length.mean())))
-        super().strengthen(value)
+        super().set_strength(value)
 
     def after_step(self, step: Step) -> None:
         """Take the proximal step, which stands for the penalty: the objective has none."""

@@ -89,15 +89,15 @@ class KnownLineage(Dynamics):
 
     # components
 
-    def inside(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b k"]:
+    def to_components(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b k"]:
         """Return the scaled components of expression."""
         return (x - self.middle) @ self.axes / self.spread
 
-    def outside(self, z: Float[Tensor, "*b k"]) -> Float[Tensor, "*b g"]:
+    def from_components(self, z: Float[Tensor, "*b k"]) -> Float[Tensor, "*b g"]:
         """Return the expression that belongs to scaled components."""
         return (z * self.spread) @ self.axes.T + self.middle
 
-    def alike(
+    def lineage_weights(
         self, x: Float[Tensor, "s g"], at: Float[Tensor, " s"] | None = None
     ) -> Float[Tensor, "s l"]:
         """Return a weight for each lineage, by its distance from expression at a time, or at any time."""
@@ -110,40 +110,42 @@ class KnownLineage(Dynamics):
         off = -0.5 * squares / self.reach.square().clamp(min=1e-12)
         return torch.where(self.learned, off, -torch.inf).softmax(1)
 
-    def own(self, batch: SeriesBatch) -> Float[Tensor, "s l"]:
-        """Return the lineage of each training series; for other series, the weights of `alike`."""
+    def own_lineage(self, batch: SeriesBatch) -> Float[Tensor, "s l"]:
+        """Return the lineage of each training series; for other series, the weights of `lineage_weights`."""
         at = self._codes(batch)
         mine = torch.eye(len(self.learned), device=at.device)[at]
-        return torch.where(self.learned[at, None], mine, self.alike(batch.start, batch.begin))
+        return torch.where(
+            self.learned[at, None], mine, self.lineage_weights(batch.start, batch.begin)
+        )
 
-    def told(self, weights: Float[Tensor, "s l"]) -> Float[Tensor, "s l"]:
+    def standardised(self, weights: Float[Tensor, "s l"]) -> Float[Tensor, "s l"]:
         """Return weights of lineages, centred and scaled as the indicator of a single lineage would be."""
         mean = 1 / max(int(self.learned.sum()), 2)
         return (weights - mean) / (mean * (1 - mean)) ** 0.5
 
     # what is learned
 
-    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def slope_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of slopes, in scaled components."""
         assert batch.slopes is not None
         seen = batch.observed
-        z = self.inside(batch.values)
-        lineage = self.told(self.own(batch))[:, None].expand(*seen.shape, -1)
+        z = self.to_components(batch.values)
+        lineage = self.standardised(self.own_lineage(batch))[:, None].expand(*seen.shape, -1)
         slopes = (batch.slopes @ self.axes / self.spread)[seen] * self.frame.length
         self.field.settle("ones")
-        found = self.field.solved()(torch.cat([z[seen], lineage[seen]], 1))
+        found = self.field.as_function()(torch.cat([z[seen], lineage[seen]], 1))
         return unexplained(found, slopes, torch.ones_like(slopes))
 
-    def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def path_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of forecasts, in scaled components, relative to how far the cells moved."""
-        start = self.inside(batch.start)
-        lineage = self.told(self.own(batch))
+        start = self.to_components(batch.start)
+        lineage = self.standardised(self.own_lineage(batch))
         state = torch.cat([start, lineage], 1)
         if self.training:  # neither starts nor lineages are known without noise
             state = state + self.options.jitter * torch.randn_like(state)
         found = self._follow(state, batch.times, batch.begin)
         measured = batch.weight > 0
-        values = self.inside(torch.where(measured, batch.values, self.middle))
+        values = self.to_components(torch.where(measured, batch.values, self.middle))
         weight = batch.weight.mean(2, keepdim=True).expand_as(values)
         return unexplained(found - start[:, None], values - start[:, None], weight)
 
@@ -151,7 +153,7 @@ class KnownLineage(Dynamics):
         self, state: Tensor, times: Tensor, start: Tensor, *, alone: bool = False
     ) -> Float[Tensor, "s t k"]:
         self.field.settle("ones")
-        f, k = self.field.solved(), self.field.n
+        f, k = self.field.as_function(), self.field.n
 
         def both(y: Tensor) -> Tensor:
             return torch.cat([f(y), torch.zeros_like(y[:, k:])], 1)
@@ -159,7 +161,7 @@ class KnownLineage(Dynamics):
         try:
             return self.follow(both, state, times, start, alone=alone)[..., :k]
         except BlowUpError as error:
-            whole = self.frame.inside(self.outside(error.state[:k]))
+            whole = self.frame.scaled(self.from_components(error.state[:k]))
             raise BlowUpError(error.row, error.time, whole) from None
 
     # the solve, seen from genes
@@ -174,9 +176,13 @@ class KnownLineage(Dynamics):
         alone: bool = False,
     ) -> Float[Tensor, "s t g"]:
         """Solve for states at `times`; a knocked-out gene is absent at the start and in the result."""
-        whole = self.frame.outside(x)
-        state = torch.cat([self.inside(whole), self.told(self.alike(whole, start))], 1)
-        found = self.frame.inside(self.outside(self._follow(state, times, start, alone=alone)))
+        whole = self.frame.unscaled(x)
+        state = torch.cat(
+            [self.to_components(whole), self.standardised(self.lineage_weights(whole, start))], 1
+        )
+        found = self.frame.scaled(
+            self.from_components(self._follow(state, times, start, alone=alone))
+        )
         if clamped is not None:
             found[..., clamped] = x[:, None, clamped]
         return found
@@ -186,13 +192,13 @@ class KnownLineage(Dynamics):
     ) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
         """Return the velocity as a function of scaled states."""
         self.field.settle(self.gates_as(gates))
-        f = self.field.solved()
+        f = self.field.as_function()
 
         def of(x: Tensor) -> Tensor:
-            whole = self.frame.outside(x)
-            lineage = self.told(self.alike(whole.detach()))
+            whole = self.frame.unscaled(x)
+            lineage = self.standardised(self.lineage_weights(whole.detach()))
             return (
-                (f(torch.cat([self.inside(whole), lineage], 1)) * self.spread)
+                (f(torch.cat([self.to_components(whole), lineage], 1)) * self.spread)
                 @ self.axes.T
                 / self.frame.scale
             )
@@ -202,9 +208,9 @@ class KnownLineage(Dynamics):
     def fresh(self) -> Dynamics:
         """Return an untrained copy for the same data, for a refit."""
         other = super().fresh()
-        own = dict(self.named_buffers(recurse=False))
+        buffers = dict(self.named_buffers(recurse=False))
         for name in ("axes", "middle", "spread", "view", "courses", "learned", "reach"):
-            getattr(other, name).copy_(own[name])
+            getattr(other, name).copy_(buffers[name])
         return other
 
     def _codes(self, batch: SeriesBatch) -> Int[Tensor, " s"]:

@@ -21,9 +21,9 @@ class Pruned(Dynamics):
         self.early: list[Tensor] = []
 
     @torch.no_grad()
-    def strengthen(self, value: float) -> None:
+    def set_strength(self, value: float) -> None:
         """Remove the smallest weights of each layer, and reset the others to their values before pruning."""
-        super().strengthen(value)
+        super().set_strength(value)
         parameters = [*self.field.weights, *self.field.biases]
         self.early = self.early or [p.clone() for p in parameters]
         for gate, w in zip(self.field.gates, self.field.weights, strict=True):
@@ -34,7 +34,7 @@ class Pruned(Dynamics):
         for p, old in zip(parameters, self.early, strict=True):
             p.copy_(old)
 
-    def further(self, value: float, before: float) -> float | None:
+    def next_strength(self, value: float, before: float) -> float | None:
         """Return the next share to remove; the shares that are kept then have even ratios."""
         found = 1 - (1 - value) ** 2 / (1 - before)
         return found if found >= 0 and found != value else None

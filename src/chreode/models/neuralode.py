@@ -12,7 +12,7 @@ import numpy as np
 from ..compute.rng import Rng
 from ..config import config, param
 from ..data.design import ONE_COURSE, shared
-from ..data.sampler import Together
+from ..data.sampler import FullBatch
 from ..data.series_source import SeriesSource
 from ..data.source import Source
 from ..learn.phase import Phase, Session, Split
@@ -22,7 +22,7 @@ from ..schema import Spec
 from .dynamics.dynamics import Dynamics
 from .dynamics.path import Path
 from .dynamics.refits import Refits
-from .dynamics.rest import ToRest
+from .dynamics.rest import UntilConverged
 from .dynamics.vectorfield import VectorField
 
 #: Steps of an epoch, about: between looks at the held-out series.
@@ -32,8 +32,8 @@ _LASTS = {
     "slopes": "match_steps", "pieces": "piece_steps", "paths": "path_steps",
     "populations": "population_steps",
 }  # fmt: skip
-#: Cells of a population that are carried at once.
-CROWD = 128
+#: Cells of a population, the particles that one solve moves.
+N_PARTICLES = 128
 
 
 @config
@@ -47,7 +47,7 @@ class NeuralODE(Model):
     The network f is trained in stages. It first matches the slopes of smoothed trajectories, which needs
     no ODE solver. Then the ODE is solved over short pieces of trajectories, then over whole ones. Of
     several trajectories, some are held out at random for choices, such as the strength of a penalty, and
-    used for training afterwards. Trajectories that `fit` is told to hold out are never used for training.
+    used for training afterwards. Trajectories that `fit` is to hold out are never used for training.
 
     References
     ----------
@@ -166,22 +166,22 @@ class NeuralODE(Model):
 
     def whole(self) -> list[Phase]:
         """Return the stages of whole trajectories and of populations."""
-        paths, crowds = self.path_steps, self.population_steps
-        stages = ("paths", paths, 0.3, 0), ("populations", crowds, 1.0, CROWD)
+        paths, populations = self.path_steps, self.population_steps
+        stages = ("paths", paths, 0.3, 0), ("populations", populations, 1.0, N_PARTICLES)
         return [self.stage(name, n, None, share, m) for name, n, share, m in stages if n]
 
     def stage(
-        self, name: str, steps: int, span: float | None, share: float = 1.0, crowd: int = 0
+        self, name: str, steps: int, span: float | None, share: float = 1.0, n_particles: int = 0
     ) -> Phase:
         """Return a stage of `steps` steps, at a share of the learning rate, over pieces of length `span`."""
         n = math.ceil(steps / EVERY)
         sgd = SGD(lr=share * self.lr, max_epochs=n, clip=1.0, schedule="cosine", chooses=False)
-        view = self.view(span, crowd, whole=name != "slopes")
-        data, lasts = Together(round(steps / n)), _LASTS[name]
+        view = self.view(span, n_particles, whole=name != "slopes")
+        data, lasts = FullBatch(round(steps / n)), _LASTS[name]
         return Phase(sgd, data=data, name=name, view=view, lasts=lasts)
 
     def view(
-        self, span: float | None, crowd: int = 0, *, whole: bool = False
+        self, span: float | None, n_particles: int = 0, *, whole: bool = False
     ) -> Callable[[Any, Source, Split, Session], tuple[SeriesSource, Split]]:
         """Return a function that turns cells into series, cut into pieces of `span` (a share of the time).
 
@@ -202,7 +202,7 @@ class NeuralODE(Model):
             width = self.bandwidth * length
             made = SeriesSource.of(
                 source, known=known, n_times=self.n_times, bandwidth=width, span=cut,
-                smooth=self.targets == "smoothed", crowd=crowd,
+                smooth=self.targets == "smoothed", n_particles=n_particles,
             )  # fmt: skip
             return made, split.whole() if whole else split
 
@@ -211,8 +211,10 @@ class NeuralODE(Model):
     def remarks(self, source: Source, split: Split) -> list[str]:
         """Return the note that cells of few times, without a trajectory, are fitted as one trajectory."""
         rows = np.union1d(split.train, split.validation)
-        told = "trajectory" in source.columns or self.population_steps > 0
-        return [] if told or not shared(np.asarray(source.columns["time"])[rows]) else [ONE_COURSE]
+        exempt = "trajectory" in source.columns or self.population_steps > 0
+        return (
+            [] if exempt or not shared(np.asarray(source.columns["time"])[rows]) else [ONE_COURSE]
+        )
 
     def split(
         self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
@@ -269,7 +271,7 @@ class Penalised(NeuralODE):
         """Return the first stages: slopes without a penalty and at each strength, then pieces at the best."""
         strengths = self.strengths if self.strength is None else (self.strength,)
         slopes, *pieces = super().first()
-        rested = replace(slopes, learner=ToRest(slopes.learner))
-        path = Path(rested, tuple(sorted(strengths)))
+        until_converged = replace(slopes, learner=UntilConverged(slopes.learner))
+        path = Path(until_converged, tuple(sorted(strengths)))
         chosen = Phase(path, name="strengths", view=self.view(self.span), lasts="match_steps")
         return [slopes, chosen, *pieces]

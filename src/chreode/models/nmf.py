@@ -50,7 +50,7 @@ class NMFModule(Module):
             random_state=int(rng.numpy("nmf").integers(2**31)),
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # told by what is returned
+            warnings.simplefilter("ignore", ConvergenceWarning)  # what is returned shows it
             solver.fit(x)
         self.components.copy_(torch.from_numpy(solver.components_))
         return solver.n_iter_ < self.options.max_epochs

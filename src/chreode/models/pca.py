@@ -36,7 +36,7 @@ class PCAModule(Module):
         found = principal(batches, self.axes.shape[1], rng)
         for name, value in (("mean", found.mean), ("axes", found.axes), ("variance", found.values)):
             getattr(self, name).copy_(value)
-        return found.rested
+        return found.converged
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
         """Project centred log-expression on the axes; a feature that a query lacks is set to its mean."""

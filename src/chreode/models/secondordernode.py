@@ -22,12 +22,12 @@ class SecondOrder(Dynamics):
         super().__init__(options, spec, field)
         self.first = VectorField(field.n, options.widths(field.n), activation=options.activation)
 
-    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def slope_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the errors of velocities and of accelerations."""
         assert batch.slopes is not None
         assert batch.bends is not None
         seen = batch.weight[..., 0] > 0
-        x = self.frame.inside(batch.values)[seen]
+        x = self.frame.scaled(batch.values)[seen]
         v, a = (
             d[seen] * self.frame.length**k / self.frame.scale
             for k, d in ((1, batch.slopes), (2, batch.bends))

@@ -11,7 +11,7 @@ from ..errors import SchemaError, near
 T = TypeVar("T")
 
 
-def hinting(cls: type[T]) -> type[T]:
+def with_hints(cls: type[T]) -> type[T]:
     """Refuse names that are no roles with a hint, where Python has none."""
     made: Any = cls
     plain = made.__init__

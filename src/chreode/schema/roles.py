@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from ..errors import SchemaError, visible
-from .hinting import hinting
+from .hinting import with_hints
 
 #: Roles that hold a matrix of cells x features.
 MATRIX_ROLES = ("counts", "expression", "protein", "accessibility", "views")
@@ -81,7 +81,7 @@ class Place:
         return f"{self.owner()}.{self.slot}{tail}"
 
 
-@hinting
+@with_hints
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     """Name the place of every role; nothing is guessed.
@@ -116,7 +116,7 @@ class Schema:
     size_factor
         A positive number per cell that its expected counts are proportional to.
     time
-        When a cell was taken: one number each, in any unit; dates are told as days or seconds.
+        When a cell was taken: one number each, in any unit; dates as days or seconds.
     dose
         How much was done to a cell: one number each, in any unit.
     control

@@ -38,7 +38,7 @@ def members(value: str, control: str = "") -> tuple[str, ...]:
     if "" in names or len(set(names)) < len(names):
         raise SchemaError(
             f"{value!r} is no combination of names, each once, as in 'A+B'. Mend the value; how much of a "
-            "perturbation there was is told by dose."
+            "perturbation there was is given by dose."
         )
     return tuple(sorted(names))
 

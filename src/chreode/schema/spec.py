@@ -68,7 +68,7 @@ class Spec:
 
     @property
     def conditions(self) -> list[str]:
-        """Names of what cells can be told of: roles, and columns of `categorical` and `continuous`."""
+        """Names of the conditions of cells: roles, and columns of `categorical` and `continuous`."""
         numbers = (role for role in NUMBER_ROLES if role in self.roles)
         return [*self.categories, *self.continuous, *numbers]
 
@@ -87,7 +87,7 @@ class Spec:
         return np.asarray((np.asarray(values, np.float64) - centre) / scale)
 
     def outside(self, name: str, values: Any) -> Any:
-        """Return scaled numbers in the user's units, an array with the digits that float32 can tell."""
+        """Return scaled numbers in the user's units, an array with the digits that float32 keeps."""
         import numpy as np
 
         centre, scale = self.numbers.get(name, (0.0, 1.0))

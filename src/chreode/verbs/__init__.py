@@ -1,1 +1,1 @@
-"""What a fitted model is asked: stream cells, ask the module, write slots with their provenance."""
+"""What a fitted model can do: stream cells, evaluate the module, write slots with their provenance."""

@@ -1,4 +1,4 @@
-"""What the verbs share: cells read and streamed, conditions encoded, results told where they come from."""
+"""What the verbs share: cells read and streamed, conditions encoded, results with their provenance."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from .conditions import Conditions, as_mapping
 from .state import FittedState
 
 
-def called(self: FittedState, roles: Collection[str]) -> dict[str, str]:
-    """Return what matrix roles are called for a user: as their modalities, where these differ."""
+def modality_names(self: FittedState, roles: Collection[str]) -> dict[str, str]:
+    """Return the names of matrix roles for a user: those of their modalities, where these differ."""
     places = dict(self.schema.places())
     names = [places[role].modality or role for role in roles]
     return dict(zip(roles, roles if len({*names}) < len(names) else names, strict=True))
 
 
 def _drawn(self: FittedState) -> dict[str, str]:
-    """Return the roles that new cells have, and what their modalities are called."""
-    return called(self, self.module.drawn or tuple(self.spec.features)[:1])
+    """Return the roles that new cells have, and the names of their modalities."""
+    return modality_names(self, self.module.drawn or tuple(self.spec.features)[:1])
 
 
-def room(self: FittedState, n: int, into: str | Path | None) -> None:
-    """Refuse new cells that have no place to go."""
+def check_output(self: FittedState, n: int, into: str | Path | None) -> None:
+    """Refuse new cells that are too many for memory, or a file that cannot take them."""
     drawn = _drawn(self)
     width = sum(self.spec.n_features(role) for role in drawn)
     refuse_what_cannot_be_kept(n, width, into, ".h5mu" if len(drawn) > 1 else ".h5ad")
@@ -57,12 +57,12 @@ def blocks(self: FittedState, drawn: Tensor | Mapping[str, Tensor]) -> dict[str,
 
 
 def features(self: FittedState, cells: Cells | None = None) -> dict[str, pd.DataFrame]:
-    """Return the ``var`` of new cells by modality, with what `cells` say of these features."""
+    """Return the ``var`` of new cells by modality, with what `cells` have of it."""
     return {name: var_of(self, role, cells) for role, name in _drawn(self).items()}
 
 
 def var_of(self: FittedState, role: str, cells: Cells | None = None) -> pd.DataFrame:
-    """Return the ``var`` of a role's features, with what `cells` say of them."""
+    """Return the ``var`` of a role's features, with what `cells` have of it."""
     names = self.spec.features[role]
     return (
         pd.DataFrame(index=pd.Index(list(names), dtype=object))
@@ -136,20 +136,20 @@ def _refuse_unnamed(self: FittedState, schema: Schema, roles: Collection[str]) -
     for role, full in wanted:
         if full in places | named or (self.model.partial and role not in (*MATRIX_ROLES, *named)):
             continue
-        said = (
+        text = (
             f"This {self.model.key} was fitted on {full.replace('/', ' ')}, and this schema does not say "
             f"where that is. In the fit it was Schema({role}={getattr(self.schema, role)!r})."
         )
         if role in MATRIX_ROLES and len(self.spec.features) > 1:
-            said += (
+            text += (
                 f" What none of these cells has cannot be filled in: cells without {role} stand beside cells "
                 "that have it, in one MuData. For cells of one kind alone, fit a model on that kind."
             )
-        raise SchemaError(said)
+        raise SchemaError(text)
 
 
 @contextmanager
-def at_work(self: FittedState, run: Run) -> Iterator[tuple[Any, str]]:
+def on_device(self: FittedState, run: Run) -> Iterator[tuple[Any, str]]:
     """Yield the module on the device to compute on, and that device, with as many threads as are wanted.
 
     The fitted model's own tensors stay on the CPU.
@@ -169,23 +169,25 @@ def stream(
             shown.update(len(batch))
 
 
-def ask(capability: Callable[..., Any], *about: Any, noise: Any = None, **options: Any) -> Any:
-    """Return what the module answers, on the CPU, without gradients, under a stream of noise.
+def evaluate(
+    capability: Callable[..., Any], *arguments: Any, noise: Any = None, **options: Any
+) -> Any:
+    """Return what a method of the module gives, on the CPU, without gradients, under a stream of noise.
 
     Both end with the call: a verb that hands out its results one by one may be left in the middle of
     them, and what follows elsewhere must not find torch changed.
     """
     with torch.inference_mode(), noise or nullcontext():
-        found = capability(*about, **options)
+        found = capability(*arguments, **options)
     if isinstance(found, Mapping):
         return {name: values.cpu() for name, values in found.items()}
     return found.cpu()
 
 
 def _record(self: FittedState, **more: Any) -> str:
-    told = {k: self.provenance[k] for k in ("model", "version", "config", "spec", "seed")}
+    record = {k: self.provenance[k] for k in ("model", "version", "config", "spec", "seed")}
     # users give NumPy's numbers too, as the largest of a column
-    return json.dumps({**told, **more}, sort_keys=True, default=lambda value: value.tolist())
+    return json.dumps({**record, **more}, sort_keys=True, default=lambda value: value.tolist())
 
 
 def uns(self: FittedState, verb: str, **more: Any) -> dict[str, Any]:
@@ -201,18 +203,18 @@ def refuse_slot(data: Data, key: str) -> None:
     """
     if {"/", "\0"} & {*key} or not key.strip("."):
         raise ConfigError(
-            f"{key!r} is no name of a slot: a file takes it for a path. Say X_scvi, or the like."
+            f"{key!r} is no name of a slot: a file takes it for a path. Use X_scvi, or the like."
         )
     if key in getattr(data, "mod", {}):
         raise ConfigError(f"{key!r} is a modality of the data: choose another name for the result.")
-    told = data.uns.get("chreode", {})
-    if not isinstance(told, Mapping):
+    records = data.uns.get("chreode", {})
+    if not isinstance(records, Mapping):
         raise ConfigError(
-            f"uns['chreode'] holds a {type(told).__name__}; chreode keeps there where its results come from. "
-            "Move it to another name."
+            f"uns['chreode'] holds a {type(records).__name__}; chreode keeps there where its results come "
+            "from. Move it to another name."
         )
 
 
 def write_provenance(self: FittedState, data: Data, key: str, **more: Any) -> None:
-    """Say in `data` where the slot `key` comes from."""
+    """Store in `data` where the slot `key` comes from."""
     data.uns["chreode"] = {**data.uns.get("chreode", {}), key: _record(self, **more)}

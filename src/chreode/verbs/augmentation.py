@@ -108,13 +108,13 @@ def augment(
     )
     if n == 0:
         return real
-    told = {by: np.repeat(wanted.index.to_numpy(object), wanted.to_numpy())}
-    made: Any = generate(fitted, n, given=told, seed=seed, run=run)
+    given = {by: np.repeat(wanted.index.to_numpy(object), wanted.to_numpy())}
+    made: Any = generate(fitted, n, given=given, seed=seed, run=run)
     if not isinstance(made, AnnData):  # of several modalities, of which the counts are added
         place = dict(fitted.schema.places())["counts"]
         made = AnnData(made[place.modality or "counts"].X, obs=made.obs, var=real.var)
     made.obs["generated"] = True
-    made.obs_names = _unheard(made.obs_names, real.obs_names)
+    made.obs_names = _unique(made.obs_names, real.obs_names)
     made.obs = made.obs.rename(
         columns={fitted.column(c): cells.places[role].key for c, role in columns.items()}
     )
@@ -168,7 +168,7 @@ def _real(
     return AnnData(counts if schema.fractional else counts.astype(np.int64), obs=obs, var=var)
 
 
-def _unheard(names: pd.Index, known: pd.Index) -> pd.Index:
+def _unique(names: pd.Index, known: pd.Index) -> pd.Index:
     """Return the names, numbered on where some are known already, as after an earlier augmentation."""
     if not names.isin(known).any():
         return names

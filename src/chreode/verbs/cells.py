@@ -26,14 +26,14 @@ from ..errors import ConfigError, SchemaError, near
 from ..run import Run
 from ..schema import NUMBER_ROLES, Schema
 from .answering import (
-    ask,
     at_least,
-    at_work,
     blocks,
+    check_output,
+    evaluate,
     features,
+    on_device,
     open_cells,
     options_of,
-    room,
     stream,
     uns,
     var_of,
@@ -41,12 +41,12 @@ from .answering import (
 from .conditions import (
     Conditions,
     as_mapping,
-    begun,
     decode_conditions,
     draw_conditions,
     encode,
-    told,
-    under,
+    shortened,
+    with_conditions,
+    with_start_names,
 )
 from .state import FittedState
 
@@ -102,9 +102,9 @@ def reconstruct(
     more |= {"role": role} if self.module.drawn else {}
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
-        with at_work(self, run) as (module, device):
+        with on_device(self, run) as (module, device):
             for _, batch in stream(source, usable, "reconstruct", run, device):
-                found = ask(module.reconstruct, batch, under(batch, target), **more)
+                found = evaluate(module.reconstruct, batch, with_conditions(batch, target), **more)
                 yield {role: found.numpy()}
 
     return collect_cells(
@@ -146,21 +146,24 @@ def predict(
     cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
     refuse_over(cells.data, into)
     source, usable = open_cells(self, "predict", cells, run, to)
-    room(self, len(usable), into)
+    check_output(self, len(usable), into)
     target = encode(self, to)
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
-        with at_work(self, run) as (module, device):
+        with on_device(self, run) as (module, device):
             for number, (_, batch) in enumerate(stream(source, usable, "predict", run, device)):
                 noise = Rng(seed).scope("noise", number)
-                yield blocks(self, ask(module.predict, batch, under(batch, target), noise=noise))
+                yield blocks(
+                    self,
+                    evaluate(module.predict, batch, with_conditions(batch, target), noise=noise),
+                )
 
     moved = {**self.module.implied("predict"), **as_mapping(self, to)}
     numbers = (*self.spec.continuous, *NUMBER_ROLES)  # which the command line gives as text
     values = {self.column(k, schema): float(v) if k in numbers else v for k, v in moved.items()}
     obs = cells.data.obs.iloc[usable].copy()
     if "time" in moved:
-        obs = begun(obs, [*values, self.column("trajectory", schema)])
+        obs = with_start_names(obs, [*values, self.column("trajectory", schema)])
     for name, value in values.items():
         obs[name] = value
     return collect_cells(
@@ -195,7 +198,7 @@ def generate(
     guidance
         Weight of the conditions, for models that have one; 1 is the model as trained, 0 ignores
         them, above 1 draws cells more typical of them. A weight per attribute (``{"label": 2}``, the
-        others 1) composes the attributes instead of telling them together.
+        others 1) composes the attributes instead of giving them together.
 
     Returns
     -------
@@ -206,28 +209,28 @@ def generate(
     self.require("generate")
     at_least("n", n, 0)
     options = options_of(self, "generate", {"guidance": (guidance, 1.0)})
-    room(self, n, into)
+    check_output(self, n, into)
     columns = draw_conditions(self, n, given, Rng(seed).numpy("conditions"))
     size = int(np.clip(CHUNK_VALUES // max(map(len, features(self).values())), 16, 4096))
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         starts = range(0, n, size)
         with (
-            at_work(self, run) as (module, device),
+            on_device(self, run) as (module, device),
             bar(len(starts), "generate", run.progress) as shown,
         ):
             for number, start in enumerate(starts):
                 rows = np.arange(start, min(start + size, n))
-                told = {k: self.spec.narrowed(k, v[rows]) for k, v in columns.items()}
-                tensors = {k: torch.from_numpy(v).to(device) for k, v in told.items()}
+                chunk = {k: self.spec.narrowed(k, v[rows]) for k, v in columns.items()}
+                tensors = {k: torch.from_numpy(v).to(device) for k, v in chunk.items()}
                 batch = CellBatch(torch.from_numpy(rows).to(device), {}, columns=tensors)
                 noise = Rng(seed).scope("noise", number)
-                yield blocks(self, ask(module.generate, batch, noise=noise, **options))
+                yield blocks(self, evaluate(module.generate, batch, noise=noise, **options))
                 shown.update()
 
     obs = decode_conditions(self, columns, n)
     return collect_cells(
         chunks(), obs, features(self),
-        uns(self, "generate", given=told(given), guidance=guidance, seed=seed),
+        uns(self, "generate", given=shortened(given), guidance=guidance, seed=seed),
         counts=self.model.scale == "counts", into=into,
     )  # fmt: skip

@@ -35,7 +35,7 @@ def as_mapping(self: FittedState, to: Conditions | str | None) -> dict[str, Any]
 
 
 def condition_named(self: FittedState, name: str) -> str:
-    """Return the condition that is told by a name: its own, or that of its obs column if one has it.
+    """Return the condition that a name stands for: its own, or that of its obs column if one has it.
 
     Raises
     ------
@@ -52,8 +52,8 @@ def condition_named(self: FittedState, name: str) -> str:
     fit = [condition for condition, column in known.items() if column == name]
     if len(fit) == 1:
         return fit[0]
-    said = [k if k == column else f"{k} ({column})" for k, column in known.items()]
-    hint = near(name, dict.fromkeys([*known, *known.values()]), said)
+    described = [k if k == column else f"{k} ({column})" for k, column in known.items()]
+    hint = near(name, dict.fromkeys([*known, *known.values()]), described)
     raise SchemaError(f"This model was not fitted with a condition {name!r}.{hint}")
 
 
@@ -80,11 +80,13 @@ def _coded(self: FittedState, key: str, value: Any) -> tuple[str, int | None, An
     if seen is None or key in self.module.compares:
         return name, position, code
     seen = seen if position is None else seen[:, position]
-    by_vector = key in self.spec.sets and self.spec.vectors  # which tells what no cell did
+    by_vector = key in self.spec.sets and self.spec.vectors  # which describes what no cell had
     if key in self.spec.categories and not by_vector:
         for alone in np.setdiff1d(code, seen):
-            said = self.spec.categories[key][alone] if key in self.spec.sets else value
-            warn(f"{key}={said!r}: no training cell is of it, so that nothing was learned of it.")
+            category = self.spec.categories[key][alone] if key in self.spec.sets else value
+            warn(
+                f"{key}={category!r}: no training cell is of it, so that nothing was learned of it."
+            )
     if key in self.spec.numbers:
         seen = np.asarray(seen, np.float64)
         low, high = np.nanmin(seen), np.nanmax(seen)
@@ -98,7 +100,7 @@ def _coded(self: FittedState, key: str, value: Any) -> tuple[str, int | None, An
     return name, position, code
 
 
-def under(batch: CellBatch, target: Iterable[tuple[str, int | None, Any]]) -> CellBatch:
+def with_conditions(batch: CellBatch, target: Iterable[tuple[str, int | None, Any]]) -> CellBatch:
     """Return the batch with the conditions of `target` in place of its own."""
     target = list(target)
     if not target:
@@ -106,8 +108,8 @@ def under(batch: CellBatch, target: Iterable[tuple[str, int | None, Any]]) -> Ce
     columns: dict[str, Tensor] = {}
     for name, position, code in target:
         if position is None:
-            told = torch.tensor(code, device=batch.rows.device)
-            columns[name] = told.expand(len(batch), *np.shape(code))
+            column = torch.tensor(code, device=batch.rows.device)
+            columns[name] = column.expand(len(batch), *np.shape(code))
         else:
             values = columns.get(name, batch.columns[name]).clone()
             values[:, position] = code
@@ -127,11 +129,11 @@ def draw_conditions(
     weight = self.statistics.get(WEIGHT, np.zeros(0))
     drawn = np.zeros(n, int)
     groups = [
-        ([_coded(self, *item) for item in told.items()], rows)
-        for told, rows in _alike(n, as_mapping(self, given))
+        ([_coded(self, *item) for item in conditions.items()], rows)
+        for conditions, rows in _grouped(n, as_mapping(self, given))
     ]
     for name, code in ((name, code) for codes, _ in groups for name, _, code in codes):
-        if name in self.spec.sets:  # room for sets of more names than any cell had
+        if name in self.spec.sets:  # wider, for sets of more names than any cell had
             pool[name] = widened(pool[name], len(code))
     for codes, rows in groups:
         agreeing = np.zeros(len(weight), int)
@@ -154,8 +156,8 @@ def draw_conditions(
     return columns
 
 
-def _alike(n: int, given: Conditions) -> Iterator[tuple[Conditions, Int[np.ndarray, " rows"]]]:
-    """Yield the cells that are given the same, with what that is: values are one for all, or one each."""
+def _grouped(n: int, given: Conditions) -> Iterator[tuple[Conditions, Int[np.ndarray, " rows"]]]:
+    """Yield the cells that are given the same conditions, and these: values are one for all, or one each."""
     each = {k: v for k, v in given.items() if not isinstance(v, str) and np.ndim(v) == 1}
     for name, values in each.items():
         if len(values) != n:
@@ -167,8 +169,8 @@ def _alike(n: int, given: Conditions) -> Iterator[tuple[Conditions, Int[np.ndarr
         return
     table = pd.DataFrame({k: np.asarray(v, dtype=object) for k, v in each.items()})
     for values, rows in table.groupby(list(each), sort=True, dropna=False).indices.items():
-        told = dict(zip(each, values if isinstance(values, tuple) else (values,), strict=True))
-        yield {**given, **told}, rows
+        own = dict(zip(each, values if isinstance(values, tuple) else (values,), strict=True))
+        yield {**given, **own}, rows
 
 
 def decode_conditions(self: FittedState, columns: Mapping[str, np.ndarray], n: int) -> pd.DataFrame:
@@ -193,12 +195,12 @@ def decode_conditions(self: FittedState, columns: Mapping[str, np.ndarray], n: i
     return obs
 
 
-def begun(obs: pd.DataFrame, kept: Sequence[str]) -> pd.DataFrame:
-    """Return a table whose columns say that they are of the start of a path, but for those that are kept."""
+def with_start_names(obs: pd.DataFrame, kept: Sequence[str]) -> pd.DataFrame:
+    """Return a table whose columns, except those `kept`, are named ``start_…``: true of the start alone."""
     return obs.rename(columns={name: f"start_{name}" for name in obs.columns if name not in kept})
 
 
-def told(given: Conditions | None) -> dict[str, Any]:
+def shortened(given: Conditions | None) -> dict[str, Any]:
     """Return what was given, short enough to be kept."""
     return {
         k: v if isinstance(v, str) or np.ndim(v) == 0 else "one for each cell"

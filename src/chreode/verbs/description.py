@@ -23,16 +23,16 @@ def card(self: FittedState, *, plain: bool = False) -> str:
     plain
         For people rather than for Markdown: nothing is escaped.
     """
-    said, shown = self.provenance, visible if plain else markdown
+    provenance, shown = self.provenance, visible if plain else markdown
     rows = [f"| {k} | {shown(v)} |" for k, v in config.as_dict(self.model).items()]
     groups = ", ".join(f"{len(n)} {shown(r)}" for r, n in self.spec.categories.items())
     return "\n".join(
         [
             f"# {type(self.model).__name__}", "",
-            f"Fitted with chreode {shown(said['version'])} on {counted(said['cells'], 'cell')} "
-            f"({_features(self, shown)}{'; ' + groups if groups else ''}), seed {said['seed']}.",
-            f"It {STATES[said['state']]}. It can: {', '.join(self.verbs)}.",
-            *[f"Note: {shown(note)}." for note in said["notes"]], "",
+            f"Fitted with chreode {shown(provenance['version'])} on {counted(provenance['cells'], 'cell')} "
+            f"({_features(self, shown)}{'; ' + groups if groups else ''}), seed {provenance['seed']}.",
+            f"It {STATES[provenance['state']]}. It can: {', '.join(self.verbs)}.",
+            *[f"Note: {shown(note)}." for note in provenance["notes"]], "",
             "| option | value |", "|---|---|", *rows, "",
         ]
     )  # fmt: skip

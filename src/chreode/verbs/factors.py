@@ -24,9 +24,9 @@ from ..errors import ConfigError
 from ..run import Run
 from ..schema import Schema
 from .answering import (
-    ask,
-    at_work,
-    called,
+    evaluate,
+    modality_names,
+    on_device,
     open_cells,
     refuse_slot,
     stream,
@@ -63,7 +63,7 @@ def loadings(
     if data is not None:
         _in_memory(data)
         _write_all(self, data, tables)
-    names = called(self, [r for r in found if r in self.spec.features])
+    names = modality_names(self, [r for r in found if r in self.spec.features])
     return {names.get(name, name): table for name, _, table in tables}
 
 
@@ -128,11 +128,11 @@ def variance_explained(
     cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
     source, usable = open_cells(self, "variance_explained", cells, run)
     squares: dict[str, Any] = {}
-    with at_work(self, run) as (module, device):
+    with on_device(self, run) as (module, device):
         for _, batch in stream(source, usable, "variance explained", run, device):
-            for role, part in ask(module.variance_explained, batch).items():
+            for role, part in evaluate(module.variance_explained, batch).items():
                 squares[role] = squares.get(role, 0) + part.double().numpy()
-    names = called(self, list(squares))
+    names = modality_names(self, list(squares))
     with np.errstate(invalid="ignore"):  # of a view that is not there
         shares = {names[role]: 1 - total[1:] / total[0] for role, total in squares.items()}
     n = len(next(iter(squares.values()))) - 2

@@ -17,7 +17,7 @@ from ..data.cells import Cells
 from ..data.read import Data
 from ..run import Run
 from ..schema import Schema
-from .answering import ask, at_work, open_cells, refuse_slot, stream, write_provenance
+from .answering import evaluate, on_device, open_cells, refuse_slot, stream, write_provenance
 from .state import FittedState
 
 
@@ -60,9 +60,9 @@ def classify(
     source, usable = open_cells(self, "classify", cells, run, hidden=("label",))
     names = self.spec.categories["label"]
     found = np.full((len(source), len(names)), np.nan, np.float32)
-    with at_work(self, run) as (module, device):
+    with on_device(self, run) as (module, device):
         for rows, batch in stream(source, usable, "classify", run, device):
-            found[rows] = ask(module.classify, batch).numpy()
+            found[rows] = evaluate(module.classify, batch).numpy()
     best = np.full(len(source), -1)
     best[usable] = found[usable].argmax(1)
     table = pd.DataFrame(

@@ -20,9 +20,9 @@ from ..errors import CapabilityError, ConfigError
 from ..run import Run
 from ..schema import Schema
 from .answering import (
-    ask,
     at_least,
-    at_work,
+    evaluate,
+    on_device,
     open_cells,
     refuse_slot,
     stream,
@@ -31,7 +31,7 @@ from .answering import (
 from .conditions import (
     Conditions,
     encode,
-    under,
+    with_conditions,
 )
 from .state import FittedState
 
@@ -82,10 +82,10 @@ def embed(
     source, usable = open_cells(self, verb, cells, run, to)
     target = encode(self, to)
     out = None
-    with at_work(self, run) as (module, device):
+    with on_device(self, run) as (module, device):
         for rows, batch in stream(source, usable, "embed", run, device):
-            other = () if to is None else (under(batch, target),)
-            z = ask(module.embed, batch, *other).numpy()
+            other = () if to is None else (with_conditions(batch, target),)
+            z = evaluate(module.embed, batch, *other).numpy()
             if out is None:
                 out = np.full((len(source), z.shape[1]), np.nan, np.float32)
             out[rows] = z
@@ -117,10 +117,10 @@ def posterior(
     cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
     source, usable = open_cells(self, "posterior", cells, run)
     parts = []
-    with at_work(self, run) as (module, device):
+    with on_device(self, run) as (module, device):
         for number, (_, batch) in enumerate(stream(source, usable, "posterior", run, device)):
             noise = Rng(seed).scope("noise", number)
-            parts.append(ask(module.posterior, batch, n_samples, noise=noise).numpy())
+            parts.append(evaluate(module.posterior, batch, n_samples, noise=noise).numpy())
     drawn = np.concatenate(parts, axis=1)
     out = np.full((n_samples, len(source), drawn.shape[2]), np.nan, np.float32)
     out[:, usable] = drawn
@@ -161,8 +161,10 @@ def score(
     cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
     source, usable = open_cells(self, "score", cells, run)
     out = np.full(len(source), np.nan)
-    with at_work(self, run) as (module, device):
+    with on_device(self, run) as (module, device):
         for number, (rows, batch) in enumerate(stream(source, usable, "score", run, device)):
             noise, exact = Rng(seed).scope("noise", number), bound == "importance"
-            out[rows] = ask(module.score, batch, n_samples, exact, noise=noise).double().numpy()
+            out[rows] = (
+                evaluate(module.score, batch, n_samples, exact, noise=noise).double().numpy()
+            )
     return out

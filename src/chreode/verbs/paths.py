@@ -26,8 +26,8 @@ from ..ranking import Ranking
 from ..run import Run
 from ..schema import Schema
 from .answering import (
-    ask,
-    at_work,
+    evaluate,
+    on_device,
     open_cells,
     refuse_slot,
     stream,
@@ -38,9 +38,9 @@ from .answering import (
 from .conditions import (
     Conditions,
     as_mapping,
-    begun,
     encode,
-    under,
+    with_conditions,
+    with_start_names,
 )
 from .state import FittedState
 
@@ -130,7 +130,7 @@ def trajectory(
     refuse_what_cannot_be_kept(len(usable) * len(at), self.spec.n_features(role), into)
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
-        with at_work(self, run) as (module, device):
+        with on_device(self, run) as (module, device):
             when = torch.from_numpy(scaled).to(device)
             batches = (
                 [(usable, module.named_start(known.index(start)))]
@@ -138,11 +138,11 @@ def trajectory(
                 else stream(source, usable, "trajectory", run, device)
             )
             for _, batch in batches:
-                found = ask(module.trajectory, under(batch, target), when)
+                found = evaluate(module.trajectory, with_conditions(batch, target), when)
                 yield {role: found[:, back].flatten(0, 1).numpy()}
 
     rows, when = np.repeat(np.arange(len(obs)), len(at)), self.column("time", schema)
-    table = begun(obs, [when, self.column("trajectory", schema)]).iloc[rows].assign(
+    table = with_start_names(obs, [when, self.column("trajectory", schema)]).iloc[rows].assign(
         **{
             "start": obs.index.to_numpy()[rows], "start_time": begin[rows],
             when: np.tile(at, len(obs)),

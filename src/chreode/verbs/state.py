@@ -1,4 +1,4 @@
-"""A fitted model as it stands: plain values, without the questions that one may ask of it."""
+"""The values that make up a fitted model, without its verbs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FittedState:
     model
         The hyper-parameters.
     schema
-        Where the roles lived; verbs look there, unless told another `schema`.
+        Where the roles lived; verbs look there, unless given another `schema`.
     spec
         Names of features and categories.
     module

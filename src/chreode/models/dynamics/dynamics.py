@@ -1,4 +1,4 @@
-"""States that move: a velocity learned from series, followed, and asked what drives what."""
+"""States that move: a velocity learned from series, the paths that follow it, and what drives what."""
 
 from __future__ import annotations
 
@@ -80,40 +80,42 @@ class Dynamics(Module):
         """Return the error, as a share of what standing still would have, and the penalty."""
         weight = _SOLVED
         if batch.slopes is not None:
-            weight, fit = 1.0, self.matched(batch)
-        elif batch.crowd is not None:
-            fit = self.carried(batch, step)
+            weight, fit = 1.0, self.slope_error(batch)
+        elif batch.draw_populations is not None:
+            fit = self.population_error(batch, step)
         else:
-            fit = self.solved(batch)
+            fit = self.path_error(batch)
         penalty = self.penalty()
         return Loss(
             {"model": weight * fit + self.strength * penalty}, {"fit": fit, "penalty": penalty}
         )
 
-    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def slope_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of slopes."""
         assert batch.slopes is not None
         seen = batch.weight[..., 0] > 0
         slopes = batch.slopes[seen] * (self.frame.length / self.frame.scale)
-        found = self.velocity("estimated")(self.frame.inside(batch.values)[seen])
+        found = self.velocity("estimated")(self.frame.scaled(batch.values)[seen])
         return unexplained(found, slopes, batch.weight[seen])
 
-    def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def path_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the error of paths: how far they end up from cells, of how far those went."""
-        start = self.frame.inside(batch.start)[:, None]
-        moved = self.frame.inside(batch.values) - start
+        start = self.frame.scaled(batch.start)[:, None]
+        moved = self.frame.scaled(batch.values) - start
         return unexplained(self._paths(batch) - start, moved, batch.weight)
 
-    def carried(self, batch: SeriesBatch, step: Step) -> Float[Tensor, ""]:
+    def population_error(self, batch: SeriesBatch, step: Step) -> Float[Tensor, ""]:
         """Return how far cells of the first time end up from those of later ones, of how far they were.
 
-        Energy distances between populations: no cell is told which one it becomes. Every step draws other
+        Energy distances between populations: no cell is matched to a later one. Every step draws other
         cells; where nothing is learned it is always the same ones.
         """
-        assert batch.crowd is not None
-        drawn = batch.crowd(step.rng.numpy("crowd", step.index if self.training else 0))
-        values, there = (t.to(batch.values.device) for t in drawn)
-        cells = self.frame.inside(values)
+        assert batch.draw_populations is not None
+        # the stream keeps its first name, "crowd", so that fits keep their bits
+        generator = step.rng.numpy("crowd", step.index if self.training else 0)
+        drawn = batch.draw_populations(generator)
+        values, present = (t.to(batch.values.device) for t in drawn)
+        cells = self.frame.scaled(values)
         first, m = cells[:, 0], cells.shape[2]
         begin, times = batch.times[:, 0], batch.times
         with self.named([name for name in batch.names for _ in range(m)]):
@@ -121,9 +123,11 @@ class Dynamics(Module):
                 first.flatten(0, 1), times.repeat_interleave(m, 0), begin.repeat_interleave(m)
             ).unflatten(0, first.shape[:2])
         later = batch.observed & (times > begin[:, None])
-        begun = there[:, :1].expand_as(there)
-        away = energy_distance(found.transpose(1, 2), cells, begun, there)[later].mean()
-        still = energy_distance(first[:, None].expand_as(cells), cells, begun, there)[later].mean()
+        begun = present[:, :1].expand_as(present)
+        away = energy_distance(found.transpose(1, 2), cells, begun, present)[later].mean()
+        still = energy_distance(first[:, None].expand_as(cells), cells, begun, present)[
+            later
+        ].mean()
         # of populations that hardly move, noise would be all of the scale
         return away / still.clamp(min=0.05 * (2 * self.field.n) ** 0.5)
 
@@ -131,19 +135,19 @@ class Dynamics(Module):
         """Return what `strength` weighs, under the gates of the last solve."""
         return self.strength.new_zeros(())
 
-    def strengthen(self, value: float) -> None:
+    def set_strength(self, value: float) -> None:
         """Set the weight of the penalty."""
         self.strength.fill_(value)
 
-    def further(self, value: float, before: float) -> float | None:
+    def next_strength(self, value: float, before: float) -> float | None:
         """Return the strength that comes after two others in a grid of even ratios, either way."""
         return value * value / before if value and before else None
 
     def errors(self, batch: SeriesBatch) -> Float[Tensor, " s"]:
         """Return the mean squared error of each path, in scaled units; infinite where one blows up."""
-        start = self.frame.inside(batch.start)
+        start = self.frame.scaled(batch.start)
         found = self.integrate(start, batch.times, batch.begin, alone=True)
-        away = batch.weight * (found - self.frame.inside(batch.values)).square()
+        away = batch.weight * (found - self.frame.scaled(batch.values)).square()
         error = away.sum((1, 2)) / batch.weight.sum((1, 2))
         return error.nan_to_num(math.inf, posinf=math.inf)
 
@@ -153,14 +157,14 @@ class Dynamics(Module):
         NaN where a path blew up.
         """
         start, clamped = self.without(
-            self.frame.inside(batch.start), torch.tensor(absent, dtype=torch.long)
+            self.frame.scaled(batch.start), torch.tensor(absent, dtype=torch.long)
         )
-        found = self.frame.outside(self.expected(start, batch.times, batch.begin, clamped))
-        return self.frame.held(found, self.frame.outside(start))
+        found = self.frame.unscaled(self.expected(start, batch.times, batch.begin, clamped))
+        return self.frame.clipped(found, self.frame.unscaled(start))
 
     def _paths(self, batch: SeriesBatch) -> Float[Tensor, "s t g"]:
         with self.named(batch.names):
-            start = self.frame.inside(batch.start)
+            start = self.frame.scaled(batch.start)
             if self.training:  # paths that begin beside observed ones learn to come back to them
                 start = start + self.options.jitter * torch.randn_like(start)
             return self.integrate(start, batch.times, batch.begin)
@@ -170,15 +174,15 @@ class Dynamics(Module):
     def velocity(
         self, gates: Gates = "sample"
     ) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
-        """Return f for one solve: while it learns gates are drawn once, or as told; then settled."""
+        """Return f for one solve: in training gates are drawn once, or as `gates` says; then settled."""
         self.field.settle(self.gates_as(gates))
-        return self.field.solved()
+        return self.field.as_function()
 
-    def gates_as(self, told: Gates) -> Gates:
+    def gates_as(self, gates: Gates) -> Gates:
         """Return how gates are taken: open without a penalty, lest those close that nothing closes."""
         if not self.strength:
             return "ones"
-        return told if self.training else "settled"
+        return gates if self.training else "settled"
 
     def without(
         self, x: Float[Tensor, "s g"], genes: Int[Tensor, " k"]
@@ -187,7 +191,7 @@ class Dynamics(Module):
         if not len(genes):
             return x, None
         x = x.clone()
-        x[:, genes] = self.frame.inside(x.new_zeros(x.shape[1]))[genes]
+        x[:, genes] = self.frame.scaled(x.new_zeros(x.shape[1]))[genes]
         return x, genes
 
     def free(self, clamped: Int[Tensor, " k"] | None) -> Float[Tensor, " g"]:
@@ -259,8 +263,8 @@ class Dynamics(Module):
         try:
             yield
         except BlowUpError as error:
-            time = float(self.spec.outside("time", self.frame.moment(error.time)))
-            state = self.frame.outside(error.state[: len(self.frame.centre)])
+            time = float(self.spec.outside("time", self.frame.time_at(error.time)))
+            state = self.frame.unscaled(error.state[: len(self.frame.centre)])
             raise BlowUpError(error.row, time, state, names[error.row]) from None
 
     # refits
@@ -283,27 +287,27 @@ class Dynamics(Module):
         for member, refit in zip(self.members, refits, strict=True):
             member.load_state_dict(refit.state_dict())
 
-    def forgo_refits(self) -> None:
+    def drop_refits(self) -> None:
         """Let every refit be this fit, and have no confidence."""
-        own = {k: v for k, v in self.state_dict().items() if not k.startswith("members.")}
+        weights = {k: v for k, v in self.state_dict().items() if not k.startswith("members.")}
         for member in self.members:
-            member.load_state_dict(own)
+            member.load_state_dict(weights)
 
     # what it can answer
 
     def embed(self, batch: CellBatch, to: CellBatch | None = None) -> Float[Tensor, "b z"]:
         """Return coordinates of cells in the plane in which the training paths vary most."""
-        x = self.seen(batch) if to is None else self.frame.inside(self.predict(batch, to))
+        x = self.seen(batch) if to is None else self.frame.scaled(self.predict(batch, to))
         return x @ self.frame.plane
 
     def seen(self, batch: CellBatch) -> Float[Tensor, "b g"]:
         """Return the states of cells; what was not measured counts as average."""
         x, measured = batch.measured_expression()
-        return self.frame.inside(x) * measured
+        return self.frame.scaled(x) * measured
 
     def place(self, x: Float[Tensor, "b g"]) -> Float[Tensor, "b z"]:
         """Return the coordinates of expression in that plane."""
-        return self.frame.inside(x) @ self.frame.plane
+        return self.frame.scaled(x) @ self.frame.plane
 
     def drift(self, at: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return the velocity of states in the plane of its first k components, seen in it."""
@@ -316,13 +320,13 @@ class Dynamics(Module):
         moved = "time" in to and to["time"] is not batch["time"]
         now = batch["time"]
         time = to["time"].to(now.dtype) if moved else self.frame.clock[1].expand_as(now)
-        return self._carried(batch, to, time[:, None])[:, 0]
+        return self._expression_at(batch, to, time[:, None])[:, 0]
 
     def trajectory(self, batch: CellBatch, times: Float[Tensor, " t"]) -> Float[Tensor, "b t g"]:
         """Return the expression that each cell had, or will have, at `times` (rising)."""
-        return self._carried(batch, batch, times.expand(len(batch), -1))
+        return self._expression_at(batch, batch, times.expand(len(batch), -1))
 
-    def _carried(
+    def _expression_at(
         self, batch: CellBatch, to: CellBatch, at: Float[Tensor, "b t"]
     ) -> Float[Tensor, "b t g"]:
         absent = to["knockout"][0] if "knockout" in to.columns else torch.zeros(0, dtype=torch.long)
@@ -331,11 +335,11 @@ class Dynamics(Module):
         limits.refuse_distant(self.spec, self.frame, torch.cat([now, at.flatten()]))
         after = self.expected(x, at.maximum(now[:, None]), now, clamped)
         before = self.expected(x, at.minimum(now[:, None]).flip(1), now, clamped).flip(1)
-        found = self.frame.outside(torch.where((at >= now[:, None])[..., None], after, before))
-        start = self.frame.outside(x)
-        limits.tell_lost(self.spec, found, start, batch)
-        held = self.frame.held(found, start)
-        limits.tell_held(self.spec, self.frame, found, held)
+        found = self.frame.unscaled(torch.where((at >= now[:, None])[..., None], after, before))
+        start = self.frame.unscaled(x)
+        limits.warn_lost(self.spec, found, start, batch)
+        held = self.frame.clipped(found, start)
+        limits.warn_held(self.spec, self.frame, found, held)
         return held
 
     def further_conditions(self) -> Mapping[str, Callable[[str], tuple[int, ...]]]:
@@ -343,7 +347,7 @@ class Dynamics(Module):
         return {"knockout": partial(gene_positions, self.spec, "knockout")}
 
     def implied(self, verb: str) -> Mapping[str, float]:
-        """Return the time that cells are carried to: the last of the fit."""
+        """Return the time that cells are moved to: the last of the fit."""
         return {"time": self.clock_times(2)[-1]} if verb == "predict" else {}
 
     def rank(self) -> Edges:

@@ -67,13 +67,13 @@ class Frame(nn.Module):
 
         Dimensions beyond those that so many states can span stay 0.
         """
-        found = self.inside(found)
+        found = self.scaled(found)
         at = torch.linspace(0, len(found) - 1, REFERENCES).round().long()
         self.references.copy_(found[at])
         axes = torch.linalg.svd(found, full_matrices=False)[2][: self.plane.shape[1]]
         self.plane[:, : len(axes)] = axes.T
 
-    def held(
+    def clipped(
         self, found: Float[Tensor, "s t g"], start: Float[Tensor, "s g"]
     ) -> Float[Tensor, "s t g"]:
         """Return expression no lower and no higher than in any cell of the fit, or where the path began."""
@@ -85,11 +85,11 @@ class Frame(nn.Module):
         """Time from the first to the last training cell."""
         return self.clock[1] - self.clock[0]
 
-    def inside(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b g"]:
+    def scaled(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b g"]:
         """Return expression, centred and scaled."""
         return (x - self.centre) / self.scale
 
-    def outside(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b g"]:
+    def unscaled(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b g"]:
         """Return scaled states as expression."""
         return x * self.scale + self.centre
 
@@ -97,6 +97,6 @@ class Frame(nn.Module):
         """Return times as shares of the time from first to last."""
         return (times - self.clock[0]) / self.length
 
-    def moment(self, share: float) -> float:
+    def time_at(self, share: float) -> float:
         """Return the time of such a share."""
         return float(share * self.length + self.clock[0])

@@ -33,7 +33,7 @@ def refuse_distant(spec: Spec, frame: Frame, times: Tensor) -> None:
     )
 
 
-def tell_lost(spec: Spec, found: Tensor, start: Tensor, batch: CellBatch) -> None:
+def warn_lost(spec: Spec, found: Tensor, start: Tensor, batch: CellBatch) -> None:
     """Warn of paths that blew up, which are NaN from then on.
 
     Raises
@@ -55,7 +55,7 @@ def tell_lost(spec: Spec, found: Tensor, start: Tensor, batch: CellBatch) -> Non
     )
 
 
-def tell_held(spec: Spec, frame: Frame, found: Tensor, held: Tensor) -> None:
+def warn_held(spec: Spec, frame: Frame, found: Tensor, held: Tensor) -> None:
     """Warn of values that would have left the range that they are held in, and by how much."""
     width = (frame.highest - frame.lowest).clamp(min=1e-6)
     excess = ((found - held).abs() / width).nan_to_num(0.0)

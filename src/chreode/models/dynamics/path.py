@@ -32,14 +32,14 @@ class Path:
     strongest of several the grid goes on, and where the best is the weakest it goes back, by six strengths
     at the most: the end of a grid is no optimum.
 
-    The module offers ``strengthen(value)``, ``further(value, before)`` (the next strength of a grid, or
+    The module offers ``set_strength(value)``, ``next_strength(value, before)`` (the next one of a grid, or
     None), ``errors(batch)`` (the error of each series), and ``path_matrix()`` (0 where an input does not
-    reach an output), whose share of zeros the history tells.
+    reach an output), whose share of zeros is in the history.
 
     Attributes
     ----------
     stage
-        How to learn at each strength: to rest, or a strength would stand for the steps before it too.
+        How to learn at each strength: until converged, else a fit would depend on the strengths before it.
     strengths
         Rising.
     """
@@ -53,7 +53,7 @@ class Path:
         # a module keeps it in single precision
         way = [s for s in self.strengths if s <= strength * (1 + 1e-6)] or [strength]
         while len(way) > 1 and strength > way[-1] * (1 + 1e-6):
-            way.append(min(module.further(way[-1], way[-2]), strength))
+            way.append(min(module.next_strength(way[-1], way[-2]), strength))
         return replace(self, strengths=tuple(way))
 
     def learn(
@@ -67,9 +67,9 @@ class Path:
 
         def fit(strength: float, begun: _Fit) -> _Fit:
             target.load_state_dict(begun.state)
-            target.strengthen(strength)
-            own = run.for_phase(len(fits))
-            trace = self.stage.learner.learn(module, self.stage, seen, split, own)
+            target.set_strength(strength)
+            session = run.for_phase(len(fits))
+            trace = self.stage.learner.learn(module, self.stage, seen, split, session)
             errors = _held_out(target, source, split, run)
             table = trace.history.assign(strength=strength)
             zeros = float((target.path_matrix() <= _NONE).float().mean())
@@ -100,8 +100,8 @@ class Path:
         end = " (the end of the grid)" if more is not None else ""
         note = f"{phase.name}: strength {chosen.strength:g} of {len(fits)}{end}"
         table = pd.concat([f.trace.history for f in fits], ignore_index=True)
-        told = dict.fromkeys((*chosen.trace.notes, *(last.trace.notes if cut else ())))
-        return Trace(table, "still improving" if cut else chosen.trace.state, (*told, note))
+        notes = dict.fromkeys((*chosen.trace.notes, *(last.trace.notes if cut else ())))
+        return Trace(table, "still improving" if cut else chosen.trace.state, (*notes, note))
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ def _beyond(fits: list[_Fit], errors: np.ndarray, chosen: _Fit, target: Any) -> 
         return None
     found: float | None = None
     if chosen is fits[-1]:
-        found = target.further(fits[-1].strength, fits[-2].strength)
+        found = target.next_strength(fits[-1].strength, fits[-2].strength)
     elif int(np.nanargmin(means)) == 0:
-        found = target.further(fits[0].strength, fits[1].strength)
+        found = target.next_strength(fits[0].strength, fits[1].strength)
     return found
 
 

@@ -46,7 +46,7 @@ class Refits:
                 raise
             note = "interrupted in the refits; there is no confidence, and forecasts are of one fit"
             warn(f"{phase.name}: {note}.")
-            module.forgo_refits()
+            module.drop_refits()
             return Trace(pd.DataFrame(), "still improving", (note,))
         module.keep_refits(found["resampled"], found["exchanged"])
         return Trace(pd.DataFrame(), "rested")
@@ -66,8 +66,8 @@ class Refits:
         with bar(2 * self.n, phase.name, run.progress) as shown:
             for how, refits in found.items():
                 for number in range(self.n):
-                    own = replace(quiet, rng=run.rng.child(f"{how} {number}"))
-                    drawn, runs = _drawn(how, own, all_rows), [own] * len(stages)
+                    session = replace(quiet, rng=run.rng.child(f"{how} {number}"))
+                    drawn, runs = _drawn(how, session, all_rows), [session] * len(stages)
                     member, _ = learn_member(module.fresh, stages, source, split, runs, drawn)
                     refits.append(member)
                     shown.update()

@@ -12,15 +12,15 @@ from ...data.source import Source
 from ...learn.phase import Learner, Phase, Session, Split, Trace
 from ...module import Module
 
-#: Share of its objective by which a fit at rest changes in a round, at the most.
+#: Share of its objective by which a converged fit changes in a round, at the most.
 SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class ToRest:
+class UntilConverged:
     """Repeat a run of `learner`, schedule and all, until its training objective changes by less than 1 %.
 
-    A run whose rate falls to 0 always ends at rest, wherever it stands: only another one tells.
+    A run whose rate falls to 0 always stops, wherever it is: only another run shows that it converged.
 
     Attributes
     ----------

@@ -107,29 +107,31 @@ class VectorField(nn.Module):
 
     def forward(self, x: Float[Tensor, "s i"]) -> Float[Tensor, "s n"]:
         """Return the velocity of each state."""
-        velocity: Float[Tensor, "s n"] = self.solved()(x)
+        velocity: Float[Tensor, "s n"] = self.as_function()(x)
         return velocity
 
-    def solved(self) -> Callable[[Float[Tensor, "s i"]], Float[Tensor, "s n"]]:
+    def as_function(self) -> Callable[[Float[Tensor, "s i"]], Float[Tensor, "s n"]]:
         """Return the velocity under the gates as they stand: weights are laid out once for many calls."""
         weights, biases = self.effective(), list(self.biases)
         if not self.per_output:
             flat = [(w[0], b[0]) for w, b in zip(weights, biases, strict=True)]
-            networks = partial(self._together, flat)
+            networks = partial(self._one_network, flat)
         else:  # what all networks read is one product of matrices
             first = weights[0].transpose(0, 1).flatten(1), biases[0].flatten()
-            networks = partial(self._apart, first, list(zip(weights[1:], biases[1:], strict=True)))
+            networks = partial(
+                self._network_per_output, first, list(zip(weights[1:], biases[1:], strict=True))
+            )
         linear = self.linear()
         return networks if linear is None else lambda x: torch.addmm(networks(x), x, linear.T)
 
-    def _together(self, layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    def _one_network(self, layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
         for layer, (w, b) in enumerate(layers):
             x = torch.addmm(b, x, w)
             if layer < self.linear_from:
                 x = self.activation(x)
         return x
 
-    def _apart(
+    def _network_per_output(
         self, first: tuple[Tensor, Tensor], layers: list[tuple[Tensor, Tensor]], x: Tensor
     ) -> Tensor:
         w, b = first

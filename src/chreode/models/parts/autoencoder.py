@@ -23,7 +23,7 @@ from ...nn.attributes import attribute_names, read_attributes
 from ...nn.blocks import Linear, reparametrise, widened
 from ...schema import Spec
 from .effects import AttributeEffects, Compared
-from .modality import Modality, Told
+from .modality import DecoderInput, Modality
 
 MODALITIES = ("counts", "accessibility", "protein")
 #: Share of the run over which the KL weight rises.
@@ -100,8 +100,8 @@ class Autoencoder(Module):
         parts = []
         for role in self.modalities:
             total = batch.sparse(role).sum().clamp_min(1.0).log()
-            there = batch.present.get(role)
-            parts.append(total if there is None else total.where(there, torch.nan))
+            present = batch.present.get(role)
+            parts.append(total if present is None else total.where(present, torch.nan))
         return torch.stack(parts, 1)
 
     def depth_noise(
@@ -141,9 +141,9 @@ class Autoencoder(Module):
         return shift
 
     def _types(self, batch: CellBatch, weights: Sequence[float] | None) -> Int[Tensor, " b"] | None:
-        """Return the type of each cell (the label, the first attribute), if it is to be told."""
-        told = "label" in self.spec.blocks and (weights is None or weights[0] > 0)
-        return read_attributes(self.spec, batch)[0][:, 0] if self.within and told else None
+        """Return the type of each cell (the label, the first attribute), if it is to be used."""
+        used = "label" in self.spec.blocks and (weights is None or weights[0] > 0)
+        return read_attributes(self.spec, batch)[0][:, 0] if self.within and used else None
 
     def solve(self, batches: Batches, rng: Rng) -> None:
         """Let each category's expected counts be those observed, now that the decoders are learned.
@@ -161,14 +161,14 @@ class Autoencoder(Module):
                 modality.within.reset()
             self._count_effects(batches, drawn)
             for role, modality in counted:
-                modality.fit_within(partial(self._told, role, batches, drawn))
+                modality.fit_within(partial(self._within_input, role, batches, drawn))
             if counted:
                 self._count_effects(batches, drawn)
 
-    def _told(
+    def _within_input(
         self, role: str, batches: Batches, latent: Callable[[CellBatch], Float[Tensor, "b z"]]
-    ) -> Iterator[tuple[SparseRows, Int[Tensor, " b"], Told]]:
-        """Return counts, types, and what a decoder is told; -1: no type, or cells without the modality."""
+    ) -> Iterator[tuple[SparseRows, Int[Tensor, " b"], DecoderInput]]:
+        """Return counts, types, and the decoder's input; -1: no type, or cells without the modality."""
         j = list(self.modalities).index(role)
         for batch in batches():
             depth = self.log_depth(batch)[:, j : j + 1].nan_to_num()
@@ -196,7 +196,7 @@ class Autoencoder(Module):
         """Return −Σ log p(x|z, ℓ) over modalities, plus the weighted KL term if there is one."""
         mean, variance = self.encode(batch)
         z = mean if variance is None else reparametrise(mean, variance)
-        # types are the latent state's to tell, whoever knows their names
+        # the latent state must hold the types: their names are not given
         weights = [float(name != "label") for name in attribute_names(self.spec)[0]]
         found = self.log_likelihood(batch, z, weights)
         terms = {f"log_likelihood_{role}": ll.detach().mean() for role, ll in found.items()}

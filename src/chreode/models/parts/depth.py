@@ -75,18 +75,18 @@ class Depth(nn.Module):
         penalty[0, 0] = 0.0  # the general level is free
         residuals = torch.full_like(log_depth, torch.nan)
         for j, y in enumerate(log_depth.double().T):
-            there = y.isfinite()
-            kept, at = y[there], combination[there]
+            known = y.isfinite()
+            kept, at = y[known], combination[known]
             centre = kept.mean()
             square, product = penalty.clone(), torch.zeros(len(penalty), dtype=torch.float64)
-            for rows in (rows[there[rows]] for rows in chunks):
+            for rows in (rows[known[rows]] for rows in chunks):
                 x = self._design(codes[rows], numbers[rows]).double()
                 square += x.T @ x
                 product += x.T @ (y[rows] - centre)
             effect = torch.linalg.solve(square, product)
             effect[0] += centre
             expected = [self._design(codes[r], numbers[r]).double() @ effect for r in chunks]
-            residual = kept - torch.cat(expected)[there]
+            residual = kept - torch.cat(expected)[known]
             n = torch.zeros(len(self.mean), dtype=torch.float64).index_add_(
                 0, at, torch.ones_like(residual)
             )
@@ -99,25 +99,27 @@ class Depth(nn.Module):
             self.effects[:, j], self.mean[:, j] = effect.float(), deviation.float()
             self.variance[:, j] = ((second + SHRINKAGE * overall) / (n + SHRINKAGE)).float()
             self.span[:, j] = torch.stack([centre, kept.std().clamp_min(1e-3)]).float()
-            residuals[there, j] = (residual / overall.sqrt()).float()
+            residuals[known, j] = (residual / overall.sqrt()).float()
             if self.observed:
-                self._bend(j, at, residual - deviation[at])
-                self._quieten(j, at, None if noise is None else noise[there, j].double())
+                self._fit_shape(j, at, residual - deviation[at])
+                self._subtract_noise(j, at, None if noise is None else noise[known, j].double())
         paired = residuals[residuals.isfinite().all(1)]
         if residuals.shape[1] > 1 and len(paired) > 2 * residuals.shape[1]:
             correlation = torch.corrcoef(paired.T).nan_to_num()
             near = 0.99 * correlation + 0.01 * torch.eye(len(correlation))
             self.root.copy_(torch.linalg.cholesky(near))
 
-    def _bend(self, j: int, at: Int[Tensor, " k"], residual: Float64[Tensor, " k"]) -> None:
+    def _fit_shape(self, j: int, at: Int[Tensor, " k"], residual: Float64[Tensor, " k"]) -> None:
         """Take the shape of each combination's depths."""
         order = at.argsort(stable=True)
         numbers, sizes = at[order].unique_consecutive(return_counts=True)
-        for row, own in zip(numbers.tolist(), residual[order].split(sizes.tolist()), strict=True):
-            found = own.quantile(_SHARES.double()).float() / self.variance[row, j].sqrt()
-            self.bend[row, :, j] = len(own) / (len(own) + NORMAL) * (found - _KNOTS)
+        for row, group in zip(numbers.tolist(), residual[order].split(sizes.tolist()), strict=True):
+            found = group.quantile(_SHARES.double()).float() / self.variance[row, j].sqrt()
+            self.bend[row, :, j] = len(group) / (len(group) + NORMAL) * (found - _KNOTS)
 
-    def _quieten(self, j: int, at: Int[Tensor, " k"], noise: Float64[Tensor, " k"] | None) -> None:
+    def _subtract_noise(
+        self, j: int, at: Int[Tensor, " k"], noise: Float64[Tensor, " k"] | None
+    ) -> None:
         """Take the noise of counting from the variance of log ℓ."""
         if noise is None:
             return

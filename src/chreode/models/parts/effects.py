@@ -1,4 +1,4 @@
-"""What attributes do to features beyond what a decoder says of a latent state; counted, not learned."""
+"""What attributes do to features beyond what a decoder predicts from a latent state; counted, not learned."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ...schema import Spec
 
 #: Counts seen, as many of which were expected, that stand beside those of each category.
 PRIOR = 2.0
-#: Counts expected that give a type half of a say in what a category of another attribute does.
-HALF = 10.0
-#: Say of a type in which it would do nothing.
-NOBODY = 0.25
+#: Expected counts at which a type has half of its full weight in the effect of another attribute.
+HALF_WEIGHT_COUNTS = 10.0
+#: Weight of the prior (no effect) beside the weights of the types.
+PRIOR_WEIGHT = 0.25
 #: Times that each of several attributes is counted, the others being known a little better each time.
 ROUNDS = 3
 #: Entries of the largest table of combinations and features; beyond, single attributes decide.
 MOST_ENTRIES = 2**25
 
-#: How fast the say of a type falls with the squared distance of its profile. Like the constants above,
+#: How fast the weight of a type falls with the squared distance of its profile. Like the constants above,
 #: chosen on pairs of Kang's types and conditions that no benchmark hides.
 NEARNESS = 2.0
 
@@ -37,7 +37,7 @@ Compared = tuple[SparseRows, Codes, Float[Tensor, "b g"]]
 class AttributeEffects(nn.Module):
     """A shift of every feature's logit by each category of a cell, and by their combination.
 
-    A latent state tells the types of cells apart less sharply than their names do, and a decoder that
+    A latent state separates the types of cells less sharply than their names do, and a decoder that
     reads it alone draws markers of one type a little too often in its neighbours. The effect of cells
     of which x counts were seen and m were expected is the posterior mean of a factor on m::
 
@@ -48,7 +48,7 @@ class AttributeEffects(nn.Module):
     place of the counts. An unknown category adds nothing.
 
     What a treatment or a batch does by itself is averaged over the types of cells (the label), each having
-    the same say once it has counts enough. Taken from sums, it would be the effect on the largest cells of
+    the same weight once it has counts enough. Taken from sums, it would be the effect on the largest cells of
     the most frequent type, which predicts that on a type never treated less well. What is peculiar to a
     type that was never seen with it is averaged over the others by `NEARNESS` of their profiles.
     """
@@ -72,15 +72,15 @@ class AttributeEffects(nn.Module):
 
         The combination has the least of the weights, the label's aside.
         """
-        told = list(zip(self.names, weights or [1.0] * len(self.names), strict=True))
+        weighted = list(zip(self.names, weights or [1.0] * len(self.names), strict=True))
         total: Tensor | float = 0.0
-        for i, (_, weight) in enumerate(told):
+        for i, (_, weight) in enumerate(weighted):
             if weight:
                 effect = self.of(i)[codes[:, i].clamp(min=0)]
                 total = total + effect * (weight * (codes[:, i, None] >= 0))
-        together = min((weight for name, weight in told if name != "label"), default=0.0)
-        if together and len(self.combination):
-            total = total + together * self.combination[self.number(codes)]
+        least = min((weight for name, weight in weighted if name != "label"), default=0.0)
+        if least and len(self.combination):
+            total = total + least * self.combination[self.number(codes)]
         return total
 
     @torch.no_grad()
@@ -92,12 +92,14 @@ class AttributeEffects(nn.Module):
         for _ in range(ROUNDS if len(self.names) > 1 else 1):
             for i in attributes:
                 effect = self.of(i).zero_()
-                effect.copy_(self._own(compare, i, len(effect)))
+                effect.copy_(self._effects_of(compare, i, len(effect)))
         if len(self.combination):
             found = self._ratios(compare, len(self.combination), self.number, attributes)
-            self.combination.copy_(self._of_kin(*found) if self.names[0] == "label" else found[0])
+            self.combination.copy_(
+                self._from_similar_types(*found) if self.names[0] == "label" else found[0]
+            )
 
-    def _own(
+    def _effects_of(
         self, compare: Callable[[], Iterator[Compared]], i: int, n: int
     ) -> Float[Tensor, "n g"]:
         """Return the effects of the `n` categories of an attribute, the others as they are."""
@@ -108,12 +110,12 @@ class AttributeEffects(nn.Module):
         found, expected, _ = self._ratios(
             compare, types * n, lambda codes: (codes[:, 0] + 1) * n + codes[:, i], [i]
         )
-        say = expected / (expected + HALF)
-        found, say = (t.reshape(types, n, -1) for t in (found, say))
-        return (say * found).sum(0) / (say.sum(0) + NOBODY)
+        weight = expected / (expected + HALF_WEIGHT_COUNTS)
+        found, weight = (t.reshape(types, n, -1) for t in (found, weight))
+        return (weight * found).sum(0) / (weight.sum(0) + PRIOR_WEIGHT)
 
-    def _of_kin(self, found: Table, expected: Table, seen: Table) -> Table:
-        """Give combinations never seen the effects that types alike have with the same other categories.
+    def _from_similar_types(self, found: Table, expected: Table, seen: Table) -> Table:
+        """Give unseen combinations the effects that similar types have with the same other categories.
 
         Both the distance of two types and the effects of the one as the other would have them are of
         where both were seen. The weight of a type falls with that distance (Shepard 1968).
@@ -121,18 +123,20 @@ class AttributeEffects(nn.Module):
         types = len(self.of(0)) + 1  # the label comes first; 0 stands for none
         found, expected, seen = (t.reshape(types, -1, t.shape[1]) for t in (found, expected, seen))
         profile = (1e4 * seen / seen.sum(-1, keepdim=True).clamp(min=1)).log1p()
-        known, say = expected.sum(-1) > 0, expected / (expected + HALF)
-        kin = torch.zeros_like(found)
+        known, weight = expected.sum(-1) > 0, expected / (expected + HALF_WEIGHT_COUNTS)
+        estimate = torch.zeros_like(found)
         for t in range(types):
             both = known & known[t]
             both[t] = False
-            here, shared = both[..., None], both.sum(1)
-            apart = ((profile - profile[t]).square() * here).sum((1, 2)) / shared
-            apart = apart.clamp(min=1e-6).nan_to_num(torch.inf)  # types may look the same
-            weight = say * ((apart.amin() / apart) ** NEARNESS).nan_to_num()[:, None, None]
-            offset = ((found - found[t]) * here).sum(1) / shared.clamp(min=1)[:, None]
-            kin[t] = (weight * (found - offset[:, None])).sum(0) / (weight.sum(0) + NOBODY)
-        return found.where(known[..., None], kin).flatten(0, 1)
+            compared, shared = both[..., None], both.sum(1)
+            distance = ((profile - profile[t]).square() * compared).sum((1, 2)) / shared
+            distance = distance.clamp(min=1e-6).nan_to_num(torch.inf)  # types may look the same
+            nearness = ((distance.amin() / distance) ** NEARNESS).nan_to_num()
+            similar = weight * nearness[:, None, None]
+            offset = ((found - found[t]) * compared).sum(1) / shared.clamp(min=1)[:, None]
+            total = (similar * (found - offset[:, None])).sum(0)
+            estimate[t] = total / (similar.sum(0) + PRIOR_WEIGHT)
+        return found.where(known[..., None], estimate).flatten(0, 1)
 
     def of(self, i: int) -> Float[Tensor, "categories g"]:
         """Return the effects of the categories of an attribute."""

@@ -76,20 +76,20 @@ class Flow(Module):
         options = self.options
         z = reparametrise(batch["latent"], batch["latent_variance"])
         data = (z - self.centre) / self.scale
-        told = read_attributes(self.spec, batch)[2]
-        if told.shape[1]:
+        given = read_attributes(self.spec, batch)[2]
+        if given.shape[1]:
             drop = drop_conditions if options.drop_by == "cell" else drop_as_published
-            told = drop(told, options.condition_dropout)
+            given = drop(given, options.condition_dropout)
         noise = torch.randn_like(data)
         if options.coupling == "ot":  # minibatches also of a larger chunk, as validation reads them
             part = torch.arange(len(data), device=data.device) // options.batch_size
             noise = optimal(noise, data, part)
         t = stratified_times(len(data), data.device)
         point, velocity = straight(noise, data, t, options.sigma)
-        found = self.field(point, t, batch, told, self.depth.standardised(batch["log_depth"]))
+        found = self.field(point, t, batch, given, self.depth.standardised(batch["log_depth"]))
         return Loss({"model": (found - velocity).square().mean()})
 
-    def carry(
+    def transport(
         self,
         x: Float[Tensor, "b z"],
         batch: CellBatch,
@@ -101,7 +101,7 @@ class Flow(Module):
         """Move noise to latent vectors or, with `back`, latent vectors to noise."""
         x = (x - self.centre) / self.scale if back else x
         depth, solver = self.depth.standardised(log_depth), self.options.solver_options()
-        y = self.field.carry(x, batch, depth, self._known(batch), terms, back=back, **solver)
+        y = self.field.transport(x, batch, depth, self._known(batch), terms, back=back, **solver)
         return y if back else y * self.scale + self.centre
 
     def log_density(

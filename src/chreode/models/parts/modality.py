@@ -17,8 +17,8 @@ from ...nn.blocks import MLP, Linear, cells_of_all
 from ...nn.dispersion import NEVER, CountMoments, LogTheta
 from .within import Expected, WithinTypes
 
-#: Latent vectors, log ℓ, and by what attributes move the logits.
-Told = tuple[Float[Tensor, "b z"], Float[Tensor, "b 1"], Float[Tensor, "b g"] | float]
+#: What the decoder reads: latent vectors, log ℓ, and how far attributes move the logits.
+DecoderInput = tuple[Float[Tensor, "b z"], Float[Tensor, "b 1"], Float[Tensor, "b g"] | float]
 
 
 class Modality(nn.Module):
@@ -89,24 +89,24 @@ class Modality(nn.Module):
             self.log_theta.start(moments.log_theta)
 
     def features(
-        self, x: SparseRows, there: Bool[Tensor, " b"] | None = None
+        self, x: SparseRows, present: Bool[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b h"]:
-        """Return the encoder's activations; a learned vector stands for cells where nothing is `there`."""
+        """Return the encoder's activations; a learned vector stands for cells that are not `present`."""
         if self.kind == "bernoulli":
             x = x.map(x.values.sign())
         else:
             scale = (1e4 / x.sum().clamp_min(1.0))[x.cells] if self.normalised else 1.0
             x = x.map(torch.log1p(x.values * scale))
-        if there is None:
+        if present is None:
             return self.encoder(x)
         out = self.missing.expand(len(x), -1)
         # batch norm learns from two, which is for all processes to decide alike
-        if int(cells_of_all(there.sum(), self.encoder.norms[0])) < (2 if self.training else 1):
+        if int(cells_of_all(present.sum(), self.encoder.norms[0])) < (2 if self.training else 1):
             return out
-        if bool(there.all()):
+        if bool(present.all()):
             return self.encoder(x)
         out = out.clone()
-        out[there] = self.encoder(x.without(~there)).to(out.dtype)
+        out[present] = self.encoder(x.without(~present)).to(out.dtype)
         return out
 
     def log_likelihood(
@@ -121,9 +121,9 @@ class Modality(nn.Module):
     ) -> Float[Tensor, " b"]:
         """Return log p(x|z, ℓ, group) in nats, summed over `measured` features.
 
-        Logits are moved by `shift`; `types` are those of `WithinTypes`, None: not told.
+        Logits are moved by `shift`; `types` are those of `WithinTypes`, None: not given.
         """
-        whole = self._said(z, types) + shift
+        whole = self._logits(z, types) + shift
         logits = _among(measured, whole)
         if self.kind == "bernoulli":
             return bernoulli_log_likelihood(x, logits)
@@ -151,7 +151,7 @@ class Modality(nn.Module):
         ℓ is the total of the `measured` features (default: all).
         """
         hidden = self.head.bias.expand(len(log_depth), -1)
-        logits = (hidden if z is None else self._said(z, types)) + shift
+        logits = (hidden if z is None else self._logits(z, types)) + shift
         if self.kind == "bernoulli":
             return Bernoulli(logits)
         total = _among(measured, logits).logsumexp(-1, keepdim=True)
@@ -161,10 +161,10 @@ class Modality(nn.Module):
         assert self.log_theta is not None
         return NegativeBinomial(mu, self._log_theta(self._rows(group), logits, types).exp())
 
-    def _said(
+    def _logits(
         self, z: Float[Tensor, "b z"], types: Int[Tensor, " b"] | None
     ) -> Float[Tensor, "b g"]:
-        """Return what the decoder says, for these types."""
+        """Return the decoder's logits, for these types."""
         logits: Tensor = self.head(self.decoder(z))
         return logits if self.within is None or types is None else self.within.tilted(logits, types)
 
@@ -179,7 +179,7 @@ class Modality(nn.Module):
         return found if self.within is None or types is None else found + self.within.shift[types]
 
     def fit_within(
-        self, cells: Callable[[], Iterator[tuple[SparseRows, Int[Tensor, " b"], Told]]]
+        self, cells: Callable[[], Iterator[tuple[SparseRows, Int[Tensor, " b"], DecoderInput]]]
     ) -> None:
         """Count what cells of a type differ in, from counts, types, and z, log ℓ and the logits' shift."""
         assert self.within is not None
@@ -191,10 +191,10 @@ class Modality(nn.Module):
             for x, types, (z, log_depth, shift) in cells():
                 nb = self.distribution(z, log_depth, None, shift)
                 assert isinstance(nb, NegativeBinomial)
-                said = self._said(z, None).log_softmax(1)
+                log_frequency = self._logits(z, None).log_softmax(1)
                 log_theta = nb.theta.log() + within.shift[types]
                 log_mean = nb.mu.clamp_min(tiny).log()
-                yield Expected(x, types, said, log_mean, log_theta, rising(log_mean))
+                yield Expected(x, types, log_frequency, log_mean, log_theta, rising(log_mean))
 
         within.fit(expected)
 

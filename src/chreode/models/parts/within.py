@@ -1,4 +1,4 @@
-"""How cells of one type differ in each feature, beyond what a decoder says; counted, not learned."""
+"""How cells of one type differ in each feature, beyond what a decoder predicts; counted, not learned."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Expected(NamedTuple):
         What was observed.
     types
         Type of each cell; -1: none.
-    said
+    log_frequency
         Log frequencies by the decoder alone, neither tilted nor moved by any attribute.
     log_mean, log_theta
         Of the negative binomial, with the shift of its θ.
@@ -44,7 +44,7 @@ class Expected(NamedTuple):
 
     counts: SparseRows
     types: Int[Tensor, " b"]
-    said: Float[Tensor, "b g"]
+    log_frequency: Float[Tensor, "b g"]
     log_mean: Float[Tensor, "b g"]
     log_theta: Float[Tensor, "b g"]
     rising: Float[Tensor, "b g"]
@@ -55,20 +55,20 @@ Cells = Callable[[], Iterator[Expected]]
 
 
 class WithinTypes(nn.Module):
-    """By type of cell (label) and feature, a shift of log θ and a tilt of what the decoder says.
+    """By type of cell (label) and feature, a shift of log θ and a tilt of the decoder's log frequencies.
 
     θ rises with the expected frequency along a line that all types share, which is drawn by the most
     frequent ones. The shift δ of a type is the mode of its posterior, under the prior N(0, 1).
 
     From a rare type to others a decoder is steep: a little of the latent space apart, cells of the one type
     differ in its markers more than they do, so that some have none and few have most. With the tilt c, the
-    log frequency y that the decoder says becomes ::
+    decoder's log frequency y becomes ::
 
         y + c (y − ȳ),      ȳ: its mean over cells of the type
 
     and c is such that as many cells are expected to lack the feature as do, as far as chance allows: the
     squared difference over its variance, and the prior N(0, ½²), decide. -1 makes all cells of a type
-    alike, 0 believes the decoder. A cell without a type is neither shifted nor tilted.
+    alike, 0 follows the decoder. A cell without a type is neither shifted nor tilted.
     """
 
     shift: Tensor
@@ -83,12 +83,12 @@ class WithinTypes(nn.Module):
     def tilted(
         self, logits: Float[Tensor, "b g"], types: Int[Tensor, " b"]
     ) -> Float[Tensor, "b g"]:
-        """Return what the decoder says, tilted."""
+        """Return the decoder's log frequencies, tilted."""
         return logits + self.tilt[types] * (logits.log_softmax(1) - self.centre[types])
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Believe the decoder."""
+        """Set shifts and tilts to 0: follow the decoder."""
         for table in (self.shift, self.tilt, self.centre):
             table.zero_()
 
@@ -97,15 +97,15 @@ class WithinTypes(nn.Module):
         """Count shifts, then tilts."""
         self.reset()
         self.shift.copy_(self._modes(cells))
-        said, present = torch.zeros(2, *self.centre.shape, device=self.centre.device)
-        n = said.new_zeros(len(said), 1)
+        total, present = torch.zeros(2, *self.centre.shape, device=self.centre.device)
+        n = total.new_zeros(len(total), 1)
         for found in cells():
             of = found.types % len(self.shift)
-            n += of.bincount(minlength=len(said))[:, None]
-            add_at(said, of, found.said)
+            n += of.bincount(minlength=len(total))[:, None]
+            add_at(total, of, found.log_frequency)
             stored = of[found.counts.cells], found.counts.columns
-            present.index_put_(stored, found.counts.values.sign().to(said), accumulate=True)
-        self.centre.copy_(said / n.clamp(min=1))
+            present.index_put_(stored, found.counts.values.sign().to(total), accumulate=True)
+        self.centre.copy_(total / n.clamp(min=1))
         self.tilt.copy_(self._tilts(cells, n - present))
         for table in (self.shift, self.tilt, self.centre):
             table[-1] = 0
@@ -131,12 +131,12 @@ class WithinTypes(nn.Module):
         """Return the most probable tilts, each of which leaves the sum of a type's means as it is."""
         means, zeros, variance = self.tilt.new_zeros(3, len(_TILTS), *self.tilt.shape)
         for found in cells():
-            of, away = found.types % len(self.tilt), found.said - self.centre[found.types]
+            of, away = found.types % len(self.tilt), found.log_frequency - self.centre[found.types]
             for tilt, mean in zip(_TILTS, means, strict=True):
                 add_at(mean, of, (found.log_mean + tilt * away).exp())
         levels = ((means[_TILTS.index(0)] + _PRIOR) / (means + _PRIOR)).log()
         for found in cells():
-            of, away = found.types % len(self.tilt), found.said - self.centre[found.types]
+            of, away = found.types % len(self.tilt), found.log_frequency - self.centre[found.types]
             for i, tilt in enumerate(_TILTS):
                 moved = tilt * away + levels[i][of]
                 times = 1 - found.rising + found.rising * moved.exp()  # θ moves with the frequency
