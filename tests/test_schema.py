@@ -69,7 +69,7 @@ def test_schemas_survive_json():
         ({"categorical": ("obs/batch",)}, "like a role"),
         ({"control": "ctrl"}, "no perturbation"),
         ({"batch": ""}, "expected a place"),  # as of a variable of the shell that is not set
-        ({"views": ("",)}, "no place"),
+        ({"views": ("",)}, "does not name a place"),
     ],
 )
 def test_contradictions_are_refused(roles, said):

@@ -91,11 +91,11 @@ class _nothing:
 
 
 BAD = {
-    "normalised": (normalised, {}, r"not whole .* normalised.*raw counts"),
+    "normalised": (normalised, {}, "with decimals .* normalised.*raw counts"),
     "negative": (counts_with(-2.0), {}, "negative values.*raw counts"),
     "NaN": (counts_with(np.nan), {}, "NaN.*remove these cells or features"),
     "infinite": (counts_with(np.inf), {}, "infinite values; remove"),
-    "zero cell": (scattered_zeros, {}, "1 cells have no counts.*Remove them"),
+    "zero cell": (scattered_zeros, {}, "1 cell without any counts.*Remove them"),
     "absent layer": (None, {"counts": "layers/count"}, "no 'count' in layers.*Did you mean 'counts'"),
     "absent column": (None, {"batch": "obs/batches"}, "no column 'batches'.*Did you mean 'batch'"),
     "absent raw": (None, {"counts": "raw"}, "no raw"),
@@ -103,7 +103,7 @@ BAD = {
     "batch of one cell": (
         obs("batch", lambda n: ["lonely"] + ["b"] * (n - 1)), {}, "'lonely'.*one cell.*merge",
     ),
-    "batch with NaN": (obs("batch", lambda n: [None] + ["b"] * (n - 1)), {}, "1 cells have no value"),
+    "batch with NaN": (obs("batch", lambda n: [None] + ["b"] * (n - 1)), {}, "no value in 1 cell"),
     "label of floats": (
         obs("cell_type", lambda n: np.linspace(0, 1, n)), {}, "floats, not categories.*continuous",
     ),
@@ -389,7 +389,7 @@ def test_what_is_said_to_remove_cells_without_counts_removes_them(cells, quick, 
         data.X = np.ones(data.shape, dtype="float32")  # where no cell is without counts
     with mudata.set_options(pull_on_update=False):
         whole = mudata.MuData({"rna": data}) if place.startswith("rna") else data
-    with pytest.raises(ch.DataError, match="cells have no counts") as told:
+    with pytest.raises(ch.DataError, match="without any counts") as told:
         quick(ch.PCA).fit(whole, ch.Schema(counts=place))
     kept = eval(str(told.value).split("Remove them: ")[1].removesuffix("."), {"data": whole})
     assert 0 < kept.n_obs < data.n_obs

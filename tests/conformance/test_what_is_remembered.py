@@ -220,7 +220,7 @@ def test_a_fit_does_not_go_on_without_genes_that_it_knows(cls, quick, cells, rol
     if "lr" not in names(cls):
         pytest.skip("goes on from no other fit")
     fitted = fitted_once(cls, roles)
-    with pytest.warns(MissingFeatures), pytest.raises(ch.DataError, match="1 of them missing"):
+    with pytest.warns(MissingFeatures), pytest.raises(ch.DataError, match="without 1 of the"):
         model.fit(without(cells, 0), roles, from_=fitted)
 
 

@@ -165,7 +165,7 @@ def test_it_starts_from_the_weights_of_another_model_and_says_which(pbmc, scvi):
     assert same.spec == still.spec
     with (
         pytest.warns(MissingFeatures),
-        pytest.raises(ch.DataError, match="features with 1 of them missing"),
+        pytest.raises(ch.DataError, match="without 1 of the"),
     ):
         Labelled().fit(pbmc[:, 1:].copy(), ROLES, from_=scvi)
 

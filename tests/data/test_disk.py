@@ -94,6 +94,7 @@ class Counting:
 
     def __init__(self, n, block, width=1):
         self.shape, self.block, self.asked = (n, width), block, []
+        self.dtype = np.dtype(np.float32)
 
     def __getitem__(self, rows):
         self.asked.append(rows)
