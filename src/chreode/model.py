@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Model:
         """Return the stages of a fit."""
         raise NotImplementedError
 
-    def alone(self) -> Self:
+    def alone(self) -> Model:
         """Return the same options for one fit, without members (see `learn.Ensemble`)."""
         return self
 
