@@ -158,9 +158,9 @@ class FactorModule(Module):
     def fresh(self):
         return FactorModule(self.widths, self.k)
 
-    def keep_members(self, members):
-        own, *others = (torch.cat([v.w for v in m.views]) for m in (self, *members))
-        self.confidence.copy_(found_again(own, others))
+    def keep_members(self, others):
+        own, *found = (torch.cat([v.w for v in m.views]) for m in (self, *others))
+        self.confidence.copy_(found_again(own, found))
 
 
 @config
