@@ -86,7 +86,7 @@ class Model:
         """Return the stages of a fit."""
         raise NotImplementedError
 
-    def alone(self) -> Any:
+    def alone(self) -> Model:
         """Return the same options for one fit, without members (see `learn.Ensemble`)."""
         return self
 

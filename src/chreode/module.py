@@ -191,8 +191,8 @@ class Module(nn.Module):
         """Return new weights for the same data, without members (`learn.Ensemble`)."""
         raise NotImplementedError(f"{type(self).__name__} has no members")
 
-    def keep_members(self, members: Sequence[Any]) -> None:
-        """Take from fits that were learned what they tell together, such as a confidence."""
+    def keep_members(self, others: Sequence[Any]) -> None:
+        """Take from the fits beside this one what they tell of it, such as a confidence."""
 
     def verb_options(self, verb: str) -> Mapping[str, Option]:  # noqa: ARG002 (subclasses read it)
         """Return what more a question may be given, such as the weight of guidance, by its name."""

@@ -12,7 +12,7 @@ from contract.test_cavi import FactorModule, Factors, X, blood, elbo, simulated 
 
 import chreode as ch
 from chreode.config import config, param
-from chreode.data.sampler import Shuffled
+from chreode.data.sampler import Together
 from chreode.learn import SGD, Ensemble, Phase, found_again
 from chreode.model import Model
 from chreode.module import Loss, Members, Module
@@ -79,28 +79,31 @@ def test_factors_that_all_restarts_find_are_told_from_noise(restarts):
     confidence, rng = restarts.module.confidence.numpy(), np.random.default_rng(0)
     own = restarts.module.views[0].w
     members = [m.module.views[0].w for m in restarts.members]
+    members = [w for w in members if not torch.equal(w, own)]
     chance = [
         found_again(own, [torch.stack([w[rng.permutation(len(w)), k] for k in range(6)], 1) for w in members])
         for _ in range(5)
     ]  # fmt: skip
     chance = torch.stack(chance).numpy()
-    assert chance.max() < 0.4
-    assert np.sort(confidence)[-2:].min() > 0.9
+    assert len(members) == 4
+    assert chance.max() < 0.3
+    assert confidence.min() > 2 * chance.max()
+    assert confidence.max() > 0.9
     random = torch.from_numpy(rng.normal(size=(len(own), 1)))
     mixed = found_again(torch.cat([own, random], 1), members).numpy()
-    assert mixed[-1] <= chance.max()
-    np.testing.assert_allclose(np.sort(mixed[:-1])[-2:], np.sort(confidence)[-2:], atol=0.05)
+    assert mixed[-1] < 1.5 * chance.max()
+    np.testing.assert_allclose(mixed[:-1], confidence, atol=0.1)
 
 
-def test_what_was_simulated_is_found_again_and_what_was_not_is_not():
-    """Three factors are there: restarts with one more agree on three, or switch the fourth off."""
+def test_only_cells_drawn_anew_tell_factors_from_noise():
+    """Restarts on the same noise agree on its directions; on other draws of the cells they do not."""
     cells, _ = simulated(300, 40, 3, seed=2)
-    fitted = Factors(n_factors=3, n_restarts=4, tol=1e-6, max_epochs=500).fit(cells, X)
-    assert fitted.module.confidence.min() > 0.95
-    noise = np.random.default_rng(0).normal(size=cells.shape).astype("f4")
-    cells.X = noise
-    nothing = Factors(n_factors=3, n_restarts=4, max_epochs=30).fit(cells, X)
-    assert nothing.module.confidence.max() < 0.8
+    few = {"n_factors": 3, "n_restarts": 4, "max_epochs": 100, "rows": "bootstrap"}
+    true = Factors(**few).fit(cells, X).module.confidence
+    cells.X = np.random.default_rng(0).normal(size=cells.shape).astype("f4")
+    noise = Factors(**few).fit(cells, X).module.confidence
+    assert true.min() > 0.75
+    assert noise.mean() < 0.6
 
 
 class Means(Module):
@@ -133,7 +136,7 @@ class Mean(Model):
         return Means(spec.n_features("views/X"), self.n)
 
     def phases(self):
-        own = Phase(SGD(lr=0.3, max_epochs=30, schedule="cosine"), data=Shuffled(64))
+        own = Phase(SGD(lr=0.2, max_epochs=20, schedule="cosine"), data=Together(5))
         return [own, Phase(Ensemble(self.n, (own,), self.rows), name="members")]
 
     def alone(self):
@@ -157,7 +160,7 @@ def test_members_learn_from_rows_of_their_own(rows, monkeypatch):
     np.testing.assert_allclose(fitted.module.mean.detach(), mean, atol=0.1)  # as it learned first
     for split, member in zip(others, fitted.members, strict=True):
         expected = cells.X[split.train].mean(0)
-        np.testing.assert_allclose(member.module.mean.detach(), expected, atol=0.05)
+        np.testing.assert_allclose(member.module.mean.detach(), expected, atol=0.02)
     if rows == "folds":
         held_out = np.concatenate([split.validation for split in others])
         np.testing.assert_array_equal(np.sort(held_out), np.arange(200))

@@ -26,8 +26,8 @@ class Ensemble:
     """Learn `n` members, each from new weights and under a seed of its own.
 
     The module offers ``fresh()`` (new weights), and keeps the members in ``members``, a
-    `chreode.module.Members` of as many; what follows from all of them, such as a confidence, it takes in
-    ``keep_members(members)``. Members keep no checkpoint.
+    `chreode.module.Members` of as many; what the others of them tell, such as a confidence, it takes in
+    ``keep_members(others)``. Members keep no checkpoint.
 
     Attributes
     ----------
@@ -115,8 +115,10 @@ class Ensemble:
             slot.load_state_dict(members[number].state_dict() if known else state)
             target.members.known[number] = known
         if self.best:
-            target.load_state_dict({**target.state_dict(), **state})
-        target.keep_members(members)
+            own = {name: t for name, t in state.items() if not name.startswith("members.")}
+            target.load_state_dict({**target.state_dict(), **own})
+        others = [m for number, m in enumerate(members) if number != chosen or not self.best]
+        target.keep_members(others)
 
 
 def learn_member(
@@ -161,7 +163,7 @@ def learn_member(
 
 
 def found_again(
-    factors: Float[Tensor, "g k"], others: Sequence[Float[Tensor, "g k"]]
+    factors: Float[Tensor, "g k"], others: Sequence[Float[Tensor, "g _"]]
 ) -> Float[Tensor, " k"]:
     """Return how well each factor is found again: its mean absolute correlation in other fits, 0 to 1.
 

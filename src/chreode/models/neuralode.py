@@ -137,7 +137,7 @@ class NeuralODE(Model):
         """Return the untrained tensors."""
         return Dynamics(self, spec, self.field(self.width(spec)))
 
-    def alone(self) -> Any:
+    def alone(self) -> NeuralODE:
         """Return the same options without refits."""
         return replace(self, n_refits=0)
 
