@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -189,6 +189,7 @@ def capabilities(module: Module) -> list[str]:
     return [n for n in CAPABILITIES if callable(getattr(module, n, None)) and n not in unable]
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """What a fitted model keeps of its `Model`: options, the roles it reads, and how it is built.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Ranking(Protocol):
     """What a module's `rank` returns."""
 
