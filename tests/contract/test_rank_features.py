@@ -43,7 +43,8 @@ class PanelModule(Module):
         self.score.copy_(fisher(x, y))
         for _ in range(20):
             half = torch.randperm(len(x))[: len(x) // 2]
-            self.confidence[fisher(x[half], y[half]).topk(self.n_best).indices] += 1 / 20
+            self.confidence[fisher(x[half], y[half]).topk(self.n_best).indices] += 1
+        self.confidence /= 20
 
     def rank(self):
         return Scores(self.score, self.confidence)
@@ -138,8 +139,6 @@ def test_scores_are_written_beside_the_features_of_the_data(pbmc, panel):
     assert np.isnan(written.iloc[0])
     np.testing.assert_allclose(written.iloc[1:], table.reindex(other.var_names[1:]), rtol=1e-6)
     assert json.loads(other.uns["chreode"]["panel_score"])["model"] == "panel"
-    with pytest.raises(ch.ConfigError, match="AnnData in memory"):
-        panel.rank("pbmc.h5ad")
 
 
 def test_scores_go_to_the_modality_that_has_the_features(pbmc):
@@ -172,3 +171,9 @@ def test_the_command_prints_either_form(pbmc, panel, tmp_path, monkeypatch, caps
     shown = json.loads(capsys.readouterr().out)
     assert [row["feature"] for row in shown] == panel.rank()["feature"][:3].tolist()
     assert len((tmp_path / "panel.csv").read_text().splitlines()) == pbmc.n_vars + 1
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+def test_scores_are_written_to_cells_in_memory_alone(panel):
+    with pytest.raises(ch.ConfigError, match="AnnData in memory"):
+        panel.rank("pbmc.h5ad")

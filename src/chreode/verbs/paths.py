@@ -157,7 +157,7 @@ def trajectory(
 
 @settled()
 @checked
-def rank(self: FittedState, data: AnnData | None = None) -> pd.DataFrame:
+def rank(self: FittedState, data: AnnData | MuData | None = None) -> pd.DataFrame:
     """Return which genes drive which, or how much each feature matters: the model says which of the two.
 
     Parameters
