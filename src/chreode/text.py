@@ -1,4 +1,4 @@
-"""Strangers' text, made safe for where it is shown: terminal, Markdown, HTML, pictures, spreadsheets.
+"""Text as it is shown: strangers' made safe for terminal, Markdown, HTML, pictures and spreadsheets.
 
 Names of categories, genes and columns, and what a saved model says, are written by whoever made the
 file. Here alone is decided how they are shown; the data keep them as they are.
@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 
 #: What a spreadsheet takes for the start of a formula.
 _FORMULA = re.compile(r"\s*[=+\-@]")
+_NUMBERS = dict(enumerate((
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)))  # fmt: skip
+
+
+def counted(n: Any, noun: str) -> str:
+    """Return how many there are of something, in words up to twelve.
+
+    Examples
+    --------
+    >>> counted(1, "seed"), counted(3, "seed"), counted(1200, "seed")
+    ('one seed', 'three seeds', '1,200 seeds')
+    """
+    return f"{_NUMBERS.get(n, f'{n:,}')} {noun}{'' if n == 1 else 's'}"
 
 
 def markdown(text: object) -> str:

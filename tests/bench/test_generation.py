@@ -212,7 +212,7 @@ def test_a_modality_that_cannot_be_scored_leaves_the_others(n, features, said, m
         assert "not scored" not in told
         return
     assert said in told["not scored"]["protein"]
-    assert "Of protein nothing is scored" in too_small(told)
+    assert "Nothing of protein is scored" in too_small(told)
 
 
 def test_a_class_without_cells_in_the_yardstick_takes_the_widths_of_all(cells, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -30,6 +30,7 @@ from ..schema import Schema
 from ..verbs.augmentation import augment
 from .contest import Contestant, contest, contestants
 from .digest import provenance
+from .sizes import cell_counts
 from .table import Bench
 from .trial import Result
 from .yardstick import stratified
@@ -145,7 +146,8 @@ def augmentation(
         **provenance(cells), "by": by, "floor": floor, "classes": len(given.names),
         "untested": [name for name, n in zip(given.names, sizes, strict=True) if n < 2],
     }  # fmt: skip
-    return contest("augmentation", rows, metrics, given, about, seeds=seeds, into=into, run=run)[0]
+    bench, _ = contest("augmentation", rows, metrics, given, about, seeds=seeds, into=into, run=run)
+    return replace(bench, sizes=cell_counts(cells))
 
 
 def _given(cells: Cells, by: str, floor: int | None, run: Run) -> _Given:

@@ -29,6 +29,7 @@ from .contest import Contestant, contest, contestants
 from .digest import provenance
 from .fakes import Given, Made, Make, class_names, drawn, fit_and_generate, replay, shuffled, spare
 from .generators import Classes
+from .sizes import cell_counts
 from .table import Bench
 from .trial import Result
 from .trials import require_seeds
@@ -137,7 +138,7 @@ def generation(
         for name, arrays in first.items()
         if arrays
     }
-    bench = replace(bench, **further, pairs=pairs)
+    bench = replace(bench, **further, pairs=pairs, sizes=cell_counts(cells))
     if len(bench.markers):
         of_class, types = given.types
         sizes = np.bincount(of_class, weights=held_out, minlength=len(types))
@@ -308,10 +309,14 @@ def _unpacked(arrays: Mapping[str, np.ndarray], kind: str, given: Given) -> annd
     data, indices, indptr, classes = (
         arrays[f"{kind}/{part}"] for part in ("data", "indices", "indptr", "classes")
     )
+    of_class, types = given.types
     return anndata.AnnData(
         sp.csr_matrix((data, indices, indptr), shape=(len(classes), len(features))),
         obs=pd.DataFrame(
-            {"class": pd.Categorical.from_codes(classes, class_names(given.attributes))},
+            {
+                "class": pd.Categorical.from_codes(classes, class_names(given.attributes)),
+                "type": pd.Categorical.from_codes(of_class[classes], types),
+            },
             index=[f"{kind} {i}" for i in range(len(classes))],
         ),
         var=pd.DataFrame(index=features),

@@ -33,6 +33,7 @@ from ..schema import Schema
 from .cluster import portable
 from .digest import digest, provenance
 from .embedded import Embed, Given, Method, ready, rows_of, shallow
+from .sizes import cell_counts
 from .table import Bench
 from .trial import Outcome, Result, Trial
 from .trials import require_one, require_seeds, running
@@ -163,6 +164,7 @@ def integration(
         about=about,
         embeddings=pictures,
         labels={role: values.iloc[scored] for role, values in named.items()},
+        sizes=cell_counts(cells, scored),
     )
 
 

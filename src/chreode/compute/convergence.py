@@ -14,7 +14,7 @@ STATES: dict[str, str] = {
     "still improving": "was still improving when it stopped: train it for longer before you judge it",
     "overfitted": "had been better on the validation cells before it stopped: the weights of its best "
     "epoch are kept, unless it was told to keep the last",
-    "rested": "had come to rest when it stopped",
+    "rested": "had converged when it stopped",
 }
 #: Share of what was gained after the first tenth which counts as nothing.
 SHARE = 0.005

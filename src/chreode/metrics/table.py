@@ -30,7 +30,7 @@ _COLUMNS = {
 
 
 #: Tables that not every bench has.
-_FURTHER = ("by_class", "curves", "markers")
+_FURTHER = ("by_class", "curves", "markers", "sizes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,12 @@ class ScoreTable:
     markers
         In a bench of generation, genes that define types: method, seed, class, gene, and what
         `chreode.metrics.markers.compare_markers` says of each.
+    sizes
+        How many cells there are of every label and batch, as far as the schema names them: label, batch,
+        cells.
     pairs
-        Some real and some generated cells by method (first seed), raw counts in ``X`` and their class in
-        ``obs["class"]``, for pictures; not saved.
+        Some real and some generated cells by method (first seed), raw counts in ``X``, their class in
+        ``obs["class"]`` and its type in ``obs["type"]``, for pictures; not saved.
     """
 
     kind: str
@@ -77,6 +80,7 @@ class ScoreTable:
     by_class: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     markers: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    sizes: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     pairs: Mapping[str, tuple[AnnData, AnnData]] = field(default_factory=dict, repr=False)
 
     def table(self) -> pd.DataFrame:
@@ -86,14 +90,14 @@ class ScoreTable:
         return wide.join(self.methods[["seeds", "note"]])
 
     def _repr_html_(self) -> str:
-        seen: Any = shown(self.table()).to_html(float_format="{:.3f}".format, na_rep="–")
+        seen: Any = shown(self.table()).to_html(float_format="{:z.3f}".format, na_rep="–")
         return f"<p>{self.kind.capitalize()} bench. Raw scores, means over seeds.</p>{seen}"
 
     def intervals(self) -> pd.DataFrame:
         """Return methods x metrics as ``low to high``: the union of the seeds' bootstrap intervals."""
         low, high = self._wide("low", "min"), self._wide("high", "max")
         return low.combine(
-            high, lambda a, b: a.map("{:.3f}".format) + " to " + b.map("{:.3f}".format)
+            high, lambda a, b: a.map("{:z.3f}".format) + " to " + b.map("{:z.3f}".format)
         )
 
     def lacking(self) -> dict[str, str]:
@@ -145,6 +149,7 @@ class ScoreTable:
                 typed += [is_numeric_dtype(tables[name][column]) for column in numbers]
                 if not all(typed):
                     raise ValueError(f"{name} has text for numbers, or numbers for text")
+            _require_sizes(pd.DataFrame(read.get("sizes", [])))
             return cls(
                 read["kind"],
                 tables["scores"].drop(columns="index"),
@@ -168,3 +173,13 @@ class ScoreTable:
         )
         wide.columns.name = None
         return wide.reindex(index=self.methods.index, columns=self.metrics.index)
+
+
+def _require_sizes(table: pd.DataFrame) -> None:
+    """Refuse what counts no cells."""
+    named = table.columns.intersection(["label", "batch"])
+    texts = [isinstance(value, str) for name in named for value in table[name]]
+    if len(table) and not (
+        len(named) and all(texts) and table.get("cells", table[named[0]]).dtype.kind == "i"
+    ):
+        raise ValueError("sizes has text for numbers, or numbers for text")

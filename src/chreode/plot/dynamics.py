@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,17 +14,19 @@ import torch
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..config.arguments import checked
 from ..data.cells import Cells
-from ..errors import ConfigError, DataError, SchemaError, near
+from ..data.horizon import ForecastWarning
+from ..errors import BlowUpError, ConfigError, DataError, SchemaError, near
 from ..run import Run
 from ..text import picture
 from ..verbs.answering import open_cells, stream
 from ..verbs.latent import embed
 from ..verbs.paths import trajectory
 from ..verbs.state import FittedState
-from .style import GREY, PALETTE, axes, bare, panels, picture_of
+from .style import GREY, PALETTE, axes, bare, panels, picture_of, short
 
 #: Corners of the grid on which streamlines are drawn, per axis.
 _GRID = 24
@@ -84,26 +90,77 @@ def phase_portrait(
 
 
 @checked
-def paths(fitted: FittedState, data: AnnData, genes: Sequence[str], *, most: int = 4) -> Figure:
+def paths(
+    fitted: FittedState,
+    data: AnnData | None,
+    genes: Sequence[str],
+    *,
+    most: int = 4,
+    knockout: str | None = None,
+) -> Figure:
     """Draw paths from the starts of trajectories over what was observed, a panel per gene.
+
+    Where the fit made refits (`n_refits`), a band reaches from the lowest to the highest of them.
 
     Parameters
     ----------
+    data
+        Cells to draw as dots; None: the paths alone.
     most
         Trajectories to show.
+    knockout
+        Genes that are removed (several as ``A+B``): the same paths without them are dashed.
 
     Raises
     ------
     ConfigError
         If there is no such gene, or none is named.
+    BlowUpError
+        If a path leaves the finite numbers.
     """
-    role = fitted.spec.either("expression", "counts")
-    known = list(fitted.spec.features[role])
+    known = list(fitted.spec.features[fitted.spec.either("expression", "counts")])
     if not genes:
         raise ConfigError(f"There are no genes to draw: name some, as in genes=[{known[0]!r}].")
     unknown = [gene for gene in genes if gene not in known]
     if unknown:
         raise ConfigError(f"There is no gene {unknown[0]!r}.{near(unknown[0], known)}")
+    at = [known.index(gene) for gene in genes]
+    names = list(fitted.spec.categories.get("trajectory", ("all cells",)))[:most]
+    seen = None if data is None else _observed(fitted, data, at)
+    width = min(4, len(genes))
+    n_rows = -(-len(genes) // width)
+    figure = picture_of(max(3.0 * width, 4.0), 2.3 * n_rows + 0.4)
+    grid = panels(figure, n_rows, width).ravel()
+    for colour, name in zip(PALETTE, names, strict=False):
+        if seen is not None:
+            _dots(grid, seen, name, colour)
+        _lines(grid, fitted, name, at, color=colour)
+        _bands(grid, fitted, name, at, colour)
+        if knockout is not None:
+            to = {"knockout": knockout}
+            _lines(grid, fitted, name, at, to, color=colour, linestyle="--")
+    for ax, gene in zip(grid, genes, strict=False):
+        ax.set_title(picture(short(gene, 24)), fontsize="medium")
+        ax.set_xlabel("time")
+        bare(ax)
+    grid[0].set_ylabel("expression")
+    for ax in grid[len(genes) :]:
+        ax.set_visible(False)
+    said = [picture(short(name, 24)) for name in names]
+    lines = [Line2D([], [], color=colour) for colour, _ in zip(PALETTE, said, strict=False)]
+    if knockout is not None:
+        said.append(picture(f"without {short(knockout, 24)}"))
+        lines.append(Line2D([], [], color=GREY, linestyle="--"))
+    figure.legend(
+        lines, said, loc="outside upper left", ncols=len(said), frameon=False, fontsize="small"
+    )
+    return figure
+
+
+def _observed(
+    fitted: FittedState, data: AnnData, at: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the trajectory and the time of each cell, and its expression of some genes."""
     cells, quiet = Cells.of(data, fitted.schema), Run(progress=False)
     time = _times(cells)
     of = (
@@ -112,34 +169,55 @@ def paths(fitted: FittedState, data: AnnData, genes: Sequence[str], *, most: int
         else np.full(len(cells), "all cells")
     )
     source, rows = open_cells(fitted, "embed", cells, quiet)
-    seen = np.concatenate(
-        [batch.log_expression() for _, batch in stream(source, rows, "paths", quiet, "cpu")]
-    )
-    names = list(fitted.spec.categories.get("trajectory", ("all cells",)))[:most]
-    width = min(4, len(genes))
-    n_rows = -(-len(genes) // width)
-    figure = picture_of(3.0 * width, 2.3 * n_rows)
-    grid = panels(figure, n_rows, width).ravel()
-    for ax, gene in zip(grid, genes, strict=False):
-        column = known.index(gene)
-        for colour, name in zip(PALETTE, names, strict=False):
-            mine = of == name
-            ax.plot(time[mine], seen[mine, column], ".", color=colour, markersize=3, alpha=0.5)
-            path = _path(fitted, name)
-            ax.plot(
-                path.obs[fitted.column("time")],
-                path.X[:, column],
-                color=colour,
-                linewidth=1.5,
-                label=picture(name),
-            )
-        ax.set_title(picture(gene), fontsize="medium")
-        ax.set_xlabel("time")
-        bare(ax)
-    for ax in grid[len(genes) :]:
-        ax.set_visible(False)
-    grid[0].legend(frameon=False, fontsize="small")
-    return figure
+    parts = stream(source, rows, "paths", quiet, "cpu")
+    seen = np.concatenate([batch.log_expression()[:, at] for _, batch in parts])
+    return of[rows], time[rows], seen
+
+
+def _dots(
+    grid: np.ndarray, seen: tuple[np.ndarray, np.ndarray, np.ndarray], name: str, colour: str
+) -> None:
+    of, time, values = seen
+    mine = of == name
+    for ax, column in zip(grid, values.T, strict=False):
+        ax.plot(time[mine], column[mine], ".", color=colour, markersize=3, alpha=0.35)
+
+
+def _lines(
+    grid: np.ndarray,
+    fitted: FittedState,
+    name: str,
+    at: Sequence[int],
+    to: dict[str, str] | None = None,
+    **look: Any,
+) -> None:
+    path = _path(fitted, name, to)
+    for ax, column in zip(grid, path.X[:, at].T, strict=False):
+        ax.plot(path.obs[fitted.column("time")], column, linewidth=1.5, **look)
+
+
+def _bands(
+    grid: np.ndarray, fitted: FittedState, name: str, at: Sequence[int], colour: str
+) -> None:
+    found = []
+    for refit in refits_of(fitted):
+        # the path that is drawn through the band says what leaves its range; those that blow up have none
+        with warnings.catch_warnings(), suppress(BlowUpError):
+            warnings.simplefilter("ignore", ForecastWarning)
+            found.append(_path(refit, name))
+    if found:
+        values = np.stack([path.X[:, at] for path in found])
+        time = found[0].obs[fitted.column("time")]
+        for ax, low, high in zip(grid, values.min(0).T, values.max(0).T, strict=False):
+            ax.fill_between(time, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def refits_of(fitted: FittedState) -> list[FittedState]:
+    """Return the refits of a fit on resampled trajectories, each as a fit; none if it made none."""
+    module = fitted.module
+    if not hasattr(module, "confidence") or bool(module.confidence.isnan().all()):
+        return []
+    return [replace(fitted, module=member) for member in module.members]
 
 
 @checked
@@ -173,8 +251,9 @@ def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) 
     bound = float(np.nanmax(np.abs(table.to_numpy()))) if table.notna().any(axis=None) else 1.0
     shown = ax.imshow(table, cmap="RdBu_r", vmin=-bound, vmax=bound)
     ax.figure.colorbar(shown, ax=ax, shrink=0.7, label="weight")
-    ax.set_xticks(range(len(genes)), [*map(picture, genes)], rotation=90, fontsize="x-small")
-    ax.set_yticks(range(len(genes)), [*map(picture, genes)], fontsize="x-small")
+    said = [picture(short(gene, 18)) for gene in genes]
+    ax.set_xticks(range(len(genes)), said, rotation=90, fontsize="x-small")
+    ax.set_yticks(range(len(genes)), said, fontsize="x-small")
     ax.set(xlabel="driven", ylabel="driver")
     return ax
 
@@ -220,8 +299,8 @@ def sparsity_curve(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def _path(fitted: FittedState, start: str) -> AnnData:
-    found = trajectory(fitted, start=start)
+def _path(fitted: FittedState, start: str, to: dict[str, str] | None = None) -> AnnData:
+    found = trajectory(fitted, start=start, to=to)
     assert isinstance(found, AnnData)  # a file only if one was named
     return found
 

@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from ..config.arguments import checked
 from ..errors import visible
 from ..metrics.table import ScoreTable
+from ..text import counted
 from .style import GREY, PALETTE, axes, short
 
 #: Room between groups of metrics, in columns.
@@ -46,7 +47,8 @@ def score_table(bench: ScoreTable, *, ax: Axes | None = None) -> Axes:
     scores = bench.table().loc[methods, metrics.index].astype(float)
     ends = bench.scores.groupby(["method", "metric"]).agg(low=("low", "min"), high=("high", "max"))
     contest = scores[bench.methods.loc[methods, "role"].isin(["method", "baseline"])]
-    off = (contest - metrics["best"]).abs().round(2)  # as shown
+    places = {metric: 3 if contest[metric].abs().max() < 0.1 else 2 for metric in scores}
+    off = (contest - metrics["best"]).abs().round(places)  # as shown
     group = dict(zip(metrics["group"].unique(), _GROUPS, strict=False))
     left = _columns(metrics)
     notes = [_note(bench, method) for method in methods]
@@ -68,7 +70,7 @@ def score_table(bench: ScoreTable, *, ax: Axes | None = None) -> Axes:
             best = off.loc[method, metric] == off[metric].min() if method in off.index else False
             look = "bold" if best else "normal"
             middle = (left[metric] + _WIDE / 2, y + 0.5)
-            said = "–" if pd.isna(value) else f"{value:.2f}"
+            said = "–" if pd.isna(value) else _number(value, places[metric])
             _text(ax, *middle, said, ha="center", va="center", fontsize=7.5, fontweight=look)
             if pd.notna(value) and metrics.loc[metric, "best"] == 1:
                 colour = group[metrics.loc[metric, "group"]]
@@ -87,6 +89,11 @@ def ranked(bench: ScoreTable) -> list[str]:
     return list(keys.sort_values(["ceiling", "total"], kind="stable").index)
 
 
+def _number(value: float, places: int) -> str:
+    """Return a score as it has room in its cell, and no zero below zero."""
+    return f"{value:z.{places}f}" if abs(value) < 1000 else f"{value:.2g}"
+
+
 def _columns(metrics: pd.DataFrame) -> pd.Series:
     """Return the left edge of every metric's column."""
     groups_before = (metrics["group"] != metrics["group"].shift()).cumsum() - 1
@@ -95,8 +102,7 @@ def _columns(metrics: pd.DataFrame) -> pd.Series:
 
 def _note(bench: ScoreTable, method: str) -> str:
     row = bench.methods.loc[method]
-    seeds = f"{row['seeds']} seed{'s' if row['seeds'] != 1 else ''}"
-    start = row["role"] if row["role"] != "method" else seeds
+    start = row["role"] if row["role"] != "method" else counted(row["seeds"], "seed")
     said = [row["note"]] if row["note"].startswith("one seed") else [start, row["note"]]
     said = [text for text in said if text]
     return textwrap.fill("; ".join(said), 31)
