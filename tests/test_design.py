@@ -54,7 +54,7 @@ def test_a_lone_class_is_a_note():
     drug = np.where(I % 40 == 1, 7, I // 2 % 2)
     (found,) = told(I % 2, drug, "batch", "label")
     assert found.level == "note"
-    assert "1 values of label (obs/drug)" in found.text
+    assert "1 value of label (obs/drug)" in found.text
 
 
 @pytest.mark.parametrize(("out", "asked"), [("continuous", "label"), ("categorical", "label")])
@@ -143,4 +143,4 @@ def test_cells_outside_of_a_modality_are_asked_for_nothing(mosaic, quick, key):
 def test_cells_of_another_modality_are_asked(mosaic):
     schema = ch.Schema(counts="rna:X", protein="adt:X", batch="adt:obs/batch")
     (found,) = [f for f in findings(Cells(mosaic, schema)) if f.level == "error"]
-    assert "20 cells have no value" in found.text
+    assert "no value in 20 cells" in found.text

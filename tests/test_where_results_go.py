@@ -199,7 +199,12 @@ def doubled(cells):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(halved, "not whole"), (lacking, "NaN"), (twice, "not unique"), (doubled, "several columns")],
+    [
+        (halved, "with decimals"),
+        (lacking, "NaN"),
+        (twice, "not unique"),
+        (doubled, "several columns"),
+    ],
 )
 def test_augmentation_refuses_what_are_no_counts(some, drawn, change, said):
     cells = some.copy()

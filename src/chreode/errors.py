@@ -9,7 +9,8 @@ import unicodedata
 import warnings
 from collections.abc import Iterable
 from itertools import takewhile
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 #: Letters of a message; what is longer is a file's content, not a sentence.
 LONGEST = 4000
@@ -146,7 +147,7 @@ def near(word: str, known: Iterable[str], described: Iterable[str] | None = None
     return f" Available: {shown}." if known else " None is available."
 
 
-def counted(n: int, noun: str) -> str:
+def counted(n: SupportsIndex, noun: str) -> str:
     """Return a number with its noun, as a sentence has it.
 
     Examples
@@ -154,10 +155,11 @@ def counted(n: int, noun: str) -> str:
     >>> counted(1, "cell"), counted(2_700, "cell"), counted(2, "category")
     ('1 cell', '2,700 cells', '2 categories')
     """
-    if n == 1 or noun == "series":
-        return f"{n:,} {noun}"
+    number = f"{index(n):,}"
+    if number == "1" or noun == "series":
+        return f"{number} {noun}"
     if noun.endswith(("s", "x", "ch", "sh")):
-        return f"{n:,} {noun}es"
+        return f"{number} {noun}es"
     if noun.endswith("y") and noun[-2] not in "aeiou":
-        return f"{n:,} {noun[:-1]}ies"
-    return f"{n:,} {noun}s"
+        return f"{number} {noun[:-1]}ies"
+    return f"{number} {noun}s"

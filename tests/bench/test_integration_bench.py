@@ -133,7 +133,7 @@ def test_cells_without_a_label_are_of_no_type_whatever_the_order(first):
     label = pd.Series(np.repeat(np.array(["A", "B", None], dtype=object), 20))
     label = label.sort_values(key=lambda v: v != first if first else v.notna(), kind="stable")
     x_pca, cells = np.zeros((60, 1), np.float32), np.arange(60)
-    given = Given(Path(), ch.Schema(), {"label": label}, x_pca, cells, None, 1, None)
+    given = Given(Path(), ch.Schema(), {"label": label}, x_pca, cells, None, 1, ch.Run())
     x, _ = _oracle(given, 0)
     places = pd.DataFrame(x).groupby(label.fillna("").to_numpy()).mean().to_numpy()
     apart = np.linalg.norm(places[:, None] - places, axis=-1)
@@ -161,7 +161,7 @@ def test_of_few_cells_harmony_says_what_it_lacks():
     pytest.importorskip("harmonypy")
     batch = pd.Series(["p", "q"] * 7)
     x = np.random.default_rng(0).normal(size=(14, 3)).astype(np.float32)
-    given = Given(Path(), ch.Schema(), {"batch": batch}, x, np.arange(14), None, 1, None)
+    given = Given(Path(), ch.Schema(), {"batch": batch}, x, np.arange(14), None, 1, ch.Run())
     with pytest.raises(ch.CapabilityError, match="takes 16 cells"):
         _harmony(given, 0)
 
@@ -176,7 +176,7 @@ def test_a_method_that_fails_is_a_row(cells, schema, quick):
     methods = [ch.PCA(n_latent=400), quick(ch.PCA)]
     bench = ch.bench.integration(cells, schema, methods, seeds=(0,), metrics=["ilisi"])
     row = bench.table().loc["PCA (2)"]
-    assert row["note"].startswith("failed: 400 latent dimensions need 401 cells")
+    assert row["note"].startswith("failed: A fit with n_latent=400 needs 401 cells")
     assert row["seeds"] == 0
     assert np.isnan(row["ilisi"])
     assert np.isfinite(bench.table().loc["PCA (3)", "ilisi"])

@@ -168,7 +168,7 @@ def test_ctrl_c_ends_at_once_and_the_same_call_goes_on(tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     desk = Desk(bb=interrupted)
-    with pytest.raises(KeyboardInterrupt, match=r"interrupted; 1 results are kept in .*, and the"):
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted; .* keeps 1 result, and the"):
         run(desk, "a", "bb", "ccc", into=tmp_path)
     assert desk.begun == ["a", "bb"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -13,6 +13,7 @@ from benchmarks import common, tables
 from benchmarks.generation import methods, tasks
 
 import chreode as ch
+from chreode import version
 from chreode.bench.generation import class_table
 from chreode.bench.yardstick import split
 from chreode.data.cells import Cells
@@ -31,7 +32,7 @@ def run(tmp_path, monkeypatch):
             measure=lambda case, *_: done.append(case["seed"]) or {"value": 1.0},
         )
         monkeypatch.setattr(tables, "_module", lambda *_: table)
-        for place in (tables, ch.store):
+        for place in (tables, version):
             monkeypatch.setattr(place, "code_hash", lambda: code)
         monkeypatch.setattr(sys, "argv", ["run.py", "--rows", str(tmp_path), *options])
         tables.measure("toy", ("toy",), None)

@@ -114,8 +114,7 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("fit pca cells.h5ad --counts X --threads 100000 -o x", 2, "<= 1024"),
         ("embed gone cells.h5ad -o out.h5ad", 1, "no model folder"),
         ("generate scvi -n 5 --given.batch batch_7 -o new.h5ad", 1, "never seen"),
-        ("generate scvi -n 5 --given p3 -o new.h5ad", 2, "flag, as in --given.batch p3. See:"),
-        ("generate scvi -n 5 --given batch=p3 -o new.h5ad", 2, "as in --given.batch p3. See:"),
+        ("generate scvi -n 5 --given p3 -o new.h5ad", 2, "Write --given batch=p3, or --given.batch p3. See:"),
         ("generate scvi -n 5 --given.a.b d -o new.h5ad", 1, "condition 'a.b'"),
         ("generate scvi -n 5 --given.batch p3 --given.batch.x d -o new.h5ad", 2,
          "--given.batch.x. See: chreode generate --help"),
@@ -124,7 +123,7 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
          "--given.batch needs a value, as in --given.batch VALUE. See: chreode generate --help"),
         ("correct scvi cells.h5ad -o new.h5ad --to.batch", 2, "as in --to.batch VALUE. See"),
         ("fit scvi cells.h5ad --counts -o x", 2, "--counts needs a value, as in --counts VALUE. See"),
-        ("correct scvi cells.h5ad --to p3 -o new.h5ad", 2, "as in --to.batch p3. See:"),
+        ("correct scvi cells.h5ad --to p3 -o new.h5ad", 2, "--to batch=p3, or --to.batch p3. See:"),
         ("trajectory scvi cells.h5ad --times day0 -o new.h5ad", 2, "'day0'; expected a number. See"),
         ("fit pca cells.h5ad --counts X --n-latent ten -o x", 2, "'ten' is no whole number. See"),
         ("generate scvi -n 5 --given.donor d -o new.h5ad", 1, "Available: batch"),
@@ -204,7 +203,7 @@ def test_ctrl_c_elsewhere_is_130_with_no_traceback(say, there, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("chreode.data.read.read", stop)
+    monkeypatch.setattr("chreode.data.cells.read", stop)
     code, out, err = say("check cells.h5ad --json")
     assert code == 130
     assert json.loads(out)["kind"] == "KeyboardInterrupt"
@@ -216,7 +215,7 @@ def test_what_nobody_foresaw_is_one_document_too(there, monkeypatch, capsys, err
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("chreode.data.read.read", fail)
+    monkeypatch.setattr("chreode.data.cells.read", fail)
     with contextlib.suppress(RuntimeError, OSError):  # Python says where, and returns 1
         assert main(["check", "cells.h5ad", "--json=true"]) == 1
     assert json.loads(capsys.readouterr().out)["kind"] == type(error).__name__
@@ -254,7 +253,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
         (there / "shut").mkdir(mode=0o500)
     (there / "notes").write_text("a file")
     before = listing(there)
-    monkeypatch.setattr("chreode.data.read.read", work)
+    monkeypatch.setattr("chreode.data.cells.read", work)
     monkeypatch.setattr("chreode.verbs.cells.generate", work)
     monkeypatch.setattr("chreode.simulate.simulate_cells", work)
     code, out, err = say(line.replace("PLACE", place))

@@ -12,7 +12,7 @@ from contract.test_cavi import FactorModule, Factors, X, blood, elbo, simulated 
 
 import chreode as ch
 from chreode.config import config, param
-from chreode.data.sampler import Together
+from chreode.data.sampler import FullBatch
 from chreode.learn import SGD, Ensemble, Phase, found_again
 from chreode.model import Model
 from chreode.module import Loss, Members, Module
@@ -136,7 +136,7 @@ class Mean(Model):
         return Means(spec.n_features("views/X"), self.n)
 
     def phases(self):
-        own = Phase(SGD(lr=0.2, max_epochs=20, schedule="cosine"), data=Together(5))
+        own = Phase(SGD(lr=0.2, max_epochs=20, schedule="cosine"), data=FullBatch(5))
         return [own, Phase(Ensemble(self.n, (own,), self.rows), name="members")]
 
     def alone(self):

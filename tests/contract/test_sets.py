@@ -196,7 +196,7 @@ def test_a_dose_is_how_much_there_was(small):
     ("asked", "said"),
     [
         ("KLF1+MAP2K9", "'MAP2K9' was never seen in the fit. Did you mean 'MAP2K6'"),
-        ("ZZZ", "There is: control, KLF1, MAP2K6, TGFBR2"),
+        ("ZZZ", "Available: control, KLF1, MAP2K6, TGFBR2"),
         ("KLF1+control", "names the control 'control' beside others"),
         ("KLF1+KLF1", "no combination of names, each once"),
         ("KLF1+", "no combination of names, each once"),

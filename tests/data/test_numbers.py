@@ -163,7 +163,7 @@ def test_what_a_refusal_of_dates_says_to_do_works(cells):
     for values in (DATES, DATES.tz_localize("Europe/Zurich"), DATES - DATES[0]):
         cells.obs["t"] = values
         told = next(f.text for f in findings(Cells(cells, ch.Schema(time="obs/t"))))
-        exec(told.partition("since when: ")[2].rstrip("."), {"data": cells, "pandas": pd})
+        exec(told.partition("their start: ")[2].rstrip("."), {"data": cells, "pandas": pd})
         assert findings(Cells(cells, ch.Schema(time="obs/t"))) == []
 
 
@@ -175,7 +175,7 @@ def test_every_kind_of_number_is_read(cells, kind):
     if kind[0].isupper():
         cells.obs.loc[cells.obs_names[3], "t"] = pd.NA
         (found,) = [f for f in findings(Cells(cells, schema)) if f.level == "error"]
-        assert "1 values are NaN" in found.text
+        assert "NaN or infinite in 1 cell" in found.text
 
 
 @pytest.mark.parametrize("value", [1e300, 1e-60, 0.0, -1.0])

@@ -162,7 +162,7 @@ def test_cells_survive_h5ad(cells, tmp_path):
     [
         ({"n_genes": 0}, "n_genes"),
         ({"n_types": 0}, "n_types"),
-        ({"n_cells": 3, "n_batches": 4}, "4 batches of 3 cells"),
+        ({"n_cells": 3, "n_batches": 4}, "4 batches and 3 cells"),
         ({"n_batches": 0}, "0 batches"),
         ({"batch_strength": -1.0}, "batch_strength"),
         ({"depth": 0.0}, "depth"),

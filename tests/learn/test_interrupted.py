@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,11 +13,13 @@ from chreode import store
 from chreode.compute.rng import Rng
 from chreode.config import config
 from chreode.data.sampler import Shuffled
+from chreode.data.series_source import SeriesSource
 from chreode.learn import SGD, em, sgd
 from chreode.learn.phase import Phase, Session, Split, Trace
 from chreode.models.dynamics.path import Path
 from chreode.models.dynamics.refits import Refits
 from chreode.module import Loss, Module
+from chreode.schema import Spec
 
 CUT = "interrupted in epoch 1; the weights of epoch 0 are kept"
 
@@ -141,21 +141,13 @@ def test_a_grid_ends_where_it_was_cut_and_says_so(at):
 
 def test_refits_that_were_cut_leave_none(tmp_path):
     learner, module = Cut(3), Grid()
-    refits = Refits(2, (Phase(learner, view=lambda *_: Seen()),))
-    split = Split(np.arange(5), np.arange(0))
+    split, spec = Split(np.arange(5), np.arange(0)), Spec((), {}, {}, {}, (), (), 5, {})
+    series = SeriesSource(spec, np.arange(5).astype(str), {})
+    refits = Refits(2, (Phase(learner, view=lambda *_: (series, split)),))
     with pytest.warns(UserWarning, match="there is no confidence"):
         trace = refits.learn(module, Phase(refits), Cells(), split, Session(Rng(0)))
     assert (module.members, module.kept) == (3, False)
     assert trace.interrupted
-
-
-@dataclass
-class Seen:
-    """What a refit sees."""
-
-    redrawn: str = ""
-    generator: int = 0
-    _made: dict = field(default_factory=dict)
 
 
 @pytest.mark.slow

@@ -398,7 +398,7 @@ def test_values_stay_in_the_range_of_their_gene_and_that_is_told(steep, paths):
 def test_of_several_paths_those_that_blow_up_are_lost(course, paths):
     far = paths[:3].copy()
     far.X[1] = np.float32(3e38)
-    with pytest.warns(ForecastWarning, match="1 of 3 paths leave the finite numbers"):
+    with pytest.warns(ForecastWarning, match="The solver failed in 1 of 3 paths"):
         found = course.trajectory(far, times=[4.0]).X
     assert np.isnan(found[1]).all()
     alone = course.trajectory(paths[[0, 2]].copy(), times=[4.0]).X

@@ -349,13 +349,13 @@ def test_a_constant_feature_says_nothing(model, complete):
 @pytest.mark.parametrize("model", [ch.PPCA, ch.FactorAnalysis])
 def test_what_cannot_be_learned_is_refused(model, complete):
     size = "n_latent" if model is ch.PPCA else "n_factors"
-    with pytest.raises(ch.DataError, match="3 latent dimensions need 5 cells and 4 features"):
+    with pytest.raises(ch.DataError, match="3 latent dimensions needs 5 cells and 4 features"):
         model(**{size: 3}).fit(complete[:4].copy(), SCHEMA)
     with pytest.raises(ch.DataError, match="20 latent dimensions"):
         model(**{size: 20}).fit(complete, SCHEMA)
     silent = complete.copy()
     silent.X[:, 4] = np.nan
-    with pytest.raises(ch.DataError, match=r"1 features are not measured .* number 4"):
+    with pytest.raises(ch.DataError, match=r"1 feature .the first is number 4"):
         model(**{size: 3}).fit(silent, SCHEMA)
 
 

@@ -146,7 +146,8 @@ def _course(
     fitted: FittedState, data: AnnData | None, edges: pd.DataFrame
 ) -> tuple[list[str], list[tuple[str, Figure | Axes]]]:
     """Return what is said of paths and of the strongest driver, and their pictures."""
-    said, figures = _of_edges(edges), []
+    said: list[str] = _of_edges(edges)
+    figures: list[tuple[str, Figure | Axes]] = []
     refits = refits_of(fitted)
     band = (
         f"Bands reach from the lowest to the highest of {counted(len(refits), 'refit')} on resampled paths."

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..compute.convergence import STATES
 from ..config.arguments import checked
+from ..errors import counted
 from ..metrics.table import BASELINE, ScoreTable
 from ..text import counted
 from . import dynamics, generation
@@ -156,7 +157,9 @@ def _context(bench: ScoreTable) -> Iterator[str]:
             )
     cells, unlabelled = bench.about.get("cells", 0), bench.about.get("unlabelled", 0)
     if unlabelled:
-        yield f"{unlabelled:,} of {cells:,} cells have no label; scores that read labels leave them out."
+        yield (
+            f"No label: {unlabelled:,} of {counted(cells, 'cell')}. Scores that read labels leave them out."
+        )
     if alone := bench.about.get("untested"):
         yield f"Classes of one cell cannot be tested: {joined(alone)}."
     if bench.kind == "generation" and (few := generation.too_small(bench.about)):

@@ -8,6 +8,7 @@ from anndata import AnnData
 from .. import config
 from ..compute.convergence import STATES
 from ..config.arguments import checked
+from ..errors import counted
 from ..plot import history
 from ..verbs.state import FittedState
 from .dynamics import dynamics_sections
@@ -27,11 +28,13 @@ def fit_sections(fitted: FittedState, data: AnnData | None = None) -> list[Secti
         Cells to draw beside the paths of a model of time.
     """
     said, spec = fitted.provenance, fitted.spec
-    sizes = [f"{len(names):,} features of {role}" for role, names in spec.features.items()]
-    sizes += [f"{len(names):,} categories of {role}" for role, names in spec.categories.items()]
+    sizes = [f"{counted(len(names), 'feature')} of {role}" for role, names in spec.features.items()]
+    sizes += [
+        f"{counted(len(names), 'category')} of {role}" for role, names in spec.categories.items()
+    ]
     card = [
         *(f"{note[:1].upper()}{note[1:]}." for note in said["notes"]),
-        f"Learned from {said['cells']:,} cells ({', '.join(sizes)}), seed {said['seed']}, "
+        f"Learned from {counted(said['cells'], 'cell')} ({', '.join(sizes)}), seed {said['seed']}, "
         f"by chreode {said['version']}.",
         f"It can {', '.join(fitted.verbs)}.",
     ]

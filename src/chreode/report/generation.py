@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..errors import counted
 from ..metrics.markers import FEWEST, MIN_CLASS
 from ..metrics.table import ScoreTable
 from ..plot import dot_plot, marker_shares, mean_variance, real_and_generated, zero_fractions
@@ -29,7 +30,7 @@ def too_small(about: Mapping[str, Any]) -> str:
     ]
     alone = (
         f"Not scored alone are classes with fewer than {MIN_CLASS} held-out cells: {classes}. They count in "
-        f"pooled scores, and in the markers of types with at least {FEWEST} cells."
+        f"pooled scores, and in the markers of types with at least {counted(FEWEST, 'cell')}."
     )
     markers = f"Types with too few cells to compare their markers: {types}."
     return " ".join([*left, *[alone] * bool(classes), *[markers] * bool(types)])

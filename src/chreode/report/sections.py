@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from ..config.arguments import checked
-from ..errors import CapabilityError
+from ..errors import CapabilityError, counted
 from ..metrics.table import ScoreTable
 from ..plot import embedding, score_table, umap_coordinates
 from ..plot.scatter import principal_plane
@@ -118,7 +118,7 @@ def _embeddings(bench: ScoreTable, order: Sequence[str]) -> Section:
     )
     if n > PICTURED:
         rows = np.sort(np.random.default_rng(0).choice(n, PICTURED, replace=False))
-        text += f" {PICTURED:,} of {n:,} cells are shown, drawn at random."
+        text += f" Shown are {PICTURED:,} of {counted(n, 'cell')}, drawn at random."
     labels = {role: values.iloc[rows].rename(None) for role, values in bench.labels.items()}
     shown = {role: values for role, values in labels.items() if values.notna().any()}
     pictures = []
