@@ -359,7 +359,7 @@ def test_a_baseline_that_was_not_run_has_a_row_of_dashes(tmp_path):
 
 
 def test_cells_without_a_label_are_mentioned():
-    assert "7 of 1,200 cells have no label" in said(
+    assert "No label: 7 of 1,200 cells" in said(
         {"PCA": 0.5}, about={"cells": 1200, "unlabelled": 7}
     )
     assert "have no label" not in said({"PCA": 0.5}, about={"cells": 1200, "unlabelled": 0})
@@ -547,7 +547,7 @@ def test_many_cells_are_sampled_for_the_pictures(monkeypatch):
     monkeypatch.setattr(sections, "PICTURED", 50)
     embeddings, labels = pictured()
     made = bench_sections(bench({"PCA": 0.5, "SCVI": 0.6}, embeddings=embeddings, labels=labels))
-    assert "50 of 120 cells are shown" in made[1].text
+    assert "Shown are 50 of 120 cells" in made[1].text
     assert len(made[1].figures[0][1].collections[0].get_offsets()) == 50
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .errors import visible
+from .errors import counted, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,15 +22,16 @@ _NUMBERS = dict(enumerate((
 )))  # fmt: skip
 
 
-def counted(n: Any, noun: str) -> str:
-    """Return how many there are of something, in words up to twelve.
+def spelled(n: int, noun: str) -> str:
+    """Return what `counted` does, with numbers up to twelve in words.
 
     Examples
     --------
-    >>> counted(1, "seed"), counted(3, "seed"), counted(1200, "seed")
-    ('one seed', 'three seeds', '1,200 seeds')
+    >>> spelled(1, "seed"), spelled(3, "class"), spelled(1200, "seed")
+    ('one seed', 'three classes', '1,200 seeds')
     """
-    return f"{_NUMBERS.get(n, f'{n:,}')} {noun}{'' if n == 1 else 's'}"
+    number, _, nouns = counted(n, noun).partition(" ")
+    return f"{_NUMBERS.get(n, number)} {nouns}"
 
 
 def markdown(text: object) -> str:

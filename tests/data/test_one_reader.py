@@ -252,7 +252,7 @@ def test_a_column_of_which_pieces_are_absent_is_refused_unless_it_has_one_catego
     for piece in pieces(path / "obs/two/codes"):
         piece.unlink()
     there = ch.open(path)
-    with pytest.raises(ch.StoreError, match="obs/two.*absent"):
+    with pytest.raises(ch.StoreError, match="obs/two.*lacks"):
         places.column(there, Place.parse("obs/two"), "batch")
     ch.PCA(n_latent=2).fit(path, ch.Schema(counts="X", batch="obs/one"))
 

@@ -24,6 +24,9 @@ _HELP = (
     "or, and, not, in [...] and missing(obs.cell_type) work too."
 )
 
+#: Letters of a condition that a message repeats.
+_SHOWN = 200
+
 
 def rows_where(condition: str, obs: pd.DataFrame, name: str = "rows") -> Bool[np.ndarray, " cells"]:
     """Return which cells meet a condition on the columns of `obs`.
@@ -48,13 +51,14 @@ def rows_where(condition: str, obs: pd.DataFrame, name: str = "rows") -> Bool[np
     >>> rows_where('obs.type != "B" and obs.n > 5', obs)
     array([False, False,  True])
     """
+    shown = condition if len(condition) <= _SHOWN else f"{condition[:_SHOWN]}…"
     try:
         tree = ast.parse(condition.strip(), mode="eval")
-        return _Condition(condition, obs, name).mask(tree.body)
+        return _Condition(shown, obs, name).mask(tree.body)
     except SchemaError:
         raise
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise SchemaError(f"{name}={condition!r} cannot be read. {_HELP}") from error
+        raise SchemaError(f"{name}={shown!r} cannot be read. {_HELP}") from error
 
 
 class _Condition:

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from ..config.arguments import checked
 from ..errors import visible
 from ..metrics.table import ScoreTable
-from ..text import counted
+from ..text import spelled
 from .style import GREY, PALETTE, axes, short
 
 #: Room between groups of metrics, in columns.
@@ -102,7 +102,7 @@ def _columns(metrics: pd.DataFrame) -> pd.Series:
 
 def _note(bench: ScoreTable, method: str) -> str:
     row = bench.methods.loc[method]
-    start = row["role"] if row["role"] != "method" else counted(row["seeds"], "seed")
+    start = row["role"] if row["role"] != "method" else spelled(row["seeds"], "seed")
     said = [row["note"]] if row["note"].startswith("one seed") else [start, row["note"]]
     said = [text for text in said if text]
     return textwrap.fill("; ".join(said), 31)

@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 
 from ..config.arguments import checked
 from ..data.horizon import ForecastWarning
-from ..errors import BlowUpError, ConfigError
+from ..errors import BlowUpError, ConfigError, counted
 from ..metrics.table import ScoreTable
 from ..plot import edge_matrix, paths, sparsity_curve
 from ..plot.dynamics import refits_of
-from ..text import counted
 from ..verbs.paths import rank, trajectory
 from ..verbs.state import FittedState
 from .page import Section

@@ -10,7 +10,7 @@ from ..compute.convergence import STATES
 from ..config.arguments import checked
 from ..errors import counted
 from ..metrics.table import BASELINE, ScoreTable
-from ..text import counted
+from ..text import spelled
 from . import dynamics, generation
 from .words import joined, listed
 
@@ -132,7 +132,7 @@ def _of_methods(bench: ScoreTable) -> Iterator[str]:
         notes = [n for n in row["note"].split("; ") if n and not n.startswith("one seed")]
         said = [_IN_FULL[note] for note in notes if note in _IN_FULL]
         if row["role"] == "method" and 0 < row["seeds"] < _FEW_SEEDS:
-            seeds = counted(row["seeds"], "seed")
+            seeds = spelled(row["seeds"], "seed")
             said.append(f"was judged under {seeds}, so how much fits differ is not known")
         if said:
             yield f"{method} {'; it '.join(said)}."

@@ -17,7 +17,7 @@ from ..metrics.table import ScoreTable
 from ..plot import embedding, score_table, umap_coordinates
 from ..plot.scatter import principal_plane
 from ..plot.scores import ranked
-from ..text import counted
+from ..text import spelled
 from . import dynamics, generation
 from .findings import verdict
 from .page import Section, write
@@ -216,7 +216,7 @@ def _methods(bench: ScoreTable, order: Sequence[str]) -> tuple[str, pd.DataFrame
 
 
 def _seeds(bench: ScoreTable, order: Sequence[str]) -> pd.Series:
-    return bench.methods.loc[list(order), "seeds"].map(lambda n: counted(n, "seed"))
+    return bench.methods.loc[list(order), "seeds"].map(lambda n: spelled(n, "seed"))
 
 
 def _undefined(bench: ScoreTable) -> list[str]:
