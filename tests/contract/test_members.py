@@ -62,6 +62,7 @@ def test_a_member_is_the_fit_that_it_would_be_alone(blood):  # noqa: F811
     assert not torch.equal(plain.members[0].module.views[0].w, two.members[0].module.views[0].w)
 
 
+@pytest.mark.slow
 def test_members_are_saved(restarts, blood, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("chreode.fitted.find", {"factors": Factors}.__getitem__)
     again, few = ch.load(restarts.save(tmp_path / "all")), blood[:40].copy()
@@ -181,6 +182,7 @@ def test_gradients_of_a_model_do_not_move_its_members():
     assert [len(list(p.parameters)) for p in module.players().values()] == [1]
 
 
+@pytest.mark.slow
 def test_a_bootstrap_spreads_as_theory_says():
     """The deviation of bootstrap means is that of the mean: σ / √n."""
     cells, _ = simulated(200, 30)

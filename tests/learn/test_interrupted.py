@@ -141,8 +141,8 @@ def test_a_grid_ends_where_it_was_cut_and_says_so(at):
 
 def test_refits_that_were_cut_leave_none(tmp_path):
     learner, module = Cut(3), Grid()
-    refits = Refits(2, (Phase(learner, view=lambda *_: Seen()),))
     split = Split(np.arange(5), np.arange(0))
+    refits = Refits(2, (Phase(learner, view=lambda *_: (Seen(), split)),))
     with pytest.warns(UserWarning, match="there is no confidence"):
         trace = refits.learn(module, Phase(refits), Cells(), split, Session(Rng(0)))
     assert (module.members, module.kept) == (3, False)
