@@ -627,7 +627,7 @@ def test_a_fit_of_time_is_reported_with_paths_edges_and_a_knock_out(moving):
     assert "no baseline and no ceiling" in caption
     assert list(table) == ["target", "weight"]  # without refits there is no confidence
     (section,) = dynamics_sections(refitted, cells)
-    assert "the lowest to the highest of two refits" in section.text
+    assert "the lowest to the highest of 2 refits" in section.text
     assert "of the refits agree" in section.text
     assert list(section.tables[0][1]) == ["target", "weight", "confidence"]
     assert all(ax.collections for ax in section.figures[0][1].axes)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from operator import index
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .errors import counted, visible
 
@@ -22,7 +23,7 @@ _NUMBERS = dict(enumerate((
 )))  # fmt: skip
 
 
-def spelled(n: int, noun: str) -> str:
+def spelled(n: SupportsIndex, noun: str) -> str:
     """Return what `counted` does, with numbers up to twelve in words.
 
     Examples
@@ -31,7 +32,7 @@ def spelled(n: int, noun: str) -> str:
     ('one seed', 'three classes', '1,200 seeds')
     """
     number, _, nouns = counted(n, noun).partition(" ")
-    return f"{_NUMBERS.get(n, number)} {nouns}"
+    return f"{_NUMBERS.get(index(n), number)} {nouns}"
 
 
 def markdown(text: object) -> str:
