@@ -306,7 +306,7 @@ def test_it_goes_on_where_ctrl_c_cut_it_off(search, tmp_path, monkeypatch):
 
     whole = search(distance, 8)
     monkeypatch.setattr(candidate, "_fit_and_judge", counted)
-    with pytest.raises(KeyboardInterrupt, match="4 results are kept"):
+    with pytest.raises(KeyboardInterrupt, match="keeps 4 results"):
         search(distance, 8, into=tmp_path)
     stop_at = 0
     again = search(distance, 8, into=tmp_path)

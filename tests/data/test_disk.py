@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import chreode as ch
-from chreode.data import check, disk, files, places, read
+from chreode.data import disk, files, look, places, read
 from chreode.data import source as source_module
 from chreode.data.cells import Cells
 from chreode.data.sampler import Balanced, Shuffled
@@ -307,7 +307,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         cells = ch.open(path)
         source = source_of(cells.X)
         tracemalloc.start()
-        check.look(cells.X, np.arange(n))
+        look.look(cells.X, np.arange(n))
         for _ in source.minibatches(
             Shuffled(500).batches(source, np.arange(n), 0, np.random.default_rng(0))
         ):
@@ -321,7 +321,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source_module, "WINDOW_BLOCKS", 4)
         patch.setattr(source_module, "CHUNK_VALUES", 2**17)
-        patch.setattr(check, "_PIECE", 2**17)
+        patch.setattr(look, "_PIECE", 2**17)
         small, large = peak(4_000), peak(16_000)
     stored = 12_000 * 40 * 8  # what the larger file holds more
     assert large - small < stored / 4

@@ -193,7 +193,7 @@ def test_pieces_that_one_zarr_of_several_lost_are_no_first_category(tmp_path):
             warnings.simplefilter("ignore")  # of what anndata will write from its next version on
             made(seed, prefix=f"{seed}-").write_zarr(file)
     lose(files[1] / "obs/batch/codes")
-    with pytest.raises(ch.StoreError, match=r"b\.zarr: 1 pieces"):
+    with pytest.raises(ch.StoreError, match=r"b\.zarr: Its zarr array lacks 1 piece"):
         ch.PCA(n_latent=2).fit(ch.open(files), SCHEMA)
 
 
