@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import chreode as ch
-from chreode.data import disk, files, look, places, read
+from chreode.data import check, disk, files, look, places, read
 from chreode.data import source as source_module
 from chreode.data.cells import Cells
 from chreode.data.sampler import Balanced, Shuffled
