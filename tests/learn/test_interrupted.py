@@ -94,6 +94,9 @@ class Grid(Module):
         self.register_buffer("strength", torch.tensor(0.0))
         self.members, self.kept = 0, True
 
+    def prepare(self, *_):
+        """Nothing is read of what stands for series here."""
+
     def strengthen(self, value):
         self.strength.fill_(value)
 
