@@ -374,7 +374,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from contract.test_cavi import Factors, X, simulated
 torch.set_num_threads(1)
-fitted = Factors(max_epochs=10, tol=0.0).fit(simulated(101)[0], X, distributed=True)
+fitted = Factors(max_epochs=10, tol=0.0, n_restarts=2).fit(simulated(101)[0], X, distributed=True)
 print("values", *fitted.history["train_elbo"], float(fitted.module.views[0].w.sum()))
 """
 
@@ -399,7 +399,8 @@ def test_processes_share_the_cells(tmp_path):
     told = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("values")]
     assert len(told) == 2
     assert told[0] == told[1]
-    alone = Factors(max_epochs=10, tol=0.0).fit(simulated(101)[0], X)
+    alone = Factors(max_epochs=10, tol=0.0, n_restarts=2).fit(simulated(101)[0], X)
+    assert len(alone.history) == 20
     expected = [*elbo(alone), float(alone.module.views[0].w.sum())]
     np.testing.assert_allclose(np.array(told[0], float), expected, rtol=1e-6)
 
