@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from contract.test_cavi import Factors, simulated
+from contract.factors import Factors, simulated
 from contract.test_views import CLL, joined, patients  # noqa: F401 (a fixture)
 
 import chreode as ch

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from contract.test_cavi import FactorModule, Factors, X, blood, elbo, simulated  # noqa: F401 (a fixture)
+from contract.factors import FactorModule, Factors, X, blood, elbo, simulated  # noqa: F401 (a fixture)
 
 import chreode as ch
 from chreode.config import config, param

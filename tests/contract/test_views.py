@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from contract.test_cavi import Factors, elbo, simulated
+from contract.factors import Factors, elbo, simulated
 
 import chreode as ch
 from chreode.data.align import learn_spec, open_source
