@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,7 +119,7 @@ class ScoreTable:
 
     @classmethod
     @checked
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> ScoreTable:
         """Read what `save` wrote.
 
         Raises
