@@ -131,6 +131,8 @@ def vectors_of(
     given = cells.entry(place.partition("/")[2], "vectors")
     try:
         if isinstance(given, pd.DataFrame):
+            if not given.index.is_unique:
+                raise ValueError("a name has two rows")
             given = dict(zip(given.index, given.to_numpy(np.float64), strict=True))
         made = {str(name): np.asarray(vector, np.float64) for name, vector in given.items()}
         table = np.stack(list(made.values()))
@@ -143,10 +145,9 @@ def vectors_of(
         raise DataError(f"vectors ({place}): expected finite numbers, a vector for each name.")
     if known and table.shape[1] != len(next(iter(known.values()))):
         raise DataError(f"vectors ({place}) are longer or shorter than those of the fit.")
-    return {
-        **{name: tuple(map(float, row)) for name, row in zip(made, table, strict=True)},
-        **known,
-    }
+    found = {name: tuple(map(float, row)) for name, row in zip(made, table, strict=True)}
+    found.pop(controls["perturbation"], None)  # the empty set has none
+    return {**found, **known}
 
 
 def _members(role: str, value: str, control: str) -> tuple[str, ...]:
