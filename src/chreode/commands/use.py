@@ -10,10 +10,10 @@ from cyclopts import Parameter
 import chreode as ch
 
 from .. import store
+from ..data.foreign import refuse_other_formats
 from ..errors import ConfigError
 from .common import (
     RUN,
-    SUFFIXES,
     Answer,
     Conditions,
     Device,
@@ -24,7 +24,6 @@ from .common import (
     Whole,
     load_model,
     require_output,
-    require_suffix,
     use_threads,
     with_roles,
 )
@@ -80,7 +79,7 @@ def embed(
 def _target(file: Path, output: Path | None, *, in_place: bool) -> Path:
     if in_place and output is not None:
         raise ConfigError("--in-place writes to the file itself: leave --output out.")
-    require_suffix(file, SUFFIXES)
+    refuse_other_formats(file)
     if in_place:
         store.require_writable(file)
         return file
@@ -172,7 +171,7 @@ def correct(
     schema = fitted.schema.with_(**roles)
     said = ", ".join(f"{role} {value}" for role, value in to.items())
     if latent:
-        require_suffix(file, SUFFIXES)
+        refuse_other_formats(file)
         require_output(output, [file.suffix], file)
         data = read(file)
         key = f"X_{fitted.model.key}_to"
