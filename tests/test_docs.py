@@ -73,7 +73,9 @@ def desk(monkeypatch, tmp_path, _simulated):
 
 
 def with_blocks(language: str) -> list[Path]:
-    return [page for page in PAGES if page.name not in ELSEWHERE[language] and blocks(page, language)]
+    return [
+        page for page in PAGES if page.name not in ELSEWHERE[language] and blocks(page, language)
+    ]
 
 
 @pytest.mark.slow

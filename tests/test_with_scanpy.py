@@ -57,7 +57,12 @@ def run(*words, **options):
         "JUPYTER_CONFIG_DIR": str(Path.cwd()), "JUPYTER_PLATFORM_DIRS": "1",
     }  # fmt: skip
     done = subprocess.run(
-        [PYTHON, *words], env=os.environ | here, capture_output=True, text=True, check=False, **options
+        [PYTHON, *words],
+        env=os.environ | here,
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-5000:]
     return done.stdout
