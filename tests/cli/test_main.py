@@ -107,6 +107,9 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("embed pca cells.h5ad -o out.csv", 1, "ends in .h5ad"),
         *((f"embed pca {file} {more}", 1, "expected a name that ends in .h5ad")
           for file in (".", "''", "/", "cells.csv") for more in ("", "--in-place")),
+        ("embed pca cells.csv", 1, "anndata.io.read_csv('cells.csv')"),
+        ("correct scvi cells.h5 --to.batch batch_1 --latent -o new.h5ad", 1,
+         "scanpy.read_10x_h5('cells.h5')"),
         *((f"embed pca cells.h5ad --in-place --key-added {key}", 1, "is no name of a slot")
           for key in ("/X", "../X", "a/b", ".", "..")),
         ("tune ppca cells.h5ad --counts X --into runs -o ./runs", 1, "choose another place"),

@@ -302,10 +302,6 @@ def rows_of(text: str | None) -> Any:
     return names
 
 
-#: What files of cells are called.
-SUFFIXES = (".h5ad", ".h5mu", ".zarr")
-
-
 def require_suffix(path: Path, suffixes: Iterable[str]) -> None:
     """Refuse a file name that would mislead.
 

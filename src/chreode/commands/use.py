@@ -10,10 +10,10 @@ from cyclopts import Parameter
 import chreode as ch
 
 from .. import store
+from ..data.foreign import refuse_other_formats
 from ..errors import ConfigError, counted
 from .common import (
     RUN,
-    SUFFIXES,
     Answer,
     Conditions,
     Device,
@@ -24,7 +24,6 @@ from .common import (
     Whole,
     load_model,
     require_output,
-    require_suffix,
     use_threads,
     with_roles,
 )
@@ -134,7 +133,7 @@ def classify(
 def _target(file: Path, output: Path | None, done: str, *, in_place: bool) -> Path:
     if in_place and output is not None:
         raise ConfigError("--in-place writes to the file itself: leave --output out.")
-    require_suffix(file, SUFFIXES)
+    refuse_other_formats(file)
     if in_place:
         store.require_writable(file)
         return file
@@ -226,7 +225,7 @@ def correct(
     schema = fitted.schema.with_(**roles)
     conditions = ", ".join(f"{role} {value}" for role, value in to.items())
     if latent:
-        require_suffix(file, SUFFIXES)
+        refuse_other_formats(file)
         require_output(output, [file.suffix], file)
         data = read(file)
         key = f"X_{fitted.model.key}_to"

@@ -15,3 +15,4 @@ def bar(total: int, what: str, run_progress: bool | None) -> Iterator[Any]:  # n
     disable = None if run_progress is None else not run_progress
     with tqdm(total=total, desc=what, delay=2, disable=disable, leave=False) as shown:
         yield shown
+        shown.total = shown.n  # what ends early is no failure, which notebooks leave in red

@@ -21,7 +21,7 @@ from anndata.io import read_elem, sparse_dataset
 from .. import store
 from ..errors import SchemaError, StoreError, counted, near
 from .disk import Array, DiskDense, Selected, absent, by_rows, left_out, readable
-from .foreign import refuse_foreign
+from .foreign import refuse_foreign, refuse_other_formats
 
 
 @dataclass(eq=False)
@@ -163,16 +163,14 @@ def open_root(path: Path) -> Any:
     Raises
     ------
     StoreError
-        If it is absent, cut short, of another kind, or takes data from elsewhere (see `refuse_foreign`).
+        If it is absent, cut short, of another kind (see `refuse_other_formats`), or takes data from
+        elsewhere (see `refuse_foreign`).
     """
     if not path.exists():
         raise StoreError(f"There is no file {str(path)!r}.")
     if not (path.is_file() or path.is_dir()):  # to open a pipe waits until somebody writes
         raise StoreError(f"{str(path)!r} is a pipe or a device: write the cells to a file first.")
-    if (path / "model.json").is_file():
-        raise StoreError(f"{str(path)!r} is a fitted model; a file of cells was expected here.")
-    if path.suffix not in (".h5ad", ".h5mu", ".zarr"):
-        raise StoreError(f"{str(path)!r}: expected a name that ends in .h5ad, .h5mu or .zarr.")
+    refuse_other_formats(path)
     with readable(str(path)):
         refuse_foreign(path)
         if path.suffix != ".zarr":

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 
@@ -23,6 +23,93 @@ CODECS = frozenset({
 #: Groups within groups; HDF5 looks each up from the first one, so that thousands take hours.
 _DEEPEST = 100
 _METADATA = (".zarray", ".zmetadata", "zarr.json")
+#: How files of cells are called.
+SUFFIXES = (".h5ad", ".h5mu", ".zarr")
+
+
+class _Way(NamedTuple):
+    """How a file of another format becomes an .h5ad: what reads it, and what to know of the result."""
+
+    read: str
+    known: str = "Raw counts are then in X."
+
+
+_GENES = "Raw counts, if it holds them, are then in X. If its rows are genes, add .T to the call."
+#: By the end of the name. Those of text are read as they are if they are packed by gzip.
+_TEXT = {
+    "matrix.mtx": _Way("scanpy.read_10x_mtx({folder!r}{prefix})"),
+    ".mtx": _Way(
+        "anndata.io.read_mtx({file!r})",
+        "It has no names: set a.obs_names and a.var_names from the files beside it. If its rows are "
+        "genes, add .T to the call.",
+    ),
+    ".csv": _Way("anndata.io.read_csv({file!r})", _GENES),
+    ".tsv": _Way("anndata.io.read_csv({file!r}, delimiter='\\t')", _GENES),
+    ".txt": _Way("anndata.io.read_text({file!r})", _GENES),
+}
+_BINARY = {
+    ".h5": _Way(
+        "scanpy.read_10x_h5({file!r})",
+        "Raw counts are then in X. If anndata wrote the file, rename it to {new!r} instead.",
+    ),
+    ".loom": _Way(
+        "anndata.io.read_loom({file!r})",
+        "It needs the package loompy. chreode check {new!r} shows where the raw counts are.",
+    ),
+}
+_R = {
+    ".h5seurat": _Way(
+        "SeuratDisk::Convert({file!r}, dest = 'h5ad')",
+        "Raw counts are then in raw; they are lost if the object has scale.data.",
+    ),
+    ".rds": _Way(
+        "anndataR::write_h5ad(readRDS({file!r}), {new!r})",
+        "chreode check {new!r} shows where the raw counts are.",
+    ),
+}
+
+
+def refuse_other_formats(path: Path) -> None:
+    """Refuse a fitted model, and a name that is not one of a file of cells; say which call converts it.
+
+    Raises
+    ------
+    StoreError
+        If it is a model, or ends in none of `SUFFIXES`.
+    """
+    if (path / "model.json").is_file():
+        raise StoreError(f"{str(path)!r} is a fitted model; a file of cells was expected here.")
+    if path.suffix not in SUFFIXES:
+        raise StoreError(
+            f"{str(path)!r}: expected a name that ends in .h5ad, .h5mu or .zarr.{_converted(path)}"
+        )
+
+
+def _converted(path: Path) -> str:
+    """Return what to do with a file, or a folder of 10x, of another format; nothing if it is not known."""
+    if path.is_dir():
+        path = next(iter(sorted(path.glob("*matrix.mtx*"))), path)
+    name = path.name.lower()
+    plain = name.removesuffix(".gz")
+    if plain != name and plain.endswith((*SUFFIXES, *_BINARY, *_R)):
+        return f" Unpack it first: gunzip {str(path)!r}."
+    ways = {**_TEXT, **_BINARY, **_R}
+    end = next((end for end in ways if plain.endswith(end)), None)
+    if end is None:
+        return ""
+    told = {
+        "file": str(path), "folder": str(path.parent),
+        "new": str(path.with_name(path.name[: len(plain)]).with_suffix(".h5ad")),
+    }  # fmt: skip
+    before = path.name[: plain.rfind(end)]
+    call = ways[end].read.format(**told, prefix=f", prefix={before!r}" if before else "")
+    known = ways[end].known.format(**told)
+    if end in _R:
+        return f" Convert it once, in R: {call}. {known} See docs/with-scanpy.md."
+    return (
+        f" Convert it once, in Python: import {call.partition('.')[0]}; a = {call}; "
+        f"a.var_names_make_unique(); a.write_h5ad({told['new']!r}). {known} See docs/with-scanpy.md."
+    )
 
 
 def refuse_foreign(path: Path) -> None:
