@@ -152,7 +152,8 @@ def _course(
 ) -> tuple[list[str], list[tuple[str, Figure | Axes]]]:
     """Return what is said of paths and of the strongest driver, and their pictures."""
     refits = refits_of(fitted)
-    said, figures = _of_edges(edges, len(refits)), []
+    said = _of_edges(edges, len(refits))
+    figures: list[tuple[str, Figure | Axes]] = []
     band = (
         f"Bands reach from the lowest to the highest of {counted(len(refits), 'refit')} on resampled paths."
         if refits
@@ -211,7 +212,7 @@ def _without(fitted: FittedState, driver: str) -> tuple[Sequence[str], str]:
     most = order[0]
     text = (
         f"Without {driver}, {names[most]} changes most: at the end of {start} it is {gone[-1, most]:z.2f} "
-        f"and not {kept[-1, most]:z.2f}. This is a prediction: no cell of the fit was made so."
+        f"and not {kept[-1, most]:z.2f}. This is a prediction, and nothing measured stands beside it."
     )
     return [names[i] for i in order if moved[i] >= 0], text
 
