@@ -293,9 +293,9 @@ def test_bars_are_raw_scores_whatever_else_is_in_the_table():
 
 
 def test_small_scores_have_a_third_digit_and_no_zero_is_below_zero():
-    values = {"a": [0.004, -0.001, 0.5, 0.05], "b": [0.021, 0.3, 12345.6, 0.06]}
+    values = {"a": [0.004, -0.001, 0.5, 0.004], "b": [0.021, 0.3, 12345.6, 0.16]}
     texts = {t.get_text() for t in plot.score_table(bench(values)).texts}
-    assert {"0.004", "0.021", "0.00", "0.30", "0.50", "1.2e+04", "0.050"} <= texts
+    assert {"0.02", "0.00", "0.30", "0.50", "1.2e+04", "0.004", "0.160"} <= texts
     assert not [text for text in texts if text.startswith("-0.00")]
 
 
@@ -409,7 +409,7 @@ def test_dots_are_shares_and_means_of_every_type_and_gene():
     np.testing.assert_allclose(dots.get_facecolors(), _SCALE(np.array(means) / max(means)))
     assert scale.get_ylabel() == "mean log-expression"
     assert scale.get_ylim()[1] == pytest.approx(max(means))
-    sizes = [float(t.get_text().rstrip("%")) / 100 for t in ax.figure.legends[0].get_texts()]
+    sizes = [float(t.get_text().rstrip(" %")) / 100 for t in ax.figure.legends[0].get_texts()]
     drawn = [handle.get_markersize() ** 2 for handle in ax.figure.legends[0].legend_handles]
     np.testing.assert_allclose(drawn, AREA * np.array(sizes))
     rendered(ax.figure)
@@ -558,6 +558,13 @@ def test_edges_are_drawn_from_their_drivers():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
     assert shown[0, 1] == 2.0
     assert shown[1, 0] == -1.0
+    ordered = plot.edge_matrix(edges, ["c", "a"])
+    assert [t.get_text() for t in ordered.get_xticklabels()] == ["c", "a"]
+    assert np.asarray(ordered.images[0].get_array())[0, 1] == 0.1
+    ends = ordered.images[0].cmap([0.0, 0.5, 1.0])
+    assert ends[0][2] > ends[0][0]  # blue represses
+    assert ends[2][0] > ends[2][2]
+    assert ends[:, 3].round(1).tolist() == [1.0, 0.0, 1.0]
 
 
 def test_curves_have_the_means_of_every_method():

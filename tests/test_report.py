@@ -231,7 +231,7 @@ def test_tables_show_names_numbers_and_what_is_absent(tmp_path):
 
 def test_tables_are_folded_but_for_a_first_one_that_is_small(tmp_path):
     small = pd.DataFrame(np.zeros((2, 6)))
-    wide, long = pd.DataFrame(np.zeros((2, 7))), pd.DataFrame(np.zeros((21, 1)))
+    wide, long = pd.DataFrame(np.zeros((2, 7))), pd.DataFrame(np.zeros((16, 1)))
     named = small.rename_axis("name")  # its index is a column too
     for table, folded in ((small, 1), (wide, 2), (long, 2), (named, 2)):
         tables = (("First one. More of it.", table), ("Second one. Further words.", small))
@@ -399,7 +399,8 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     assert "Types with too few cells to compare their markers: type_2 (2)." in terminal
     note = made.methods.loc["shuffled labels", "note"]
     assert note.startswith("worst marker: gene_")
-    assert f"shuffled labels: {note}." in text
+    assert note not in text  # it is no doubt about a method
+    assert tables(made)["Methods"].loc["shuffled labels", "note"] == note
     assert made.methods.loc["real cells", "note"] == ""
     assert made.table().loc["shuffled labels", "note"] == note
     # what is the best to be had is the first column of every wide table
@@ -527,7 +528,7 @@ def test_cells_are_counted_by_type_and_by_donor(cells, schema, tmp_path):
     types = tables(made)["Cells per type"]
     assert types["cells"].is_monotonic_decreasing
     assert types["cells"].to_dict() == counted.sum(axis=1).to_dict()
-    assert types["batches that have it"].to_dict() == (counted > 0).sum(axis=1).to_dict()
+    assert types["batches"].to_dict() == (counted > 0).sum(axis=1).to_dict()
     told = json.loads((tmp_path / "b.json").read_text())
     told["sizes"][0]["cells"] = "many"
     (tmp_path / "b.json").write_text(json.dumps(told))
@@ -628,7 +629,7 @@ def test_a_fit_of_time_is_reported_with_paths_edges_and_a_knock_out(moving):
     assert list(table) == ["target", "weight"]  # without refits there is no confidence
     (section,) = dynamics_sections(refitted, cells)
     assert "the lowest to the highest of 2 refits" in section.text
-    assert "of the refits agree" in section.text
+    assert re.search("It is found beyond chance in [0-2] of 2 refits", section.text)
     assert list(section.tables[0][1]) == ["target", "weight", "confidence"]
     assert all(ax.collections for ax in section.figures[0][1].axes)
 

@@ -97,7 +97,7 @@ def _opening(origin: str, bench: Bench, made: Bench, moved: Bench) -> ch.report.
     new, paths = (ch.report.findings(of)[0] for of in (made, moved))
     return ch.report.Section(
         "Verdict",
-        f"{verdict(bench)}\n\n- New cells: {new}\n- Dynamics: {paths}\n\n"
+        f"{verdict(bench)}\n\n- New cells: {new}\n- Dynamics, {paths}\n\n"
         "Before you rely on this:\n\n"
         "- Every model was fitted once: another seed may give another order.\n"
         "- The fits are short, for a first look.\n"
@@ -110,7 +110,8 @@ def _opening(origin: str, bench: Bench, made: Bench, moved: Bench) -> ch.report.
 
 def _pictured(cells: AnnData, schema: ch.Schema) -> ch.report.Section:
     caption = (
-        "Cell types and their marker genes, chosen on the same cells: a description, and no test."
+        "Cell types and their marker genes, chosen on the same cells: a description, and no test. The larger "
+        "a dot, the more cells express the gene; the redder, the higher the mean."
     )
     return ch.report.Section("The cells", figures=((caption, ch.plot.dot_plot(cells, schema)),))
 
@@ -128,11 +129,12 @@ def _dynamics(seed: int) -> tuple[Bench, list[ch.report.Section]]:
     )
     fitted = model.fit(cells, schema, rows=~unseen, seed=seed)
     course = ch.report.dynamics_sections(fitted, cells)[0]
-    truth = ch.plot.edge_matrix(network.edges.rename(columns={"sign": "weight"}))
+    genes, truth = network.names, network.edges.rename(columns={"sign": "weight"})
     pictures = (
         ("Cells, coloured by time, and where they go.", ch.plot.phase_portrait(fitted, cells)),
-        *course.figures,
-        ("The true network that the genes were simulated by.", truth),
+        *course.figures[:-1],
+        ("The edges that were found.", ch.plot.edge_matrix(fitted.rank(), genes)),
+        ("The edges by which the genes were simulated.", ch.plot.edge_matrix(truth, genes)),
     )
     story = "Simulated genes, 15 paths from random starts. PathReg learned from 12 of them."
     verdict, *others = ch.report.bench_sections(bench)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from ..config.arguments import checked
 from ..errors import DataError, counted
 from ..text import picture
-from .style import GREY, PALETTE, axes, bare
+from .style import GREY, PALETTE, axes, bare, opaque
 
 Counts: TypeAlias = sp.csr_matrix | sp.csr_array | np.ndarray
 
@@ -70,7 +70,7 @@ def mean_variance(
         said = f"negative binomial, θ = {theta:.3g}"
         ax.plot(line, line + line**2 / theta, color=PALETTE[5], linewidth=1.2, label=said)
     ax.set(xscale="log", yscale="log", xlabel="mean count per gene", ylabel="variance")
-    ax.legend(frameon=False, fontsize="small", loc="upper left")
+    opaque(ax.legend(frameon=False, fontsize="small", loc="upper left"))
     bare(ax)
     return ax
 

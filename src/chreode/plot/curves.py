@@ -80,5 +80,5 @@ def _draw(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
             ax.plot(done[lowest], values.iloc[lowest], "o", color=colour, markersize=6)
     ax.set_title(picture(quantity.replace("_", " ")), fontsize="medium")
     ax.set_xlabel("epochs")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     bare(ax)

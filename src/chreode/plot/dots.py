@@ -183,7 +183,7 @@ def _sizes(figure: Figure) -> None:
     look: dict[str, Any] = {"linestyle": "", "marker": "o", "color": GREY, "markeredgewidth": 0}
     figure.legend(
         [Line2D([], [], markersize=float(np.sqrt(AREA * share)), **look) for share in shares],
-        [f"{share:.0%}" for share in shares], loc="outside upper right", ncols=len(shares),
+        [f"{100 * share:.0f} %" for share in shares], loc="outside upper left", ncols=len(shares),
         frameon=False, fontsize="small", handletextpad=0.1, columnspacing=0.8,
         title="cells of the type that express the gene", title_fontsize="small",
     )  # fmt: skip

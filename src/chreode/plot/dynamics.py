@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -28,6 +29,10 @@ from ..verbs.paths import trajectory
 from ..verbs.state import FittedState
 from .style import GREY, PALETTE, axes, bare, panels, picture_of, short
 
+#: From blue to red by way of nothing, so that a weak edge is pale on white and on black.
+_SIGNS = LinearSegmentedColormap.from_list(
+    "chreode signs", ["#1F77C9FF", "#1F77C900", "#D0312D00", "#D0312DFF"]
+)
 #: Corners of the grid on which streamlines are drawn, per axis.
 _GRID = 24
 
@@ -76,13 +81,13 @@ def phase_portrait(
     for colour, name in zip(PALETTE[5:], paths or names[:3], strict=False):
         path = _path(fitted, name)
         along = fitted.module.place(torch.from_numpy(path.X))[:, :2].numpy()
-        ax.plot(*along.T, color=colour, linewidth=1.6, label=picture(name))
+        ax.plot(*along.T, color=colour, linewidth=1.6, label=picture(short(name, 18)))
         ax.plot(*along[0], "o", color=colour, markersize=5)
     if names:
-        # on a ground of its own: streamlines are everywhere
+        # below the picture, as cells and streamlines are everywhere in it
         ax.legend(
-            framealpha=0.85, edgecolor="none", fontsize="small", title="paths from their starts",
-            title_fontsize="small",
+            frameon=False, fontsize="small", title="paths from their starts", title_fontsize="small",
+            loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=3, alignment="left",
         )  # fmt: skip
     ax.set(xlabel="1st component", ylabel="2nd component", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     bare(ax)
@@ -221,15 +226,23 @@ def refits_of(fitted: FittedState) -> list[FittedState]:
 
 
 @checked
-def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) -> Axes:
-    """Draw what drives what: red activates, blue represses.
+def edge_matrix(
+    edges: pd.DataFrame,
+    genes: Sequence[str] | None = None,
+    *,
+    most: int = 30,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what drives what: red activates, blue represses, and the paler the weaker.
 
     Parameters
     ----------
     edges
         What `rank` returned.
+    genes
+        Genes to show, in this order (default: those with the strongest edges).
     most
-        Genes to show: those with the strongest edges.
+        How many of these.
 
     Examples
     --------
@@ -243,13 +256,15 @@ def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) 
             for end in ("source", "target")
         ]
     )
-    genes = strength.groupby(level=0).max().sort_values(ascending=False).index[:most]
+    if genes is None:
+        strongest = strength.groupby(level=0).max().sort_values(ascending=False)
+        genes = [*strongest.index[:most]]
     table = edges.pivot_table(index="source", columns="target", values="weight", aggfunc="first")
     table = table.reindex(index=genes, columns=genes)
     size = 1.4 + 0.17 * len(genes)
     ax = axes(ax, size + 0.8, size)
     bound = float(np.nanmax(np.abs(table.to_numpy()))) if table.notna().any(axis=None) else 1.0
-    shown = ax.imshow(table, cmap="RdBu_r", vmin=-bound, vmax=bound)
+    shown = ax.imshow(table, cmap=_SIGNS, vmin=-bound, vmax=bound)
     ax.figure.colorbar(shown, ax=ax, shrink=0.7, label="weight")
     said = [picture(short(gene, 18)) for gene in genes]
     ax.set_xticks(range(len(genes)), said, rotation=90, fontsize="x-small")

@@ -15,7 +15,7 @@ from ..metrics.space import Space
 from ..text import picture
 from .counts import Counts
 from .scatter import embedding, principal_plane, umap_coordinates
-from .style import GREY, PALETTE, axes, bare, panels, picture_of, short
+from .style import GREY, PALETTE, axes, bare, opaque, panels, picture_of, short
 
 #: Cells of each kind in a picture at the most, and markers that are named in one.
 _SHOWN, _NAMED = 3000, 5
@@ -126,7 +126,7 @@ def marker_shares(
                 some["real share"], some["fake share"], s=some["cells"].clip(10, 60) / 2,
                 color=colour, alpha=0.6, linewidths=0, label=picture(name),
             )  # fmt: skip
-    ax.legend(loc="upper left", frameon=False, fontsize=7, handletextpad=0.2)
+    opaque(ax.legend(loc="upper left", frameon=False, fontsize=7, handletextpad=0.2))
     worst = means.loc[method].nlargest(_NAMED, "off share")
     off = worst[worst["off share"] > 0]
     if off.empty:

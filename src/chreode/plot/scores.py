@@ -47,7 +47,7 @@ def score_table(bench: ScoreTable, *, ax: Axes | None = None) -> Axes:
     scores = bench.table().loc[methods, metrics.index].astype(float)
     ends = bench.scores.groupby(["method", "metric"]).agg(low=("low", "min"), high=("high", "max"))
     contest = scores[bench.methods.loc[methods, "role"].isin(["method", "baseline"])]
-    places = {metric: 3 if contest[metric].abs().max() < 0.1 else 2 for metric in scores}
+    places = {metric: _places(contest[metric], metrics.loc[metric, "best"]) for metric in scores}
     off = (contest - metrics["best"]).abs().round(places)  # as shown
     group = dict(zip(metrics["group"].unique(), _GROUPS, strict=False))
     left = _columns(metrics)
@@ -87,6 +87,12 @@ def ranked(bench: ScoreTable) -> list[str]:
     table = bench.table()
     keys = pd.DataFrame({"ceiling": table["role"] == "ceiling", "total": -table.get("total", 0.0)})
     return list(keys.sort_values(["ceiling", "total"], kind="stable").index)
+
+
+def _places(values: pd.Series, best: float) -> int:
+    """Return the decimals of a column: errors may be too small to be told apart by two."""
+    size = values.abs()
+    return 3 if best != 1 and size.max() < 1 and size[size > 0].min() < 0.01 else 2
 
 
 def _number(value: float, places: int) -> str:

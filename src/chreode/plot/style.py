@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from ..errors import visible
@@ -64,6 +65,13 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
 def bare(ax: Axes) -> None:
     """Drop the upper and the right spine, which say nothing."""
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def opaque(legend: Any) -> None:
+    """Draw the dots of a legend without the transparency of those that it explains, and as large as text."""
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set(alpha=1.0, sizes=[20.0])
 
 
 def short(text: object, letters: int) -> str:

@@ -29,6 +29,10 @@ _NO_YARDSTICK = (
     "A fit alone has no baseline and no ceiling: a bench of dynamics compares edges with known ones, and "
     "forecasts with those of simple models."
 )
+_HELD = (
+    "Some values would leave the range that their gene has in the cells of the fit. They are held at the end "
+    "of it, where lines are flat."
+)
 
 # of a bench
 
@@ -42,9 +46,10 @@ def lead(bench: ScoreTable) -> Iterator[str]:
         rows = table.dropna(subset=f"denoised, {level}").sort_values(f"denoised, {level}")
         explained, role, best = rows[f"denoised_r2, {level}"], rows["role"], rows.index[0]
         said = f"R² {explained[best]:z.2f} of smoothed paths"
-        others = explained[(role == "baseline") & (role[best] == "method")]
-        for name, value in others.iloc[:1].items():
-            said += f"; the best baseline, {name}, has {value:z.2f}"
+        other = {"method": "baseline", "baseline": "method"}.get(role[best])
+        for name, value in explained[role == other].iloc[:1].items():
+            too = " too" if f"{value:z.2f}" == f"{explained[best]:z.2f}" else ""
+            said += f"; the best {other}, {name}, has {value:z.2f}{too}"
         for name, value in ceilings[f"denoised_r2, {level}"].dropna().items():
             said += f"; the ceiling, {name}, has {value:z.2f}"
         if role[best] == "baseline" and (role == "method").any():
@@ -81,7 +86,7 @@ def tables(bench: ScoreTable) -> Iterator[tuple[str, pd.DataFrame]]:
         ("mse", "Errors of single series"),
         ("denoised", "Errors of smoothed single series"),
     ):
-        said = f"{text}. Mean squared errors, means over seeds; 0 is best. {yardsticks(bench)}"
+        said = f"{text}. Mean squared errors, means over seeds. 0 is best. {yardsticks(bench)}"
         yield said, means.loc[key].rename_axis(None, axis=1)
 
 
@@ -111,17 +116,17 @@ def dynamics_sections(fitted: FittedState, data: AnnData | None = None) -> list[
         warnings.simplefilter("always", ForecastWarning)
         said, figures = _course(fitted, data, edges)
     for told in heard:
-        if issubclass(told.category, ForecastWarning):
-            said.append(str(told.message))
-        else:
+        if not issubclass(told.category, ForecastWarning):
             warnings.warn_explicit(told.message, told.category, told.filename, told.lineno)
+    if any(issubclass(told.category, ForecastWarning) for told in heard):
+        said.append(_HELD)
     if len(edges):
         caption = "The strongest edges: the row drives the column. Red activates, blue represses."
         figures.append((caption, edge_matrix(edges)))
     found = [
         Section(
             "Dynamics",
-            f"{said[0]}\n\n{listed(dict.fromkeys(said[1:]))}",
+            f"{said[0]}\n\n{listed(said[1:])}",
             _edges(edges),
             tuple(figures),
         )
@@ -145,9 +150,9 @@ def _course(
     fitted: FittedState, data: AnnData | None, edges: pd.DataFrame
 ) -> tuple[list[str], list[tuple[str, Figure | Axes]]]:
     """Return what is said of paths and of the strongest driver, and their pictures."""
-    said: list[str] = _of_edges(edges)
-    figures: list[tuple[str, Figure | Axes]] = []
     refits = refits_of(fitted)
+    said = _of_edges(edges, len(refits))
+    figures: list[tuple[str, Figure | Axes]] = []
     band = (
         f"Bands reach from the lowest to the highest of {counted(len(refits), 'refit')} on resampled paths."
         if refits
@@ -159,7 +164,8 @@ def _course(
     dots = "Dots are cells. " if data is not None else ""
     try:
         drawn = paths(fitted, data, genes, most=_PATHS)
-        figures.append((f"Paths from the starts of trajectories. {dots}{band}", drawn))
+        caption = f"Paths from the starts of trajectories. {dots}{band if refits else ''}"
+        figures.append((caption.strip(), drawn))
         said.append(band)
         if len(edges):
             driver = _strongest(edges)
@@ -173,12 +179,16 @@ def _course(
     return said, figures
 
 
-def _of_edges(edges: pd.DataFrame) -> list[str]:
+def _of_edges(edges: pd.DataFrame, n_refits: int) -> list[str]:
     if not len(edges):
         return ["No gene drives another one in this fit."]
     source, target, weight, confidence = edges.iloc[0][["source", "target", "weight", "confidence"]]
     acts = "activates" if weight > 0 else "represses"
-    sure = f" {confidence:.0%} of the refits agree." if pd.notna(confidence) else ""
+    sure = (
+        f" It is found beyond chance in {confidence * n_refits:.0f} of {counted(n_refits, 'refit')}."
+        if n_refits
+        else ""
+    )
     return [
         f"{source} {acts} {target}: this is the strongest of {counted(len(edges), 'edge')}.{sure}",
         f"{_strongest(edges)} is the strongest driver: its edges weigh most together.",
@@ -201,7 +211,7 @@ def _without(fitted: FittedState, driver: str) -> tuple[Sequence[str], str]:
     most = order[0]
     text = (
         f"Without {driver}, {names[most]} changes most: at the end of {start} it is {gone[-1, most]:z.2f} "
-        f"and not {kept[-1, most]:z.2f}. This is a prediction: no cell of the fit was made so."
+        f"and not {kept[-1, most]:z.2f}. This is a prediction, and nothing measured stands beside it."
     )
     return [names[i] for i in order if moved[i] >= 0], text
 

@@ -16,6 +16,8 @@ from .words import joined, listed
 
 #: Seeds below which the spread between fits is not known.
 _FEW_SEEDS = 3
+#: How notes begin that speak against a row which is no method.
+_FAILED = ("not run", "failed", "no ceiling")
 #: The short notes of a bench, said in full.
 _IN_FULL = {
     f"not better than {BASELINE}": f"is not better than {BASELINE}: over resampled cells, its total "
@@ -67,12 +69,13 @@ def _winner(bench: ScoreTable) -> Iterator[str]:
     best = totals.index[0]
     said = f"{totals[best]:z.3f} (95 % interval {low[best]:z.3f} to {high[best]:z.3f})"
     role = bench.methods["role"]
+    other = {"method": "baseline", "baseline": "method"}.get(role[best])
+    others = [m for m in totals.index if role[m] == other]
+    beside = f" The best {other}, {others[0]}, has {totals[others[0]]:z.3f}." if others else ""
     if role[best] == "baseline" and "method" in set(role):
-        yield f"No method beats the baselines: {best}, a baseline, has the highest {key}, {said}."
-        return
-    others = [m for m in totals.index if role[m] == "baseline" and role[best] == "method"]
-    beside = f" The best baseline, {others[0]}, has {totals[others[0]]:z.3f}." if others else ""
-    yield f"{best} has the highest {key}, {said}.{beside}"
+        yield f"No method beats the baselines: {best}, a baseline, has the highest {key}, {said}.{beside}"
+    else:
+        yield f"{best} has the highest {key}, {said}.{beside}"
 
 
 def _totals(bench: ScoreTable) -> tuple[str, pd.Series]:
@@ -127,9 +130,13 @@ def _rare(bench: ScoreTable) -> Iterator[str]:
 
 
 def _of_methods(bench: ScoreTable) -> Iterator[str]:
-    """Put what is noted of every method in a sentence; methods come before baselines."""
+    """Put what is noted of methods in sentences, and what failed of all rows; methods come first."""
     for method, row in bench.methods.sort_values("role", ascending=False, kind="stable").iterrows():
         notes = [n for n in row["note"].split("; ") if n and not n.startswith("one seed")]
+        if (
+            row["role"] != "method"
+        ):  # with which settings a baseline came out is in the table of methods
+            notes = [n for n in notes if n in _IN_FULL or n.startswith(_FAILED)]
         said = [_IN_FULL[note] for note in notes if note in _IN_FULL]
         if row["role"] == "method" and 0 < row["seeds"] < _FEW_SEEDS:
             seeds = spelled(row["seeds"], "seed")

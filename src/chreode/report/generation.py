@@ -47,14 +47,20 @@ def lead(bench: ScoreTable) -> Iterator[str]:
         return
     best, floor = rows.index[0], table.loc[ceiling, "w2"].min()
     said = f"its W2 is {rows.loc[best, 'w2']:.2f}, that of other real cells {floor:.2f} (0 is best)"
-    baselines = rows.index[rows["role"] == "baseline"]
-    if best not in baselines and len(baselines):
-        beside = f" The best baseline, {baselines[0]}, has {rows.loc[baselines[0], 'w2']:.2f}."
-        yield f"{best} is nearest to held-out cells: {said}.{beside}"
-    elif len(baselines) < len(rows):
-        yield f"No method beats the baselines: {best}, a baseline, is nearest to held-out cells; {said}."
+    other = {"method": "baseline", "baseline": "method"}[rows.loc[best, "role"]]
+    of_other = rows.loc[rows["role"] == other, "w2"]
+    beside = (
+        f" The best {other}, {of_other.index[0]}, has {of_other.iloc[0]:.2f}."
+        if len(of_other)
+        else ""
+    )
+    if other == "method" and len(of_other):
+        yield (
+            f"No method beats the baselines: {best}, a baseline, is nearest to held-out cells; {said}."
+            f"{beside}"
+        )
     else:
-        yield f"{best} is nearest to held-out cells: {said}."
+        yield f"{best} is nearest to held-out cells: {said}.{beside}"
     for method, row in rows[rows["role"] == "method"].iterrows():
         yield (
             f"A random forest tells cells of {method} from real ones of their class with an AUC of "
@@ -86,7 +92,7 @@ def tables(bench: ScoreTable) -> Iterator[tuple[str, pd.DataFrame]]:
     ).reindex(columns=role.sort_values(kind="stable").index)
     for metric in ("w2", "mmd", "auc"):
         yield (
-            f"{bench.metrics.loc[metric, 'name']} of single classes. Means over seeds; "
+            f"{bench.metrics.loc[metric, 'name']} of single classes. Means over seeds. "
             f"{best_of(bench, [metric])} {yardsticks(bench)} Where a class has few cells even real ones "
             "differ much.",
             means.loc[metric].rename_axis(None, axis=1),
@@ -128,8 +134,9 @@ def _of_markers(bench: ScoreTable, name: str) -> Iterator[tuple[str, Figure | Ax
     if genes:
         places = Schema(counts="X", label="obs/type")
         yield (
-            "Marker genes of every type, in real held-out cells above and in generated ones below. Real "
-            "cells are the ceiling: the nearer the lower panel is to the upper one, the better.",
+            "Marker genes of every type, in real held-out cells above and in generated ones below. The "
+            "larger a dot, the more cells express the gene; the redder, the higher the mean. Real cells are "
+            "the ceiling: the nearer the lower panel is to the upper one, the better.",
             dot_plot(real, places, genes, beside=fake, names=("real", name)),
         )
     yield (

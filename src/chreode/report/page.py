@@ -28,7 +28,7 @@ _DPI = 150
 #: Letters up to which a cell of a table is kept on one line.
 _SHORT = 24
 #: Columns and rows up to which the first table of a section is open. All others are folded.
-_WIDE, _LONG = 6, 20
+_WIDE, _LONG = 6, 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Section:
         Paragraphs, with an empty line between them; one whose lines begin with ``- `` is a list.
     tables
         Pairs of caption and table. The index is shown, unless it only counts the rows. The first table
-        is open if it has at most six columns and twenty rows; of every other one the first sentence of its
+        is open if it has at most six columns and fifteen rows; of every other one the first sentence of its
         caption is shown, which unfolds it.
     figures
         Pairs of caption and figure, or the axes of one; the caption is also what screen readers say.
@@ -234,6 +234,8 @@ def _flat(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     def said(value: Any) -> str:
         if isinstance(value, Mapping):
             return "; ".join(f"{k} = {v}" for k, v in value.items())
+        if isinstance(value, list):
+            return ", ".join(map(str, value))
         return f"{value:,}" if isinstance(value, int) else str(value)
 
     return [(key, said(value)) for key, value in about.items()]

@@ -156,7 +156,7 @@ def _main(bench: ScoreTable, order: Sequence[str]) -> tuple[str, pd.DataFrame]:
     table = table.rename(columns=bench.metrics["name"])
     if len(metrics) < 4:
         table["seeds"] = _seeds(bench, order)
-    said = f"The main scores. Raw means over seeds; {best_of(bench, metrics)} {yardsticks(bench)}"
+    said = f"The main scores. Raw means over seeds. {best_of(bench, metrics)} {yardsticks(bench)}"
     return said, table
 
 
@@ -192,7 +192,7 @@ def _sizes(bench: ScoreTable) -> list[tuple[str, pd.DataFrame]]:
         return []
     of_types = sizes.groupby("label")["cells"].agg(["sum", "count"])
     of_types = of_types.sort_values("sum", ascending=False, kind="stable").rename_axis("type")
-    types = of_types.rename(columns={"sum": "cells", "count": "batches that have it"})
+    types = of_types.rename(columns={"sum": "cells", "count": "batches"})
     if "batch" not in sizes:
         return [("Cells per type.", types[["cells"]])]
     both = sizes.pivot_table(
@@ -201,7 +201,7 @@ def _sizes(bench: ScoreTable) -> list[tuple[str, pd.DataFrame]]:
     both = both.rename_axis(index="type", columns=None)
     both = both if both.shape[1] <= both.shape[0] else both.T.rename_axis("batch")
     said = "Cells per donor (batch) and type. 0: the donor has none of this type."
-    return [("Cells per type.", types), (said, both)]
+    return [("Cells per type. And the number of batches that have it.", types), (said, both)]
 
 
 def _methods(bench: ScoreTable, order: Sequence[str]) -> tuple[str, pd.DataFrame]:
