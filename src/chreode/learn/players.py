@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from ..compute.processes import Group
 from ..module import Module, Player, Step
 
 
+@runtime_checkable
 class Options(Protocol):
     """What is read of a learner's options; `SGD` says what each is."""
 

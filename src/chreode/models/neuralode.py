@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class NeuralODE(Model):
         """Return the untrained tensors."""
         return Dynamics(self, spec, self.field(self.width(spec)))
 
-    def alone(self) -> Self:
+    def alone(self) -> NeuralODE:
         """Return the same options without refits."""
         return replace(self, n_refits=0)
 

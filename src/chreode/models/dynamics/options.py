@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from ...schema import Spec
 
 
+@runtime_checkable
 class Options(Protocol):
     """What is read of a model's options; `NeuralODE` says what each is."""
 
@@ -24,6 +25,6 @@ class Options(Protocol):
         """Return the untrained `Dynamics`."""
         ...
 
-    def alone(self) -> Self:
+    def alone(self) -> Options:
         """Return the same options without refits."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ MODALITIES = ("counts", "accessibility", "protein")
 WARM_UP = 0.05
 
 
+@runtime_checkable
 class Options(Protocol):
     """What is read of a model's options; `CFGen` says what each is."""
 
