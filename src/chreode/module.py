@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .compute.processes import Group
 from .compute.rng import Rng
 from .data.batch import CellBatch
 from .data.source import Source
@@ -37,12 +38,19 @@ class Step:
     rate
         What the optimiser multiplies the gradient of each entry of a parameter by, which is how far its
         proximal steps go; 0 in validation.
+    group
+        The processes that share this minibatch, for what is of all its cells, such as negatives
+        (`Group.gather`). In validation every minibatch is of one process alone.
+    outputs
+        In `after_step`: what `loss` returned as such of this minibatch, detached.
     """
 
     rng: Rng
     index: int
     progress: float
     rate: Callable[[nn.Parameter], Tensor] = torch.zeros_like
+    group: Group = field(default_factory=Group)
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def warm_up(self, share: float) -> float:
         """Return a weight that rises from 0 to 1 over the first `share` of the run."""
@@ -85,10 +93,13 @@ class Loss:
         One scalar per player, each the mean over the minibatch's cells.
     terms
         Named scalars to log, alike.
+    outputs
+        What `after_step` is to have of this minibatch, such as the keys that a queue takes in.
     """
 
     objectives: Mapping[str, Float[Tensor, ""]]
     terms: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.autograd import Function
 
@@ -63,7 +63,7 @@ class Group:
         """Whether there is no other process."""
         return self.size == 1
 
-    def share(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " share"]:
+    def share(self, rows: Int[np.ndarray, "n ..."]) -> Int[np.ndarray, "share ..."]:
         """Return the rows that are this process's to compute."""
         return rows if self.alone else np.array_split(rows, self.size)[self.rank]
 
@@ -82,6 +82,24 @@ class Group:
         total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
         self.add([total])
         return dict(zip(values, total.tolist(), strict=True))
+
+    def gather(
+        self, x: Shaped[Tensor, "b ..."]
+    ) -> tuple[Shaped[Tensor, "all ..."], Int[Tensor, " b"]]:
+        """Return the rows that all processes have, in the order of their shares, and which are its own.
+
+        So negatives are those of the joint minibatch. Gradients flow to every process: that of a row is
+        the sum of what all processes have for it. All must call it alike.
+        """
+        if self.alone:
+            return x, torch.arange(len(x), device=x.device)
+        sizes = torch.zeros(self.size, dtype=torch.int64, device=x.device)
+        sizes[self.rank] = len(x)
+        self.add([sizes])
+        ends = sizes.cumsum(0).tolist()
+        first = ends[self.rank] - len(x)
+        whole = _Gathered.apply(x, first, ends[-1])  # type: ignore[no-untyped-call]  # torch's own
+        return whole, torch.arange(first, ends[self.rank], device=x.device)
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Take the tensors of the first process, so that all begin alike on unlike machines."""
@@ -104,6 +122,24 @@ class _Total(Function):
         total = gradient.clone()
         dist.all_reduce(total)
         return total
+
+
+class _Gathered(Function):
+    """The rows of all processes; the gradient of each row is the sum of all their gradients of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: int, n: int) -> Tensor:
+        ctx.own = slice(first, first + len(x))
+        whole = x.new_zeros(n, *x.shape[1:])
+        whole[ctx.own] = x  # shares may differ by a row, which a sum does not mind
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed[ctx.own], None, None
 
 
 def total(x: Tensor) -> Tensor:

@@ -163,7 +163,10 @@ def open_source(
         names_ = getattr(spec, stacked)
         if names_ and any(r.startswith(f"{stacked}/") for r in columns):
             columns[stacked] = np.stack([columns.pop(f"{stacked}/{n}") for n in names_], axis=1)
-    return Source(spec, cells.names.to_numpy(), matrices, places, take, columns)
+    control = None
+    if "perturbation" in columns and cells.schema.control is not None:
+        control = (cells.categories("perturbation") == cells.schema.control).to_numpy()
+    return Source(spec, cells.names.to_numpy(), matrices, places, take, columns, control)
 
 
 def open_query(

@@ -162,6 +162,21 @@ class CellBatch:
             for i, rows in enumerate(self.rows.split(sizes))
         ]
 
+    def aligned(self, k: int) -> list[CellBatch]:
+        """Return k batches whose i-th cells belong together: the anchors, then their partners.
+
+        Raises
+        ------
+        DataError
+            If the cells are not so many for each anchor: a sampler draws them (see `Sampler`).
+        """
+        if len(self) % k:
+            raise DataError(
+                f"{len(self)} cells are not {k} for each anchor. Take a sampler that draws {k - 1} "
+                "partners, as Paired does."
+            )
+        return self.split([len(self) // k] * k)
+
     def with_columns(self, **columns: Tensor) -> CellBatch:
         """Return the same cells under other conditions."""
         return replace(self, columns={**self.columns, **columns})

@@ -66,6 +66,8 @@ class Source:
         For roles whose features differ from the spec: column of each trained feature, -1 if missing.
     columns
         Codes, and numbers in the user's units, one row per cell.
+    control
+        Which cells are unperturbed, where the schema says what `perturbation` that is.
     """
 
     spec: Spec
@@ -74,6 +76,7 @@ class Source:
     where: Mapping[str, Int[np.ndarray, " cells"]] = field(default_factory=dict)
     take: Mapping[str, Int[np.ndarray, " g"]] = field(default_factory=dict)
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    control: Bool[np.ndarray, " cells"] | None = None
 
     def __len__(self) -> int:
         return len(self.obs_names)

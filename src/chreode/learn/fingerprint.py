@@ -70,6 +70,8 @@ def of_cells(source: Source, rows: np.ndarray) -> str:
 
     def pieces() -> Iterable[bytes]:
         yield str(source.block).encode()  # by which minibatches are mixed
+        if source.control is not None:  # by which partners are drawn
+            yield source.control[rows].tobytes()
         for batch in source.batches(rows):
             for role in sorted(batch.views):
                 stored = batch.sparse(role)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -170,6 +171,10 @@ class _Loop:
         n_rows = len(self.split.train)
         self.epochs = int(_for_so_many(self.sgd.max_epochs or default_epochs, n_rows))
         self.steps = self.epochs * n_batches
+        held_out, generator = self.split.validation, self.run.rng.numpy("held out")
+        self.held_out = (
+            self.sampler.held_out(self.source, held_out, generator) if len(held_out) else []
+        )
         decay = _for_so_many(self.sgd.weight_decay, n_rows)
         self.players = Players(self.target, self.sgd, decay, self.run.group)
         self.average = Average(self.target, self.sgd.ema)
@@ -241,22 +246,24 @@ class _Loop:
                 f"{counted(group.size, 'process')}, which need two cells each. Raise batch_size, or "
                 "start fewer."
             )
-        mine = self.source.minibatches(map(group.share, joint), self.run.device)
+        mine = self._minibatches(map(group.share, joint))
         mean = EpochMean("train", group)
         with self.run.rng.scope("noise"):
             for rows, batch in zip(joint, mine, strict=True):
-                step = Step(self.run.rng, self.index, self.index / self.steps, self.players.rate)
+                progress, n = self.index / self.steps, _anchors(batch, rows)
+                step = Step(self.run.rng, self.index, progress, self.players.rate, group)
                 own = () if group.alone else (group.rank,)
                 self.run.rng.seed_global("noise", self.index, *own)
                 with self._autocast():
                     loss = self.forward(batch, step)
-                objectives = self.players.gradients(loss.objectives, step, len(batch) / len(rows))
+                objectives = self.players.gradients(loss.objectives, step, n / len(rows))
                 # one that is not finite anywhere is not finite everywhere: all stop together
                 if not bool(objectives.isfinite().all()):
                     raise self._failure(loss, batch)
                 self.players.move(step)
-                self.target.after_step(step)
-                mean.add(loss, len(batch))
+                outputs = {name: value.detach() for name, value in loss.outputs.items()}
+                self.target.after_step(replace(step, outputs=outputs) if outputs else step)
+                mean.add(loss, n)
                 self.index += 1
                 if self.index % EVERY == 0:
                     self.average.update(self.index)
@@ -278,14 +285,18 @@ class _Loop:
         group = self.run.group
         mean = EpochMean("validation", group, names)  # a process may have no chunk to see
         step = Step(self.run.rng, self.index, 1.0)
-        mine = list(enumerate(self.source.pieces(self.split.validation)))[group.rank :: group.size]
-        batches = self.source.minibatches((rows for _, rows in mine), self.run.device)
+        mine = list(enumerate(self.held_out))[group.rank :: group.size]
+        batches = self._minibatches(rows for _, rows in mine)
         with self.average.shown(), torch.no_grad():
-            for (number, _), batch in zip(mine, batches, strict=True):
+            for (number, rows), batch in zip(mine, batches, strict=True):
                 # the same noise in every epoch: differences are then the weights' own
                 with self.run.rng.scope("validation", number), self._autocast():
-                    mean.add(self.forward(batch, step), len(batch))
+                    mean.add(self.forward(batch, step), _anchors(batch, rows))
         return mean
+
+    def _minibatches(self, drawn: Iterable[np.ndarray]) -> Iterator[Any]:
+        """Read minibatches: of anchors with partners all anchors, then all first partners, and so on."""
+        return self.source.minibatches((rows.T.ravel() for rows in drawn), self.run.device)
 
     def _autocast(self) -> torch.autocast:
         kind = torch.device(self.run.device).type
@@ -345,6 +356,11 @@ class _Loop:
 
 def _for_so_many(value: float | Callable[[int], float], n_rows: int) -> float:
     return value(n_rows) if callable(value) else value
+
+
+def _anchors(batch: Any, drawn: np.ndarray) -> int:
+    """Return how many anchors a batch has: all of its cells, but for their partners."""
+    return len(batch) // math.prod(drawn.shape[1:])
 
 
 def _like(state: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
