@@ -55,9 +55,9 @@ class Target(nn.Module):
             if self.own and isinstance(slow, nn.BatchNorm1d):
                 continue
             buffers = slow.buffers(recurse=False), fast.buffers(recurse=False)
-            for mine, theirs in zip(*buffers, strict=True):
-                if first or not mine.is_floating_point():
-                    mine.copy_(theirs)
+            for kept, current in zip(*buffers, strict=True):
+                if first or not kept.is_floating_point():
+                    kept.copy_(current)
                 else:
-                    mine.lerp_(theirs, share)
+                    kept.lerp_(current, share)
         self.begun.fill_(True)
