@@ -17,7 +17,7 @@ import chreode as ch
 from chreode.config import config, param
 from chreode.data.align import learn_spec, open_source
 from chreode.data.cells import Cells
-from chreode.data.sampler import Balanced, Paired, Sampler, Shuffled, Together
+from chreode.data.sampler import Balanced, FullBatch, Paired, Sampler, Shuffled
 from chreode.errors import DataError, SchemaError
 from chreode.learn import SGD, Phase, Rng, Session, Split
 from chreode.learn.components import components
@@ -305,7 +305,7 @@ def test_a_function_may_draw_several_partners(pbmc):
     assert sorted(np.concatenate([first, second])[:, 0]) == rows.tolist()
 
 
-@pytest.mark.parametrize("sampler", [Shuffled(64), Balanced(64), Together(3)])
+@pytest.mark.parametrize("sampler", [Shuffled(64), Balanced(64), FullBatch(3)])
 def test_other_samplers_look_at_held_out_cells_in_order(pbmc, sampler):
     source, rows = source_of(pbmc, ch.Schema(counts="X"), "counts"), np.arange(100, 200)
     (looked_at,) = sampler.held_out(source, rows, np.random.default_rng(0))
