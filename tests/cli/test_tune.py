@@ -136,7 +136,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(say, there, monke
         patch.setattr(sgd._Loop, "run_epoch", stop)
         code, out, err = say(line)
     assert code == 130
-    said = "interrupted; 3 results are kept in runs, and the same call goes on from there"
+    said = "interrupted; runs keeps 3 results, and the same call goes on from there"
     assert err == f"error: {said}\n"
     assert json.loads(out) == {"error": said, "kind": "KeyboardInterrupt"}
     monkeypatch.setattr(sgd, "default_epochs", lambda _: 2)

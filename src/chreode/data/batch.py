@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +172,7 @@ class CellBatch:
         """
         if len(self) % k:
             raise DataError(
-                f"{len(self)} cells are not {k} for each anchor. Take a sampler that draws {k - 1} "
+                f"A minibatch of {counted(len(self), 'cell')} does not hold {k} for each anchor. Take a sampler that draws {k - 1} "
                 "partners, as Paired does."
             )
         return self.split([len(self) // k] * k)

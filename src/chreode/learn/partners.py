@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.sampler import Rows
 from ..data.source import Source
-from ..errors import DataError, SchemaError
+from ..errors import DataError, SchemaError, counted
 from ..metrics.neighbours import exact_neighbours
 
 
@@ -107,8 +107,8 @@ def _controls(source: Source, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     found = np.unique(rows[source.control[rows]])
     if not len(found):
         raise DataError(
-            f"None of {len(rows):,} cells is a control, of which each needs one as its partner. Cells to "
-            "learn from need some, and so do cells held out, if any are: name others, or hold out none."
+            f"There is no control among {counted(len(rows), 'cell')}, and each needs one as its partner. Cells "
+            "to learn from need some, and so do cells held out: name other cells, or hold out none."
         )
     return batch, np.sort(batch[found] * len(source) + found)
 
