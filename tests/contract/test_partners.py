@@ -290,7 +290,7 @@ def test_batches_are_taken_apart_in_order(pbmc, stored, tmp_path):
     assert [part.rows.tolist() for part in parts] == drawn.T.tolist()
     for part, rows in zip(parts, drawn.T, strict=True):
         np.testing.assert_array_equal(part["counts"], pbmc.X[rows].toarray())
-    with pytest.raises(DataError, match="6 cells are not 4 for each anchor"):
+    with pytest.raises(DataError, match="6 cells does not hold 4 for each anchor"):
         batch.aligned(4)
 
 

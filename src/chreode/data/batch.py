@@ -172,8 +172,8 @@ class CellBatch:
         """
         if len(self) % k:
             raise DataError(
-                f"A minibatch of {counted(len(self), 'cell')} does not hold {k} for each anchor. Take a sampler that draws {k - 1} "
-                "partners, as Paired does."
+                f"A minibatch of {counted(len(self), 'cell')} does not hold {k} for each anchor. Take a "
+                f"sampler that draws {counted(k - 1, 'partner')}, as Paired does."
             )
         return self.split([len(self) // k] * k)
 

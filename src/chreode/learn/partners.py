@@ -107,8 +107,8 @@ def _controls(source: Source, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     found = np.unique(rows[source.control[rows]])
     if not len(found):
         raise DataError(
-            f"There is no control among {counted(len(rows), 'cell')}, and each needs one as its partner. Cells "
-            "to learn from need some, and so do cells held out: name other cells, or hold out none."
+            f"There is no control among {counted(len(rows), 'cell')}, and each needs one as its partner. "
+            "Cells to learn from need some, and so do cells held out: name other cells, or hold out none."
         )
     return batch, np.sort(batch[found] * len(source) + found)
 
