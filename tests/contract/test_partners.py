@@ -17,11 +17,11 @@ import chreode as ch
 from chreode.config import config, param
 from chreode.data.align import learn_spec, open_source
 from chreode.data.cells import Cells
-from chreode.data.partners import Controls, NearestNeighbours
 from chreode.data.sampler import Balanced, Paired, Sampler, Shuffled, Together
 from chreode.errors import DataError, SchemaError
 from chreode.learn import SGD, Phase, Rng, Session, Split
 from chreode.learn.components import components
+from chreode.learn.partners import Controls, NearestNeighbours
 from chreode.model import Model
 from chreode.module import Loss, Module
 

@@ -179,7 +179,7 @@ class Paired:
     batch_size
         Anchors of a minibatch, nearly.
     partner
-        Draws the partners (see `chreode.data.partners`).
+        Draws the partners (see `chreode.learn.partners`).
     """
 
     batch_size: int

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..data.sampler import Rows
+from ..data.source import Source
 from ..errors import DataError, SchemaError
 from ..metrics.neighbours import exact_neighbours
-from .sampler import Rows
-from .source import Source
 
 
 @dataclass(frozen=True, eq=False)
