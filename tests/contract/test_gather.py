@@ -46,7 +46,7 @@ def blood(path, n_cells=600, n_genes=300):
     return data[:, np.sort(np.argsort(-variance)[:n_genes])].copy()
 
 
-# SimCLR (Chen et al. 2020, equation 1), of which the halves of a cell's genes are the views: 36 lines.
+# SimCLR (Chen et al. 2020, equation 1), of which the halves of a cell's genes are the views: 32 lines.
 
 
 class SimCLRModule(Module):

@@ -66,7 +66,7 @@ def pbmc(real):
     return blood(real("pbmc3k/pbmc3k_2700.h5ad"))
 
 
-# A regressor from controls to perturbed cells: 22 lines.
+# A regressor from controls to perturbed cells: 20 lines.
 
 
 class ResponseModule(Module):
@@ -182,7 +182,7 @@ def test_a_checkpoint_knows_which_cells_are_controls(papalexi, tmp_path):
         Response(max_epochs=1).fit(papalexi, SCREEN.with_(control="JAK2"), checkpoint=tmp_path)
 
 
-# Contrastive learning from neighbours: 30 lines.
+# Contrastive learning from neighbours: 25 lines.
 
 
 class NeighboursModule(Module):

@@ -42,7 +42,7 @@ def encoder(n, z=16):
     return nn.Sequential(MLP(n, [64], momentum=0.1), nn.Linear(64, z))
 
 
-# BYOL (Grill et al. 2020, section 3.1): 36 lines.
+# BYOL (Grill et al. 2020, section 3.1): 32 lines.
 
 
 class BYOLModule(Module):
@@ -88,7 +88,7 @@ class BYOL(Model):
         return [Phase(learner, data=Shuffled(100))]
 
 
-# MoCo (He et al. 2020, algorithm 1), which matches the halves of a cell's genes: 41 lines.
+# MoCo (He et al. 2020, algorithm 1), which matches the halves of a cell's genes: 35 lines.
 
 
 class MoCoModule(Module):

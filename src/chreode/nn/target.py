@@ -50,8 +50,8 @@ class Target(nn.Module):
         share, first = 1 - momentum, not bool(self.begun)
         for slow, fast in zip(self.network.modules(), online.modules(), strict=True):
             weights = slow.parameters(recurse=False), fast.parameters(recurse=False)
-            for mine, theirs in zip(*weights, strict=True):
-                mine.lerp_(theirs, share)
+            for weight, new in zip(*weights, strict=True):
+                weight.lerp_(new, share)
             if self.own and isinstance(slow, nn.BatchNorm1d):
                 continue
             buffers = slow.buffers(recurse=False), fast.buffers(recurse=False)
