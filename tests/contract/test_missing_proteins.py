@@ -1,6 +1,6 @@
 """Proteins that one batch was not stained for: NaN, told entry by entry, and imputed.
 
-The model is 33 lines: an encoder of RNA and of the proteins that were measured, and a decoder of both, that
+The model is 31 lines: an encoder of RNA and of the proteins that were measured, and a decoder of both, that
 learns from measured entries alone. Cells: 10k PBMC with 14 proteins; three of them are taken out of one of
 two halves, which are the batches.
 """
@@ -106,6 +106,7 @@ def errors(found, cells):
     ]
 
 
+@pytest.mark.slow
 def test_proteins_that_a_batch_lacks_are_imputed_better_than_by_their_mean(cite):
     fitted = Paired().fit(cite, ROLES, validation=0)
     ours, theirs = errors(fitted.reconstruct(cite, role="protein"), cite)

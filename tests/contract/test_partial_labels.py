@@ -1,6 +1,6 @@
 """Labels of some cells, a fit that starts from another model's, and `classify`.
 
-The model is 29 lines: scVI with a linear classifier of its latent state, as in scANVI, learned from the cells
+The model is 32 lines: scVI with a linear classifier of its latent state, as in scANVI, learned from the cells
 that have a label and started from a fit of `SCVI`. Cells: 3k PBMC with 9 types, of which 10 cells each have
 their name.
 """

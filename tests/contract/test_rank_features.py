@@ -1,7 +1,7 @@
 """`rank` in its two forms: how much each feature matters, and which drives which.
 
-The models are 25 and 8 lines: Fisher's F of each gene between types (a marker panel, with the share of random
-halves of the cells that choose the gene too), and correlations of genes. Cells: 3k PBMC.
+The models are 32 and 17 lines: Fisher's F of each gene between types (a marker panel, with the share of
+random halves of the cells that choose the gene too), and correlations of genes. Cells: 3k PBMC.
 """
 
 from __future__ import annotations

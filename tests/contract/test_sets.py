@@ -1,6 +1,6 @@
 """Perturbations in combinations: `A+B` as the set of A and B, asked for though no cell ever had both.
 
-The model is 38 lines: expression is a base plus the sum of what each perturbation does, learned as a table
+The model is 41 lines: expression is a base plus the sum of what each perturbation does, learned as a table
 or as a linear map of a given vector. Cells: K562 of Norman et al. (2019), single and double activations.
 """
 
@@ -20,6 +20,7 @@ from chreode.config import config, param
 from chreode.data.align import open_query
 from chreode.data.cells import Cells
 from chreode.data.sampler import Shuffled
+from chreode.data.sets import packed
 from chreode.learn import SGD, Phase
 from chreode.model import Model
 from chreode.module import Loss, Module
@@ -170,6 +171,11 @@ def test_a_batch_holds_one_for_each_name_in_a_set(small):
     names = cells.obs["perturbation"].to_numpy()
     wanted = [[g in name.split("+") for g in ("KLF1", "MAP2K6", "TGFBR2")] for name in names]
     assert np.array_equal(held.numpy(), np.array(wanted, np.float32))
+
+
+def test_sets_of_the_same_names_are_the_same_row():
+    found = packed([[2, 0], [0, 2], [1], []])
+    assert found.tolist() == [[0, 2], [0, 2], [1, -1], [-1, -1]]
 
 
 def test_a_dose_is_how_much_there_was(small):
