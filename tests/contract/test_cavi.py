@@ -202,7 +202,7 @@ def test_processes_share_the_cells(tmp_path):
     ]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*launch, str(tmp_path / "run.py"), str(Path(__file__).parents[1])],
+        [*launch, str(tmp_path / "run.py"), str(Path(__file__).parents[1]), str(tmp_path)],
         env=quiet, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
