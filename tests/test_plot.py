@@ -565,6 +565,8 @@ def test_edges_are_drawn_from_their_drivers():
     assert ends[0][2] > ends[0][0]  # blue represses
     assert ends[2][0] > ends[2][2]
     assert ends[:, 3].round(1).tolist() == [1.0, 0.0, 1.0]
+    weak = ordered.images[0].cmap([0.4, 0.6])
+    assert (weak[:, 3] > 0.3).all()  # a fifth of the strongest is still seen
 
 
 def test_curves_have_the_means_of_every_method():

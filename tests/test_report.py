@@ -499,11 +499,12 @@ def test_what_a_reader_may_believe_says_what_the_ceiling_and_the_baselines_are()
 
 def test_times_seeds_states_and_zeros_are_in_words(tmp_path):
     totals = {"PCA": 0.5, "A": -0.0001, "B": 0.25, "oracle": 0.9}
-    made = bench(totals, {"B": "still improving"})
+    made = bench(totals, {"B": "slow; still improving"})
     made.methods["seconds"] = [0.0, 0.02, 75.4, np.nan]
     made.methods["state"] = ["rested", "rested", "still improving", "rested"]
     table = tables(made)["Methods"]
     assert table["seeds"].unique().tolist() == ["three seeds"]
+    assert table.loc["B", "note"] == "slow"  # and how its fit ended has a column
     assert table.loc[["A", "B", "PCA"], "fit"].tolist() == [
         "the fit converged", "the fit was still improving", "–",
     ]  # fmt: skip

@@ -31,8 +31,12 @@ from .style import GREY, PALETTE, axes, bare, panels, picture_of, short
 
 #: From blue to red by way of nothing, so that a weak edge is pale on white and on black.
 _SIGNS = LinearSegmentedColormap.from_list(
-    "chreode signs", ["#1F77C9FF", "#1F77C900", "#D0312D00", "#D0312DFF"]
-)
+    "chreode signs",
+    [
+        (0.0, "#1F77C9FF"), (0.4, "#1F77C960"), (0.5, "#1F77C900"),
+        (0.5, "#D0312D00"), (0.6, "#D0312D60"), (1.0, "#D0312DFF"),
+    ],
+)  # fmt: skip
 #: Corners of the grid on which streamlines are drawn, per axis.
 _GRID = 24
 

@@ -204,7 +204,7 @@ def _head(name: object) -> str:
 def as_text(values: pd.Series) -> list[str]:
     """Return a column as people read it: as many decimals as it needs, three at the most.
 
-    A value that three decimals would hide (below 0.001) has three significant digits.
+    A value that three decimals would hide (below 0.001) has two significant digits.
 
     Examples
     --------
@@ -225,7 +225,7 @@ def as_text(values: pd.Series) -> list[str]:
 
 
 def _digits(value: float) -> str:
-    return f"{value:z.3g}" if abs(value) < 1e-3 else f"{value:,.3f}"
+    return f"{value:z.2g}" if abs(value) < 1e-3 else f"{value:,.3f}"
 
 
 def _flat(about: Mapping[str, Any]) -> list[tuple[str, str]]:

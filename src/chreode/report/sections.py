@@ -211,8 +211,13 @@ def _methods(bench: ScoreTable, order: Sequence[str]) -> tuple[str, pd.DataFrame
         table["fit"] = told["state"].map(ENDED).where(told["role"] == "method", ABSENT)
     if "seconds" in told:
         table["time for one seed"] = told["seconds"].map(duration)
-    table["note"] = told["note"]
+    table["note"] = told["note"].map(_without_state)
     return f"Methods. {yardsticks(bench)}", table
+
+
+def _without_state(note: str) -> str:
+    """Return a note without how the fit ended, which has a column of its own."""
+    return "; ".join(part for part in note.split("; ") if part not in ENDED)
 
 
 def _seeds(bench: ScoreTable, order: Sequence[str]) -> pd.Series:
