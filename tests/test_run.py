@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import chreode as ch
+from chreode.compute.device import choose_device
 
 MODEL = ch.SCVI(max_epochs=1, n_hidden=8, n_latent=3)
 
@@ -48,6 +49,17 @@ def test_wrong_values_are_refused_before_any_work(cells, fitted):
             fitted.score(cells, **wrong)
     with pytest.raises(ch.ConfigError, match="device='tpu'"):
         fitted.embed(cells, device="tpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "last"), [("cuda:2", "cuda:0 to cuda:1"), ("cuda:x", "cuda:0"), ("cpu:1", "cpu:0")]
+)
+def test_a_card_that_is_not_there_is_refused(cells, monkeypatch, device, last):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ch.ConfigError, match=f"there is {last}"):
+        choose_device(device, double=False)
+    assert choose_device("cuda:1", double=False) == "cuda:1"
 
 
 def test_threads_hold_for_the_call_alone(cells, fitted, monkeypatch):

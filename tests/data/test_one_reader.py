@@ -368,7 +368,7 @@ def test_a_link_to_a_whole_zarr_is_the_users_own(tmp_path):
     assert matrix(tmp_path / "b.zarr").tolist() == dense().tolist()
 
 
-@pytest.mark.parametrize("place", ["filters", "compressor", "codecs", "nested", "deep"])
+@pytest.mark.parametrize("place", ["filters", "compressor", "codecs", "nested", "deep", "no name"])
 def test_codecs_that_could_run_code_are_refused(tmp_path, place, monkeypatch):
     version = 2 if place in ("filters", "compressor", "deep") else 3
     path = zarr_of(tmp_path / "a.zarr", ad.AnnData(sp.csr_matrix(dense())), version, (100,))
@@ -384,6 +384,8 @@ def test_codecs_that_could_run_code_are_refused(tmp_path, place, monkeypatch):
         told["compressor"] = {"id": "pickle"}
     elif place == "codecs":
         told["codecs"].append({"name": "numcodecs.pickle"})
+    elif place == "no name":
+        told["codecs"].append({"name": ["pickle"]})
     else:
         inner = {"codecs": [{"name": "bytes"}, "pickle"], "index_codecs": [], "chunk_shape": [1]}
         told["codecs"] = [{"name": "sharding_indexed", "configuration": inner}]

@@ -213,6 +213,13 @@ def test_a_series_without_a_gene_is_refused_by_name():
     assert source_of(data).series(np.arange(4)).start.isfinite().all()
 
 
+def test_series_are_kept_for_each_device():
+    source = source_of(cells([("a", 0.0), ("a", 1.0), ("a", 2.0)], np.ones((3, 2))))
+    for device in ("meta", "cpu", "meta"):
+        (batch,) = source.minibatches([np.arange(3)], device)
+        assert batch.values.device.type == device
+
+
 def test_a_population_is_drawn_of_the_cells_of_each_time():
     rng = np.random.default_rng(0)
     table = [(p, float(t)) for p in "ab" for t in range(3 if p == "a" else 2) for _ in range(20)]

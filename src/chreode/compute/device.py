@@ -22,6 +22,11 @@ def choose_device(device: str, *, double: bool) -> str:
     found = [*(name for name, there in available.items() if there), "cpu"]
     if device == "auto":
         return found[0]
-    if device.partition(":")[0] not in found:
+    kind, _, number = device.partition(":")
+    if kind not in found:
         raise ConfigError(f"device={device!r}: this model runs on {' and '.join(found)} here.")
+    cards = torch.cuda.device_count() if kind == "cuda" else 1
+    if number and not (number.isdecimal() and int(number) < cards):
+        last = f" to {kind}:{cards - 1}" if cards > 1 else ""
+        raise ConfigError(f"device={device!r}: there is {kind}:0{last} here.")
     return device

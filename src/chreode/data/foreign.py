@@ -159,8 +159,7 @@ def _metadata(file: Path) -> Any:
 def refuse_codecs(name: str, metadata: Any) -> None:
     """Refuse metadata of zarr, of format 2 or 3, that names a codec not in `CODECS`."""
     for codec in _codecs(metadata):
-        known = codec.removeprefix("numcodecs.") if isinstance(codec, str) else codec
-        if known not in CODECS:
+        if not isinstance(codec, str) or codec.removeprefix("numcodecs.") not in CODECS:
             raise StoreError(
                 f"{name} is to be decoded with {codec!r}, which chreode does not run on files that others "
                 "may have made. If you trust it, read it with zarr, and write it anew."

@@ -51,7 +51,7 @@ class SeriesSource(Source):
     n_particles: int = 0
     redrawn: Literal["", "resampled", "exchanged"] = ""
     generator: int = 0
-    _made: dict[int, SeriesBatch] = field(default_factory=dict, repr=False)
+    _made: dict[tuple[int, str], SeriesBatch] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, source: Source, **how: Any) -> SeriesSource:
@@ -73,7 +73,7 @@ class SeriesSource(Source):
     ) -> Iterator[SeriesBatch]:
         """Yield the series of each item of `rows`; the same item is read once."""
         for some in rows:
-            key = hash(some.tobytes())
+            key = hash(some.tobytes()), device
             if key not in self._made:
                 batch, rng = self.series(some), np.random.default_rng(self.generator)
                 batch = getattr(batch, self.redrawn)(rng) if self.redrawn else batch

@@ -90,7 +90,8 @@ class ScoreTable:
         return wide.join(self.methods[["seeds", "note"]])
 
     def _repr_html_(self) -> str:
-        seen: Any = shown(self.table()).to_html(float_format="{:z.3f}".format, na_rep="–")
+        # metrics are rows, since a notebook is long and not wide
+        seen: Any = shown(self.table()).T.to_html(float_format="{:z.3f}".format, na_rep="–")
         return f"<p>{self.kind.capitalize()} bench. Raw scores, means over seeds.</p>{seen}"
 
     def intervals(self) -> pd.DataFrame:
