@@ -65,7 +65,7 @@ def _fit_and_judge(
     return {"objective": value, "state": fitted.provenance["state"]}, {}
 
 
-def told(outcome: Outcome) -> dict[str, Any]:
+def columns(outcome: Outcome) -> dict[str, Any]:
     """Return what a table says of a trial."""
     row = outcome.row or {"objective": np.nan, "state": ""}
     note = f"failed: {outcome.failed}" if outcome.failed else ""

@@ -121,11 +121,11 @@ def contest(
 
 def _summary(row: Contestant, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     done = [outcome for outcome in outcomes if not outcome.failed]
-    told = [
+    notes_of_rows = [
         *(f"failed: {o.failed}" for o in outcomes if o.failed),
         *(o.row.get("note") for o in done),
     ]
-    notes = dict.fromkeys(filter(None, told))
+    notes = dict.fromkeys(filter(None, notes_of_rows))
     state = worst(outcome.row["state"] for outcome in done)
     return {
         "method": row.name, "role": row.role, "seeds": len(done), "state": state,

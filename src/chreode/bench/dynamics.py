@@ -372,11 +372,12 @@ def _errors(given: _Given, test: Unseen, forecast: Any, centre: Any) -> pd.DataF
     batch = test.batch
     kept = np.setdiff1d(np.arange(batch.values.shape[2]), test.absent)
     with torch.no_grad():
-        told = forecast(batch, test.absent)
+        forecasts = forecast(batch, test.absent)
     mean_path, course = centre(batch, test.absent), batch.smoothed(batch.times, given.bandwidth)[0]
     # squares of what is far out are more than single precision holds
     found, plain, smooth, values, weight = (
-        x.double().numpy()[..., kept] for x in (told, mean_path, course, batch.values, batch.weight)
+        x.double().numpy()[..., kept]
+        for x in (forecasts, mean_path, course, batch.values, batch.weight)
     )
     even = (weight > 0).any(2, keepdims=True) * np.ones_like(weight)
     rows = []

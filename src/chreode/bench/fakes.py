@@ -127,8 +127,8 @@ def fit_and_generate(model: Model, given: Given, parts: Parts, seed: int) -> Mad
         attributes = pd.DataFrame({"batch": data.obs["class"].cat.categories})
         train = train[next(iter(given.measured.values()))[train]]
     fitted = model.fit(data, schema, rows=train, seed=seed, run=given.run)
-    told = {name: values.to_numpy()[wanted] for name, values in attributes.items()}
-    made: Any = fitted.generate(len(wanted), given=told, seed=seed, run=given.run)
+    conditions = {name: values.to_numpy()[wanted] for name, values in attributes.items()}
+    made: Any = fitted.generate(len(wanted), given=conditions, seed=seed, run=given.run)
     places = dict(schema.places())
     counts = (
         {next(iter(given.counts)): sp.csr_matrix(made.X)}

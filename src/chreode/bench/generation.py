@@ -219,15 +219,15 @@ def _judged(given: Given, seeds: Sequence[int]) -> tuple[Given, dict[str, str]]:
 
 
 def _metric_table(given: Given) -> pd.DataFrame:
-    told = dict(METRICS)
+    known = dict(METRICS)
     first, *others = given.counts
     for role in others:
-        told |= {f"{role}_{k}": (f"{role}: {n}", b, s) for k, (n, b, s) in METRICS.items()}
-        told[f"{first}_{role}"] = (f"{first} and {role}", *_ACROSS[1:])
+        known |= {f"{role}_{k}": (f"{role}: {n}", b, s) for k, (n, b, s) in METRICS.items()}
+        known[f"{first}_{role}"] = (f"{first} and {role}", *_ACROSS[1:])
     return pd.DataFrame(
         [
             {"metric": key, "name": name, "group": "generation", "best": best, "about": said}
-            for key, (name, best, said) in told.items()
+            for key, (name, best, said) in known.items()
         ]
     ).set_index("metric")
 

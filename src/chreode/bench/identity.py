@@ -35,13 +35,13 @@ _NAMED = (types.FunctionType, types.BuiltinFunctionType, type)
 def identity(function: Any) -> str:
     """Return a hash of a callable: of the code that it runs, its defaults, and the values it has captured.
 
-    A function of an installed package is told by its name and the version of the package; one of the user's
-    by its code, and so are those that it calls. Callable objects are told by their class and attributes.
+    A function of an installed package is identified by its name and the version of the package. One of the
+    user's is identified by its code and that of what it calls, callable objects by class and attributes.
 
     Raises
     ------
     ConfigError
-        If something is captured whose value cannot be told, as an open file.
+        If something is captured whose value cannot be compared, such as an open file.
 
     Examples
     --------

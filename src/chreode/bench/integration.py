@@ -116,8 +116,8 @@ def integration(
     sent = portable(data) if ray else None
     run, cells = run.with_(**settings), Cells.of(data, schema)
     named = {role: _category(cells, role) for role in ("label", "batch")}
-    told = _metric_table(metrics)
-    if any(key.endswith("leiden") for key in told.index):
+    wanted = _metric_table(metrics)
+    if any(key.endswith("leiden") for key in wanted.index):
         require_igraph()
     with pinned(int(ray) or run.threads or torch.get_num_threads()):
         pca = find("pca")(n_latent=_components(cells))
@@ -126,7 +126,7 @@ def integration(
         scored = _everywhere(cells.positions(rows), [x_pca, *ready(cells, table)])
         about = {
             **provenance(cells), **_sizes(named, scored), "rows": digest(scored),
-            "metrics": [*told.index], "draws": DRAWS, "components of PCA": pca.n_latent,
+            "metrics": [*wanted.index], "draws": DRAWS, "components of PCA": pca.n_latent,
         }  # fmt: skip
         given = Given(
             cells.data if sent is None else sent, schema, named, x_pca, scored, metrics, DRAWS, run
@@ -160,7 +160,7 @@ def integration(
         methods=pd.DataFrame(
             [_summary(method, outcomes[method.name].values(), totals) for method in table]
         ).set_index("method"),
-        metrics=told,
+        metrics=wanted,
         about=about,
         embeddings=pictures,
         labels={role: values.iloc[scored] for role, values in named.items()},

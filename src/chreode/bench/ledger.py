@@ -65,8 +65,8 @@ class Ledger:
             if not file.exists():
                 return None
             arrays = {name: t.numpy() for name, t in store.read_tensors(file)[0].items()}
-        told = {name: line[name] for name in ("row", "seconds", "attempts")}
-        return {**told, "arrays": arrays}
+        outcome = {name: line[name] for name in ("row", "seconds", "attempts")}
+        return {**outcome, "arrays": arrays}
 
     def add(self, key: str, name: str, outcome: Outcome) -> None:
         """Keep a result; it is on the disk when this returns.
@@ -90,7 +90,7 @@ class Ledger:
         self._append(line)
         self.kept[key] = line
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Say what is kept, and how to go on."""
         if self.folder is None:
             return "nothing is kept, as no folder was named for it (into)"
@@ -174,5 +174,5 @@ class Ledger:
             )
 
 
-def _line(told: Mapping[str, Any]) -> bytes:
-    return json.dumps(told).encode() + b"\n"
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

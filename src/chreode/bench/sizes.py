@@ -26,5 +26,5 @@ def cell_counts(cells: Cells, rows: Any = None) -> pd.DataFrame:
         return pd.DataFrame()
     table = pd.DataFrame({role: cells.categories(role).to_numpy(object) for role in named})
     table = table if rows is None else table.iloc[rows]
-    told = table.where(table.notna(), "no value").groupby(named, sort=True)
-    return told.size().rename("cells").reset_index()
+    groups = table.where(table.notna(), "no value").groupby(named, sort=True)
+    return groups.size().rename("cells").reset_index()

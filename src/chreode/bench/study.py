@@ -1,4 +1,4 @@
-"""What an optimiser of options suggests and is told."""
+"""What an optimiser of options suggests, and the outcomes that it gets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from .. import config
 from ..errors import CapabilityError, ConfigError, FitError, near
 from ..model import Model
-from .candidate import told, trial_of
+from .candidate import columns, trial_of
 from .trials import Runner
 
 #: Option -> lowest and highest value (a tuple), or values to choose from (a list).
@@ -19,9 +19,9 @@ Space: TypeAlias = Mapping[str, tuple[float, float] | Sequence[Any]]
 
 
 class Study:
-    """What optuna suggests and is told.
+    """What optuna suggests, and the outcomes that it gets.
 
-    It is told in the order of the trials, whichever finished first, so the same seed and number of
+    It gets them in the order of the trials, whichever finished first, so the same seed and number of
     workers bring the same suggestions again, and a run that was cut off finds its trials on disk.
     """
 
@@ -61,7 +61,7 @@ class Study:
                     self.study.tell(one, state=TrialState.FAIL)
                 else:
                     self.study.tell(one, outcome.row["objective"])
-                rows.append({**one.params, **told(outcome), "seed": self.seed})
+                rows.append({**one.params, **columns(outcome), "seed": self.seed})
             tried += models
             if rows[0]["note"]:
                 raise FitError(f"{self.given.key}, as given, {rows[0]['note']}")

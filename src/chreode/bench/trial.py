@@ -75,7 +75,7 @@ Execute: TypeAlias = Callable[[Sequence[Trial]], Generator[tuple[Trial, Outcome]
 
 
 def attempt(trial: Trial, shared: Any, threads: int | None = None) -> Outcome:
-    """Run a trial in this process; whatever it fails of is told by what is returned."""
+    """Run a trial in this process; a failure is part of what is returned."""
     start = time.perf_counter()
     try:
         with pinned(threads or torch.get_num_threads()):

@@ -127,7 +127,7 @@ def _told(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except (_Stopped, KeyboardInterrupt):
-        raise KeyboardInterrupt(f"interrupted; {ledger.told()}") from None
+        raise KeyboardInterrupt(f"interrupted; {ledger.summary()}") from None
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ..fitted import Fitted
 from ..model import Model
 from ..run import Run
 from ..schema import Schema
-from .candidate import Given, Objective, told, trial_of
+from .candidate import Given, Objective, columns, trial_of
 from .cluster import portable
 from .digest import digest, provenance
 from .identity import identity
@@ -167,15 +167,15 @@ def default_space(model: Model) -> dict[str, tuple[float, float]]:
     """
     space: dict[str, tuple[float, float]] = {}
     for option in dataclasses.fields(model):  # type: ignore[arg-type]  # `config` makes it one
-        name, value, told = option.name, getattr(model, option.name), option.metadata
+        name, value, limits = option.name, getattr(model, option.name), option.metadata
         if value != option.default or not (name in _RANGES or (name in _FACTORS and value)):
             continue
         if name in _RANGES:
             low, high = min(_RANGES[name][0], value), max(_RANGES[name][1], value)
         else:
             low, high = value / _FACTORS[name], value * _FACTORS[name]
-        low = low if told["low"] is None else max(low, told["low"])
-        high = high if told["high"] is None else min(high, told["high"])
+        low = low if limits["low"] is None else max(low, limits["low"])
+        high = high if limits["high"] is None else min(high, limits["high"])
         space[name] = (int(low), int(high)) if isinstance(value, int) else (low, high)
     return space
 
@@ -203,7 +203,7 @@ def _told_apart(objective: Objective, *, named: bool) -> str:
         return f"{name} {identity(objective)}"
     except ConfigError as error:
         raise ConfigError(
-            f"The objective {name} refers to {error}, of which cannot be told whether it is the same in the "
+            f"The objective {name} refers to {error}, and nothing shows whether it is the same in the "
             "next call, so results of several objectives could be mixed in one folder (into). Give it plain "
             "values, as in functools.partial(objective, weight=0.5), or leave out into."
         ) from error
@@ -240,7 +240,7 @@ def _refits(runner: Runner, models: Mapping[str, Model], seeds: range, shown: An
     outcomes = runner.run(todo, shown)
     return pd.DataFrame(
         [
-            {"options": name, "seed": seed, **told(outcome)}
+            {"options": name, "seed": seed, **columns(outcome)}
             for (name, seed), outcome in zip(pairs, outcomes, strict=True)
         ]
     )

@@ -13,12 +13,12 @@ State: TypeAlias = Literal["still improving", "overfitted", "rested"]
 STATES: dict[str, str] = {
     "still improving": "was still improving when it stopped: train it for longer before you judge it",
     "overfitted": "had been better on the validation cells before it stopped: the weights of its best "
-    "epoch are kept, unless it was told to keep the last",
+    "epoch are kept, unless the model was set to keep the last",
     "rested": "had converged when it stopped",
 }
 #: Share of what was gained after the first tenth which counts as nothing.
 SHARE = 0.005
-#: Epochs of noise from which its size can be told.
+#: Epochs of noise from which its size can be estimated.
 _ENOUGH = 10
 
 

@@ -97,18 +97,18 @@ def _converted(path: Path) -> str:
     end = next((end for end in ways if plain.endswith(end)), None)
     if end is None:
         return ""
-    told = {
+    words = {
         "file": str(path), "folder": str(path.parent),
         "new": str(path.with_name(path.name[: len(plain)]).with_suffix(".h5ad")),
     }  # fmt: skip
     before = path.name[: plain.rfind(end)]
-    call = ways[end].read.format(**told, prefix=f", prefix={before!r}" if before else "")
-    known = ways[end].known.format(**told)
+    call = ways[end].read.format(**words, prefix=f", prefix={before!r}" if before else "")
+    known = ways[end].known.format(**words)
     if end in _R:
         return f" Convert it once, in R: {call}. {known} See docs/with-scanpy.md."
     return (
         f" Convert it once, in Python: import {call.partition('.')[0]}; a = {call}; "
-        f"a.var_names_make_unique(); a.write_h5ad({told['new']!r}). {known} See docs/with-scanpy.md."
+        f"a.var_names_make_unique(); a.write_h5ad({words['new']!r}). {known} See docs/with-scanpy.md."
     )
 
 

@@ -296,8 +296,9 @@ def sparsity_curve(curves: pd.DataFrame) -> Figure:
         raise ConfigError(
             "This fit has one strength only: leave strength at None, and give strengths."
         )
-    told = curves.dropna(subset="none")
-    methods = dict(list(told.groupby("method", sort=False))) if "method" in told else {"": told}
+    measured = curves.dropna(subset="none")
+    named = "method" in measured
+    methods = dict(list(measured.groupby("method", sort=False))) if named else {"": measured}
     figure = picture_of(7.0, 2.8)
     pair = panels(figure, 1, 2)[0]
     for colour, (method, rows) in zip(PALETTE * 2, methods.items(), strict=False):
@@ -309,7 +310,7 @@ def sparsity_curve(curves: pd.DataFrame) -> Figure:
     pair[0].set(ylabel="error of held-out series, scaled", ylim=(0, None))
     pair[1].set(ylabel="share of pairs without a path", ylim=(-0.02, 1.02))
     for ax in pair:
-        ax.set_xscale("symlog", linthresh=float(min(s for s in told["strength"] if s > 0)))
+        ax.set_xscale("symlog", linthresh=float(min(s for s in measured["strength"] if s > 0)))
         ax.set_xlabel("strength of the penalty")
         bare(ax)
     if len(methods) > 1:

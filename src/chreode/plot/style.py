@@ -24,7 +24,7 @@ GREY = "#8C9198"
 
 
 class Picture(Figure):
-    """A figure that a notebook shows without being told to."""
+    """A figure that a notebook shows by itself."""
 
     def _repr_png_(self) -> bytes:
         drawn = io.BytesIO()

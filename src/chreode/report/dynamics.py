@@ -115,10 +115,10 @@ def dynamics_sections(fitted: FittedState, data: AnnData | None = None) -> list[
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", ForecastWarning)
         said, figures = _course(fitted, data, edges)
-    for told in heard:
-        if not issubclass(told.category, ForecastWarning):
-            warnings.warn_explicit(told.message, told.category, told.filename, told.lineno)
-    if any(issubclass(told.category, ForecastWarning) for told in heard):
+    for caught in heard:
+        if not issubclass(caught.category, ForecastWarning):
+            warnings.warn_explicit(caught.message, caught.category, caught.filename, caught.lineno)
+    if any(issubclass(caught.category, ForecastWarning) for caught in heard):
         said.append(_HELD)
     if len(edges):
         caption = "The strongest edges: the row drives the column. Red activates, blue represses."

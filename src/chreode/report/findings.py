@@ -100,7 +100,7 @@ def _lacking(bench: ScoreTable) -> Iterator[str]:
 
 
 def _unsettled(bench: ScoreTable) -> Iterator[str]:
-    """Say which methods are not told apart from the winner."""
+    """Say which methods the scores do not separate from the winner."""
     key, totals = _totals(bench)
     if not key:
         return

@@ -205,13 +205,13 @@ def _sizes(bench: ScoreTable) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _methods(bench: ScoreTable, order: Sequence[str]) -> tuple[str, pd.DataFrame]:
-    told = bench.methods.loc[list(order)]
-    table = pd.DataFrame({"role": told["role"], "seeds": _seeds(bench, order)})
-    if "state" in told:
-        table["fit"] = told["state"].map(ENDED).where(told["role"] == "method", ABSENT)
-    if "seconds" in told:
-        table["time for one seed"] = told["seconds"].map(duration)
-    table["note"] = told["note"].map(_without_state)
+    rows = bench.methods.loc[list(order)]
+    table = pd.DataFrame({"role": rows["role"], "seeds": _seeds(bench, order)})
+    if "state" in rows:
+        table["fit"] = rows["state"].map(ENDED).where(rows["role"] == "method", ABSENT)
+    if "seconds" in rows:
+        table["time for one seed"] = rows["seconds"].map(duration)
+    table["note"] = rows["note"].map(_without_state)
     return f"Methods. {yardsticks(bench)}", table
 
 
