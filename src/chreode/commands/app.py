@@ -35,7 +35,7 @@ COMMANDS = (
     ),
     (
         "commands.check:check",
-        "Say what a file holds, what is wrong with it, and which models it can feed.",
+        "Show what a file holds, what is wrong with it, and which models can read it.",
         "check pbmc.h5ad --counts layers/counts --batch obs/donor",
     ),
     ("commands.fit:fit", "Fit a model and save it as a folder.", ""),
@@ -72,7 +72,7 @@ COMMANDS = (
     ),
     (
         "commands.paths:rank",
-        "Say which genes drive which, or how much each matters.",
+        "Show which genes drive which, or how much each gene matters.",
         "rank runs/pathreg -o edges.csv",
     ),
     ("commands.judge:bench", "Score methods side by side, with baselines and a ceiling.", ""),

@@ -1,4 +1,4 @@
-"""``chreode check FILE``: what a file holds, what is wrong with it, and which models it can feed."""
+"""``chreode check FILE``: what a file holds, what is wrong with it, and which models can read it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check(
     json: Json = False,
     **roles: Any,
 ) -> Answer:
-    """Say what a file holds, what is wrong with it, and which models it can feed.
+    """Show what a file holds, what is wrong with it, and which models can read it.
 
     Parameters
     ----------

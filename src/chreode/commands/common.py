@@ -77,19 +77,20 @@ Conditions = Annotated[
 Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)]
 Switch = Annotated[bool, Parameter(negative="", show_default=False, group=RUN)]
 Json = Annotated[
-    Switch, Parameter(help="Print one JSON document on stdout, and all else on stderr.")
+    Switch,
+    Parameter(help="Print the result as one JSON document on stdout, and all else on stderr."),
 ]
 Seed = Annotated[Whole, Parameter(group=RUN, help="Same seed, same result on the same machine.")]
 Threads = Annotated[
     Whole | None,
     # beyond, torch ends the process where the system has no more
     Parameter(
-        validator=Number(gte=1, lte=1024), group=RUN, help="Threads of torch; all, unless said."
+        validator=Number(gte=1, lte=1024), group=RUN, help="Number of CPU threads [default: all]."
     ),
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
-    Parameter(group=RUN, help="Device; auto uses CUDA, else MPS, else the CPU."),
+    Parameter(group=RUN, help="Where to compute; auto uses CUDA, else MPS, else the CPU."),
 ]
 Rows = Annotated[
     str | None,
@@ -109,14 +110,14 @@ Into = Annotated[
     Path | None,
     Parameter(
         group=RUN,
-        help="Folder that keeps every result as it comes; the same command goes on from there.",
+        help="Folder that keeps every result as it comes. The same command continues from it.",
     ),
 ]
 Ray = Annotated[
     Switch,
     Parameter(
         help="Run side by side on Ray: on the cluster of RAY_ADDRESS, or on the cores of this "
-        "machine. THREADS are then those of each trial: one, unless said."
+        "machine. THREADS is then the number for each trial [default: 1]."
     ),
 ]
 

@@ -119,16 +119,16 @@ def _fit(
     file
         An .h5ad or .h5mu file. It is not changed.
     output
-        Folder to write the model to; an older model there is replaced.
+        Folder to write the model to. An older model there is replaced.
     config
-        A TOML file with tables [schema] and [model]; the command line wins over it.
+        A TOML file with tables [schema] and [model]. Flags override it.
     from_
         Folder of a fitted model to start from. Cells of batches that it never saw are mapped: only what is
         new is learned. Roles and options are those of that fit, unless given.
     validation
         Share of the cells to hold out.
     resume
-        Keep the state of every epoch in OUTPUT.checkpoint, and go on from there if a fit was cut short.
+        Keep the state of every epoch in OUTPUT.checkpoint. Continue from it if a fit was interrupted.
     distributed
         Share every minibatch among processes: those that torchrun started, else one for each GPU
         or, without GPUs, each core.

@@ -54,13 +54,13 @@ Scores = Annotated[
         help="Write the scores as JSON, which 'chreode report' reads.",
     ),
 ]  # fmt: skip
-Page = Annotated[Path | None, Parameter(group=RUN, help="Write a page of HTML.")]
+Page = Annotated[Path | None, Parameter(group=RUN, help="Write a report: one HTML file.")]
 Config = Annotated[
     Path | None,
     Parameter(
         group=RUN,
-        help="A TOML file with tables [schema] and [model]: every model that is fitted here gets the "
-        "options of the latter. The command line wins over the former.",
+        help="A TOML file with tables [schema] and [model]. Every model that is fitted here gets the "
+        "options of [model]. Flags override [schema].",
     ),
 ]
 

@@ -51,11 +51,11 @@ def trajectory(
     output
         The .h5ad file to write: cells x times.
     times
-        When to look [default: 20 times from the first to the last of the fit].
+        Times to write [default: 20 times from the first to the last of the fit].
     start
         In place of FILE: a trajectory of the fit, from its start.
     knockout
-        Genes that are absent from then on, as GATA1 or GATA1+SPI1.
+        Genes that are knocked out from the start, such as GATA1 or GATA1+SPI1.
     """
     require_output(output, [".h5ad"], file)
     use_threads(threads)
@@ -80,7 +80,7 @@ def rank(
     n: Annotated[Whole, Parameter(name=("--n", "-n"))] = 20,
     json: Json = False,
 ) -> Answer:
-    """Say which genes drive which, or how much each matters.
+    """Show which genes drive which, or how much each gene matters.
 
     Parameters
     ----------

@@ -79,11 +79,11 @@ def _tune(
     file
         An .h5ad or .h5mu file. It is not changed.
     trials
-        How many.
+        Number of trials.
     output
         Folder to write a model to, fitted with the best options on all cells.
     config
-        A TOML file with tables [schema] and [model]; the command line wins over it.
+        A TOML file with tables [schema] and [model]. Flags override it.
     """
     from ..bench.tuning import default_space
     from ..fitted import refuse_to_replace

@@ -50,8 +50,8 @@ def embed(
     model
         Folder of a fitted model.
     file
-        An .h5ad, .h5mu or .zarr, whose features are matched by name. Its roles are looked for where
-        they were in the fit, unless named.
+        An .h5ad, .h5mu or .zarr, whose features are matched by name. Roles are read
+        where the fit read them, unless you name other places.
     output
         File to write [default: NAME.embedded.h5ad beside FILE].
     in_place
@@ -86,6 +86,7 @@ def classify(
     *,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
     in_place: Switch = False,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -97,8 +98,8 @@ def classify(
     model
         Folder of a fitted model.
     file
-        An .h5ad, .h5mu or .zarr, whose features are matched by name. Its roles are looked for where
-        they were in the fit, unless named.
+        An .h5ad, .h5mu or .zarr, whose features are matched by name. Roles are read
+        where the fit read them, unless you name other places.
     output
         File to write [default: NAME.classified.h5ad beside FILE].
     in_place
@@ -112,7 +113,7 @@ def classify(
     fitted = load_model(model)
     slots = [f"{fitted.model.key}_label", f"{fitted.model.key}_confidence"]
     data = read(file)
-    table = fitted.classify(data, schema=fitted.schema.with_(**roles))
+    table = fitted.classify(data, schema=fitted.schema.with_(**roles), device=device)
     label, confidence = (data.obs[slot] for slot in slots)
     columns = dict(zip(slots, (label.array, confidence.to_numpy()), strict=True))
     records = {slot: data.uns["chreode"][slot] for slot in slots}
@@ -162,12 +163,12 @@ def generate(
     model
         Folder of a fitted model.
     n_cells
-        How many.
+        Number of new cells.
     output
         The .h5ad file to write; an .h5mu from a model of several modalities.
     given
-        A condition, by role, covariate or obs column: --given.batch p3 --given.label NK. What is left open is
-        drawn as it occurs in the training cells.
+        A condition, by role, covariate or obs column: --given.batch p3 --given.label NK. Conditions that you
+        leave out are drawn as they occur in the training cells.
     guidance
         Weight of the conditions, for models that have one.
     """
@@ -266,14 +267,15 @@ def augment(
     model
         Folder of a fitted model.
     file
-        An .h5ad, .h5mu or .zarr. Its roles are looked for where they were in the fit, unless named.
+        An .h5ad, .h5mu or .zarr. Roles are read where the fit read them, unless you name other
+        places.
     output
-        The .h5ad file to write: real cells, then new ones, told apart by obs["generated"]. X holds raw
-        counts of the genes of the fit; layers, obsm and uns of FILE stay behind.
+        The .h5ad file to write: real cells, then new ones, marked by obs["generated"]. X holds raw
+        counts of the genes of the fit. Layers, obsm and uns of FILE are not copied.
     by
         Role or covariate whose classes are filled up.
     floor
-        Cells that each class shall have at the least [default: as many as the largest].
+        Smallest number of cells of a class [default: as many as the largest has].
     """
     from ..data.collect import storable, writable
 
