@@ -87,3 +87,10 @@ def test_benches_take_a_run(cells):
     assert one.scores.equals(other.scores)
     with pytest.raises(ch.ArgumentError, match="Did you mean 'seeds'"):
         ch.bench.generation(cells, roles, seds=(0,))
+
+
+def test_what_lacks_is_named_beside_settings_that_are_there(cells, schema):
+    with pytest.raises(ch.ArgumentError, match="integration needs methods"):
+        ch.bench.integration(cells, schema, progress=False)
+    with pytest.raises(ch.ArgumentError, match="no argument 'progres'. Did you mean 'progress'"):
+        ch.bench.integration(cells, schema, progres=False)

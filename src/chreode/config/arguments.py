@@ -67,7 +67,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.items():
             hint = hints.get(name, Any)
             if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                _refuse_unknown(function.__name__, signature, hints, value)
+                _refuse_unknown(function.__name__, value, _names(signature, hints))
                 continue
             if value is not signature.parameters[name].default:
                 _refuse(function.__name__, name, value, hint)
@@ -80,17 +80,17 @@ def _of_class(owner: str) -> str:
     return f"{owner} was called on a class, as PCA.fit(…) would be. Make one of it first, as in PCA().fit(…)."
 
 
-def _refuse_unknown(
-    owner: str, signature: inspect.Signature, hints: Mapping[str, Any], given: Mapping[str, Any]
-) -> None:
-    """Refuse keywords of a function with `run` that are no settings of it: it takes these one by one too."""
-    settings = [field.name for field in dataclasses.fields(hints["run"])]
-    named = [name for name in signature.parameters if name != "self" and name in hints]
+def _names(signature: inspect.Signature, hints: Mapping[str, Any]) -> list[str]:
+    """Return what may be given by name; a function with `run` takes the settings of it one by one too."""
+    further = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    settings = [field.name for field in dataclasses.fields(hints["run"])] if further else []
+    return [name for name in signature.parameters if name not in ("self", *further)] + settings
+
+
+def _refuse_unknown(owner: str, given: Mapping[str, Any], names: list[str]) -> None:
     for name in given:
-        if name not in settings:
-            raise ArgumentError(
-                f"{owner} has no argument {name!r}.{near(name, [*named, *settings])}"
-            )
+        if name not in names:
+            raise ArgumentError(f"{owner} has no argument {name!r}.{near(name, names)}")
 
 
 def _unbound(
@@ -101,16 +101,15 @@ def _unbound(
     error: TypeError,
 ) -> str:
     """Say why arguments are none of a function's: an unknown name, one that lacks, or in Python's words."""
-    names = [name for name in signature.parameters if name != "self"]
+    names = _names(signature, hints)
     for name in given:
         if name not in names:
             return f"{owner} has no argument {name!r}.{near(name, names)}"
     lacking = re.search(r"missing a required .*argument: '(\w+)'", str(error))
     if lacking:
         return f"{owner} needs {lacking[1]}: expected {worded(hints[lacking[1]])}."
-    named = [
-        name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+    parameters = signature.parameters.values()
+    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     if "too many positional" in str(error) and named:
         return f"{owner}: {error}. These need their names: {', '.join(f'{n}=…' for n in named)}."
     return f"{owner}: {error}."
