@@ -40,9 +40,9 @@ SHARES = (0.5, 0.4, 0.1)
 NONE, OVERSAMPLED, WEIGHTED = "nothing added", "oversampling", "class weights"
 _NEIGHBOURS, _COMPONENTS = 15, 50
 METRICS = {
-    f"{classifier}_{key}": (f"{said}, {classifier}", 1.0, f"{about}, by {long}")
+    f"{classifier}_{key}": (f"{meaning}, {classifier}", 1.0, f"{about}, by {long}")
     for classifier, long in (("knn", "15 nearest neighbours"), ("logistic", "logistic regression"))
-    for key, said, about in (
+    for key, meaning, about in (
         ("rare", "recall of rare classes", "mean recall of the classes below the floor"),
         ("recall", "recall", "mean recall of all classes"),
         ("precision", "precision of rare classes", "mean precision of the classes below the floor"),
@@ -137,8 +137,8 @@ def augmentation(
     ]
     metrics = pd.DataFrame(
         [
-            {"metric": key, "name": name, "group": "augmentation", "best": best, "about": said}
-            for key, (name, best, said) in METRICS.items()
+            {"metric": key, "name": name, "group": "augmentation", "best": best, "about": meaning}
+            for key, (name, best, meaning) in METRICS.items()
         ]
     ).set_index("metric")
     sizes = np.bincount(given.classes[given.classes >= 0], minlength=len(given.names))

@@ -81,8 +81,8 @@ def _execute(trials: Sequence[Trial], begin: Any) -> Generator[tuple[Trial, Outc
                     running[begin(trial)] = (trial, attempts + 1)
                     continue
                 cause = type(death).__name__.removesuffix("Error")
-                said = f"its worker died {counted(attempts, 'time')} ({cause}): killed, or out of memory"
-                outcome = Outcome(failed=said)
+                reason = f"its worker died {counted(attempts, 'time')} ({cause}): killed, or out of memory"
+                outcome = Outcome(failed=reason)
             # copied, because what Ray gives is read-only and fills its store as long as it is held
             arrays = {name: array.copy() for name, array in outcome.arrays.items()}
             yield trial, replace(outcome, attempts=attempts, arrays=arrays)

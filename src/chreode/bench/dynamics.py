@@ -209,10 +209,10 @@ def _given(
 
 
 def _require_cells(parts: Mapping[str, np.ndarray]) -> None:
-    for said, cells in parts.items():
+    for which, cells in parts.items():
         if not len(cells):
             raise DataError(
-                f"There are no cells {said}: tests name some to forecast, and leave others to learn from."
+                f"There are no cells {which}: tests name some to forecast, and leave others to learn from."
             )
 
 
@@ -258,14 +258,14 @@ def _known(name: str, some: Sequence[str], genes: Sequence[str]) -> np.ndarray:
 def _metric_table(given: _Given) -> pd.DataFrame:
     rows = []
     for level in given.levels:
-        for key, name, best, said in (
+        for key, name, best, meaning in (
             ("mse", "MSE", 0.0, "mean squared error of cells"),
             ("r2", "R²", 1.0, "1 less that error over the training mean's"),
             ("denoised", "MSE, denoised", 0.0, "mean squared error of smoothed paths"),
             ("denoised_r2", "R², denoised", 1.0, "1 less that error over the training mean's"),
             ("scaling", "of this, scaling", 0.0, "what a line per gene and series would mend"),
         ):
-            rows.append((f"{key}, {level}", f"{name}, {level}", level, best, said))
+            rows.append((f"{key}, {level}", f"{name}, {level}", level, best, meaning))
     if given.signs is not None:
         rows += [
             ("auprc", "edges", "edges", 1.0, "area under precision and recall of edges"),

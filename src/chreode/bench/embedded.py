@@ -89,15 +89,15 @@ def _method(method: str | Model | Fitted, cells: Cells, seeds: Sequence[int]) ->
         if key is None:
             raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
         about: dict[str, Any] = {"obsm": key, "values": digest(_slot(cells, key))}
-        said = "one seed: a ready-made embedding"
-        return Method(key, "method", partial(_read_slot, key), seeds[:1], about, said)
+        remark = "one seed: a ready-made embedding"
+        return Method(key, "method", partial(_read_slot, key), seeds[:1], about, remark)
     name, key = type(method).__name__, "model"
     if isinstance(method, Fitted):
         weights = [tensor.numpy() for tensor in method.module.state_dict().values()]
         about = {"fitted": dict(method.provenance), "weights": digest(*weights)}
-        name, said = type(method.model).__name__, "one seed: a fitted model"
+        name, remark = type(method.model).__name__, "one seed: a fitted model"
         return Method(
-            name, "method", partial(_embed, method), [method.provenance["seed"]], about, said
+            name, "method", partial(_embed, method), [method.provenance["seed"]], about, remark
         )
     about = {"model": method.key, "config": config.as_dict(method)}
     return Method(name, "method", partial(_fit_and_embed, method), seeds, about)

@@ -226,8 +226,8 @@ def _metric_table(given: Given) -> pd.DataFrame:
         known[f"{first}_{role}"] = (f"{first} and {role}", *_ACROSS[1:])
     return pd.DataFrame(
         [
-            {"metric": key, "name": name, "group": "generation", "best": best, "about": said}
-            for key, (name, best, said) in known.items()
+            {"metric": key, "name": name, "group": "generation", "best": best, "about": meaning}
+            for key, (name, best, meaning) in known.items()
         ]
     ).set_index("metric")
 

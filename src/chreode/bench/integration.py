@@ -270,8 +270,8 @@ def _metric_table(metrics: Sequence[str] | None) -> pd.DataFrame:
         {"metric": m.key, "name": m.name, "group": m.kind, "best": m.best, "about": m.description}
         for m in chosen(metrics)
     ]
-    for key, said in _TOTALS.items():
-        table.append({"metric": key, "name": key, "group": "total", "best": 1.0, "about": said})
+    for key, meaning in _TOTALS.items():
+        table.append({"metric": key, "name": key, "group": "total", "best": 1.0, "about": meaning})
     return pd.DataFrame(table).set_index("metric")
 
 

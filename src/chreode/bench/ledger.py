@@ -167,9 +167,11 @@ class Ledger:
         ours = self.about
         differ = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
         if differ:
-            said = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differ)
+            differences = "; ".join(
+                f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differ
+            )
             raise StoreError(
-                f"{self.folder} holds results of another run ({said}). "
+                f"{self.folder} holds results of another run ({differences}). "
                 "Name another folder, or remove this one."
             )
 

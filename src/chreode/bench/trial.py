@@ -84,6 +84,8 @@ def attempt(trial: Trial, shared: Any, threads: int | None = None) -> Outcome:
         return Outcome(failed=str(error), seconds=time.perf_counter() - start)
     except Exception as error:  # noqa: BLE001 (of another library, or a bug: the other trials go on)
         where = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        return Outcome(failed=said, seconds=time.perf_counter() - start, unforeseen=True)
+        reason = (
+            f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+        )
+        return Outcome(failed=reason, seconds=time.perf_counter() - start, unforeseen=True)
     return Outcome(row, arrays, seconds=time.perf_counter() - start)

@@ -54,14 +54,14 @@ class Tuned:
     def verdict(self) -> str:
         """Say in words whether the search found something better than the options given."""
         name, number = type(self.best).__name__, self.trials["objective"].idxmin()
-        said = {
+        spans = {
             options: f"{row['mean']:.5g} ({row['min']:.5g} to {row['max']:.5g})"
             for options, row in self.intervals().iterrows()
         }
         how = f"mean and range of {counted(REFITS, 'refit')} on test cells"
         if number == 0:
-            return f"No trial was better than {name} as given: {said['given']}, {how}."
-        against = f"{said['best']} against {said['given']}, {how}"
+            return f"No trial was better than {name} as given: {spans['given']}, {how}."
+        against = f"{spans['best']} against {spans['given']}, {how}"
         if self.improved:
             return f"Trial {number} beats {name} as given: {against}."
         return f"Trial {number} does not beat {name} as given, beyond what refits differ by: {against}."

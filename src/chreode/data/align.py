@@ -308,19 +308,19 @@ def _report_missing(
         return
     trained = spec.features[role]
     share = missing.mean() if weight is None else weight[missing].sum() / max(weight.sum(), 1e-30)
-    said = (
+    message = (
         f"{role} ({place}): {int(missing.sum()):,} of {len(trained):,} trained features are missing "
         f"(such as {trained[int(np.argmax(missing))]!r}); they carry {share:.0%} of the model's weight."
     )
     if missing.all() or share > 1 - MIN_WEIGHT:
         if missing.all():
-            said += (
+            message += (
                 f" No feature is shared: the model knows names such as {trained[0]!r}, the query has "
                 f"{str(names[0])!r}. Put names of the same kind (symbols or Ensembl ids) in var_names."
             )
-        said += f" At least {MIN_WEIGHT:.0%} of the weight must be found."
-        raise DataError(said + _renaming(trained, names, int((found >= 0).sum())))
-    warn(said, MissingFeatures)
+        message += f" At least {MIN_WEIGHT:.0%} of the weight must be found."
+        raise DataError(message + _renaming(trained, names, int((found >= 0).sum())))
+    warn(message, MissingFeatures)
 
 
 def _renaming(trained: Sequence[str], names: pd.Index, shared: int) -> str:
@@ -341,6 +341,6 @@ def _renaming(trained: Sequence[str], names: pd.Index, shared: int) -> str:
     ]
     for what, reduced, mend in plain:
         if reduced(own).isin(reduced(theirs)).sum() > max(2 * shared, len(own) / 2):
-            said = f"data.var_names = data.var_names.str.{mend}"
-            return f" Most names differ by {what}, and by nothing else. Make them the same, as by {said}."
+            message = f"data.var_names = data.var_names.str.{mend}"
+            return f" Most names differ by {what}, and by nothing else. Make them the same, as by {message}."
     return ""

@@ -188,8 +188,8 @@ class CellBatch:
         for role in self.views:
             heavy = heavy + self[role].nan_to_num().abs().sum(1)
         cells = names[self.rows[heavy.argsort(descending=True)[:3]].cpu().numpy()]
-        said = ", ".join(map(str, cells))
-        return f"Largest input values: {largest}; heaviest cells of the minibatch: {said}"
+        listed = ", ".join(map(str, cells))
+        return f"Largest input values: {largest}; heaviest cells of the minibatch: {listed}"
 
     def conditions(self) -> Int[Tensor, "b c"]:
         """Return codes of `batch` and of the categorical covariates, ordered as `Spec.condition_blocks`."""

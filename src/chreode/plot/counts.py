@@ -67,8 +67,8 @@ def mean_variance(
     )
     ax.plot(line, line, "--", color=GREY, linewidth=1.2, label="Poisson: variance = mean")
     if theta is not None:
-        said = f"negative binomial, θ = {theta:.3g}"
-        ax.plot(line, line + line**2 / theta, color=PALETTE[5], linewidth=1.2, label=said)
+        line_label = f"negative binomial, θ = {theta:.3g}"
+        ax.plot(line, line + line**2 / theta, color=PALETTE[5], linewidth=1.2, label=line_label)
     ax.set(xscale="log", yscale="log", xlabel="mean count per gene", ylabel="variance")
     opaque(ax.legend(frameon=False, fontsize="small", loc="upper left"))
     bare(ax)

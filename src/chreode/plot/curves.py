@@ -61,8 +61,8 @@ def history(fitted: FittedState | pd.DataFrame) -> Figure:
 
 def _logged(rows: pd.DataFrame) -> list[str]:
     """Return the quantities of a phase, the objective first."""
-    said = rows.dropna(axis=1, how="all").columns
-    split = [c.partition("_") for c in said]
+    recorded = rows.dropna(axis=1, how="all").columns
+    split = [c.partition("_") for c in recorded]
     names = dict.fromkeys(quantity for part, _, quantity in split if part in _COLOURS)
     return sorted(names, key=lambda name: name != "objective")
 

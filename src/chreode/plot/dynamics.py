@@ -155,13 +155,13 @@ def paths(
     grid[0].set_ylabel("expression")
     for ax in grid[len(genes) :]:
         ax.set_visible(False)
-    said = [picture(short(name, 24)) for name in names]
-    lines = [Line2D([], [], color=colour) for colour, _ in zip(PALETTE, said, strict=False)]
+    labels = [picture(short(name, 24)) for name in names]
+    lines = [Line2D([], [], color=colour) for colour, _ in zip(PALETTE, labels, strict=False)]
     if knockout is not None:
-        said.append(picture(f"without {short(knockout, 24)}"))
+        labels.append(picture(f"without {short(knockout, 24)}"))
         lines.append(Line2D([], [], color=GREY, linestyle="--"))
     figure.legend(
-        lines, said, loc="outside upper left", ncols=len(said), frameon=False, fontsize="small"
+        lines, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize="small"
     )
     return figure
 
@@ -270,9 +270,9 @@ def edge_matrix(
     bound = float(np.nanmax(np.abs(table.to_numpy()))) if table.notna().any(axis=None) else 1.0
     shown = ax.imshow(table, cmap=_SIGNS, vmin=-bound, vmax=bound)
     ax.figure.colorbar(shown, ax=ax, shrink=0.7, label="weight")
-    said = [picture(short(gene, 18)) for gene in genes]
-    ax.set_xticks(range(len(genes)), said, rotation=90, fontsize="x-small")
-    ax.set_yticks(range(len(genes)), said, fontsize="x-small")
+    labels = [picture(short(gene, 18)) for gene in genes]
+    ax.set_xticks(range(len(genes)), labels, rotation=90, fontsize="x-small")
+    ax.set_yticks(range(len(genes)), labels, fontsize="x-small")
     ax.set(xlabel="driven", ylabel="driver")
     return ax
 

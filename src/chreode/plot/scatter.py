@@ -91,11 +91,11 @@ def embedding(
         points[order, 0], points[order, 1], s=size, c=paint[order], linewidths=0, rasterized=True,
         alpha=float(np.clip(4e3 / len(points), 0.4, 0.9)),
     )  # fmt: skip
-    said = None if values is None or values.name is None else _plain(values.name)
+    heading = None if values is None or values.name is None else _plain(values.name)
     if groups:
-        _legend(ax, groups, said)
+        _legend(ax, groups, heading)
     if scale:
-        ax.figure.colorbar(scale, ax=ax, label=said or "", shrink=0.8)
+        ax.figure.colorbar(scale, ax=ax, label=heading or "", shrink=0.8)
     ax.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2", title=_plain(title))
     ax.spines[:].set_visible(False)
     return ax

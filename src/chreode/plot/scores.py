@@ -70,8 +70,8 @@ def score_table(bench: ScoreTable, *, ax: Axes | None = None) -> Axes:
             best = off.loc[method, metric] == off[metric].min() if method in off.index else False
             look = "bold" if best else "normal"
             middle = (left[metric] + _WIDE / 2, y + 0.5)
-            said = "–" if pd.isna(value) else _number(value, places[metric])
-            _text(ax, *middle, said, ha="center", va="center", fontsize=7.5, fontweight=look)
+            shown = "–" if pd.isna(value) else _number(value, places[metric])
+            _text(ax, *middle, shown, ha="center", va="center", fontsize=7.5, fontweight=look)
             if pd.notna(value) and metrics.loc[metric, "best"] == 1:
                 colour = group[metrics.loc[metric, "group"]]
                 low, high = ends.loc[(method, metric), ["low", "high"]]
@@ -109,9 +109,9 @@ def _columns(metrics: pd.DataFrame) -> pd.Series:
 def _note(bench: ScoreTable, method: str) -> str:
     row = bench.methods.loc[method]
     start = row["role"] if row["role"] != "method" else spelled(row["seeds"], "seed")
-    said = [row["note"]] if row["note"].startswith("one seed") else [start, row["note"]]
-    said = [text for text in said if text]
-    return textwrap.fill("; ".join(said), 31)
+    parts = [row["note"]] if row["note"].startswith("one seed") else [start, row["note"]]
+    parts = [text for text in parts if text]
+    return textwrap.fill("; ".join(parts), 31)
 
 
 def _header(

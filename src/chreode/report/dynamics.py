@@ -45,17 +45,17 @@ def lead(bench: ScoreTable) -> Iterator[str]:
     for level in bench.about["levels"]:
         rows = table.dropna(subset=f"denoised, {level}").sort_values(f"denoised, {level}")
         explained, role, best = rows[f"denoised_r2, {level}"], rows["role"], rows.index[0]
-        said = f"R² {explained[best]:z.2f} of smoothed paths"
+        sentence = f"R² {explained[best]:z.2f} of smoothed paths"
         other = {"method": "baseline", "baseline": "method"}.get(role[best])
         for name, value in explained[role == other].iloc[:1].items():
             too = " too" if f"{value:z.2f}" == f"{explained[best]:z.2f}" else ""
-            said += f"; the best {other}, {name}, has {value:z.2f}{too}"
+            sentence += f"; the best {other}, {name}, has {value:z.2f}{too}"
         for name, value in ceilings[f"denoised_r2, {level}"].dropna().items():
-            said += f"; the ceiling, {name}, has {value:z.2f}"
+            sentence += f"; the ceiling, {name}, has {value:z.2f}"
         if role[best] == "baseline" and (role == "method").any():
-            yield f"{level}: no method beats the baselines; {best}, a baseline, is best, {said}."
+            yield f"{level}: no method beats the baselines; {best}, a baseline, is best, {sentence}."
         else:
-            yield f"{level}: {best} is best, {said}."
+            yield f"{level}: {best} is best, {sentence}."
     if "signed" in table and table["signed"].notna().any():
         found = table["signed"].dropna().sort_values(ascending=False)
         others = ", ".join(f"{name} {value:z.2f}" for name, value in found.iloc[1:].items())
@@ -86,8 +86,8 @@ def tables(bench: ScoreTable) -> Iterator[tuple[str, pd.DataFrame]]:
         ("mse", "Errors of single series"),
         ("denoised", "Errors of smoothed single series"),
     ):
-        said = f"{text}. Mean squared errors, means over seeds. 0 is best. {yardsticks(bench)}"
-        yield said, means.loc[key].rename_axis(None, axis=1)
+        caption = f"{text}. Mean squared errors, means over seeds. 0 is best. {yardsticks(bench)}"
+        yield caption, means.loc[key].rename_axis(None, axis=1)
 
 
 # of a fitted model
@@ -114,19 +114,19 @@ def dynamics_sections(fitted: FittedState, data: AnnData | None = None) -> list[
     edges = rank(fitted)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", ForecastWarning)
-        said, figures = _course(fitted, data, edges)
+        sentences, figures = _course(fitted, data, edges)
     for caught in heard:
         if not issubclass(caught.category, ForecastWarning):
             warnings.warn_explicit(caught.message, caught.category, caught.filename, caught.lineno)
     if any(issubclass(caught.category, ForecastWarning) for caught in heard):
-        said.append(_HELD)
+        sentences.append(_HELD)
     if len(edges):
         caption = "The strongest edges: the row drives the column. Red activates, blue represses."
         figures.append((caption, edge_matrix(edges)))
     found = [
         Section(
             "Dynamics",
-            f"{said[0]}\n\n{listed(said[1:])}",
+            f"{sentences[0]}\n\n{listed(sentences[1:])}",
             _edges(edges),
             tuple(figures),
         )
@@ -151,7 +151,7 @@ def _course(
 ) -> tuple[list[str], list[tuple[str, Figure | Axes]]]:
     """Return what is said of paths and of the strongest driver, and their pictures."""
     refits = refits_of(fitted)
-    said = _of_edges(edges, len(refits))
+    sentences = _of_edges(edges, len(refits))
     figures: list[tuple[str, Figure | Axes]] = []
     band = (
         f"Bands reach from the lowest to the highest of {counted(len(refits), 'refit')} on resampled paths."
@@ -166,17 +166,17 @@ def _course(
         drawn = paths(fitted, data, genes, most=_PATHS)
         caption = f"Paths from the starts of trajectories. {dots}{band if refits else ''}"
         figures.append((caption.strip(), drawn))
-        said.append(band)
+        sentences.append(band)
         if len(edges):
             driver = _strongest(edges)
             moved, text = _without(fitted, driver)
             caption = f"A knock-out of {driver}: paths with it, and dashed without it. {dots}"
             removed = paths(fitted, data, moved, most=_PATHS, knockout=driver)
             figures.append((caption.strip(), removed))
-            said.append(text)
+            sentences.append(text)
     except BlowUpError as error:
-        said.append(f"Not all paths can be drawn: {error}")
-    return said, figures
+        sentences.append(f"Not all paths can be drawn: {error}")
+    return sentences, figures
 
 
 def _of_edges(edges: pd.DataFrame, n_refits: int) -> list[str]:

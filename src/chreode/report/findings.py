@@ -67,15 +67,15 @@ def _winner(bench: ScoreTable) -> Iterator[str]:
         return
     low, high = _ends(bench, key)
     best = totals.index[0]
-    said = f"{totals[best]:z.3f} (95 % interval {low[best]:z.3f} to {high[best]:z.3f})"
+    sentence = f"{totals[best]:z.3f} (95 % interval {low[best]:z.3f} to {high[best]:z.3f})"
     role = bench.methods["role"]
     other = {"method": "baseline", "baseline": "method"}.get(role[best])
     others = [m for m in totals.index if role[m] == other]
     beside = f" The best {other}, {others[0]}, has {totals[others[0]]:z.3f}." if others else ""
     if role[best] == "baseline" and "method" in set(role):
-        yield f"No method beats the baselines: {best}, a baseline, has the highest {key}, {said}.{beside}"
+        yield f"No method beats the baselines: {best}, a baseline, has the highest {key}, {sentence}.{beside}"
     else:
-        yield f"{best} has the highest {key}, {said}.{beside}"
+        yield f"{best} has the highest {key}, {sentence}.{beside}"
 
 
 def _totals(bench: ScoreTable) -> tuple[str, pd.Series]:
@@ -137,12 +137,12 @@ def _of_methods(bench: ScoreTable) -> Iterator[str]:
             row["role"] != "method"
         ):  # with which settings a baseline came out is in the table of methods
             notes = [n for n in notes if n in _IN_FULL or n.startswith(_FAILED)]
-        said = [_IN_FULL[note] for note in notes if note in _IN_FULL]
+        sentence = [_IN_FULL[note] for note in notes if note in _IN_FULL]
         if row["role"] == "method" and 0 < row["seeds"] < _FEW_SEEDS:
             seeds = spelled(row["seeds"], "seed")
-            said.append(f"was judged under {seeds}, so how much fits differ is not known")
-        if said:
-            yield f"{method} {'; it '.join(said)}."
+            sentence.append(f"was judged under {seeds}, so how much fits differ is not known")
+        if sentence:
+            yield f"{method} {'; it '.join(sentence)}."
         yield from (f"{method}: {note}." for note in notes if note not in _IN_FULL)
 
 

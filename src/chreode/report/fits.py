@@ -27,19 +27,19 @@ def fit_sections(fitted: FittedState, data: AnnData | None = None) -> list[Secti
     data
         Cells to draw beside the paths of a model of time.
     """
-    said, spec = fitted.provenance, fitted.spec
+    facts, spec = fitted.provenance, fitted.spec
     sizes = [f"{counted(len(names), 'feature')} of {role}" for role, names in spec.features.items()]
     sizes += [
         f"{counted(len(names), 'category')} of {role}" for role, names in spec.categories.items()
     ]
     card = [
-        *(f"{note[:1].upper()}{note[1:]}." for note in said["notes"]),
-        f"Learned from {counted(said['cells'], 'cell')} ({', '.join(sizes)}), seed {said['seed']}, "
-        f"by chreode {said['version']}.",
+        *(f"{note[:1].upper()}{note[1:]}." for note in facts["notes"]),
+        f"Learned from {counted(facts['cells'], 'cell')} ({', '.join(sizes)}), seed {facts['seed']}, "
+        f"by chreode {facts['version']}.",
         f"It can {', '.join(fitted.verbs)}.",
     ]
     return [
-        Section("The fit", f"It {STATES[said['state']]}.\n\n{listed(card)}"),
+        Section("The fit", f"It {STATES[facts['state']]}.\n\n{listed(card)}"),
         _training(fitted),
         *(dynamics_sections(fitted, data) if {"trajectory", "rank"} <= {*fitted.verbs} else []),
         _configuration(fitted),

@@ -46,7 +46,9 @@ def lead(bench: ScoreTable) -> Iterator[str]:
     if rows.empty:
         return
     best, floor = rows.index[0], table.loc[ceiling, "w2"].min()
-    said = f"its W2 is {rows.loc[best, 'w2']:.2f}, that of other real cells {floor:.2f} (0 is best)"
+    sentence = (
+        f"its W2 is {rows.loc[best, 'w2']:.2f}, that of other real cells {floor:.2f} (0 is best)"
+    )
     other = {"method": "baseline", "baseline": "method"}[rows.loc[best, "role"]]
     of_other = rows.loc[rows["role"] == other, "w2"]
     beside = (
@@ -56,11 +58,11 @@ def lead(bench: ScoreTable) -> Iterator[str]:
     )
     if other == "method" and len(of_other):
         yield (
-            f"No method beats the baselines: {best}, a baseline, is nearest to held-out cells; {said}."
+            f"No method beats the baselines: {best}, a baseline, is nearest to held-out cells; {sentence}."
             f"{beside}"
         )
     else:
-        yield f"{best} is nearest to held-out cells: {said}.{beside}"
+        yield f"{best} is nearest to held-out cells: {sentence}.{beside}"
     for method, row in rows[rows["role"] == "method"].iterrows():
         yield (
             f"A random forest tells cells of {method} from real ones of their class with an AUC of "

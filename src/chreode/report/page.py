@@ -231,14 +231,14 @@ def _digits(value: float) -> str:
 def _flat(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is known of a report, one line each."""
 
-    def said(value: Any) -> str:
+    def shown_value(value: Any) -> str:
         if isinstance(value, Mapping):
             return "; ".join(f"{k} = {v}" for k, v in value.items())
         if isinstance(value, list):
             return ", ".join(map(str, value))
         return f"{value:,}" if isinstance(value, int) else str(value)
 
-    return [(key, said(value)) for key, value in about.items()]
+    return [(key, shown_value(value)) for key, value in about.items()]
 
 
 # figures

@@ -94,10 +94,10 @@ def _score_tables(bench: ScoreTable) -> tuple[tuple[str, Axes], ...]:
     """Return the picture of the scores, in as many parts as are needed to be read at the width of a page."""
     keys = bench.metrics.index
     parts = np.array_split(np.arange(len(keys)), -(-len(keys) // _WIDEST))
-    said = [_SCORES.format(_scale(bench)), *["Raw scores, further metrics."] * (len(parts) - 1)]
+    captions = [_SCORES.format(_scale(bench)), *["Raw scores, further metrics."] * (len(parts) - 1)]
     return tuple(
         (caption, score_table(replace(bench, metrics=bench.metrics.iloc[part])))
-        for caption, part in zip(said, parts, strict=True)
+        for caption, part in zip(captions, parts, strict=True)
     )
 
 
@@ -156,8 +156,10 @@ def _main(bench: ScoreTable, order: Sequence[str]) -> tuple[str, pd.DataFrame]:
     table = table.rename(columns=bench.metrics["name"])
     if len(metrics) < 4:
         table["seeds"] = _seeds(bench, order)
-    said = f"The main scores. Raw means over seeds. {best_of(bench, metrics)} {yardsticks(bench)}"
-    return said, table
+    caption = (
+        f"The main scores. Raw means over seeds. {best_of(bench, metrics)} {yardsticks(bench)}"
+    )
+    return caption, table
 
 
 def _scores(bench: ScoreTable, order: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
@@ -167,22 +169,22 @@ def _scores(bench: ScoreTable, order: Sequence[str]) -> list[tuple[str, pd.DataF
     order = list(role.eq("ceiling").sort_values(ascending=False, kind="stable").index)
     names = bench.metrics["name"]
     scores = bench.table().loc[order, list(names.index)].rename(columns=names).T
-    said = f"All scores. Raw means over seeds; nothing is rescaled by the other methods. {yardsticks(bench)}"
-    return [(said, scores), *_intervals(bench, order)]
+    caption = "All scores. Raw means over seeds; nothing is rescaled by the other methods."
+    return [(f"{caption} {yardsticks(bench)}", scores), *_intervals(bench, order)]
 
 
 def _intervals(bench: ScoreTable, order: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
     """Return the table of intervals: of cells, or else of seeds, where a row has several."""
     table = bench.intervals().loc[list(order)]
     table = table.where(table != "nan to nan")
-    said = "95 % intervals. From a bootstrap over cells, widened to hold every seed's."
+    caption = "95 % intervals. From a bootstrap over cells, widened to hold every seed's."
     if bench.kind != "integration":
         several = bench.methods.loc[list(order), "seeds"] > 1
         if not several.any():
             return []
         table[~several] = table[~several].where(table[~several].isna(), "one seed")
-        said = "Lowest to highest of the seeds."
-    return [(f"{said} {yardsticks(bench)}", table.rename(columns=bench.metrics["name"]).T)]
+        caption = "Lowest to highest of the seeds."
+    return [(f"{caption} {yardsticks(bench)}", table.rename(columns=bench.metrics["name"]).T)]
 
 
 def _sizes(bench: ScoreTable) -> list[tuple[str, pd.DataFrame]]:
@@ -200,8 +202,8 @@ def _sizes(bench: ScoreTable) -> list[tuple[str, pd.DataFrame]]:
     ).loc[types.index]
     both = both.rename_axis(index="type", columns=None)
     both = both if both.shape[1] <= both.shape[0] else both.T.rename_axis("batch")
-    said = "Cells per donor (batch) and type. 0: the donor has none of this type."
-    return [("Cells per type. And the number of batches that have it.", types), (said, both)]
+    caption = "Cells per donor (batch) and type. 0: the donor has none of this type."
+    return [("Cells per type. And the number of batches that have it.", types), (caption, both)]
 
 
 def _methods(bench: ScoreTable, order: Sequence[str]) -> tuple[str, pd.DataFrame]:

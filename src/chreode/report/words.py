@@ -59,11 +59,13 @@ def yardsticks(bench: ScoreTable) -> str:
     """Say which rows of a bench are the ceiling and the baselines."""
     role = bench.methods["role"]
     ceilings, baselines = (role.index[role == name] for name in ("ceiling", "baseline"))
-    said = f"The ceiling is {joined(ceilings)}" if len(ceilings) else "This bench has no ceiling"
+    sentence = (
+        f"The ceiling is {joined(ceilings)}" if len(ceilings) else "This bench has no ceiling"
+    )
     if not len(baselines):
-        return f"{said}; there is no baseline."
+        return f"{sentence}; there is no baseline."
     verb = "are" if len(baselines) > 1 else "is"
-    return f"{said}; the baseline{'s' * (len(baselines) > 1)} {verb} {joined(baselines)}."
+    return f"{sentence}; the baseline{'s' * (len(baselines) > 1)} {verb} {joined(baselines)}."
 
 
 def best_of(bench: ScoreTable, metrics: Sequence[str]) -> str:
