@@ -71,6 +71,7 @@ def fit_there(request):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::chreode.data.horizon.ForecastWarning")
 @pytest.mark.filterwarnings("ignore:User provided device_type:UserWarning")
 @pytest.mark.parametrize(
     ("cls", "options"),

@@ -25,7 +25,7 @@ class Pruned(Dynamics):
         """Remove the smallest weights of each layer, and reset the others to their values before pruning."""
         super().set_strength(value)
         parameters = [*self.field.weights, *self.field.biases]
-        self.early = self.early or [p.clone() for p in parameters]
+        self.early = self.early or [p.to("cpu", copy=True) for p in parameters]
         for gate, w in zip(self.field.gates, self.field.weights, strict=True):
             assert isinstance(gate, Kept)
             size = w.abs() * gate.mask  # what was cut stays so

@@ -67,7 +67,8 @@ class NMFModule(Module):
             components = components * known
         q, r = torch.linalg.qr(components.T)
         targets, triangle = (batch.log_expression().double() @ q).cpu().numpy(), r.cpu().numpy()
-        return torch.from_numpy(np.stack([nnls(triangle, t)[0] for t in targets])).float()
+        found = np.stack([nnls(triangle, t)[0] for t in targets])
+        return torch.from_numpy(found).float().to(self.components.device)
 
     def reconstruct(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:  # noqa: ARG002 (no conditions)
         """Return the sum of the programmes, each times its activity in the cell."""
