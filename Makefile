@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP_FLAGS := -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test test-fast check rivals clean
+.PHONY: install demo test test-fast check scanpy rivals clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,17 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# scanpy and what runs notebooks, for the pages and examples that use them; it sees all that .venv has
+scanpy: .venv-scanpy/.installed
+
+.venv-scanpy/.installed: tests/scanpy.txt constraints.txt $(INSTALLED)
+	$(PYTHON) -m venv --without-pip .venv-scanpy
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" > .venv-scanpy/venv.pth
+	mv .venv-scanpy/venv.pth .venv-scanpy/lib/python*/site-packages
+	$(BIN)/python -m pip --python .venv-scanpy install $(PIP_FLAGS) $(PIP_MORE) -r tests/scanpy.txt
+	touch $@
 
 # scvi-tools, scib-metrics and scanpy, for benchmarks and oracle values only
 rivals: .venv-rivals/.installed
@@ -40,4 +51,4 @@ rivals: .venv-rivals/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-rivals chreode-demo
+	rm -rf .venv .venv-scanpy .venv-rivals chreode-demo

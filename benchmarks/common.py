@@ -38,7 +38,7 @@ def append(row: Row, path: Path, same: Sequence[str] = ("case",)) -> None:
 
     An older row that agrees with it in all of `same` gives way to it, if the new one has these keys.
     """
-    from chreode.store import code_hash  # not at the top: the rivals' environment has no chreode
+    from chreode.version import code_hash  # not at the top: the rivals' environment has no chreode
 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
@@ -144,6 +144,11 @@ def alone() -> Iterator[None]:
         except BlockingIOError:
             sys.exit("Another run, or a job it left behind, is under way; two at once spoil both.")
         yield
+
+
+def folded(title: str, lines: Sequence[str]) -> list[str]:
+    """Return lines that a page shows on request; without the blank lines Markdown renders no table."""
+    return [f"<details><summary>{title}</summary>", "", *lines, "", "</details>"]
 
 
 def write_section(page: Path, name: str, text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from chreode.store import code_hash
+from chreode.version import code_hash
 
 from .common import ROOT, Row, append, read, same_numbers, say, write_section
 

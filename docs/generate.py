@@ -16,7 +16,7 @@ from typing import Any
 from cyclopts.help import format_usage
 
 from chreode import config, models
-from chreode.cli import COMMANDS, app
+from chreode.commands.app import COMMANDS, app
 from chreode.commands.common import ROLES_GROUP
 from chreode.commands.show import verbs
 from chreode.metrics import METRICS

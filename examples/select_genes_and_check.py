@@ -3,7 +3,8 @@
 import numpy as np
 
 import chreode as ch
-from chreode.check import findings
+from chreode.data.cells import Cells
+from chreode.data.check import findings
 
 cells = ch.simulate.simulate_cells(600, 1_000, n_types=4, n_batches=2, seed=0)
 cells.obs["cell_type"] = cells.obs["cell_type"].astype(object)
@@ -11,7 +12,7 @@ cells.obs.iloc[:7, cells.obs.columns.get_loc("cell_type")] = "unknown"
 schema = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
 
 # What `chreode check FILE` says: errors stop a fit; warnings and notes do not.
-for finding in findings(cells, schema):
+for finding in findings(Cells(cells, schema)):
     print(f"{finding.level}: {finding.text}")
 schema = schema.with_(missing=("unknown",))
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 
 import chreode as ch
 from chreode.bench.table import Bench
-from chreode.cli import main
-from chreode.demo import _cells, verdict
+from chreode.commands.app import main
+from chreode.commands.demo import _cells, verdict
 from chreode.errors import StoreError
 from chreode.learn import sgd
 
@@ -63,7 +65,13 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     assert out.splitlines()[-1].endswith(f"Open {page}")
     html = page.read_text(encoding="utf-8")
     assert "PCA here: total" in html
-    assert "New cells: findings" in html
+    parts = re.findall("<h2>(.*?)</h2>", html)
+    assert parts[:3] == ["Verdict", "The cells", "Integration: verdict"]
+    assert "New cells: cells of CFGen" in parts
+    assert "Dynamics: paths, edges and a knock-out" in parts
+    assert "A knock-out of " in html
+    assert "Marker genes of every type" in html
+    assert not re.search(r">-0(\.0+)?<", html)
     assert "<script src" not in html
     assert 'src="http' not in html
     bench = Bench.load(tmp_path / "demo" / "bench.json")

@@ -13,8 +13,9 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode import models
-from chreode.check import findings
-from chreode.design import confounded
+from chreode.data.cells import Cells
+from chreode.data.check import findings
+from chreode.data.design import confounded
 
 N = 120
 I = np.arange(N)
@@ -33,7 +34,7 @@ def told(lane, drug, out, asked):
         obs[column] = obs[column].astype(names.get(role, int)).astype(names.get(role, str))
     counts = np.random.default_rng(0).poisson(3.0, (N, 5)) + 1.0
     schema = ch.Schema(counts="X", **{role: PLACES[role] for role in (out, asked)})
-    found = findings(ad.AnnData(counts, obs=obs), schema)
+    found = findings(Cells(ad.AnnData(counts, obs=obs), schema))
     return [f for f in found if f.role != "counts" and "mean course" not in f.text]
 
 
@@ -53,7 +54,7 @@ def test_a_lone_class_is_a_note():
     drug = np.where(I % 40 == 1, 7, I // 2 % 2)
     (found,) = told(I % 2, drug, "batch", "label")
     assert found.level == "note"
-    assert "1 values of label (obs/drug)" in found.text
+    assert "1 value of label (obs/drug)" in found.text
 
 
 @pytest.mark.parametrize(("out", "asked"), [("continuous", "label"), ("categorical", "label")])
@@ -76,7 +77,9 @@ def test_two_columns_of_one_split_are_said():
         {"categorical": ("obs/a", "obs/b")},
         {"batch": "obs/a", "categorical": ("obs/b",)},
     ):
-        (found,) = [f for f in findings(cells, ch.Schema(counts="X", **roles)) if f.level != "note"]
+        (found,) = [
+            f for f in findings(Cells(cells, ch.Schema(counts="X", **roles))) if f.level != "note"
+        ]
         assert found.level == "warning"
         assert "same split" in found.text
 
@@ -129,7 +132,7 @@ def test_cells_outside_of_a_modality_are_asked_for_nothing(mosaic, quick, key):
     roles = {"batch": "adt:obs/batch", "continuous": ("adt:obs/age",)}
     counts = "counts" if any("counts" in need.split("|") for need in model.needs) else "expression"
     schema = ch.Schema(**{counts: "adt:X"}, **roles)
-    assert not [f for f in findings(mosaic, schema) if f.level == "error"]
+    assert not [f for f in findings(Cells(mosaic, schema)) if f.level == "error"]
     fitted = model.fit(mosaic, schema)
     found = fitted.embed(mosaic)
     assert np.isnan(found[:20]).all()
@@ -139,5 +142,5 @@ def test_cells_outside_of_a_modality_are_asked_for_nothing(mosaic, quick, key):
 
 def test_cells_of_another_modality_are_asked(mosaic):
     schema = ch.Schema(counts="rna:X", protein="adt:X", batch="adt:obs/batch")
-    (found,) = [f for f in findings(mosaic, schema) if f.level == "error"]
-    assert "20 cells have no value" in found.text
+    (found,) = [f for f in findings(Cells(mosaic, schema)) if f.level == "error"]
+    assert "no value in 20 cells" in found.text

@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 
 import chreode as ch
-from chreode import cli, config, models
+from chreode import config, models
+from chreode.commands import app as cli
 from chreode.metrics import METRICS
 from chreode.schema import ROLES
 
@@ -37,6 +38,8 @@ PAGES = generate.pages()
 WRITTEN = [*PAGES, *sorted((ROOT / "docs" / "adr").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 WALKTHROUGH = "truncatedsvd"
+#: Pages whose blocks other tests run: one is a model, one needs scanpy (`test_with_scanpy.py`).
+ELSEWHERE = {"python": {"CONTRIBUTING.md", "with-scanpy.md"}, "sh": {"CONTRIBUTING.md"}}
 
 
 def named(page: Path) -> str:
@@ -70,7 +73,9 @@ def desk(monkeypatch, tmp_path, _simulated):
 
 
 def with_blocks(language: str) -> list[Path]:
-    return [page for page in PAGES if page.name != "CONTRIBUTING.md" and blocks(page, language)]
+    return [
+        page for page in PAGES if page.name not in ELSEWHERE[language] and blocks(page, language)
+    ]
 
 
 @pytest.mark.slow

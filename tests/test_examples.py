@@ -52,7 +52,7 @@ def factors(said: str) -> None:
 
 
 def select_genes_and_check(said: str) -> None:
-    assert re.search(r"warning: .*'unknown' \(7 cells\)", said)
+    assert re.search(r"warning: .*'unknown' of 7 cells", said)
     assert re.search(r"refused: .*looks normalised", said)
     assert "kept 200 of 1000 genes" in said
 

@@ -17,7 +17,7 @@ import chreode as ch
     [
         ("import chreode", ["torch", "anndata", "pandas", "sklearn", "matplotlib", "scipy"]),
         ("import chreode; chreode.Schema(counts='X')", ["torch", "anndata"]),
-        ("import chreode; chreode.models.keys()", ["torch", "anndata"]),
+        ("import chreode.registry as r; r.keys()", ["torch", "anndata"]),
     ],
 )
 def test_importing_is_light(code, absent):

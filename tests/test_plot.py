@@ -1,6 +1,7 @@
 """Pictures say what the data say: colours, order, scales; and leave nothing behind."""
 
 import dataclasses
+import itertools
 import sys
 
 import matplotlib as mpl
@@ -11,12 +12,15 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+import chreode as ch
 from chreode import plot
 from chreode.bench import Bench
 from chreode.errors import CapabilityError, ConfigError, DataError, SchemaError
+from chreode.plot.dots import _SCALE, AREA
 from chreode.plot.style import GREY, PALETTE
 
 METRICS = pd.DataFrame(
@@ -61,8 +65,6 @@ def legend(ax: Axes) -> dict[str, str]:
 
 
 def rendered(figure: Figure) -> np.ndarray:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())
@@ -290,6 +292,13 @@ def test_bars_are_raw_scores_whatever_else_is_in_the_table():
     np.testing.assert_allclose(alone, both[3:])
 
 
+def test_small_scores_have_a_third_digit_and_no_zero_is_below_zero():
+    values = {"a": [0.004, -0.001, 0.5, 0.004], "b": [0.021, 0.3, 12345.6, 0.16]}
+    texts = {t.get_text() for t in plot.score_table(bench(values)).texts}
+    assert {"0.02", "0.00", "0.30", "0.50", "1.2e+04", "0.004", "0.160"} <= texts
+    assert not [text for text in texts if text.startswith("-0.00")]
+
+
 def test_score_table_ranks_marks_and_says_what_is_absent():
     values = {
         "PCA": [0.5, 0.2, 0.4, 3.0],
@@ -328,7 +337,7 @@ def test_names_of_methods_are_whole_and_their_notes_are_below():
     ax.figure.canvas.draw()
     boxes = {t.get_text().replace("\n", " "): t.get_window_extent() for t in ax.texts}
     assert boxes[name].y0 >= boxes["control"].y1
-    assert boxes["1 seed"].y0 >= boxes[name].y1  # PCA ranks first
+    assert boxes["one seed"].y0 >= boxes[name].y1  # PCA ranks first
     assert boxes[name].x1 < boxes["0.40"].x0
 
 
@@ -369,11 +378,90 @@ def test_counts_without_variance_are_refused():
         plot.mean_variance(np.ones((1, 3)))
 
 
+# dots
+
+
+def blood() -> AnnData:
+    """Three B cells, two T cells and one without a type; CD19 is of B cells, CD3E of T cells."""
+    counts = [[8, 0, 2], [9, 0, 1], [0, 1, 9], [0, 6, 4], [0, 5, 0], [7, 7, 7]]
+    cells = AnnData(sp.csr_matrix(counts, dtype=np.float32))
+    cells.var_names = ["CD19", "CD3E", "$ACTB$"]
+    cells.obs["type"] = ["B", "B", "B", "T", "T", ""]
+    return cells
+
+
+PLACES = ch.Schema(counts="X", label="obs/type")
+
+
+def test_dots_are_shares_and_means_of_every_type_and_gene():
+    cells = blood()
+    ax, scale = plot.dot_plot(cells, PLACES, ["CD3E", "CD19"]).axes
+    names = [
+        [t.get_text() for t in ticks] for ticks in (ax.get_yticklabels(), ax.get_xticklabels())
+    ]
+    assert names == [["B", "T"], ["CD3E", "CD19"]]
+    assert all(t.get_rotation() == 90 for t in ax.get_xticklabels())
+    dots = ax.collections[0]
+    assert dots.get_offsets().tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
+    np.testing.assert_allclose(dots.get_sizes() / AREA, [1 / 3, 2 / 3, 1, 0])
+    x = np.log1p(1e4 * cells.X.toarray() / cells.X.sum(1).A)
+    means = [x[:3, 1].mean(), x[:3, 0].mean(), x[3:5, 1].mean(), 0.0]
+    np.testing.assert_allclose(dots.get_facecolors(), _SCALE(np.array(means) / max(means)))
+    assert scale.get_ylabel() == "mean log-expression"
+    assert scale.get_ylim()[1] == pytest.approx(max(means))
+    sizes = [float(t.get_text().rstrip(" %")) / 100 for t in ax.figure.legends[0].get_texts()]
+    drawn = [handle.get_markersize() ** 2 for handle in ax.figure.legends[0].legend_handles]
+    np.testing.assert_allclose(drawn, AREA * np.array(sizes))
+    rendered(ax.figure)
+
+
+def test_generated_cells_have_the_types_genes_and_colours_of_real_ones():
+    real, fake = blood(), blood()[:3].copy()
+    fake.obs["type"] = ["B", "C", "C"]
+    above, below, _ = plot.dot_plot(real, PLACES, beside=fake, names=("real", "VAE")).axes
+    assert [ax.get_title(loc="left") for ax in (above, below)] == ["real", "VAE"]
+    assert [t.get_text() for t in below.get_yticklabels()] == ["B", "T"]
+    chosen = [t.get_text() for t in below.get_xticklabels()]
+    assert chosen[0] == "CD19"  # of B, and then those of T
+    assert set(chosen) == {"CD19", "CD3E", r"\$ACTB\$"}
+    assert not below.collections[0].get_sizes()[3:].any()  # it has no T cells
+    np.testing.assert_allclose(below.collections[0].get_sizes()[0], AREA)
+    rendered(above.figure)
+
+
+def test_dots_of_many_types_and_genes_stay_sparse_and_legible():
+    n = 100_000  # 80 GB if it were dense
+    rows = np.arange(50)
+    cells = AnnData(sp.csr_matrix((np.ones(50, np.float32), (rows, rows)), shape=(n, n)))
+    cells.obs["type"] = pd.Series(
+        [f"type {i % 25:02} with a very long name" for i in range(n)]
+    ).to_numpy()
+    ax = plot.dot_plot(cells, PLACES).axes[0]
+    assert len(ax.get_yticklabels()) == 20
+    assert len(ax.get_xticklabels()) <= 40
+    assert all(len(t.get_text()) <= 24 for t in ax.get_yticklabels())
+    canvas = FigureCanvasAgg(ax.figure)
+    canvas.draw()
+    for ticks, side in ((ax.get_yticklabels(), "y"), (ax.get_xticklabels(), "x")):
+        boxes = sorted(getattr(t.get_window_extent(), f"interval{side}").tolist() for t in ticks)
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(boxes))
+
+
+def test_dots_of_nothing_are_refused():
+    cells = blood()
+    with pytest.raises(ConfigError, match="no gene 'CD3'. Did you mean 'CD3E'"):
+        plot.dot_plot(cells, PLACES, ["CD3"])
+    with pytest.raises(SchemaError, match="needs label"):
+        plot.dot_plot(cells, ch.Schema(counts="X"))
+    with pytest.raises(DataError, match="No cell has a label"):
+        plot.dot_plot(cells[5:], PLACES)
+    with pytest.raises(DataError, match="cells of two types"):
+        plot.dot_plot(cells[:3], PLACES)
+
+
 @pytest.fixture(scope="module")
 def moving():
     """Return a sparse model of two species over time, and its cells."""
-    import chreode as ch
-
     how = ch.simulate.Sampling(n_trajectories=4, n_times=15)
     cells = ch.simulate.simulate_system("predators", how, seed=0)
     schema = ch.Schema(expression="X", time="obs/time", trajectory="obs/trajectory")
@@ -410,9 +498,31 @@ def test_paths_are_drawn_over_what_was_observed(moving):
 
 
 @pytest.mark.filterwarnings("ignore:.*are held at its end")
-def test_the_path_of_cells_without_trajectories_is_drawn():
-    import chreode as ch
+def test_paths_have_the_band_of_their_refits_and_are_dashed_without_a_gene():
+    how = ch.simulate.Sampling(n_trajectories=3, n_times=15)
+    cells = ch.simulate.simulate_system("predators", how, seed=0)
+    schema = ch.Schema(expression="X", time="obs/time", trajectory="obs/trajectory")
+    model = ch.NeuralODE(match_steps=10, piece_steps=5, path_steps=5, n_refits=3)
+    fitted = model.fit(cells, schema, seed=0, progress=False)
+    (ax,) = plot.paths(fitted, None, ["prey"], most=1, knockout="predator").axes
+    path, without = ax.lines  # and no cells
+    gone = fitted.trajectory(start="path_0", to={"knockout": "predator"})
+    np.testing.assert_allclose(without.get_ydata(), gone.X[:, 0], rtol=1e-6)
+    assert without.get_linestyle() == "--"
+    (band,) = ax.collections
+    refits = [dataclasses.replace(fitted, module=m) for m in fitted.module.members]
+    each = np.stack([refit.trajectory(start="path_0").X[:, 0] for refit in refits])
+    drawn = band.get_paths()[0].vertices
+    at = path.get_xdata()[7]
+    ends = drawn[np.isclose(drawn[:, 0], at), 1]
+    np.testing.assert_allclose([ends.min(), ends.max()], [each[:, 7].min(), each[:, 7].max()])
+    names = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert names == ["path_0", "without predator"]
+    rendered(ax.figure)
 
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_the_path_of_cells_without_trajectories_is_drawn():
     how = ch.simulate.Sampling(n_trajectories=2, n_times=15)
     cells = ch.simulate.simulate_system("predators", how, seed=0)
     model = ch.NeuralODE(n_latent=2, match_steps=2, piece_steps=0, path_steps=0, hidden=(8,))
@@ -427,14 +537,14 @@ def test_the_path_of_cells_without_trajectories_is_drawn():
     for wrong in ((fitted, alike), (flat, cells)):
         with pytest.raises(DataError, match="no plane to draw"):
             plot.phase_portrait(*wrong)
-    with pytest.raises(SchemaError, match="no such path. There is: all cells"):
+    with pytest.raises(SchemaError, match="no such path. Available: all cells"):
         fitted.trajectory(start="path_0")
 
 
 def test_markers_of_a_method_that_is_not_there_are_refused():
     row = {"method": "VAE", "class": "B", "gene": "A", "real share": 1.0, "fake share": 0.2}
     table = pd.DataFrame([{**row, "cells": 9, "off share": 0.5}])
-    for markers, said in ((table, "Did you mean 'VAE'"), (table[:0], "There is none")):
+    for markers, said in ((table, "Did you mean 'VAE'"), (table[:0], "None is available")):
         with pytest.raises(ConfigError, match=said):
             plot.marker_shares(markers, "VAEE")
 
@@ -448,6 +558,15 @@ def test_edges_are_drawn_from_their_drivers():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
     assert shown[0, 1] == 2.0
     assert shown[1, 0] == -1.0
+    ordered = plot.edge_matrix(edges, ["c", "a"])
+    assert [t.get_text() for t in ordered.get_xticklabels()] == ["c", "a"]
+    assert np.asarray(ordered.images[0].get_array())[0, 1] == 0.1
+    ends = ordered.images[0].cmap([0.0, 0.5, 1.0])
+    assert ends[0][2] > ends[0][0]  # blue represses
+    assert ends[2][0] > ends[2][2]
+    assert ends[:, 3].round(1).tolist() == [1.0, 0.0, 1.0]
+    weak = ordered.images[0].cmap([0.4, 0.6])
+    assert (weak[:, 3] > 0.3).all()  # a fifth of the strongest is still seen
 
 
 def test_curves_have_the_means_of_every_method():

@@ -1,5 +1,6 @@
-"""The report is one file that runs nothing, fetches nothing, hides nothing and says the worst first."""
+"""The report is one file that runs nothing, fetches nothing, and says the answer and its doubts first."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -20,7 +21,16 @@ import chreode as ch
 from chreode.bench import Bench
 from chreode.commands.judge import _answer
 from chreode.errors import StoreError
-from chreode.report import Section, bench_sections, fit_sections, sections, write
+from chreode.plot.dots import AREA as DOT
+from chreode.report import (
+    Section,
+    bench_sections,
+    dynamics_sections,
+    findings,
+    fit_sections,
+    sections,
+    write,
+)
 from chreode.report.page import as_text
 
 HOSTILE = "<script>alert('x')</script>\"onload=\"alert(1)"
@@ -160,7 +170,7 @@ def test_contents_lead_to_every_section_and_identifiers_are_unique(hostile):
     assert len(ids) == len(set(ids))
     goals = [a["href"][1:] for a in page.named("a")]
     assert goals == [a["id"] for a in page.named("section")]
-    assert len(goals) == 7
+    assert len(goals) == 5
     used = {a["xlink:href"][1:] for a in page.named("use")}
     assert used <= set(ids)
 
@@ -219,10 +229,27 @@ def test_tables_show_names_numbers_and_what_is_absent(tmp_path):
     assert html.count('<th scope="row">') == 2
 
 
+def test_tables_are_folded_but_for_a_first_one_that_is_small(tmp_path):
+    small = pd.DataFrame(np.zeros((2, 6)))
+    wide, long = pd.DataFrame(np.zeros((2, 7))), pd.DataFrame(np.zeros((16, 1)))
+    named = small.rename_axis("name")  # its index is a column too
+    for table, folded in ((small, 1), (wide, 2), (long, 2), (named, 2)):
+        tables = (("First one. More of it.", table), ("Second one. Further words.", small))
+        html = write(tmp_path / "a.html", "T", [Section("S", tables=tables)]).read_text()
+        page = Page(html)
+        assert len(page.named("details")) == folded
+        assert "open" not in page.named("details")[0]
+        assert len(page.named("table")) == 2
+        assert "<summary>Second one</summary>" in html
+        assert '<p class="note">Further words.</p>' in html
+        assert ("<figcaption>First one. More of it.</figcaption>" in html) == (folded == 1)
+
+
 def test_numbers_have_the_decimals_they_need():
     assert as_text(pd.Series([0.5, 0.25])) == ["0.50", "0.25"]
     assert as_text(pd.Series([1 / 3, 1234.5])) == ["0.333", "1,234.500"]
     assert as_text(pd.Series([1e-5, 0.0])) == ["1e-05", "0"]
+    assert as_text(pd.Series([-1e-4, 1234.5])) == ["-0.0001", "1,234.500"]
     assert as_text(pd.Series([np.inf, 2.0])) == ["inf", "2"]
     assert as_text(pd.Series([], dtype=float)) == []
     assert as_text(pd.Series([1, None], dtype="Int64")) == ["1", "–"]
@@ -244,14 +271,25 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 
 def said(*args, **options) -> str:
-    return "\n".join(sections.findings(bench(*args, **options)))
+    return "\n".join(findings(bench(*args, **options)))
+
+
+def tables(made) -> dict[str, pd.DataFrame]:
+    """Return the tables of a bench's report by the first sentences of their captions."""
+    return {
+        caption.partition(".")[0]: table
+        for section in bench_sections(made)
+        for caption, table in section.tables
+    }
 
 
 def test_the_winner_is_named_first():
-    lines = sections.findings(bench({"PCA": 0.5, "SCVI": 0.7, "oracle": 0.9}))
-    assert lines[0] == "SCVI has the highest total, 0.700 (95 % interval 0.690 to 0.710)."
+    lines = findings(bench({"PCA": 0.5, "SCVI": 0.7, "oracle": 0.9}))
+    assert lines[0] == (
+        "SCVI has the highest total, 0.700 (95 % interval 0.690 to 0.710). The best baseline, PCA, has 0.500."
+    )
     assert len(lines) == 2
-    assert "oracle, stands at 0.900" in lines[1]
+    assert "oracle, has 0.900" in lines[1]
 
 
 def test_a_baseline_that_wins_is_the_first_finding():
@@ -260,7 +298,9 @@ def test_a_baseline_that_wins_is_the_first_finding():
 
 
 def test_baselines_alone_are_no_defeat():
-    assert said({"PCA": 0.5, "Harmony": 0.8}).startswith("Harmony has the highest total")
+    text = said({"PCA": 0.5, "Harmony": 0.8})
+    assert text.startswith("Harmony has the highest total")
+    assert "best baseline" not in text
 
 
 def test_overlapping_intervals_settle_no_order():
@@ -272,7 +312,7 @@ def test_overlapping_intervals_settle_no_order():
 def test_the_paired_comparison_with_pca_goes_before_intervals():
     totals = {"PCA": 0.695, "A": 0.7}
     assert "overlap" not in said(totals)
-    assert "The intervals of PCA overlap with that of A" in said(
+    assert "The interval of PCA overlaps with that of A" in said(
         totals, {"A": "not better than PCA"}
     )
 
@@ -299,11 +339,10 @@ def test_totals_of_fewer_metrics_are_not_compared():
     lost = (made.scores["method"] == "B") & (made.scores["metric"] == "ilisi")
     made.scores.loc[lost, ["value", "low", "high"]] = np.nan
     made.scores.loc[lost, "reason"] = "There is one batch only."
-    text = "\n".join(sections.findings(made))
+    text = "\n".join(findings(made))
     assert "Totals of B average fewer metrics" in text
-    scores = next(s for s in bench_sections(made) if s.heading == "Scores")
-    assert scores.text == "- iLISI of B: There is one batch only."
-    (_, raw), (_, intervals) = scores.tables
+    assert bench_sections(made)[-1].text == "- iLISI of B: There is one batch only."
+    raw, intervals = (tables(made)[name] for name in ("All scores", "95 % intervals"))
     assert np.isnan(raw.loc["iLISI", "B"])
     assert pd.isna(intervals.loc["iLISI", "B"])
     assert intervals.loc["NMI", "B"] == "0.690 to 0.710"
@@ -312,15 +351,15 @@ def test_totals_of_fewer_metrics_are_not_compared():
 def test_a_baseline_that_was_not_run_has_a_row_of_dashes(tmp_path):
     made = bench({"PCA": 0.5, "A": 0.6, "Harmony": 0.0}, {"Harmony": "not run: no harmonypy"})
     made.scores.drop(made.scores.index[made.scores["method"] == "Harmony"], inplace=True)
-    findings, scores, *_ = bench_sections(made)
-    assert "Harmony: not run: no harmonypy." in findings.text
-    assert scores.tables[0][1].columns.tolist() == ["A", "PCA", "Harmony"]
+    assert "Harmony: not run: no harmonypy." in bench_sections(made)[0].text
+    assert tables(made)["All scores"].columns.tolist() == ["A", "PCA", "Harmony"]
     html = made.report(tmp_path / "r.html").read_text(encoding="utf-8")
-    assert html.count(">–<") == 3 * 3  # in the figure and both tables
+    # in the figure and two tables; in the main scores; and two baselines that learn nothing by steps
+    assert html.count(">–<") == 3 * 3 + 1 + 2
 
 
 def test_cells_without_a_label_are_mentioned():
-    assert "7 of 1,200 cells have no label" in said(
+    assert "No label: 7 of 1,200 cells" in said(
         {"PCA": 0.5}, about={"cells": 1200, "unlabelled": 7}
     )
     assert "have no label" not in said({"PCA": 0.5}, about={"cells": 1200, "unlabelled": 0})
@@ -357,20 +396,34 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     assert "fewer than 20 held-out cells: type_2 (2)" in text
     terminal = str(_answer(made, ["role", "w2", "note"], None, None, json=False))
     assert "fewer than 20 held-out cells: type_2 (2)" in terminal
-    assert "Of too few cells for their markers to be compared: type_2 (2)." in terminal
+    assert "Types with too few cells to compare their markers: type_2 (2)." in terminal
     note = made.methods.loc["shuffled labels", "note"]
     assert note.startswith("worst marker: gene_")
-    assert f"shuffled labels: {note}." in text
+    assert note not in text  # it is no doubt about a method
+    assert tables(made)["Methods"].loc["shuffled labels", "note"] == note
     assert made.methods.loc["real cells", "note"] == ""
     assert made.table().loc["shuffled labels", "note"] == note
     # what is the best to be had is the first column of every wide table
-    assert all(t.columns[0] == "real cells" for _, t in bench_sections(made)[2].tables)
+    wide = [t for name, t in tables(made).items() if name == "All scores" or "single" in name]
+    assert len(wide) == 4
+    assert all(table.columns[0] == "real cells" for table in wide)
+    sizes = cells.obs["cell_type"].value_counts()
+    assert tables(made)["Cells per type"]["cells"].to_dict() == sizes.to_dict()
     pictures = {c: f for s in bench_sections(ran) for c, f in s.figures}
     (shares,) = (f for c, f in pictures.items() if c.startswith("Markers of every type"))
     assert [t.get_text() for t in shares.get_legend().texts] == [
         "real cells",
         "PCA mixture per class",
     ]
+    (dots,) = (f for c, f in pictures.items() if c.startswith("Marker genes of every type"))
+    real, fake, _ = dots.axes
+    assert [ax.get_title(loc="left") for ax in (real, fake)] == ["real", "PCA mixture per class"]
+    assert {"gene_0", "gene_1"} <= {t.get_text() for t in fake.get_xticklabels()}
+    held_out = ran.pairs["PCA mixture per class"][0]
+    of_type = held_out[held_out.obs["type"] == "type_0"]
+    column = [t.get_text() for t in fake.get_xticklabels()].index("gene_0")
+    area = real.collections[0].get_sizes()[column]  # the first row is type_0
+    assert area == pytest.approx(DOT * (of_type[:, "gene_0"].X > 0).mean())
     # twenty-two metrics in one picture could not be read
     assert [c for c in pictures if c.startswith("Raw scores")] == list(pictures)[:2]
     assert "bold is the best method" in next(iter(pictures))
@@ -379,15 +432,14 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
 
 def test_a_spread_over_seeds_is_told_of_rows_that_have_several():
     made = replace(bench({"PCA": 0.5, "A": 0.6, "B": np.nan}), kind="augmentation")
-    shown = {c: t for s in bench_sections(made) for c, t in s.tables}
-    assert shown["Lowest to highest of the seeds."].loc["NMI", "A"] == "0.590 to 0.610"
+    spread = "Lowest to highest of the seeds"
+    assert tables(made)[spread].loc["NMI", "A"] == "0.590 to 0.610"
     mixed = replace(made, methods=made.methods.assign(seeds=[3, 1, 1]))
-    shown = {c: t for s in bench_sections(mixed) for c, t in s.tables}
-    row = shown["Lowest to highest of the seeds."].loc["NMI"]
+    row = tables(mixed)[spread].loc["NMI"]
     assert row[["PCA", "A"]].tolist() == ["0.490 to 0.510", "one seed"]
     assert pd.isna(row["B"])
     alone = bench_sections(replace(made, methods=made.methods.assign(seeds=1)))
-    assert not any("seeds" in c and "Lowest" in c for s in alone for c, _ in s.tables)
+    assert not any(c.startswith(spread) for s in alone for c, _ in s.tables)
     assert "intervals" not in alone[0].figures[0][0]
     assert "intervals" in bench_sections(made)[0].figures[0][0]
 
@@ -407,20 +459,82 @@ def test_what_of_augmentation_failed_is_not_among_the_numbers():
         made, metrics=made.metrics.rename(index={"nmi": "knn_rare"}),
         scores=made.scores.replace({"metric": {"nmi": "knn_rare"}}),
     )  # fmt: skip
-    assert sections.findings(made)[0] == "NMI: best is A 0.600; PCA 0.500."
+    assert findings(made)[0] == "NMI: best is A 0.600; PCA 0.500."
 
 
-def test_scores_come_before_what_explains_them():
+def test_the_verdict_comes_first_then_pictures_then_tables():
     embeddings, labels = pictured()
-    made = bench_sections(bench({"PCA": 0.5, "SCVI": 0.6}, embeddings=embeddings, labels=labels))
-    assert [s.heading for s in made] == [
-        "Findings", "Embeddings", "Scores", "Methods", "What the metrics mean",
-    ]  # fmt: skip
+    notes = {"SCVI": "still improving"}
+    ran = bench({"PCA": 0.5, "SCVI": 0.6}, notes, embeddings=embeddings, labels=labels)
+    made = bench_sections(ran)
+    assert [s.heading for s in made] == ["Verdict", "Embeddings", "Tables"]
+    answer, doubtful, doubts = made[0].text.split("\n\n")
+    assert answer.startswith("SCVI has the highest total")
+    assert doubtful == "Before you rely on this:"
+    assert doubts.startswith("- SCVI was still improving")
+    assert [bool(s.tables) for s in made] == [False, False, True]
     assert len(made[0].figures) == 1
     assert [c for c, _ in made[1].figures] == [
         f"{m} by {role}: its two dimensions" for m in ("SCVI", "PCA") for role in ("label", "batch")
     ]
-    assert made[2].tables[0][1].columns.tolist() == ["SCVI", "PCA"]
+    assert list(tables(ran)) == [
+        "The main scores", "All scores", "95 % intervals", "Methods", "What the metrics mean",
+    ]  # fmt: skip
+    assert tables(ran)["All scores"].columns.tolist() == ["SCVI", "PCA"]
+
+
+def test_what_a_reader_may_believe_says_what_the_ceiling_and_the_baselines_are():
+    made = bench({"PCA": 0.5, "Harmony": 0.6, "SCVI": 0.7, "oracle": 0.9})
+    told = "The ceiling is oracle; the baselines are PCA and Harmony."
+    captions = [
+        c for s in bench_sections(made) for c, _ in s.tables if not c.startswith("What the")
+    ]
+    assert len(captions) == 4
+    assert all(told in caption for caption in captions)
+    (main, _), *_ = bench_sections(made)[-1].tables
+    assert "1 is best." in main
+    alone = bench_sections(bench({"SCVI": 0.7}))[-1].tables[0][0]
+    assert "This bench has no ceiling; there is no baseline." in alone
+
+
+def test_times_seeds_states_and_zeros_are_in_words(tmp_path):
+    totals = {"PCA": 0.5, "A": -0.0001, "B": 0.25, "oracle": 0.9}
+    made = bench(totals, {"B": "slow; still improving"})
+    made.methods["seconds"] = [0.0, 0.02, 75.4, np.nan]
+    made.methods["state"] = ["rested", "rested", "still improving", "rested"]
+    table = tables(made)["Methods"]
+    assert table["seeds"].unique().tolist() == ["three seeds"]
+    assert table.loc["B", "note"] == "slow"  # and how its fit ended has a column
+    assert table.loc[["A", "B", "PCA"], "fit"].tolist() == [
+        "the fit converged", "the fit was still improving", "–",
+    ]  # fmt: skip
+    assert table["time for one seed"].to_dict() == {
+        "PCA": "under 0.1 s", "A": "under 0.1 s", "B": "75 s", "oracle": "–",
+    }  # fmt: skip
+    assert table.shape[1] + 1 <= 6
+    html = made.report(tmp_path / "r.html").read_text(encoding="utf-8")
+    shown = html.partition("About this page</h2>")[0]
+    assert not re.search(r">-0(\.0+)?<|\brested\b|\b0(\.0)? s\b", shown)
+    assert as_text(pd.Series([-0.0, 0.125])) == ["0.000", "0.125"]
+
+
+def test_cells_are_counted_by_type_and_by_donor(cells, schema, tmp_path):
+    found = ch.bench.integration(
+        cells, schema, [], seeds=(0,), metrics=["silhouette_label"], progress=False
+    )
+    made = Bench.load(found.save(tmp_path / "b.json"))
+    counted = pd.crosstab(cells.obs["cell_type"], cells.obs["batch"])
+    shown = tables(made)["Cells per donor (batch) and type"]
+    assert shown.to_dict() == counted.to_dict()
+    types = tables(made)["Cells per type"]
+    assert types["cells"].is_monotonic_decreasing
+    assert types["cells"].to_dict() == counted.sum(axis=1).to_dict()
+    assert types["batches"].to_dict() == (counted > 0).sum(axis=1).to_dict()
+    told = json.loads((tmp_path / "b.json").read_text())
+    told["sizes"][0]["cells"] = "many"
+    (tmp_path / "b.json").write_text(json.dumps(told))
+    with pytest.raises(StoreError, match="sizes has text for numbers"):
+        Bench.load(tmp_path / "b.json")
 
 
 def test_a_saved_bench_is_reported_without_pictures(tmp_path):
@@ -435,7 +549,7 @@ def test_many_cells_are_sampled_for_the_pictures(monkeypatch):
     monkeypatch.setattr(sections, "PICTURED", 50)
     embeddings, labels = pictured()
     made = bench_sections(bench({"PCA": 0.5, "SCVI": 0.6}, embeddings=embeddings, labels=labels))
-    assert "50 of 120 cells are shown" in made[1].text
+    assert "Shown are 50 of 120 cells" in made[1].text
     assert len(made[1].figures[0][1].collections[0].get_offsets()) == 50
 
 
@@ -467,9 +581,63 @@ def test_a_fit_is_reported_with_its_curves(cells, schema):
 
 def test_a_fit_in_closed_form_has_no_curve(cells, schema):
     model, training, _ = fit_sections(ch.PCA(n_latent=3).fit(cells, schema))
-    assert model.text.startswith("It had come to rest")
+    assert model.text.startswith("It had converged when it stopped.")
     assert not training.figures
     assert "closed form" in training.text
+
+
+@pytest.fixture(scope="module")
+def moving():
+    how = ch.simulate.Sampling(n_trajectories=5, n_times=15)
+    cells = ch.simulate.GeneNetwork.random(8, seed=1).simulate(how, seed=1)
+    schema = ch.Schema(expression="X", time="obs/time", trajectory="obs/trajectory")
+    quick = {"match_steps": 20, "piece_steps": 5, "path_steps": 5}
+    return cells, [
+        ch.NeuralODE(**quick, n_refits=n).fit(cells, schema, seed=0, progress=False) for n in (0, 2)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_a_fit_of_time_is_reported_with_paths_edges_and_a_knock_out(moving):
+    cells, (alone, refitted) = moving
+    assert [s.heading for s in fit_sections(alone)] == [
+        "The fit", "Training", "Dynamics", "Configuration",
+    ]  # fmt: skip
+    (section,) = dynamics_sections(alone)
+    edges = alone.rank()
+    first = edges.iloc[0]
+    acts = "activates" if first["weight"] > 0 else "represses"
+    assert section.text.startswith(f"{first['source']} {acts} {first['target']}: ")
+    assert "There are no bands, as this fit made no refits" in section.text
+    driver = edges["weight"].abs().groupby(edges["source"]).sum().idxmax()
+    course, removed, found = (figure for _, figure in section.figures)
+    assert section.figures[1][0].startswith(f"A knock-out of {driver}: ")
+    assert not any(ax.collections for ax in course.axes)
+    kept, gone = (alone.trajectory(start="path_0", to=to) for to in (None, {"knockout": driver}))
+    apart = np.abs(kept.X - gone.X)[-1]
+    apart[kept.var_names == driver] = 0
+    gene = kept.var_names[apart.argmax()]
+    assert f"Without {driver}, {gene} changes most" in section.text
+    assert removed.axes[0].get_title() == gene
+    column = kept.var_names.get_loc(gene)
+    with_, without = removed.axes[0].lines[:2]
+    np.testing.assert_allclose(with_.get_ydata(), kept.X[:, column], rtol=1e-5)
+    np.testing.assert_allclose(without.get_ydata(), gone.X[:, column], rtol=1e-5)
+    assert (with_.get_linestyle(), without.get_linestyle()) == ("-", "--")
+    assert found.get_xlabel() == "driven"
+    (caption, table), *_ = section.tables
+    assert "no baseline and no ceiling" in caption
+    assert list(table) == ["target", "weight"]  # without refits there is no confidence
+    (section,) = dynamics_sections(refitted, cells)
+    assert "the lowest to the highest of 2 refits" in section.text
+    assert re.search("It is found beyond chance in [0-2] of 2 refits", section.text)
+    assert list(section.tables[0][1]) == ["target", "weight", "confidence"]
+    assert all(ax.collections for ax in section.figures[0][1].axes)
+
+
+def test_a_model_without_paths_has_no_dynamics(cells, schema):
+    with pytest.raises(ch.CapabilityError, match="has no trajectory"):
+        dynamics_sections(ch.PCA(n_latent=3).fit(cells, schema))
 
 
 # in a browser
@@ -495,7 +663,7 @@ def test_a_browser_shows_it_without_complaint(hostile, tmp_path):
     page = Page(done.stdout)
     assert not page.named("script")
     assert len(page.named("svg")) == 8
-    for heading in ("Findings", "Embeddings", "Scores", "Methods", "What the metrics mean"):
+    for heading in ("Verdict", "Embeddings", "Tables"):
         assert f">{heading}</h2>" in done.stdout
 
 

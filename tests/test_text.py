@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 import chreode as ch
 from chreode import text
-from chreode.cli import main
+from chreode.commands.app import main
 
 WICKED = (
     "\x1b]0;OWNED\x07\x1b[2J", "\x9b31m", "a\nerror: forged", "a\r\x08b", "\u202egnp.exe", "\u2066x",

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 
 import chreode as ch
-from chreode import models, tuning
+from chreode import models
+from chreode.bench import candidate
+from chreode.bench.tuned import REFITS
+from chreode.bench.tuning import default_space, nats_per_cell
 from chreode.data.simulate import simulate_citeseq
-from chreode.tuning import REFITS, default_space, nats_per_cell
 
 pytest.importorskip("optuna")
 SPACE = {"n_latent": (2, 40)}
@@ -246,7 +248,7 @@ def test_scores_of_different_things_are_not_compared(cells, schema, model, optio
 
 
 def test_a_cell_named_for_both_is_refused(search):
-    with pytest.raises(ch.ConfigError, match="5 cells are named both"):
+    with pytest.raises(ch.ConfigError, match="share 5 cells"):
         search(distance, 1, validation=np.arange(20), test=np.arange(15, 40))
 
 
@@ -286,7 +288,7 @@ def test_a_model_that_cannot_be_judged_as_given_ends_it(search):
 
 def test_bad_data_is_refused_before_any_fit(search, cells, schema):
     cells.layers["counts"].data[:] = 0.5
-    with pytest.raises(ch.DataError, match="whole"):
+    with pytest.raises(ch.DataError, match="with decimals"):
         ch.tune(ch.PPCA(), cells, schema)
     with pytest.raises(ch.SchemaError, match="there is no 'count'"):
         ch.tune(ch.PPCA(), cells, ch.Schema(counts="layers/count"))
@@ -294,7 +296,7 @@ def test_bad_data_is_refused_before_any_fit(search, cells, schema):
 
 @pytest.mark.slow
 def test_it_goes_on_where_ctrl_c_cut_it_off(search, tmp_path, monkeypatch):
-    plain, begun, stop_at = tuning._fit_and_judge, [], 5
+    plain, begun, stop_at = candidate._fit_and_judge, [], 5
 
     def counted(model, *rest):
         begun.append(model.n_latent)
@@ -303,8 +305,8 @@ def test_it_goes_on_where_ctrl_c_cut_it_off(search, tmp_path, monkeypatch):
         return plain(model, *rest)
 
     whole = search(distance, 8)
-    monkeypatch.setattr(tuning, "_fit_and_judge", counted)
-    with pytest.raises(KeyboardInterrupt, match="4 results are kept"):
+    monkeypatch.setattr(candidate, "_fit_and_judge", counted)
+    with pytest.raises(KeyboardInterrupt, match="keeps 4 results"):
         search(distance, 8, into=tmp_path)
     stop_at = 0
     again = search(distance, 8, into=tmp_path)

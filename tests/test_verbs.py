@@ -7,13 +7,14 @@ import json
 import re
 from contextlib import nullcontext
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
 
 import chreode as ch
-from chreode import verbs
 from chreode.data.simulate import simulate_multiome
+from chreode.verbs import cells as verbs_of_cells
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_a_result_that_cannot_be_kept_leaves_torch_as_it_was(fitted, cells, monk
         next(iter(chunks))
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(verbs, "collect_cells", full)
+    monkeypatch.setattr(verbs_of_cells, "collect_cells", full)
     ask = {
         "generate": lambda: fitted.generate(20, progress=False),
         "predict": lambda: fitted.predict(cells, to={}, progress=False),
@@ -138,7 +139,7 @@ def test_conditions_are_named_by_role_or_by_column(of_all):
     told = fitted.predict(cells, to={"cell_type": kind}, progress=False)
     assert set(told.obs["cell_type"]) == {kind}
     assert "label" not in told.obs
-    with pytest.raises(ch.SchemaError, match=r"'donor'. There is: .*label \(cell_type\)"):
+    with pytest.raises(ch.SchemaError, match=r"'donor'. Available: .*label \(cell_type\)"):
         fitted.generate(3, given={"donor": kind})
     with pytest.raises(ch.ConfigError, match="two name the same condition"):
         fitted.generate(3, given={"label": kind, "cell_type": kind})
@@ -216,7 +217,7 @@ def test_genes_are_knocked_out_and_series_told_where_that_means_something(of_all
             lambda fitted, to: fitted.reconstruct(some, to=to, progress=False),
             lambda fitted, to: fitted.generate(3, given=to, progress=False),
         ):
-            with pytest.raises(ch.SchemaError, match="condition 'knockout'. There is: batch"):
+            with pytest.raises(ch.SchemaError, match="condition 'knockout'. Available: batch"):
                 ask(fits[key], {"knockout": gene})
     fitted = fits["neuralode"]
     told = fitted.predict(some, to={"knockout": gene}, progress=False)
@@ -279,3 +280,36 @@ def test_augmentation_keeps_numbers_and_what_was_generated_before(cells, quick):
     ).obs["generated"]
     assert twice[: once.n_obs].sum() == once.n_obs - 120
     assert twice[once.n_obs :].all()
+
+
+def test_results_keep_what_the_data_say_of_features_and_cells(fitted, cells, tmp_path):
+    cells.var["symbol"] = [f"symbol {i}" for i in range(cells.n_vars)]
+    cells.var["variable"] = np.arange(cells.n_vars) % 2 == 0
+    shuffled = cells[:, ::-1].copy()
+    for into in (None, tmp_path / "out.h5ad"):
+        for made in (
+            fitted.reconstruct(shuffled, into=into),
+            fitted.predict(shuffled, to={"batch": "batch_1"}, into=into),
+        ):
+            found = made if into is None else ad.read_h5ad(made)
+            assert found.var_names.tolist() == cells.var_names.tolist()
+            assert found.var["symbol"].tolist() == cells.var["symbol"].tolist()
+            assert found.var["variable"].tolist() == cells.var["variable"].tolist()
+            assert {"cell_type", "plate", "age"} <= {*found.obs}
+    more = ch.augment(cells, fitted, by="batch", floor=200)
+    assert more.var["symbol"].tolist() == cells.var["symbol"].tolist()
+
+
+def test_names_that_differ_by_case_or_version_are_told(quick, cells):
+    cells.var_names = [f"Gene{i}" for i in range(cells.n_vars)]
+    plain = quick(ch.PCA).fit(cells, ch.Schema(counts="layers/counts"))
+    cells.var_names = cells.var_names.str.upper()
+    with pytest.raises(ch.DataError, match=r"upper and lower case.*str\.capitalize\(\)"):
+        plain.embed(cells)
+    cells.var_names = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
+    ids = quick(ch.PCA).fit(cells, ch.Schema(counts="layers/counts"))
+    cells.var_names = cells.var_names + ".3"
+    with pytest.raises(ch.DataError, match="the version behind Ensembl ids"):
+        ids.embed(cells)
+    cells.var_names = cells.var_names.str.replace(r"\.\d+$", "", regex=True)  # as it says
+    assert np.isfinite(ids.embed(cells)).all()

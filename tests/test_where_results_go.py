@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import chreode as ch
-from chreode.collect import copy_with, storable
+from chreode.data.collect import copy_with, storable
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,9 @@ def test_coordinates_are_of_the_cells_that_the_file_holds(some, tmp_path):
         other.copy().write_h5ad(tmp_path / "new.h5ad")
         (tmp_path / "new.h5ad").replace(path)
         with pytest.raises(ch.StoreError, match="replaced while it was read"):
-            copy_with(path, some.obs_names, tmp_path / "out.h5ad", {"X": np.zeros((80, 2))}, {})
+            copy_with(
+                path, some.obs_names, tmp_path / "out.h5ad", {"obsm": {"X": np.zeros((80, 2))}}, {}
+            )
     assert not (tmp_path / "out.h5ad").exists()
 
 
@@ -197,7 +199,12 @@ def doubled(cells):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(halved, "not whole"), (lacking, "NaN"), (twice, "not unique"), (doubled, "several columns")],
+    [
+        (halved, "with decimals"),
+        (lacking, "NaN"),
+        (twice, "not unique"),
+        (doubled, "several columns"),
+    ],
 )
 def test_augmentation_refuses_what_are_no_counts(some, drawn, change, said):
     cells = some.copy()

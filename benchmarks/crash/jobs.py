@@ -19,8 +19,8 @@ import torch._dynamo  # noqa: F401
 
 import chreode as ch
 from chreode import store
-from chreode.cli import main
 from chreode.commands import fit, use  # noqa: F401
+from chreode.commands.app import main
 from chreode.learn.phase import Phase
 
 SCHEMA = ch.Schema(counts="layers/counts", batch="obs/batch")

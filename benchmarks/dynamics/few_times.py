@@ -8,14 +8,18 @@ import anndata
 
 import chreode as ch
 
-from ..common import Row
+from ..common import Row, folded
 from .fits import judge
-from .report import across
+from .report import across, means
 
 #: Of 40 times there are 20 trajectories, of fewer as many more as make as many cells.
 GENES, SEEDS, TIMES, CELLS = 50, (10, 11, 12), (3, 4, 6, 40), 800
 COMPARED = ("baselines", "NODE", "C-NODE", "PathReg")
-SHOWN = {"signed": "signed edges", "edges_zero": "edges 0", "denoised, new start": "new start"}
+SHOWN = {
+    "signed": "signed edges",
+    "edges_zero": "pairs without effect",
+    "denoised, new start": "new start",
+}
 
 
 def cases() -> list[Row]:
@@ -43,8 +47,12 @@ def measure(case: Row, data: Path, kept: Path) -> Row:  # noqa: ARG001 (simulate
 
 
 def render(rows: list[Row]) -> list[str]:
-    lines = []
-    for n in TIMES:
-        some = [row for row in rows if row["case"]["times"] == n]
-        lines += [f"### {n} times", "", *across(some, SHOWN), ""] if some else []
-    return lines[:-1]
+    of = {n: [row for row in rows if row["case"]["times"] == n] for n in TIMES}
+    lines = ["**Signed edges** (1 is best):", ""]
+    lines += means({f"{n} times": (some, "signed", max) for n, some in of.items()})
+    lines += ["", "**Error of forecasts from new starts** (0 is best):", ""]
+    lines += means({f"{n} times": (some, "denoised, new start", min) for n, some in of.items()})
+    for n, some in of.items():
+        if some:
+            lines += ["", *folded(f"All scores, {n} times", across(some, SHOWN))]
+    return lines

@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 import chreode as ch
-from chreode.bench.ledger import fingerprint
+from chreode.bench.digest import fingerprint
+from chreode.data.cells import Cells
 from chreode.models.neuralode import EVERY, Penalised
-from chreode.store import code_hash
+from chreode.version import code_hash
 
 from ..common import Row, Stopwatch
 
@@ -78,7 +79,7 @@ def judge(
 ) -> Row:
     """Return the row of a method, or of all baselines where it is "baselines"."""
     # a folder per data set: baselines are judged once
-    folder = kept / code_hash()[:12] / fingerprint(data, schema)
+    folder = kept / code_hash()[:12] / fingerprint(Cells(data, schema))
     judged = partial(
         ch.bench.dynamics, data, schema, seeds=(seed,), into=folder, progress=False, **about
     )

@@ -10,7 +10,7 @@ import pandas as pd
 
 import chreode as ch
 
-from ..common import Row
+from ..common import Row, folded
 from .fits import METHODS, judge
 from .report import across, at_rest, beside, ratios
 
@@ -77,9 +77,15 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
 SHOWN = {
     **{f"mse, donor {d}": f"cells, {d}" for d in DONORS},
     **{f"denoised, donor {d}": f"paths, {d}" for d in DONORS},
-    **{f"scaling, donor {d}": f"of it scaling, {d}" for d in DONORS},
-    "lift": "lift", "edges_zero": "edges 0", "spurious_zero": "spurious 0", "weights_zero": "weights 0",
+    **{f"scaling, donor {d}": f"scaling, {d}" for d in DONORS},
+    "lift": "lift", "edges_zero": "pairs without effect",
+    "spurious_zero": "the same, of genes that drive none", "weights_zero": "weights at 0",
 }  # fmt: skip
+#: Error of smoothed paths, and the part of it that no line per gene would remove.
+RATIOS = {
+    "denoised": "With 95 % intervals over seeds",
+    "rest": "Without the part of the error that scaling would remove",
+}
 
 
 def render(rows: list[Row]) -> list[str]:
@@ -89,15 +95,22 @@ def render(rows: list[Row]) -> list[str]:
         for row in rows
         for seed in (SEEDS if row["case"]["method"] == "baselines" else [row["case"]["seed"]])
     ]
-    lines = across(rows, SHOWN)
+    whole = folded("All scores", across(rows, SHOWN))
     rows, _ = at_rest(rows)
     for row in rows:
         for told in row["methods"].values():
             for d in DONORS:
                 path, scaling = (told["scores"][f"{k}, donor {d}"] for k in ("denoised", "scaling"))
                 told["scores"][f"rest, donor {d}"] = path - scaling
-    for key, name in (("denoised", "Smoothed paths"), ("rest", "What scaling would not mend")):
-        told = {d: ratios(rows, "training mean", f"{key}, donor {d}", invert=True) for d in DONORS}
-        lines += ["", f"{name}, ratios to the training mean:", ""]
-        lines += beside([*told[DONORS[0]]], {f"donor {d}": found for d, found in told.items()})
-    return lines
+    lines: list[str] = []
+    for key, title in RATIOS.items():
+        told = {
+            f"donor {d}": ratios(rows, "training mean", f"{key}, donor {d}", invert=True)
+            for d in DONORS
+        }
+        names = [*next(iter(told.values()))]
+        if not lines:  # the first table is without intervals
+            plain = {d: {n: r.partition(" (")[0] for n, r in of.items()} for d, of in told.items()}
+            lines += beside(names, plain)
+        lines += ["", *folded(title, beside(names, told))]
+    return [*lines, "", *whole]

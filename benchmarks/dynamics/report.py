@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import TypeAlias
 
 import numpy as np
 from scipy import stats
@@ -12,6 +14,11 @@ from chreode.bench.forecasters import CEILING
 
 from ..common import Row, spread, still_improving
 from ..speed.ratios import markdown
+
+#: Rows of a column, its metric, and which of two values is the better one (None: neither).
+Column: TypeAlias = tuple[Sequence[Row], str, Callable[..., float] | None]
+#: What pages call rows that have another name, or whose name says too little.
+SAID = {CEILING: f"ceiling ({CEILING})"}
 
 
 def _by_method(rows: Sequence[Row], metric: str) -> dict[str, dict[int, float]]:
@@ -23,6 +30,48 @@ def _by_method(rows: Sequence[Row], metric: str) -> dict[str, dict[int, float]]:
     return found
 
 
+def means(columns: Mapping[str, Column]) -> list[str]:
+    """Return methods x columns as means over seeds, the best in bold; `left_out` are not in their column."""
+    names: list[str] = []
+    found: dict[str, dict[str, float]] = {}
+    best: dict[str, float] = {}
+    for title, (rows, metric, better) in columns.items():
+        kept, _ = at_rest(rows)
+        names += [n for n in _names(kept) if n not in names]
+        values = _seconds(kept) if metric == "seconds" else _by_method(kept, metric)
+        found[title] = {name: fmean(of.values()) for name, of in values.items()}
+        rivals = [value for name, value in found[title].items() if name != CEILING]
+        if better and rivals:
+            best[title] = better(rivals)
+    names.sort(key=CEILING.__eq__)  # last
+    lines = []
+    for name in names:
+        cells = []
+        for title, of in found.items():
+            told = "" if name not in of else _told(columns[title][1], of[name])
+            bold = name in of and name != CEILING and of[name] == best.get(title)
+            cells.append(f"**{told}**" if bold else told)
+        if any(cells):
+            lines.append((SAID.get(name, name), *cells))
+    return markdown(("", *columns), lines)
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return [*dict.fromkeys(name for row in rows for name in row["methods"])]
+
+
+def _seconds(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for name, told in row["methods"].items():
+            found.setdefault(name, {})[row["case"]["seed"]] = told["seconds"]
+    return found
+
+
+def _told(metric: str, value: float) -> str:
+    return f"{value:.0f}" if metric == "seconds" else f"{value:.3g}"
+
+
 def across(rows: Sequence[Row], shown: Mapping[str, str]) -> list[str]:
     """Return methods x metrics: the mean over seeds, the lowest and the highest; and who is left out.
 
@@ -30,8 +79,7 @@ def across(rows: Sequence[Row], shown: Mapping[str, str]) -> list[str]:
     say how many fits still improved.
     """
     rows, left_out = at_rest(rows)
-    names = dict.fromkeys(name for row in rows for name in row["methods"])
-    names |= {CEILING: names.pop(CEILING)} if CEILING in names else {}
+    names = sorted(_names(rows), key=CEILING.__eq__)
     by_metric = {metric: _by_method(rows, metric) for metric in shown}
     lines = []
     for name in names:
@@ -39,15 +87,20 @@ def across(rows: Sequence[Row], shown: Mapping[str, str]) -> list[str]:
         told = [r["methods"][name] for r in rows if name in r["methods"]]
         seconds, moving = fmean(t["seconds"] for t in told), sum(map(still_improving, told))
         lines.append((
-            name, *(spread(list(c)) if c else "" for c in cells), f"{seconds:.0f}",
+            SAID.get(name, name), *(spread(list(c)) if c else "" for c in cells), f"{seconds:.0f}",
             f"{moving} of {len(told)}" if moving else "",
         ))  # fmt: skip
     table = markdown(("", *shown.values(), "seconds", "still improving"), lines)
-    return [*table, *(["", f"Left out: {'; '.join(left_out)}."] if left_out else [])]
+    of_reason: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        reason = why.replace("its own steps take", "the default steps take")
+        of_reason.setdefault(reason, []).append(name)
+    said = "; ".join(f"{', '.join(who)} ({why})" for why, who in of_reason.items())
+    return [*table, *(["", f"Left out: {said}."] if said else [])]
 
 
-def at_rest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """Return the rows without methods that did not come to rest, and why these are left out."""
+def at_rest(rows: Sequence[Row]) -> tuple[list[Row], dict[str, str]]:
+    """Return the rows without methods that did not converge, and why each of these is left out."""
     gone = {name: why for row in rows for name, why in row.get("left_out", {}).items()}
     for row in rows:
         for name, told in row["methods"].items():
@@ -57,7 +110,7 @@ def at_rest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         {**row, "methods": {n: told for n, told in row["methods"].items() if n not in gone}}
         for row in rows
     ]
-    return [row for row in kept if row["methods"]], [f"{n} ({why})" for n, why in gone.items()]
+    return [row for row in kept if row["methods"]], gone
 
 
 def interval(ratios: Sequence[float]) -> str:
@@ -96,7 +149,7 @@ def beside(names: Sequence[str], told: Mapping[str, Mapping[str, str]]) -> list[
 
 
 def chosen(rows: Sequence[Row], by: str, metric: str) -> str:
-    """Say which method has the smallest error `by`, seed by seed, and its ratio to the best baseline's."""
+    """Say whose error `by` is smallest, seed by seed, and its ratio to the best baseline's."""
     plain = {
         name for row in rows if row["case"]["method"] == "baselines" for name in row["methods"]
     }
@@ -115,7 +168,8 @@ def chosen(rows: Sequence[Row], by: str, metric: str) -> str:
             pick = min(having, key=lambda name, seed=seed: valid[name][seed])
             picks.append(pick)
             ratios.append(test[pick][seed] / test[best][seed])
-    told = ", ".join(picks)
+    told = ", ".join(f"{name} ({n} of {len(picks)} seeds)" for name, n in Counter(picks).items())
     return (
-        f"Validation chooses {told}: {interval(ratios)} of the error of the best baseline ({best})."
+        f"The error of validation is smallest for {told}. On new clips its error is "
+        f"{interval(ratios)} times that of the best baseline ({best})."
     )

@@ -85,8 +85,8 @@ def render(rows: list[Row]) -> list[str]:
         "",
         "torchdiffeq, ms",
         "chreode, ms",
-        "how many times as fast",
-        "its error",
-        "our error",
+        "times as fast",
+        "error, torchdiffeq",
+        "error, chreode",
     )
     return markdown(header, lines)

@@ -10,9 +10,9 @@ import pandas as pd
 
 import chreode as ch
 
-from ..common import Row
+from ..common import Row, folded
 from .fits import METHODS, judge
-from .report import across, at_rest, beside, chosen, ratios
+from .report import across, at_rest, beside, chosen, means, ratios
 
 #: Noise of what is learned from, in standard deviations of a channel, and the share of times that is left.
 SETTINGS = {"noise 0.1": (0.1, 1.0), "noise 0.5": (0.5, 1.0), "half the times": (0.1, 0.5)}
@@ -68,19 +68,26 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
 SHOWN = {
     "mse, validation": "validation", "mse, new clip": "new clip", "mse, new walker": "new walker",
     "mse, running": "running", "r2, new clip": "R², new clip", "r2, new walker": "R², new walker",
-    "r2, running": "R², running", "weights_zero": "weights 0", "edges_zero": "edges 0",
+    "r2, running": "R², running", "weights_zero": "weights at 0",
+    "edges_zero": "pairs without effect",
 }  # fmt: skip
 
 
 def render(rows: list[Row]) -> list[str]:
-    lines: list[str] = []
-    for setting in SETTINGS:
-        mine = [row for row in rows if row["case"]["setting"] == setting]
+    of = {s: [row for row in rows if row["case"]["setting"] == s] for s in SETTINGS}
+    usual = next(iter(SETTINGS))
+    lines = means({
+        **{f"new clip, {s}": (mine, "mse, new clip", min) for s, mine in of.items()},
+        **{f"{level}, {usual}": (of[usual], f"mse, {level}", min) for level in ("new walker", "running")},
+    })  # fmt: skip
+    for setting, mine in of.items():
         if mine:
             best = chosen(at_rest(mine)[0], "mse, validation", "mse, new clip")
-            lines += ["", f"### {setting}", "", *across(mine, SHOWN), "", best]
+            whole = [*across(mine, SHOWN), "", best]
+            lines += ["", *folded(f"All scores, {setting}", whole)]
     for level in ("new clip", "new walker"):
-        lines += ["", f"### Beside a dense NODE, {level}", "", *_beside(rows, f"mse, {level}")]
+        title = f"Errors as multiples of a dense NODE's, {level}"
+        lines += ["", *folded(title, _beside(rows, f"mse, {level}"))]
     return lines
 
 

@@ -13,16 +13,19 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
 import chreode as ch
-from chreode.metrics.generation import Space, log_cp10k
 from chreode.metrics.integration import integration_scores, summary
+from chreode.metrics.space import Space, log_cp10k
 
-from ..common import Row
+from ..common import Row, folded
 from ..speed.ratios import markdown
 from .fits import fit
 from .tasks import corrected, development, titled
 
 TASKS = ("mop", "kang")
 METHODS = ("PCA", "Harmony", "scVI", "scVI, last weights", "CFGen", "CFGen, not moved")
+#: What the page calls them, and what is in its first table.
+SAID = {"CFGen": "CFGen, moved to one batch", "CFGen, not moved": "CFGen"}
+SHORT = ("bio", "batch", "total")
 
 
 def cases() -> list[Row]:
@@ -74,13 +77,23 @@ def _largest(batch: pd.Series) -> str:
 
 
 def render(rows: list[Row]) -> list[str]:
+    """Return the sums of the scores, the highest total of each data set in bold; all scores are folded."""
     keys = list(rows[0]["scores"])
-    lines = [
-        (
-            titled(row["case"]["task"]),
-            row["case"]["method"],
-            *(f"{row['scores'][k]:.3f}" for k in keys),
-        )
-        for row in rows
+    best = {
+        task: max(row["scores"]["total"] for row in rows if row["case"]["task"] == task)
+        for task in dict.fromkeys(row["case"]["task"] for row in rows)
+    }
+    short, full = [], []
+    for row in rows:
+        task, method, scores = row["case"]["task"], row["case"]["method"], row["scores"]
+        who = (titled(task), SAID.get(method, method))
+        full.append((*who, *(f"{scores[k]:.3f}" for k in keys)))
+        cells = [f"{scores[k]:.3f}" for k in SHORT]
+        if scores["total"] == best[task]:
+            cells[-1] = f"**{cells[-1]}**"
+        short.append((*who, *cells))
+    return [
+        *markdown(("data", "embedding", *SHORT), short),
+        "",
+        *folded("All scores", markdown(("data", "embedding", *keys), full)),
     ]
-    return markdown(("", "", *keys), lines)

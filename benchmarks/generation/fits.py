@@ -13,9 +13,10 @@ import torch
 
 import chreode as ch
 from chreode import config
-from chreode.bench.ledger import digest, fingerprint
-from chreode.read import Data
-from chreode.store import code_hash
+from chreode.bench.digest import digest, fingerprint
+from chreode.data.cells import Cells
+from chreode.data.read import Data
+from chreode.version import code_hash
 
 from ..common import Row, Stopwatch, say
 
@@ -51,7 +52,7 @@ def fit(
 ) -> tuple[ch.Fitted, Row]:
     """Return the fit of a model under the budget, and how it came about; `folder` keeps it."""
     about = {
-        "data": fingerprint(data, schema), "model": model.key, "config": config.as_dict(model),
+        "data": fingerprint(Cells(data, schema)), "model": model.key, "config": config.as_dict(model),
         "rows": digest(rows), "seed": seed, "minutes": MINUTES, "code": code_hash(),
     }  # fmt: skip
     place = folder / digest(about)

@@ -11,8 +11,9 @@ import scipy.sparse as sp
 import chreode as ch
 from chreode.bench.generation import class_table
 from chreode.bench.yardstick import scored, split
+from chreode.data.cells import Cells
 
-from ..common import Row
+from ..common import Row, folded
 from ..speed.ratios import markdown
 from .fits import fit
 from .tasks import development, prepare, titled
@@ -31,7 +32,7 @@ def cases() -> list[Row]:
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
     cells, schema = prepare(case["task"], data, case["seed"])
-    classes, attributes = class_table(cells, schema)
+    classes, attributes = class_table(Cells(cells, schema))
     train, reference, spare, yardstick = split(classes, case["seed"])
     fitted, told = fit(ch.CFGen(), cells, schema, train, case["seed"], kept / "fits")
     fitted.module.options = dataclasses.replace(fitted.module.options, guide=case["guide"])
@@ -60,18 +61,32 @@ def _log_depth(counts: sp.csr_matrix) -> float:
 
 
 def render(rows: list[Row]) -> list[str]:
+    """Return W2 by weight and data, the smallest in bold; all scores are folded."""
     keys = {
         "w2": "W2", "mmd": "MMD²", "auc": "AUC", "precision": "precision", "recall": "recall",
         "coverage": "coverage", "variance": "variances", "fold_change": "fold changes",
-        "depth": "depth", "log_depth": "mean log depth, less real",
+        "depth": "depth", "log_depth": "mean log depth minus that of real cells",
     }  # fmt: skip
-    lines = []
+    columns, full = {}, []
     for row in rows:
-        name = f"{titled(row['case']['task'])}, {row['case']['guide']}"
+        task, guide = row["case"]["task"], row["case"]["guide"]
         for weight, scores in [*row["scores"].items(), ("real cells", row["ceiling"])]:
             values = (f"{scores[key]:.3g}" if key in scores else "" for key in keys)
-            lines.append((name, weight, *values))
-    return markdown(("", "ω", *keys.values()), lines)
+            full.append((f"{titled(task)}, {guide}", weight, *values))
+        w2 = {weight: scores["w2"] for weight, scores in row["scores"].items()}
+        told = {weight: f"{value:.3g}" for weight, value in w2.items()}
+        least = min(w2, key=w2.__getitem__)
+        told[least] = f"**{told[least]}**"
+        several = sum(other["case"]["task"] == task for other in rows) > 1
+        name = f"{titled(task)}, {guide}" if several else titled(task)
+        columns[name] = told | {"real cells": f"{row['ceiling']['w2']:.3g}"}
+    weights = [*map(str, WEIGHTS), "real cells"]
+    short = [(weight, *(of.get(weight, "") for of in columns.values())) for weight in weights]
+    return [
+        *markdown(("ω", *columns), short),
+        "",
+        *folded("All scores", markdown(("data", "ω", *keys.values()), full)),
+    ]
 
 
 def draw(rows: list[Row], path: Path) -> None:

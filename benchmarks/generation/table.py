@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.common import ROOT
+from benchmarks.common import ROOT, write_section
 from benchmarks.generation import guidance, methods
 from benchmarks.generation.run import TABLES
 from benchmarks.tables import shown, write
@@ -17,6 +17,8 @@ PAGE = ROOT / "docs" / "generation.md"
 
 def main() -> None:
     write("generation", TABLES, PAGE)
+    # the rows of single options are rows of methods, and have a section of their own
+    write_section(PAGE, "options", "\n".join(methods.options(shown("generation", "methods")[0])))
     for table, figure in ((guidance, "guidance.svg"), (methods, methods.FIGURE)):
         rows, _ = shown("generation", table.__name__.rpartition(".")[2])
         if rows:

@@ -13,7 +13,8 @@ import numpy as np
 import chreode as ch
 from chreode.bench.generation import class_table
 from chreode.bench.yardstick import split
-from chreode.read import Data
+from chreode.data.cells import Cells
+from chreode.data.read import Data
 
 from ..common import Row
 
@@ -105,7 +106,7 @@ def prepare(
     """
     task = TASKS[name]
     cells = task.read(data / task.file)
-    classes = class_table(cells, task.schema)[0]
+    classes = class_table(Cells(cells, task.schema))[0]
     yardstick = chosen_by(classes) if chosen_by else split(classes, seed).yardstick
     if isinstance(cells, anndata.AnnData):
         return cells[:, _genes(cells, task, yardstick)].copy(), task.schema

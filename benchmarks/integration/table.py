@@ -34,10 +34,16 @@ def render(found: list[Row]) -> str:
     }
     if not tasks:
         return "No rows yet."
-    lines = [*_about(found), "", *_elbo(tasks), "", "### Integration", "", _counts(tasks)]
-    for name, task in tasks.items():
-        lines += ["", *_metrics(name, task)]
-    return "\n".join([*lines, "", *_times(tasks)])
+    lines = [*_about(found), "", *_short(tasks), "", _counts(tasks), ""]
+    lines += [*_folded("Data sets", _data(found)), ""]
+    lines += [*_folded("Held-out ELBO, nats per cell: all scores", _elbo(tasks)), ""]
+    scores = [line for name, task in tasks.items() for line in ("", *_metrics(name, task))]
+    lines += [*_folded("Integration: all scores", scores[1:]), ""]
+    return "\n".join([*lines, *_folded("Time of a fit, seconds", _times(tasks))])
+
+
+def _folded(title: str, lines: Iterable[str]) -> Iterator[str]:
+    yield from (f"<details><summary>{title}</summary>", "", *lines, "", "</details>")
 
 
 def _about(found: list[Row]) -> Iterator[str]:
@@ -51,7 +57,37 @@ def _about(found: list[Row]) -> Iterator[str]:
     )
     if settings["cells"]:
         yield f"**A trial on {settings['cells']} cells of each task: these are no results.**"
+
+
+def _short(tasks: dict[str, list[Row]]) -> Iterator[str]:
+    """Yield the table that holds the answer: gains and totals, the best of each in bold."""
+    totals = ("Harmony", THEIRS, OURS)
+    yield (
+        f"| task | gain of {THEIRS} | gain of {OURS} | "
+        + " | ".join(f"total of {method}" for method in totals)
+        + " |"
+    )
+    yield "|---|" + "---:|" * 5
+    for name, task in tasks.items():
+        null = _of(task, "null")[0]["elbo"]
+        gains = [np.mean([r["elbo"] for r in _of(task, m)]) - null for m in (THEIRS, OURS)]
+        means = [v.mean() if len(v := _values(task, m, "total")) else math.nan for m in totals]
+        yield f"| {name} | {' | '.join([*_bold(gains, 1), *_bold(means, 3)])} |"
     yield ""
+    yield (
+        "*gain*: held-out ELBO above the null, nats per cell. *total*: score of integration, 1 at best. "
+        "Means over seeds; the best value is in bold."
+    )
+
+
+def _bold(values: list[float], digits: int) -> Iterator[str]:
+    best = f"{np.nanmax(values):.{digits}f}"
+    for value in values:
+        told = "–" if math.isnan(value) else f"{value:.{digits}f}"
+        yield f"**{told}**" if told == best else told
+
+
+def _data(found: list[Row]) -> Iterator[str]:
     yield "| task | cells (train, validation, test) | genes | batches | labels | sha256 of the file |"
     yield "|---|---|---|---|---|---|"
     for row in _of(found, "null"):
@@ -63,8 +99,6 @@ def _about(found: list[Row]) -> Iterator[str]:
 
 
 def _elbo(tasks: dict[str, list[Row]]) -> Iterator[str]:
-    yield "### Held-out ELBO, nats per cell"
-    yield ""
     yield (
         f"| task | null | {THEIRS} | {OURS} | gain of {THEIRS} | gain of {OURS} "
         f"| loss of gain, % | ≤ {TARGET:g} % |"
@@ -91,8 +125,8 @@ def _elbo(tasks: dict[str, list[Row]]) -> Iterator[str]:
     yield ""
     yield (
         "Mean over seeds (lowest to highest seed); ± is half of Welch's 95 % interval. A loss below "
-        f"0 means that {OURS} gains more. †: so many seeds were still improving when they stopped. "
-        "The evaluator and each library's own estimate, on other draws of z, differ by at most "
+        f"0 means that {OURS} gains more. †: the number of seeds that were still improving when they "
+        "stopped. The evaluator and each library's own estimate, on other draws of z, differ by at most "
         f"{' and '.join(apart)} standard errors of the draws."
     )
 
@@ -105,7 +139,7 @@ def _apart(row: Row) -> float:
 def _counts(tasks: dict[str, list[Row]]) -> str:
     verdicts = Counter(_verdict(task, m.key)[0] for task in tasks.values() for m in METRICS)
     told = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common())
-    return f"{OURS} against {THEIRS}, metrics of all tasks: {told}."
+    return f"{OURS} against {THEIRS} by all metrics of all tasks: {told}."
 
 
 def _metrics(name: str, task: list[Row]) -> Iterator[str]:
@@ -134,8 +168,6 @@ def _verdict(task: list[Row], metric: str) -> tuple[str, float]:
 
 
 def _times(tasks: dict[str, list[Row]]) -> Iterator[str]:
-    yield "### Time of a fit, seconds"
-    yield ""
     yield "| task | method | wall, by seed | processor, by seed | cores kept busy by others |"
     yield "|---|---|---|---|---|"
     disturbed = False

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from exchange import TEST, TRAIN, VALIDATION, Settings, Task
 
-from chreode.pp import rank_genes
+from chreode.data.pp import rank_genes
 
 MOP = "mop_snareseq_multiome/mop_snareseq.h5mu"
 KANG = "kang_pbmc_ifnb/kang_13999x14053.h5ad"

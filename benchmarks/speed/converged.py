@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common import Row
+from ..common import Row, folded
 from .harness import Case, Folders, Prepared, Side
 from .ratios import mark, markdown
 
@@ -205,30 +205,49 @@ def chreode(given: Prepared, lap: Callable[..., None]) -> None:
 
 
 def render(rows: list[Row]) -> list[str]:
-    lines = []
+    short, full = [], []
     for row in rows:
-        theirs, ours = (row["runs"][side.label][0] for side in (THEIRS, OURS))
-        end, reached = theirs[-1], ours[-1]
-        to_best = _seconds(theirs, end["best_epoch"] + 1)
-        whole, own = _seconds(theirs), _seconds(ours)
-        lines.append(
+        theirs, ours = (row["runs"][side.label][0][-1] for side in (THEIRS, OURS))
+        to_best, whole, own = times(row)
+        shares = [f"{own / to_best:.2f}", f"{own / whole:.2f}"]
+        if not reached(row):
+            shares = ["**not reached**"] * 2
+        name = row["case"] + mark(row, "epoch")
+        short.append((name, f"{to_best:.0f}", f"{whole:.0f}", f"{own:.0f}", *shares))
+        full.append(
             (
-                row["case"] + mark(row, "epoch"),
-                f"{end['elbo']['validation']:.2f} / {end['elbo']['test']:.2f}",
-                f"{to_best:.0f} ({end['best_epoch'] + 1})",
-                f"{whole:.0f} ({len(end['validation_elbo'])})",
-                f"{reached['elbo']['validation']:.2f} / {reached['elbo']['test']:.2f}",
-                f"{own:.0f} ({len(reached['validation_elbo'])})",
-                f"{own / to_best:.2f}" if reached["reached"] else "**not reached**",
-                f"{own / whole:.2f}" if reached["reached"] else "**not reached**",
+                name,
+                _elbo(theirs),
+                f"{theirs['best_epoch'] + 1}",
+                f"{len(theirs['validation_elbo'])}",
+                _elbo(ours),
+                f"{len(ours['validation_elbo'])}",
             )
         )
     header = (
-        "", "mark: validation / test", "scvi-tools to it, s (epochs)", "until it stops",
-        "chreode: validation / test", "chreode to the mark, s (epochs)", "share of the time to it",
-        "share of the whole",
+        "", "scvi-tools to its best epoch, s", "until it stops, s", "chreode to the same ELBO, s",
+        "share of the time to the best epoch", "share of the whole",
     )  # fmt: skip
-    return markdown(header, lines)
+    more = (
+        "", "scvi-tools, ELBO of validation / test", "best epoch", "epochs",
+        "chreode, ELBO of validation / test", "epochs",
+    )  # fmt: skip
+    return [*markdown(header, short), "", *folded("ELBO and epochs", markdown(more, full))]
+
+
+def _elbo(end: Row) -> str:
+    return f"{end['elbo']['validation']:.2f} / {end['elbo']['test']:.2f}"
+
+
+def reached(row: Row) -> bool:
+    """Return whether chreode came to the mark."""
+    return bool(row["runs"][OURS.label][0][-1]["reached"])
+
+
+def times(row: Row) -> tuple[float, float, float]:
+    """Return seconds of scvi-tools to its best epoch and until it stopped, and of chreode to the mark."""
+    theirs, ours = (row["runs"][side.label][0] for side in (THEIRS, OURS))
+    return _seconds(theirs, theirs[-1]["best_epoch"] + 1), _seconds(theirs), _seconds(ours)
 
 
 def _seconds(run: list[Row], epochs: int | None = None) -> float:

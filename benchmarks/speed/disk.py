@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..common import Row
+from ..common import Row, folded
 from .harness import Case, Folders, Prepared, Side
-from .ratios import laps, mark, markdown, ratio, spread
+from .ratios import Ratio, laps, mark, markdown, median, ratio, spread
 
 OURS = Side("chreode", "chreode")
 THEIRS = Side("h5py, random rows", "h5py_rows", rival=True)
@@ -58,14 +58,20 @@ def chreode(given: Prepared, lap: Callable[..., None]) -> None:
     import torch
 
     import chreode as ch
-    from chreode.align import learn_spec, open_source
+    from chreode.data.align import learn_spec, open_source
+    from chreode.data.cells import Cells
     from chreode.data.sampler import Shuffled
 
     torch.set_num_threads(given["threads"])
     cells = ch.open(given["file"])
     schema, rows = ch.Schema(counts="X"), np.arange(cells.n_obs)
+    named = Cells(cells, schema)
     source = open_source(
-        cells, schema, learn_spec(cells, schema, ["counts"], rows), ["counts"], {}, rows
+        named,
+        learn_spec(named, ["counts"], rows),
+        ["counts"],
+        {},
+        rows,
     )
     sampler, rng = Shuffled(given["batch_size"]), np.random.default_rng(given["seed"])
 
@@ -194,24 +200,27 @@ def whole(given: Prepared, lap: Callable[..., None]) -> None:
 
 
 def render(rows: list[Row]) -> list[str]:
-    paces = [line for row in rows if "cold" in row["settings"] for line in _paces(row)]
-    header = ("", "", "first epoch, cells/s", "cells/s", "times faster", "entropy of types")
-    lines = [*markdown(header, paces)]
+    cold = [row for row in rows if "cold" in row["settings"]]
+    header = ("", "", "first epoch, cells/s", "cells/s", "times as fast", "entropy of types")
+    lines = markdown(header, (line for row in cold for line in _paces(row, median, Ratio.plain)))
     for row in rows:
         if "cold" not in row["settings"]:
             lines += ["", *_million(row)]
-    return lines
+    whole = markdown(header, (line for row in cold for line in _paces(row, spread, str)))
+    return [*lines, "", *folded("With ranges and 95 % intervals", whole)]
 
 
-def _paces(row: Row) -> list[tuple[str, ...]]:
+def _paces(
+    row: Row, told: Callable[[np.ndarray], str], against: Callable[[Ratio], str]
+) -> list[tuple[str, ...]]:
     n, theirs = row["settings"]["cells"], laps(row, THEIRS.label, "epoch")
     return [
         (
             row["case"] + mark(row, "epoch"),
             label,
-            spread(n / laps(row, label, "warm-up")),
-            spread(n / laps(row, label, "epoch")),
-            "1" if label == THEIRS.label else str(ratio(theirs, laps(row, label, "epoch"))),
+            told(n / laps(row, label, "warm-up")),
+            told(n / laps(row, label, "epoch")),
+            "1" if label == THEIRS.label else against(ratio(theirs, laps(row, label, "epoch"))),
             f"{_share(row, label):.1%}",
         )
         for label in row["runs"]

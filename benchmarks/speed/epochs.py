@@ -28,6 +28,9 @@ class _Told:
         self.begin()
         yield from self.sampler.batches(*given)
 
+    def held_out(self, *given: Any) -> Any:
+        return self.sampler.held_out(*given)
+
 
 def chreode_model(begin: Callable[[Any], None], **options: Any) -> SCVI:
     """Return chreode's SCVI, which calls ``begin(fit)`` before each epoch.

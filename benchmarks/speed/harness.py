@@ -107,7 +107,7 @@ def missing(
     cases: list[Case], rows: list[Row], threads: int, *, any_code: bool = False
 ) -> list[Case]:
     """Return the cases that have no row yet with the same settings, machine and, unless `any_code`, code."""
-    from chreode.store import code_hash  # not at the top: the rivals' environment has no chreode
+    from chreode.version import code_hash  # not at the top: the rivals' environment has no chreode
 
     current = {code_hash(), *same_numbers()}
 

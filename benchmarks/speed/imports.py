@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..common import Row
+from ..common import Row, folded
 from .harness import Case, Folders, Prepared, Side
-from .ratios import laps, mark, markdown, ratio, spread
+from .ratios import laps, mark, markdown, median, ratio, spread
 
 THEIRS = Side("import scvi", "scvi", rival=True)
 SIDES = (
@@ -53,12 +53,18 @@ def libraries(given: Prepared, lap: Callable[..., None]) -> None:  # noqa: ARG00
 
 
 def render(rows: list[Row]) -> list[str]:
-    lines = []
+    short, full = [], []
     for row in rows:
         theirs = laps(row, THEIRS.label, "import")
         for side in SIDES:
             seconds = laps(row, side.label, "import")
             memory = laps(row, side.label, "import", "resident_mib")
-            of = (spread(seconds), spread(memory), str(ratio(theirs, seconds)))
-            lines.append((side.label + mark(row, "import"), *of))
-    return markdown(("", "s", "resident, MiB", "times faster"), lines)
+            who, found = side.label + mark(row, "import"), ratio(theirs, seconds)
+            short.append((who, median(seconds), median(memory), found.plain()))
+            full.append((who, spread(seconds), spread(memory), str(found)))
+    header = ("", "s", "resident, MiB", "times as fast")
+    return [
+        *markdown(header, short),
+        "",
+        *folded("With ranges and 95 % intervals", markdown(header, full)),
+    ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..common import Row
+from ..common import Row, folded
 from .harness import Case, Folders, Prepared, Side
-from .ratios import laps, mark, markdown, named, ratio, spread
+from .ratios import laps, mark, markdown, median, named, ratio, spread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,22 +138,21 @@ def _steps(
 
 
 def render(rows: list[Row]) -> list[str]:
-    header = ("likelihood, cells", "", "ms", "times faster", "log-likelihood of a cell")
-    return markdown(header, (line for row in rows for line in _lines(row)))
-
-
-def _lines(row: Row) -> Iterator[tuple[str, ...]]:
-    pace = {
-        label: 1e3 * laps(row, label, "steps") / laps(row, label, "steps", "steps")
-        for label in row["runs"]
-    }
-    for label, ms in pace.items():
-        against = "1" if label == THEIRS.label else str(ratio(pace[THEIRS.label], ms))
-        value = float(np.median(laps(row, label, "steps", "value")))
-        yield (
-            row["case"] + mark(row, "steps"),
-            named(row, label),
-            spread(ms),
-            against,
-            f"{value:.2f}",
-        )
+    short, full = [], []
+    for row in rows:
+        pace = {
+            label: 1e3 * laps(row, label, "steps") / laps(row, label, "steps", "steps")
+            for label in row["runs"]
+        }
+        for label, ms in pace.items():
+            who = row["case"] + mark(row, "steps"), named(row, label)
+            found = None if label == THEIRS.label else ratio(pace[THEIRS.label], ms)
+            short.append((*who, median(ms), found.plain() if found else "1"))
+            value = float(np.median(laps(row, label, "steps", "value")))
+            full.append((*who, spread(ms), str(found) if found else "1", f"{value:.2f}"))
+    header = ("likelihood, cells", "", "ms", "times as fast", "log-likelihood of a cell")
+    return [
+        *markdown(header[:-1], short),
+        "",
+        *folded("With ranges, 95 % intervals and values", markdown(header, full)),
+    ]

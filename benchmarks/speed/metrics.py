@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..common import Row
+from ..common import Row, folded
 from .harness import Case, Folders, Prepared, Side
-from .ratios import laps, mark, markdown, ratio, spread
+from .ratios import laps, mark, markdown, median, ratio, spread
 
 THEIRS = Side("scib-metrics", "scib_metrics", rival=True)
 OURS = Side("chreode", "chreode")
@@ -111,15 +111,22 @@ def _arrays(given: Prepared) -> dict[str, np.ndarray]:
 
 
 def render(rows: list[Row]) -> list[str]:
-    lines, told = [], []
+    short, full, apart = [], [], []
     for row in rows:
         for name in CALLS:
             theirs, ours = (laps(row, side.label, name) for side in (THEIRS, OURS))
-            of = (spread(theirs), spread(ours), str(ratio(theirs, ours)))
-            lines.append((f"{row['case']}, {name}" + mark(row, *CALLS), *of))
-        told.append(f"{row['case']}: {_differences(row)}.")
-    header = ("", f"{THEIRS.label}, s", f"{OURS.label}, s", "times faster")
-    return [*markdown(header, lines), "", "Largest difference of a score. " + " ".join(told)]
+            who, found = f"{row['case']}, {name}" + mark(row, *CALLS), ratio(theirs, ours)
+            short.append((who, median(theirs), median(ours), found.plain()))
+            full.append((who, spread(theirs), spread(ours), str(found)))
+        apart.append(f"{row['case']}: {_differences(row)}.")
+    header = ("", f"{THEIRS.label}, s", f"{OURS.label}, s", "times as fast")
+    return [
+        *markdown(header, short),
+        "",
+        "Largest difference of a score. " + " ".join(apart),
+        "",
+        *folded("With ranges and 95 % intervals", markdown(header, full)),
+    ]
 
 
 def _differences(row: Row) -> str:

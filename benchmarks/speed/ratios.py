@@ -20,8 +20,12 @@ class Ratio:
     low: float
     high: float
 
+    def plain(self) -> str:
+        """Return it without the interval."""
+        return f"{_digits(self.value)} x"
+
     def __str__(self) -> str:
-        told = f"{_digits(self.value)} x"
+        told = self.plain()
         if self.low == self.high:  # one lap: no interval
             return told
         return f"{told} ({_digits(self.low)} to {_digits(self.high)})"
@@ -55,6 +59,11 @@ def spread(values: np.ndarray) -> str:
     if low == high:
         return _digits(middle)
     return f"{_digits(middle)} ({_digits(low)} to {_digits(high)})"
+
+
+def median(values: np.ndarray) -> str:
+    """Tell the median alone."""
+    return _digits(float(np.median(values)))
 
 
 def others(row: Row, names: Iterable[str]) -> float:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..common import Row
+from ..common import Row, folded
 from .harness import Case, Folders, Prepared, Side
-from .ratios import laps, mark, markdown, named, ratio, spread
+from .ratios import Ratio, laps, mark, markdown, median, named, ratio, spread
 
 THEIRS = Side("scvi-tools", "scvi_tools", rival=True)
 OURS = (
@@ -128,18 +128,21 @@ def _train(n_cells: int) -> np.ndarray:
 
 
 def render(rows: list[Row]) -> list[str]:
-    timed = [line for row in rows if not _of_memory(row) for line in _throughput(row)]
-    memory = [line for row in rows if _of_memory(row) for line in _memory(row)]
+    timed = [row for row in rows if not _of_memory(row)]
+    memory = [row for row in rows if _of_memory(row)]
+    pace = ("likelihood, minibatch", "", "ms/step", "times as fast", "first epoch, s")
+    more = (*pace[:2], "first, s", "cells/s", "ms/step", "times as fast", "by processor time")
+    space = ("", "", "peak, MiB", "above the imports, MiB", "times less")
     return [
-        *markdown(
-            (
-                "likelihood, batch", "", "first, s", "cells/s", "ms/step", "times faster",
-                "by processor time",
-            ),
-            timed,
-        ),
+        *markdown(pace, (line for row in timed for line in _short(row))),
         "",
-        *markdown(("", "", "peak, MiB", "above the imports, MiB", "times less"), memory),
+        *markdown(space, (line for row in memory for line in _memory(row, median))),
+        "",
+        *folded("Time, with ranges and 95 % intervals",
+                markdown(more, (line for row in timed for line in _throughput(row)))),
+        "",
+        *folded("Memory, with ranges and 95 % intervals",
+                markdown(space, (line for row in memory for line in _memory(row, spread)))),
     ]  # fmt: skip
 
 
@@ -147,27 +150,49 @@ def _of_memory(row: Row) -> bool:
     return row["settings"]["epochs"] == 1
 
 
+def steps(row: Row) -> int:
+    """Return the steps of an epoch."""
+    return round(round(TRAIN * row["settings"]["cells"]) / row["settings"]["batch_size"])
+
+
+def _first(row: Row, label: str) -> np.ndarray:
+    return laps(row, label, "set-up") + laps(row, label, "warm-up")
+
+
+def _short(row: Row) -> Iterator[tuple[str, ...]]:
+    seconds = {label: laps(row, label, "epoch") for label in row["runs"]}
+    for label, of in seconds.items():
+        who = row["case"] + mark(row, "epoch"), named(row, label)
+        pace = median(1e3 * of / steps(row)), _against(seconds, label, Ratio.plain)
+        yield *who, *pace, median(_first(row, label))
+
+
 def _throughput(row: Row) -> Iterator[tuple[str, ...]]:
     n = round(TRAIN * row["settings"]["cells"])
-    steps = round(n / row["settings"]["batch_size"])
     seconds = {label: laps(row, label, "epoch") for label in row["runs"]}
     cpu = {label: laps(row, label, "epoch", "cpu_seconds") for label in row["runs"]}
     for label, of in seconds.items():
-        first = laps(row, label, "set-up") + laps(row, label, "warm-up")
-        pace = spread(first), spread(n / of), spread(1e3 * of / steps)
+        pace = spread(_first(row, label)), spread(n / of), spread(1e3 * of / steps(row))
         against = (_against(table, label) for table in (seconds, cpu))
         yield row["case"] + mark(row, "epoch"), named(row, label), *pace, *against
 
 
-def _memory(row: Row) -> Iterator[tuple[str, ...]]:
-    peaks = {
+def peaks(row: Row) -> dict[str, np.ndarray]:
+    """Return the highest resident memory of every side, MiB."""
+    return {
         label: np.array([max(lap["peak_mib"] for lap in run) for run in runs])
         for label, runs in row["runs"].items()
     }
-    for label, peak in peaks.items():
+
+
+def _memory(row: Row, told: Callable[[np.ndarray], str]) -> Iterator[tuple[str, ...]]:
+    found = peaks(row)
+    say = Ratio.plain if told is median else str
+    for label, peak in found.items():
         above = peak - laps(row, label, "import", "resident_mib")
-        yield row["case"], named(row, label), spread(peak), spread(above), _against(peaks, label)
+        against = _against(found, label, say)
+        yield row["case"], named(row, label), told(peak), told(above), against
 
 
-def _against(values: dict[str, np.ndarray], label: str) -> str:
-    return "1" if label == THEIRS.label else str(ratio(values[THEIRS.label], values[label]))
+def _against(values: dict[str, np.ndarray], label: str, told: Callable[[Ratio], str] = str) -> str:
+    return "1" if label == THEIRS.label else told(ratio(values[THEIRS.label], values[label]))

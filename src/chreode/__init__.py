@@ -8,19 +8,19 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
-
 _PLACES = {
     "Schema": "schema",
     "Place": "schema",
     "Spec": "schema",
     "Fitted": "fitted",
     "load": "fitted",
-    "open": "read",
+    "open": "data.read",
     "Model": "model",
-    "augment": "augmentation",
-    "Tuned": "tuning",
-    "tune": "tuning",
+    "Run": "run",
+    "__version__": "version",
+    "augment": "verbs.augmentation",
+    "Tuned": "bench.tuning",
+    "tune": "bench.tuning",
     "ChreodeError": "errors",
     "SchemaError": "errors",
     "DataError": "errors",
@@ -37,7 +37,7 @@ _PACKAGES = {
     "metrics": "metrics",
     "models": "models",
     "plot": "plot",
-    "pp": "pp",
+    "pp": "data.pp",
     "report": "report",
     "simulate": "data.simulate",
 }
@@ -48,7 +48,7 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
     if name in _PACKAGES:
         return importlib.import_module(f".{_PACKAGES[name]}", __name__)
-    from .models import find, keys
+    from .registry import find, keys
 
     if name.lower() in keys() and name != name.lower():
         model = find(name.lower())
@@ -58,6 +58,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from .models import find, keys
+    from .registry import find, keys
 
-    return sorted([*_PLACES, *_PACKAGES, *(find(k).__name__ for k in keys()), "__version__"])
+    return sorted([*_PLACES, *_PACKAGES, *(find(k).__name__ for k in keys())])

@@ -5,12 +5,53 @@ from __future__ import annotations
 import difflib
 import sys
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Iterable
 from itertools import takewhile
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
-from .text import message, visible
+#: Letters of a message; what is longer is a file's content, not a sentence.
+LONGEST = 4000
+
+
+def visible(text: object, *, lines: bool = False) -> str:
+    r"""Return text in which all that steers a terminal, reorders or hides letters is spelt out.
+
+    Parameters
+    ----------
+    text
+        Any object; its text is taken.
+    lines
+        Keep line feeds and tabs, for text that has lines of its own. Without it a name cannot begin a
+        line.
+
+    Examples
+    --------
+    >>> print(visible("\x1b[31mred\u202e\n"))
+    \x1b[31mred\u202e\n
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(
+        c if c.isprintable() or c in kept or unicodedata.category(c) == "Zs" else _spelt(c)
+        for c in text
+    )
+
+
+def _spelt(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def message(text: object) -> str:
+    """Return a message of several lines, visible, and cut where it is too long to be read."""
+    text = visible(text, lines=True)
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}… ({len(text):,} letters in all)"
 
 
 class ChreodeError(Exception):
@@ -84,8 +125,8 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(text, category, stacklevel=first + 2 + len(list(wrappers)))
 
 
-def near(word: str, known: Iterable[str], told: Iterable[str] | None = None) -> str:
-    """Return `" Did you mean 'x'?"`, or, with nothing near, the list of what is known, or is `told` of it.
+def near(word: str, known: Iterable[str], described: Iterable[str] | None = None) -> str:
+    """Return `" Did you mean 'x'?"`, or, with nothing near, what is known, or `described` in its place.
 
     Case does not count.
 
@@ -101,6 +142,24 @@ def near(word: str, known: Iterable[str], told: Iterable[str] | None = None) -> 
     match = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=0.6)
     if match:
         return f" Did you mean {folded[match[0]]!r}?"
-    known = known if told is None else [visible(t)[:60] for t in told]
+    known = known if described is None else [visible(t)[:60] for t in described]
     shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
-    return f" There is: {shown}." if known else " There is none."
+    return f" Available: {shown}." if known else " None is available."
+
+
+def counted(n: SupportsIndex, noun: str) -> str:
+    """Return a number with its noun, as a sentence has it.
+
+    Examples
+    --------
+    >>> counted(1, "cell"), counted(2_700, "cell"), counted(2, "category")
+    ('1 cell', '2,700 cells', '2 categories')
+    """
+    number = f"{index(n):,}"
+    if number == "1" or noun == "series":
+        return f"{number} {noun}"
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{number} {noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{number} {noun[:-1]}ies"
+    return f"{number} {noun}s"

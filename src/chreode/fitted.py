@@ -9,7 +9,7 @@ import shutil
 import time
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,19 @@ import torch
 from pandas.api.types import is_numeric_dtype
 from safetensors import SafetensorError
 
-from . import __version__, config, models, store, verbs
-from .arguments import checked
-from .errors import ChreodeError, StoreError, warn
-from .learn.state import STATES, read_state
-from .model import Model
-from .module import Module, capabilities
-from .remember import WEIGHT
-from .schema import CATEGORY_ROLES, NUMBER_ROLES, Place, Schema, Spec
-from .surroundings import settled
-from .text import markdown, spreadsheet, visible
+from . import config, store
+from .compute.convergence import read_state
+from .compute.settings import settled
+from .config.arguments import checked
+from .data.remember import WEIGHT
+from .errors import ChreodeError, StoreError, counted, warn
+from .module import Members, Module, Recipe
+from .registry import find
+from .schema import CATEGORY_ROLES, NUMBER_ROLES, Schema, Spec
+from .text import spreadsheet
+from .verbs import cells, description, factors, labels, latent, paths
+from .verbs.state import FittedState
+from .version import __version__
 
 #: Version of the folder's form; raised when older readers could not understand a new folder.
 FORMAT = 4
@@ -46,66 +49,42 @@ _MOST = 2**27
 _TRIES = 100
 
 
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """What `Model.fit` returns. Its verbs are functions of `chreode.verbs`.
+class Fitted(FittedState):
+    """What `Model.fit` returns: immutable; its verbs are functions of `chreode.verbs`."""
 
-    Attributes
-    ----------
-    model
-        The hyper-parameters.
-    schema
-        Where the roles lived; verbs look there, unless told another `schema`.
-    spec
-        Names of features and categories.
-    module
-        The trained tensors, on the CPU.
-    history
-        One row per epoch and phase.
-    statistics
-        Conditions and depths of training cells, from which `generate` draws.
-    provenance
-        Model, version, configuration, spec, seed, and the state of the fit: *still improving*, *overfitted*
-        or *rested* (see `learn.state`).
-    """
-
-    model: Model
-    schema: Schema
-    spec: Spec
-    module: Any  # a Module; its capabilities depend on the model
-    history: pd.DataFrame
-    statistics: Mapping[str, np.ndarray]
-    provenance: Mapping[str, Any]
-
-    embed = verbs.embed
-    posterior = verbs.posterior
-    reconstruct = verbs.reconstruct
-    predict = verbs.predict
-    generate = verbs.generate
-    score = verbs.score
-    loadings = verbs.loadings
-    trajectory = verbs.trajectory
-    rank = verbs.rank
+    embed = latent.embed
+    posterior = latent.posterior
+    score = latent.score
+    loadings = factors.loadings
+    variance_explained = factors.variance_explained
+    classify = labels.classify
+    reconstruct = cells.reconstruct
+    predict = cells.predict
+    generate = cells.generate
+    trajectory = paths.trajectory
+    rank = paths.rank
+    card = description.card
+    __repr__ = description.line
+    _repr_html_ = description.table
 
     @property
-    def verbs(self) -> list[str]:
-        """The questions that this model can answer."""
-        return capabilities(self.module)
+    def members(self) -> list[Fitted]:
+        """The fits that this one keeps beside its own, as restarts or refits: each answers as a model does.
 
-    @property
-    def scale(self) -> str:
-        """What the values that it decodes are, in words; those of `expression` are as that was."""
-        fitted_on = self.schema.expression if "expression" in self.spec.features else None
-        return f"expression as in {fitted_on}" if fitted_on else self.model.scale
-
-    def column(self, condition: str, schema: Schema | None = None) -> str:
-        """Return the obs column of a condition, a role or the name of a covariate: in `schema` or the fit."""
-        places = (getattr(where, condition, None) for where in (schema, self.schema))
-        return next((Place.parse(p).key for p in places if isinstance(p, str)), condition)
-
-    def feature_weight(self) -> dict[str, np.ndarray]:
-        """Return, per matrix role, how much each feature matters to `embed`."""
-        return {role: w.detach().cpu().numpy() for role, w in self.module.feature_weight().items()}
+        A model of one fit has none. The history of a member is its own where the fit kept it.
+        """
+        kept: Any = getattr(self.module, "members", ())
+        known = kept.known.tolist() if isinstance(kept, Members) else [True] * len(kept)
+        model = self.model.alone()
+        found = []
+        for number, member in enumerate(kept):
+            history = self.history
+            if "member" in history:
+                history = history[history["member"] == number].reset_index(drop=True)
+            record = {**self.provenance, "config": config.as_dict(model), "member": number}
+            one = replace(self, model=model, module=member, history=history, provenance=record)
+            found.append(one)
+        return [one for one, there in zip(found, known, strict=True) if there]
 
     @checked
     def save(self, folder: str | Path) -> Path:
@@ -148,36 +127,6 @@ class Fitted:
             (made / "model.json").write_text(json.dumps(info, indent=1))
         return folder
 
-    def card(self, *, plain: bool = False) -> str:
-        """Return a page in Markdown that says what this model is and what it was learned from.
-
-        Parameters
-        ----------
-        plain
-            For people rather than for Markdown: nothing is escaped.
-        """
-        said, shown = self.provenance, visible if plain else markdown
-        rows = [f"| {k} | {shown(v)} |" for k, v in config.as_dict(self.model).items()]
-        features = ", ".join(f"{len(n):,} {shown(r)}" for r, n in self.spec.features.items())
-        groups = ", ".join(f"{len(n)} {shown(r)}" for r, n in self.spec.categories.items())
-        return "\n".join(
-            [
-                f"# {type(self.model).__name__}", "",
-                f"Fitted with chreode {shown(said['version'])} on {said['cells']:,} cells ({features}"
-                f"{'; ' + groups if groups else ''}), seed {said['seed']}.",
-                f"It {STATES[said['state']]}. It can: {', '.join(self.verbs)}.",
-                *[f"Note: {shown(note)}." for note in said["notes"]], "",
-                "| option | value |", "|---|---|", *rows, "",
-            ]
-        )  # fmt: skip
-
-    def __repr__(self) -> str:
-        features = ", ".join(f"{len(n):,} {visible(r)}" for r, n in self.spec.features.items())
-        return (
-            f"Fitted {type(self.model).__name__} on {self.provenance['cells']:,} cells ({features}); "
-            f"it can {', '.join(self.verbs)}"
-        )
-
 
 def refuse_to_replace(folder: Path) -> None:
     """Say at once that a model cannot be saved here: something else would be lost.
@@ -196,10 +145,10 @@ def refuse_to_replace(folder: Path) -> None:
 def _is_model(folder: Path) -> bool:
     """Return whether the model.json in a folder is of chreode, and not of another program."""
     try:
-        told = json.loads((folder / "model.json").read_bytes())
+        info = json.loads((folder / "model.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(told, dict) and {"format", "key", "spec", "weights"} <= told.keys()
+    return isinstance(info, dict) and {"format", "key", "spec", "weights"} <= info.keys()
 
 
 @settled()
@@ -219,8 +168,8 @@ def load(folder: str | Path) -> Fitted:
             raise StoreError(f"There is no model folder {str(folder)!r}.")
         found = folder
         if last and place is None and previous is not None:
-            said = f"{folder} was lost while being replaced; reading {previous}."
-            warn(said)
+            text = f"{folder} was lost while being replaced; reading {previous}."
+            warn(text)
             found = previous
         try:
             return _read(found)
@@ -232,16 +181,16 @@ def load(folder: str | Path) -> Fitted:
 
 
 def _place(folder: Path) -> tuple[int, int, int] | None:
-    """Return what tells this folder from the one that may replace it, None where there is none."""
+    """Return what distinguishes this folder from the one that may replace it, None where there is none."""
     try:
-        told = folder.stat()
+        status = folder.stat()
     except OSError:
         return None
-    return told.st_dev, told.st_ino, told.st_ctime_ns  # numbers are given again
+    return status.st_dev, status.st_ino, status.st_ctime_ns  # numbers are given again
 
 
 def _read(folder: Path) -> Fitted:
-    """Read every file of a model once, and believe none whose hash is not that of the description."""
+    """Read every file of a model once, and refuse those whose hash is not that of the description."""
     if not folder.is_dir():
         raise StoreError(f"There is no model folder {str(folder)!r}.")
     description = folder / "model.json"
@@ -271,7 +220,7 @@ def _read(folder: Path) -> Fitted:
 
 
 def seal(info: Mapping[str, Any]) -> str:
-    """Return a hash of a description. It tells accidents and is no signature: anyone can make one."""
+    """Return a hash of a description. It detects accidents and is no signature: anyone can make one."""
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
@@ -283,7 +232,7 @@ def _content(file: Path, stated: Mapping[str, Any], most: int) -> bytes:
     content = store.read_once(file, most)
     if len(content) != stated["bytes"]:
         raise StoreError(
-            f"{file} has {len(content)} bytes, expected {stated['bytes']}: it is cut short."
+            f"{file} has {counted(len(content), 'byte')}, expected {stated['bytes']}: it is cut short."
         )
     if hashlib.sha256(content).hexdigest() != stated["sha256"]:
         raise StoreError(f"{file} was changed since it was written (its hash differs).")
@@ -291,7 +240,7 @@ def _content(file: Path, stated: Mapping[str, Any], most: int) -> bytes:
 
 
 def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
-    model = config.from_dict(models.find(info["key"]), info["config"])
+    model = config.from_dict(find(info["key"]), info["config"])
     spec = Spec.from_dict(info["spec"])
     schema = Schema.from_dict(info["schema"])
     provenance = _provenance(info["provenance"], model, spec)
@@ -330,15 +279,15 @@ def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
 
 def _history(content: bytes) -> pd.DataFrame:
     history = pd.read_csv(io.BytesIO(content), float_precision="round_trip")
-    told = history.drop(columns="phase")
-    if history.empty or not all(map(is_numeric_dtype, told.dtypes)):
+    numbers = history.drop(columns="phase")
+    if history.empty or not all(map(is_numeric_dtype, numbers.dtypes)):
         raise StoreError("The history is no table of numbers by phase.")
     return history
 
 
-def _provenance(told: Mapping[str, Any], model: Model, spec: Spec) -> dict[str, Any]:
+def _provenance(record: Mapping[str, Any], model: Recipe, spec: Spec) -> dict[str, Any]:
     """Return the provenance, whose words will be printed and whose numbers will be believed."""
-    provenance = dict(told)
+    provenance = dict(record)
     provenance["state"] = read_state(provenance)
     provenance.pop("converged", None)
     own = [provenance[name] for name in ("model", "config", "spec")]
@@ -362,12 +311,12 @@ def _can_be_printed(word: str) -> bool:
 
 
 def _refuse_other_roles(schema: Schema, spec: Spec) -> None:
-    """Refuse a spec that tells more than its roles are, or roles of which the schema has no place."""
-    told = {name.partition("/")[0] for name in spec.features}
-    told |= {"categorical" if name in spec.categorical else name for name in spec.categories}
-    told |= {"continuous" if name in spec.continuous else name for name in spec.numbers}
+    """Refuse a spec that holds more than its roles, or roles of which the schema has no place."""
+    found = {name.partition("/")[0] for name in spec.features}
+    found |= {"categorical" if name in spec.categorical else name for name in spec.categories}
+    found |= {"continuous" if name in spec.continuous else name for name in spec.numbers}
     named = {role.partition("/")[0] for role, _ in schema.places()}
-    if not told <= set(spec.roles) <= named:
+    if not found <= set(spec.roles) <= named:
         raise StoreError("The roles of the schema are not those of the spec.")
 
 
@@ -377,21 +326,23 @@ def _refuse_absurd(statistics: Mapping[str, np.ndarray], spec: Spec) -> None:
     roles = [r for r in spec.roles if r in (*CATEGORY_ROLES, *NUMBER_ROLES, *stacked)]
     n = len(next(iter(statistics.values()), ()))
     kinds = {"library": np.float32, "number": np.float64, "code": np.int64}
-    least = {"library": 0, "label": -1}  # no other category is ever unknown
+    # no other category is ever unknown
+    least = {"library": 0, "label": -1, **dict.fromkeys(spec.sets, -1)}
     wanted = [*roles, *(["library"] if "counts" in spec.roles else [])]
     if set(statistics) != {*wanted, WEIGHT}:
-        raise StoreError("What is told of the training cells is not what the spec describes.")
+        raise StoreError("What is stored about the training cells is not what the spec describes.")
     for name in wanted:
         values, columns = statistics[name], stacked.get(name, ())
+        widths = [len(columns)] if columns else [*values.shape[-1:]] if name in spec.sets else []
         coded = name == "categorical" or name in CATEGORY_ROLES
         known = [len(spec.categories[c]) for c in columns or (name,)] if coded else np.inf
         if not (
             n
             and values.dtype == kinds.get(name, kinds["code" if coded else "number"])
-            and values.shape == (n, *([len(columns)] if columns else []))
-            and np.isfinite(spec.narrowed(name, values)).all()
+            and values.shape == (n, *widths)
             and (values < known).all()
             and (values >= least.get(name, 0 if coded else -np.inf)).all()
+            and np.isfinite(spec.narrowed(name, values)).all()
         ):
             raise StoreError(f"The {name} of the training cells is not what the spec describes.")
     weight = statistics[WEIGHT]

@@ -5,32 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from . import __version__, config, read, store
-from .align import learn_spec, match_features, open_source
-from .arguments import checked
-from .check import MAY_LACK, any_nan, findings, require
+from . import config
+from .compute.convergence import worst
+from .compute.device import choose_device
+from .compute.processes import Group
+from .compute.rng import Rng
+from .compute.settings import settled
+from .compute.threads import pinned
+from .config.arguments import checked
+from .data.cells import Cells
+from .data.holdout import hold_out
+from .data.read import Data
+from .data.remember import joined, remember
 from .data.source import Source
-from .distributed import Group
-from .errors import CapabilityError, ConfigError, DataError, SchemaError, warn
+from .data.training import Training, open_training
+from .errors import ConfigError, SchemaError, warn
+from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
-from .learn.phase import Phase, Run, Split, choose_device, join_histories, unfinished
-from .learn.rng import Rng
-from .learn.state import worst
+from .learn.phase import Phase, Session, Split, Trace, join_histories, run_phases, unfinished
+from .learn.start import continue_from, start_part_from
 from .losses import kernel
 from .module import Module
-from .read import Data
-from .remember import joined, remember
+from .run import Run
 from .schema import MATRIX_ROLES, Schema, Spec
-from .surroundings import settled
-
-if TYPE_CHECKING:
-    from .fitted import Fitted
+from .verbs.state import FittedState
+from .version import __version__, code_hash
 
 
 class Model:
@@ -52,6 +57,11 @@ class Model:
         Whether a fit that starts from another one (`from_`) can learn categories that are new to it.
     inverts
         Whether `predict` first asks what a cell was under its own conditions, which are then read.
+    sets
+        Roles that are read as sets of names, as ``A+B``, in any combination.
+    starts_from
+        Keys of other models from whose fits a fit can start, each with the part of the module that is
+        that model ("": the whole): its weights of the same name and shape are taken.
     rescores
         Options that change of what `score` is the probability: fits that differ in one of them cannot be
         compared by it, nor go on from one another.
@@ -64,6 +74,8 @@ class Model:
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "counts"
     inverts: ClassVar[bool] = False
     extends: ClassVar[bool] = True
+    sets: ClassVar[tuple[str, ...]] = ()
+    starts_from: ClassVar[Mapping[str, str]] = {}
     rescores: ClassVar[tuple[str, ...]] = ()
 
     def build(self, spec: Spec) -> Module:
@@ -73,6 +85,10 @@ class Model:
     def phases(self) -> list[Phase]:
         """Return the stages of a fit."""
         raise NotImplementedError
+
+    def alone(self) -> Model:
+        """Return the same options for one fit, without members (see `learn.Ensemble`)."""
+        return self
 
     def reads(self, verb: str) -> tuple[str, ...]:  # noqa: ARG002 (subclasses read it)
         """Return the roles that `verb` reads (by default all that the model knows)."""
@@ -92,14 +108,10 @@ class Model:
         *,
         seed: int = 0,
         rows: Any = None,
-        from_: Fitted | None = None,
+        from_: FittedState | None = None,
         validation: Any = 0.1,
-        device: str = "auto",
-        precision: Literal["fp32", "bf16"] = "fp32",
-        compile: bool = False,  # noqa: A002 (torch's word)
-        checkpoint: str | Path | None = None,
-        progress: bool | None = None,
-        distributed: bool = False,
+        run: Run = Run(),
+        **settings: Any,
     ) -> Fitted:
         """Learn from data.
 
@@ -115,23 +127,18 @@ class Model:
             Cells to learn from: mask, positions or names (default: all).
         from_
             A fit of a model of the same form, and of the same roles, to start from. If `data` has
-            categories it never saw, only their parameters are learned (query mapping: what it said of
-            the old cells stays true); otherwise training goes on from its weights.
+            categories it never saw, only their parameters are learned (query mapping: what it gave for
+            the old cells stays true); otherwise training goes on from its weights. Some models start
+            from a fit of another one too (`starts_from`): features, categories and units are then its
+            own, all weights learn, and the notes of the fit say which were taken.
         validation
             Share of `rows` to hold out, or these rows themselves (None or 0: none are).
-        device
-            ``"auto"`` takes CUDA, then MPS, then the CPU.
-        precision
-            ``"bf16"`` for autocast; pays on GPUs and large minibatches.
-        compile
-            Use `torch.compile`; pays on long fits (half a minute to start).
-        checkpoint
-            Folder to write the state to after every epoch, and to resume from, bit for bit.
-        progress
-            Show progress bars (default: on a terminal).
-        distributed
-            Share every minibatch with the other processes that ``torchrun`` started. All of them
-            call this with the same arguments and get the same fit; let the first one save it.
+        run
+            How to compute: device, precision, threads, checkpoint, progress, processes (see `Run`).
+        settings
+            Fields of `run`, one by one: ``fit(data, schema, device="cuda")``. Processes that ``torchrun``
+            started (`distributed`) all call this with the same arguments and get the same fit; let the
+            first one save it.
 
         Raises
         ------
@@ -140,59 +147,57 @@ class Model:
         FitError
             If learning meets a non-finite value.
         """
-        from .fitted import Fitted
-
-        group = Group.join() if distributed else Group()
-        progress = progress if group.rank == 0 else False
-        data = read.read(data)
-        positions = read.positions(data, rows)
-        validation = named_cells(data, positions, validation, "validation")
-        require(findings(data, schema, positions, progress=progress))
+        run = run.with_(**settings)
+        group = Group.join() if run.distributed else Group()
+        if group.rank > 0:
+            run = run.with_(progress=False)
         roles = self._roles(schema)
         if from_ is not None:
             self._refuse_to_start_from(from_, roles)
-        positions = self._complete(data, schema, roles, positions)
-        if isinstance(validation, np.ndarray) and not np.isin(validation, positions).any():
-            raise DataError(
-                f"validation: none of the {len(validation):,} cells named has what {self.key} reads. "
-                "Name cells that were measured for it, or give a share."
-            )
-        spec = learn_spec(data, schema, roles, positions, from_.spec if from_ else None)
-        if from_ is not None:
-            _refuse_other_covariates(spec, from_.spec)
-        take = match_features(data, schema, spec, roles, from_.feature_weight() if from_ else None)
-        mapping = from_ is not None and spec.blocks != from_.spec.blocks
-        if from_ is not None and not mapping:
-            _refuse_lacking(take)
-        source = open_source(data, schema, spec, roles, take, positions)
-        self.refuse_missing(source)
-        rng = Rng(int(seed))
-        validates = any(p.learner.validates for p in self.phases())
-        split = self.split(source, positions, validation if validates else 0.0, rng)
-        run = Run(
-            rng=rng, device=choose_device(device, double=not validates), precision=precision, compile=compile,
-            progress=progress, checkpoint=Path(checkpoint) if checkpoint else None, group=group,
-            mapping=mapping,
+        with pinned(run.threads):
+            cells = open_training(
+                Cells.of(data, schema), roles, self, rows=rows, validation=validation,
+                old=from_.spec if from_ else None, weight=from_.feature_weight() if from_ else None,
+                same_model=from_ is None or from_.model.key == self.key, progress=run.progress,
+            )  # fmt: skip
+            return self._fit(cells, schema, int(seed), from_, run, group)
+
+    def _fit(
+        self,
+        cells: Training,
+        schema: Schema,
+        seed: int,
+        from_: FittedState | None,
+        run: Run,
+        group: Group,
+    ) -> Fitted:
+        source, rng, phases = cells.source, Rng(seed), self.phases()
+        validates = any(phase.learner.validates for phase in phases)
+        split = self.split(source, cells.rows, cells.validation if validates else 0.0, rng)
+        session = Session(
+            rng=rng, device=choose_device(run.device, double=not validates), precision=run.precision,
+            compile=run.compile, progress=run.progress, group=group, mapping=cells.maps,
+            checkpoint=Path(run.checkpoint) if run.checkpoint else None,
         )  # fmt: skip
         kernel.count_anew()
-        module, traces = self._learn(spec, source, split, run, from_)
+        module, traces, start_notes = self._learn(source, split, session, from_)
         return Fitted(
             model=self,
             schema=schema,
-            spec=spec,
+            spec=source.spec,
             module=module.to("cpu").eval(),
-            history=join_histories(traces, [p.name for p in self.phases()]),
+            history=join_histories(traces, [phase.name for phase in phases]),
             statistics=self._remembered(source, split, rng, from_),
             provenance={
-                "model": self.key, "version": __version__, "code": store.code_hash(),
-                "config": config.as_dict(self), "spec": spec.hash, "seed": int(seed),
+                "model": self.key, "version": __version__, "code": code_hash(),
+                "config": config.as_dict(self), "spec": source.spec.hash, "seed": seed,
                 "cells": len(split.train), "validation_cells": len(split.validation),
-                "torch": torch.__version__, "device": run.device, "precision": precision,
+                "torch": torch.__version__, "device": session.device, "precision": run.precision,
                 "threads": torch.get_num_threads(), "kernel": kernel.used(),
                 "state": worst(t.state for t in traces),
                 "notes": [
-                    *self.remarks(source, split),
-                    *(note for t in traces for note in t.notes), *unfinished(self.phases(), traces, self),
+                    *start_notes, *self.remarks(source, split),
+                    *(note for t in traces for note in t.notes), *unfinished(phases, traces, self),
                 ],
             },
         )  # fmt: skip
@@ -204,12 +209,12 @@ class Model:
             codes = source.columns["categorical" if name in spec.categorical else name]
             codes = codes[:, spec.categorical.index(name)] if name in spec.categorical else codes
             alone = np.setdiff1d(codes[split.validation], codes[split.train])
-            said = ", ".join(names[code] for code in alone if code >= 0)
-            if said:
+            unseen = ", ".join(names[code] for code in alone if code >= 0)
+            if unseen:
                 found.append(
-                    f"of {name} {said} all cells are held out, so that this fit learned nothing of it"
+                    f"of {name} {unseen} all cells are held out, so that this fit learned nothing of it"
                 )
-                share = "Say validation=0, or name cells"  # a share was held out, by chance these
+                share = "Set validation=0, or name cells"  # a share was held out, by chance these
                 other = "Hold out other cells, or a share" if split.named else share
                 warn(f"{self.key}: {found[-1]}. {other}.")
         return found
@@ -226,42 +231,37 @@ class Model:
         return Split(train, held_out, named=not isinstance(validation, float))
 
     def _learn(
-        self, spec: Spec, source: Source, split: Split, run: Run, from_: Fitted | None
-    ) -> tuple[Module, list[Any]]:
+        self, source: Source, split: Split, run: Session, from_: FittedState | None
+    ) -> tuple[Module, list[Trace], list[str]]:
+        """Return the module, what the learners report, and where it began if that was another model."""
+        start_notes = []
         with run.rng.scope("init"):
-            module = self.build(spec)
+            module = self.build(source.spec)
         learned = [p.requires_grad for p in module.parameters()]
-        if from_ is not None:
-            _start_from(self, module, from_, mapping=run.mapping)
+        if from_ is not None and from_.model.key == self.key:
+            continue_from(module, from_, mapping=run.mapping, extends=self.extends)
+        elif from_ is not None:
+            start_notes.append(start_part_from(module, self.starts_from[from_.model.key], from_))
         module.to(run.device)
         run.group.copy_from_first(module.state_dict().values())
         if run.checkpoint is not None:
-            about = {"model": self.key, "options": config.as_dict(self), "spec": spec.hash}
+            about = {"model": self.key, "options": config.as_dict(self), "spec": source.spec.hash}
             run = replace(run, fingerprint=fingerprint(about, module, source, split, run))
-        traces = []
-        for number, phase in enumerate(self.phases()):
-            some = split.whole() if phase.whole else split
-            seen = phase.view(module, source, some, run) if phase.view else source
-            module.to("cpu")  # where cells are, and in double precision too
-            with run.rng.scope("prepare", number), torch.no_grad():
-                phase.target(module).prepare(seen, some.train, run.rng)
-            module.to(run.device)
-            traces.append(phase.learner.learn(module, phase, seen, some, run.for_phase(number)))
-            if traces[-1].interrupted:
-                # what follows begins from less than the whole: it keeps no state
-                run = replace(run, checkpoint=None)
-        for parameter, wish in zip(module.parameters(), learned, strict=True):
-            parameter.requires_grad_(wish)
-        return module, traces
+        traces = run_phases(module, self.phases(), source, split, run)
+        for parameter, learns in zip(module.parameters(), learned, strict=True):
+            parameter.requires_grad_(learns)
+        return module, traces, start_notes
 
     def _remembered(
-        self, source: Source, split: Split, rng: Rng, from_: Fitted | None
+        self, source: Source, split: Split, rng: Rng, from_: FittedState | None
     ) -> dict[str, np.ndarray]:
         """Return what `generate` draws from: training cells, and those that an earlier fit learned from."""
         fresh = remember(source, split.train, rng)
-        if from_ is None:
+        if from_ is None or from_.model.key != self.key:
             return fresh
-        if source.spec.blocks != from_.spec.blocks:  # what was said of the old cells stays true
+        if (
+            source.spec.blocks != from_.spec.blocks
+        ):  # what the old fit gave for its cells stays true
             return joined(from_.statistics, fresh)
         return joined(fresh, from_.statistics)
 
@@ -271,31 +271,38 @@ class Model:
         roles = []
         for need in self.needs:
             options = need.split("|")
-            there = [role for role in options if role in named]
-            if not there:
+            found = [role for role in options if role in named]
+            if not found:
                 place = "layers/counts" if options[-1] in MATRIX_ROLES else "obs/COLUMN"
                 raise SchemaError(
                     f"{type(self).__name__} needs {' or '.join(options)}; name its place, "
                     f"as in Schema({options[-1]}={place!r})."
                 )
-            roles.append(there[0])
+            roles.append(found[0])
         return [*roles, *(r for r in self.uses if r in named)]
 
-    def _refuse_to_start_from(self, from_: Fitted, roles: Sequence[str]) -> None:
+    def _refuse_to_start_from(self, from_: FittedState, roles: Sequence[str]) -> None:
         """Refuse a fit whose weights are not those of this model on such data: it says what differs."""
-        if from_.model.key != self.key:
-            raise ConfigError(f"from_ is a fitted {from_.model.key}, this is {self.key}.")
+        other = from_.model.key != self.key
+        if other and from_.model.key not in self.starts_from:
+            also = ", ".join(self.starts_from)
+            raise ConfigError(
+                f"from_ is a fitted {from_.model.key}, this is {self.key}"
+                f"{f', which starts from fits of its own and of {also}' if also else ''}."
+            )
         if all(isinstance(p.learner, Exact) for p in self.phases()):
             raise ConfigError(
                 f"{self.key} is solved in closed form: there is nothing to start from."
             )
-        there = {r.partition("/")[0] for r in from_.spec.roles}
-        here = {r.partition("/")[0] for r in roles}
-        for role in sorted(there ^ here):
-            given, lacks = ("from_", "this fit") if role in there else ("this fit", "from_")
+        old_roles = {r.partition("/")[0] for r in from_.spec.roles}
+        new_roles = {r.partition("/")[0] for r in roles}
+        for role in sorted(old_roles - new_roles if other else old_roles ^ new_roles):
+            given, lacks = ("from_", "this fit") if role in old_roles else ("this fit", "from_")
             raise ConfigError(
                 f"{given} reads {role}, which {lacks} does not: a fit can only go on with the same roles."
             )
+        if other:
+            return
         with torch.device("meta"):  # without memory: what this model would be on the old data
             form = {name: t.shape for name, t in self.build(from_.spec).state_dict().items()}
         old, new = config.as_dict(from_.model), config.as_dict(self)
@@ -306,109 +313,3 @@ class Model:
                 f"from_ is a {self.key} of another form. Options that differ: {', '.join(differ)}. "
                 "Go on with from_.model, or fit anew."
             )
-
-    def _complete(
-        self, data: Data, schema: Schema, roles: list[str], rows: np.ndarray
-    ) -> np.ndarray:
-        """Drop the cells that lack a modality, for models that need every one."""
-        if self.partial:
-            return rows[read.measured(data, schema)[rows]]
-        for role, place in schema.places():
-            at = read.where(data, place) if role.partition("/")[0] in roles else None
-            if at is not None and role.partition("/")[0] in MATRIX_ROLES:
-                rows = rows[at[rows] >= 0]
-        if len(rows) == 0:
-            raise DataError("No cell has every modality that this model reads.")
-        return rows
-
-    def refuse_missing(self, source: Source) -> None:
-        """Refuse entries that were not measured, unless the model understands them.
-
-        Raises
-        ------
-        DataError
-            If there are any.
-        """
-        for role, values in source.matrices.items():
-            base = role.partition("/")[0]  # NaN in counts was refused before
-            if base in MAY_LACK and base not in self.tolerates and any_nan(values):
-                raise DataError(
-                    f"{role} holds NaN (not measured), which {type(self).__name__} does not understand. "
-                    "PPCA and FactorAnalysis do; or remove these cells or features."
-                )
-
-
-def named_cells(data: Data, rows: np.ndarray, what: Any, name: str) -> Any:
-    """Return a share as it is, and the cells named in its place as positions: some of `rows`.
-
-    Parameters
-    ----------
-    what
-        A share (None: 0); or cells, as a mask, positions or names.
-    name
-        What the argument is called, for messages.
-
-    Raises
-    ------
-    ConfigError
-        If it is no share from 0 to below 1, or names no cells, all cells, or others than `rows`.
-    """
-    share = 0 if what is None else what
-    if isinstance(share, (int, float, np.number)) and not isinstance(share, bool):
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name}={share}: expected a share from 0 to below 1, or rows.")
-        return float(share)
-    found = read.positions(data, what, name)
-    others = len(np.setdiff1d(found, rows))
-    if others or not 0 < len(found) < len(rows):
-        raise ConfigError(
-            f"{name} names {len(found):,} cells, {others:,} of them not among the {len(rows):,} to use. "
-            "Name some of those, or give a share."
-        )
-    return found
-
-
-def hold_out(
-    rows: np.ndarray, what: Any, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that are left, and those held out: a share that is drawn, or positions."""
-    if isinstance(what, float):
-        shuffled, n = generator.permutation(rows), round(len(rows) * what)
-        return np.sort(shuffled[n:]), np.sort(shuffled[:n])
-    return np.setdiff1d(rows, what), np.intersect1d(rows, what)
-
-
-def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:
-    """Refuse to go on learning without features that are known: all else would move on without them."""
-    for role, found in take.items():
-        if lacking := int((found < 0).sum()):
-            raise DataError(
-                f"{role}: training cannot go on from a fit of {len(found):,} features with {lacking:,} of "
-                "them missing. Give cells that have them all, or fit anew on those that are there. (Mapping "
-                "cells of a new batch may lack some: nothing but the new batch is learned.)"
-            )
-
-
-def _refuse_other_covariates(spec: Spec, old: Spec) -> None:
-    for kind in ("categorical", "continuous"):
-        there, here = getattr(old, kind), getattr(spec, kind)
-        if there != here:
-            raise ConfigError(
-                f"from_ has the {kind} covariates {', '.join(there)}; this fit has {', '.join(here)}. "
-                "Name the same ones, in the same order."
-            )
-
-
-def _start_from(model: Model, module: Module, from_: Fitted, *, mapping: bool) -> None:
-    """Copy the old parameters; in a mapping, those of new categories are beside them, and alone learn."""
-    old = from_.module.state_dict()
-    if mapping:
-        fresh = {name for name, _ in module.named_parameters() if name not in old}
-        if not (model.extends and fresh):
-            raise CapabilityError(
-                f"{model.key} cannot learn categories that are new to the fit it starts from: "
-                "fit it on the old and the new cells together."
-            )
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name in fresh)
-    module.load_state_dict({**module.state_dict(), **old})

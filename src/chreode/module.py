@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .data.batch import CellBatch
-    from .data.source import Source
-    from .learn.rng import Rng
+from .compute.processes import Group
+from .compute.rng import Rng
+from .data.batch import CellBatch
+from .data.source import Source
+from .schema import Spec
 
 #: What a fitted model may be able to answer; a module answers what it has a method for.
 CAPABILITIES = (
     "embed", "posterior", "reconstruct", "classify", "generate",
-    "predict", "score", "loadings", "trajectory", "rank",
+    "predict", "score", "loadings", "variance_explained", "trajectory", "rank",
 )  # fmt: skip
 
 
@@ -37,16 +38,49 @@ class Step:
     rate
         What the optimiser multiplies the gradient of each entry of a parameter by, which is how far its
         proximal steps go; 0 in validation.
+    group
+        The processes that share this minibatch, for what is of all its cells, such as negatives
+        (`Group.gather`). In validation every minibatch is of one process alone.
+    outputs
+        In `after_step`: what `loss` returned as such of this minibatch, detached.
     """
 
     rng: Rng
     index: int
     progress: float
     rate: Callable[[nn.Parameter], Tensor] = torch.zeros_like
+    group: Group = field(default_factory=Group)
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def warm_up(self, share: float) -> float:
         """Return a weight that rises from 0 to 1 over the first `share` of the run."""
         return min(1.0, self.progress / share) if share else 1.0
+
+
+@dataclass(frozen=True)
+class Player:
+    """Parameters that are moved to lower an objective of their own.
+
+    Attributes
+    ----------
+    parameters
+        What is moved.
+    lr
+        Its learning rate, as a multiple of the learner's.
+    every
+        Minibatches from one of its steps to the next.
+    begins
+        Share of the run in which it does not move yet, as a warm-up of the others.
+    """
+
+    parameters: Iterable[nn.Parameter]
+    lr: float = 1.0
+    every: int = 1
+    begins: float = 0.0
+
+    def moves(self, index: int, progress: float) -> bool:
+        """Return whether it takes a step after the minibatch of this number, at this share of the run."""
+        return index % self.every == 0 and progress >= self.begins
 
 
 @dataclass(frozen=True)
@@ -59,16 +93,54 @@ class Loss:
         One scalar per player, each the mean over the minibatch's cells.
     terms
         Named scalars to log, alike.
+    outputs
+        What `after_step` is to have of this minibatch, such as the keys that a queue takes in.
     """
 
     objectives: Mapping[str, Float[Tensor, ""]]
     terms: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a question to some models may be given beside what all take.
+
+    Attributes
+    ----------
+    default
+        What is meant where it is left out.
+    doc
+        What it is, in a line.
+    check
+        Returns the value as the capability takes it, or refuses it.
+    """
+
+    default: Any
+    doc: str
+    check: Callable[[Any], Any]
+
+
+class Members(nn.ModuleList):
+    """Fits of the same form that a module keeps as its `members`, each of a seed, rows or a fold of its own.
+
+    Attributes
+    ----------
+    known
+        Which of them were learned: after Ctrl-C not all are.
+    """
+
+    known: Tensor
+
+    def __init__(self, members: Iterable[nn.Module]) -> None:
+        super().__init__(members)
+        self.register_buffer("known", torch.zeros(len(self), dtype=torch.bool))
 
 
 class Module(nn.Module):
     """Base of every model's tensors.
 
-    A module trained by gradients has `loss`; one trained by EM or in closed form has `collect` and
+    A module trained by gradients has `loss`; one trained by EM, CAVI or in closed form has `collect` and
     `update` instead. What it can answer is found by its methods (see `CAPABILITIES`).
     """
 
@@ -77,6 +149,10 @@ class Module(nn.Module):
     #: Matrix roles of which `generate` and `predict` return counts, if not the first one's alone: they
     #: then return a tensor by role.
     drawn: tuple[str, ...] = ()
+    #: Conditions of the fit that no question can change: a path, where any state goes its way.
+    fixed: tuple[str, ...] = ()
+    #: Conditions whose values it compares with those of the fit by itself.
+    compares: tuple[str, ...] = ()
     #: Its own buffers in which NaN means that something is not known; anywhere else it is a fault.
     unknown: tuple[str, ...] = ()
 
@@ -91,20 +167,29 @@ class Module(nn.Module):
         """Return `loss`, so that wrappers such as DDP and `compile` apply."""
         return self.loss(*args)
 
-    def players(self) -> Mapping[str, Iterable[nn.Parameter]]:
-        """Return the parameters that each objective moves; an adversary is a second player."""
-        return {"model": self.parameters()}
+    def players(self) -> Mapping[str, Player]:
+        """Return who follows each objective; an adversary is a second player, and members do not move."""
+        own = [p for name, p in self.named_parameters() if not name.startswith("members.")]
+        return {"model": Player(own)}
 
     def after_step(self, step: Step) -> None:
         """Change what gradients do not: EMA targets, queues, proximal steps, pruning."""
 
-    def collect(self, batch: CellBatch) -> dict[str, Tensor]:
-        """Return sums of sufficient statistics over the cells of `batch` (EM, closed forms)."""
+    def collect(self, *args: Any, **kwargs: Any) -> Any:
+        """Return sums of sufficient statistics over the cells of a batch (see `learn.EM`, `learn.CAVI`)."""
         raise NotImplementedError(f"{type(self).__name__} is not trained by EM")
 
     def update(self, statistics: Mapping[str, Tensor]) -> None:
         """Set the parameters from the sums over all cells."""
         raise NotImplementedError(f"{type(self).__name__} is not trained by EM")
+
+    def start(self, batch: CellBatch) -> dict[str, Tensor]:
+        """Return where the posterior of each cell begins, a function of the cell alone (`learn.CAVI`)."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by CAVI")
+
+    def global_elbo(self) -> Tensor:
+        """Return what the posteriors that all cells share add to the ELBO (`learn.CAVI`)."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by CAVI")
 
     def solve(self, batches: Any, rng: Rng) -> bool | None:
         """Set the parameters in closed form, or by a solver that returns whether it came to rest.
@@ -112,6 +197,29 @@ class Module(nn.Module):
         ``batches()`` streams all cells, as often as called.
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed form")
+
+    def fresh(self) -> Module:
+        """Return new weights for the same data, without members (`learn.Ensemble`)."""
+        raise NotImplementedError(f"{type(self).__name__} has no members")
+
+    def keep_members(self, others: Sequence[Any]) -> None:
+        """Take from the fits beside this one what they tell of it, such as a confidence."""
+
+    def verb_options(self, verb: str) -> Mapping[str, Option]:  # noqa: ARG002 (subclasses read it)
+        """Return what more a question may be given, such as the weight of guidance, by its name."""
+        return {}
+
+    def further_conditions(self) -> Mapping[str, Callable[[Any], Any]]:
+        """Return the conditions that may be named beside those of the fit, such as genes that are absent.
+
+        Each comes with what checks a value and returns its code, as `embed` and the others find it in
+        the columns of a batch.
+        """
+        return {}
+
+    def implied(self, verb: str) -> Mapping[str, Any]:  # noqa: ARG002 (subclasses read it)
+        """Return the values, in the user's units, of conditions that are meant where they are not named."""
+        return {}
 
     def feature_weight(self) -> dict[str, Tensor]:
         """Return, per matrix role, how much each feature matters to `embed` (non-negative)."""
@@ -122,3 +230,33 @@ def capabilities(module: Module) -> list[str]:
     """Return the questions that `module` can answer."""
     unable = getattr(module, "unable", ())
     return [n for n in CAPABILITIES if callable(getattr(module, n, None)) and n not in unable]
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """What a fitted model keeps of its `Model`: options, the roles it reads, and how it is built.
+
+    See `chreode.model.Model`, which has them, for what each is.
+    """
+
+    tolerates: ClassVar[tuple[str, ...]]
+    partial: ClassVar[bool]
+    scale: ClassVar[Literal["counts", "log1p CP10k"]]
+    inverts: ClassVar[bool]
+
+    @property
+    def key(self) -> str:
+        """Name in the registry, in slots and on the command line."""
+        ...
+
+    def alone(self) -> Any:
+        """Return the same options for one fit, without members."""
+        ...
+
+    def build(self, spec: Spec) -> Module:
+        """Return the untrained tensors for data of this form."""
+        ...
+
+    def reads(self, verb: str) -> tuple[str, ...]:
+        """Return the roles that `verb` reads."""
+        ...

@@ -14,7 +14,6 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import StoreError
+from .errors import StoreError, counted
 
 T = TypeVar("T")
 #: Files of which a .zarr holds one.
@@ -131,7 +130,7 @@ def _prefix(target: Path) -> str:
 def _abandoned(target: Path) -> Iterator[Path]:
     """Yield the working folders of processes of this machine that are gone.
 
-    Told by the process's number, because locks can hang on network file systems.
+    They are recognised by the process's number, because locks can hang on network file systems.
     """
     prefix = _prefix(target)
     for work in target.parent.glob(f"{glob.escape(prefix)}*"):
@@ -213,13 +212,13 @@ def hdf5(
     """
     with _Patient(path, "w+" if mode == "w" else mode) as raw:
 
-        def while_there_is_room(chunks: Iterable[T]) -> Iterator[T]:
+        def until_full(chunks: Iterable[T]) -> Iterator[T]:
             for chunk in chunks:
                 yield chunk
                 raw.check()
 
         with h5py.File(raw, mode) as file:
-            yield file, while_there_is_room
+            yield file, until_full
         raw.check()
 
 
@@ -278,10 +277,10 @@ class _Patient(io.FileIO):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able header as one safetensors file that tells if it was changed."""
+    """Write tensors and a JSON-able header as one safetensors file, with a hash that shows changes."""
     plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
-    told = json.dumps(info)
-    header = {"info": told, "sha256": digest(plain, told)}
+    text = json.dumps(info)
+    header = {"info": text, "sha256": digest(plain, text)}
     # as bytes, because the library's own writer makes files that only their owner can read
     path.write_bytes(save(plain, metadata=header))
 
@@ -307,10 +306,10 @@ def tensors_of(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the header in the content of a file, or raise what is wrong with it."""
     tensors = load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    told = header.get("__metadata__", {})
-    if told.get("sha256") != digest(tensors, told.get("info", "")):
+    metadata = header.get("__metadata__", {})
+    if metadata.get("sha256") != digest(tensors, metadata.get("info", "")):
         raise ValueError("its hash differs")
-    return tensors, json.loads(told["info"])
+    return tensors, json.loads(metadata["info"])
 
 
 def read_once(path: Path, most: int) -> bytes:
@@ -326,17 +325,19 @@ def read_once(path: Path, most: int) -> bytes:
     except OSError as error:
         raise StoreError(f"{path} is absent or a link ({error.strerror}).") from error
     with os.fdopen(handle, "rb") as file:
-        told = os.fstat(handle)
-        if not stat.S_ISREG(told.st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise StoreError(f"{path} is no file.")
-        if told.st_size > most:
-            raise StoreError(f"{path} has {told.st_size:,} bytes, expected {most:,} at the most.")
-        return file.read(told.st_size)
+        if status.st_size > most:
+            raise StoreError(
+                f"{path} has {counted(status.st_size, 'byte')}, expected {most:,} at the most."
+            )
+        return file.read(status.st_size)
 
 
-def digest(tensors: Mapping[str, Tensor], told: str) -> str:
+def digest(tensors: Mapping[str, Tensor], header: str) -> str:
     """Return a hash of names, types, shapes, values and header."""
-    made = hashlib.sha256(told.encode())
+    made = hashlib.sha256(header.encode())
     for name, tensor in sorted(tensors.items()):
         made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         made.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -347,19 +348,6 @@ def sha256(path: Path) -> str:
     """Return the hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def code_hash() -> str:
-    """Return a hash of this package's own source, as it was when first asked for: 16 hex digits.
-
-    Names and bytes of every Python and C file. Where it is the same, the same code ran.
-    """
-    home = Path(__file__).parent
-    made = hashlib.sha256()
-    for file in sorted(f for f in home.rglob("*") if f.suffix in (".py", ".c")):
-        made.update(f"{file.relative_to(home).as_posix()} {sha256(file)}\n".encode())
-    return made.hexdigest()[:16]
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

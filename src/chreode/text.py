@@ -1,4 +1,4 @@
-"""Strangers' text, made safe for where it is shown: terminal, Markdown, HTML, pictures, spreadsheets.
+"""Text as it is shown: strangers' made safe for terminal, Markdown, HTML, pictures and spreadsheets.
 
 Names of categories, genes and columns, and what a saved model says, are written by whoever made the
 file. Here alone is decided how they are shown; the data keep them as they are.
@@ -7,55 +7,32 @@ file. Here alone is decided how they are shown; the data keep them as they are.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from operator import index
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from .errors import counted, visible
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Letters of a message; what is longer is a file's content, not a sentence.
-LONGEST = 4000
 #: What a spreadsheet takes for the start of a formula.
 _FORMULA = re.compile(r"\s*[=+\-@]")
+_NUMBERS = dict(enumerate((
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)))  # fmt: skip
 
 
-def visible(text: object, *, lines: bool = False) -> str:
-    r"""Return text in which all that steers a terminal, reorders or hides letters is spelt out.
-
-    Parameters
-    ----------
-    text
-        Any object; its text is taken.
-    lines
-        Keep line feeds and tabs, for text that has lines of its own. Without it a name cannot begin a
-        line.
+def spelled(n: SupportsIndex, noun: str) -> str:
+    """Return what `counted` does, with numbers up to twelve in words.
 
     Examples
     --------
-    >>> print(visible("\x1b[31mred\u202e\n"))
-    \x1b[31mred\u202e\n
+    >>> spelled(1, "seed"), spelled(3, "class"), spelled(1200, "seed")
+    ('one seed', 'three classes', '1,200 seeds')
     """
-    text = str(text)
-    if text.isprintable():
-        return text
-    kept = "\n\t" if lines else ""
-    return "".join(
-        c if c.isprintable() or c in kept or unicodedata.category(c) == "Zs" else _spelt(c)
-        for c in text
-    )
-
-
-def _spelt(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
-
-
-def message(text: object) -> str:
-    """Return a message of several lines, visible, and cut where it is too long to be read."""
-    text = visible(text, lines=True)
-    if len(text) <= LONGEST:
-        return text
-    return f"{text[:LONGEST]}… ({len(text):,} letters in all)"
+    number, _, nouns = counted(n, noun).partition(" ")
+    return f"{_NUMBERS.get(index(n), number)} {nouns}"
 
 
 def markdown(text: object) -> str:

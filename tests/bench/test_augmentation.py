@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import chreode as ch
 from chreode.bench.augmentation import NONE, OVERSAMPLED, WEIGHTED, split
 from chreode.data.simulate import simulate_cells
-from chreode.metrics.generation import Space
+from chreode.metrics.space import Space
 
 ROLES = ch.Schema(counts="layers/counts", label="obs/cell_type")
 
@@ -48,7 +48,7 @@ def test_every_class_is_learned_from_and_tested_and_one_cell_is_named(cells):
     cells.obs["cell_type"] = obs
     found = ch.bench.augmentation(cells, ROLES, seeds=(0,), progress=False)
     assert found.about["untested"] == ["alone"]
-    assert "Of one cell, which leaves none to be tested on: alone." in ch.report.findings(found)
+    assert "Classes of one cell cannot be tested: alone." in ch.report.findings(found)
 
 
 def test_to_the_space_cells_learned_from_are_like_those_tested_on(cells):

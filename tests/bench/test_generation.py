@@ -12,11 +12,14 @@ import pytest
 import scipy.sparse as sp
 
 import chreode as ch
-from chreode.bench.generation import AS_BATCH, CEILING, MIXTURE, NB, REPLAY, SHUFFLED, class_table
-from chreode.bench.yardstick import METRICS, OF_MEMORY, SHARES, scored, split, too_small
+from chreode.bench.fakes import AS_BATCH
+from chreode.bench.generation import CEILING, MIXTURE, NB, REPLAY, SHUFFLED, class_table
+from chreode.bench.yardstick import METRICS, OF_MEMORY, SHARES, scored, split
+from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
 from chreode.metrics import generation as measure
-from chreode.metrics.generation import Space
+from chreode.metrics.space import Space
+from chreode.report.generation import too_small
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def test_pbmc3k_with_scvi_at_its_own_epochs(real):
 @pytest.mark.slow
 def test_only_memory_knows_what_was_learned_from(cells):
     """Whoever learned, and whatever else is judged: the same cells have the same scores."""
-    classes = class_table(cells, ROLES)[0]
+    classes = class_table(Cells(cells, ROLES))[0]
     counts = sp.csr_matrix(cells.layers["counts"])
     parts = split(classes, 0)
     real, fake = ((counts[rows], classes[rows]) for rows in (parts.reference, parts.spare))
@@ -108,7 +111,7 @@ def test_only_memory_knows_what_was_learned_from(cells):
 
 def test_nothing_is_chosen_by_cells_that_are_judged(cells, monkeypatch):
     """Spaces are fitted on the yardstick, which is no part of what is compared or learned from."""
-    classes = class_table(cells, ROLES)[0]
+    classes = class_table(Cells(cells, ROLES))[0]
     parts = split(classes, 3)
     seen = []
     fit = Space.of.__func__
@@ -153,7 +156,7 @@ def test_models_are_fitted_on_training_cells_and_kept(cells, tmp_path, monkeypat
 
 
 def test_a_split_holds_every_cell_of_a_class_once(cells):
-    classes, attributes = class_table(cells, ROLES.with_(batch="obs/batch"))
+    classes, attributes = class_table(Cells(cells, ROLES.with_(batch="obs/batch")))
     assert list(attributes.columns) == ["batch", "label"]
     assert len(attributes) == 6
     parts = split(classes, 0)
@@ -209,7 +212,7 @@ def test_a_modality_that_cannot_be_scored_leaves_the_others(n, features, said, m
         assert "not scored" not in told
         return
     assert said in told["not scored"]["protein"]
-    assert "Of protein nothing is scored" in too_small(told)
+    assert "Nothing of protein is scored" in too_small(told)
 
 
 def test_a_class_without_cells_in_the_yardstick_takes_the_widths_of_all(cells, monkeypatch):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import chreode as ch
-from chreode.bench.integration import _Given, _harmony, _oracle
+from chreode.bench.embedded import Given, _harmony, _oracle
 from chreode.commands.judge import _answer
 from chreode.learn import sgd
 from chreode.model import Model
@@ -133,7 +133,7 @@ def test_cells_without_a_label_are_of_no_type_whatever_the_order(first):
     label = pd.Series(np.repeat(np.array(["A", "B", None], dtype=object), 20))
     label = label.sort_values(key=lambda v: v != first if first else v.notna(), kind="stable")
     x_pca, cells = np.zeros((60, 1), np.float32), np.arange(60)
-    given = _Given(Path(), ch.Schema(), {"label": label}, x_pca, cells, None, 1, None)
+    given = Given(Path(), ch.Schema(), {"label": label}, x_pca, cells, None, 1, ch.Run())
     x, _ = _oracle(given, 0)
     places = pd.DataFrame(x).groupby(label.fillna("").to_numpy()).mean().to_numpy()
     apart = np.linalg.norm(places[:, None] - places, axis=-1)
@@ -151,8 +151,8 @@ def test_one_batch_leaves_nothing_to_correct_and_no_score_of_it(cells, schema):
     assert said.split()[:3] == ["bio", "note", "method"]
     assert "There is no 'batch': no metric that compares batches is defined" in said
     found = findings(bench)
-    assert found[0].startswith("There is no 'batch'")
-    assert "PCA, a baseline, has the highest bio" in found[2]  # what there is decides
+    assert "PCA, a baseline, has the highest bio" in found[0]  # what there is decides
+    assert found[1].startswith("There is no 'batch'")
     assert "not better than PCA" in bench.table().loc["X_noise", "note"]
     assert "nan" not in " ".join(found)
 
@@ -161,7 +161,7 @@ def test_of_few_cells_harmony_says_what_it_lacks():
     pytest.importorskip("harmonypy")
     batch = pd.Series(["p", "q"] * 7)
     x = np.random.default_rng(0).normal(size=(14, 3)).astype(np.float32)
-    given = _Given(Path(), ch.Schema(), {"batch": batch}, x, np.arange(14), None, 1, None)
+    given = Given(Path(), ch.Schema(), {"batch": batch}, x, np.arange(14), None, 1, ch.Run())
     with pytest.raises(ch.CapabilityError, match="takes 16 cells"):
         _harmony(given, 0)
 
@@ -176,7 +176,7 @@ def test_a_method_that_fails_is_a_row(cells, schema, quick):
     methods = [ch.PCA(n_latent=400), quick(ch.PCA)]
     bench = ch.bench.integration(cells, schema, methods, seeds=(0,), metrics=["ilisi"])
     row = bench.table().loc["PCA (2)"]
-    assert row["note"].startswith("failed: 400 latent dimensions need 401 cells")
+    assert row["note"].startswith("failed: A fit with n_latent=400 needs 401 cells")
     assert row["seeds"] == 0
     assert np.isnan(row["ilisi"])
     assert np.isfinite(bench.table().loc["PCA (3)", "ilisi"])
@@ -214,7 +214,7 @@ def test_a_bench_goes_on_where_ctrl_c_cut_it_off(cells, schema, quick, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(sgd._Loop, "run_epoch", stop)
-        with pytest.raises(KeyboardInterrupt, match=r"4 results are kept in .*run, and the same"):
+        with pytest.raises(KeyboardInterrupt, match=r"run keeps 4 results, and the same"):
             judge(model, into=tmp_path / "run")
     again = judge(model, into=tmp_path / "run")
     assert fits == [pca, ("SCVI", 5, 1)]

@@ -20,9 +20,12 @@ import torch
 from threadpoolctl import threadpool_info
 
 import chreode as ch
-from chreode.bench.ledger import Ledger, digest, fingerprint
-from chreode.bench.trials import Outcome, Trial, pinned, require_seeds, running
-from chreode.learn.phase import bar
+from chreode.bench.digest import digest, fingerprint
+from chreode.bench.ledger import Ledger
+from chreode.bench.trial import Outcome, Trial, pinned
+from chreode.bench.trials import require_seeds, running
+from chreode.compute.progress import bar
+from chreode.data.cells import Cells
 
 ABOUT = {"data": "abc", "threads": 1}
 FLOATS = np.array([1 / 3, np.nan, -0.0, 1e-45], np.float32)
@@ -165,7 +168,7 @@ def test_ctrl_c_ends_at_once_and_the_same_call_goes_on(tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     desk = Desk(bb=interrupted)
-    with pytest.raises(KeyboardInterrupt, match=r"interrupted; 1 results are kept in .*, and the"):
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted; .* keeps 1 result, and the"):
         run(desk, "a", "bb", "ccc", into=tmp_path)
     assert desk.begun == ["a", "bb"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -236,7 +239,7 @@ STARTS = """
 import os, sys, time
 from pathlib import Path
 from chreode.bench.ledger import Ledger
-from chreode.bench.trials import Outcome
+from chreode.bench.trial import Outcome
 for number in range(4):
     into, at, children = Path(sys.argv[1], str(number)), time.time() + 0.03, []
     for child in range(8):
@@ -324,13 +327,13 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
 
 
 def test_a_fingerprint_sees_every_value(cells, schema):
-    before = fingerprint(cells, schema)
-    assert fingerprint(cells.copy(), schema) == before
+    before = fingerprint(Cells(cells, schema))
+    assert fingerprint(Cells(cells.copy(), schema)) == before
 
     def changed(change):
         other = cells.copy()
         change(other)
-        return fingerprint(other, schema)
+        return fingerprint(Cells(other, schema))
 
     def count(a):
         a.layers["counts"].data[0] += 1
@@ -349,7 +352,7 @@ def test_a_fingerprint_sees_every_value(cells, schema):
 
     seen = {before, *map(changed, (count, gene, batch, age, name))}
     assert len(seen) == 6
-    assert fingerprint(cells, schema.with_(continuous=())) != before
+    assert fingerprint(Cells(cells, schema.with_(continuous=()))) != before
 
 
 def test_a_digest_tells_apart_what_is_not_the_same():

@@ -50,4 +50,21 @@ def test_what_is_not_at_rest_is_left_out_and_named():
     assert sum(line.startswith("| B |") for line in lines) == 1
     assert not any(line.startswith(("| A |", "| C |")) for line in lines)
     assert "A (still improving after 36 + 5 + 5 steps)" in lines[-1]
-    assert "C (its own steps take about 900 s)" in lines[-1]
+    assert "C (the default steps take about 900 s)" in lines[-1]
+
+
+def test_means_have_the_best_in_bold_and_nobody_who_is_left_out():
+    def of(error, state="rested"):
+        return {"state": state, "scores": {"mse": error}, "seconds": 3.0}
+
+    methods = {report.CEILING: of(0.1), "A": of(1.0), "B": of(3.0), "C": of(0.5, "still improving")}
+    rows = [{"case": {"seed": s}, "steps": [1, 1, 1], "methods": methods} for s in (0, 1)]
+    rows[1] = {**rows[1], "methods": {"A": of(2.0)}}
+    told = report.means(
+        {"error": (rows, "mse", min), "seconds": (rows, "seconds", None), "none": (rows, "r2", max)}
+    )
+    assert told[2:] == [
+        "| A | **1.5** | 3 |  |",
+        "| B | 3 | 3 |  |",
+        f"| ceiling ({report.CEILING}) | 0.1 | 3 |  |",
+    ]

@@ -19,7 +19,7 @@ from benchmarks import common
 from benchmarks.speed import data, harness, metrics, ratios, run, table
 from benchmarks.speed.harness import Case, Side
 
-from chreode.store import code_hash
+from chreode.version import code_hash
 
 SIDES = (Side("theirs", "chreode"), Side("ours", "chreode"))
 CASE = Case("imports", "made", SIDES, {"cells": 5}, cost=1)
@@ -314,8 +314,8 @@ def test_a_machine_without_the_kernel_says_so():
 def test_converged_tells_the_share_or_that_there_is_none():
     # set-up and one epoch are 8 s there, all three laps 3 s here
     text = table.section("converged", rows_of("converged"))
-    assert "| 8 (1) | 12 (2) |" in text
-    assert "| 3 (2) | 0.38 | 0.25 |" in text
+    assert "| 8 | 12 | 3 | 0.38 | 0.25 |" in text
+    assert "| -8.00 / -8.50 | 1 | 2 | -8.00 / -8.50 | 2 |" in text
     text = table.section("converged", rows_of("converged", reached=False))
     assert text.count("**not reached**") == 4
     assert "0.38" not in text
@@ -337,14 +337,33 @@ def test_disk_tells_how_mixed_and_how_large():
 def test_machines_and_threads_are_told_apart():
     rows = rows_of("imports")
     text = table.section("imports", [*rows, {**rows[0], "threads": 2}])
-    assert "threads: 1;" in text
-    assert "threads: 2;" in text
-    assert text.count("| import chreode |") == 2
+    assert "threads: 1." in text
+    assert "threads: 2." in text
+    assert text.count("| import chreode |") == 4  # with and without ranges
+
+
+def test_the_first_table_has_a_line_for_each_kind_of_work():
+    rows = {name: rows_of(name) for name in run.TABLES}
+    lines = table.in_short(rows).splitlines()[4:]
+    assert [line.split(" | ")[-1].rstrip(" |") for line in lines] == [
+        "4.00 x", "4.00 x", "1.00 x", "2.67 x", "2.67 x", "4.00 x", "4.00 x", "4.00 x", "4.00 x", "4.00 x",
+    ]  # fmt: skip
+    assert lines[0] == (
+        "| training step of scVI, NB, minibatches of 128 | 71.4 ms | scvi-tools | 286 ms | 4.00 x |"
+    )
+    assert "†" not in table.in_short(rows)
+    disturbed = {name: rows_of(name, foreign_cores=0.5) for name in run.TABLES}
+    assert table.in_short(disturbed).count(" † |") == len(lines) - 1  # but that of memory
+    rows["converged"] = rows_of("converged", reached=False)
+    assert "held-out ELBO" not in table.in_short(rows)
+    assert table.in_short({name: [] for name in run.TABLES}) == "Not measured yet."
+    found = table._compared(np.array([1.0]), np.array([2.0]), "theirs", "s")
+    assert found == ("2.00 s", "theirs", "1.00 s", "**0.5 x**")
 
 
 def test_the_page_has_every_table():
     page = table.PAGE.read_text()
-    for name in run.TABLES:
+    for name in ("summary", *run.TABLES):
         assert page.index(f"<!-- {name}: begin -->") < page.index(f"<!-- {name}: end -->")
 
 
@@ -352,7 +371,8 @@ def test_the_page_is_what_the_rows_say(tmp_path):
     page = table.PAGE
     copy = tmp_path / "speed.md"
     copy.write_text(page.read_text())
-    for name in run.TABLES:
-        rows = common.read(run.rows_file(name))
-        common.write_section(copy, name, table.section(name, rows))
+    rows = {name: common.read(run.rows_file(name)) for name in run.TABLES}
+    for name, found in rows.items():
+        common.write_section(copy, name, table.section(name, found))
+    common.write_section(copy, "summary", table.in_short(rows))
     assert copy.read_text() == page.read_text(), "run: python benchmarks/speed/table.py"

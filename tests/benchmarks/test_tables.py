@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -12,8 +13,10 @@ from benchmarks import common, tables
 from benchmarks.generation import methods, tasks
 
 import chreode as ch
+from chreode import version
 from chreode.bench.generation import class_table
 from chreode.bench.yardstick import split
+from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
 
 
@@ -29,7 +32,7 @@ def run(tmp_path, monkeypatch):
             measure=lambda case, *_: done.append(case["seed"]) or {"value": 1.0},
         )
         monkeypatch.setattr(tables, "_module", lambda *_: table)
-        for place in (tables, ch.store):
+        for place in (tables, version):
             monkeypatch.setattr(place, "code_hash", lambda: code)
         monkeypatch.setattr(sys, "argv", ["run.py", "--rows", str(tmp_path), *options])
         tables.measure("toy", ("toy",), None)
@@ -81,7 +84,7 @@ def test_genes_are_chosen_by_the_yardstick(tmp_path, monkeypatch):
     cells = simulate_cells(300, 60, n_types=2, seed=0)
     cells.X = cells.layers["counts"].astype(np.float32)
     schema = ch.Schema(counts="X", label="obs/cell_type")
-    parts = split(class_table(cells, schema)[0], 4)
+    parts = split(class_table(Cells(cells, schema))[0], 4)
     other = cells.copy()
     others = np.concatenate(parts[:3])
     values = other.X.toarray()
@@ -149,3 +152,39 @@ def test_in_short_says_who_is_nearest_beyond_real_cells():
         "| CFGen | **0.40** |",
         "| scVI | 0.90 |",
     ]
+
+
+def of_cfgen(w2, role="method"):
+    by_class = {
+        name: dict.fromkeys(("w2", "mmd", "auc"), w2 + k) for name, k in (("a", 0), ("b", 1e-3))
+    }
+    scores = {"w2": w2, "mmd": w2, "auc": 0.6, "marker_share": 0.01}
+    return {"role": role, "scores": scores, "by_class": by_class, "seconds": 1, "state": "rested"}
+
+
+def test_options_are_shown_beside_the_default_and_what_is_certainly_worse_in_bold():
+    made = {"real cells": of_cfgen(7.0, "ceiling")}, {"CFGen": of_cfgen(7.1)}
+    names = "controls", "CFGen", "CFGen: optimal coupling", "CFGen: no average of weights"
+    made += {"CFGen": of_cfgen(8.1)}, {"CFGen": of_cfgen(7.1)}
+    rows = [
+        {"case": {"task": "kang", "seed": 0, "method": name}, "methods": told}
+        for name, told in zip(names, made, strict=True)
+    ]
+    lines = methods.options(rows)
+    assert lines[3] == "| CFGen, default |  | 7.1 | 7.1 | 0.6 | 0.01 |"
+    assert lines[4].startswith("| optimal coupling | `coupling='ot'` | **8.1** | **8.1** |")
+    assert lines[5].startswith("| no average of weights | `ema=None` | 7.1 |")
+    assert methods.options(rows[:2]) == []
+    short = methods._told_apart(rows, ["kang"])[2:]
+    assert short == ["| real cells | 0.60 |", "| CFGen | **0.60** |"]
+
+
+@pytest.mark.parametrize("page", ["generation", "dynamics", "speed"])
+def test_wide_tables_are_folded_and_stand_apart(page):
+    """Markdown renders no table within HTML but after a blank line."""
+    text = (common.ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    shown = re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+    assert max(line.count(" | ") for line in shown.splitlines() if line.startswith("|")) < 6
+    assert text.count("<details>") == text.count("</details>") > 3
+    assert len(re.findall(r"</summary>\n\n", text)) == text.count("<details>")
+    assert len(re.findall(r"\n\n</details>\n", text)) == text.count("<details>")

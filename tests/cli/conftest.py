@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from chreode.cli import main
+from chreode.commands.app import main
 from chreode.data.simulate import simulate_cells
 
 

@@ -34,8 +34,8 @@ def test_the_flags_of_fit_are_the_fields_of_the_dataclasses(key):
     fields = dataclasses.fields(model) + dataclasses.fields(Schema)
     flags = {"--" + field.name.replace("_", "-"): field for field in fields}
     own = {
-        "--output", "--config", "--n-genes", "--validation", "--seed", "--device", "--threads",
-        "--resume", "--distributed", "--json",
+        "--output", "--config", "--n-genes", "--rows", "--from", "--validation", "--seed", "--device",
+        "--threads", "--resume", "--distributed", "--json",
     }  # fmt: skip
     assert set(found) - {"FILE"} == set(flags) | own
     docs = {row["name"]: row["doc"] for row in config.describe(model)}

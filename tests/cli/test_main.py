@@ -17,8 +17,8 @@ import torch
 
 import chreode as ch
 from chreode import models
-from chreode.cli import main
 from chreode.commands import judge
+from chreode.commands.app import main
 from chreode.commands.common import schema_flags, spoken
 
 KEYS = models.keys()
@@ -70,7 +70,7 @@ def test_no_two_roles_have_the_same_help():
 
 def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
     script = (
-        "import sys; from chreode.cli import main\n"
+        "import sys; from chreode.commands.app import main\n"
         "codes = [main(line.split()) for line in ('--help', 'fit --help', '--version')]\n"
         "heavy = {'torch', 'anndata', 'numpy', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'{codes} {heavy}' if any(codes) or heavy else 0)"
@@ -107,6 +107,9 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("embed pca cells.h5ad -o out.csv", 1, "ends in .h5ad"),
         *((f"embed pca {file} {more}", 1, "expected a name that ends in .h5ad")
           for file in (".", "''", "/", "cells.csv") for more in ("", "--in-place")),
+        ("embed pca cells.csv", 1, "anndata.io.read_csv('cells.csv')"),
+        ("correct scvi cells.h5 --to.batch batch_1 --latent -o new.h5ad", 1,
+         "scanpy.read_10x_h5('cells.h5')"),
         *((f"embed pca cells.h5ad --in-place --key-added {key}", 1, "is no name of a slot")
           for key in ("/X", "../X", "a/b", ".", "..")),
         ("tune ppca cells.h5ad --counts X --into runs -o ./runs", 1, "choose another place"),
@@ -114,8 +117,7 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("fit pca cells.h5ad --counts X --threads 100000 -o x", 2, "<= 1024"),
         ("embed gone cells.h5ad -o out.h5ad", 1, "no model folder"),
         ("generate scvi -n 5 --given.batch batch_7 -o new.h5ad", 1, "never seen"),
-        ("generate scvi -n 5 --given p3 -o new.h5ad", 2, "flag, as in --given.batch p3. See:"),
-        ("generate scvi -n 5 --given batch=p3 -o new.h5ad", 2, "as in --given.batch p3. See:"),
+        ("generate scvi -n 5 --given p3 -o new.h5ad", 2, "Write --given batch=p3, or --given.batch p3. See:"),
         ("generate scvi -n 5 --given.a.b d -o new.h5ad", 1, "condition 'a.b'"),
         ("generate scvi -n 5 --given.batch p3 --given.batch.x d -o new.h5ad", 2,
          "--given.batch.x. See: chreode generate --help"),
@@ -124,10 +126,10 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
          "--given.batch needs a value, as in --given.batch VALUE. See: chreode generate --help"),
         ("correct scvi cells.h5ad -o new.h5ad --to.batch", 2, "as in --to.batch VALUE. See"),
         ("fit scvi cells.h5ad --counts -o x", 2, "--counts needs a value, as in --counts VALUE. See"),
-        ("correct scvi cells.h5ad --to p3 -o new.h5ad", 2, "as in --to.batch p3. See:"),
+        ("correct scvi cells.h5ad --to p3 -o new.h5ad", 2, "--to batch=p3, or --to.batch p3. See:"),
         ("trajectory scvi cells.h5ad --times day0 -o new.h5ad", 2, "'day0'; expected a number. See"),
         ("fit pca cells.h5ad --counts X --n-latent ten -o x", 2, "'ten' is no whole number. See"),
-        ("generate scvi -n 5 --given.donor d -o new.h5ad", 1, "There is: batch"),
+        ("generate scvi -n 5 --given.donor d -o new.h5ad", 1, "Available: batch"),
         ("generate pca -n 5 -o new.h5ad", 1, "PCA cannot generate; it can"),
         ("generate scvi -n 5 --guidance 2 -o new.h5ad", 1, "no guidance"),
         ("generate scvi -n -1 -o new.h5ad", 1, "n=-1"),
@@ -190,8 +192,8 @@ def test_threads_are_set_before_the_work(say, there):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("say Schema(fractional=True).", "say --fractional."),
-        ("say Schema(missing=('nan',)).", "say --missing nan."),
+        ("set Schema(fractional=True).", "set --fractional."),
+        ("set Schema(missing=('nan',)).", "set --missing nan."),
         ("Schema(size_factor='obs/…').", "--size-factor obs/…."),
         ("Schema(counts=3) stays", "Schema(counts=3) stays"),
     ],
@@ -204,7 +206,7 @@ def test_ctrl_c_elsewhere_is_130_with_no_traceback(say, there, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("chreode.read.read", stop)
+    monkeypatch.setattr("chreode.data.cells.read", stop)
     code, out, err = say("check cells.h5ad --json")
     assert code == 130
     assert json.loads(out)["kind"] == "KeyboardInterrupt"
@@ -216,7 +218,7 @@ def test_what_nobody_foresaw_is_one_document_too(there, monkeypatch, capsys, err
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("chreode.read.read", fail)
+    monkeypatch.setattr("chreode.data.cells.read", fail)
     with contextlib.suppress(RuntimeError, OSError):  # Python says where, and returns 1
         assert main(["check", "cells.h5ad", "--json=true"]) == 1
     assert json.loads(capsys.readouterr().out)["kind"] == type(error).__name__
@@ -254,8 +256,8 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
         (there / "shut").mkdir(mode=0o500)
     (there / "notes").write_text("a file")
     before = listing(there)
-    monkeypatch.setattr("chreode.read.read", work)
-    monkeypatch.setattr("chreode.verbs.generate", work)
+    monkeypatch.setattr("chreode.data.cells.read", work)
+    monkeypatch.setattr("chreode.verbs.cells.generate", work)
     monkeypatch.setattr("chreode.simulate.simulate_cells", work)
     code, out, err = say(line.replace("PLACE", place))
     assert (code, out) == (1, "")
@@ -313,7 +315,7 @@ def test_an_answer_on_a_full_disk_is_lost_in_a_line(there, monkeypatch, capsys, 
         assert main(line.split()) == 1
     err = capsys.readouterr().err
     assert err == (
-        "error: The answer cannot be printed (No space left on device); what it tells of is done.\n"
+        "error: The answer cannot be printed (No space left on device); its work is done.\n"
     )
 
 
@@ -348,7 +350,9 @@ def test_a_notebook_s_way_to_draw_stands_in_no_report_s_way(there, monkeypatch):
 
 @pytest.mark.slow
 def test_a_process_of_its_own(there):
-    done = in_a_process("-m", "chreode.cli", "fit", "scvi", "gone.h5ad", "--counts", "X", "-ox")
+    done = in_a_process(
+        "-m", "chreode.commands.app", "fit", "scvi", "gone.h5ad", "--counts", "X", "-ox"
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: There is no file 'gone.h5ad'.\n"
 

@@ -13,7 +13,7 @@ import pytest
 
 import chreode as ch
 from chreode import models
-from chreode.cli import main
+from chreode.commands.app import main
 from chreode.learn import sgd
 
 pytest.importorskip("optuna")
@@ -29,7 +29,7 @@ def test_help(say, key):
 
 def test_its_first_page_loads_no_heavy_library():
     script = (
-        "import sys; from chreode.cli import main\n"
+        "import sys; from chreode.commands.app import main\n"
         "code = main(['tune', '--help'])\n"
         "heavy = {'torch', 'anndata', 'numpy', 'optuna', 'ray'} & set(sys.modules)\n"
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
@@ -136,7 +136,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(say, there, monke
         patch.setattr(sgd._Loop, "run_epoch", stop)
         code, out, err = say(line)
     assert code == 130
-    said = "interrupted; 3 results are kept in runs, and the same call goes on from there"
+    said = "interrupted; runs keeps 3 results, and the same call goes on from there"
     assert err == f"error: {said}\n"
     assert json.loads(out) == {"error": said, "kind": "KeyboardInterrupt"}
     monkeypatch.setattr(sgd, "default_epochs", lambda _: 2)

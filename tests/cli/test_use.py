@@ -136,7 +136,7 @@ def test_embed_adds_its_slots_and_touches_nothing_else(say, there, monkeypatch, 
             "a.zarr"
         )
     before = stored(Path(f"a{suffix}"))
-    monkeypatch.setattr("chreode.read.IN_MEMORY", limit)
+    monkeypatch.setattr("chreode.data.read.IN_MEMORY", limit)
     for out in (f"a.embedded{suffix}", f"a{suffix}"):
         more = " --in-place" if out == f"a{suffix}" else ""
         assert say(f"embed scvi a{suffix}{more}")[0] == 0
@@ -275,7 +275,7 @@ def test_embed_in_place_replaces_nothing_else(say, there):
     before = Path("mine.h5ad").read_bytes()
     code, _, err = say("embed pca mine.h5ad")
     assert code == 1
-    assert "is the input. If it is to be overwritten, say --in-place." in err
+    assert "is the input. If it is to be overwritten, add --in-place." in err
     assert Path("mine.h5ad").read_bytes() == before
 
 

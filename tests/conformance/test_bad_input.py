@@ -19,7 +19,8 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode import models
-from chreode.check import CountsWarning
+from chreode.data.cells import Cells
+from chreode.data.check import CountsWarning
 from chreode.fitted import seal
 from chreode.model import Model
 
@@ -90,11 +91,11 @@ class _nothing:
 
 
 BAD = {
-    "normalised": (normalised, {}, r"not whole .* normalised.*raw counts"),
+    "normalised": (normalised, {}, "with decimals .* normalised.*raw counts"),
     "negative": (counts_with(-2.0), {}, "negative values.*raw counts"),
     "NaN": (counts_with(np.nan), {}, "NaN.*remove these cells or features"),
     "infinite": (counts_with(np.inf), {}, "infinite values; remove"),
-    "zero cell": (scattered_zeros, {}, "1 cells have no counts.*Remove them"),
+    "zero cell": (scattered_zeros, {}, "1 cell without any counts.*Remove them"),
     "absent layer": (None, {"counts": "layers/count"}, "no 'count' in layers.*Did you mean 'counts'"),
     "absent column": (None, {"batch": "obs/batches"}, "no column 'batches'.*Did you mean 'batch'"),
     "absent raw": (None, {"counts": "raw"}, "no raw"),
@@ -102,7 +103,7 @@ BAD = {
     "batch of one cell": (
         obs("batch", lambda n: ["lonely"] + ["b"] * (n - 1)), {}, "'lonely'.*one cell.*merge",
     ),
-    "batch with NaN": (obs("batch", lambda n: [None] + ["b"] * (n - 1)), {}, "1 cells have no value"),
+    "batch with NaN": (obs("batch", lambda n: [None] + ["b"] * (n - 1)), {}, "no value in 1 cell"),
     "label of floats": (
         obs("cell_type", lambda n: np.linspace(0, 1, n)), {}, "floats, not categories.*continuous",
     ),
@@ -112,7 +113,7 @@ BAD = {
     "duplicated cells": (names("obs_names", "twice"), {}, "not unique.*obs_names_make_unique"),
     "batch is a matrix": (None, {"batch": "layers/counts"}, "one value per cell.*obs/NAME"),
     "counts is a column": (None, {"counts": "obs/batch"}, "is a matrix"),
-    "no place": (None, {"counts": "layer/counts"}, "is no place.*layers/NAME"),
+    "no place": (None, {"counts": "layer/counts"}, "does not name a place.*layers/NAME"),
 }  # fmt: skip
 
 
@@ -165,17 +166,17 @@ def test_a_file_cut_short(model, cells, schema, tmp_path, no_compute):
 
 
 def test_strings_that_stand_for_missing_are_pointed_out_and_can_be_declared(cells, schema, quick):
-    from chreode.check import findings
+    from chreode.data.check import findings
 
     cells.obs["cell_type"] = ["unknown" if i < 9 else "B" for i in range(500)]
-    said = [f for f in findings(cells, schema) if f.level == "warning"]
+    said = [f for f in findings(Cells(cells, schema)) if f.level == "warning"]
     assert "9 cells" in said[0].text
     declared = schema.with_(missing=("unknown",))
-    assert not [f for f in findings(cells, declared) if f.level == "warning"]
+    assert not [f for f in findings(Cells(cells, declared)) if f.level == "warning"]
 
 
 def test_silent_genes_are_kept_and_reported(model, cells, schema):
-    from chreode.check import findings
+    from chreode.data.check import findings
 
     cells = cells[:, :100].copy()
     counts = cells.layers["counts"].toarray()
@@ -185,7 +186,7 @@ def test_silent_genes_are_kept_and_reported(model, cells, schema):
     silent = int((counts.sum(0) == 0).sum())
     assert silent >= 4
     assert any(
-        f"{silent} features are zero in every cell" in f.text for f in findings(cells, schema)
+        f"{silent} features with zeros alone" in f.text for f in findings(Cells(cells, schema))
     )
     assert model.fit(cells, schema).spec.n_features("counts") == 100
 
@@ -338,6 +339,7 @@ class TestModelFolders:
 import os, signal, pathlib
 import chreode as ch
 from chreode import store
+from chreode.data.cells import Cells
 fitted = ch.load({str(folder)!r})
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 if {when!r} == "_flush":
@@ -386,7 +388,7 @@ def test_what_is_said_to_remove_cells_without_counts_removes_them(cells, quick, 
         data.X = np.ones(data.shape, dtype="float32")  # where no cell is without counts
     with mudata.set_options(pull_on_update=False):
         whole = mudata.MuData({"rna": data}) if place.startswith("rna") else data
-    with pytest.raises(ch.DataError, match="cells have no counts") as told:
+    with pytest.raises(ch.DataError, match="without any counts") as told:
         quick(ch.PCA).fit(whole, ch.Schema(counts=place))
     kept = eval(str(told.value).split("Remove them: ")[1].removesuffix("."), {"data": whole})
     assert 0 < kept.n_obs < data.n_obs

@@ -6,6 +6,7 @@ from __future__ import annotations
 import mudata
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from conformance.devices import OtherDevice, is_there
 from conformance.test_every_model import over_time
@@ -38,7 +39,10 @@ CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUD
 @pytest.fixture
 def mode(monkeypatch):
     """Let ``device="cuda"`` be chosen where there is none."""
-    monkeypatch.setattr("chreode.model.choose_device", lambda wish, **_: wish)
+    for place in ("chreode.model", "chreode.verbs.answering"):
+        monkeypatch.setattr(
+            f"{place}.choose_device", lambda wish, **_: "cpu" if wish == "auto" else wish
+        )
     monkeypatch.setattr(counts.compiled, "works", False)  # which needs Triton
     with OtherDevice() as mode:
         yield mode
@@ -67,6 +71,7 @@ def fit_there(request):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::chreode.data.horizon.ForecastWarning")
 @pytest.mark.filterwarnings("ignore:User provided device_type:UserWarning")
 @pytest.mark.parametrize(
     ("cls", "options"),
@@ -83,6 +88,27 @@ def test_a_fit_mixes_no_devices(cls, options, quick, cells, schema, fit_there):
     schema = schema.with_(**over_time(cls))
     fitted = fit_there(quick(cls, **options), few, schema)
     assert np.isfinite(fitted.embed(few)).all()
+    answers = asked(fitted, few, ch.Run(device="cuda", progress=False))
+    expected = asked(fitted, few, ch.Run(device="cpu", progress=False))
+    for verb, found in answers.items():
+        assert np.isfinite(found).all(), verb
+        if verb in ("embed", "reconstruct", "trajectory"):  # draws of another device are others
+            np.testing.assert_allclose(found, expected[verb], rtol=1e-4, atol=1e-5, err_msg=verb)
+
+
+def asked(fitted, cells, run):
+    """Return what every verb that computes says, as an array."""
+    ask = {
+        "embed": lambda: fitted.embed(cells, run=run),
+        "posterior": lambda: fitted.posterior(cells, run=run),
+        "reconstruct": lambda: fitted.reconstruct(cells, run=run).X,
+        "predict": lambda: fitted.predict(cells, to={}, run=run).X,
+        "generate": lambda: fitted.generate(7, run=run).X,
+        "score": lambda: fitted.score(cells, run=run),
+        "trajectory": lambda: fitted.trajectory(cells[:3].copy(), run=run).X,
+    }
+    found = {verb: call() for verb, call in ask.items() if verb in fitted.verbs}
+    return {v: x.toarray() if sp.issparse(x) else np.asarray(x) for v, x in found.items()}
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode import models
-from chreode.align import MissingFeatures
-from chreode.config import _hints
+from chreode.config.options import _hints
+from chreode.data.align import MissingFeatures
 
 KEYS = models.keys()
 #: Enough for new cells to tell where the flow ends.

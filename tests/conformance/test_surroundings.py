@@ -244,7 +244,7 @@ print(model.fit(cells, roles, progress=False).provenance["threads"])
 DURING = """
 import os, threading
 import torch
-from chreode.surroundings import settled
+from chreode.compute.settings import settled
 torch.set_default_dtype(torch.float64)
 inside, end = threading.Event(), threading.Event()
 @settled()

@@ -12,11 +12,11 @@ import scipy.sparse as sp
 
 import chreode as ch
 from chreode import models
-from chreode.align import MissingFeatures
+from chreode.compute.rng import Rng
+from chreode.data.align import MissingFeatures
+from chreode.data.horizon import ForecastWarning
+from chreode.data.remember import WEIGHT, joined, remember
 from chreode.data.source import Source
-from chreode.horizon import ForecastWarning
-from chreode.learn.rng import Rng
-from chreode.remember import WEIGHT, joined, remember
 from chreode.schema import Spec
 
 KEYS = models.keys()
@@ -175,7 +175,7 @@ def test_of_a_batch_that_fell_out_by_chance_it_is_said_what_to_do(
     rows = np.arange(cells.n_obs)
     apart = (cells.obs["batch"] == "batch_0").to_numpy()
     monkeypatch.setattr("chreode.model.hold_out", lambda *_: (rows[~apart], rows[apart]))
-    with pytest.warns(UserWarning, match="Say validation=0, or name cells"):
+    with pytest.warns(UserWarning, match="Set validation=0, or name cells"):
         quick(ch.SCVI).fit(cells, schema)
 
 
@@ -220,7 +220,7 @@ def test_a_fit_does_not_go_on_without_genes_that_it_knows(cls, quick, cells, rol
     if "lr" not in names(cls):
         pytest.skip("goes on from no other fit")
     fitted = fitted_once(cls, roles)
-    with pytest.warns(MissingFeatures), pytest.raises(ch.DataError, match="1 of them missing"):
+    with pytest.warns(MissingFeatures), pytest.raises(ch.DataError, match="without 1 of the"):
         model.fit(without(cells, 0), roles, from_=fitted)
 
 

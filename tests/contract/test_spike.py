@@ -21,7 +21,7 @@ from chreode.data.sampler import Balanced, Shuffled
 from chreode.data.simulate import simulate_citeseq
 from chreode.learn import EM, SGD, Phase, Rng
 from chreode.model import Model
-from chreode.module import Loss, Module
+from chreode.module import Loss, Module, Player
 
 
 class BYOLModule(Module):
@@ -35,7 +35,7 @@ class BYOLModule(Module):
         self.predictor = nn.Linear(z, z)
 
     def players(self):
-        return {"model": [*self.online.parameters(), *self.predictor.parameters()]}
+        return {"model": Player([*self.online.parameters(), *self.predictor.parameters()])}
 
     def loss(self, batch, step):
         x = batch.log_expression()
@@ -79,7 +79,7 @@ class AdversarialModule(Module):
 
     def players(self):
         own = [*self.encoder.parameters(), *self.decoder.parameters()]
-        return {"model": own, "adversary": self.classifier.parameters()}
+        return {"model": Player(own), "adversary": Player(self.classifier.parameters())}
 
     def loss(self, batch, step):
         x = batch.log_expression()

@@ -19,7 +19,8 @@ import torch
 
 import chreode as ch
 import chreode.fitted
-from chreode import store
+from chreode import store, version
+from chreode.version import code_hash
 
 
 def write(target, text):
@@ -255,11 +256,11 @@ def test_hdf5_is_hdf5(tmp_path):
 
 def test_the_hash_of_the_code_sees_every_source_file(monkeypatch, tmp_path):
     home = tmp_path / "chreode"
-    shutil.copytree(Path(store.__file__).parent, home)
-    monkeypatch.setattr(store, "__file__", str(home / "store.py"))
-    of = store.code_hash.__wrapped__
+    shutil.copytree(Path(version.__file__).parent, home)
+    monkeypatch.setattr(version, "__file__", str(home / "version.py"))
+    of = code_hash.__wrapped__
     before = of()
-    assert before == store.code_hash()
+    assert before == code_hash()
     (home / "junk.pyc").write_text("compiled")
     assert of() == before
     for name in ("models/pca.py", "losses/kernel.c", "bench/__init__.py"):
@@ -271,13 +272,13 @@ def test_the_hash_of_the_code_sees_every_source_file(monkeypatch, tmp_path):
 
 
 def test_every_fit_and_row_names_the_code_that_made_it(fitted, cells, tmp_path):
-    assert fitted.provenance["code"] == store.code_hash()
+    assert fitted.provenance["code"] == code_hash()
     roles = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
     bench = ch.bench.integration(
         cells, roles, [], seeds=(0,), metrics=["silhouette_label"], into=tmp_path / "rows"
     )
     rows = map(json.loads, (tmp_path / "rows" / "rows.jsonl").read_text().splitlines())
-    assert {row["code"] for row in rows} == {bench.about["code"]} == {store.code_hash()}
+    assert {row["code"] for row in rows} == {bench.about["code"]} == {code_hash()}
 
 
 # a model that is read while it is replaced

@@ -9,13 +9,14 @@ import pytest
 import scipy.sparse as sp
 
 import chreode as ch
-from chreode.check import findings
-from chreode.collect import collect_cells
+from chreode.data.cells import Cells
+from chreode.data.check import findings
+from chreode.data.collect import collect_cells
 
 
 def collected(block, into):
     obs = pd.DataFrame(index=[f"c{i}" for i in range(len(block))])
-    features = {"counts": [f"g{i}" for i in range(block.shape[1])]}
+    features = {"counts": pd.DataFrame(index=[f"g{i}" for i in range(block.shape[1])])}
     made = collect_cells([{"counts": block}], obs, features, {}, counts=True, into=into)
     return made if into is None else ad.read_h5ad(made)
 
@@ -39,7 +40,7 @@ def test_counts_that_no_integer_holds_are_refused(kept, wrong, tmp_path):
     assert not (tmp_path / "c.h5ad").exists()
 
 
-@pytest.mark.filterwarnings("ignore::chreode.check.CountsWarning")
+@pytest.mark.filterwarnings("ignore::chreode.data.check.CountsWarning")
 @pytest.mark.parametrize("verb", ["predict", "generate"])
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
 def test_large_counts_stay_positive(cells, verb, likelihood):
@@ -59,14 +60,14 @@ def test_large_counts_stay_positive(cells, verb, likelihood):
 )
 def test_check_says_what_float32_cannot_hold(form, most, level):
     a = ad.AnnData(form(np.array([[1.0, most], [2.0, 3.0]])))
-    found = findings(a, ch.Schema(counts="X"))
+    found = findings(Cells(a, ch.Schema(counts="X")))
     assert [f.level for f in found] == ([level] if level else [])
 
 
 def test_the_limit_of_float32_is_told_of_normalised_values_too():
     x = np.random.default_rng(0).gamma(1.0, 1.0, (30, 20))
     a = ad.AnnData(1e9 * x / x.sum(1, keepdims=True))
-    found = [f.text for f in findings(a, ch.Schema(counts="X", fractional=True))]
+    found = [f.text for f in findings(Cells(a, ch.Schema(counts="X", fractional=True)))]
     assert ["looks normalised" in text for text in found] == [True, False]
     assert "Models read them as float32" in found[1]
 
@@ -75,7 +76,7 @@ def test_expression_that_float32_makes_one_of_is_told():
     """A fit on such values learned from zeros alone."""
     x = np.random.default_rng(0).normal(size=(30, 20))
     for sign in (1, -1):
-        found = findings(ad.AnnData(sign * 1e9 + x), ch.Schema(expression="X"))
+        found = findings(Cells(ad.AnnData(sign * 1e9 + x), ch.Schema(expression="X")))
         assert [f.level for f in found] == ["warning"]
         assert "differences below 60 are lost" in found[0].text
 
@@ -83,4 +84,4 @@ def test_expression_that_float32_makes_one_of_is_told():
 def test_sums_alike_tell_nothing_of_continuous_roles():
     x = np.random.default_rng(0).gamma(1.0, 1.0, (30, 20))
     a = ad.AnnData(x / x.sum(1, keepdims=True))
-    assert findings(a, ch.Schema(expression="X")) == []
+    assert findings(Cells(a, ch.Schema(expression="X"))) == []

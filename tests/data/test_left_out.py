@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 import chreode as ch
-from chreode import read
+from chreode.data import places, read
 from chreode.schema import Place
 
 N, G = 60, 40
@@ -28,14 +28,14 @@ def dense():
 
 def matrix(data, place):
     """Return all that a model would read of a place, dense."""
-    found = read.matrix(read.read(data), Place.parse(place), "counts")[0][np.arange(N)]
+    found = places.matrix(read.read(data), Place.parse(place), "counts")[0][np.arange(N)]
     return found.toarray() if sp.issparse(found) else np.asarray(found)
 
 
 def slot(data, place):
     """Return a matrix, or a column, as a list."""
     if place.startswith("obs"):
-        return list(read.column(read.read(data), Place.parse(place), "label"))
+        return list(places.column(read.read(data), Place.parse(place), "label"))
     return matrix(data, place).tolist()
 
 
@@ -90,9 +90,7 @@ def test_what_anndata_wrote_opens_and_zeros_left_out_have_a_remedy_that_helps(
             continue
         said = refused(how(written), place)
         assert place in said
-        assert (
-            f"1 pieces of its zarr array are absent. zarr leaves out pieces of {of} alone" in said
-        )
+        assert f"Its zarr array lacks 1 piece. zarr leaves out pieces of {of} alone" in said
         call = re.search(r"write them: (anndata.*write_h5ad\(NEW\))", said)[1]
         if not new.exists():
             eval(call, {"anndata": ad, "FILE": written, "NEW": new})
@@ -111,7 +109,7 @@ def test_what_anndata_wrote_and_a_copy_lost_is_no_zeros(written, how, part, tmp_
     piece = next(f for f in files if f.name[0] != "." and f.name != "zarr.json")
     piece.rename(tmp_path / "aside")
     try:
-        assert "absent" in refused(how(written), "/".join(part.split("/")[:2]))
+        assert "lacks" in refused(how(written), "/".join(part.split("/")[:2]))
     finally:
         (tmp_path / "aside").rename(piece)
 

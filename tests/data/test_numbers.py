@@ -10,9 +10,10 @@ import pytest
 
 import chreode as ch
 from chreode import models
-from chreode.align import learn_spec, open_source
-from chreode.check import findings, merging, unit
-from chreode.learn.rng import Rng
+from chreode.compute.rng import Rng
+from chreode.data.align import learn_spec, open_source
+from chreode.data.cells import Cells
+from chreode.data.check import findings, merging, unit
 from chreode.schema import UNIT_ROLES, Spec
 
 #: Where numbers begin and how far they are apart: small, dates, unix seconds, nanoseconds, tiny doses.
@@ -36,14 +37,14 @@ def test_tensors_hold_the_same_numbers_in_every_unit(cells, role, begin, step):
     rows = np.arange(cells.n_obs)
 
     def tensor(cells):
-        spec = learn_spec(cells, schema, ["counts", role], rows)
+        spec = learn_spec(Cells(cells, schema), ["counts", role], rows)
         assert Spec.from_dict(spec.as_dict()) == spec
-        return open_source(cells, schema, spec, ["counts", role], {}, rows).batch(rows)[role]
+        return open_source(Cells(cells, schema), spec, ["counts", role], {}, rows).batch(rows)[role]
 
     plain, other = tensor(told(cells.copy(), 0, 1)), tensor(told(cells, begin, step))
     assert len(other.unique()) == 6
     assert np.allclose(other, plain, atol=1e-5)
-    assert not [f for f in findings(cells, schema) if f.level == "error"]
+    assert not [f for f in findings(Cells(cells, schema)) if f.level == "error"]
 
 
 def numeric(cls):
@@ -121,7 +122,7 @@ def test_a_saved_model_of_other_units_is_refused(cells, schema, tmp_path):
 def test_numbers_that_cannot_be_told_apart_are_refused(cells, role, values):
     cells.obs["t"] = np.resize(values, cells.n_obs)
     schema = ch.Schema(counts="layers/counts", **{role: PLACES[role]})
-    errors = [f for f in findings(cells, schema) if f.level == "error"]
+    errors = [f for f in findings(Cells(cells, schema)) if f.level == "error"]
     assert len(errors) == 1
     assert "too close" in errors[0].text
     with pytest.raises(ch.DataError, match="too close"):
@@ -161,20 +162,20 @@ def test_what_is_no_number_is_refused_with_what_to_do(cells, role, values):
 def test_what_a_refusal_of_dates_says_to_do_works(cells):
     for values in (DATES, DATES.tz_localize("Europe/Zurich"), DATES - DATES[0]):
         cells.obs["t"] = values
-        told = next(f.text for f in findings(cells, ch.Schema(time="obs/t")))
-        exec(told.partition("since when: ")[2].rstrip("."), {"data": cells, "pandas": pd})
-        assert findings(cells, ch.Schema(time="obs/t")) == []
+        told = next(f.text for f in findings(Cells(cells, ch.Schema(time="obs/t"))))
+        exec(told.partition("their start: ")[2].rstrip("."), {"data": cells, "pandas": pd})
+        assert findings(Cells(cells, ch.Schema(time="obs/t"))) == []
 
 
 @pytest.mark.parametrize("kind", ["Int64", "Float64", "boolean", "u1", "f2", "i8", "bool"])
 def test_every_kind_of_number_is_read(cells, kind):
     cells.obs["t"] = pd.array(np.arange(cells.n_obs) % 2, dtype=kind)
     schema = ch.Schema(counts="layers/counts", continuous=("obs/t",))
-    assert not [f for f in findings(cells, schema) if f.level == "error"]
+    assert not [f for f in findings(Cells(cells, schema)) if f.level == "error"]
     if kind[0].isupper():
         cells.obs.loc[cells.obs_names[3], "t"] = pd.NA
-        (found,) = [f for f in findings(cells, schema) if f.level == "error"]
-        assert "1 values are NaN" in found.text
+        (found,) = [f for f in findings(Cells(cells, schema)) if f.level == "error"]
+        assert "NaN or infinite in 1 cell" in found.text
 
 
 @pytest.mark.parametrize("value", [1e300, 1e-60, 0.0, -1.0])

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import chreode as ch
-from chreode.align import learn_spec, open_source
-from chreode.data.series import SeriesSource
+from chreode.data.align import learn_spec, open_source
+from chreode.data.cells import Cells
+from chreode.data.series_source import SeriesSource
 from chreode.errors import DataError
 
 SCHEMA = ch.Schema(expression="X", time="obs/time", trajectory="obs/path")
@@ -27,9 +28,9 @@ def cells(table, x):
 def source_of(data, n_times=100, bandwidth=0.1, **how):
     rows = np.arange(data.n_obs)
     roles = ["expression", "time", "trajectory"]
-    spec = learn_spec(data, SCHEMA, roles, rows)
+    spec = learn_spec(Cells(data, SCHEMA), roles, rows)
     spec = replace(spec, numbers={})  # so that time is told in the units of the test
-    source = open_source(data, SCHEMA, spec, roles, {})
+    source = open_source(Cells(data, SCHEMA), spec, roles, {})
     return SeriesSource.of(source, known=rows, n_times=n_times, bandwidth=bandwidth, **how)
 
 
@@ -189,10 +190,10 @@ def test_exchanged_paths_keep_what_genes_do_and_not_what_they_do_together():
 
 
 def test_a_series_of_one_time_is_refused_by_name():
-    with pytest.raises(DataError, match="2 of 2 trajectories have one time only, such as 'a'"):
+    with pytest.raises(DataError, match="one time only for 2 of 2 trajectories, such as 'a'"):
         source_of(cells([("a", 1.0), ("b", 2.0)], [[1], [2]])).series(np.arange(2))
     three = cells([("a", 1.0), ("a", 2.0), ("b", 2.0)], [[1], [2], [3]])
-    with pytest.raises(DataError, match="1 of 2 trajectories have one time only, such as 'b'"):
+    with pytest.raises(DataError, match="one time only for 1 of 2 trajectories, such as 'b'"):
         source_of(three).series(np.arange(3))
     for names in ("ab", "aa"):
         at_once = cells([(name, 1.0) for name in names], [[1], [2]])
@@ -204,12 +205,19 @@ def test_a_series_without_a_gene_is_refused_by_name():
     data = cells([("a", 0.0), ("a", 1.0), ("b", 0.0), ("b", 1.0)], np.ones((4, 3)))
     data.var_names = ["x", "y", "z"]
     data.X[2:, 1:] = np.nan
-    with pytest.raises(DataError, match="'b' lacks 'y' and 1 others"):
+    with pytest.raises(DataError, match="'b' lacks 2 features in all its cells, such as 'y'"):
         source_of(data).series(np.arange(4))
-    with pytest.raises(DataError, match="'b' lacks 'y'"):
+    with pytest.raises(DataError, match="'b' lacks 2 features"):
         ch.NeuralODE(match_steps=1, piece_steps=1, path_steps=1).fit(data, SCHEMA, progress=False)
     data.X[2, 1:] = 1.0  # once is enough
     assert source_of(data).series(np.arange(4)).start.isfinite().all()
+
+
+def test_series_are_kept_for_each_device():
+    source = source_of(cells([("a", 0.0), ("a", 1.0), ("a", 2.0)], np.ones((3, 2))))
+    for device in ("meta", "cpu", "meta"):
+        (batch,) = source.minibatches([np.arange(3)], device)
+        assert batch.values.device.type == device
 
 
 def test_a_population_is_drawn_of_the_cells_of_each_time():
@@ -217,20 +225,20 @@ def test_a_population_is_drawn_of_the_cells_of_each_time():
     table = [(p, float(t)) for p in "ab" for t in range(3 if p == "a" else 2) for _ in range(20)]
     x = np.array([[100 * (p == "b") + 10 * t, k] for k, (p, t) in enumerate(table)])
     data = cells(table, x)[rng.permutation(len(table))].copy()
-    (batch,) = source_of(data, crowd=12).minibatches([np.arange(100)])
-    drawn, there = batch.crowd(np.random.default_rng(0))
+    (batch,) = source_of(data, n_particles=12).minibatches([np.arange(100)])
+    drawn, present = batch.draw_populations(np.random.default_rng(0))
     assert drawn.shape == (2, 3, 12, 2)
-    assert there[..., 0].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert present[..., 0].tolist() == [[1, 1, 1], [1, 1, 0]]
     for s in range(2):
         for t in range(3 - s):
             assert (drawn[s, t, :, 0] == 100 * s + 10 * t).all()
             assert len(drawn[s, t, :, 1].unique()) == 12  # none twice
-    again, _ = batch.crowd(np.random.default_rng(1))
+    again, _ = batch.draw_populations(np.random.default_rng(1))
     assert not torch.equal(again, drawn)
-    (batch,) = source_of(data, crowd=500).minibatches([np.arange(100)])
-    drawn, there = batch.crowd(np.random.default_rng(0))
+    (batch,) = source_of(data, n_particles=500).minibatches([np.arange(100)])
+    drawn, present = batch.draw_populations(np.random.default_rng(0))
     assert drawn.shape[2] == 20  # all there are
-    assert float(there.sum()) == 100
+    assert float(present.sum()) == 100
 
 
 def test_smoothed_states_stand_for_the_cells():

@@ -6,7 +6,7 @@ import pytest
 from anndata import read_h5ad
 from scipy import sparse
 
-from chreode.data import simulate
+from chreode.data import draws
 from chreode.data.simulate import (
     simulate_cells,
     simulate_citeseq,
@@ -51,9 +51,9 @@ def assert_counts(data):
     assert data.var_names.is_unique
 
 
-@pytest.mark.parametrize("block", [simulate._BLOCK, 300 * 70])
+@pytest.mark.parametrize("block", [draws.BLOCK, 300 * 70])
 def test_the_stored_truth_gives_the_means(cells, block, monkeypatch):
-    monkeypatch.setattr(simulate, "_BLOCK", block)
+    monkeypatch.setattr(draws, "BLOCK", block)
     again = simulate_cells(
         1500, 300, n_batches=3, attributes=ATTRIBUTES, dropout=0.2, true_mean=True, seed=1
     )
@@ -162,7 +162,7 @@ def test_cells_survive_h5ad(cells, tmp_path):
     [
         ({"n_genes": 0}, "n_genes"),
         ({"n_types": 0}, "n_types"),
-        ({"n_cells": 3, "n_batches": 4}, "4 batches of 3 cells"),
+        ({"n_cells": 3, "n_batches": 4}, "4 batches and 3 cells"),
         ({"n_batches": 0}, "0 batches"),
         ({"batch_strength": -1.0}, "batch_strength"),
         ({"depth": 0.0}, "depth"),

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from chreode import read
+from chreode.data import places
 from chreode.data import source as source_module
 from chreode.data.sampler import Balanced, Sampler, Shuffled
 from chreode.data.source import Source
@@ -125,7 +125,7 @@ def test_indices_of_two_kinds_are_made_alike_without_a_copy_of_the_values():
     cells = ad.AnnData(x)
     cells.layers["mixed"] = mixed
     assert cells.layers["mixed"].indptr.dtype == np.int64  # AnnData left it so
-    found, _ = read.matrix(cells, Place.parse("layers/mixed"), "counts")
+    found, _ = places.matrix(cells, Place.parse("layers/mixed"), "counts")
     assert found.indptr.dtype == found.indices.dtype == np.int32
     assert np.shares_memory(found.data, cells.layers["mixed"].data)
     assert (found != x).nnz == 0

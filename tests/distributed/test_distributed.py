@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import chreode as ch
-from chreode.distributed import Group
+from chreode.compute.processes import Group
 from chreode.errors import ConfigError
 
 pytestmark = pytest.mark.slow

@@ -18,9 +18,10 @@ import torch.distributed as dist
 
 import chreode as ch
 from chreode import models as registry
-from chreode.align import learn_spec, open_source
+from chreode.compute.processes import Group
+from chreode.data.align import learn_spec, open_source
+from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
-from chreode.distributed import Group
 from chreode.errors import FitError
 from chreode.learn import Rng
 from chreode.models import scvi, vae
@@ -38,8 +39,8 @@ for models in (scvi, vae):
 def gradient(group: Group) -> dict[str, list[float]]:
     """Return the gradient of SCVI's objective on the minibatch `ROWS`, shared out."""
     torch.set_default_dtype(torch.float64)
-    spec = learn_spec(CELLS, SCHEMA, ["counts", "batch"], np.arange(200))
-    source = open_source(CELLS, SCHEMA, spec, ["counts", "batch"], {})
+    spec = learn_spec(Cells(CELLS, SCHEMA), ["counts", "batch"], np.arange(200))
+    source = open_source(Cells(CELLS, SCHEMA), spec, ["counts", "batch"], {})
     with Rng(0).scope("init"):
         module = ch.SCVI(dropout=0.0, n_hidden=16).build(spec).double()
     share_statistics(module, among_processes=not group.alone)

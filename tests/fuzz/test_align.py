@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import chreode as ch
-from chreode.align import MIN_WEIGHT, learn_spec, open_query
+from chreode.data.align import MIN_WEIGHT, learn_spec, open_query
+from chreode.data.cells import Cells
 from chreode.model import Model
 
 SCHEMA = ch.Schema(
@@ -135,7 +136,7 @@ def levels(column):
 @given(st.data())
 def test_a_query_becomes_the_tensors_that_a_loop_makes(data):
     reference = data.draw(cells(sound=True))
-    spec = learn_spec(reference, SCHEMA, ROLES, np.arange(reference.n_obs))
+    spec = learn_spec(Cells(reference, SCHEMA), ROLES, np.arange(reference.n_obs))
     assert spec.features["counts"] == tuple(reference.var_names)
     for column, key in (("donor", "batch"), ("type", "label"), ("plate", "plate")):
         assert spec.categories[key] == tuple(
@@ -146,7 +147,7 @@ def test_a_query_becomes_the_tensors_that_a_loop_makes(data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # missing features are reported as a warning
         try:
-            source = open_query(query, SCHEMA, spec, ROLES)
+            source = open_query(Cells(query, SCHEMA), spec, ROLES)
         except ch.ChreodeError:
             event("refused")
             if sound(query, spec):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import chreode as ch
-from chreode.cli import main
+from chreode.commands.app import main
 
 
 class Saved(dict):

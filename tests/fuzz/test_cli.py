@@ -16,7 +16,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from chreode import FitError
-from chreode.cli import COMMANDS, main
+from chreode.commands.app import COMMANDS, main
 from chreode.data.simulate import simulate_cells
 from chreode.learn import sgd
 
@@ -102,9 +102,9 @@ def _quick(monkeypatch):
 
     monkeypatch.setattr(sgd, "default_epochs", lambda n: 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    monkeypatch.setattr("chreode.demo._cells", too_slow)
+    monkeypatch.setattr("chreode.commands.demo._cells", too_slow)
     monkeypatch.setattr("chreode.bench.integration", too_slow)
-    monkeypatch.setattr("chreode.tuning.tune", too_slow)
+    monkeypatch.setattr("chreode.bench.tuning.tune", too_slow)
 
 
 @st.composite

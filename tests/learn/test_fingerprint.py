@@ -12,7 +12,7 @@ import torch
 
 import chreode as ch
 from chreode import store
-from chreode.learn.rng import Rng
+from chreode.compute.rng import Rng
 from chreode.losses import kernel
 
 SCHEMA = ch.Schema(
@@ -134,7 +134,7 @@ def test_how_it_is_computed(parts, monkeypatch):
         patch.setenv("CHREODE_KERNEL", "0")
         assert differ(plain, parts()) == ({"kernel"} if compiled else set())
     with monkeypatch.context() as patch:
-        patch.setattr(store, "code_hash", lambda: "another")
+        patch.setattr("chreode.learn.fingerprint.code_hash", lambda: "another")
         assert differ(plain, parts()) == {"code"}
     torch.set_num_threads(2)
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,14 +10,16 @@ from learn.test_path import Cells
 
 import chreode as ch
 from chreode import store
+from chreode.compute.rng import Rng
 from chreode.config import config
 from chreode.data.sampler import Shuffled
+from chreode.data.series_source import SeriesSource
 from chreode.learn import SGD, em, sgd
-from chreode.learn.path import Path
-from chreode.learn.phase import Phase, Run, Split, Trace
-from chreode.learn.refits import Refits
-from chreode.learn.rng import Rng
+from chreode.learn.phase import Phase, Session, Split, Trace
+from chreode.models.dynamics.path import Path
+from chreode.models.dynamics.refits import Refits
 from chreode.module import Loss, Module
+from chreode.schema import Spec
 
 CUT = "interrupted in epoch 1; the weights of epoch 0 are kept"
 
@@ -94,10 +94,10 @@ class Grid(Module):
         self.register_buffer("strength", torch.tensor(0.0))
         self.members, self.kept = 0, True
 
-    def strengthen(self, value):
+    def set_strength(self, value):
         self.strength.fill_(value)
 
-    def further(self, value, before):
+    def next_strength(self, value, before):
         return value * value / before
 
     def path_matrix(self):
@@ -110,7 +110,7 @@ class Grid(Module):
         self.members += 1
         return Grid()
 
-    def forgo_refits(self):
+    def drop_refits(self):
         self.kept = False
 
 
@@ -133,7 +133,7 @@ def test_a_grid_ends_where_it_was_cut_and_says_so(at):
     """Also if another strength is kept, and if it had begun to grow."""
     learner, split = Cut(at), Split(np.arange(5), np.arange(2))
     path = Path(Phase(learner), (0.1, 0.2))
-    trace = path.learn(Grid(), Phase(path), Cells(), split, Run(Rng(0)))
+    trace = path.learn(Grid(), Phase(path), Cells(), split, Session(Rng(0)))
     assert len(learner.places) == at
     assert trace.interrupted
     assert trace.state == "still improving"
@@ -141,25 +141,17 @@ def test_a_grid_ends_where_it_was_cut_and_says_so(at):
 
 def test_refits_that_were_cut_leave_none(tmp_path):
     learner, module = Cut(3), Grid()
-    refits = Refits(2, (Phase(learner, view=lambda *_: Seen()),))
-    split = Split(np.arange(5), np.arange(0))
+    split, spec = Split(np.arange(5), np.arange(0)), Spec((), {}, {}, {}, (), (), 5, {})
+    series = SeriesSource(spec, np.arange(5).astype(str), {})
+    refits = Refits(2, (Phase(learner, view=lambda *_: (series, split)),))
     with pytest.warns(UserWarning, match="there is no confidence"):
-        trace = refits.learn(module, Phase(refits), Cells(), split, Run(Rng(0)))
+        trace = refits.learn(module, Phase(refits), Cells(), split, Session(Rng(0)))
     assert (module.members, module.kept) == (3, False)
     assert trace.interrupted
 
 
-@dataclass
-class Seen:
-    """What a refit sees."""
-
-    redrawn: str = ""
-    generator: int = 0
-    _made: dict = field(default_factory=dict)
-
-
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::chreode.horizon.ForecastWarning")
+@pytest.mark.filterwarnings("ignore::chreode.data.horizon.ForecastWarning")
 def test_forecasts_without_refits_are_those_of_the_fit(cells, schema, monkeypatch):
     timed = schema.with_(time="obs/day", trajectory="obs/donor")
     small = cells[:60, cells.layers["counts"].sum(0).A1.argsort()[-6:]].copy()

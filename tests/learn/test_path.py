@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
+from chreode.compute.rng import Rng
 from chreode.data.source import Source
 from chreode.learn.exact import Exact
-from chreode.learn.path import GROWN, Path, choose
-from chreode.learn.phase import Phase, Run, Split, Trace, forget
-from chreode.learn.rest import ToRest
-from chreode.learn.rng import Rng
+from chreode.learn.phase import Phase, Session, Split, Trace, forget
+from chreode.models.dynamics.path import GROWN, Path, choose
+from chreode.models.dynamics.rest import UntilConverged
 from chreode.module import Module
 
 
@@ -47,10 +47,10 @@ class Parabola(Module):
         self.best = best
         self.register_buffer("strength", torch.tensor(0.0))
 
-    def strengthen(self, value):
+    def set_strength(self, value):
         self.strength.fill_(value)
 
-    def further(self, value, before):
+    def next_strength(self, value, before):
         return value * value / before
 
     def path_matrix(self):
@@ -84,7 +84,7 @@ class Nothing:
 def test_a_grid_grows_while_the_best_lies_at_its_end(best):
     module, split = Parabola(best), Split(np.arange(5), np.arange(2))
     path = Path(Phase(Nothing()), (0.1, 0.2))
-    trace = path.learn(module, Phase(path), Cells(), split, Run(Rng(0)))
+    trace = path.learn(module, Phase(path), Cells(), split, Session(Rng(0)))
     assert float(module.strength) == pytest.approx(best)
     tried = sorted(set(trace.history["strength"]))
     assert tried[0] < best * 1.01
@@ -96,7 +96,7 @@ def test_a_grid_grows_while_the_best_lies_at_its_end(best):
 def test_a_grid_that_never_ends_says_so():
     module, split = Parabola(1e9), Split(np.arange(5), np.arange(2))
     path = Path(Phase(Nothing()), (0.1, 0.2))
-    trace = path.learn(module, Phase(path), Cells(), split, Run(Rng(0)))
+    trace = path.learn(module, Phase(path), Cells(), split, Session(Rng(0)))
     assert float(module.strength) == pytest.approx(0.2 * 2**GROWN)
     assert "the end of the grid" in trace.notes[-1]
 
@@ -105,7 +105,7 @@ def test_a_grid_that_never_ends_says_so():
 def test_one_strength_is_no_grid_and_nothing_is_chosen_by_nothing(strengths, rows):
     module, split = Parabola(1e9), Split(np.arange(5), np.arange(rows))
     path = Path(Phase(Nothing()), strengths)
-    trace = path.learn(module, Phase(path), Cells(), split, Run(Rng(0)))
+    trace = path.learn(module, Phase(path), Cells(), split, Session(Rng(0)))
     assert len(trace.history) == len(strengths)
 
 
@@ -128,7 +128,9 @@ class Slow:
 )
 def test_rounds_go_on_until_one_changes_little(start, rounds, state):
     split = Split(np.arange(5), np.arange(0))
-    trace = ToRest(Slow(start)).learn(Parabola(1.0), Phase(Exact()), Cells(), split, Run(Rng(0)))
+    trace = UntilConverged(Slow(start)).learn(
+        Parabola(1.0), Phase(Exact()), Cells(), split, Session(Rng(0))
+    )
     assert len(trace.history) == rounds
     assert trace.state == state
 
@@ -145,9 +147,9 @@ class Writes:
 
 
 def test_states_of_every_strength_and_round_are_removed_and_no_others(tmp_path):
-    path = Path(Phase(ToRest(Writes())), (0.1, 0.2))
+    path = Path(Phase(UntilConverged(Writes())), (0.1, 0.2))
     phases = [Phase(Writes()), Phase(path)]
-    run = Run(Rng(0), checkpoint=tmp_path / "state")
+    run = Session(Rng(0), checkpoint=tmp_path / "state")
     for number, phase in enumerate(phases):
         split = Split(np.arange(5), np.arange(0))
         phase.learner.learn(Parabola(1.0), phase, Cells(), split, run.for_phase(number))

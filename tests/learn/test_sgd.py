@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import chreode as ch
+from chreode.data.cells import Cells
 from chreode.data.sampler import Shuffled
-from chreode.learn import SGD, Phase, Rng, Run, Split
+from chreode.learn import SGD, Phase, Rng, Session, Split
 from chreode.learn import sgd as sgd_module
-from chreode.module import Loss, Module
+from chreode.module import Loss, Module, Player
 
 
 class Quadratic(Module):
@@ -33,10 +34,10 @@ class Quadratic(Module):
 
 @pytest.fixture
 def source(cells, schema):
-    from chreode.align import learn_spec, open_source
+    from chreode.data.align import learn_spec, open_source
 
-    spec = learn_spec(cells, schema, ["counts"], np.arange(500))
-    return open_source(cells, schema, spec, ["counts"], {})
+    spec = learn_spec(Cells(cells, schema), ["counts"], np.arange(500))
+    return open_source(Cells(cells, schema), spec, ["counts"], {})
 
 
 SPLIT = Split(np.arange(400), np.arange(400, 500))
@@ -45,7 +46,7 @@ SPLIT = Split(np.arange(400), np.arange(400, 500))
 def learn(module, source, split=SPLIT, seed=0, **options):
     learner = SGD(**{"lr": 0.05, "max_epochs": 30, **options})
     phase = Phase(learner, data=Shuffled(100))
-    return learner.learn(module, phase, source, split, Run(Rng(seed)))
+    return learner.learn(module, phase, source, split, Session(Rng(seed)))
 
 
 def state(fitted):
@@ -212,7 +213,7 @@ def test_each_player_follows_its_own_objective(source):
             self.b = torch.nn.Parameter(torch.ones(()))
 
         def players(self):
-            return {"model": [self.a], "adversary": [self.b]}
+            return {"model": Player([self.a]), "adversary": Player([self.b])}
 
         def loss(self, batch, step):
             return Loss({"model": -self.a * self.b, "adversary": self.a * self.b})
@@ -344,6 +345,7 @@ def test_compiled_is_the_same_model():
     """
     script = """
 import chreode as ch
+from chreode.data.cells import Cells
 cells = ch.simulate.simulate_cells(500, 300, n_batches=3, seed=0)
 schema = ch.Schema(counts="X", batch="obs/batch")
 model = ch.SCVI(max_epochs=2, dropout=0.0, batch_size=125)
@@ -364,17 +366,12 @@ def weight(source, split=SPLIT, **options):
     return module.w.item()
 
 
-def test_a_prior_decays_less_the_more_cells_there_are(source):
+def test_a_decay_may_depend_on_the_number_of_cells(source):
     few = Split(np.arange(100), SPLIT.validation)
     for split, decay in ((few, 2.0), (SPLIT, 0.5)):
-        found = weight(source, split, prior=200.0)
+        found = weight(source, split, weight_decay=lambda n: 200.0 / n)
         assert found == weight(source, split, weight_decay=decay)
         assert found < weight(source, split)
-
-
-def test_a_prior_has_a_bound(source):
-    bound = sgd_module.MOST_DECAY
-    assert weight(source, prior=1e9) == weight(source, weight_decay=bound)
 
 
 def test_cells_named_for_validation_that_were_not_measured_are_no_silent_none():

@@ -12,11 +12,11 @@ import pytest
 import chreode as ch
 from chreode import models
 from chreode.bench.table import Bench
+from chreode.compute.convergence import SHARE, STATES, read_state, state_of, worst
 from chreode.fitted import seal
 from chreode.learn.em import EM
 from chreode.learn.phase import Phase, Trace, unfinished
 from chreode.learn.sgd import SGD
-from chreode.learn.state import SHARE, STATES, read_state, state_of, worst
 
 EPOCHS = np.arange(400)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from chreode.losses import sparsity
-from chreode.nn.vectorfield import VectorField
+from chreode.models.dynamics import sparsity
+from chreode.models.dynamics.vectorfield import VectorField
 
 
 def field_of(**how):

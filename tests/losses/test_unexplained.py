@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chreode.losses.unexplained import unexplained
+from chreode.models.dynamics.unexplained import unexplained
 
 
 def test_it_is_the_mean_of_roots_over_the_root_of_the_whole():

@@ -97,7 +97,7 @@ def test_names_and_labels_are_one_for_each(cells):
     x, labels = cells
     for wrong, said in (
         ({"x": x, "labels": labels[1:]}, "one label per cell"),
-        ({"x": x, "labels": labels, "genes": ["a"]}, "a name for each"),
+        ({"x": x, "labels": labels, "genes": ["a"]}, "give one for each"),
         ({"x": x * np.nan, "labels": labels}, "NaN or infinite"),
     ):
         with pytest.raises(DataError, match=said):

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from chreode.errors import ConfigError, DataError
 from chreode.metrics import generation as m
+from chreode.metrics.space import Space
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_fold_changes_are_recovered_by_real_cells_and_not_by_shuffled_ones(rng):
 
 def test_the_space_is_centred_by_real_cells(rng):
     counts = sp.csr_matrix(rng.poisson(1.0, size=(100, 40)))
-    space = m.Space.of(counts, n_genes=30, n_components=5)
+    space = Space.of(counts, n_genes=30, n_components=5)
     np.testing.assert_allclose(space.place(counts).mean(0), 0, atol=1e-6)
     assert len(space.genes) == 30
 
@@ -159,7 +160,7 @@ def test_counts_are_taken_in_every_form_of_rows_and_columns(rng, form):
             m.correlation_agreement(x, y, np.arange(5)),
             m.cross_agreement((x, x[:, :3]), (y, y[:, :3])),
             m.fold_change_agreement(x, y, types, types),
-            m.Space.of(x).place(y).sum(),
+            Space.of(x).place(y).sum(),
         )
 
     np.testing.assert_allclose(found(form), found(sp.csr_matrix), rtol=1e-6)
@@ -200,8 +201,8 @@ def test_what_cannot_be_compared_is_refused(rng):
         lambda: m.mmd2(x, x, np.zeros(0)),
         lambda: m.manifold(x, x, k=0),
         lambda: m.real_or_fake(x, x, folds=1),
-        lambda: m.Space.of(counts, n_genes=0),
-        lambda: m.Space.of(counts, n_components=0),
+        lambda: Space.of(counts, n_genes=0),
+        lambda: Space.of(counts, n_components=0),
     ):
         with pytest.raises(ConfigError, match="expected"):
             wrong()
@@ -212,13 +213,13 @@ def test_what_cannot_be_compared_is_refused(rng):
         lambda: m.correlation_agreement(counts, counts, np.array([0, -1])),
         lambda: m.cross_agreement((counts, counts[1:]), (counts, counts)),
         lambda: m.fold_change_agreement(counts, counts, np.arange(8), np.arange(3)),
-        lambda: m.Space.of(counts[:, :1]),
-        lambda: m.Space.of(counts[:1]),
+        lambda: Space.of(counts[:, :1]),
+        lambda: Space.of(counts[:1]),
         lambda: m.correlation_agreement(counts, counts[:, :3], np.array([0, 1])),
         lambda: m.cross_agreement((counts, counts), (counts, counts[:, :3])),
         lambda: m.fold_change_agreement(counts, counts[:, :3], np.arange(8) % 2, np.arange(8) % 2),
         lambda: m.gene_agreement(counts * np.nan, counts),
-        lambda: m.Space.of(-counts),
+        lambda: Space.of(-counts),
     ):
         with pytest.raises(DataError, match=r"expected|give|no cells"):
             wrong()

@@ -1,4 +1,4 @@
-"""Neighbours and their weights against brute force: ties, crowds, bandwidths out of reach."""
+"""Neighbours and their weights against brute force: ties, coinciding cells, bandwidths out of reach."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_neighbours_on_a_grid_are_those_of_all_pairs(x, k):
     if len(x) > k and np.ptp(x, axis=0).any():
         near = check(x, k)
         _, spot, size = np.unique(x, axis=0, return_inverse=True, return_counts=True)
-        for crowd in np.flatnonzero(size > k + 1):
-            drawn = near.indices[spot.ravel() == crowd]
+        for group in np.flatnonzero(size > k + 1):
+            drawn = near.indices[spot.ravel() == group]
             assert set(np.unique(drawn, return_counts=True)[1]) == {k}  # nobody is favoured
 
 
@@ -65,7 +65,7 @@ def test_neighbours_do_not_depend_on_how_cells_are_ordered(order):
     assert (near.indices == np.argsort(among_all(x), axis=1)[:, :k]).all()
 
 
-def test_cells_beside_a_crowd_take_their_neighbours_from_all_of_it():
+def test_cells_beside_coinciding_cells_take_their_neighbours_from_all_of_them():
     rng = np.random.default_rng(0)
     x = np.concatenate(
         [np.zeros((500, 3)), 1e-3 * rng.normal(size=(20, 3)), rng.normal(size=(9, 3))]

@@ -14,10 +14,11 @@ import scipy.sparse as sp
 import torch
 
 import chreode as ch
-from chreode.answering import open_cells
+from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_multiome
 from chreode.metrics.generation import concordance
 from chreode.nn.attributes import AttributeEmbedding, attribute_names, sinusoid
+from chreode.verbs.answering import open_cells
 
 #: Fits long enough to show something; what every model must do is tried quickly in tests/conformance.
 pytestmark = pytest.mark.slow
@@ -194,7 +195,7 @@ def test_the_score_is_a_bound_of_the_probability_of_counts():
     )  # fmt: skip
     fitted = model.fit(data, roles, seed=0)
     some, module = data[:8], fitted.module
-    source, rows = open_cells(fitted, "score", some, None, False)
+    source, rows = open_cells(fitted, "score", Cells(some, fitted.schema), ch.Run(progress=False))
     batch = source.batch(np.repeat(rows, 101))
     with torch.no_grad():
         grid = torch.linspace(-5, 5, 101) * module.flow.scale + module.flow.centre
@@ -366,7 +367,7 @@ def test_augmentation_fills_up_classes(trained, cells):
     assert topped.obs["cell_type"].value_counts().to_dict() == expected.to_dict()
     assert ch.augment(cells, trained, floor=1).n_obs == 500
     with pytest.raises(
-        ch.SchemaError, match=r"by='nothing': .*'nothing'. There is: .*label \(cell_type\)"
+        ch.SchemaError, match=r"by='nothing': .*'nothing'. Available: .*label \(cell_type\)"
     ):
         ch.augment(cells, trained, by="nothing")
     with pytest.raises(ch.ConfigError, match="floor"):
@@ -491,3 +492,17 @@ def test_a_column_may_have_any_name(cells):
     fitted = ch.CFGen(**SMALL, max_epochs=1, flow_epochs=1).fit(cells, roles, progress=False)
     value = cells.obs["plate"].iloc[0]
     assert fitted.generate(3, given={"plate.number": value}).shape == (3, 300)
+
+
+def test_the_decay_of_the_autoencoder_falls_with_the_cells_and_has_a_bound():
+    autoencoder = ch.CFGen().phases()[0].learner
+    assert autoencoder.weight_decay(8000) == 0.5
+    assert autoencoder.weight_decay(10) == autoencoder.weight_decay(100) == 3.0
+    assert ch.CFGen(weight_decay=0.2).phases()[0].learner.weight_decay == 0.2
+
+
+def test_the_flow_of_few_cells_sees_enough_minibatches():
+    flow = ch.CFGen(batch_size=100).phases()[-1].learner
+    assert flow.max_epochs(1_000) == 1_500
+    assert flow.max_epochs(1_000_000) == 8
+    assert ch.CFGen(flow_epochs=3).phases()[-1].learner.max_epochs == 3

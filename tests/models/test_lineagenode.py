@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import chreode as ch
-from chreode.data.series import SeriesSource
+from chreode.data.cells import Cells
+from chreode.data.series_source import SeriesSource
 from chreode.learn import analogs
 
 SCHEMA = ch.Schema(expression="X", time="obs/time", trajectory="obs/path")
@@ -41,11 +42,13 @@ def module(train):
 
 
 def series(cells):
-    from chreode.align import learn_spec, open_source
+    from chreode.data.align import learn_spec, open_source
 
     roles = ["expression", "time", "trajectory"]
     rows = np.arange(cells.n_obs)
-    source = open_source(cells, SCHEMA, learn_spec(cells, SCHEMA, roles, rows), roles, {})
+    source = open_source(
+        Cells(cells, SCHEMA), learn_spec(Cells(cells, SCHEMA), roles, rows), roles, {}
+    )
     return SeriesSource.of(source, known=rows, n_times=1000, bandwidth=0.1).series(rows)
 
 
@@ -65,7 +68,7 @@ def test_weights_are_of_training_lineages_and_fall_with_distance(train):
     module = MODEL.fit(train, SCHEMA, validation=held_out, seed=0, progress=False).module
     assert module.learned.tolist() == [True, True, False]  # down 0, up 0, up 1
     starts = module.frame.starts[:2]
-    weights = module.alike(starts, module.frame.begins[:2])
+    weights = module.lineage_weights(starts, module.frame.begins[:2])
     torch.testing.assert_close(weights.sum(1), torch.ones(2))
     assert not weights[:, 2].any()
     assert (weights[:, :2].argmax(1) == torch.arange(2)).all()
@@ -79,7 +82,9 @@ def test_weights_are_of_training_lineages_and_fall_with_distance(train):
 def test_paths_lie_in_the_components(module, train):
     with torch.no_grad():
         found = module.forecast(series(train))
-    torch.testing.assert_close(module.outside(module.inside(found)), found, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        module.from_components(module.to_components(found)), found, atol=1e-3, rtol=1e-3
+    )
     assert module.axes.shape == (20, 2)
     torch.testing.assert_close(module.axes.T @ module.axes, torch.eye(2), atol=1e-4, rtol=0)
 

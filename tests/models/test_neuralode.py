@@ -11,14 +11,15 @@ import pytest
 import torch
 
 import chreode as ch
-from chreode import read
-from chreode.align import learn_spec, open_source
-from chreode.check import findings
-from chreode.data.series import SeriesSource
+from chreode.compute.rng import Rng
+from chreode.data import read
+from chreode.data.align import learn_spec, open_source
+from chreode.data.cells import Cells
+from chreode.data.check import findings
+from chreode.data.horizon import ForecastWarning
+from chreode.data.series_source import SeriesSource
 from chreode.data.systems import GeneNetwork, Sampling, simulate_system
 from chreode.errors import ArgumentError, BlowUpError, ConfigError, DataError, SchemaError
-from chreode.horizon import ForecastWarning
-from chreode.learn.rng import Rng
 from chreode.metrics.dynamics import edge_precision
 from chreode.schema import Spec
 
@@ -184,8 +185,8 @@ def test_no_trajectory_is_learned_from_and_held_out(paths, n):
     """Of one trajectory cells are, spread over its time."""
     some = paths[paths.obs["trajectory"].isin([f"path_{i}" for i in range(n)])].copy()
     model, data = ch.PathReg(), read.read(some)
-    spec = learn_spec(data, SCHEMA, ["expression", "time", "trajectory"], np.arange(20 * n))
-    source = open_source(data, SCHEMA, spec, spec.roles, {})
+    spec = learn_spec(Cells(data, SCHEMA), ["expression", "time", "trajectory"], np.arange(20 * n))
+    source = open_source(Cells(data, SCHEMA), spec, spec.roles, {})
     split = model.split(source, np.arange(20 * n), 0.1, Rng(0))
     of, time = some.obs["trajectory"].to_numpy(), some.obs["time"].to_numpy()
     shared = set(of[split.train]) & set(of[split.validation])
@@ -397,7 +398,7 @@ def test_values_stay_in_the_range_of_their_gene_and_that_is_told(steep, paths):
 def test_of_several_paths_those_that_blow_up_are_lost(course, paths):
     far = paths[:3].copy()
     far.X[1] = np.float32(3e38)
-    with pytest.warns(ForecastWarning, match="1 of 3 paths leave the finite numbers"):
+    with pytest.warns(ForecastWarning, match="The solver failed in 1 of 3 paths"):
         found = course.trajectory(far, times=[4.0]).X
     assert np.isnan(found[1]).all()
     alone = course.trajectory(paths[[0, 2]].copy(), times=[4.0]).X
@@ -446,10 +447,10 @@ def test_populations_part_where_their_means_do_not(fork):
 
 def test_every_step_draws_other_cells_of_a_population(fork, monkeypatch):
     drawn = []
-    own = SeriesSource._drawn
+    own = SeriesSource._draw_populations
     monkeypatch.setattr(
         SeriesSource,
-        "_drawn",
+        "_draw_populations",
         lambda self, rows, rng: drawn.append(own(self, rows, rng)) or drawn[-1],
     )
     schema = ch.Schema(expression="X", time="obs/time")
@@ -483,4 +484,4 @@ def test_snapshots_are_said_to_be_learned_as_one_mean_course(fork, paths):
     assert noted(own, schema) == 0
     assert noted(paths, SCHEMA) == 0
     for cells, roles, n in ((fork, schema, 1), (own, schema, 0), (paths, SCHEMA, 0)):
-        assert sum(said in f.text for f in findings(cells, roles)) == n
+        assert sum(said in f.text for f in findings(Cells(cells, roles))) == n

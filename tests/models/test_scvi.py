@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, cross_val_score
 
 import chreode as ch
+from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
 from chreode.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 
@@ -63,10 +64,12 @@ def test_score_is_the_elbo_of_the_paper(trained, cells):
     few = cells[:20].copy()
     scored = trained.score(few, n_samples=1, seed=4)
     module, x = trained.module, torch.from_numpy(few.layers["counts"].toarray())
-    from chreode.align import open_query
+    from chreode.data.align import open_query
     from chreode.learn import Rng
 
-    batch = open_query(few, trained.schema, trained.spec, ["counts", "batch"]).batch(np.arange(20))
+    batch = open_query(Cells(few, trained.schema), trained.spec, ["counts", "batch"]).batch(
+        np.arange(20)
+    )
     with torch.no_grad():
         latent = module.encode(batch)
         with Rng(4).scope("noise", 0):

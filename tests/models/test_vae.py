@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import chreode as ch
-from chreode.align import MissingFeatures
+from chreode.data.align import MissingFeatures
 from chreode.data.simulate import simulate_linear_gaussian
 from chreode.losses.evidence import evidence_bound, log_ratio_standard_normal
 from chreode.losses.kl import kl_standard_normal

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import ks_2samp
 from sklearn.linear_model import Ridge
 
-from chreode.nn.depth import SHRINKAGE, Depth
+from chreode.models.parts.depth import SHRINKAGE, Depth
 from chreode.schema import Spec
 
 SPEC = Spec(

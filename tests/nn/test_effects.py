@@ -8,7 +8,7 @@ import torch
 
 import chreode as ch
 from chreode.data.batch import SparseRows
-from chreode.nn.effects import PRIOR, ROUNDS, AttributeEffects
+from chreode.models.parts.effects import PRIOR, ROUNDS, AttributeEffects
 
 GENES = 6
 

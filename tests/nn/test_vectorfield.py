@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from chreode.nn.gates import BETA, GAMMA, ZETA, HardConcrete
-from chreode.nn.vectorfield import VectorField, mean_jacobian
+from chreode.models.dynamics.gates import BETA, GAMMA, ZETA, HardConcrete
+from chreode.models.dynamics.vectorfield import VectorField, mean_jacobian
 
 
 def test_one_network_is_a_perceptron():

@@ -10,7 +10,7 @@ import torch
 import chreode as ch
 from chreode.data.batch import SparseRows
 from chreode.distributions import NegativeBinomial
-from chreode.nn.within import Expected, WithinTypes
+from chreode.models.parts.within import Expected, WithinTypes
 
 
 def chunks(*tensors, size=700):

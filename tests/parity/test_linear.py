@@ -11,12 +11,12 @@ from scipy.stats import multivariate_normal
 from sklearn import decomposition
 
 import chreode as ch
-from chreode.align import MissingFeatures
+from chreode.compute.rng import Rng
 from chreode.data import source
+from chreode.data.align import MissingFeatures
 from chreode.data.batch import CellBatch, SparseRows
 from chreode.data.simulate import simulate_linear_gaussian
 from chreode.learn import exact
-from chreode.learn.rng import Rng
 
 SCHEMA = ch.Schema(expression="X")
 SHAPES = [(500, 20, 3), (150, 40, 4)]
@@ -349,13 +349,13 @@ def test_a_constant_feature_says_nothing(model, complete):
 @pytest.mark.parametrize("model", [ch.PPCA, ch.FactorAnalysis])
 def test_what_cannot_be_learned_is_refused(model, complete):
     size = "n_latent" if model is ch.PPCA else "n_factors"
-    with pytest.raises(ch.DataError, match="3 latent dimensions need 5 cells and 4 features"):
+    with pytest.raises(ch.DataError, match="3 latent dimensions needs 5 cells and 4 features"):
         model(**{size: 3}).fit(complete[:4].copy(), SCHEMA)
     with pytest.raises(ch.DataError, match="20 latent dimensions"):
         model(**{size: 20}).fit(complete, SCHEMA)
     silent = complete.copy()
     silent.X[:, 4] = np.nan
-    with pytest.raises(ch.DataError, match=r"1 features are not measured .* number 4"):
+    with pytest.raises(ch.DataError, match=r"1 feature .the first is number 4"):
         model(**{size: 3}).fit(silent, SCHEMA)
 
 

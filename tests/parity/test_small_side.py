@@ -98,7 +98,7 @@ def test_passes_that_run_out_are_told(counts, monkeypatch):
     assert fitted.provenance["state"] == "still improving"
 
 
-@pytest.mark.filterwarnings("ignore::chreode.check.CountsWarning")  # all add up to the same
+@pytest.mark.filterwarnings("ignore::chreode.data.check.CountsWarning")  # all add up to the same
 def test_variance_that_is_not_there_ends_in_nothing(way):
     """Two kinds of cells have one axis; the others are of no length, and finite."""
     x = np.repeat(np.array([[4.0, 0, 1, 2, 1] * 30, [0, 4, 1, 2, 1] * 30], np.float32), 20, axis=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -17,21 +17,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_fscore_support
 from sklearn.neighbors import KNeighborsClassifier
 
-from .. import read
-from ..arguments import checked
-from ..augmentation import augment
-from ..check import as_category
+from ..compute.convergence import State
+from ..compute.settings import settled
+from ..config.arguments import checked
+from ..data.cells import Cells
+from ..data.read import Data
 from ..errors import DataError, SchemaError
-from ..learn.state import State
-from ..metrics.generation import Space
+from ..metrics.space import Space
 from ..model import Model
-from ..read import Data
+from ..run import Run
 from ..schema import Schema
-from ..surroundings import settled
+from ..verbs.augmentation import augment
 from .contest import Contestant, contest, contestants
-from .ledger import provenance
+from .digest import provenance
+from .sizes import cell_counts
 from .table import Bench
-from .trials import Result
+from .trial import Result
 from .yardstick import stratified
 
 #: Shares of the cells, as `Parts` has them.
@@ -39,9 +40,9 @@ SHARES = (0.5, 0.4, 0.1)
 NONE, OVERSAMPLED, WEIGHTED = "nothing added", "oversampling", "class weights"
 _NEIGHBOURS, _COMPONENTS = 15, 50
 METRICS = {
-    f"{classifier}_{key}": (f"{said}, {classifier}", 1.0, f"{about}, by {long}")
+    f"{classifier}_{key}": (f"{meaning}, {classifier}", 1.0, f"{about}, by {long}")
     for classifier, long in (("knn", "15 nearest neighbours"), ("logistic", "logistic regression"))
-    for key, said, about in (
+    for key, meaning, about in (
         ("rare", "recall of rare classes", "mean recall of the classes below the floor"),
         ("recall", "recall", "mean recall of all classes"),
         ("precision", "precision of rare classes", "mean precision of the classes below the floor"),
@@ -70,7 +71,7 @@ class _Given:
     names: Sequence[str]
     by: str
     floor: int | None
-    progress: bool | None
+    run: Run
 
 
 #: Returns counts and classes to add to the training rows given, and how a fit for it stood.
@@ -90,7 +91,8 @@ def augmentation(
     floor: int | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     into: str | Path | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Bench:
     """Train classifiers on cells and on what is added to them, and test them on real held-out cells.
 
@@ -115,8 +117,8 @@ def augmentation(
     into
         Folder that keeps the result of every row and seed as it comes, and from which the same call
         goes on.
-    progress
-        Show progress bars (default: on a terminal).
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Returns
     -------
@@ -124,8 +126,9 @@ def augmentation(
         Recall and precision on real cells, with nothing added, with cells drawn repeatedly, and with
         classes weighed by their size, as controls.
     """
-    data = read.read(data)
-    given = _given(data, schema, by, floor, progress)
+    run = run.with_(**settings)
+    cells = Cells.of(data, schema)
+    given = _given(cells, by, floor, run)
     rows = [
         Contestant(NONE, "baseline", partial(_judge, _nothing)),
         Contestant(OVERSAMPLED, "baseline", partial(_judge, _oversampled)),
@@ -134,35 +137,28 @@ def augmentation(
     ]
     metrics = pd.DataFrame(
         [
-            {"metric": key, "name": name, "group": "augmentation", "best": best, "about": said}
-            for key, (name, best, said) in METRICS.items()
+            {"metric": key, "name": name, "group": "augmentation", "best": best, "about": meaning}
+            for key, (name, best, meaning) in METRICS.items()
         ]
     ).set_index("metric")
     sizes = np.bincount(given.classes[given.classes >= 0], minlength=len(given.names))
     about = {
-        **provenance(data, schema), "by": by, "floor": floor, "classes": len(given.names),
+        **provenance(cells), "by": by, "floor": floor, "classes": len(given.names),
         "untested": [name for name, n in zip(given.names, sizes, strict=True) if n < 2],
     }  # fmt: skip
-    return contest(
-        "augmentation", rows, metrics, given, about, seeds=seeds, into=into, progress=progress
-    )[0]
+    bench, _ = contest("augmentation", rows, metrics, given, about, seeds=seeds, into=into, run=run)
+    return replace(bench, sizes=cell_counts(cells))
 
 
-def _given(
-    data: Data,
-    schema: Schema,
-    by: str,
-    floor: int | None,
-    progress: bool | None,  # noqa: FBT001
-) -> _Given:
-    places = {role.removeprefix("categorical/"): p for role, p in schema.places()}
+def _given(cells: Cells, by: str, floor: int | None, run: Run) -> _Given:
+    roles = {role.removeprefix("categorical/"): role for role in cells.places}
     for role in ("counts", by):
-        if role not in places:
+        if role not in roles:
             raise SchemaError(f"bench.augmentation needs {role}: name its place in the schema.")
-    values = as_category(read.column(data, places[by], by), schema.missing)
-    matrix = read.matrix(data, places["counts"], "counts")[0]
+    values = cells.categories(roles[by])
+    matrix, _ = cells.matrix("counts")
+    at = cells.rows("counts")
     counts = sp.csr_matrix(matrix[np.arange(matrix.shape[0])])
-    at = read.where(data, places["counts"])
     if at is not None:
         values = values.where(at >= 0)
         counts = counts[np.maximum(at, 0)]
@@ -172,7 +168,7 @@ def _given(
             f"{by} tells {len(names)} class of cells: a classifier needs two at the least."
         )
     classes = pd.Index(names).get_indexer(pd.Index(values)).astype(np.int64)
-    return _Given(data, schema, counts, classes, names, by, floor, progress)
+    return _Given(cells.data, cells.schema, counts, classes, names, by, floor, run)
 
 
 def split(classes: Codes, seed: int) -> Parts:
@@ -249,9 +245,9 @@ def _oversampled(
 def _generated(
     model: Model, given: _Given, train: np.ndarray, floor: int, seed: int
 ) -> tuple[sp.csr_matrix, Codes, State]:
-    fitted = model.fit(given.data, given.schema, rows=train, seed=seed, progress=given.progress)
+    fitted = model.fit(given.data, given.schema, rows=train, seed=seed, run=given.run)
     both = augment(
-        given.data, fitted, by=given.by, floor=floor, rows=train, seed=seed, progress=given.progress
+        given.data, fitted, by=given.by, floor=floor, rows=train, seed=seed, run=given.run
     )
     new = both[~both.obs_names.isin(given.data.obs_names[train])]
     codes = pd.Index(given.names).get_indexer(

@@ -13,10 +13,10 @@ from typing import Any
 
 from anndata import AnnData
 
-from .. import read
-from ..errors import CapabilityError, ConfigError
-from ..read import Data
-from .trials import Execute, Outcome, Trial, attempt
+from ..data import read
+from ..data.read import Data
+from ..errors import CapabilityError, ConfigError, counted
+from .trial import Execute, Outcome, Trial, attempt
 
 #: Further attempts at a trial whose worker died.
 RETRIES = 2
@@ -53,7 +53,7 @@ def on_ray(shared: Any, threads: int) -> Iterator[tuple[Execute, int]]:
         if not workers:
             most = max(int(machine.get("CPU", 0)) for machine in machines)
             raise ConfigError(
-                f"Trials of {threads} threads do not fit: Ray has machines of {most}."
+                f"A trial of {counted(threads, 'thread')} does not fit: Ray's largest machine has {most}."
             )
         gpus = int(any(machine.get("GPU") for machine in machines))
         task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(attempt)
@@ -81,8 +81,8 @@ def _execute(trials: Sequence[Trial], begin: Any) -> Generator[tuple[Trial, Outc
                     running[begin(trial)] = (trial, attempts + 1)
                     continue
                 cause = type(death).__name__.removesuffix("Error")
-                said = f"its worker died {attempts} times ({cause}): killed, or out of memory"
-                outcome = Outcome(failed=said)
+                reason = f"its worker died {counted(attempts, 'time')} ({cause}): killed, or out of memory"
+                outcome = Outcome(failed=reason)
             # copied, because what Ray gives is read-only and fills its store as long as it is held
             arrays = {name: array.copy() for name, array in outcome.arrays.items()}
             yield trial, replace(outcome, attempts=attempts, arrays=arrays)

@@ -13,11 +13,14 @@ import pandas as pd
 import torch
 
 from .. import config
-from ..learn.phase import bar
-from ..learn.state import worst
+from ..compute.convergence import worst
+from ..compute.progress import bar
+from ..compute.threads import pinned
 from ..model import Model
+from ..run import Run
 from .table import Bench
-from .trials import Outcome, Result, Trial, pinned, require_one, require_seeds, running
+from .trial import Outcome, Result, Trial
+from .trials import require_one, require_seeds, running
 
 #: By method and seed.
 Outcomes: TypeAlias = Mapping[str, Mapping[int, Outcome]]
@@ -68,7 +71,7 @@ def contest(
     *,
     seeds: Sequence[int],
     into: str | Path | None,
-    progress: bool | None,
+    run: Run,
 ) -> tuple[Bench, Outcomes]:
     """Judge every row under every seed; intervals are from the lowest to the highest seed.
 
@@ -96,8 +99,8 @@ def contest(
         for seed in seeds
     ]  # fmt: skip
     with (
-        pinned(torch.get_num_threads()),
-        bar(len(trials), "judge", progress) as shown,
+        pinned(run.threads or torch.get_num_threads()),
+        bar(len(trials), "judge", run.progress) as shown,
         running(given, about, into=into) as runner,
     ):
         found = runner.run(trials, shown)
@@ -118,11 +121,11 @@ def contest(
 
 def _summary(row: Contestant, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     done = [outcome for outcome in outcomes if not outcome.failed]
-    told = [
+    notes_of_rows = [
         *(f"failed: {o.failed}" for o in outcomes if o.failed),
         *(o.row.get("note") for o in done),
     ]
-    notes = dict.fromkeys(filter(None, told))
+    notes = dict.fromkeys(filter(None, notes_of_rows))
     state = worst(outcome.row["state"] for outcome in done)
     return {
         "method": row.name, "role": row.role, "seeds": len(done), "state": state,

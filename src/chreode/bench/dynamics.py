@@ -13,22 +13,23 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import read
-from ..align import condition_code, learn_spec, open_source
-from ..arguments import checked
-from ..data.series import SeriesBatch, SeriesSource
-from ..errors import ConfigError, DataError, SchemaError, near
+from ..compute.settings import settled
+from ..config.arguments import checked
+from ..data.align import gene_positions, learn_spec, open_source
+from ..data.cells import Cells
+from ..data.read import Data
+from ..data.series import SeriesBatch
+from ..data.series_source import SeriesSource
+from ..errors import ConfigError, DataError, SchemaError, counted, near
 from ..metrics import dynamics as measure
 from ..model import Model
-from ..models.neuralode import NeuralODE
-from ..read import Data
+from ..run import Run
 from ..schema import Schema
-from ..surroundings import settled
 from .contest import Contestant, contest, contestants
+from .digest import digest, provenance
 from .forecasters import BASELINES, CEILING, Learn, halves
-from .ledger import digest, provenance
 from .table import Bench
-from .trials import Result
+from .trial import Result
 
 #: Of the smoother that makes starts and denoised targets, as a share of the time.
 BANDWIDTH = 0.03
@@ -57,7 +58,7 @@ class _Given:
     bandwidth: float
     signs: np.ndarray | None
     pairs: np.ndarray
-    progress: bool | None
+    run: Run
 
     def digest(self) -> str:
         """Name all that results depend on beside the data and the method."""
@@ -82,7 +83,8 @@ def dynamics(
     targets: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     into: str | Path | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Bench:
     """Fit on some trajectories, and forecast others from their starts.
 
@@ -93,7 +95,7 @@ def dynamics(
     schema
         Must name `time`, `expression` or `counts`, and `trajectory` where there are several.
     methods
-        Neural ODEs to be fitted.
+        Models of time to be fitted, as neural ODEs are.
     tests
         Cells to forecast (masks, positions or names) by how far they are from those learned from:
         ``{"new start": …, "new donor": …}``. All others are learned from.
@@ -112,8 +114,8 @@ def dynamics(
         Seeds of fits.
     into
         Folder that keeps every result as it comes, and from which the same call goes on.
-    progress
-        Show progress bars (default: on a terminal).
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Returns
     -------
@@ -124,11 +126,11 @@ def dynamics(
         those between. A path that blows up has an infinite error.
     """
     for model in methods:
-        if not isinstance(model, NeuralODE):
+        if "time" not in model.needs:
             raise ConfigError(f"{model.key} forecasts no paths, which this bench compares.")
-    data = read.read(data)
+    run, cells = run.with_(**settings), Cells.of(data, schema)
     given = _given(
-        data, schema, tests, knockouts or {}, validation, edges, (regulators, targets), progress
+        cells, tests, knockouts or {}, validation, edges, (regulators, targets), run
     )  # fmt: skip
     rows = [
         *(
@@ -139,11 +141,11 @@ def dynamics(
         Contestant(CEILING, "ceiling", partial(_judge_baseline, halves)),
     ]
     about = {
-        **provenance(data, schema), "train": len(given.train), "levels": list(given.levels),
+        **provenance(cells), "train": len(given.train), "levels": list(given.levels),
         "given": given.digest(),
     }  # fmt: skip
     bench, outcomes = contest(
-        "dynamics", rows, _metric_table(given), given, about, seeds=seeds, into=into, progress=progress
+        "dynamics", rows, _metric_table(given), given, about, seeds=seeds, into=into, run=run
     )  # fmt: skip
     further = {
         name: pd.DataFrame(
@@ -158,31 +160,30 @@ def dynamics(
 
 
 def _given(
-    data: Data,
-    schema: Schema,
+    cells: Cells,
     tests: Mapping[str, Any],
     knockouts: Mapping[str, Any],
     validation: Any,
     edges: pd.DataFrame | None,
     among: tuple[Sequence[str] | None, Sequence[str] | None],
-    progress: bool | None,  # noqa: FBT001 (tri-state)
+    run: Run,
 ) -> _Given:
-    named = {role.partition("/")[0] for role, _ in schema.places()}
+    named = {role.partition("/")[0] for role in cells.places}
     if "time" not in named or not named & {"expression", "counts"}:
         raise SchemaError("bench.dynamics needs time, and expression or counts: name their places.")
     role = "expression" if "expression" in named else "counts"
     roles = [role, "time", *({"trajectory"} & named)]
-    everything = np.arange(data.n_obs)
-    rows = {name: read.positions(data, cells) for name, cells in tests.items()}
-    without = {genes: read.positions(data, cells) for genes, cells in knockouts.items()}
+    everything = np.arange(len(cells))
+    rows = {name: cells.positions(some) for name, some in tests.items()}
+    without = {genes: cells.positions(some) for genes, some in knockouts.items()}
     held_out = np.concatenate([np.zeros(0, int), *rows.values(), *without.values()])
-    spare = np.zeros(0, int) if validation is None else read.positions(data, validation)
+    spare = np.zeros(0, int) if validation is None else cells.positions(validation)
     train = np.setdiff1d(everything, np.concatenate([held_out, spare]))
     _require_cells(
-        {"to learn from": train, **{f"of {name!r}": cells for name, cells in rows.items()}}
+        {"to learn from": train, **{f"of {name!r}": some for name, some in rows.items()}}
     )
-    spec = learn_spec(data, schema, roles, everything)
-    source = open_source(data, schema, spec, roles, {})
+    spec = learn_spec(cells, roles, everything)
+    source = open_source(cells, spec, roles, {})
     span = source.scaled("time")[train]
     bandwidth = BANDWIDTH * float(span.max() - span.min())
 
@@ -192,26 +193,26 @@ def _given(
 
     if len(spare):
         rows["validation"] = spare
-    levels = {name: [Unseen(series(cells))] for name, cells in rows.items()}
+    levels = {name: [Unseen(series(some))] for name, some in rows.items()}
     if without:
         levels["knock-out"] = [
-            Unseen(series(cells), condition_code(spec, "knockout", genes)[2])
-            for genes, cells in without.items()
+            Unseen(series(some), gene_positions(spec, "knockouts", genes))
+            for genes, some in without.items()
         ]
     signs = None if edges is None else _signs(edges, spec.features[role])
     judged = zip(("regulators", "targets"), among, strict=True)
     drives, driven = (_among(name, genes, spec.features[role]) for name, genes in judged)
     pairs = drives[:, None] & driven
     return _Given(
-        data, schema, train, spare, series(train, _LEARNED), levels, bandwidth, signs, pairs, progress
+        cells.data, cells.schema, train, spare, series(train, _LEARNED), levels, bandwidth, signs, pairs, run
     )  # fmt: skip
 
 
 def _require_cells(parts: Mapping[str, np.ndarray]) -> None:
-    for said, cells in parts.items():
+    for which, cells in parts.items():
         if not len(cells):
             raise DataError(
-                f"There are no cells {said}: tests name some to forecast, and leave others to learn from."
+                f"There are no cells {which}: tests name some to forecast, and leave others to learn from."
             )
 
 
@@ -246,7 +247,7 @@ def _known(name: str, some: Sequence[str], genes: Sequence[str]) -> np.ndarray:
     found = pd.Index(genes).get_indexer(pd.Index(some, dtype=object))
     unknown = pd.unique(np.asarray(some, object)[found < 0])
     if len(unknown):
-        more = f", nor {len(unknown) - 1} others," if len(unknown) > 1 else ""
+        more = f", nor {counted(len(unknown) - 1, 'other')}," if len(unknown) > 1 else ""
         raise SchemaError(
             f"{name}: there is no gene {unknown[0]!r}{more} in the data.{near(unknown[0], genes)} "
             "Correct such names, or leave them out."
@@ -257,14 +258,14 @@ def _known(name: str, some: Sequence[str], genes: Sequence[str]) -> np.ndarray:
 def _metric_table(given: _Given) -> pd.DataFrame:
     rows = []
     for level in given.levels:
-        for key, name, best, said in (
+        for key, name, best, meaning in (
             ("mse", "MSE", 0.0, "mean squared error of cells"),
             ("r2", "R²", 1.0, "1 less that error over the training mean's"),
             ("denoised", "MSE, denoised", 0.0, "mean squared error of smoothed paths"),
             ("denoised_r2", "R², denoised", 1.0, "1 less that error over the training mean's"),
             ("scaling", "of this, scaling", 0.0, "what a line per gene and series would mend"),
         ):
-            rows.append((f"{key}, {level}", f"{name}, {level}", level, best, said))
+            rows.append((f"{key}, {level}", f"{name}, {level}", level, best, meaning))
     if given.signs is not None:
         rows += [
             ("auprc", "edges", "edges", 1.0, "area under precision and recall of edges"),
@@ -306,7 +307,7 @@ def _judge_model(model: Model, seed: int, given: _Given) -> Result:
     rows = np.union1d(given.train, given.validation)
     spare = given.validation if len(given.validation) else 0.1
     fitted = model.fit(
-        given.data, given.schema, rows=rows, validation=spare, seed=seed, progress=given.progress
+        given.data, given.schema, rows=rows, validation=spare, seed=seed, run=given.run
     )
     seconds = time.perf_counter() - start
     module = fitted.module
@@ -371,11 +372,12 @@ def _errors(given: _Given, test: Unseen, forecast: Any, centre: Any) -> pd.DataF
     batch = test.batch
     kept = np.setdiff1d(np.arange(batch.values.shape[2]), test.absent)
     with torch.no_grad():
-        told = forecast(batch, test.absent)
+        forecasts = forecast(batch, test.absent)
     mean_path, course = centre(batch, test.absent), batch.smoothed(batch.times, given.bandwidth)[0]
     # squares of what is far out are more than single precision holds
     found, plain, smooth, values, weight = (
-        x.double().numpy()[..., kept] for x in (told, mean_path, course, batch.values, batch.weight)
+        x.double().numpy()[..., kept]
+        for x in (forecasts, mean_path, course, batch.values, batch.weight)
     )
     even = (weight > 0).any(2, keepdims=True) * np.ones_like(weight)
     rows = []

@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from ..data.series import SeriesBatch
+from ..errors import counted
 from ..learn import analogs
 
 #: Of the smoother, as a share of the time from first to last cell.
@@ -122,17 +123,19 @@ def lasso(train: SeriesBatch, bandwidth: float) -> Forecaster:
 
 
 def halves(train: SeriesBatch, bandwidth: float) -> Forecaster:
-    """Each time is told by the others of its own series, smoothed: no forecast, but what noise leaves."""
+    """Each time is estimated from the others of its series, smoothed: no forecast, but what noise leaves."""
     fewest = int(train.observed.sum(1).min())
-    far = f"no ceiling here: of {fewest} times, the others tell little of one"
+    far = f"no ceiling here: of {counted(fewest, 'time')}, the others tell little of one"
 
-    def told(batch: SeriesBatch, times: Tensor) -> Tensor:
+    def interpolated(batch: SeriesBatch, times: Tensor) -> Tensor:
         some = replace(batch, weight=batch.weight * times[:, None])
         return some.smoothed(batch.times, bandwidth)[0]
 
     def forecast(batch: SeriesBatch, _: tuple[int, ...]) -> Tensor:
         odd = torch.arange(batch.times.shape[1]) % 2
-        return torch.where(odd[:, None] == 1, told(batch, 1 - odd), told(batch, odd))
+        return torch.where(
+            odd[:, None] == 1, interpolated(batch, 1 - odd), interpolated(batch, odd)
+        )
 
     return Forecaster(forecast, note=far if fewest < FEW else "", oracle=True)
 

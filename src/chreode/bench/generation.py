@@ -3,92 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import Bool
 
-from .. import read
-from ..arguments import checked
-from ..check import as_category
+from ..compute.settings import settled
+from ..config.arguments import checked
+from ..data.cells import Cells
+from ..data.read import Data
 from ..errors import ConfigError, DataError, SchemaError
-from ..learn.state import State
 from ..metrics import generation as measure
+from ..metrics.markers import MIN_CLASS
 from ..model import Model
-from ..read import Data
+from ..run import Run
 from ..schema import CATEGORY_ROLES, COUNT_ROLES, Schema
-from ..surroundings import settled
 from . import generators
 from .contest import Contestant, contest, contestants
-from .generators import Classes, Counts
-from .ledger import provenance
+from .digest import provenance
+from .fakes import Given, Made, Make, class_names, drawn, fit_and_generate, replay, shuffled, spare
+from .generators import Classes
+from .sizes import cell_counts
 from .table import Bench
-from .trials import Result, require_seeds
-from .yardstick import METRICS, MIN_CLASS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
+from .trial import Result
+from .trials import require_seeds
+from .yardstick import METRICS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
 
 #: Cells of each kind that are kept for pictures.
 PICTURED = 1500
 #: Rows beside those asked for.
 CEILING, REPLAY, SHUFFLED = "real cells", "replayed training cells", "shuffled labels"
 NB, MIXTURE = "NB per class", "PCA mixture per class"
-#: Said of models that read no label.
-AS_BATCH = "reads no labels, so each class was given to it as a batch"
 _ACROSS = (
     "between modalities",
     1.0,
     "concordance of correlations of the 50 most variable features",
 )
-
-
-@dataclass(frozen=True, eq=False)
-class _Given:
-    """What every trial is given.
-
-    `classes` of each cell (-1: none), the attributes of each class, which cells have a modality, and the
-    `types` whose markers are compared: labels, or classes if there are none.
-    """
-
-    data: Data
-    schema: Schema
-    counts: Counts
-    measured: Mapping[str, Bool[np.ndarray, " cells"]]
-    features: Mapping[str, pd.Index]
-    classes: Classes
-    attributes: pd.DataFrame
-    progress: bool | None
-
-    @property
-    def types(self) -> tuple[np.ndarray, list[str]]:
-        """Return the number of each class's type, and the names of these."""
-        if "label" not in self.attributes:
-            return np.arange(len(self.attributes)), class_names(self.attributes)
-        numbers, names = pd.factorize(self.attributes["label"], sort=True)
-        return numbers, [*map(str, names)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """Cells in place of real ones: counts, the class each was asked for, and which have a modality.
-
-    And, of those of a model, how its fit stood and what a reader must know of it.
-    """
-
-    counts: Counts
-    classes: Classes
-    measured: Mapping[str, Bool[np.ndarray, " n"]]
-    state: State = "rested"
-    note: str = ""
-
-
-#: Makes cells, as many of each class as the reference has.
-_Make: TypeAlias = Callable[[_Given, Parts, int], _Made]
 
 
 @settled()
@@ -100,7 +56,8 @@ def generation(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     into: str | Path | None = None,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Bench:
     """Fit on some cells, generate as many of each class as others hold, and compare with those.
 
@@ -120,8 +77,8 @@ def generation(
     into
         Folder that keeps the result of every method and seed as it comes, and from which the same
         call goes on.
-    progress
-        Show progress bars (default: on a terminal).
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Raises
     ------
@@ -143,28 +100,28 @@ def generation(
         if model.scale != "counts":
             raise ConfigError(f"{model.key} generates no counts, which this bench compares.")
     seeds = require_seeds(seeds)
-    data = read.read(data)
-    given, left_out = _judged(_given(data, schema, progress), seeds)
+    run, cells = run.with_(**settings), Cells.of(data, schema)
+    given, left_out = _judged(_given(cells, run), seeds)
     judge = partial(partial, _judge, pictured=seeds[0])
     rows = [
-        Contestant(CEILING, "ceiling", judge(_spare)),
-        Contestant(REPLAY, "control", judge(_replay)),
-        Contestant(SHUFFLED, "control", judge(_shuffled)),
-        Contestant(NB, "baseline", judge(partial(_drawn, generators.independent))),
-        Contestant(MIXTURE, "baseline", judge(partial(_drawn, generators.mixture))),
-        *contestants(methods, lambda model: judge(partial(_fit_and_generate, model))),
+        Contestant(CEILING, "ceiling", judge(spare)),
+        Contestant(REPLAY, "control", judge(replay)),
+        Contestant(SHUFFLED, "control", judge(shuffled)),
+        Contestant(NB, "baseline", judge(partial(drawn, generators.independent))),
+        Contestant(MIXTURE, "baseline", judge(partial(drawn, generators.mixture))),
+        *contestants(methods, lambda model: judge(partial(fit_and_generate, model))),
     ]
     names = class_names(given.attributes)
     held_out = np.bincount(given.classes[split(given.classes, 0).reference], minlength=len(names))
     about = {
-        **provenance(data, schema), "shares": list(SHARES), "classes": len(names),
+        **provenance(cells), "shares": list(SHARES), "classes": len(names),
         "cells": int((given.classes >= 0).sum()),
         "too small": {n: int(k) for n, k in zip(names, held_out, strict=True) if k < MIN_CLASS},
     }  # fmt: skip
     about |= {"not scored": left_out} if left_out else {}
     bench, outcomes = contest(
         "generation", rows, _metric_table(given), given, about,
-        seeds=seeds, into=into, progress=progress,
+        seeds=seeds, into=into, run=run,
     )  # fmt: skip
     further = {
         key: pd.DataFrame(
@@ -181,7 +138,7 @@ def generation(
         for name, arrays in first.items()
         if arrays
     }
-    bench = replace(bench, **further, pairs=pairs)
+    bench = replace(bench, **further, pairs=pairs, sizes=cell_counts(cells))
     if len(bench.markers):
         of_class, types = given.types
         sizes = np.bincount(of_class, weights=held_out, minlength=len(types))
@@ -198,7 +155,7 @@ def generation(
     return replace(bench, methods=bench.methods.assign(note=notes))
 
 
-def class_table(data: Data, schema: Schema) -> tuple[Classes, pd.DataFrame]:
+def class_table(cells: Cells) -> tuple[Classes, pd.DataFrame]:
     """Return the class of each cell (-1 where a category is missing), and the attributes of each class.
 
     Raises
@@ -207,10 +164,8 @@ def class_table(data: Data, schema: Schema) -> tuple[Classes, pd.DataFrame]:
         If no category is named.
     """
     columns = {
-        role.removeprefix("categorical/"): as_category(
-            read.column(data, place, role), schema.missing
-        ).to_numpy(object)
-        for role, place in schema.places()
+        role.removeprefix("categorical/"): cells.categories(role).to_numpy(object)
+        for role in cells.places
         if role in CATEGORY_ROLES or role.startswith("categorical/")
     }
     if not columns:
@@ -223,25 +178,25 @@ def class_table(data: Data, schema: Schema) -> tuple[Classes, pd.DataFrame]:
     return classes, numbered.size().index.to_frame(index=False)
 
 
-def _given(data: Data, schema: Schema, progress: bool | None) -> _Given:  # noqa: FBT001 (tri-state)
-    if schema.counts is None:
+def _given(cells: Cells, run: Run) -> Given:
+    if cells.schema.counts is None:
         raise SchemaError("bench.generation needs counts: Schema(counts='layers/…').")
-    classes, attributes = class_table(data, schema)
+    classes, attributes = class_table(cells)
     counts, measured, features = {}, {}, {}
-    for role, place in schema.places():
+    for role in cells.places:
         if role in COUNT_ROLES:
-            matrix, features[role] = read.matrix(data, place, role)
+            matrix, features[role] = cells.matrix(role)
+            at = cells.rows(role)
             values = sp.csr_matrix(matrix[np.arange(matrix.shape[0])])
-            at = read.where(data, place)
-            measured[role] = np.ones(data.n_obs, bool) if at is None else at >= 0
+            measured[role] = np.ones(len(cells), bool) if at is None else at >= 0
             if at is not None:
                 none = sp.csr_matrix((1, values.shape[1]), dtype=values.dtype)
                 values = sp.vstack([values, none], format="csr")[at]  # -1: the last one
             counts[role] = values
-    return _Given(data, schema, counts, measured, features, classes, attributes, progress)
+    return Given(cells.data, cells.schema, counts, measured, features, classes, attributes, run)
 
 
-def _judged(given: _Given, seeds: Sequence[int]) -> tuple[_Given, dict[str, str]]:
+def _judged(given: Given, seeds: Sequence[int]) -> tuple[Given, dict[str, str]]:
     """Leave out further modalities that cannot be scored, which models read all the same; and say why."""
     first, *others = given.counts
     splits = [split(given.classes, seed) for seed in seeds]
@@ -263,16 +218,16 @@ def _judged(given: _Given, seeds: Sequence[int]) -> tuple[_Given, dict[str, str]
     return replace(given, **kept), left
 
 
-def _metric_table(given: _Given) -> pd.DataFrame:
-    told = dict(METRICS)
+def _metric_table(given: Given) -> pd.DataFrame:
+    known = dict(METRICS)
     first, *others = given.counts
     for role in others:
-        told |= {f"{role}_{k}": (f"{role}: {n}", b, s) for k, (n, b, s) in METRICS.items()}
-        told[f"{first}_{role}"] = (f"{first} and {role}", *_ACROSS[1:])
+        known |= {f"{role}_{k}": (f"{role}: {n}", b, s) for k, (n, b, s) in METRICS.items()}
+        known[f"{first}_{role}"] = (f"{first} and {role}", *_ACROSS[1:])
     return pd.DataFrame(
         [
-            {"metric": key, "name": name, "group": "generation", "best": best, "about": said}
-            for key, (name, best, said) in told.items()
+            {"metric": key, "name": name, "group": "generation", "best": best, "about": meaning}
+            for key, (name, best, meaning) in known.items()
         ]
     ).set_index("metric")
 
@@ -280,7 +235,7 @@ def _metric_table(given: _Given) -> pd.DataFrame:
 # a trial
 
 
-def _judge(make: _Make, seed: int, given: _Given, *, pictured: int) -> Result:
+def _judge(make: Make, seed: int, given: Given, *, pictured: int) -> Result:
     start = time.perf_counter()
     parts = split(given.classes, seed)
     made = make(given, parts, seed)
@@ -316,7 +271,7 @@ def _judge(make: _Make, seed: int, given: _Given, *, pictured: int) -> Result:
 
 
 def _of_role(
-    given: _Given, parts: Parts, made: _Made, role: str, seed: int
+    given: Given, parts: Parts, made: Made, role: str, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the scores of one modality, those of single classes, and the markers of types."""
     counts, measured = given.counts[role], given.measured[role]
@@ -349,96 +304,23 @@ def _packed(kind: str, counts: sp.csr_matrix, classes: Classes, seed: int) -> di
     return {f"{kind}/{k}": v for k, v in {**parts, "classes": classes[rows]}.items()}
 
 
-def _unpacked(arrays: Mapping[str, np.ndarray], kind: str, given: _Given) -> anndata.AnnData:
+def _unpacked(arrays: Mapping[str, np.ndarray], kind: str, given: Given) -> anndata.AnnData:
     features = next(iter(given.features.values()))
     data, indices, indptr, classes = (
         arrays[f"{kind}/{part}"] for part in ("data", "indices", "indptr", "classes")
     )
+    of_class, types = given.types
     return anndata.AnnData(
         sp.csr_matrix((data, indices, indptr), shape=(len(classes), len(features))),
         obs=pd.DataFrame(
-            {"class": pd.Categorical.from_codes(classes, class_names(given.attributes))},
+            {
+                "class": pd.Categorical.from_codes(classes, class_names(given.attributes)),
+                "type": pd.Categorical.from_codes(of_class[classes], types),
+            },
             index=[f"{kind} {i}" for i in range(len(classes))],
         ),
         var=pd.DataFrame(index=features),
     )
 
 
-def class_names(attributes: pd.DataFrame) -> list[str]:
-    """Return what each class is called: its attributes."""
-    return [", ".join(map(str, row)) for row in attributes.itertuples(index=False)]
-
-
 # how each row makes its cells
-
-
-def _real(given: _Given, rows: np.ndarray, classes: Classes) -> _Made:
-    """Return real cells as they are, with the modalities that they have."""
-    return _Made(
-        {role: x[rows] for role, x in given.counts.items()},
-        classes,
-        {role: mask[rows] for role, mask in given.measured.items()},
-    )
-
-
-def _generated(
-    given: _Given, parts: Parts, counts: Counts, state: State = "rested", note: str = ""
-) -> _Made:
-    """Return generated cells, which have every modality; those of it are compared that real ones have."""
-    measured = {role: given.measured[role][parts.reference] for role in counts}
-    return _Made(counts, given.classes[parts.reference], measured, state, note)
-
-
-def _spare(given: _Given, parts: Parts, seed: int) -> _Made:  # noqa: ARG001 (one signature)
-    return _real(given, parts.spare, given.classes[parts.spare])
-
-
-def _replay(given: _Given, parts: Parts, seed: int) -> _Made:
-    wanted = given.classes[parts.reference]
-    drawn = generators.replayed(given.classes[parts.train], wanted, np.random.default_rng(seed))
-    return _real(given, parts.train[drawn], wanted)
-
-
-def _shuffled(given: _Given, parts: Parts, seed: int) -> _Made:
-    drawn = np.random.default_rng(seed).permutation(parts.train)[: len(parts.reference)]
-    return _real(given, drawn, given.classes[parts.reference])
-
-
-def _drawn(draw: Callable[..., Counts], given: _Given, parts: Parts, seed: int) -> _Made:
-    train = _real(given, parts.train, given.classes[parts.train])
-    known = generators.Known(train.counts, train.measured, train.classes)
-    wanted = given.classes[parts.reference]
-    return _generated(given, parts, draw(known, wanted, np.random.default_rng(seed)))
-
-
-def _fit_and_generate(model: Model, given: _Given, parts: Parts, seed: int) -> _Made:
-    data, schema, attributes = given.data, given.schema, given.attributes
-    train, wanted, note = parts.train, given.classes[parts.reference], ""
-    if "label" not in model.uses:
-        note = "" if [*attributes] == ["batch"] else AS_BATCH
-        data, schema = _classes_as_batches(given)
-        attributes = pd.DataFrame({"batch": data.obs["class"].cat.categories})
-        train = train[next(iter(given.measured.values()))[train]]
-    fitted = model.fit(data, schema, rows=train, seed=seed, progress=given.progress)
-    told = {name: values.to_numpy()[wanted] for name, values in attributes.items()}
-    made: Any = fitted.generate(len(wanted), given=told, seed=seed, progress=given.progress)
-    places = dict(schema.places())
-    counts = (
-        {next(iter(given.counts)): sp.csr_matrix(made.X)}
-        if isinstance(made, anndata.AnnData)
-        else {r: sp.csr_matrix(made[places[r].modality or r].X) for r in given.counts}
-    )
-    return _generated(given, parts, counts, fitted.provenance["state"], note)
-
-
-def _classes_as_batches(given: _Given) -> tuple[anndata.AnnData, Schema]:
-    """Return the first modality with one category per cell, for models that read no label."""
-    names = [f"class {number:03d}" for number in range(len(given.attributes))]
-    cells = anndata.AnnData(
-        next(iter(given.counts.values())),
-        obs=pd.DataFrame(
-            {"class": pd.Categorical.from_codes(given.classes, names)},
-            index=given.data.obs_names,
-        ),
-    )
-    return cells, Schema(counts="X", batch="obs/class", fractional=given.schema.fractional)

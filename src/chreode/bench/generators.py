@@ -140,11 +140,12 @@ class _LogRates:
         signal = _shrunk(singular**2 / n, g / n)
         axes = np.sqrt(signal)[:, None] * axes * spread  # of residuals
         axes = axes[signal > 0] / np.sqrt(np.maximum(mu.mean(0), 1e-12))  # of rates over their mean
-        told = (axes**2).sum(0)
-        axes *= np.sqrt(np.minimum(1, excess / np.maximum(told, 1e-12)))  # no more than there is
-        told = np.minimum(told, excess)
-        loadings = axes * np.sqrt(np.log1p(told) / np.maximum(told, 1e-12))
-        rest = (1 + excess) / (1 + told) - 1
+        explained = (axes**2).sum(0)
+        # no more than there is
+        axes *= np.sqrt(np.minimum(1, excess / np.maximum(explained, 1e-12)))
+        explained = np.minimum(explained, excess)
+        loadings = axes * np.sqrt(np.log1p(explained) / np.maximum(explained, 1e-12))
+        rest = (1 + excess) / (1 + explained) - 1
         return cls(frequency, loadings, 1 / np.clip(rest, 1e-6, 1e8))
 
     def draw(

@@ -22,6 +22,7 @@ from anndata import AnnData
 
 from .. import store
 from ..errors import ConfigError
+from ..version import code_hash
 
 #: Told by how they are written.
 _PLAIN = (
@@ -34,13 +35,13 @@ _NAMED = (types.FunctionType, types.BuiltinFunctionType, type)
 def identity(function: Any) -> str:
     """Return a hash of a callable: of the code that it runs, its defaults, and the values it has captured.
 
-    A function of an installed package is told by its name and the version of the package; one of the user's
-    by its code, and so are those that it calls. Callable objects are told by their class and attributes.
+    A function of an installed package is identified by its name and the version of the package. One of the
+    user's is identified by its code and that of what it calls, callable objects by class and attributes.
 
     Raises
     ------
     ConfigError
-        If something is captured whose value cannot be told, as an open file.
+        If something is captured whose value cannot be compared, such as an open file.
 
     Examples
     --------
@@ -146,7 +147,7 @@ def _installed(module: str | None) -> str:
     """Return name and version of the package that a module is of, "" for the user's own."""
     top = (module or "builtins").partition(".")[0]
     if top == "chreode":
-        return f"chreode {store.code_hash()}"
+        return f"chreode {code_hash()}"
     if top == "__main__":
         return ""
     if top in {"builtins", *sys.stdlib_module_names}:

@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from .. import config, read
-from ..arguments import checked
-from ..check import as_category
-from ..errors import CapabilityError, SchemaError, near
+from ..compute.convergence import worst
+from ..compute.progress import bar
+from ..compute.settings import settled
+from ..compute.threads import pinned
+from ..config.arguments import checked
+from ..data.cells import Cells
+from ..data.read import Data
+from ..errors import SchemaError
 from ..fitted import Fitted
-from ..learn.phase import bar
-from ..learn.state import State, worst
 from ..metrics.clustering import require_igraph
 from ..metrics.integration import UNDEFINED, chosen, integration_scores, weights
 from ..metrics.score import Score, ends, spanned
+from ..metrics.table import BASELINE
 from ..model import Model
-from ..models.pca import PCA
-from ..read import Data
-from ..schema import Place, Schema
-from ..surroundings import settled
-from .cluster import opened, portable
-from .ledger import digest, provenance
+from ..registry import find
+from ..run import Run
+from ..schema import Schema
+from .cluster import portable
+from .digest import digest, provenance
+from .embedded import Embed, Given, Method, ready, rows_of, shallow
+from .sizes import cell_counts
 from .table import Bench
-from .trials import Outcome, Result, Trial, pinned, require_one, require_seeds, running
+from .trial import Outcome, Result, Trial
+from .trials import require_one, require_seeds, running
 
-#: Rows of the table beside the ones asked for: two baselines and a ceiling.
-BASELINE, HARMONY, CEILING = "PCA", "Harmony", "label oracle"
-#: Cells that it needs: a thirtieth of them, rounded, are its clusters.
-_HARMONY_CELLS = 16
 #: Averages of the metrics.
 _TOTALS = {
     "bio": "mean of the bio metrics, raw",
@@ -49,36 +46,6 @@ _TOTALS = {
 }
 #: Bootstrap resamples behind each interval.
 DRAWS = 200
-
-
-@dataclass(frozen=True, eq=False)
-class _Given:
-    """What every trial is given; `cells` are the positions of those that are scored."""
-
-    data: Data | Path
-    schema: Schema
-    named: Mapping[str, pd.Series]
-    x_pca: Float[np.ndarray, "cells z"]
-    cells: Int[np.ndarray, " n"]
-    metrics: Sequence[str] | None
-    draws: int
-    progress: bool | None
-
-
-#: Embeds all cells under a seed, and says how the fit for it stood when it stopped.
-_Embed: TypeAlias = Callable[[_Given, int], tuple[np.ndarray, State]]
-
-
-@dataclass(eq=False)
-class _Method:
-    """How to embed the cells, under which seeds, and what the result depends on beside the seed."""
-
-    name: str
-    role: str
-    embed: _Embed
-    seeds: Sequence[int]
-    about: Mapping[str, Any]
-    note: str = ""
 
 
 @settled()
@@ -93,7 +60,8 @@ def integration(
     metrics: Sequence[str] | None = None,
     into: str | Path | None = None,
     ray: bool | int = False,
-    progress: bool | None = None,
+    run: Run = Run(),
+    **settings: Any,
 ) -> Bench:
     """Score embeddings of the same cells by conservation of labels and mixing of batches.
 
@@ -119,8 +87,8 @@ def integration(
         Run methods and seeds side by side on Ray: on the cluster of RAY_ADDRESS, or on the cores of
         this machine. A number is the threads of each (True: one); on as many threads, the scores are
         those of a run without Ray. Workers open a path themselves.
-    progress
-        Show progress bars (default: on a terminal).
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Returns
     -------
@@ -146,22 +114,22 @@ def integration(
     """
     seeds = require_seeds(seeds)
     sent = portable(data) if ray else None
-    data = read.read(data)
-    named = {role: _category(data, schema, role) for role in ("label", "batch")}
-    told = _metric_table(metrics)
-    if any(key.endswith("leiden") for key in told.index):
+    run, cells = run.with_(**settings), Cells.of(data, schema)
+    named = {role: _category(cells, role) for role in ("label", "batch")}
+    wanted = _metric_table(metrics)
+    if any(key.endswith("leiden") for key in wanted.index):
         require_igraph()
-    with pinned(int(ray) or torch.get_num_threads()):
-        pca = PCA(n_latent=_components(data, schema))
-        x_pca = pca.fit(data, schema, seed=seeds[0], progress=progress).embed(_shallow(data))
-        table = _table(data, methods, seeds)
-        cells = _everywhere(read.positions(data, rows), [x_pca, *_ready(data, table)])
+    with pinned(int(ray) or run.threads or torch.get_num_threads()):
+        pca = find("pca")(n_latent=_components(cells))
+        x_pca = pca.fit(cells.data, schema, seed=seeds[0], run=run).embed(shallow(cells.data))
+        table = rows_of(cells, methods, seeds)
+        scored = _everywhere(cells.positions(rows), [x_pca, *ready(cells, table)])
         about = {
-            **provenance(data, schema), **_sizes(named, cells), "rows": digest(cells),
-            "metrics": [*told.index], "draws": DRAWS, "components of PCA": pca.n_latent,
+            **provenance(cells), **_sizes(named, scored), "rows": digest(scored),
+            "metrics": [*wanted.index], "draws": DRAWS, "components of PCA": pca.n_latent,
         }  # fmt: skip
-        given = _Given(
-            data if sent is None else sent, schema, named, x_pca, cells, metrics, DRAWS, progress
+        given = Given(
+            cells.data if sent is None else sent, schema, named, x_pca, scored, metrics, DRAWS, run
         )
         trials = [
             Trial(f"{m.name}, seed {s}", partial(_judge, m.embed, s), {**m.about, "seed": s})
@@ -169,93 +137,44 @@ def integration(
             for s in m.seeds
         ]
         with (
-            bar(len(trials), "judge", progress) as shown,
+            bar(len(trials), "judge", run.progress) as shown,
             running(given, about, into=into, ray=ray) as runner,
         ):
             found = runner.run(trials, shown)
     require_one(trials, found)
     done = iter(found)
     outcomes = {method.name: {seed: next(done) for seed in method.seeds} for method in table}
-    scored = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
+    done_ = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
     totals = {
-        name: {
-            k: np.mean([o.arrays[k] for n, _, o in scored if n == name], axis=0) for k in _TOTALS
-        }
-        for name in {name for name, _, _ in scored}
+        name: {k: np.mean([o.arrays[k] for n, _, o in done_ if n == name], axis=0) for k in _TOTALS}
+        for name in {name for name, _, _ in done_}
     }
     pictures: dict[str, np.ndarray] = {}
-    for name, _, outcome in scored:
+    for name, _, outcome in done_:
         pictures.setdefault(name, outcome.arrays["embedding"])
     return Bench(
         kind="integration",
         scores=pd.DataFrame(
-            [{"method": n, "seed": s, **score} for n, s, o in scored for score in o.row["scores"]]
+            [{"method": n, "seed": s, **score} for n, s, o in done_ for score in o.row["scores"]]
         ),
         methods=pd.DataFrame(
             [_summary(method, outcomes[method.name].values(), totals) for method in table]
         ).set_index("method"),
-        metrics=told,
+        metrics=wanted,
         about=about,
         embeddings=pictures,
-        labels={role: values.iloc[cells] for role, values in named.items()},
+        labels={role: values.iloc[scored] for role, values in named.items()},
+        sizes=cell_counts(cells, scored),
     )
 
 
-def _components(data: Data, schema: Schema) -> int:
+def _components(cells: Cells) -> int:
     """Return how many principal components the baseline has: 50, or as many as there can be."""
-    places = dict(schema.places())
-    role = "expression" if "expression" in places else "counts"
-    if role not in places:
+    role = "expression" if "expression" in cells.places else "counts"
+    if role not in cells.places:
         return 50  # the fit, which follows, says what is lacking
-    cells, features = read.matrix(data, places[role], role)[0].shape
-    return max(1, min(50, cells - 2, features))
-
-
-def _table(
-    data: Data, methods: Sequence[str | Model | Fitted], seeds: Sequence[int]
-) -> list[_Method]:
-    """Return the rows of the table; methods of one name (two configurations, two fits) are numbered."""
-    table = [
-        _Method(BASELINE, "baseline", _pca, seeds[:1], {"baseline": BASELINE}),
-        _Method(HARMONY, "baseline", _harmony, seeds, {"baseline": HARMONY}),
-        *(_method(method, data, seeds) for method in methods),
-        _Method(CEILING, "ceiling", _oracle, seeds[:1], {"ceiling": CEILING}),
-    ]
-    met: Counter[str] = Counter()
-    for row in table:
-        met[row.name] += 1
-        if met[row.name] > 1:
-            row.name = f"{row.name} ({met[row.name]})"
-    return table
-
-
-def _method(method: str | Model | Fitted, data: Data, seeds: Sequence[int]) -> _Method:
-    if isinstance(method, str):
-        key = next((k for k in (method, f"X_{method}") if k in data.obsm), None)
-        if key is None:
-            raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
-        about: dict[str, Any] = {"obsm": key, "values": digest(_slot(data, key))}
-        said = "one seed: a ready-made embedding"
-        return _Method(key, "method", partial(_read_slot, key), seeds[:1], about, said)
-    name, key = type(method).__name__, "model"
-    if isinstance(method, Fitted):
-        weights = [tensor.numpy() for tensor in method.module.state_dict().values()]
-        about = {"fitted": dict(method.provenance), "weights": digest(*weights)}
-        name, said = type(method.model).__name__, "one seed: a fitted model"
-        return _Method(
-            name, "method", partial(_embed, method), [method.provenance["seed"]], about, said
-        )
-    about = {"model": method.key, "config": config.as_dict(method)}
-    return _Method(name, "method", partial(_fit_and_embed, method), seeds, about)
-
-
-def _ready(data: Data, table: Sequence[_Method]) -> Iterator[Float[np.ndarray, "cells z"]]:
-    yield from (_slot(data, row.about["obsm"]) for row in table if "obsm" in row.about)
-
-
-def _slot(data: Data, key: str) -> Float[np.ndarray, "cells z"]:
-    values = read.matrix(data, Place("obsm", key), "obsm")[0]
-    return np.asarray(values.toarray() if sp.issparse(values) else values, np.float32)
+    n, features = cells.matrix(role).matrix.shape
+    return max(1, min(50, n - 2, features))
 
 
 def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarray:
@@ -267,57 +186,10 @@ def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarr
 # how each method embeds: functions of what all are given, and a seed
 
 
-def _pca(given: _Given, _: int) -> tuple[np.ndarray, State]:
-    return given.x_pca, "rested"
-
-
-def _read_slot(key: str, given: _Given, _: int) -> tuple[np.ndarray, State]:
-    return _slot(opened(given.data), key), "rested"
-
-
-def _embed(fitted: Fitted, given: _Given, _: int) -> tuple[np.ndarray, State]:
-    x = fitted.embed(_shallow(opened(given.data)), progress=given.progress)
-    return x, fitted.provenance["state"]
-
-
-def _fit_and_embed(model: Model, given: _Given, seed: int) -> tuple[np.ndarray, State]:
-    data = opened(given.data)
-    return _embed(model.fit(data, given.schema, seed=seed, progress=given.progress), given, seed)
-
-
-def _harmony(given: _Given, seed: int) -> tuple[np.ndarray, State]:
-    try:
-        import harmonypy
-    except ImportError as error:
-        raise CapabilityError("harmonypy is not installed, pip install 'chreode[bench]'") from error
-    x, batch = given.x_pca, given.named["batch"]
-    if batch.nunique() < 2:
-        raise CapabilityError("there is one batch only")
-    kept = np.isfinite(x).all(1)
-    if kept.sum() < _HARMONY_CELLS:
-        raise CapabilityError(
-            f"it takes {_HARMONY_CELLS} cells, to have a cluster, and got {kept.sum()}"
-        )
-    table = pd.DataFrame({"batch": batch[kept].to_numpy()})
-    fixed = harmonypy.run_harmony(x[kept], table, "batch", random_state=seed, verbose=False)
-    out = np.full_like(x, np.nan)
-    corrected = np.asarray(fixed.Z_corr, np.float32)
-    out[kept] = corrected if corrected.shape == x[kept].shape else corrected.T
-    return out, "rested"
-
-
-def _oracle(given: _Given, seed: int) -> tuple[np.ndarray, State]:
-    # cells without a label are of no type: they have a place of their own
-    codes = pd.factorize(given.named["label"], use_na_sentinel=False)[0]
-    hot = np.eye(codes.max() + 1, dtype=np.float32)[codes]
-    noise = np.random.default_rng(seed).normal(scale=0.1, size=hot.shape)
-    return hot + noise.astype(np.float32), "rested"
-
-
 # a trial, and what is made of all of them
 
 
-def _judge(embed: _Embed, seed: int, given: _Given) -> Result:
+def _judge(embed: Embed, seed: int, given: Given) -> Result:
     """Embed the cells and score them; the arrays are for pictures and for notes on the totals."""
     start = time.perf_counter()
     x, state = embed(given, seed)
@@ -370,7 +242,7 @@ def _scored(
 
 
 def _summary(
-    method: _Method, outcomes: Collection[Outcome], totals: Mapping[str, Mapping[str, np.ndarray]]
+    method: Method, outcomes: Collection[Outcome], totals: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict[str, Any]:
     """Return the row of a method, with notes on what it failed of and on whether it beats the baseline."""
     done = [outcome for outcome in outcomes if not outcome.failed]
@@ -398,16 +270,15 @@ def _metric_table(metrics: Sequence[str] | None) -> pd.DataFrame:
         {"metric": m.key, "name": m.name, "group": m.kind, "best": m.best, "about": m.description}
         for m in chosen(metrics)
     ]
-    for key, said in _TOTALS.items():
-        table.append({"metric": key, "name": key, "group": "total", "best": 1.0, "about": said})
+    for key, meaning in _TOTALS.items():
+        table.append({"metric": key, "name": key, "group": "total", "best": 1.0, "about": meaning})
     return pd.DataFrame(table).set_index("metric")
 
 
-def _category(data: Data, schema: Schema, role: str) -> pd.Series:
-    if getattr(schema, role) is None:
+def _category(cells: Cells, role: str) -> pd.Series:
+    if getattr(cells.schema, role) is None:
         raise SchemaError(f"bench.integration needs {role}: Schema({role}='obs/…').")
-    place = dict(schema.places())[role]
-    return as_category(read.column(data, place, role), schema.missing)
+    return cells.categories(role)
 
 
 def _sizes(named: Mapping[str, pd.Series], cells: np.ndarray) -> dict[str, int]:
@@ -416,13 +287,3 @@ def _sizes(named: Mapping[str, pd.Series], cells: np.ndarray) -> dict[str, int]:
         "cells": len(cells), "labels": int(label.nunique()), "batches": int(batch.nunique()),
         "unlabelled": int(label.isna().sum()),
     }  # fmt: skip
-
-
-def _shallow(data: Data) -> Data:
-    """Return the same cells in a new object, so that a verb writes nothing to the user's."""
-    if isinstance(data, anndata.AnnData):
-        return anndata.AnnData(
-            data.X, obs=data.obs, var=data.var, layers=dict(data.layers), obsm=dict(data.obsm),
-            raw=data.raw,
-        )  # fmt: skip
-    return data.copy()

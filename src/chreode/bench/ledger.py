@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 import torch
 
-from .. import __version__, read, store
-from ..errors import StoreError
-from ..read import Data
-from ..schema import MATRIX_ROLES, Schema
+from .. import store
+from ..errors import StoreError, counted
+from ..version import code_hash
+from .trial import Outcome
 
-#: Rows of a matrix that are hashed in one go.
-_ROWS = 4096
 #: Seconds in which a line that another process is writing must grow.
 _GROWING = 0.2
-
-if TYPE_CHECKING:
-    from .trials import Outcome
 
 
 class Ledger:
@@ -75,8 +65,8 @@ class Ledger:
             if not file.exists():
                 return None
             arrays = {name: t.numpy() for name, t in store.read_tensors(file)[0].items()}
-        told = {name: line[name] for name in ("row", "seconds", "attempts")}
-        return {**told, "arrays": arrays}
+        outcome = {name: line[name] for name in ("row", "seconds", "attempts")}
+        return {**outcome, "arrays": arrays}
 
     def add(self, key: str, name: str, outcome: Outcome) -> None:
         """Keep a result; it is on the disk when this returns.
@@ -95,17 +85,19 @@ class Ledger:
         line = {
             "key": key, "trial": name, "failed": outcome.failed, "seconds": outcome.seconds,
             "attempts": outcome.attempts, "arrays": sorted(outcome.arrays), "row": outcome.row,
-            "code": store.code_hash(),
+            "code": code_hash(),
         }  # fmt: skip
         self._append(line)
         self.kept[key] = line
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Say what is kept, and how to go on."""
         if self.folder is None:
             return "nothing is kept, as no folder was named for it (into)"
         done = sum(not line["failed"] for line in self.kept.values())
-        return f"{done} results are kept in {self.folder}, and the same call goes on from there"
+        return (
+            f"{self.folder} keeps {counted(done, 'result')}, and the same call goes on from there"
+        )
 
     def _refuse_something_else(self) -> None:
         assert self.folder is not None
@@ -175,69 +167,14 @@ class Ledger:
         ours = self.about
         differ = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
         if differ:
-            said = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differ)
+            differences = "; ".join(
+                f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differ
+            )
             raise StoreError(
-                f"{self.folder} holds results of another run ({said}). "
+                f"{self.folder} holds results of another run ({differences}). "
                 "Name another folder, or remove this one."
             )
 
 
-def _line(told: Mapping[str, Any]) -> bytes:
-    return json.dumps(told).encode() + b"\n"
-
-
-def provenance(data: Data, schema: Schema) -> dict[str, Any]:
-    """Return what a number depends on and a reader needs to repeat it: data, schema, versions, threads."""
-    return {
-        "data": fingerprint(data, schema), "schema": schema.as_dict(),
-        "chreode": __version__, "code": store.code_hash(), "torch": torch.__version__,
-        "machine": platform.machine(), "threads": torch.get_num_threads(),
-    }  # fmt: skip
-
-
-def fingerprint(data: Data, schema: Schema) -> str:
-    """Return a hash of the names of the cells and the values of every role."""
-    parts: list[Any] = [pd.Series(data.obs_names)]
-    for role, place in schema.places():
-        if role.partition("/")[0] in MATRIX_ROLES:
-            values, names = read.matrix(data, place, role)
-            parts += [values, pd.Series(names)]
-        else:
-            parts.append(read.column(data, place, role))
-    return digest(*parts)
-
-
-def digest(*parts: Any) -> str:
-    """Return a hash of matrices (in memory, or on disk), columns, and anything that JSON can hold.
-
-    Examples
-    --------
-    >>> digest({"n_latent": 10}) == digest({"n_latent": 10}) != digest({"n_latent": 11})
-    True
-    """
-    made = hashlib.sha256()
-    for part in parts:
-        for array in _arrays(part):
-            made.update(f"{array.dtype} {array.shape}".encode())
-            made.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return made.hexdigest()[:16]
-
-
-def _arrays(part: Any) -> Iterator[np.ndarray]:
-    """Yield what `part` is made of; a matrix by rows, as one on disk may not fit into memory."""
-    if isinstance(part, pd.Series):
-        yield pd.util.hash_pandas_object(part, index=False).to_numpy()
-    elif len(getattr(part, "shape", ())) == 2:
-        yield np.array(part.shape)
-        for start in range(0, part.shape[0], _ROWS):
-            rows = part[np.arange(start, min(start + _ROWS, part.shape[0]))]
-            if sp.issparse(rows):
-                yield from (np.diff(rows.indptr).astype(np.int64), rows.indices.astype(np.int64))
-            yield rows.data if sp.issparse(rows) else rows
-    else:
-        json_able = not isinstance(part, np.ndarray)
-        yield (
-            np.frombuffer(json.dumps(part, sort_keys=True).encode(), np.uint8)
-            if json_able
-            else part
-        )
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

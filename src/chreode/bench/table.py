@@ -1,172 +1,20 @@
-"""The result of a bench: raw scores with intervals, one row per method, seed and metric."""
+"""The result of a bench: scores that can report themselves."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-from pandas.api.types import is_numeric_dtype
-
-from .. import store
-from ..arguments import checked
-from ..errors import StoreError
-from ..learn.state import read_state
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-#: Columns that hold text, and columns that hold numbers.
-_COLUMNS = {
-    "scores": (("method", "metric", "reason"), ("seed", "value", "low", "high")),
-    "methods": (("method", "role", "state", "note"), ("seeds", "seconds")),
-    "metrics": (("metric", "name", "group", "about"), ("best",)),
-}
-
-
-#: Tables that not every bench has.
-_FURTHER = ("by_class", "curves", "markers")
+from ..config.arguments import checked
+from ..metrics.table import ScoreTable
+from ..report import write_bench
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
-    """Scores of several methods on the same cells.
-
-    Attributes
-    ----------
-    kind
-        Which bench: ``"integration"``, …
-    scores
-        Long table: method, seed, metric, value, low, high (95 % bootstrap interval over cells).
-    methods
-        One row per method: role (baseline, method, ceiling), seeds, state of the fits, seconds, note.
-    metrics
-        One row per metric: name, group, best value, description.
-    about
-        Data fingerprint, cells, schema, versions, machine: what a reader needs to repeat it.
-    embeddings
-        Coordinates of the cells by method (first seed), for pictures; not saved.
-    labels
-        Categories of the cells by what they are called, for pictures; not saved.
-    by_class
-        Scores of single classes of cells, where a bench looks at them (series, in one of
-        dynamics): method, seed, class, metric, value.
-    curves
-        What became of fits along rising strengths of a penalty, in a bench of dynamics: method, seed,
-        strength, error of held-out series, share of pairs without an effect.
-    markers
-        In a bench of generation, genes that define types: method, seed, class, gene, and what
-        `chreode.metrics.markers.compare_markers` says of each.
-    pairs
-        Some real and some generated cells by method (first seed), raw counts in ``X`` and their class in
-        ``obs["class"]``, for pictures; not saved.
-    """
-
-    kind: str
-    scores: pd.DataFrame
-    methods: pd.DataFrame
-    metrics: pd.DataFrame
-    about: Mapping[str, Any]
-    embeddings: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
-    labels: Mapping[str, pd.Series] = field(default_factory=dict, repr=False)
-    by_class: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
-    curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
-    markers: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
-    pairs: Mapping[str, tuple[AnnData, AnnData]] = field(default_factory=dict, repr=False)
-
-    def table(self) -> pd.DataFrame:
-        """Return methods x metrics, means over seeds of raw scores, with seeds and a note."""
-        wide = self._wide("value")
-        wide.insert(0, "role", self.methods["role"])
-        return wide.join(self.methods[["seeds", "note"]])
-
-    def intervals(self) -> pd.DataFrame:
-        """Return methods x metrics as ``low to high``: the union of the seeds' bootstrap intervals."""
-        low, high = self._wide("low", "min"), self._wide("high", "max")
-        return low.combine(
-            high, lambda a, b: a.map("{:.3f}".format) + " to " + b.map("{:.3f}".format)
-        )
-
-    def lacking(self) -> dict[str, str]:
-        """Return the metrics that no method has, and why."""
-        found = self.scores.groupby("metric", sort=False).agg(
-            n=("value", "count"), why=("reason", "max")
-        )
-        return found.loc[found["n"] == 0, "why"].to_dict()
-
-    @checked
-    def save(self, path: str | Path) -> Path:
-        """Write scores, methods and provenance as JSON.
-
-        Raises
-        ------
-        StoreError
-            If the place cannot be written.
-        """
-        tables = {
-            n: getattr(self, n).reset_index().to_dict("records")
-            for n in ("scores", "methods", "metrics", *_FURTHER)
-        }
-        with store.aside(path) as made:
-            made.write_text(
-                json.dumps({"kind": self.kind, "about": dict(self.about), **tables}, indent=1)
-            )
-        return Path(path)
-
-    @classmethod
-    @checked
-    def load(cls, path: str | Path) -> Bench:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        StoreError
-            If the file is absent, cut short or no bench.
-        """
-        try:
-            read = json.loads(Path(path).read_text())
-            tables = {n: pd.DataFrame(read[n]) for n in ("scores", "methods", "metrics")}
-            tables["methods"]["state"] = [read_state(row) for row in read["methods"]]
-            if not (
-                isinstance(read["kind"], str) and isinstance(read["about"].get("schema", {}), dict)
-            ):
-                raise ValueError("kind is no text, or schema no table")
-            for name, (texts, numbers) in _COLUMNS.items():
-                typed = [isinstance(v, str) for column in texts for v in tables[name][column]]
-                typed += [is_numeric_dtype(tables[name][column]) for column in numbers]
-                if not all(typed):
-                    raise ValueError(f"{name} has text for numbers, or numbers for text")
-            return cls(
-                read["kind"],
-                tables["scores"].drop(columns="index"),
-                tables["methods"].set_index("method"),
-                tables["metrics"].set_index("metric"),
-                read["about"],
-                **{
-                    n: pd.DataFrame(read.get(n, [])).drop(columns="index", errors="ignore")
-                    for n in _FURTHER
-                },
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"{path} is no saved bench, which is JSON that Bench.save or 'chreode bench … -o "
-                f"bench.json' wrote ({type(error).__name__}: {error})."
-            ) from error
+class Bench(ScoreTable):
+    """Scores of several methods on the same cells; see `ScoreTable` for its tables."""
 
     @checked
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML page with tables and pictures, and return its path."""
-        from ..report import write_bench
-
         return write_bench(path, self)
-
-    def _wide(self, value: str, how: str = "mean") -> pd.DataFrame:
-        wide = self.scores.pivot_table(
-            index="method", columns="metric", values=value, aggfunc=how, dropna=False, sort=False
-        )
-        wide.columns.name = None
-        return wide.reindex(index=self.methods.index, columns=self.metrics.index)

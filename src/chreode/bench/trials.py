@@ -5,78 +5,17 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
-import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
-
-from ..errors import ChreodeError, ConfigError, DataError, warn
-from .ledger import Ledger, digest
-
-#: What a trial returns: values that JSON can hold, and arrays.
-Result: TypeAlias = tuple[dict[str, Any], dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """One piece of work.
-
-    Attributes
-    ----------
-    name
-        What it is called, once among the trials that run together.
-    call
-        What to do with what all trials share. Ray pickles it, so it should hold no data of any size.
-    about
-        What its result depends on beside what all trials share, JSON-able.
-    """
-
-    name: str
-    call: Callable[[Any], Result]
-    about: Mapping[str, Any]
-
-    @property
-    def key(self) -> str:
-        """Name of its result on disk: the same work has the same, whatever it is called."""
-        return digest(dict(self.about))
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What became of a trial.
-
-    Attributes
-    ----------
-    row, arrays
-        What it returned; empty if it failed.
-    failed
-        Why it failed, or "".
-    seconds
-        How long it took.
-    attempts
-        How often it was begun: a worker that dies is replaced.
-    unforeseen
-        Whether it failed of something else than an error of `chreode.errors`.
-    """
-
-    row: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
-    failed: str = ""
-    seconds: float = 0.0
-    attempts: int = 1
-    unforeseen: bool = False
-
-
-#: Runs trials and yields what became of each as it finishes.
-Execute: TypeAlias = Callable[[Sequence[Trial]], Generator[tuple[Trial, Outcome], None, None]]
+from ..errors import ConfigError, DataError, warn
+from .cluster import on_ray
+from .ledger import Ledger
+from .trial import Execute, Outcome, Trial, attempt
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +105,6 @@ def running(
     ledger = Ledger(into, about)
     with _told(ledger):
         if ray:
-            from .cluster import on_ray
-
             with on_ray(shared, int(ray)) as (execute, workers):
                 yield Runner(execute, workers, ledger)
         else:
@@ -180,33 +117,6 @@ def _in_turn(shared: Any, trials: Sequence[Trial]) -> Generator[tuple[Trial, Out
         yield trial, attempt(trial, shared)
 
 
-def attempt(trial: Trial, shared: Any, threads: int | None = None) -> Outcome:
-    """Run a trial in this process; whatever it fails of is told by what is returned."""
-    start = time.perf_counter()
-    try:
-        with pinned(threads or torch.get_num_threads()):
-            row, arrays = trial.call(shared)
-    except ChreodeError as error:
-        return Outcome(failed=str(error), seconds=time.perf_counter() - start)
-    except Exception as error:  # noqa: BLE001 (of another library, or a bug: the other trials go on)
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        return Outcome(failed=said, seconds=time.perf_counter() - start, unforeseen=True)
-    return Outcome(row, arrays, seconds=time.perf_counter() - start)
-
-
-@contextmanager
-def pinned(threads: int) -> Iterator[None]:
-    """Give torch and the linear algebra of NumPy so many threads: results depend on it in the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with threadpool_limits(threads):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class _Stopped(BaseException):
     """Ctrl-C by another name: at a KeyboardInterrupt a fit ends early and counts as done."""
 
@@ -217,7 +127,7 @@ def _told(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except (_Stopped, KeyboardInterrupt):
-        raise KeyboardInterrupt(f"interrupted; {ledger.told()}") from None
+        raise KeyboardInterrupt(f"interrupted; {ledger.summary()}") from None
 
 
 @contextmanager

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..metrics import generation as measure
-from ..metrics.markers import FEWEST, STATISTICS, choose_markers, compare_markers
+from ..metrics.markers import MIN_CLASS, STATISTICS, choose_markers, compare_markers
+from ..metrics.space import Space
 from .generators import Classes
 
 #: Shares of the cells, as `Parts` has them.
 SHARES = (0.5, 0.2, 0.2, 0.1)
-#: Cells that a class must have in the part compared with, to be scored by itself.
-MIN_CLASS = 20
 TOO_FEW = (
-    f"No class has {MIN_CLASS} cells to compare, a fifth of all: give more, or fewer categories."
+    f"No class has {counted(MIN_CLASS, 'cell')} to compare, which are a fifth of all. Give more cells, or "
+    "fewer categories."
 )
 #: Metrics that tell replayed cells from new ones; by all others they are real cells.
 OF_MEMORY = ("memory", "membership")
@@ -53,23 +53,6 @@ METRICS = {
     "memory": ("memory", 0.5, "how often a fake is nearer to a training cell than a held-out one"),
     "membership": ("membership", 0.5, "how often fakes give away that a cell was trained on"),
 }
-
-
-def too_small(about: Mapping[str, Any]) -> str:
-    """Return the sentences on what a bench's `about` names as too small to be scored; "" if nothing is."""
-    classes, types = (
-        ", ".join(f"{name} ({n})" for name, n in about.get(key, {}).items())
-        for key in ("too small", "no markers")
-    )
-    left = [
-        f"Of {role} nothing is scored: {why}." for role, why in about.get("not scored", {}).items()
-    ]
-    alone = (
-        f"Too small to be scored alone, with fewer than {MIN_CLASS} held-out cells: {classes}. They count "
-        f"in what is pooled, and in markers from {FEWEST} cells of a type on."
-    )
-    markers = f"Of too few cells for their markers to be compared: {types}."
-    return " ".join([*left, *[alone] * bool(classes), *[markers] * bool(types)])
 
 
 class Parts(NamedTuple):
@@ -146,7 +129,7 @@ def scored(
     large = {number: ab for number, ab in sides.items() if min(map(len, ab)) >= MIN_CLASS}
     if not large:
         raise DataError(TOO_FEW)
-    space = measure.Space.of(yardstick)
+    space = Space.of(yardstick)
     x, y, yard = space.place(real), space.place(fake), space.place(yardstick)
     parts = {}
     for number, (a, b) in large.items():

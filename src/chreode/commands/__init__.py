@@ -1,1 +1,1 @@
-"""The commands of `chreode.cli`. Their modules are light: ``ch.…`` loads what a command touches."""
+"""The commands of `chreode.commands.app`. Their modules are light: ``ch.…`` loads what a command touches."""

@@ -1,4 +1,4 @@
-"""``chreode check FILE``: what a file holds, what is wrong with it, and which models it can feed."""
+"""``chreode check FILE``: what a file holds, what is wrong with it, and which models can read it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ..models import find, keys
+from ..errors import counted, visible
+from ..registry import find, keys
 from ..schema import MATRIX_ROLES, Place, Schema
-from ..text import visible
 from .common import Answer, Json, as_flags, narrows, spoken, suggested, with_roles
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..check import Look
+    from ..data.cells import Cells
+    from ..data.look import Look
+    from ..data.read import Data
     from ..model import Model
-    from ..read import Data
 
 #: Names that columns and modalities of a role often have, the likeliest first. They are suggested,
 #: never used.
@@ -53,7 +54,7 @@ def check(
     json: Json = False,
     **roles: Any,
 ) -> Answer:
-    """Say what a file holds, what is wrong with it, and which models it can feed.
+    """Show what a file holds, what is wrong with it, and which models can read it.
 
     Parameters
     ----------
@@ -62,22 +63,23 @@ def check(
     for_
         Look for this model alone.
     """
-    from ..check import SCALED_ROLES, Finding, findings
-    from ..read import read
+    from ..data.cells import Cells
+    from ..data.check import SCALED_ROLES, Finding, findings
 
     wanted = [find(for_)] if for_ else [find(key) for key in keys()]
     schema = Schema.from_dict(roles)
-    data = read(file)
+    cells = Cells.of(file, schema)
+    data = cells.data
     looks: dict[str, Any] = {}
     summed = {str(place) for role, place in schema.places() if role in SCALED_ROLES}
-    matrices, columns = list(_matrices(data, summed, looks)), list(_columns(data))
-    found = findings(data, schema, looks=looks)
+    matrices, columns = list(_matrices(cells, summed, looks)), list(_columns(data))
+    found = findings(cells, looks=looks)
     feeds = [_fed(model, schema) for model in wanted] if roles or for_ else []
     if for_ and feeds[0]["missing"]:
         found.append(Finding("error", "schema", f"{for_} needs {feeds[0]['missing'][0]}."))
     failed = any(finding.level == "error" for finding in found)
-    following = None if failed else _next(file, data, schema, feeds, matrices, columns)
-    pending = ", once the errors are mended" if failed else ""
+    following = None if failed else _next(file, cells, feeds, matrices, columns)
+    pending = " that can use this file once the errors above are fixed" if failed else ""
     text = "\n".join(
         [
             f"{file}: {_sizes(data)}",
@@ -87,12 +89,12 @@ def check(
             *(["", "Next", f"  {visible(following)}"] if following else []),
         ]
     )
-    told = {
+    report = {
         "file": str(file), "cells": data.n_obs, "matrices": matrices, "columns": columns,
         "findings": [asdict(f) | {"text": spoken(f.text)} for f in found],
         "models": feeds, "suggested": following,
     }  # fmt: skip
-    return Answer(text, told, json, code=int(failed))
+    return Answer(text, report, json, code=int(failed))
 
 
 # what the file holds
@@ -106,17 +108,20 @@ def _parts(data: Data) -> Iterator[tuple[str, Any]]:
 
 
 def _sizes(data: Data) -> str:
-    parts = [f"{part.n_obs:,} cells x {part.n_vars:,} features" for _, part in _parts(data)]
+    parts = [
+        f"{counted(part.n_obs, 'cell')} x {counted(part.n_vars, 'feature')}"
+        for _, part in _parts(data)
+    ]
     if len(parts) == 1:
         return parts[0] + (
             f", such as {', '.join(map(_short, data.var_names[:3]))}" if data.n_vars else ""
         )
     inside = "; ".join(f"{visible(n)} {s}" for n, s in zip(data.mod, parts[1:], strict=True))
-    return f"{data.n_obs:,} cells in {len(data.mod)} modalities ({inside})"
+    return f"{counted(data.n_obs, 'cell')} in {counted(len(data.mod), 'modality')} ({inside})"
 
 
 def _matrices(
-    data: Data, summed: Collection[str], looks: dict[str, Any]
+    cells: Cells, summed: Collection[str], looks: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yield what stands in every slot that a matrix role can name; put what was seen into `looks`.
 
@@ -124,11 +129,11 @@ def _matrices(
     """
     import numpy as np
 
-    from .. import read
-    from ..check import look
     from ..data.disk import is_sparse
+    from ..data.look import look
     from ..errors import ChreodeError
 
+    data = cells.data
     for prefix, part in _parts(data):
         whole = bool(getattr(data, "mod", {})) and not prefix
         slots = [] if whole or part.X is None else ["X"]
@@ -140,7 +145,7 @@ def _matrices(
             place = str(Place.parse(prefix + slot))
             row = {"place": place, "shape": [], "dtype": "", "sparse": False, "counts": False}
             try:
-                values, _ = read.matrix(data, Place.parse(place), "")
+                values = cells.matrix_at(Place.parse(place)).matrix
                 row |= {"shape": list(values.shape), "dtype": str(values.dtype)}
                 row |= {"sparse": is_sparse(values), "holds": f"{values.dtype}, no numbers"}
                 if not values.shape[1]:
@@ -150,7 +155,7 @@ def _matrices(
                         values, np.arange(values.shape[0]), f"look at {place}",
                         sums=place in summed,
                     )  # fmt: skip
-                    row["counts"], row["holds"] = _told(looks[place])
+                    row["counts"], row["holds"] = _verdict(looks[place])
             except ChreodeError as error:  # one damaged slot does not hide the others
                 row["holds"] = str(error)
             yield row
@@ -159,7 +164,7 @@ def _matrices(
                    "counts": False, "holds": f"cannot be read ({why})"}  # fmt: skip
 
 
-def _told(seen: Look) -> tuple[bool, str]:
+def _verdict(seen: Look) -> tuple[bool, str]:
     """Return whether all values look like raw counts, and what speaks for or against it."""
     span = f"{_figure(seen.low)} to {_figure(seen.high)}"
     odd = seen.lacking + seen.infinite
@@ -200,12 +205,12 @@ def _column(name: str, values: pd.Series) -> dict[str, Any]:
         low, high = _figure(float(values.min())), _figure(float(values.max()))
         kind, holds = "numbers", f"numbers, {low} to {high}"
     elif len(levels) > len(values) / 2:
-        kind, holds = "names", f"{len(levels):,} names, such as {_short(levels[0])}"
+        kind, holds = "names", f"{counted(len(levels), 'name')}, such as {_short(levels[0])}"
     else:
         kind = "categories"
         shown = ", ".join(map(_short, levels[:4])) + (", …" if len(levels) > 4 else "")
         one = f"{_short(levels[0])} alone"
-        holds = f"{len(levels):,} categories: {shown}" if len(levels) > 1 else one
+        holds = f"{counted(len(levels), 'category')}: {shown}" if len(levels) > 1 else one
     control = next((level for level in levels if re.search(_CONTROL, level.lower())), None)
     fits = {"time": kind == "numbers", "perturbation": kind == "categories" and bool(control)}
     suits = [
@@ -254,18 +259,18 @@ def _fed(model: type[Model], schema: Schema) -> dict[str, Any]:
 
 def _next(
     file: Path,
-    data: Data,
-    schema: Schema,
+    cells: Cells,
     feeds: list[dict[str, Any]],
     matrices: list[dict[str, Any]],
     columns: list[dict[str, Any]],
 ) -> str | None:
     """Return the command line that comes next: name the roles, then fit."""
-    told = schema.as_dict()
-    if not told:
+    schema = cells.schema
+    named = schema.as_dict()
+    if not named:
         roles = _candidates(matrices, columns)
         return suggested("check", file, *roles) if roles else None
-    asked = _asked(data, schema)
+    asked = _asked(cells)
     ready = [
         feed
         for feed in feeds
@@ -283,21 +288,21 @@ def _next(
     best = max(ready, key=fit)
     model, place = best["key"], getattr(schema, next(r for r in best["reads"] if r in MATRIX_ROLES))
     width = next((m["shape"][1] for m in matrices if m["place"] == place and m["shape"]), 0)
-    # most genes of a whole transcriptome tell nothing and cost time
+    # most genes of a whole transcriptome carry no information and cost time
     fewer = ["--n-genes", "2000"] if width > 5000 and narrows(schema) else []
-    return suggested("fit", model, file, *as_flags(told), *fewer, "-o", f"runs/{model}")
+    return suggested("fit", model, file, *as_flags(named), *fewer, "-o", f"runs/{model}")
 
 
-def _asked(data: Data, schema: Schema) -> set[str]:
+def _asked(cells: Cells) -> set[str]:
     """Return the roles named that some models alone read, where these have something to learn of them."""
-    from ..read import column
-
-    told = {role: column(data, place, role) for role, place in schema.places() if role in _ASKED}
-    found = {role for role, values in told.items() if values.nunique() > 1}
-    if "time" in found and "trajectory" in told:  # nothing moves in a trajectory of one time
-        of_each = told["time"].groupby(told["trajectory"].to_numpy(), observed=True).nunique()
+    values_of = {role: cells.column(role) for role in cells.places if role in _ASKED}
+    found = {role for role, values in values_of.items() if values.nunique() > 1}
+    if "time" in found and "trajectory" in values_of:  # nothing moves in a trajectory of one time
+        of_each = (
+            values_of["time"].groupby(values_of["trajectory"].to_numpy(), observed=True).nunique()
+        )
         found -= {"time"} if (of_each < 2).any() else set()
-    return found | {role for role in ("protein", "accessibility") if getattr(schema, role)}
+    return found | {role for role in ("protein", "accessibility") if getattr(cells.schema, role)}
 
 
 def _candidates(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> list[str]:
@@ -348,7 +353,7 @@ def _tables(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -> It
     if columns:
         yield "\nColumns"
     for row in columns:
-        lacking = f"; {row['lacking']:,} cells have none" if row["lacking"] else ""
+        lacking = f"; none in {counted(row['lacking'], 'cell')}" if row["lacking"] else ""
         suits = f"  ({' or '.join(row['suits'])}?)" if row["suits"] else ""
         yield f"  {_short(row['place']):<{wide}}  {visible(row['holds'])}{lacking}{suits}"
 
@@ -365,10 +370,10 @@ def _shown(found: list[Any]) -> list[str]:
 def _shown_feeds(feeds: list[dict[str, Any]]) -> Iterator[str]:
     for feed in feeds:
         if feed["missing"]:
-            said = f"needs {', '.join(feed['missing'])}"
+            text = f"needs {', '.join(feed['missing'])}"
         else:
-            said = f"can be fitted, reads {', '.join(feed['reads'])}"
-            said += (
+            text = f"can be fitted, reads {', '.join(feed['reads'])}"
+            text += (
                 f"; could also read {', '.join(feed['could_read'])}" if feed["could_read"] else ""
             )
-        yield f"  {feed['key']:<18}{said}"
+        yield f"  {feed['key']:<18}{text}"

@@ -11,14 +11,13 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
-from ..errors import ConfigError, StoreError, warn
+from ..errors import ConfigError, StoreError, visible, warn
 from ..schema import Place, Schema
-from ..text import visible
 
 if TYPE_CHECKING:
     from ..fitted import Fitted
@@ -29,7 +28,7 @@ RUN = Group("How to run", sort_key=3)
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command says: a text for people, or one JSON document, and the exit code."""
+    """What a command prints: a text for people, or one JSON document, and the exit code."""
 
     text: str
     data: Any
@@ -55,13 +54,16 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 
 
 def _conditions(_: Any, given: Any) -> dict[str, str]:
-    """Read the values of conditions by their names, which stand in the flag; a name may hold dots."""
-    if not isinstance(given, Mapping):
-        flag, word = given[0].keyword, given[0].value
-        name, told, value = word.partition("=")
-        right = f"{flag}.{name} {value}" if told else f"{flag}.batch p3"
-        raise ValueError(f"{word!r}. The name of a condition stands in the flag, as in {right}")
+    """Read conditions, written ``--given.batch p3`` or ``--given batch=p3``; a name may hold dots."""
     found = dict[str, str]()
+    if not isinstance(given, Mapping):
+        for token in given:
+            name, sign, value = token.value.partition("=")
+            if not (name and sign):
+                flag = token.keyword
+                raise ValueError(f"{token.value!r}. Write {flag} batch=p3, or {flag}.batch p3")
+            found[name] = value
+        return found
     for name, below in given.items():
         inner = _conditions(_, below) if isinstance(below, Mapping) else {"": below[-1].value}
         found |= {f"{name}.{rest}" if rest else name: value for rest, value in inner.items()}
@@ -75,28 +77,47 @@ Conditions = Annotated[
 Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)]
 Switch = Annotated[bool, Parameter(negative="", show_default=False, group=RUN)]
 Json = Annotated[
-    Switch, Parameter(help="Print one JSON document on stdout, and all else on stderr.")
+    Switch,
+    Parameter(help="Print the result as one JSON document on stdout, and all else on stderr."),
 ]
 Seed = Annotated[Whole, Parameter(group=RUN, help="Same seed, same result on the same machine.")]
 Threads = Annotated[
     Whole | None,
     # beyond, torch ends the process where the system has no more
     Parameter(
-        validator=Number(gte=1, lte=1024), group=RUN, help="Threads of torch; all, unless said."
+        validator=Number(gte=1, lte=1024), group=RUN, help="Number of CPU threads [default: all]."
+    ),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    Parameter(group=RUN, help="Where to compute; auto uses CUDA, else MPS, else the CPU."),
+]
+Rows = Annotated[
+    str | None,
+    Parameter(
+        group=RUN,
+        help="Cells to use: a condition, such as 'obs.cell_type != \"nan\"', or a file with one cell "
+        "name per line.",
+    ),
+]
+NGenes = Annotated[
+    Whole | None,
+    Parameter(
+        group=RUN, help="Keep only this number of most variable genes, chosen on the cells to use."
     ),
 ]
 Into = Annotated[
     Path | None,
     Parameter(
         group=RUN,
-        help="Folder that keeps every result as it comes; the same command goes on from there.",
+        help="Folder that keeps every result as it comes. The same command continues from it.",
     ),
 ]
 Ray = Annotated[
     Switch,
     Parameter(
         help="Run side by side on Ray: on the cluster of RAY_ADDRESS, or on the cores of this "
-        "machine. THREADS are then those of each trial: one, unless said."
+        "machine. THREADS is then the number for each trial [default: 1]."
     ),
 ]
 
@@ -183,8 +204,8 @@ def spoken(text: str) -> str:
 
     Examples
     --------
-    >>> spoken("if 'nan' means 'not known', say Schema(missing=('nan',)).")
-    "if 'nan' means 'not known', say --missing nan."
+    >>> spoken("if 'nan' means 'not known', set Schema(missing=('nan',)).")
+    "if 'nan' means 'not known', set --missing nan."
     >>> spoken("PCA cannot predict; raise flow_epochs (now 400)")
     'PCA cannot correct; raise --flow-epochs (now 400)'
     """
@@ -250,10 +271,10 @@ def use_threads(threads: int | None) -> None:
 
 
 def load_model(folder: Path) -> Fitted:
-    """Load a fitted model, and say so where it had not come to rest."""
+    """Load a fitted model, and warn if it had not converged."""
     import chreode as ch
 
-    from ..learn.state import STATES
+    from ..compute.convergence import STATES
 
     fitted = ch.load(folder)
     state, notes = (fitted.provenance[name] for name in ("state", "notes"))
@@ -265,8 +286,21 @@ def load_model(folder: Path) -> Fitted:
     return fitted
 
 
-#: What files of cells are called.
-SUFFIXES = (".h5ad", ".h5mu", ".zarr")
+def rows_of(text: str | None) -> Any:
+    """Return the cells that ``--rows`` chooses: the names in a file, or a condition.
+
+    Raises
+    ------
+    ConfigError
+        If the file holds no names.
+    """
+    if text is None or not Path(text).is_file():
+        return text
+    names = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
+    names = [name for name in names if name]
+    if not names:
+        raise ConfigError(f"{text} holds no cell names, of which it should have one per line.")
+    return names
 
 
 def require_suffix(path: Path, suffixes: Iterable[str]) -> None:
@@ -289,7 +323,7 @@ def require_output(
     source: Path | None = None,
     instead: str = "Choose another.",
 ) -> None:
-    """Refuse a name that would mislead, or the file that is read; say what will be replaced.
+    """Refuse a name that would mislead, or the file that is read; announce what will be replaced.
 
     Raises
     ------

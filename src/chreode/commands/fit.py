@@ -11,27 +11,31 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, Group, Parameter
 
 import chreode as ch
 
-from .. import config, models
+from .. import config, registry
 from ..errors import ConfigError, SchemaError, near
 from ..schema import ROLES, Schema
 from .common import (
     RUN,
     Answer,
+    Device,
     Json,
+    NGenes,
+    Rows,
     Seed,
     Switch,
     Threads,
-    Whole,
     flags,
+    load_model,
     narrows,
     records,
     require_place,
+    rows_of,
     schema_flags,
     signed,
     spoken,
@@ -39,6 +43,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from ..fitted import Fitted
     from ..model import Model
 
 fit = App(
@@ -50,28 +55,30 @@ fit = App(
 
 def first_line(key: str) -> str:
     """Return what a model is, without importing it: that would take seconds."""
-    tree = ast.parse((Path(models.__path__[0]) / f"{key}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(registry.file_of(key).read_text(encoding="utf-8"))
     classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
     model = next(node for node in classes if node.name.lower() == key)
     return (ast.get_docstring(model) or "").partition("\n")[0]
 
 
-for _key in models.keys():  # noqa: SIM118 (a function, no mapping)
+for _key in registry.keys():  # noqa: SIM118 (a function, no mapping)
     fit.command(f"{__name__}:{_key}", name=_key, help=first_line(_key))
 
 
 def __getattr__(key: str) -> App:
     """Return the command of a model; cyclopts asks for it when it is named."""
-    if key not in models.keys():  # noqa: SIM118 (a function, no mapping)
+    if key not in registry.keys():  # noqa: SIM118 (a function, no mapping)
         raise AttributeError(f"module {__name__!r} has no attribute {key!r}")
     return per_model(key, _fit)
 
 
 def per_model(key: str, call: Callable[..., Answer | None]) -> App:
     """Return the command of a model, with its options as flags; `call` is given its class first."""
-    model = models.find(key)
+    model = registry.find(key)
     docs = {row["name"]: row["doc"] for row in config.describe(model)}
-    unread = [role for role in ROLES if role not in model().reads("fit")]
+    read = {role for need in model.needs for role in need.split("|")} | {*model.uses}
+    read |= {"control"} if "perturbation" in read else set()
+    unread = [role for role in ROLES if role not in read]
     command = signed(
         functools.partial(call, model),
         *schema_flags(hidden=unread),
@@ -93,10 +100,12 @@ def _fit(
     *,
     output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
     config: Annotated[Path | None, Parameter(group=RUN)] = None,
-    n_genes: Annotated[Whole | None, Parameter(group=RUN)] = None,
+    from_: Annotated[Path | None, Parameter(name="--from", group=RUN)] = None,
+    rows: Rows = None,
+    n_genes: NGenes = None,
     validation: Annotated[float, Parameter(group=RUN)] = 0.1,
     seed: Seed = 0,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(group=RUN)] = "auto",
+    device: Device = "auto",
     threads: Threads = None,
     resume: Switch = False,
     distributed: Switch = False,
@@ -110,41 +119,42 @@ def _fit(
     file
         An .h5ad or .h5mu file. It is not changed.
     output
-        Folder to write the model to; an older model there is replaced.
+        Folder to write the model to. An older model there is replaced.
     config
-        A TOML file with tables [schema] and [model]; the command line wins over it.
-    n_genes
-        Keep the most variable genes alone, so many.
+        A TOML file with tables [schema] and [model]. Flags override it.
+    from_
+        Folder of a fitted model to start from. Cells of batches that it never saw are mapped: only what is
+        new is learned. Roles and options are those of that fit, unless given.
     validation
         Share of the cells to hold out.
-    device
-        What to compute on; auto takes CUDA, then MPS, then the CPU.
     resume
-        Keep the state of every epoch in OUTPUT.checkpoint, and go on from there if a fit was cut short.
+        Keep the state of every epoch in OUTPUT.checkpoint. Continue from it if a fit was interrupted.
     distributed
         Share every minibatch among processes: those that torchrun started, else one for each GPU
         or, without GPUs, each core.
     """
-    from ..distributed import started
+    from ..compute.convergence import STATES
+    from ..compute.processes import started
+    from ..data.read import read
     from ..fitted import refuse_to_replace
     from ..learn.phase import forget, was_interrupted
-    from ..learn.state import STATES
-    from ..read import read
 
     if distributed and not started():
         _start_processes()
-    asked, schema = configured(model, config, options)
+    base = load_model(from_) if from_ else None
+    if base is not None and n_genes is not None:
+        raise ConfigError("--n-genes has no use with --from: the genes are those of that fit.")
+    asked, schema = configured(model, config, options, base)
     refuse_to_replace(output)
     require_place(output)
     use_threads(threads)
-    data = read(file)
-    if n_genes is not None:
-        data = narrowed(data, schema, n_genes)
+    cells = rows_of(rows)
+    data = with_genes(read(file), schema, n_genes, cells)
     checkpoint = output.with_name(f"{output.name}.checkpoint") if resume else None
     start = time.perf_counter()
     fitted = asked.fit(
-        data, schema, seed=seed, validation=validation, device=device, checkpoint=checkpoint,
-        distributed=distributed,
+        data, schema, seed=seed, rows=cells, from_=base, validation=validation, device=device,
+        checkpoint=checkpoint, distributed=distributed,
     )  # fmt: skip
     seconds = time.perf_counter() - start
     if os.environ.get("RANK", "0") != "0" and distributed:
@@ -154,9 +164,9 @@ def _fit(
     if checkpoint and not interrupted:
         forget(checkpoint, asked.phases())
     notes = [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
-    stood = f"It {STATES[fitted.provenance['state']]}. {seconds:.1f} s; saved to {output}"
+    summary = f"It {STATES[fitted.provenance['state']]}. {seconds:.1f} s; saved to {output}"
     return Answer(
-        "\n".join([f"{fitted!r}.", stood, *notes]),
+        "\n".join([f"{fitted!r}.", summary, *notes]),
         {
             "folder": str(output), "seconds": seconds, **fitted.provenance,
             "verbs": fitted.verbs, "last_epoch": records(fitted.history)[-1],
@@ -175,13 +185,23 @@ def _start_processes() -> NoReturn:
 
 
 def configured(
-    model: type[Model], file: Path | None, given: Mapping[str, Any]
+    model: type[Model],
+    file: Path | None,
+    given: Mapping[str, Any],
+    base: Fitted | None = None,
 ) -> tuple[Model, Schema]:
-    """Return the configured model and the schema: a file's tables, then the command line."""
-    told = tables_of(file) if file else {}
+    """Return the configured model and the schema.
+
+    They are those of the fit that is started from, then a file's tables, then the command line.
+    """
+    tables = tables_of(file) if file else {}
     roles = {field.name for field in dataclasses.fields(Schema)}
-    options = told.get("model", {}) | {k: v for k, v in given.items() if k not in roles}
-    places = told.get("schema", {}) | {k: v for k, v in given.items() if k in roles}
+    options = tables.get("model", {}) | {k: v for k, v in given.items() if k not in roles}
+    places = tables.get("schema", {}) | {k: v for k, v in given.items() if k in roles}
+    if base is not None:
+        if type(base.model) is model:
+            options = config.as_dict(base.model) | options
+        places = base.schema.as_dict() | places
     return config.from_dict(model, options), Schema.from_dict(places)
 
 
@@ -201,13 +221,29 @@ def tables_of(file: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def narrowed(data: Any, schema: Schema, n_genes: int) -> Any:
+def narrowed(file: Path, schema: Schema, rows: str | None, n_genes: int | None) -> Any:
+    """Return the file's cells without those that ``--rows`` leaves out, and with the genes to keep."""
+    if rows is None and n_genes is None:
+        return file
+    from ..data.cells import Cells
+    from ..data.subset import some_cells
+
+    cells = Cells.of(file, schema)
+    data = cells.data
+    if rows is not None:
+        data = some_cells(data, cells.positions(rows_of(rows), "--rows"))
+    return with_genes(data, schema, n_genes)
+
+
+def with_genes(data: Any, schema: Schema, n_genes: int | None, rows: Any = None) -> Any:
     """Return the data with the most variable genes alone, where the counts or the expression are."""
-    genes = ch.pp.select_genes(data, schema, n_genes)
+    if n_genes is None:
+        return data
+    genes = ch.pp.select_genes(data, schema, n_genes, rows=rows)
     place = narrows(schema)
     if place is None:
-        said = schema.counts or schema.expression
-        raise SchemaError(f"--n-genes works on genes in X or layers/NAME, not in {said}.")
+        named = schema.counts or schema.expression
+        raise SchemaError(f"--n-genes works on genes in X or layers/NAME, not in {named}.")
     if not place.modality:
         return data[:, genes].copy()
     data.mod[place.modality] = data.mod[place.modality][:, genes].copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -12,14 +12,17 @@ import chreode as ch
 
 from .. import config as config_
 from ..errors import ConfigError, near
-from ..models import find, keys
+from ..registry import find, keys
 from ..text import shown
 from .common import (
     RUN,
     Answer,
+    Device,
     Into,
     Json,
+    NGenes,
     Ray,
+    Rows,
     Threads,
     Whole,
     Words,
@@ -29,7 +32,10 @@ from .common import (
     use_threads,
     with_roles,
 )
-from .fit import tables_of
+from .fit import narrowed, tables_of
+
+if TYPE_CHECKING:
+    from ..data.cells import Cells
 
 _EXAMPLE = (
     "Example: chreode bench {} pbmc.h5ad --counts layers/counts --batch obs/donor "
@@ -48,13 +54,13 @@ Scores = Annotated[
         help="Write the scores as JSON, which 'chreode report' reads.",
     ),
 ]  # fmt: skip
-Page = Annotated[Path | None, Parameter(group=RUN, help="Write a page of HTML.")]
+Page = Annotated[Path | None, Parameter(group=RUN, help="Write a report: one HTML file.")]
 Config = Annotated[
     Path | None,
     Parameter(
         group=RUN,
-        help="A TOML file with tables [schema] and [model]: every model that is fitted here gets the "
-        "options of the latter. The command line wins over the former.",
+        help="A TOML file with tables [schema] and [model]. Every model that is fitted here gets the "
+        "options of [model]. Flags override [schema].",
     ),
 ]
 
@@ -72,6 +78,9 @@ def integration(
     output: Scores = None,
     report: Page = None,
     into: Into = None,
+    rows: Rows = None,
+    n_genes: NGenes = None,
+    device: Device = "auto",
     ray: Ray = False,
     threads: Threads = None,
     json: Json = False,
@@ -97,13 +106,15 @@ def integration(
         raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
     use_threads(threads)
     methods = [*keys, *(_method(name, config) for name in models)]
+    schema = _schema(config, roles)
     scored = ch.bench.integration(
-        file,
-        _schema(config, roles),
+        narrowed(file, schema, rows, n_genes),
+        schema,
         methods,
         seeds=seeds,
         into=into,
         ray=ray and (threads or 1),
+        device=device,
     )
     return _answer(scored, ["role", "bio", "batch", "total", "seeds", "note"], output, report, json)
 
@@ -120,6 +131,9 @@ def generation(
     output: Scores = None,
     report: Page = None,
     into: Into = None,
+    rows: Rows = None,
+    n_genes: NGenes = None,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -139,12 +153,14 @@ def generation(
     """
     _require_places(output, report, into)
     use_threads(threads)
+    schema = _schema(config, roles)
     scored = ch.bench.generation(
-        file,
-        _schema(config, roles),
+        narrowed(file, schema, rows, n_genes),
+        schema,
         [_model(name, config) for name in models],
         seeds=seeds,
         into=into,
+        device=device,
     )
     columns = ["role", "w2", "mmd", "auc", "zeros", "marker_share", "depth", "membership", "note"]
     return _answer(scored, columns, output, report, json)
@@ -166,6 +182,9 @@ def dynamics(
     output: Scores = None,
     report: Page = None,
     into: Into = None,
+    rows: Rows = None,
+    n_genes: NGenes = None,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -185,30 +204,27 @@ def dynamics(
     seeds
         Seeds of fits.
     """
-    from ..read import read
+    from ..data.cells import Cells
 
     _require_places(output, report, into)
     use_threads(threads)
-    data, schema = read(file), _schema(config, roles)
+    schema = _schema(config, roles)
+    cells = Cells.of(narrowed(file, schema, rows, n_genes), schema)
     scored = ch.bench.dynamics(
-        data, schema, [_model(name, config) for name in models],
-        tests={"test": _cells_of(tests, data, schema)}, seeds=seeds, into=into,
+        cells.data, cells.schema, [_model(name, config) for name in models],
+        tests={"test": _cells_of(tests, cells)}, seeds=seeds, into=into, device=device,
     )  # fmt: skip
     columns = ["role", "mse, test", "denoised, test", "denoised_r2, test", "seeds", "note"]
     return _answer(scored, columns, output, report, json)
 
 
-def _cells_of(trajectories: tuple[str, ...], data: Any, schema: ch.Schema) -> Any:
+def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> Any:
     """Return which cells are of these trajectories."""
-    from ..check import as_category
-    from ..read import column
-
-    place = dict(schema.places()).get("trajectory")
-    if place is None:
+    if "trajectory" not in cells.places:
         raise ConfigError(
-            "--tests names trajectories: say where these are, as in --trajectory obs/donor."
+            "--tests names trajectories: name their place, as in --trajectory obs/donor."
         )
-    of = as_category(column(data, place, "trajectory"), schema.missing)
+    of = cells.categories("trajectory")
     for name in trajectories:
         if name not in set(of):
             raise ConfigError(f"There is no trajectory {name!r}.{near(name, of.dropna().unique())}")
@@ -230,8 +246,8 @@ def _answer(
     report: Path | None,
     json: bool,  # noqa: FBT001 (a flag)
 ) -> Answer:
-    """Write what is wanted, and say it."""
-    from ..bench.yardstick import too_small
+    """Write what is wanted, and return what to print."""
+    from ..report.generation import too_small
 
     written = [scored.save(output)] if output else []
     written += [scored.report(report)] if report else []
@@ -239,13 +255,13 @@ def _answer(
     lacking = {name: why for name, why in scored.lacking().items() if name in columns}
     text = shown(table[columns].drop(columns=list(lacking))).to_string(float_format="%.3f")
     few = too_small(scored.about)
-    said = [
+    notes = [
         f"There is no {name!r}: {why or 'it is undefined for these cells.'}"
         for name, why in lacking.items()
     ]
-    said += [few] if few else []
+    notes += [few] if few else []
     return Answer(
-        "\n".join([text, *said, *(f"written to {path}" for path in written)]),
+        "\n".join([text, *notes, *(f"written to {path}" for path in written)]),
         {
             "kind": scored.kind, "about": dict(scored.about), "table": records(table),
             "scores": records(scored.scores.set_index("method")), "files": [str(p) for p in written],
@@ -266,8 +282,8 @@ def _model(name: str, config: Path | None) -> Any:
 
 
 def _schema(config: Path | None, roles: Mapping[str, Any]) -> ch.Schema:
-    told = tables_of(config).get("schema", {}) if config else {}
-    return ch.Schema.from_dict({**told, **roles})
+    configured = tables_of(config).get("schema", {}) if config else {}
+    return ch.Schema.from_dict({**configured, **roles})
 
 
 def report(

@@ -1,4 +1,4 @@
-"""Commands that ask a model of time: ``trajectory`` and ``rank``."""
+"""Commands for models of time: ``trajectory`` and ``rank``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from .. import store
+from ..errors import counted
 from ..text import shown, spreadsheet
 from .common import (
     RUN,
     Answer,
+    Device,
     Json,
     Threads,
     Whole,
@@ -33,6 +35,7 @@ def trajectory(
     times: Annotated[tuple[float, ...], Parameter(consume_multiple=True, show_default=False)] = (),
     start: str | None = None,
     knockout: str | None = None,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -48,18 +51,20 @@ def trajectory(
     output
         The .h5ad file to write: cells x times.
     times
-        When to look [default: 20 times from the first to the last of the fit].
+        Times to write [default: 20 times from the first to the last of the fit].
     start
         In place of FILE: a trajectory of the fit, from its start.
     knockout
-        Genes that are absent from then on, as GATA1 or GATA1+SPI1.
+        Genes that are knocked out from the start, such as GATA1 or GATA1+SPI1.
     """
     require_output(output, [".h5ad"], file)
     use_threads(threads)
     fitted = load_model(model)
     to = None if knockout is None else {"knockout": knockout}
     schema = None if file is None else fitted.schema.with_(**roles)
-    fitted.trajectory(file, times or None, start=start, to=to, into=output, schema=schema)
+    fitted.trajectory(
+        file, times or None, start=start, to=to, into=output, schema=schema, device=device
+    )
     without = f" without {knockout}" if knockout else ""
     return Answer(
         f"paths of {start or file}{without} written to {output}",
@@ -75,16 +80,16 @@ def rank(
     n: Annotated[Whole, Parameter(name=("--n", "-n"))] = 20,
     json: Json = False,
 ) -> Answer:
-    """Say which genes drive which.
+    """Show which genes drive which, or how much each gene matters.
 
     Parameters
     ----------
     model
         Folder of a fitted model.
     output
-        Write all edges to this .csv file.
+        Write all edges, or all features, to this .csv file.
     n
-        Edges to print, the strongest first.
+        Rows to print, the most important first.
     """
     if output is not None:
         require_output(output, [".csv"])
@@ -96,7 +101,7 @@ def rank(
     text = (
         shown(first).to_string(index=False, float_format=lambda v: f"{v:.3g}")
         if len(first)
-        else "No edges."
+        else "Nothing is ranked."
     )
-    written = f"\n{len(table):,} edges written to {output}" if output else ""
+    written = f"\n{counted(len(table), 'row')} written to {output}" if output else ""
     return Answer(f"{text}{written}", records(first), json)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import chreode as ch
 
-from .. import config
-from .. import models as registry
+from .. import config, registry
+from ..errors import visible
 from ..schema import CATEGORY_ROLES, MATRIX_ROLES, Spec
-from ..text import shown, visible
+from ..text import shown
 from .common import Answer, Json, records
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _tiny_spec(model: type[Model]) -> Spec:
         categories=categories,
         blocks=dict.fromkeys(categories, (2,)),
         n_cells=100,
+        sets={r: "a" for r in model.sets if r in categories},
     )
 
 

@@ -11,13 +11,16 @@ from cyclopts.validators import Number
 import chreode as ch
 
 from .. import config as config_
-from .. import models
+from .. import registry
 from .common import (
     RUN,
     Answer,
+    Device,
     Into,
     Json,
+    NGenes,
     Ray,
+    Rows,
     Seed,
     Threads,
     Whole,
@@ -36,13 +39,13 @@ tune = App(
     help_epilogue="Example: chreode tune scvi pbmc.h5ad --counts layers/counts --batch obs/donor "
     "--trials 20 --into runs/tune -o runs/best\nThe flags of a model: chreode tune scvi --help",
 )
-for _key in models.keys():  # noqa: SIM118 (a function, no mapping)
+for _key in registry.keys():  # noqa: SIM118 (a function, no mapping)
     tune.command(f"{__name__}:{_key}", name=_key, help=first_line(_key))
 
 
 def __getattr__(key: str) -> App:
     """Return the command of a model; cyclopts asks for it when it is named."""
-    if key not in models.keys():  # noqa: SIM118 (a function, no mapping)
+    if key not in registry.keys():  # noqa: SIM118 (a function, no mapping)
         raise AttributeError(f"module {__name__!r} has no attribute {key!r}")
     return per_model(key, _tune)
 
@@ -55,7 +58,9 @@ def _tune(
     trials: Annotated[Whole, Parameter(validator=Number(gte=1), group=RUN)] = 20,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
     config: Annotated[Path | None, Parameter(group=RUN)] = None,
-    n_genes: Annotated[Whole | None, Parameter(group=RUN)] = None,
+    rows: Rows = None,
+    n_genes: NGenes = None,
+    device: Device = "auto",
     into: Into = None,
     ray: Ray = False,
     seed: Seed = 0,
@@ -74,18 +79,15 @@ def _tune(
     file
         An .h5ad or .h5mu file. It is not changed.
     trials
-        How many.
+        Number of trials.
     output
         Folder to write a model to, fitted with the best options on all cells.
     config
-        A TOML file with tables [schema] and [model]; the command line wins over it.
-    n_genes
-        Keep the most variable genes alone, so many.
+        A TOML file with tables [schema] and [model]. Flags override it.
     """
+    from ..bench.tuning import default_space
     from ..fitted import refuse_to_replace
     from ..learn.phase import was_interrupted
-    from ..read import read
-    from ..tuning import default_space
 
     asked, schema = configured(model, config, options)
     given = {*options, *(tables_of(config).get("model", {}) if config else {})}
@@ -95,34 +97,33 @@ def _tune(
         refuse_to_replace(output)
         require_place(output)
     use_threads(threads)
-    data: Any = file
-    if n_genes is not None:
-        data = narrowed(read(file), schema, n_genes)
+    data = narrowed(file, schema, rows, n_genes)
     tuned = ch.tune(
         asked, data, schema, trials=trials, seed=seed, space=space, into=into,
-        ray=ray and (threads or 1),
+        ray=ray and (threads or 1), device=device,
     )  # fmt: skip
     best = config_.as_dict(tuned.best)
     plain = config_.as_dict(model())
     chosen = {name: value for name, value in best.items() if value != plain[name]}
+    chosen_cells = [] if rows is None else ["--rows", rows]
     genes = [] if n_genes is None else ["--n-genes", n_genes]
     command = suggested(
-        "fit", tuned.best.key, file, *as_flags(schema.as_dict()), *as_flags(chosen), *genes,
+        "fit", tuned.best.key, file, *as_flags(schema.as_dict()), *as_flags(chosen), *chosen_cells, *genes,
         "--seed", seed, "-o", output or f"runs/{tuned.best.key}",
     )  # fmt: skip
-    said = [
+    lines = [
         tuned.trials.drop(columns="seed").to_string(float_format="%.5g"),
         f"{tuned.verdict()}\nThe best: {command}",
     ]
     interrupted = False
     if output:
-        fitted = tuned.best.fit(data, schema, seed=seed)
+        fitted = tuned.best.fit(data, schema, seed=seed, device=device)
         fitted.save(output)
         interrupted = was_interrupted(fitted.provenance["notes"])
-        said.append(f"fitted on all cells and saved to {output}")
-        said += [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
+        lines.append(f"fitted on all cells and saved to {output}")
+        lines += [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
     return Answer(
-        "\n".join(said),
+        "\n".join(lines),
         {
             "best": best, "improved": tuned.improved, "verdict": tuned.verdict(),
             "trials": records(tuned.trials), "refits": records(tuned.refits),

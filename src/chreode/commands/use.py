@@ -1,4 +1,4 @@
-"""Commands that ask a fitted model: ``embed``, ``generate``, ``correct`` and ``augment``."""
+"""Commands for a fitted model: ``embed``, ``classify``, ``generate``, ``correct`` and ``augment``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from cyclopts import Parameter
 import chreode as ch
 
 from .. import store
-from ..errors import ConfigError
+from ..data.foreign import refuse_other_formats
+from ..errors import ConfigError, counted
 from .common import (
     RUN,
-    SUFFIXES,
     Answer,
     Conditions,
+    Device,
     Json,
     Seed,
     Switch,
@@ -23,7 +24,6 @@ from .common import (
     Whole,
     load_model,
     require_output,
-    require_suffix,
     use_threads,
     with_roles,
 )
@@ -38,6 +38,7 @@ def embed(
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
     in_place: Switch = False,
     key_added: Annotated[str | None, Parameter(group=RUN)] = None,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -49,8 +50,8 @@ def embed(
     model
         Folder of a fitted model.
     file
-        An .h5ad, .h5mu or .zarr, whose features are matched by name. Its roles are looked for where
-        they were in the fit, unless named.
+        An .h5ad, .h5mu or .zarr, whose features are matched by name. Roles are read
+        where the fit read them, unless you name other places.
     output
         File to write [default: NAME.embedded.h5ad beside FILE].
     in_place
@@ -58,32 +59,87 @@ def embed(
     key_added
         Slot of obsm [default: X_MODEL].
     """
-    from ..collect import copy_with
-    from ..read import read
+    from ..data.collect import copy_with
+    from ..data.read import read
 
-    target = _target(file, output, in_place=in_place)
+    target = _target(file, output, "embedded", in_place=in_place)
     use_threads(threads)
     fitted = load_model(model)
     key = key_added or f"X_{fitted.model.key}"
     data = read(file)
-    z = fitted.embed(data, key_added=key, schema=fitted.schema.with_(**roles))
-    copy_with(file, data.obs_names, target, {key: z}, {key: data.uns["chreode"][key]})
+    z = fitted.embed(data, key_added=key, schema=fitted.schema.with_(**roles), device=device)
+    records = {key: data.uns["chreode"][key]}
+    copy_with(file, data.obs_names, target, {"obsm": {key: z}}, records)
     return Answer(
-        f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions, written to {target}",
+        f"obsm[{key!r}] written to {target}: {counted(z.shape[0], 'cell')} x "
+        f"{counted(z.shape[1], 'dimension')}",
         {"file": str(target), "key": key, "cells": z.shape[0], "n_latent": z.shape[1]},
         json,
     )
 
 
-def _target(file: Path, output: Path | None, *, in_place: bool) -> Path:
+@with_roles
+def classify(
+    model: Path,
+    file: Path,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
+    in_place: Switch = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Write the most probable label of each cell into a copy of their file.
+
+    Parameters
+    ----------
+    model
+        Folder of a fitted model.
+    file
+        An .h5ad, .h5mu or .zarr, whose features are matched by name. Roles are read
+        where the fit read them, unless you name other places.
+    output
+        File to write [default: NAME.classified.h5ad beside FILE].
+    in_place
+        Write to FILE itself.
+    """
+    from ..data.collect import copy_with
+    from ..data.read import read
+
+    target = _target(file, output, "classified", in_place=in_place)
+    use_threads(threads)
+    fitted = load_model(model)
+    slots = [f"{fitted.model.key}_label", f"{fitted.model.key}_confidence"]
+    data = read(file)
+    table = fitted.classify(data, schema=fitted.schema.with_(**roles), device=device)
+    label, confidence = (data.obs[slot] for slot in slots)
+    columns = dict(zip(slots, (label.array, confidence.to_numpy()), strict=True))
+    records = {slot: data.uns["chreode"][slot] for slot in slots}
+    copy_with(file, data.obs_names, target, {"obs": columns}, records)
+    found = table["label"].value_counts()
+    found = found[found > 0]
+    return Answer(
+        f"obs[{slots[0]!r}] and obs[{slots[1]!r}] written to {target}: "
+        f"{', '.join(f'{n:,} {label}' for label, n in found.items())}",
+        {
+            "file": str(target), "keys": slots, "cells": len(table),
+            "labels": {str(label): int(n) for label, n in found.items()},
+        },
+        json,
+    )  # fmt: skip
+
+
+def _target(file: Path, output: Path | None, done: str, *, in_place: bool) -> Path:
     if in_place and output is not None:
         raise ConfigError("--in-place writes to the file itself: leave --output out.")
-    require_suffix(file, SUFFIXES)
+    refuse_other_formats(file)
     if in_place:
         store.require_writable(file)
         return file
-    target = output or file.with_suffix(f".embedded{file.suffix}")
-    require_output(target, [file.suffix], file, "If it is to be overwritten, say --in-place.")
+    target = output or file.with_suffix(f".{done}{file.suffix}")
+    require_output(target, [file.suffix], file, "If it is to be overwritten, add --in-place.")
     return target
 
 
@@ -96,6 +152,7 @@ def generate(
     given: Conditions | None = None,
     guidance: float = 1.0,
     seed: Seed = 0,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> Answer:
@@ -106,25 +163,25 @@ def generate(
     model
         Folder of a fitted model.
     n_cells
-        How many.
+        Number of new cells.
     output
         The .h5ad file to write; an .h5mu from a model of several modalities.
     given
-        A condition, by role, covariate or obs column: --given.batch p3 --given.label NK. What is left open is
-        drawn as it occurs in the training cells.
+        A condition, by role, covariate or obs column: --given.batch p3 --given.label NK. Conditions that you
+        leave out are drawn as they occur in the training cells.
     guidance
         Weight of the conditions, for models that have one.
     """
-    from ..answering import at_least
+    from ..verbs.answering import at_least
 
     at_least("n", n_cells, 1)
     require_output(output, [".h5ad", ".h5mu"])
     use_threads(threads)
     fitted = load_model(model)
-    fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output)
+    fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output, device=device)
     under = ", ".join(f"{role} {value}" for role, value in (given or {}).items())
     return Answer(
-        f"{n_cells:,} cells{f' ({under})' if under else ''} written to {output}",
+        f"{counted(n_cells, 'cell')}{f' ({under})' if under else ''} written to {output}",
         {"file": str(output), "cells": n_cells, "given": given or {}, "seed": seed},
         json,
     )
@@ -140,6 +197,7 @@ def correct(
     output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
     latent: Switch = False,
     seed: Seed = 0,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -160,27 +218,30 @@ def correct(
     latent
         Write latent coordinates under these conditions instead of counts.
     """
-    from ..collect import copy_with
-    from ..read import read
+    from ..data.collect import copy_with
+    from ..data.read import read
 
     use_threads(threads)
     fitted = load_model(model)
     schema = fitted.schema.with_(**roles)
-    said = ", ".join(f"{role} {value}" for role, value in to.items())
+    conditions = ", ".join(f"{role} {value}" for role, value in to.items())
     if latent:
-        require_suffix(file, SUFFIXES)
+        refuse_other_formats(file)
         require_output(output, [file.suffix], file)
         data = read(file)
         key = f"X_{fitted.model.key}_to"
-        z = fitted.embed(data, to=to, schema=schema)
-        copy_with(file, data.obs_names, output, {key: z}, {key: data.uns["chreode"][key]})
-        written = f"obsm[{key!r}], {z.shape[0]:,} cells x {z.shape[1]} dimensions,"
+        z = fitted.embed(data, to=to, schema=schema, device=device)
+        records = {key: data.uns["chreode"][key]}
+        copy_with(file, data.obs_names, output, {"obsm": {key: z}}, records)
+        written = (
+            f"obsm[{key!r}], {counted(z.shape[0], 'cell')} x {counted(z.shape[1], 'dimension')},"
+        )
     else:
         require_output(output, [".h5ad", ".h5mu"], file)
-        fitted.predict(file, to=to, seed=seed, into=output, schema=schema)
+        fitted.predict(file, to=to, seed=seed, into=output, schema=schema, device=device)
         written = "counts"
     return Answer(
-        f"{written} as of {said} written to {output}", {"file": str(output), "to": to}, json
+        f"{written} as of {conditions} written to {output}", {"file": str(output), "to": to}, json
     )
 
 
@@ -194,6 +255,7 @@ def augment(
     by: str = "label",
     floor: Whole | None = None,
     seed: Seed = 0,
+    device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
@@ -205,22 +267,23 @@ def augment(
     model
         Folder of a fitted model.
     file
-        An .h5ad, .h5mu or .zarr. Its roles are looked for where they were in the fit, unless named.
+        An .h5ad, .h5mu or .zarr. Roles are read where the fit read them, unless you name other
+        places.
     output
-        The .h5ad file to write: real cells, then new ones, told apart by obs["generated"]. X holds raw
-        counts of the genes of the fit; layers, obsm and uns of FILE stay behind.
+        The .h5ad file to write: real cells, then new ones, marked by obs["generated"]. X holds raw
+        counts of the genes of the fit. Layers, obsm and uns of FILE are not copied.
     by
         Role or covariate whose classes are filled up.
     floor
-        Cells that each class shall have at the least [default: as many as the largest].
+        Smallest number of cells of a class [default: as many as the largest has].
     """
-    from ..collect import storable, writable
+    from ..data.collect import storable, writable
 
     require_output(output, [".h5ad"], file)
     use_threads(threads)
     fitted = load_model(model)
     schema = fitted.schema.with_(**roles)
-    cells = ch.augment(file, fitted, by=by, floor=floor, seed=seed, schema=schema)
+    cells = ch.augment(file, fitted, by=by, floor=floor, seed=seed, schema=schema, device=device)
     cells.obs = storable(cells.obs)
     with store.aside(output) as made, writable(output):
         cells.write_h5ad(made)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,8 @@ class CellBatch:
     columns
         Codes (``batch``, ``label`` with -1 for unlabelled, …) and numbers, shape (b,);
         ``categorical`` and ``continuous`` of shape (b, columns). Numbers are centred and scaled (see
-        `Spec.numbers`), but for ``size_factor``.
+        `Spec.numbers`), but for ``size_factor``. Roles that are read as sets: float32 of shape (b, names),
+        1 for each name in the set of a cell and 0 else.
     """
 
     rows: Int[Tensor, " b"]
@@ -161,6 +162,21 @@ class CellBatch:
             for i, rows in enumerate(self.rows.split(sizes))
         ]
 
+    def aligned(self, k: int) -> list[CellBatch]:
+        """Return k batches whose i-th cells belong together: the anchors, then their partners.
+
+        Raises
+        ------
+        DataError
+            If the cells are not so many for each anchor: a sampler draws them (see `Sampler`).
+        """
+        if len(self) % k:
+            raise DataError(
+                f"A minibatch of {counted(len(self), 'cell')} does not hold {k} for each anchor. Take a "
+                f"sampler that draws {counted(k - 1, 'partner')}, as Paired does."
+            )
+        return self.split([len(self) // k] * k)
+
     def with_columns(self, **columns: Tensor) -> CellBatch:
         """Return the same cells under other conditions."""
         return replace(self, columns={**self.columns, **columns})
@@ -172,8 +188,8 @@ class CellBatch:
         for role in self.views:
             heavy = heavy + self[role].nan_to_num().abs().sum(1)
         cells = names[self.rows[heavy.argsort(descending=True)[:3]].cpu().numpy()]
-        said = ", ".join(map(str, cells))
-        return f"Largest input values: {largest}; heaviest cells of the minibatch: {said}"
+        listed = ", ".join(map(str, cells))
+        return f"Largest input values: {largest}; heaviest cells of the minibatch: {listed}"
 
     def conditions(self) -> Int[Tensor, "b c"]:
         """Return codes of `batch` and of the categorical covariates, ordered as `Spec.condition_blocks`."""
@@ -181,6 +197,14 @@ class CellBatch:
         if "categorical" in self.columns:
             parts.append(self.columns["categorical"])
         return torch.cat(parts, 1) if parts else self.rows.new_zeros((len(self), 0))
+
+    def amounts(self, role: str) -> Float[Tensor, "b p"]:
+        """Return how much of each name there is in the sets of a role: 1, or the cell's `dose` if it is read.
+
+        The dose is a share of the largest of the fit.
+        """
+        held = self.columns[role]
+        return held * self.columns["dose"][:, None] if "dose" in self.columns else held
 
     def log_expression(self) -> Float[Tensor, "b g"]:
         """Return `expression` if the schema names it, otherwise log1p of counts per 10,000."""
@@ -202,6 +226,21 @@ class CellBatch:
         scale = 1e4 / x.sum().clamp_min(torch.finfo(x.values.dtype).tiny)
         return x.map(torch.log1p(x.values * scale[x.cells]))
 
+    def measured(self, role: str) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
+        """Return the values of a matrix role, 0 where they were not measured, and which were: 1 or 0.
+
+        Not measured: in cells without the modality, of features that a query lacks, and where there is
+        NaN. The mask has one row where all cells were measured for the same features, one column where
+        every cell was for all or none, and one entry where all is there.
+        """
+        x = self[role]
+        mask = torch.ones(1, 1).to(x)
+        if role in self.present:
+            mask = mask * self.present[role][:, None]
+        if role in self.observed:
+            mask = mask * self.observed[role]
+        return _without_nan(x, mask)
+
     def measured_expression(self) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
         """Return `log_expression`, 0 where it was not measured, and which entries were: 1 or 0.
 
@@ -209,10 +248,12 @@ class CellBatch:
         they were for all.
         """
         x = self.log_expression()
-        measured = torch.ones(1, 1).to(x)
+        mask = torch.ones(1, 1).to(x)
         for known in self.observed.values():
-            measured = measured * known
-        lacking = x.isnan()
-        if bool(lacking.any()):
-            measured, x = measured * ~lacking, x.nan_to_num()
-        return x, measured
+            mask = mask * known
+        return _without_nan(x, mask)
+
+
+def _without_nan(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    lacking = x.isnan()
+    return (x.nan_to_num(), mask * ~lacking) if bool(lacking.any()) else (x, mask)

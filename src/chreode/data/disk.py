@@ -17,9 +17,10 @@ import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from jaxtyping import Int, Shaped
 
-from ..errors import ChreodeError, StoreError
+from ..config.sparse import refuse_ends
+from ..errors import ChreodeError, StoreError, counted
 from .foreign import refuse_codecs, refuse_elsewhere
-from .memory import refuse_ends, rows_of
+from .memory import rows_of
 from .source import Csr, in_order
 
 #: Stored values that a block holds at the least and, where chunks are large, at the most.
@@ -84,7 +85,7 @@ class DiskMatrix:
 
 
 class DiskDense(DiskMatrix):
-    """A dense matrix in a file; pieces of zarr that are absent were lost, for all that can be told."""
+    """A dense matrix in a file; pieces of zarr that are absent count as lost."""
 
     sparse = False
 
@@ -163,8 +164,8 @@ class DiskByColumns(DiskMatrix):
 
     def _read(self, rows: Int[np.ndarray, " r"]) -> Any:  # noqa: ARG002 (nothing can be read)
         raise StoreError(
-            f"{self.name} is stored by columns (CSC), of which no few rows can be read. Rewrite it once "
-            "by rows, on a machine with the memory: a = anndata.read_h5ad(FILE); a.X = a.X.tocsr(); "
+            f"{self.name} is stored by columns (CSC), so that single cells cannot be read from it. Rewrite "
+            "it once by rows, on a machine with the memory: a = anndata.read_h5ad(FILE); a.X = a.X.tocsr(); "
             "a.write_h5ad(FILE), and so for layers."
         )
 
@@ -255,17 +256,17 @@ def absent(array: Any) -> list[tuple[int, ...]]:
     if not isinstance(array, zarr.Array) or not isinstance(root, Path):
         return []
     folder, size = root / array.path, array.shards or array.chunks
-    there = {str(Path(at, name)) for at, _, names in os.walk(folder) for name in names}
+    stored = {str(Path(at, name)) for at, _, names in os.walk(folder) for name in names}
     grid = [math.ceil(n / s) for n, s in zip(array.shape, size, strict=True)]
     key = array.metadata.encode_chunk_key
-    return [at for at in np.ndindex(*grid) if str(folder / key(at)) not in there]
+    return [at for at in np.ndindex(*grid) if str(folder / key(at)) not in stored]
 
 
 def left_out(array: Any, n: int, of: str = "") -> str:
     """Say that `n` pieces are absent, what they may be, and what helps; they hold `of`, if not a value."""
     of = of or repr(getattr(array.fill_value, "item", lambda: array.fill_value)())
     return (
-        f"{n:,} pieces of its zarr array are absent. zarr leaves out pieces of {of} alone and keeps no "
+        f"Its zarr array lacks {counted(n, 'piece')}. zarr leaves out pieces of {of} alone and keeps no "
         f"record of it, so these may as well be lost. If all of them hold {of} alone, write them: "
         "anndata.read_zarr(FILE).write_h5ad(NEW), or mudata.read_zarr(FILE).write_h5mu(NEW)"
     )

@@ -6,11 +6,11 @@ import dataclasses
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,9 +19,9 @@ import zarr
 from anndata.io import read_elem, sparse_dataset
 
 from .. import store
-from ..errors import SchemaError, StoreError, near
-from .disk import Array, DiskDense, Selected, Stacked, absent, by_rows, left_out, readable
-from .foreign import refuse_foreign
+from ..errors import SchemaError, StoreError, counted, near
+from .disk import Array, DiskDense, Selected, absent, by_rows, left_out, readable
+from .foreign import refuse_foreign, refuse_other_formats
 
 
 @dataclass(eq=False)
@@ -113,7 +113,7 @@ class OnDisk:
                 "On disk, data[:, genes] chooses features. To choose cells, give rows=… where they are "
                 "learned from, or read them first: anndata.read_h5ad(FILE)[cells]."
             )
-        known = _unique(self)
+        known = unique_names(self)
         try:
             if isinstance(names, slice) or np.asarray(names).dtype.kind in "biu":
                 names = known[names]
@@ -121,8 +121,8 @@ class OnDisk:
             columns = known.get_indexer(names)
         except (IndexError, TypeError, ValueError) as error:
             raise SchemaError(
-                f"data[:, genes]: expected names, positions, a mask or a slice; there are {self.n_vars:,} "
-                f"features ({error})."
+                f"data[:, genes]: expected names, positions, a mask or a slice of "
+                f"{counted(self.n_vars, 'feature')} ({error})."
             ) from error
         if (columns < 0).any():
             unknown = str(names[columns < 0][0])
@@ -135,10 +135,10 @@ class OnDisk:
         )
 
     def __repr__(self) -> str:
-        features = f"{self.n_vars:,} features"
+        features = f"{counted(self.n_vars, 'feature')}"
         if self.mod:
             features = ", ".join(f"{part.n_vars:,} {name}" for name, part in self.mod.items())
-        return f"{self.n_obs:,} cells x {features} on disk in {self.path}"
+        return f"{counted(self.n_obs, 'cell')} x {features} on disk in {self.path}"
 
 
 def open_file(path: Path, *, light: bool = False) -> OnDisk:
@@ -163,22 +163,34 @@ def open_root(path: Path) -> Any:
     Raises
     ------
     StoreError
-        If it is absent, cut short, of another kind, or takes data from elsewhere (see `refuse_foreign`).
+        If it is absent, cut short, of another kind (see `refuse_other_formats`), or takes data from
+        elsewhere (see `refuse_foreign`).
     """
     if not path.exists():
         raise StoreError(f"There is no file {str(path)!r}.")
     if not (path.is_file() or path.is_dir()):  # to open a pipe waits until somebody writes
         raise StoreError(f"{str(path)!r} is a pipe or a device: write the cells to a file first.")
-    if (path / "model.json").is_file():
-        raise StoreError(f"{str(path)!r} is a fitted model; a file of cells was expected here.")
-    if path.suffix not in (".h5ad", ".h5mu", ".zarr"):
-        raise StoreError(f"{str(path)!r}: expected a name that ends in .h5ad, .h5mu or .zarr.")
+    refuse_other_formats(path)
     with readable(str(path)):
         refuse_foreign(path)
         if path.suffix != ".zarr":
             return h5py.File(path, "r")
-        # what the folder holds, and not what a copy of its metadata says
+        # what the folder holds, and not what a copy of its metadata lists
         return zarr.open_group(path, mode="r", use_consolidated=False)
+
+
+def unstructured(path: Path, key: str) -> tuple[Any, list[str]]:
+    """Return an entry of ``uns``, None if it is absent, and the names of all.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read.
+    """
+    root = open_root(path)
+    with readable(f"uns/{key} of {path}"):
+        names = list(_keys(root, "uns"))
+        return read_elem(root["uns"][key]) if key in names else None, names
 
 
 @contextmanager
@@ -249,11 +261,11 @@ def _raw(
 def _records(root: Any, lost: dict[str, str]) -> dict[str, Any]:
     """Return where results came from, as verbs wrote it."""
     try:
-        told = read_elem(root["uns/chreode"]) if "chreode" in _keys(root, "uns") else {}
+        records = read_elem(root["uns/chreode"]) if "chreode" in _keys(root, "uns") else {}
     except Exception as error:  # noqa: BLE001 (whatever a storage library raises)
         lost["uns/chreode"] = f"{type(error).__name__}: {error}"
         return {}
-    return {"chreode": told} if told else {}
+    return {"chreode": records} if records else {}
 
 
 def _refuse_old(path: Path, root: Any) -> None:
@@ -265,7 +277,7 @@ def _refuse_old(path: Path, root: Any) -> None:
 
 
 def _slots(root: Any, name: str, lost: dict[str, str], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return what can be read of a slot, by key, and begins with `shape`; other keys are told in `lost`."""
+    """Return what can be read of a slot, by key, and begins with `shape`; other keys are listed in `lost`."""
     found: dict[str, Any] = {}
     places = {"X": "X"} if name == "X" else {key: f"{name}/{key}" for key in _keys(root, name)}
     for key, place in places.items():
@@ -305,9 +317,9 @@ def names_of(root: Any, table: str) -> pd.Index:
 
 
 def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
-    """Return the columns of a table that can be read; the others are told in `lost`.
+    """Return the columns of a table that can be read; the others are listed in `lost`.
 
-    A column of a zarr of which pieces are absent is told there too, unless there is one category alone.
+    A column of a zarr of which pieces are absent is listed there too, unless there is one category alone.
     Masks are taken as they are read: zarr leaves out that of every column that lacks no value.
     """
     group = root[name]
@@ -327,7 +339,9 @@ def _table(root: Any, name: str, lost: dict[str, str]) -> pd.DataFrame:
         try:
             values = read_elem(group[key])
             if values.shape != names.shape or values.dtype.kind == "V":
-                raise ValueError(f"{values.dtype} of shape {values.shape} for {len(names)} names")
+                raise ValueError(
+                    f"{values.dtype} of shape {values.shape} for {counted(len(names), 'name')}"
+                )
             columns[key] = values
             if why := _pieces_lost(group[key]):
                 lost[f"{name}/{key}"] = why
@@ -351,63 +365,8 @@ def _pieces_lost(item: Any) -> str:
     return ""
 
 
-def stack(parts: Sequence[OnDisk], join: Literal["same", "inner"]) -> OnDisk:
-    """Return the cells of several files as one; see `chreode.open`.
-
-    Raises
-    ------
-    SchemaError
-        If their features differ.
-    """
-    if any(part.mod for part in parts):
-        raise StoreError("Several files as one: .h5ad or .zarr. Open .h5mu files one by one.")
-    names = [part.obs_names for part in parts]
-    if pd.Index(np.concatenate(names)).has_duplicates:
-        names = [index.astype(str) + f"-{number}" for number, index in enumerate(names)]
-    obs = pd.concat([part.obs.set_axis(n) for part, n in zip(parts, names, strict=True)])
-    raws = [part.raw for part in parts if part.raw is not None]
-    raw = _one(raws, obs, join) if len(raws) == len(parts) else None
-    return dataclasses.replace(_one(parts, obs, join), raw=raw)
-
-
-def _one(parts: Sequence[OnDisk], obs: pd.DataFrame, join: Literal["same", "inner"]) -> OnDisk:
-    """Return matrices that all parts have, with the features of the first one, or those of all."""
-    names = _unique(parts[0])
-    shared = names[np.all([names.isin(_unique(part)) for part in parts], axis=0)]
-    for part in parts:
-        lacking = part.var_names.symmetric_difference(names)
-        if join == "same" and len(lacking):
-            raise SchemaError(
-                f"{part.path} and {parts[0].path} do not have the same features ({len(lacking):,} are in "
-                f"one alone, such as {str(lacking[0])!r}). To keep those that all files have: "
-                "open(…, join='inner')."
-            )
-    parts = [p if p.var_names.equals(shared) else p[:, shared] for p in parts]
-    return OnDisk(
-        " + ".join(part.path for part in parts), obs, parts[0].var,
-        _stacked([part.X for part in parts]),
-        layers=_in_all([part.layers for part in parts]),
-        obsm=_in_all([part.obsm for part in parts]),
-        unreadable={k: f"{p.path}: {why}" for p in parts for k, why in p.unreadable.items()},
-        files=tuple(part.path for part in parts),
-    )  # fmt: skip
-
-
-def _in_all(slots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found = {key: _stacked([slot.get(key) for slot in slots]) for key in slots[0]}
-    return {key: matrix for key, matrix in found.items() if matrix is not None}
-
-
-def _stacked(parts: Sequence[Any]) -> Any:
-    """Return the rows of all parts; None where one lacks them, or has others."""
-    tables = {isinstance(part, pd.DataFrame) for part in parts}
-    lacking = any(part is None for part in parts)
-    if lacking or len(tables) > 1 or len({part.shape[1:] for part in parts}) > 1:
-        return None
-    return pd.concat(parts) if True in tables else Stacked(parts)
-
-
-def _unique(part: OnDisk) -> pd.Index:
+def unique_names(part: OnDisk) -> pd.Index:
+    """Return the names of the features, which are refused where they are not unique."""
     if not part.var_names.is_unique:
         twice = part.var_names[part.var_names.duplicated()][0]
         raise SchemaError(f"{part.path}: feature names are not unique ({twice!r}).")

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 
@@ -23,6 +23,93 @@ CODECS = frozenset({
 #: Groups within groups; HDF5 looks each up from the first one, so that thousands take hours.
 _DEEPEST = 100
 _METADATA = (".zarray", ".zmetadata", "zarr.json")
+#: How files of cells are called.
+SUFFIXES = (".h5ad", ".h5mu", ".zarr")
+
+
+class _Way(NamedTuple):
+    """How a file of another format becomes an .h5ad: what reads it, and what to know of the result."""
+
+    read: str
+    known: str = "Raw counts are then in X."
+
+
+_GENES = "Raw counts, if it holds them, are then in X. If its rows are genes, add .T to the call."
+#: By the end of the name. Those of text are read as they are if they are packed by gzip.
+_TEXT = {
+    "matrix.mtx": _Way("scanpy.read_10x_mtx({folder!r}{prefix})"),
+    ".mtx": _Way(
+        "anndata.io.read_mtx({file!r})",
+        "It has no names: set a.obs_names and a.var_names from the files beside it. If its rows are "
+        "genes, add .T to the call.",
+    ),
+    ".csv": _Way("anndata.io.read_csv({file!r})", _GENES),
+    ".tsv": _Way("anndata.io.read_csv({file!r}, delimiter='\\t')", _GENES),
+    ".txt": _Way("anndata.io.read_text({file!r})", _GENES),
+}
+_BINARY = {
+    ".h5": _Way(
+        "scanpy.read_10x_h5({file!r})",
+        "Raw counts are then in X. If anndata wrote the file, rename it to {new!r} instead.",
+    ),
+    ".loom": _Way(
+        "anndata.io.read_loom({file!r})",
+        "It needs the package loompy. chreode check {new!r} shows where the raw counts are.",
+    ),
+}
+_R = {
+    ".h5seurat": _Way(
+        "SeuratDisk::Convert({file!r}, dest = 'h5ad')",
+        "Raw counts are then in raw; they are lost if the object has scale.data.",
+    ),
+    ".rds": _Way(
+        "anndataR::write_h5ad(readRDS({file!r}), {new!r})",
+        "chreode check {new!r} shows where the raw counts are.",
+    ),
+}
+
+
+def refuse_other_formats(path: Path) -> None:
+    """Refuse a fitted model, and a name that is not one of a file of cells; say which call converts it.
+
+    Raises
+    ------
+    StoreError
+        If it is a model, or ends in none of `SUFFIXES`.
+    """
+    if (path / "model.json").is_file():
+        raise StoreError(f"{str(path)!r} is a fitted model; a file of cells was expected here.")
+    if path.suffix not in SUFFIXES:
+        raise StoreError(
+            f"{str(path)!r}: expected a name that ends in .h5ad, .h5mu or .zarr.{_converted(path)}"
+        )
+
+
+def _converted(path: Path) -> str:
+    """Return what to do with a file, or a folder of 10x, of another format; nothing if it is not known."""
+    if path.is_dir():
+        path = next(iter(sorted(path.glob("*matrix.mtx*"))), path)
+    name = path.name.lower()
+    plain = name.removesuffix(".gz")
+    if plain != name and plain.endswith((*SUFFIXES, *_BINARY, *_R)):
+        return f" Unpack it first: gunzip {str(path)!r}."
+    ways = {**_TEXT, **_BINARY, **_R}
+    end = next((end for end in ways if plain.endswith(end)), None)
+    if end is None:
+        return ""
+    words = {
+        "file": str(path), "folder": str(path.parent),
+        "new": str(path.with_name(path.name[: len(plain)]).with_suffix(".h5ad")),
+    }  # fmt: skip
+    before = path.name[: plain.rfind(end)]
+    call = ways[end].read.format(**words, prefix=f", prefix={before!r}" if before else "")
+    known = ways[end].known.format(**words)
+    if end in _R:
+        return f" Convert it once, in R: {call}. {known} See docs/with-scanpy.md."
+    return (
+        f" Convert it once, in Python: import {call.partition('.')[0]}; a = {call}; "
+        f"a.var_names_make_unique(); a.write_h5ad({words['new']!r}). {known} See docs/with-scanpy.md."
+    )
 
 
 def refuse_foreign(path: Path) -> None:
@@ -37,7 +124,7 @@ def refuse_foreign(path: Path) -> None:
     if path.is_dir():
         for file in _files(path):
             if file.name in _METADATA:
-                refuse_codecs(str(file), _told(file))
+                refuse_codecs(str(file), _metadata(file))
     elif path.suffix != ".zarr":
         with h5py.File(path, "r") as root:
             refuse_elsewhere(root)
@@ -60,7 +147,7 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield item
 
 
-def _told(file: Path) -> Any:
+def _metadata(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
     except ValueError as error:
@@ -72,18 +159,17 @@ def _told(file: Path) -> Any:
 def refuse_codecs(name: str, metadata: Any) -> None:
     """Refuse metadata of zarr, of format 2 or 3, that names a codec not in `CODECS`."""
     for codec in _codecs(metadata):
-        known = codec.removeprefix("numcodecs.") if isinstance(codec, str) else codec
-        if known not in CODECS:
+        if not isinstance(codec, str) or codec.removeprefix("numcodecs.") not in CODECS:
             raise StoreError(
                 f"{name} is to be decoded with {codec!r}, which chreode does not run on files that others "
                 "may have made. If you trust it, read it with zarr, and write it anew."
             )
 
 
-def _codecs(told: Any) -> Iterator[Any]:
+def _codecs(metadata: Any) -> Iterator[Any]:
     """Yield the names of all codecs in metadata, those inside of codecs and of other nodes included."""
-    if isinstance(told, Mapping):
-        for key, value in told.items():
+    if isinstance(metadata, Mapping):
+        for key, value in metadata.items():
             if key in ("filters", "compressor", "codecs", "index_codecs"):
                 for codec in value if isinstance(value, (list, tuple)) else [value]:
                     if isinstance(codec, Mapping):
@@ -92,8 +178,8 @@ def _codecs(told: Any) -> Iterator[Any]:
                         yield codec
             if key not in ("attributes", ".zattrs"):
                 yield from _codecs(value)
-    elif isinstance(told, (list, tuple)):
-        for value in told:
+    elif isinstance(metadata, (list, tuple)):
+        for value in metadata:
             yield from _codecs(value)
 
 
@@ -120,7 +206,7 @@ def refuse_elsewhere(root: h5py.File | h5py.Group) -> None:
             try:
                 item = group[name]
             except (KeyError, OSError, TypeError, ValueError):
-                continue  # unreadable, so it leads nowhere; who needs it is told
+                continue  # unreadable, so it leads nowhere; reading it is an error later
             if isinstance(item, h5py.Group):
                 groups.append((item, depth + 1))
             elif isinstance(item, h5py.Dataset):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, runtime_checkable
@@ -12,17 +12,30 @@ from jaxtyping import Int
 
 from .source import WINDOW_BLOCKS, Source, in_windows
 
-Rows = Int[np.ndarray, " b"]
+Rows = Int[np.ndarray, " _"]
+#: Cells of a minibatch, or of every row an anchor and its partners.
+Drawn = Int[np.ndarray, "_ ..."]
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Anything that yields the minibatches of one epoch, the same ones for the same generator."""
+    """Anything that yields the minibatches of one epoch, the same ones for the same generator.
+
+    An array of shape (b, k) holds in each row an anchor and its k - 1 partners. They are in one minibatch,
+    and in one process where several share it: the loss takes them apart (`CellBatch.aligned`). Minibatches
+    are counted, shared out and weighed by their anchors.
+    """
 
     def batches(
         self, source: Source, rows: Rows, epoch: int, generator: np.random.Generator
-    ) -> Iterator[Rows]:
+    ) -> Iterator[Drawn]:
         """Yield positions of cells, one array per minibatch."""
+        ...
+
+    def held_out(
+        self, source: Source, rows: Rows, generator: np.random.Generator
+    ) -> Sequence[Drawn]:
+        """Return the minibatches in which held-out rows are looked at, the same ones in every epoch."""
         ...
 
     def n_batches(self, source: Source, rows: Rows) -> int:
@@ -41,9 +54,13 @@ class Shuffled:
 
     batch_size: int
 
+    def per_epoch(self, n_cells: int) -> int:
+        """Return how many minibatches so many cells make."""
+        return max(1, round(n_cells / self.batch_size))
+
     def n_batches(self, source: Source, rows: Rows) -> int:  # noqa: ARG002 (a Sampler may need the source)
         """Return how many minibatches an epoch has."""
-        return max(1, round(len(rows) / self.batch_size))
+        return self.per_epoch(len(rows))
 
     def batches(
         self,
@@ -64,6 +81,15 @@ class Shuffled:
         for window in windows:
             mixed = generator.permutation(np.concatenate(window))
             yield from np.array_split(mixed, len(window))
+
+    def held_out(
+        self,
+        source: Source,
+        rows: Rows,
+        generator: np.random.Generator,  # noqa: ARG002 (the contract)
+    ) -> Sequence[Rows]:
+        """Return all rows in order, as many at a time as fit."""
+        return source.pieces(rows)
 
 
 @dataclass(frozen=True)
@@ -87,9 +113,18 @@ class Balanced:
         drawn = generator.choice(known, size=len(rows), p=weight / weight.sum())
         yield from Shuffled(self.batch_size).batches(source, drawn, epoch, generator)
 
+    def held_out(
+        self,
+        source: Source,
+        rows: Rows,
+        generator: np.random.Generator,  # noqa: ARG002 (the contract)
+    ) -> Sequence[Rows]:
+        """Return all rows in order, each once, as many at a time as fit."""
+        return source.pieces(rows)
+
 
 @dataclass(frozen=True)
-class Together:
+class FullBatch:
     """All rows as one minibatch, several times an epoch."""
 
     times: int = 1
@@ -107,6 +142,66 @@ class Together:
     ) -> Iterator[Rows]:
         """Yield positions of cells, one array per minibatch."""
         yield from [rows] * self.times
+
+    def held_out(
+        self,
+        source: Source,
+        rows: Rows,
+        generator: np.random.Generator,  # noqa: ARG002 (the contract)
+    ) -> Sequence[Rows]:
+        """Return all rows in order, as many at a time as fit."""
+        return source.pieces(rows)
+
+
+@runtime_checkable
+class Partner(Protocol):
+    """Draws for each of some anchors a cell, or several, among the rows of its split alone."""
+
+    def __call__(
+        self, source: Source, rows: Rows, anchors: Rows, generator: np.random.Generator
+    ) -> Drawn:
+        """Return positions of cells, shape (b,) or (b, partners), all of them of `rows`.
+
+        `rows` is the same array for as long as the split is the same: what is made of it may be kept.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Every row once as an anchor, in random order, with partners drawn anew every time.
+
+    Held-out rows are anchors once as well, in minibatches of the same size, and have partners of their own:
+    they never meet training cells. From disk, partners are read wherever they are.
+
+    Attributes
+    ----------
+    batch_size
+        Anchors of a minibatch, nearly.
+    partner
+        Draws the partners (see `chreode.learn.partners`).
+    """
+
+    batch_size: int
+    partner: Partner
+
+    def n_batches(self, source: Source, rows: Rows) -> int:
+        """Return how many minibatches an epoch has."""
+        return Shuffled(self.batch_size).n_batches(source, rows)
+
+    def batches(
+        self, source: Source, rows: Rows, epoch: int, generator: np.random.Generator
+    ) -> Iterator[Drawn]:
+        """Yield arrays of shape (b, 1 + partners), one per minibatch: an anchor and its partners a row."""
+        for anchors in Shuffled(self.batch_size).batches(source, rows, epoch, generator):
+            partners = self.partner(source, rows, anchors, generator)
+            yield np.column_stack([anchors, partners])
+
+    def held_out(
+        self, source: Source, rows: Rows, generator: np.random.Generator
+    ) -> Sequence[Drawn]:
+        """Return minibatches as those of an epoch."""
+        return list(self.batches(source, rows, 0, generator))
 
 
 def _in_blocks(rows: Rows, size: int, generator: np.random.Generator) -> Rows:

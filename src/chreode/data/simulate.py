@@ -13,16 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import mudata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from mudata import MuData
 from scipy import sparse
 
-from ..arguments import checked
-from ..errors import ConfigError, near
+from ..config.arguments import checked
+from .draws import (
+    N_LATENT,
+    mosaic,
+    negative_binomial,
+    numbered_names,
+    population,
+    require,
+    sequence,
+)
 from .systems import GeneNetwork, Sampling, simulate_system
 
 __all__ = [
@@ -34,9 +41,6 @@ __all__ = [
     "simulate_multiome",
     "simulate_system",
 ]
-
-_BLOCK = 2**19  # entries of a dense block of cells: 4 MiB of float64
-_N_LATENT = 10
 
 
 @checked
@@ -110,11 +114,11 @@ def simulate_cells(
     >>> cells.shape, list(cells.obs)
     ((200, 50), ['cell_type', 'batch', 'condition', 'true_depth'])
     """
-    _require(n_genes >= 1, f"n_genes is {n_genes}; at least one is needed.")
-    _require(0 <= batch_strength <= 5, f"batch_strength is {batch_strength}; give 0 to 5.")
+    require(n_genes >= 1, f"n_genes is {n_genes}; at least one is needed.")
+    require(0 <= batch_strength <= 5, f"batch_strength is {batch_strength}; give 0 to 5.")
     rng = np.random.default_rng(seed)
-    cells = _population(rng, n_cells, n_types, n_batches, composition)
-    loadings = rng.normal(0, 0.4 / np.sqrt(_N_LATENT), (_N_LATENT, n_genes))
+    cells = population(rng, n_cells, n_types, n_batches, composition)
+    loadings = rng.normal(0, 0.4 / np.sqrt(N_LATENT), (N_LATENT, n_genes))
     shifts = {"batch": rng.normal(0, batch_strength, (n_batches, n_genes))}
     for name, levels in (attributes or {}).items():
         _check_attribute(cells, name, levels)
@@ -122,7 +126,7 @@ def simulate_cells(
         cells.obs[name] = pd.Categorical.from_codes(codes, pd.Index(levels))
         shifts[name] = rng.normal(0, 1, (len(levels), n_genes)) * (rng.random(n_genes) < 0.1)
         shifts[name][0] = 0
-    return _sequence(
+    return sequence(
         rng,
         cells,
         loadings,
@@ -183,7 +187,7 @@ def simulate_citeseq(
     >>> cells.shape, cells["adt"].shape
     ((100, 70), (50, 20))
     """
-    _require(n_proteins >= 1, f"n_proteins is {n_proteins}; at least one is needed.")
+    require(n_proteins >= 1, f"n_proteins is {n_proteins}; at least one is needed.")
     rna = simulate_cells(
         n_cells,
         n_genes,
@@ -203,18 +207,18 @@ def simulate_citeseq(
     theta = rng.lognormal(np.log(5), 0.3, n_proteins)
     mean = background * np.exp(shift)[batch] * np.where(foreground, gain, 1.0)
     mean *= rng.lognormal(0, 0.3, (n_cells, 1))
-    counts = sparse.csr_matrix(_negative_binomial(rng, mean, theta), dtype=np.float32)
+    counts = sparse.csr_matrix(negative_binomial(rng, mean, theta), dtype=np.float32)
     adt = AnnData(
         counts,
         obs=rna.obs[["cell_type", "batch"]],
         var=pd.DataFrame(
             {"true_background": background, "true_gain": gain, "true_theta": theta},
-            index=_names("protein", n_proteins),
+            index=numbered_names("protein", n_proteins),
         ),
         varm={"true_batch_shift": shift.T, "true_carriers": carriers.T},
         layers={"counts": counts.copy(), "true_foreground": foreground},
     )
-    return _mosaic({"rna": rna, "adt": adt}, absent or {})
+    return mosaic({"rna": rna, "adt": adt}, absent or {})
 
 
 @checked
@@ -259,7 +263,7 @@ def simulate_multiome(
     >>> simulate_multiome(50, 20, 30)["atac"].var["true_gene"].head(3).tolist()
     ['gene_10', nan, 'gene_19']
     """
-    _require(n_peaks >= 1, f"n_peaks is {n_peaks}; at least one is needed.")
+    require(n_peaks >= 1, f"n_peaks is {n_peaks}; at least one is needed.")
     rna = simulate_cells(
         n_cells,
         n_genes,
@@ -271,7 +275,7 @@ def simulate_multiome(
     rng = np.random.default_rng([seed, 1])
     gene = rng.integers(n_genes, size=n_peaks)
     linked = rng.random(n_peaks) < 0.5
-    atac = _sequence(
+    atac = sequence(
         rng,
         AnnData(obs=rna.obs[["cell_type", "batch"]], obsm=rna.obsm.copy(), uns=rna.uns.copy()),
         rna.varm["true_loadings"].T[:, gene] * linked,
@@ -282,7 +286,7 @@ def simulate_multiome(
         dispersion=0.1,
     )
     atac.var["true_gene"] = pd.Categorical.from_codes(np.where(linked, gene, -1), rna.var_names)
-    return _mosaic({"rna": rna, "atac": atac}, absent or {})
+    return mosaic({"rna": rna, "atac": atac}, absent or {})
 
 
 @checked
@@ -327,155 +331,29 @@ def simulate_linear_gaussian(
     >>> simulate_linear_gaussian(100, d=8, k=2).varm["true_loadings"].shape
     (8, 2)
     """
-    _require(min(n, d, k) >= 1, f"n, d and k are {n}, {d} and {k}; each must be 1 or more.")
-    _require(0 <= missing < 1, f"missing is {missing}; it is a probability below 1.")
+    require(min(n, d, k) >= 1, f"n, d and k are {n}, {d} and {k}; each must be 1 or more.")
+    require(0 <= missing < 1, f"missing is {missing}; it is a probability below 1.")
     scale = np.asarray(noise, dtype=np.float64)
-    _require(scale.shape in ((), (d,)), f"noise has shape {scale.shape}; give one number or {d}.")
-    _require((scale >= 0).all(), "noise has a negative value; it is a standard deviation.")
+    require(scale.shape in ((), (d,)), f"noise has shape {scale.shape}; give one number or {d}.")
+    require((scale >= 0).all(), "noise has a negative value; it is a standard deviation.")
     rng = np.random.default_rng(seed)
     latent, loadings, mean = rng.normal(size=(n, k)), rng.normal(size=(d, k)), rng.normal(size=d)
     x = mean + latent @ loadings.T + scale * rng.normal(size=(n, d))
     x[rng.random(x.shape) < missing] = np.nan
     return AnnData(
         x.astype(np.float32),
-        obs=pd.DataFrame(index=_names("cell", n)),
+        obs=pd.DataFrame(index=numbered_names("cell", n)),
         var=pd.DataFrame(
             {"true_mean": mean, "true_noise": np.broadcast_to(scale, d)},
-            index=_names("feature", d),
+            index=numbered_names("feature", d),
         ),
         obsm={"true_latent": latent},
         varm={"true_loadings": loadings},
     )
 
 
-def _require(holds: object, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
-
-
 def _check_attribute(cells: AnnData, name: str, levels: Sequence[str]) -> None:
     free = name not in {*cells.obs, "true_depth"}
-    _require(free, f"The attribute {name!r} has the name of another obs column; rename it.")
+    require(free, f"The attribute {name!r} has the name of another obs column; rename it.")
     unlike = not isinstance(levels, str) and len(set(levels)) == len(levels) > 0
-    _require(unlike, f"The levels of {name!r} are {levels!r}; give a list of different names.")
-
-
-def _names(prefix: str, n: int) -> pd.Index:
-    return pd.Index([f"{prefix}_{i}" for i in range(n)])
-
-
-def _population(
-    rng: np.random.Generator,
-    n_cells: int,
-    n_types: int,
-    n_batches: int,
-    composition: Sequence[Sequence[float | int]] | Float[np.ndarray, "batches types"] | None,
-) -> AnnData:
-    """Cells with a type, a batch and a latent position, and no features yet."""
-    _require(n_types >= 1, f"n_types is {n_types}; at least one is needed.")
-    _require(
-        1 <= n_batches <= n_cells, f"{n_batches} batches of {n_cells} cells; each needs a cell."
-    )
-    if composition is None:
-        composition = rng.dirichlet(np.full(n_types, 5.0), size=n_batches)
-    try:
-        weights = np.asarray(composition, dtype=np.float64)
-    except ValueError as error:
-        raise ConfigError("composition has rows of different lengths.") from error
-    shape = (n_batches, n_types)
-    _require(weights.shape == shape, f"composition has shape {weights.shape}, not {shape}.")
-    valid = (weights >= 0).all() and (weights.sum(axis=1) > 0).all()
-    _require(valid, "composition has a negative weight, or a batch without any.")
-    weights = weights / weights.sum(axis=1, keepdims=True)
-
-    batch = rng.permutation(np.arange(n_cells) % n_batches)
-    steps = weights.cumsum(axis=1)[batch, :-1]
-    cell_type = (rng.random((n_cells, 1)) >= steps).sum(axis=1)
-    centres = rng.normal(0, 2, (n_types, _N_LATENT))
-    obs = pd.DataFrame(
-        {
-            "cell_type": pd.Categorical.from_codes(cell_type, _names("type", n_types)),
-            "batch": pd.Categorical.from_codes(batch, _names("batch", n_batches)),
-        },
-        index=_names("cell", n_cells),
-    )
-    return AnnData(
-        obs=obs,
-        obsm={"true_latent": centres[cell_type] + rng.normal(size=(n_cells, _N_LATENT))},
-        uns={"truth": {"centres": centres, "composition": weights}},
-    )
-
-
-def _sequence(
-    rng: np.random.Generator,
-    cells: AnnData,
-    loadings: Float[np.ndarray, "z g"],
-    shifts: Mapping[str, Float[np.ndarray, "_ g"]],
-    *,
-    prefix: str,
-    base: Float[np.ndarray, " g"],
-    depth: float,
-    dispersion: float,
-    dropout: float = 0.0,
-    true_mean: bool = False,
-) -> AnnData:
-    """Give the cells counts by the module's story; `shifts` are of columns of `obs`, by level."""
-    _require(0 < depth < 1e9, f"depth is {depth}; it must be positive, and below 1e9.")
-    _require(
-        0 < dispersion < 1e6,
-        f"dispersion is {dispersion}; it must be positive (1e-6 for Poisson), and below 1e6.",
-    )
-    _require(0 <= dropout < 1, f"dropout is {dropout}; it is a probability below 1.")
-    n_cells, n_features = cells.n_obs, len(base)
-    cell_depth = rng.lognormal(np.log(depth), 0.4, n_cells)
-    theta = rng.lognormal(-np.log(dispersion), 0.3, n_features)
-    # Latent positions and levels side by side, so that one product adds up every effect.
-    features = np.hstack(
-        [cells.obsm["true_latent"], *(pd.get_dummies(cells.obs[s]) for s in shifts)]
-    )
-    weights = np.vstack([loadings, *shifts.values()])
-    blocks, means = [], []
-    step = max(1, _BLOCK // n_features)
-    for start in range(0, n_cells, step):
-        rows = slice(start, start + step)
-        mean = np.exp(base + features[rows] @ weights)
-        mean *= cell_depth[rows, None] / mean.sum(axis=1, keepdims=True)
-        x = _negative_binomial(rng, mean, theta) * (rng.random(mean.shape) >= dropout)
-        blocks.append(sparse.csr_matrix(x, dtype=np.float32))
-        means.extend([mean.astype(np.float32)] if true_mean else [])
-    counts = sparse.vstack(blocks, format="csr")
-    return AnnData(
-        counts,
-        obs=cells.obs.assign(true_depth=cell_depth),
-        var=pd.DataFrame(
-            {"true_base": base, "true_theta": theta}, index=_names(prefix, n_features)
-        ),
-        obsm=cells.obsm.copy(),
-        varm={"true_loadings": loadings.T} | {f"true_{s}_shift": shifts[s].T for s in shifts},
-        layers={"counts": counts.copy()} | ({"true_mean": np.vstack(means)} if means else {}),
-        uns=cells.uns.copy(),
-    )
-
-
-def _negative_binomial(
-    rng: np.random.Generator, mean: Float[np.ndarray, "b g"], theta: Float[np.ndarray, " g"]
-) -> Integer[np.ndarray, "b g"]:
-    return rng.poisson(rng.gamma(theta, mean / theta))
-
-
-def _mosaic(modalities: Mapping[str, AnnData], absent: Mapping[str, Sequence[str]]) -> MuData:
-    """Join modalities of the same cells, each without the batches where it is absent."""
-    obs = next(iter(modalities.values())).obs
-    for name, batches in absent.items():
-        _require(name in modalities, f"absent names {name!r}.{near(name, modalities)}")
-        for batch in batches:
-            known = obs["batch"].cat.categories
-            _require(batch in known, f"absent names {batch!r}.{near(batch, known)}")
-    kept = {name: ~obs["batch"].isin(absent.get(name, ())).to_numpy() for name in modalities}
-    seen = np.any(list(kept.values()), axis=0)
-    _require(seen.all(), "absent leaves a batch without any modality; keep one of them.")
-    # mudata 0.3 would copy columns of obs under prefixed names, and warn that 0.4 will not.
-    with mudata.set_options(pull_on_update=False):
-        joined = MuData({name: data[kept[name]].copy() for name, data in modalities.items()})
-    joined.obs[["cell_type", "batch"]] = obs[["cell_type", "batch"]]  # aligned by name
-    return joined
+    require(unlike, f"The levels of {name!r} are {levels!r}; give a list of different names.")

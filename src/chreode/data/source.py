@@ -38,6 +38,11 @@ class Matrix(Protocol):
         """Cells, features."""
         ...
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Kind of the numbers."""
+        ...
+
     def __getitem__(self, rows: np.ndarray) -> Csr | np.ndarray:
         """Return the rows asked for, in that order."""
         ...
@@ -61,6 +66,8 @@ class Source:
         For roles whose features differ from the spec: column of each trained feature, -1 if missing.
     columns
         Codes, and numbers in the user's units, one row per cell.
+    control
+        Which cells are unperturbed, where the schema says what `perturbation` that is.
     """
 
     spec: Spec
@@ -69,6 +76,7 @@ class Source:
     where: Mapping[str, Int[np.ndarray, " cells"]] = field(default_factory=dict)
     take: Mapping[str, Int[np.ndarray, " g"]] = field(default_factory=dict)
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    control: Bool[np.ndarray, " cells"] | None = None
 
     def __len__(self) -> int:
         return len(self.obs_names)
@@ -183,6 +191,10 @@ class _Held:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
 
     def __getitem__(self, rows: Int[np.ndarray, " b"]) -> Csr | np.ndarray:
         return self.values[np.searchsorted(self.rows, rows)]

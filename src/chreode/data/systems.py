@@ -15,7 +15,7 @@ from anndata import AnnData
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
-from ..arguments import check_fields, checked
+from ..config.arguments import check_fields, checked
 from ..errors import ConfigError, FitError, near
 
 Velocity = Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]]

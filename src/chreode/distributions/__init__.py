@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..distributions.base import Distribution
-from ..distributions.bernoulli import Bernoulli
-from ..distributions.nb import NegativeBinomial
-from ..distributions.nbmixture import NegativeBinomialMixture
-from ..distributions.normal import Normal
-from ..distributions.poisson import Poisson
-from ..distributions.zinb import ZeroInflatedNegativeBinomial
+from .base import Distribution
+from .bernoulli import Bernoulli
+from .nb import NegativeBinomial
+from .nbmixture import NegativeBinomialMixture
+from .normal import Normal
+from .poisson import Poisson
+from .zinb import ZeroInflatedNegativeBinomial
 
 __all__ = [
     "Bernoulli",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """A likelihood whose parameters are tensors that broadcast against each other and the data.
 

@@ -10,8 +10,8 @@ from jaxtyping import Float, Num
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..distributions.nb import NegativeBinomial
 from ._counts import broadcast
+from .nb import NegativeBinomial
 
 
 @final

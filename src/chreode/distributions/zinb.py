@@ -12,8 +12,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from ..distributions.nb import NegativeBinomial
 from ._counts import broadcast
+from .nb import NegativeBinomial
 
 
 @final

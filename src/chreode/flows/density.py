@@ -24,7 +24,7 @@ def log_density(
 ) -> Float[Tensor, " b"]:
     """Return log p(x) in nats, where p is what `velocity` makes of N(0, I) from t = 0 to 1.
 
-    The point is carried back to noise ε, and log p(x) = log N(ε) − ∫ div v dt (Chen et al. 2018,
+    The point is moved back to noise ε, and log p(x) = log N(ε) − ∫ div v dt (Chen et al. 2018,
     neural ODEs, equation 8), with the divergence exact: one gradient per dimension.
 
     Parameters

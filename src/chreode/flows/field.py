@@ -17,7 +17,7 @@ from ..schema import Spec
 from .density import log_density
 from .guidance import guided
 
-#: Which attributes are told, and the weight of that (see `guided`).
+#: Masks of the attributes given, and their weights (see `guided`).
 Terms = Sequence[tuple[Bool[Tensor, " k"], float]]
 
 
@@ -29,7 +29,7 @@ class ConditionalField(nn.Module):
     spec
         Which attributes there are.
     n_latent, n_depths
-        Dimensions of points; modalities whose depth the velocity is told (0: none).
+        Dimensions of points; modalities whose depth conditions the velocity (0: none).
     width, n_blocks
         Of the residual network.
     conditioning
@@ -58,7 +58,7 @@ class ConditionalField(nn.Module):
         x: Float[Tensor, "b z"],
         t: Float[Tensor, " b"],
         batch: CellBatch,
-        told: Bool[Tensor, "b k"],
+        given: Bool[Tensor, "b k"],
         depth: Float[Tensor, "cells m"],
         times: int = 1,
     ) -> Float[Tensor, "b z"]:
@@ -70,20 +70,20 @@ class ConditionalField(nn.Module):
             Time of each point.
         batch
             The cells whose attributes count, of which there are as many as points, or a `times`-th.
-        told
-            Which of their attributes the velocity is told.
+        given
+            Which of their attributes the velocity is conditioned on.
         depth
             Log depth of each cell, standardised; NaN where not known.
         """
         codes, numbers, has = read_attributes(self.spec, batch)
         code, number, known, log_depth = (v.repeat(times, 1) for v in (codes, numbers, has, depth))
-        c = self.time(sinusoid(t, self.width)) + self.attributes(code, number, told & known)
+        c = self.time(sinusoid(t, self.width)) + self.attributes(code, number, given & known)
         if self.depth is not None:
             seen = log_depth.isfinite().to(x.dtype)
             c = c + self.depth(torch.cat([log_depth.nan_to_num(), seen], 1))
         return self.network(x, c)
 
-    def carry(
+    def transport(
         self,
         x: Float[Tensor, "b z"],
         batch: CellBatch,
@@ -94,12 +94,12 @@ class ConditionalField(nn.Module):
         back: bool = False,
         **solver: Any,
     ) -> Float[Tensor, "b z"]:
-        """Carry noise to data, or data `back` to noise, under guidance.
+        """Move noise to data, or data `back` to noise, under guidance.
 
         Parameters
         ----------
         known
-            Which attributes of each cell can be told at all.
+            Which attributes of each cell can condition the velocity at all.
         terms
             See `guided`.
         solver
@@ -124,9 +124,9 @@ class ConditionalField(nn.Module):
     def _of(
         self, batch: CellBatch, depth: Tensor, known: Tensor
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        def velocity(x: Tensor, t: Tensor, told: Tensor) -> Tensor:
+        def velocity(x: Tensor, t: Tensor, given: Tensor) -> Tensor:
             times = len(x) // len(batch)
-            return self(x, t.expand(len(x)), batch, told & known.repeat(times, 1), depth, times)
+            return self(x, t.expand(len(x)), batch, given & known.repeat(times, 1), depth, times)
 
         return velocity
 

@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..data.series import SeriesBatch
-from .path import choose
 
 #: Series of which whole ones are left out to choose by; of fewer, halves of each one's times.
 MANY = 10
@@ -26,6 +25,21 @@ COMPONENTS, WIDTHS = (10, 5, 3, 2, 1), (0.2, 0.35, 0.5, 0.7, 1.0, 2.0)
 _LEAST = 1e-6
 
 Setting = TypeVar("Setting")
+
+
+def choose(errors: np.ndarray) -> int:
+    """Return the last row of fits x series whose mean error is as good as the smallest."""
+    means = np.nanmean(errors, 1)
+    best = int(np.nanargmin(means))
+    if errors.shape[1] < 5:
+        slack = 0.01 * means[best]
+    else:  # the series are the same: what counts is by how much they differ between fits
+        with np.errstate(invalid="ignore"):  # of infinite errors
+            apart = errors - errors[best]
+            spread = apart.std(1, ddof=1)
+        # where every fit blows up there is nothing to choose by: the sparsest
+        slack = np.nan_to_num(spread / errors.shape[1] ** 0.5, nan=0.0)
+    return int(np.flatnonzero(means <= means[best] + slack)[-1])
 
 
 def parts(train: SeriesBatch, bandwidth: float) -> Iterator[tuple[SeriesBatch, SeriesBatch]]:
@@ -60,7 +74,7 @@ def chosen(
     """Return the last setting that forecasts held-out parts as well as the best one does.
 
     As for the strength of a penalty (see `choose`): within one standard error over the series, or within
-    1 % of few series; settings are told from the boldest to the plainest.
+    1 % of few series; settings are ordered from the boldest to the plainest.
     """
     columns = {name: i for i, name in enumerate(train.names)}
     errors, times = np.zeros((len(settings), len(columns))), np.zeros(len(columns))
@@ -80,7 +94,7 @@ def over_time(
     width: float,
     weights: Float[Tensor, "s l"] | None = None,
 ) -> Float[Tensor, "s t g"]:
-    """Regress the training cells on time, lines fitted locally; their series weigh the same, or as told.
+    """Regress the training cells on time, lines fitted locally; their series weigh the same, or by `weights`.
 
     Parameters
     ----------
@@ -128,11 +142,11 @@ def _axes(train: SeriesBatch, n: int, smoother: float) -> Float[Tensor, "g k"]:
 def _nearness(
     train: SeriesBatch, batch: SeriesBatch, width: float, axes: Float[Tensor, "g k"]
 ) -> Float[Tensor, "s l"]:
-    mine, theirs = batch.start @ axes, train.start @ axes
-    spread = theirs.var(0, unbiased=False).sum().clamp(min=1e-12)
-    apart = torch.cdist(mine, theirs, compute_mode="donot_use_mm_for_euclid_dist")
-    apart = apart.square() / spread
-    found = torch.exp(-0.5 * (apart - apart.amin(1, keepdim=True)) / width**2)
+    start, train_start = batch.start @ axes, train.start @ axes
+    spread = train_start.var(0, unbiased=False).sum().clamp(min=1e-12)
+    distance = torch.cdist(start, train_start, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distance.square() / spread
+    found = torch.exp(-0.5 * (distance - distance.amin(1, keepdim=True)) / width**2)
     return torch.where(found < _LEAST, 0.0, found)
 
 

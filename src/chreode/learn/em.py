@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-import pandas as pd
-import torch
 from torch import Tensor
 
 from ..data.source import Source
-from ..errors import FitError, warn
 from ..module import Module
-from .phase import Phase, Run, Split, Trace, bar
+from .ascent import Ascent, add_up
+from .phase import Phase, Session, Split, Trace
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,9 @@ class EM:
     tol: float
     slack: float = 1e-9
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
         """Train in place on all rows; Ctrl-C keeps the last update.
 
         Raises
@@ -47,58 +44,16 @@ class EM:
             If the log-likelihood falls or stops being finite.
         """
         target, rows, group = phase.target(module), split.train, run.group
-        log: list[dict[str, float]] = []
-        calm, notes = 0, []
-        with torch.no_grad(), bar(self.max_epochs, phase.name, run.progress) as shown:
-            for epoch in range(self.max_epochs):
-                start = time.perf_counter()
-                try:
-                    mine = source.batches(group.share(rows), run.device)
-                    sums = add_up(target.collect(b) for b in mine)
-                    group.add(list(sums.values()))
-                    ll = float(sums["log_likelihood"]) / len(rows)
-                    self._guard(log, ll)
-                    target.update(sums)
-                except KeyboardInterrupt:
-                    if not log or not group.alone:
-                        raise
-                    notes.append(f"interrupted in epoch {epoch}; the last update is kept")
-                    warn(f"{phase.name}: {notes[-1]}.")
-                    break
-                log.append(
-                    {
-                        "epoch": epoch,
-                        "train_log_likelihood": ll,
-                        "seconds": time.perf_counter() - start,
-                    }
-                )
-                gain = ll - log[-2]["train_log_likelihood"] if epoch else np.inf
-                so_far = ll - log[0]["train_log_likelihood"]
-                least = max(self.tol * so_far, self.slack * max(abs(ll), 1.0))
-                calm = calm + 1 if epoch and gain <= least else 0
-                shown.set_postfix_str(f"log-likelihood {ll:.2f}", refresh=False)
-                shown.update()
-                if calm == 2:
-                    break
-        return Trace(pd.DataFrame(log), "rested" if calm == 2 else "still improving", tuple(notes))
 
-    def _guard(self, log: list[dict[str, float]], ll: float) -> None:
-        before = log[-1]["train_log_likelihood"] if log else -np.inf
-        if not np.isfinite(ll):
-            raise FitError(
-                f"The log-likelihood became {ll} in epoch {len(log)}; look for constant features."
-            )
-        if ll < before - self.slack * max(abs(before), 1.0):
-            raise FitError(
-                f"The log-likelihood fell from {before:.8g} to {ll:.8g} in epoch {len(log)}: EM never does "
-                "that, so the numbers are ill-conditioned. Try fewer factors or drop near-constant features."
-            )
+        def one_pass() -> tuple[float, dict[str, Tensor]]:
+            batches = source.batches(group.share(rows), run.device)
+            sums = add_up(target.collect(b) for b in batches)
+            group.add(list(sums.values()))
+            return float(sums["log_likelihood"]) / len(rows), sums
 
-
-def add_up(parts: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
-    """Return the sum of every statistic."""
-    total: dict[str, Tensor] = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total[name] + value if name in total else value
-    return total
+        advice = (
+            "EM never does that, so the numbers are ill-conditioned. Try fewer factors or drop "
+            "near-constant features."
+        )
+        ascent = Ascent("log-likelihood", self.max_epochs, self.tol, self.slack, advice)
+        return ascent.climb(one_pass, target.update, phase, run)

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..compute.rng import Rng
 from ..data.batch import CellBatch, SparseRows
 from ..data.source import Source
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..module import Module
 from ..nn.sparse import (
     centred_squares,
@@ -24,8 +25,7 @@ from ..nn.sparse import (
     powers,
     transposed_times,
 )
-from .phase import Phase, Run, Split, Trace
-from .rng import Rng
+from .phase import Phase, Session, Split, Trace
 
 Batches = Callable[[], Iterator[CellBatch]]
 
@@ -47,14 +47,16 @@ class Exact:
 
     validates: ClassVar[bool] = False
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
         """Solve in place."""
         start = time.perf_counter()
         target = phase.target(module)
         with torch.no_grad():
-            rested = target.solve(lambda: source.batches(split.train, run.device), run.rng)
+            converged = target.solve(lambda: source.batches(split.train, run.device), run.rng)
         history = pd.DataFrame({"epoch": [0], "seconds": [time.perf_counter() - start]})
-        return Trace(history, "still improving" if rested is False else "rested")
+        return Trace(history, "still improving" if converged is False else "rested")
 
 
 class Principal(NamedTuple):
@@ -68,7 +70,7 @@ class Principal(NamedTuple):
         The largest eigenvalues, falling, and their vectors; a vector's largest entry is positive.
     covariance
         All of it, if it was held.
-    rested
+    converged
         False where the passes ran out before `TOLERANCE` was met.
     """
 
@@ -77,7 +79,7 @@ class Principal(NamedTuple):
     values: Float[Tensor, " k"]
     axes: Float[Tensor, "g k"]
     covariance: Float[Tensor, "g g"] | None = None
-    rested: bool = True
+    converged: bool = True
 
 
 def principal(batches: Batches, k: int, rng: Rng) -> Principal:
@@ -111,14 +113,15 @@ def principal(batches: Batches, k: int, rng: Rng) -> Principal:
         return Principal(mean, variance, *_by_cells(batches, n, mean, k))
     start = rng.numpy("lanczos").standard_normal((g, min(max(k // 2, 8), g)))
     block = torch.linalg.qr(torch.from_numpy(start).to(device)).Q
-    values, axes, rested = _lanczos(_covariance_times(batches, n, mean), block, k)
-    return Principal(mean, variance, values, axes, rested=rested)
+    values, axes, converged = _lanczos(_covariance_times(batches, n, mean), block, k)
+    return Principal(mean, variance, values, axes, converged=converged)
 
 
 def _refuse_few(k: int, n: int, g: int) -> None:
     if k > min(n - 1, g):
         raise DataError(
-            f"{k} latent dimensions need {k + 1} cells and {k} features at least; got {n} x {g}. "
+            f"A fit with n_latent={k} needs {counted(k + 1, 'cell')} and {counted(k, 'feature')}; got "
+            f"{n} x {g}. "
             f"Ask for {max(min(n - 1, g), 1)} or fewer."
         )
 
@@ -133,8 +136,8 @@ def _sums(
     """Return the number of cells, and each feature's mean and variance; `total` is zeros to add to."""
     n = 0
     for batch in batches():
-        one = total.new_ones(len(batch), 1)
-        total[0] += transposed_times(batch.stored_expression(), one)[:, 0]
+        ones = total.new_ones(len(batch), 1)
+        total[0] += transposed_times(batch.stored_expression(), ones)[:, 0]
         n += len(batch)
     mean = total[0] / n
     for batch in batches():
@@ -150,13 +153,13 @@ def _by_cells(
     end = 0
     for batch in batches():
         start, end, other = end, end + len(batch), 0
-        mine = powers(batch.stored_expression(), 1)
+        left = powers(batch.stored_expression(), 1)
         for against in batches():
             if other >= end:
                 break
             for few in against.split([len(part) for part in against.rows.split(DENSE_CELLS)]):
-                theirs = few.log_expression().double() - mean
-                inner = centred_times(mine, mean, theirs.T)
+                right = few.log_expression().double() - mean
+                inner = centred_times(left, mean, right.T)
                 products[start:end, other : other + len(few)] = inner
                 other += len(few)
     products = products.tril() + products.tril(-1).T
@@ -206,11 +209,11 @@ def _lanczos(
         values, turn = torch.linalg.eigh(small)
         values, turn = values[-k:].flip(0), turn[:, -k:].flip(1)
         left = (rest @ turn[-width:]).norm(dim=0)
-        rested = len(small) >= k and bool((left <= TOLERANCE * values + 1e-9 * values[0]).all())
-        if rested or basis.shape[1] + width > g:
+        converged = len(small) >= k and bool((left <= TOLERANCE * values + 1e-9 * values[0]).all())
+        if converged or basis.shape[1] + width > g:
             break
         basis = torch.cat([basis, block], 1)
-    return values.clamp_min(0), _positive(basis[:, : len(turn)] @ turn), rested
+    return values.clamp_min(0), _positive(basis[:, : len(turn)] @ turn), converged
 
 
 def moments(

@@ -15,11 +15,12 @@ from .. import store
 from ..data.source import Source
 from ..losses import kernel
 from ..module import Module
-from .phase import Run, Split
+from ..version import code_hash
+from .phase import Session, Split
 
 
 def fingerprint(
-    about: Mapping[str, Any], module: Module, source: Source, split: Split, run: Run
+    about: Mapping[str, Any], module: Module, source: Source, split: Split, run: Session
 ) -> dict[str, str]:
     """Return a hash, or the value itself, of everything that the bits of a fit depend on.
 
@@ -40,7 +41,7 @@ def fingerprint(
         "device": run.device,
         "compile": run.compile,
         "processes": run.group.size,
-        "code": store.code_hash(),
+        "code": code_hash(),
         **arithmetic(),
     }
     return {name: v if isinstance(v, str) else json.dumps(v) for name, v in parts.items()}
@@ -69,6 +70,8 @@ def of_cells(source: Source, rows: np.ndarray) -> str:
 
     def pieces() -> Iterable[bytes]:
         yield str(source.block).encode()  # by which minibatches are mixed
+        if source.control is not None:  # by which partners are drawn
+            yield source.control[rows].tobytes()
         for batch in source.batches(rows):
             for role in sorted(batch.views):
                 stored = batch.sparse(role)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from .. import store
+from ..compute.convergence import State
+from ..compute.processes import Group
+from ..compute.rng import Rng
 from ..data.sampler import Sampler
 from ..data.source import Source
-from ..distributed import Group
-from ..errors import ConfigError
 from ..module import Module
-from .rng import Rng
-from .state import State
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Run:
+class Session:
     """How a fit is run: nothing here changes what is learned, except precision.
 
     Attributes
@@ -84,7 +81,7 @@ class Run:
     group: Group = field(default_factory=Group)
     mapping: bool = False
 
-    def for_phase(self, number: int) -> Run:
+    def for_phase(self, number: int) -> Session:
         """Return the run of one phase: a stream and a checkpoint of its own."""
         file = _state(self.checkpoint, number) if self.checkpoint else None
         return replace(self, rng=self.rng.child(f"phase{number}"), checkpoint=file)
@@ -113,10 +110,14 @@ def was_interrupted(notes: Iterable[str]) -> bool:
 class Learner(Protocol):
     """Moves the parameters of a part; knows steps and when to rest, no biology."""
 
-    #: Whether rows should be held out for it.
-    validates: ClassVar[bool]
+    @property
+    def validates(self) -> bool:
+        """Whether rows should be held out for it."""
+        ...
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
         """Train ``phase.part`` of `module` in place."""
         ...
 
@@ -136,11 +137,8 @@ class Phase:
     name
         What its rows of the history are called.
     view
-        What the part sees in place of the source: what an earlier phase has made of the cells
-        (module, source, split, run) → a source, of cells or of series.
-    whole
-        Whether rows that were held out at random for earlier phases are learned from too: nothing is left
-        to be chosen by them.
+        What the part sees in place of source and split, such as what an earlier phase has made of the
+        cells: (module, source, split, run) → a source, of cells or of series, and a split.
     lasts
         Option of the model that says how long it lasts, if one does.
     """
@@ -149,13 +147,34 @@ class Phase:
     part: str = ""
     data: Sampler | None = None
     name: str = field(default="fit")
-    view: Callable[[Any, Source, Split, Run], Any] | None = None
-    whole: bool = False
+    view: Callable[[Any, Source, Split, Session], tuple[Any, Split]] | None = None
     lasts: str = ""
 
     def target(self, module: Module) -> Any:
         """Return the submodule that learns."""
         return module.get_submodule(self.part)
+
+    def seen(self, module: Module, source: Source, split: Split, run: Session) -> tuple[Any, Split]:
+        """Return what the part sees."""
+        return self.view(module, source, split, run) if self.view else (source, split)
+
+
+def run_phases(
+    module: Module, phases: Sequence[Phase], source: Source, split: Split, run: Session
+) -> list[Trace]:
+    """Prepare and learn each phase in turn, in place."""
+    traces: list[Trace] = []
+    for number, phase in enumerate(phases):
+        seen, some = phase.seen(module, source, split, run)
+        module.to("cpu")  # where cells are, and in double precision too
+        with run.rng.scope("prepare", number), torch.no_grad():
+            phase.target(module).prepare(seen, some.train, run.rng)
+        module.to(run.device)
+        traces.append(phase.learner.learn(module, phase, seen, some, run.for_phase(number)))
+        if traces[-1].interrupted:
+            # what follows begins from less than the whole: it keeps no state
+            run = replace(run, checkpoint=None)
+    return traces
 
 
 def unfinished(phases: Sequence[Phase], traces: Sequence[Trace], options: Any) -> list[str]:
@@ -199,34 +218,6 @@ def _remove(state: Path) -> None:
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-@contextmanager
-def bar(total: int, what: str, run_progress: bool | None) -> Iterator[Any]:  # noqa: FBT001 (tri-state)
-    """Yield a progress bar that appears after two seconds (None: only on a terminal)."""
-    disable = None if run_progress is None else not run_progress
-    with tqdm(total=total, desc=what, delay=2, disable=disable, leave=False) as shown:
-        yield shown
-
-
-def choose_device(wish: str, *, double: bool) -> str:
-    """Return a device that exists; ``"auto"`` takes CUDA, then MPS, then the CPU.
-
-    MPS has no float64, so what computes in `double` stays on the CPU there.
-
-    Raises
-    ------
-    ConfigError
-        If this machine has no such device.
-    """
-    mps = torch.backends.mps.is_available() and not double
-    there = {"cuda": torch.cuda.is_available(), "mps": mps}
-    found = [*(device for device, is_there in there.items() if is_there), "cpu"]
-    if wish == "auto":
-        return found[0]
-    if wish.partition(":")[0] not in found:
-        raise ConfigError(f"device={wish!r}: this model runs on {' and '.join(found)} here.")
-    return wish
 
 
 def join_histories(traces: Sequence[Trace], names: Sequence[str]) -> pd.DataFrame:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import store
+from ..compute.convergence import State, state_of
+from ..compute.memory import keep_freed_memory
+from ..compute.progress import bar
 from ..data.sampler import Sampler
 from ..data.source import Source
-from ..distributed import Group
-from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError, warn
+from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError, counted, warn
 from ..losses import kernel
 from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
-from .memory import keep_freed_memory
-from .phase import Phase, Run, Split, Trace, bar
-from .state import State, state_of
+from .average import EVERY, Average
+from .epoch import EpochMean, diagnosis
+from .phase import Phase, Session, Split, Trace
+from .players import Players
 
 #: Cells that a fit by minibatches needs at the least: batch norm and a split must make sense.
 MIN_CELLS = 10
-#: Decay from which Adam's normalised steps could not hold a weight above a third.
-MOST_DECAY = 3.0
-#: Steps from one update of the average of the weights to the next, so that it costs next to nothing.
-AVERAGE_EVERY = 10
 
 
 def default_epochs(n_cells: int) -> int:
@@ -47,14 +46,11 @@ class SGD:
     lr
         Learning rate at the start.
     max_epochs
-        Passes over the training rows (None: see `default_epochs`, but enough for `least_steps`).
-    least_steps
-        Minibatches that a fit of few cells sees at the least, unless `max_epochs` says otherwise.
+        Passes over the training rows, or what returns them from the number of rows (None:
+        `default_epochs`).
     weight_decay
-        L2 penalty of Adam; decoupled (AdamW) where `decoupled`.
-    prior
-        Number of cells that weigh as much as a weight decay of 1: decay added in inverse proportion to
-        the training cells, as that of a prior of the weights is, up to `MOST_DECAY`.
+        L2 penalty of Adam, or what returns it from the number of rows; decoupled (AdamW) where
+        `decoupled`.
     eps
         Adam's denominator term.
     schedule
@@ -75,6 +71,9 @@ class SGD:
         else. Held-out cells may be most probable where the KL term of an autoencoder has hardly begun, and
         there its cells are not where the prior draws new ones. Training objectives from before are
         compared with none.
+    watch
+        What of the history epochs are compared by, and early stopping goes by: the objective, or a term of
+        the loss.
     chooses
         Whether cells held out choose the weights, and can tell of overfitting. Not so where the objective
         is not all that is minimised (proximal steps), or cells held out choose later.
@@ -87,10 +86,8 @@ class SGD:
 
     validates: ClassVar[bool] = True
     lr: float
-    max_epochs: int | None = None
-    least_steps: int = 0
-    weight_decay: float = 0.0
-    prior: float = 0.0
+    max_epochs: int | Callable[[int], int] | None = None
+    weight_decay: float | Callable[[int], float] = 0.0
     decoupled: bool = False
     eps: float = 1e-8
     schedule: Literal["constant", "cosine"] = "constant"
@@ -99,9 +96,12 @@ class SGD:
     patience: int | None = None
     keep: Literal["best", "last"] = "best"
     settle: float = 0.0
+    watch: str = "objective"
     chooses: bool = True
 
-    def learn(self, module: Module, phase: Phase, source: Source, split: Split, run: Run) -> Trace:
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
         """Train ``phase.part`` in place. Ctrl-C keeps the best weights so far and says so.
 
         Raises
@@ -157,10 +157,9 @@ class _Loop:
     sampler: Sampler
     source: Source
     split: Split
-    run: Run
+    run: Session
     epoch: int = 0
     index: int = 0
-    averaged: int = 0
     best: float = math.inf
     best_epoch: int = -1
     stopped: bool = False
@@ -169,30 +168,20 @@ class _Loop:
 
     def __post_init__(self) -> None:
         n_batches = self.sampler.n_batches(self.source, self.split.train)
-        self.epochs = self.sgd.max_epochs or max(
-            default_epochs(len(self.split.train)), math.ceil(self.sgd.least_steps / n_batches)
-        )
+        n_rows = len(self.split.train)
+        self.epochs = int(_for_so_many(self.sgd.max_epochs or default_epochs, n_rows))
         self.steps = self.epochs * n_batches
-        self.players = {
-            name: [p for p in parameters if p.requires_grad]
-            for name, parameters in self.target.players().items()
-        }
-        kind = torch.optim.AdamW if self.sgd.decoupled else torch.optim.Adam
-        self.optimisers = {
-            name: kind(
-                parameters, lr=self.sgd.lr, eps=self.sgd.eps,
-                weight_decay=self._decay(), fused=True,
-            )
-            for name, parameters in self.players.items()
-        }  # fmt: skip
-        self.average = store.clone_state(self.target) if self.sgd.ema else {}
+        held_out, generator = self.split.validation, self.run.rng.numpy("held out")
+        self.held_out = (
+            self.sampler.held_out(self.source, held_out, generator) if len(held_out) else []
+        )
+        decay = _for_so_many(self.sgd.weight_decay, n_rows)
+        self.players = Players(self.target, self.sgd, decay, self.run.group)
+        self.average = Average(self.target, self.sgd.ema)
         self.best_state = store.clone_state(self.target)
         self.forward = self.target
         if self.run.compile:
             self.forward = torch.compile(self.target)  # type: ignore[assignment]  # OptimizedModule
-
-    def _decay(self) -> float:
-        return self.sgd.weight_decay + min(MOST_DECAY, self.sgd.prior / len(self.split.train))
 
     def run_epoch(self) -> dict[str, float]:
         """Train one epoch, validate, and remember the best."""
@@ -207,7 +196,7 @@ class _Loop:
         value = self._comparable(row) if settled else None
         if value is None or value < self.best or self.best_epoch < 0:
             self.best, self.best_epoch = math.inf if value is None else value, self.epoch
-            with self._averaged():
+            with self.average.shown():
                 self.best_state = store.clone_state(self.target)
         patience, over = self.sgd.patience, (self.epoch + 1) / self.epochs >= self.sgd.settle
         first = max(self.best_epoch, math.ceil(self.sgd.settle * self.epochs) - 1)
@@ -218,15 +207,16 @@ class _Loop:
 
     def finish(self, *, keep_best: bool) -> None:
         """Leave the final weights in the module."""
-        final = self.best_state if keep_best else {**self.target.state_dict(), **self.average}
+        final = self.best_state if keep_best else {**self.target.state_dict(), **self.average.state}
         self.target.load_state_dict(final)
         self.target.eval()
 
     def _comparable(self, row: Mapping[str, float]) -> float | None:
         """Return the objective by which epochs are compared; None while it is not yet the final one."""
-        if "validation_objective" in row:
-            return row["validation_objective"]
-        return row["train_objective"] if row["epoch"] >= self.sgd.settle * self.epochs else None
+        if f"validation_{self.sgd.watch}" in row:
+            return row[f"validation_{self.sgd.watch}"]
+        settled = row["epoch"] >= self.sgd.settle * self.epochs
+        return row[f"train_{self.sgd.watch}"] if settled else None
 
     def state(self) -> State:
         """Return how the fit stood when it stopped."""
@@ -243,135 +233,74 @@ class _Loop:
     def _set_lr(self) -> float:
         share = self.epoch / self.epochs
         factor = 0.5 * (1 + math.cos(math.pi * share)) if self.sgd.schedule == "cosine" else 1.0
-        for optimiser in self.optimisers.values():
-            for group in optimiser.param_groups:
-                group["lr"] = self.sgd.lr * factor
-        return self.sgd.lr * factor
+        return self.players.set_rate(factor)
 
-    def _train(self) -> _Mean:
+    def _train(self) -> EpochMean:
         self.root.eval()
         self.target.train(not self.run.mapping)
         group, generator = self.run.group, self.run.rng.numpy("data", self.epoch)
         joint = list(self.sampler.batches(self.source, self.split.train, self.epoch, generator))
         if not group.alone and min(map(len, joint)) < 2 * group.size:
             raise ConfigError(
-                f"Minibatches of {min(map(len, joint))} cells are too few for {group.size} processes, "
-                "which need two cells each. Raise batch_size, or start fewer."
+                f"A minibatch of {counted(min(map(len, joint)), 'cell')} is too small for "
+                f"{counted(group.size, 'process')}, which need two cells each. Raise batch_size, or "
+                "start fewer."
             )
-        mine = self.source.minibatches(map(group.share, joint), self.run.device)
-        mean = _Mean("train", group)
+        mine = self._minibatches(map(group.share, joint))
+        mean = EpochMean("train", group)
         with self.run.rng.scope("noise"):
             for rows, batch in zip(joint, mine, strict=True):
-                step = Step(self.run.rng, self.index, self.index / self.steps, self._rate)
+                progress, n = self.index / self.steps, _anchors(batch, rows)
+                step = Step(self.run.rng, self.index, progress, self.players.rate, group)
                 own = () if group.alone else (group.rank,)
                 self.run.rng.seed_global("noise", self.index, *own)
                 with self._autocast():
                     loss = self.forward(batch, step)
-                self._move(loss, batch, len(batch) / len(rows))
-                self.target.after_step(step)
-                mean.add(loss, len(batch))
+                objectives = self.players.gradients(loss.objectives, step, n / len(rows))
+                # one that is not finite anywhere is not finite everywhere: all stop together
+                if not bool(objectives.isfinite().all()):
+                    raise self._failure(loss, batch)
+                self.players.move(step)
+                outputs = {name: value.detach() for name, value in loss.outputs.items()}
+                self.target.after_step(replace(step, outputs=outputs) if outputs else step)
+                mean.add(loss, n)
                 self.index += 1
-                if self.index % AVERAGE_EVERY == 0:
-                    self._update_average()
-        self._update_average()
+                if self.index % EVERY == 0:
+                    self.average.update(self.index)
+        self.average.update(self.index)
         if not all(bool(p.isfinite().all()) for p in self.target.parameters()):
-            raise FitError(_diagnosis(self, loss, batch))
+            raise self._failure(loss, batch)
         return mean
 
-    def _move(self, loss: Loss, batch: Any, share: float) -> None:
-        """Give every player the gradient of its own objective, then step them all.
+    def _failure(self, loss: Loss, batch: Any) -> FitError:
+        where = (
+            f"{batch.extremes(self.source.obs_names)}. Nothing was written. Try a lower lr (now "
+            f"{self.sgd.lr:g}), or remove extreme cells"
+        )
+        found = diagnosis(self.target, loss, where)
+        return FitError(f"Learning stopped in epoch {self.epoch}, step {self.index}: {found}")
 
-        Objectives are means over the cells of this process, which are a `share` of the minibatch.
-        """
-        last = len(self.players) - 1
-        for i, (name, parameters) in enumerate(self.players.items()):
-            objective = loss.objectives[name]
-            gradients = torch.autograd.grad(
-                objective, parameters, None if share == 1 else objective.new_tensor(share),
-                retain_graph=i < last, allow_unused=True,
-            )  # fmt: skip
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = _laid_out_like(parameter, gradient)
-        # an objective that is not finite anywhere is not finite everywhere: all stop together
-        objectives = torch.stack([v.detach() for v in loss.objectives.values()])
-        self._share(objectives)
-        if not bool(objectives.isfinite().all()):
-            raise FitError(_diagnosis(self, loss, batch))
-        for name, parameters in self.players.items():
-            if self.sgd.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, self.sgd.clip)
-            self.optimisers[name].step()
-
-    def _share(self, objectives: Tensor) -> None:
-        """Add up gradients and objectives over the processes.
-
-        What no cell of this process has to do with may be moved by those of another: all send a gradient
-        of every parameter, and whether it is one.
-        """
-        if self.run.group.alone:
-            return
-        parameters = [p for of in self.players.values() for p in of]
-        found = objectives.new_tensor([p.grad is not None for p in parameters])
-        sent = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        self.run.group.add([*sent, found, objectives])
-        for parameter, gradient, anywhere in zip(parameters, sent, found.tolist(), strict=True):
-            parameter.grad = gradient if anywhere else None
-
-    def _rate(self, parameter: nn.Parameter) -> Tensor:
-        """Return what Adam multiplies the mean gradient of each entry by."""
-        for optimiser in self.optimisers.values():
-            if parameter in optimiser.state:
-                group, state = optimiser.param_groups[0], optimiser.state[parameter]
-                second = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
-                rate: Tensor = group["lr"] / (second.sqrt() + group["eps"])
-                return rate
-        return torch.zeros_like(parameter)
-
-    def _validate(self, names: Iterable[str]) -> _Mean:
+    def _validate(self, names: Iterable[str]) -> EpochMean:
         self.target.eval()
         group = self.run.group
-        mean = _Mean("validation", group, names)  # a process may have no chunk to see
+        mean = EpochMean("validation", group, names)  # a process may have no chunk to see
         step = Step(self.run.rng, self.index, 1.0)
-        mine = list(enumerate(self.source.pieces(self.split.validation)))[group.rank :: group.size]
-        batches = self.source.minibatches((rows for _, rows in mine), self.run.device)
-        with self._averaged(), torch.no_grad():
-            for (number, _), batch in zip(mine, batches, strict=True):
+        mine = list(enumerate(self.held_out))[group.rank :: group.size]
+        batches = self._minibatches(rows for _, rows in mine)
+        with self.average.shown(), torch.no_grad():
+            for (number, rows), batch in zip(mine, batches, strict=True):
                 # the same noise in every epoch: differences are then the weights' own
                 with self.run.rng.scope("validation", number), self._autocast():
-                    mean.add(self.forward(batch, step), len(batch))
+                    mean.add(self.forward(batch, step), _anchors(batch, rows))
         return mean
+
+    def _minibatches(self, drawn: Iterable[np.ndarray]) -> Iterator[Any]:
+        """Read minibatches: of anchors with partners all anchors, then all first partners, and so on."""
+        return self.source.minibatches((rows.T.ravel() for rows in drawn), self.run.device)
 
     def _autocast(self) -> torch.autocast:
         kind = torch.device(self.run.device).type
         return torch.autocast(kind, torch.bfloat16, enabled=self.run.precision == "bf16")
-
-    # the average of the weights
-
-    def _update_average(self) -> None:
-        """Move the average as far as an update at every step since the last one would, roughly."""
-        if not self.sgd.ema:
-            return
-        decay = min(self.sgd.ema, (1 + self.index) / (10 + self.index))
-        share = 1 - decay ** (self.index - self.averaged)
-        self.averaged = self.index
-        for name, value in self.target.state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, share)
-            else:
-                self.average[name].copy_(value)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Look at the averaged weights, if there are any."""
-        if not self.sgd.ema:
-            yield
-            return
-        own = store.clone_state(self.target)
-        self.target.load_state_dict(self.average)
-        try:
-            yield
-        finally:
-            self.target.load_state_dict(own)
 
     # resume
 
@@ -380,10 +309,10 @@ class _Loop:
         if self.run.checkpoint is None or self.run.group.rank > 0:
             return
         tensors = store.prefixed("root", self.root.state_dict())
-        tensors |= store.prefixed("best", self.best_state) | store.prefixed("average", self.average)
-        for name, optimiser in self.optimisers.items():
-            for i, state in optimiser.state_dict()["state"].items():
-                tensors |= store.prefixed(f"optimiser/{name}/{i}", state)
+        tensors |= store.prefixed("best", self.best_state) | store.prefixed(
+            "average", self.average.state
+        )
+        tensors |= store.prefixed("optimiser", self.players.state())
         info = {
             "fingerprint": dict(self.run.fingerprint), "kernel": kernel.used(),
             "epoch": self.epoch, "index": self.index,
@@ -417,17 +346,21 @@ class _Loop:
     def _restore(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         self.root.load_state_dict(store.under("root", tensors))
         self.best_state = _like(self.best_state, store.under("best", tensors))
-        self.average = _like(self.average, store.under("average", tensors))
-        for name, optimiser in self.optimisers.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in store.under(f"optimiser/{name}", tensors).items():
-                i, _, what = key.partition("/")
-                state.setdefault(int(i), {})[what] = value
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        self.average.state = _like(self.average.state, store.under("average", tensors))
+        self.players.load(store.under("optimiser", tensors))
         for key in ("epoch", "index", "best", "best_epoch", "stopped", "log", "notes"):
             setattr(self, key, info[key])
         kernel.count_anew(served=bool(info["kernel"]) or bool(kernel.used()))
-        self.averaged = self.index
+        self.average.index = self.index
+
+
+def _for_so_many(value: float | Callable[[int], float], n_rows: int) -> float:
+    return value(n_rows) if callable(value) else value
+
+
+def _anchors(batch: Any, drawn: np.ndarray) -> int:
+    """Return how many anchors a batch has: all of its cells, but for their partners."""
+    return len(batch) // math.prod(drawn.shape[1:])
 
 
 def _like(state: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -435,51 +368,3 @@ def _like(state: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> dict[str, 
         if read[name].shape != value.shape:
             raise ValueError(f"{name} has the shape {tuple(read[name].shape)}")
     return {name: read[name].to(value) for name, value in state.items()}
-
-
-def _laid_out_like(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
-    """Return the gradient in its parameter's memory layout: fused Adam takes that for granted."""
-    if gradient is None or gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
-
-
-class _Mean:
-    """Means over the cells of an epoch, whichever process saw them."""
-
-    def __init__(self, prefix: str, group: Group, names: Iterable[str] = ()) -> None:
-        self.prefix, self.group, self.n = prefix, group, 0.0
-        self.sums: dict[str, Any] = dict.fromkeys(names, 0.0)
-
-    def add(self, loss: Loss, n: int) -> None:
-        named = {
-            f"{p}_objective" if p != "model" else "objective": v for p, v in loss.objectives.items()
-        }
-        for name, value in {**named, **loss.terms}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach() * n
-        self.n += n
-
-    def result(self) -> dict[str, float]:
-        sums = {name: float(value) for name, value in self.sums.items()}
-        if not self.group.alone:
-            sums = self.group.add_numbers({**sums, "n": self.n})
-            self.n = sums.pop("n")
-        return {f"{self.prefix}_{name}": value / self.n for name, value in sums.items()}
-
-
-def _diagnosis(loop: _Loop, loss: Loss, batch: Any) -> str:
-    """Say what is not finite, and for which cells."""
-    terms = [k for k, v in {**loss.objectives, **loss.terms}.items() if not bool(torch.isfinite(v))]
-    tensors = [
-        name
-        for name, p in loop.target.named_parameters()
-        if not bool(torch.isfinite(p).all())
-        or (p.grad is not None and not bool(torch.isfinite(p.grad).all()))
-    ]
-    return (
-        f"Learning stopped in epoch {loop.epoch}, step {loop.index}: "
-        f"{', '.join(terms) or 'a gradient'} is not finite. "
-        f"Tensors: {', '.join(tensors) or 'all parameters are still finite'}. "
-        f"{batch.extremes(loop.source.obs_names)}. "
-        f"Nothing was written. Try a lower lr (now {loop.sgd.lr:g}), or remove extreme cells."
-    )

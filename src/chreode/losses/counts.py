@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, reduce
 from typing import Any
 
@@ -27,14 +27,10 @@ from torch.autograd.function import once_differentiable
 from ..data.batch import SparseRows
 from ..distributions._counts import log_ratio, smallest_mean
 from . import kernel
+from .gamma import Gamma
 
 log = logging.getLogger(__name__)
 
-# Γ is taken this far above its argument, with so many terms: errors of 4e-8 and 1e-16.
-_SHIFT = {torch.float32: 4, torch.float64: 10}
-_TERMS = {torch.float32: 3, torch.float64: 8}
-_SERIES = (1/12, -1/360, 1/1260, -1/1680, 1/1188, -691/360360, 1/156, -3617/122400)  # fmt: skip
-_SLOPES = tuple((2 * i + 1) * c for i, c in enumerate(_SERIES))
 _CERTAIN = 1e30  # log-odds, against an extra zero, of a gene that was counted
 # A log θ that rises with the frequency is kept within this, beyond which nothing changes; as in kernel.c.
 _MOST = 15.0
@@ -64,7 +60,7 @@ def nb_log_likelihood(
     log_theta
         Log of the inverse dispersion, shared by the cells or one per cell and gene.
     log_rise
-        If given, `log_theta` is that of a frequency of 0, from which θ rises (`risen`).
+        If given, `log_theta` is that of a frequency of 0, from which θ rises (`log_theta_at`).
 
     Notes
     -----
@@ -104,7 +100,7 @@ def zinb_log_likelihood(
     return _log_likelihood(x, log_rise, logits, log_library, log_theta, dropout_logits)
 
 
-def risen(
+def log_theta_at(
     log_theta: Float[Tensor, "1 g"], log_rise: Float[Tensor, "1 g"], logits: Float[Tensor, "b g"]
 ) -> Float[Tensor, "b g"]:
     """Return log θ in each cell, θ = exp(`log_theta`) + exp(`log_rise`) × frequency, kept finite."""
@@ -120,8 +116,8 @@ def poisson_log_likelihood(
     """
     logits, log_library = _wide(logits, log_library)
     log_mu = (logits.log_softmax(1) + log_library).view(-1)
-    there = log_mu[torch.add(x.columns, x.cells, alpha=x.n_features)]
-    each = x.values * there - torch.lgamma(x.values + 1)
+    log_rate = log_mu[torch.add(x.columns, x.cells, alpha=x.n_features)]
+    each = x.values * log_rate - torch.lgamma(x.values + 1)
     return _sums(x, each) - log_library.exp()[:, 0]
 
 
@@ -134,8 +130,8 @@ def bernoulli_log_likelihood(x: SparseRows, logits: Float[Tensor, "b g"]) -> Flo
         Log-odds of each feature.
     """
     (logits,) = _wide(logits)
-    there = logits.view(-1)[torch.add(x.columns, x.cells, alpha=x.n_features)]
-    return _sums(x, there * x.values.sign()) - F.softplus(logits).sum(1)
+    log_odds = logits.view(-1)[torch.add(x.columns, x.cells, alpha=x.n_features)]
+    return _sums(x, log_odds * x.values.sign()) - F.softplus(logits).sum(1)
 
 
 def _wide(*parameters: Tensor) -> tuple[Tensor, ...]:
@@ -166,7 +162,7 @@ def _log_likelihood(
             if len(log_theta) > 1 or log_rise.shape != (1, g):
                 raise ValueError(f"Rises of shape {tuple(log_rise.shape)}, parameters of {shapes}.")
             if torch.compiler.is_compiling() or not kernel.serves(wide[0]):
-                wide = (*wide[:2], risen(wide[2], log_rise, wide[0]), *wide[3:])
+                wide = (*wide[:2], log_theta_at(wide[2], log_rise, wide[0]), *wide[3:])
                 log_rise = None
         four = (*wide, None)[:4]
         return _LogLikelihood.apply(x, *four, log_rise)  # type: ignore[no-untyped-call]  # torch's own
@@ -271,7 +267,7 @@ def _counted(
     derivative by log μ; (3) what stands for log(1 + q) in that by −log θ, θ log(1 + q) − μ/(1 + q).
     """
     m = m.clamp(min=smallest_mean(m.dtype))
-    z, s, f = _Gamma(k + t), _Gamma(t), _Gamma(k + 1)
+    z, s, f = Gamma(k + t), Gamma(t), Gamma(k + 1)
     both, excess = m + t, k - m
     # Γ(k + t) / Γ(t) Γ(k + 1): y log y goes into powers t and k of ratios that are near 1 where t or
     # k is large, which is how the large parts cancel
@@ -282,47 +278,6 @@ def _counted(
     ll = of_t.add_(log_1q).mul_(t).addcmul_(k, of_k).sub_(rest, alpha=0.5)
     ll.add_(z.series()).sub_(s.series()).sub_(f.series())
     return ll.add_(z.shift + 1 - 0.5 * math.log(2 * math.pi)), excess.mul_(t).div_(both), log_1q
-
-
-class _Gamma:
-    """Γ(v) by Stirling's series at y = v + shift.
-
-    log Γ(v) = (v − ½) log y − y + ½ log 2π + series − log ratio, with the rising ∏ (v + i) in the ratio.
-    """
-
-    def __init__(self, v: Float[Tensor, " n"]) -> None:
-        self.v, self.shift, self.terms = v, _SHIFT[v.dtype], _TERMS[v.dtype]
-        self.y = v + self.shift
-        self.inverse = self.y.reciprocal()
-        self.square = self.inverse * self.inverse
-        ends = v * (v + (self.shift - 1))
-        # (v + i) (v + shift − 1 − i)
-        self.pairs = [ends + i * (self.shift - 1 - i) for i in range(self.shift // 2)]
-
-    def ratio(self) -> Float[Tensor, " n"]:
-        """Return ∏ (v + i) / y."""
-        ratio = self.pairs[0] * self.square
-        for pair in self.pairs[1:]:
-            ratio.mul_(pair).mul_(self.square)
-        return ratio
-
-    def series(self) -> Float[Tensor, " n"]:
-        """Return 1/12y − 1/360y³ + 1/1260y⁵ and so on."""
-        return self._polynomial(_SERIES).mul_(self.inverse)
-
-    def log_less_digamma(self) -> Float[Tensor, " n"]:
-        """Return log y − ψ(v)."""
-        reciprocals = self.pairs[0].reciprocal()
-        for pair in self.pairs[1:]:
-            reciprocals.add_(pair.reciprocal())
-        slope = self._polynomial(_SLOPES).mul_(self.square).add_(self.inverse, alpha=0.5)
-        return slope.addcmul_((self.v * 2).add_(self.shift - 1), reciprocals)
-
-    def _polynomial(self, coefficients: Sequence[float]) -> Float[Tensor, " n"]:
-        total = self.square * coefficients[self.terms - 1]
-        for coefficient in reversed(coefficients[1 : self.terms - 1]):
-            total.add_(coefficient).mul_(self.square)
-        return total.add_(coefficients[0])
 
 
 def _gather(

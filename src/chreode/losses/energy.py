@@ -37,15 +37,15 @@ def energy_distance(
     centre = centre.detach()[..., None, :]
     x, y = x - centre, y - centre
 
-    def within(z: Tensor, there: Tensor) -> Tensor:
-        n = there.sum(-1)
+    def within(z: Tensor, mask: Tensor) -> Tensor:
+        n = mask.sum(-1)
         itself = torch.eye(z.shape[-2], dtype=torch.bool, device=z.device)
-        apart = torch.cdist(z, z).masked_fill(itself, 0)
-        return _sum(apart, there, there) / (n * (n - 1)).clamp(min=1)
+        distance = torch.cdist(z, z).masked_fill(itself, 0)
+        return _sum(distance, mask, mask) / (n * (n - 1)).clamp(min=1)
 
     across = _sum(torch.cdist(x, y), of_x, of_y) / (of_x.sum(-1) * of_y.sum(-1)).clamp(min=1)
     return 2 * across - within(x, of_x) - within(y, of_y)
 
 
-def _sum(apart: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
-    return torch.einsum("...mk,...m,...k->...", apart, of_x, of_y)
+def _sum(distance: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
+    return torch.einsum("...mk,...m,...k->...", distance, of_x, of_y)

@@ -44,7 +44,7 @@ _FLAGS = [
     "-O3", _NATIVE, "-std=gnu11", "-fPIC", "-shared", "-fopenmp-simd",
     "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
 ]  # fmt: skip
-#: Seconds that a compiler may take to say what it is, and to compile.
+#: Seconds that a compiler may take to give its version, and to compile.
 _PATIENCE = (5, 10)
 #: What a machine may do to those who would compile; none of it ends a fit. `Path.home` raises RuntimeErrors.
 _FAILURES = (
@@ -56,7 +56,7 @@ _FAILURES = (
     subprocess.SubprocessError,
 )
 _ROWS, _BLOCKS = 10, 16  # as in the source
-_here = threading.local()
+_this_thread = threading.local()
 _ALONE = 4  # threads of torch that one thread of the kernel replaces
 
 
@@ -66,19 +66,19 @@ def available() -> bool:
 
 
 def name() -> str:
-    """Return what tells this kernel from others: its bits depend on compiler, flags and processor."""
+    """Return what distinguishes this kernel from others: its bits depend on compiler, flags and processor."""
     library = _library()
     return Path(library._name).stem.partition("-")[0] if library else ""
 
 
 def used() -> str:
     """Return the `name` of the kernel if this thread has computed with it since `count_anew`, else ""."""
-    return name() if getattr(_here, "served", False) else ""
+    return name() if getattr(_this_thread, "served", False) else ""
 
 
 def count_anew(*, served: bool = False) -> None:
     """Forget what this thread has computed; a fit that is gone on from may have `served` before."""
-    _here.served = served
+    _this_thread.served = served
 
 
 def serves(logits: Float[Tensor, "b g"]) -> bool:
@@ -95,7 +95,7 @@ def log_likelihood(
     logits (else None), and where θ rises with the frequency the log of its rise (else None):
     contiguous, float32 and of the shapes that `counts` checks.
     """
-    library, _here.served = _library(), True
+    library, _this_thread.served = _library(), True
     assert library is not None
     return _call(library, x, weights, *parameters)
 
@@ -145,11 +145,13 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _kept(folder: Path, kind: str) -> ctypes.CDLL | None:
-    """Load a kernel from the cache whose content is what its name says, if none but us could write it."""
+    """Load a kernel from the cache whose content has the hash in its name, if none but us could write it."""
     for path in sorted(folder.glob(f"{kind}-*.so")):
-        told = path.lstat()
+        status = path.lstat()
         ours = (
-            stat.S_ISREG(told.st_mode) and told.st_uid == os.getuid() and not told.st_mode & 0o022
+            stat.S_ISREG(status.st_mode)
+            and status.st_uid == os.getuid()
+            and not status.st_mode & 0o022
         )
         if ours and path.stem.removeprefix(f"{kind}-") == store.sha256(path)[:32]:
             return _load(path)
@@ -158,7 +160,7 @@ def _kept(folder: Path, kind: str) -> ctypes.CDLL | None:
 
 
 def _built(folder: Path, kind: str, command: Sequence[str]) -> ctypes.CDLL:
-    """Compile the kernel, see that it computes what it should, and keep it under a name that tells both."""
+    """Compile the kernel, see that it computes what it should, and keep it under its kind and hash."""
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as work:
         made = Path(work, "kernel.so")
         _run(*command, "-o", str(made), seconds=_PATIENCE[1])

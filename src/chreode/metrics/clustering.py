@@ -13,7 +13,7 @@ from scipy.sparse import triu
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import CapabilityError
 from .neighbours import Neighbours, connectivities
 from .score import SHARE, Labels, Score, as_embedding, encode

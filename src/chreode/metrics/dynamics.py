@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Num, Shaped
 from sklearn.metrics import average_precision_score
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import DataError
 
 Edges = Num[np.ndarray, "g g"]
@@ -62,9 +62,9 @@ def scaling_error(
     truth: Float[np.ndarray, "t g"],
     weight: Float[np.ndarray, "t g"] | None = None,
 ) -> tuple[float, float]:
-    """Split the error of a forecast: what a best line per gene would mend, and what is left.
+    """Split the error of a forecast: what a best line per gene would correct, and what is left.
 
-    The line is fitted to the truth (an oracle): what it mends is offset and scale of genes, such as
+    The line is fitted to the truth (an oracle): what it corrects is offset and scale of genes, such as
     donors and laboratories differ in; what is left is wrong in its course over time.
     """
     _refuse_odd(found, truth, weight)
@@ -74,8 +74,8 @@ def scaling_error(
     spread = (w * (found - centre) ** 2).sum(0)
     together = (w * (found - centre) * (truth - aim)).sum(0)
     slope = np.where(spread > 1e-12, together / np.maximum(spread, 1e-12), 0.0)
-    mended = forecast_error(aim + slope * (found - centre), truth, weight)
-    return forecast_error(found, truth, weight) - mended, mended
+    corrected = forecast_error(aim + slope * (found - centre), truth, weight)
+    return forecast_error(found, truth, weight) - corrected, corrected
 
 
 @checked

@@ -11,8 +11,8 @@ import scipy.sparse as sp
 from jaxtyping import Float
 from scipy import stats
 
-from ..arguments import Sparse, checked
-from ..errors import ConfigError, DataError
+from ..config.arguments import Sparse, checked
+from ..errors import ConfigError, DataError, counted
 from .score import Labels, column, encode, missing
 from .threads import chunks
 
@@ -69,7 +69,9 @@ def differential_expression(
     if not np.isfinite(x.data).all():
         raise DataError("x is NaN or infinite somewhere: give log1p of counts per 10,000.")
     if genes is not None and len(genes) != x.shape[1]:
-        raise DataError(f"{len(genes):,} genes name {x.shape[1]:,} columns: give a name for each.")
+        raise DataError(
+            f"genes has {counted(len(genes), 'name')} for {counted(x.shape[1], 'column')}: give one for each."
+        )
     named = whole[kept]
     codes = encode(named, "label", len(named), at_least=2)
     groups = pd.unique(named)

@@ -6,21 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from jaxtyping import Float, Int, Num
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import ks_2samp
-from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
-from ..arguments import Sparse, checked
-from ..errors import ConfigError, DataError
+from ..config.arguments import Sparse, checked
+from ..errors import ConfigError, DataError, counted
+from .space import Cloud, log_cp10k
 
-Cloud = Float[np.ndarray, "_ _"]  # cells x dimensions, as many in all that are compared
 #: Widths of the kernels, as multiples of the median distance between real cells.
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 #: Widths of the published table of CFGen: sums of five kernels, biased.
@@ -109,7 +107,10 @@ def median_widths(real: Cloud) -> Float[np.ndarray, " k"]:
     few = real[np.random.default_rng(0).permutation(len(real))[:2000]]
     apart = pdist(few)
     if not apart.any():
-        raise DataError(f"{len(real):,} cells that coincide have no distances to take widths from.")
+        raise DataError(
+            f"There are no distances between {counted(len(real), 'cell')}, to take widths from: they "
+            "coincide."
+        )
     return np.array(WIDTHS) * (np.median(apart) or np.median(apart[apart > 0]))
 
 
@@ -148,7 +149,10 @@ def manifold(real: Cloud, fake: Cloud, k: int = 5) -> Manifold:
         raise ConfigError(f"k={k}: expected a whole number of at least 1.")
     _refuse_odd(real, fake)
     if min(len(real), len(fake)) <= k:
-        raise DataError(f"{min(len(real), len(fake))} cells have no {k} neighbours each.")
+        raise DataError(
+            f"There are {counted(min(len(real), len(fake)), 'cell')}, too few for "
+            f"{counted(k, 'neighbour')} each."
+        )
     reach_real, reach_fake = (np.sort(cdist(c, c), axis=1)[:, k] for c in (real, fake))
     between = cdist(real, fake)
     in_real = between <= reach_real[:, None]
@@ -164,7 +168,7 @@ def manifold(real: Cloud, fake: Cloud, k: int = 5) -> Manifold:
 def real_or_fake(real: Cloud, fake: Cloud, *, seed: int = 0, folds: int = 3) -> float:
     """Return the AUC of a random forest that tells real from fake, out of fold; 0.5 at best.
 
-    Fakes that repeat a few cells are told by their copies in other folds, as they should be.
+    Fakes that repeat a few cells are recognised by their copies in other folds, as they should be.
     """
     if folds < 2:
         raise ConfigError(f"folds={folds}: expected a whole number of at least 2.")
@@ -222,7 +226,9 @@ def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " _"]) -> float
         If they are not as many, or there are none.
     """
     if len(a) != len(b) or not len(a):
-        raise DataError(f"{len(a)} values beside {len(b)}: expected as many, and one at the least.")
+        raise DataError(
+            f"There are {len(a)} and {counted(len(b), 'value')}: expected as many, and one at least."
+        )
     covariance = np.cov(a, b, bias=True)
     spread = covariance[0, 0] + covariance[1, 1] + (a.mean() - b.mean()) ** 2
     return float(2 * covariance[0, 1] / spread) if spread > 0 else float("nan")
@@ -232,7 +238,9 @@ def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " _"]) -> float
 def depth_distance(real: Num[np.ndarray, " n"], fake: Num[np.ndarray, " m"]) -> float:
     """Return the Kolmogorov-Smirnov distance of total counts; 0 at best, 1 at worst."""
     if not (len(real) and len(fake)):
-        raise DataError(f"Depths of {len(real)} and {len(fake)} cells: expected one at the least.")
+        raise DataError(
+            f"There are depths of {len(real)} and {counted(len(fake), 'cell')}: expected one at least."
+        )
     return float(ks_2samp(real, fake).statistic)
 
 
@@ -289,7 +297,8 @@ def cross_agreement(
     for a, b in (real, fake):
         if a.shape[0] != b.shape[0]:
             raise DataError(
-                f"Modalities of {a.shape[0]:,} and {b.shape[0]:,} cells: give the same cells, in order."
+                f"Modalities of {a.shape[0]:,} and {counted(b.shape[0], 'cell')}: give the same cells, "
+                "in order."
             )
     for x, y in zip(real, fake, strict=True):
         _width(x, y)
@@ -305,7 +314,7 @@ def _width(real: Sparse, fake: Sparse) -> int:
     """Return how many features both have."""
     if real.shape[1] != fake.shape[1]:
         raise DataError(
-            f"{real.shape[1]:,} features beside {fake.shape[1]:,}: give the same features, in order."
+            f"There are {real.shape[1]:,} and {counted(fake.shape[1], 'feature')}: give the same, in order."
         )
     return int(real.shape[1])
 
@@ -330,7 +339,7 @@ def fold_change_agreement(
     for counts, labels in ((real, real_labels), (fake, fake_labels)):
         if len(labels) != counts.shape[0]:
             raise DataError(
-                f"{len(labels):,} labels of {counts.shape[0]:,} cells: give one for each."
+                f"{counted(len(labels), 'label')} of {counted(counts.shape[0], 'cell')}: give one for each."
             )
     found = []
     both = set(real_labels) & set(fake_labels)
@@ -350,64 +359,3 @@ def _fold_changes(counts: Sparse, inside: np.ndarray) -> np.ndarray | None:
         np.log2(np.expm1(np.asarray(x[rows].mean(0)).ravel()) + 0.1) for rows in (inside, ~inside)
     ]
     return level[0] - level[1]
-
-
-@checked
-def log_cp10k(counts: Sparse) -> sp.csr_matrix:
-    """Return log1p of counts per 10,000; a cell without counts stays empty."""
-    if counts.nnz and not (counts.data.min() >= 0 and np.isfinite(counts.data).all()):
-        raise DataError("Counts are negative, NaN or infinite: expected raw counts.")
-    total = np.asarray(counts.sum(1)).ravel()
-    scaled = sp.csr_matrix(sp.diags_array(1e4 / np.maximum(total, 1)) @ counts)
-    scaled.data = np.log1p(scaled.data)
-    return scaled
-
-
-@dataclass(frozen=True, eq=False)
-class Space:
-    """Where clouds are compared: principal components of real cells, centred by their mean.
-
-    Attributes
-    ----------
-    genes
-        Genes that enter.
-    pca
-        Fitted on log1p counts per 10,000 of real cells. In components that were fitted on a cloud it is wider
-        than others like it: fit them on cells of neither side.
-    """
-
-    genes: Int[np.ndarray, " k"]
-    pca: PCA
-
-    @classmethod
-    def of(cls, counts: Sparse, n_genes: int = 2000, n_components: int = 30) -> Space:
-        """Fit on raw counts of real cells, of the genes whose log-expression varies most.
-
-        Raises
-        ------
-        DataError
-            If there are fewer than two cells, or two features: a share of the only one never differs.
-        ConfigError
-            If fewer than two genes or one component are asked for.
-        """
-        if min(counts.shape) < 2:
-            raise DataError(
-                f"{counts.shape[0]} cells x {counts.shape[1]} features to compare cells by: expected two "
-                "of both at the least."
-            )
-        if min(n_genes - 1, n_components) < 1:
-            raise ConfigError(
-                f"n_genes={n_genes}, n_components={n_components}: expected two genes and one component "
-                "at the least."
-            )
-        x = log_cp10k(counts)
-        square, mean = x.multiply(x).mean(0), x.mean(0)
-        variance = np.asarray(square).ravel() - np.asarray(mean).ravel() ** 2
-        genes = np.sort(np.argsort(-variance, kind="stable")[:n_genes])
-        n = min(n_components, len(genes) - 1, x.shape[0] - 1)
-        solver = "covariance_eigh" if x.shape[0] > len(genes) else "full"  # the smaller side
-        return cls(genes, PCA(n, svd_solver=solver).fit(x[:, genes].toarray()))
-
-    def place(self, counts: Sparse) -> Cloud:
-        """Return coordinates of cells, real or generated."""
-        return self.pca.transform(log_cp10k(counts)[:, self.genes].toarray())

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from ..arguments import checked
-from ..errors import ConfigError, DataError, near
+from ..config.arguments import checked
+from ..errors import ConfigError, DataError, counted, near
 from .clustering import (
     ari,
     kmeans_clusters,
@@ -292,23 +292,23 @@ def integration_scores(
     x = as_embedding(embedding)
     label = column(labels, "label", len(x))
     if pre is not None and len(pre) != len(x):
-        raise DataError(f"pre has {len(pre)} cells, but the embedding has {len(x)}.")
+        raise DataError(f"pre has {counted(len(pre), 'cell')}, but the embedding has {len(x)}.")
     known = ~missing(label)
-    everyone = Cells(
+    all_cells = Cells(
         x,
         label,
         encode(batches, "batch", len(x)),
         pre,
         seed,
     )
-    labelled = everyone if known.all() else everyone.among(known)
+    labelled = all_cells if known.all() else all_cells.among(known)
 
     def score(metric: Metric) -> Score:
         reads_labels = "label" in metric.needs
         if progress is not None:
             progress(metric.key)
         try:
-            found = metric.compute(labelled if reads_labels else everyone)
+            found = metric.compute(labelled if reads_labels else all_cells)
         except DataError as error:
             seen = "" if known.all() or not reads_labels else " It sees the labelled cells alone."
             found = Score.undefined(f"{error}{seen}", len(x))

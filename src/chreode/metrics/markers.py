@@ -11,11 +11,13 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 from scipy import stats
 
-from .generation import log_cp10k
+from .space import log_cp10k
 
 #: Markers of a type; cells that it must have on either side to be compared (of five, not even none against
 #: all is beyond chance), and beyond a quantile.
 MARKERS, FEWEST, BEYOND = 5, 6, 2
+#: Held-out cells that a class must have to be scored by itself.
+MIN_CLASS = 20
 #: Standard errors that count as nothing: so far apart the worst of a hundred pairs of equal samples may be.
 ERRORS = 3.0
 #: Quantiles of expression that are compared, beside the share of cells that express at all.
@@ -80,7 +82,7 @@ def compare_markers(
     of each of `STATISTICS` its value in ``real …`` and ``fake …`` cells (share of cells that express;
     quantiles of log1p counts per 10,000), and ``off …``: how far they are apart beyond `ERRORS` standard
     errors (0: no further than chance takes them; NaN for a quantile beyond which fewer than `BEYOND` cells
-    lie, and as `judged` says).
+    lie, and as in `judged`).
 
     References
     ----------
@@ -102,8 +104,10 @@ def compare_markers(
         for name, at in QUANTILES.items():
             columns |= {f"real {name}": np.quantile(a, at, axis=0)}
             columns |= {f"fake {name}": np.quantile(b, at, axis=0)}
-            told = (1 - at) * min(len(a), len(b)) >= BEYOND
-            columns[f"off {name}"] = _apart(_quantile(a, at), _quantile(b, at)) if told else np.nan
+            enough = (1 - at) * min(len(a), len(b)) >= BEYOND
+            columns[f"off {name}"] = (
+                _distance(_quantile(a, at), _quantile(b, at)) if enough else np.nan
+            )
         tables.append(pd.DataFrame(columns))
     return judged(pd.concat(tables, ignore_index=True)) if tables else pd.DataFrame()
 
@@ -113,20 +117,20 @@ def judged(markers: pd.DataFrame) -> pd.DataFrame:
 
     A quantile is compared where it is above 0 on both sides. Where about half of the cells express, the
     median is 0 in one sample and far from it in the next, and no standard error of few cells knows of it:
-    whether cells express at all is what shares say.
+    whether cells express at all is what shares measure.
     """
     shares = (
         _share(markers["real share"], markers["cells"]),
         _share(markers["fake share"], markers["fake cells"]),
     )
-    off = {"off share": _apart(*shares)}
+    off = {"off share": _distance(*shares)}
     for name in QUANTILES:
         expressed = (markers[[f"real {name}", f"fake {name}"]] > 0).all(axis=1)
         off[f"off {name}"] = markers[f"off {name}"].where(expressed)
     return markers.assign(**off)[markers[["cells", "fake cells"]].min(axis=1) >= FEWEST]
 
 
-def _apart(a: tuple[Any, Any], b: tuple[Any, Any]) -> Any:
+def _distance(a: tuple[Any, Any], b: tuple[Any, Any]) -> Any:
     """Return how far estimates are apart beyond `ERRORS` of their standard errors, at least 0."""
     (u, du), (v, dv) = a, b
     return np.maximum(np.abs(u - v) - ERRORS * np.hypot(du, dv), 0)

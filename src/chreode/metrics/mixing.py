@@ -11,8 +11,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 from scipy.stats import chi2
 
-from ..arguments import checked
-from ..errors import DataError
+from ..config.arguments import checked
+from ..errors import DataError, counted
 from .clustering import GRAPH_NEIGHBOURS
 from .neighbours import (
     Neighbours,
@@ -184,8 +184,8 @@ def kbet(neighbours: Neighbours, labels: Labels, batches: Labels, *, alpha: floa
     graph = connectivities(neighbours.take(KBET_NEIGHBOURS))
     accepted = np.full(len(label), np.nan)
 
-    def test(one: int) -> None:
-        cells = np.flatnonzero(label == one)
+    def test(number: int) -> None:
+        cells = np.flatnonzero(label == number)
         if len(cells) >= 10 and len(np.unique(batch[cells])) > 1:
             accepted[cells] = _accepted(graph[cells][:, cells], batch[cells], alpha)
 
@@ -281,7 +281,7 @@ def pcr_comparison(
     batch = encode(batches, "batch", len(x), at_least=2)
     if len(pre) != len(x):
         raise DataError(
-            f"pre has {len(pre)} cells and the embedding {len(x)}: give the same cells, in order."
+            f"pre has {counted(len(pre), 'cell')} and the embedding {len(x)}: give the same cells, in order."
         )
     before = _explained(as_embedding(pre, "pre"), batch)
     after = _explained(as_embedding(x), batch)

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 from scipy.sparse import csr_array, get_index_dtype
 
-from ..arguments import checked
-from ..errors import DataError, warn
+from ..config.arguments import checked
+from ..errors import DataError, counted, warn
 from .score import as_embedding
 from .threads import chunks, in_threads
 
@@ -107,20 +107,21 @@ def exact_neighbours(x: Float[np.ndarray, "b z"], k: int = 90) -> Neighbours:
     x = as_embedding(x)
     if len(x) <= k:
         warn(
-            f"{len(x)} cells have {len(x) - 1} neighbours each, not {k}: using all of them. "
+            f"Each of {counted(len(x), 'cell')} has fewer than {counted(k, 'neighbour')}: all others "
+            "are used. "
             "Scores of so few cells are rough.",
         )
         k = len(x) - 1
     indices = np.empty((len(x), k), dtype=np.int64)
     distances = np.zeros((len(x), k), dtype=np.float32)
     searching, sought = np.ones((2, len(x)), dtype=bool)
-    for crowd in _crowds(x, k):
+    for cells in _coinciding(x, k):
         # each cell takes the next ones of a random ring: all would take the same, for no reason
-        ring = np.random.default_rng(0).permutation(crowd)
+        ring = np.random.default_rng(0).permutation(cells)
         following = np.arange(len(ring))[:, None] + np.arange(1, k + 1)
         indices[ring] = ring[following % len(ring)]
         searching[ring] = False
-        sought[ring[k:]] = False  # nobody has more than k neighbours on one spot
+        sought[ring[k:]] = False  # no cell has more than k neighbours on one spot
     rows, columns = np.flatnonzero(searching), np.flatnonzero(sought)
     nearest = _search(x, columns, k)
 
@@ -135,7 +136,7 @@ def _search(
     x: Float64[np.ndarray, "b z"], among: Int[np.ndarray, " m"], k: int
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Give a function from some cells to the `k` nearest others `among` all, and the distances."""
-    # dealt at random, so that `_least` is quick whatever the order of cells
+    # in random order, so that `_least` is quick whatever the order of cells
     among = np.random.default_rng(0).permutation(among)
     column = np.empty(len(x), dtype=np.int64)
     column[among] = np.arange(len(among))
@@ -158,24 +159,24 @@ def _search(
     return nearest
 
 
-def _crowds(x: Float64[np.ndarray, "b z"], k: int) -> Iterator[Int[np.ndarray, " m"]]:
+def _coinciding(x: Float64[np.ndarray, "b z"], k: int) -> Iterator[Int[np.ndarray, " m"]]:
     """Find the spots where cells coincide with more than `k` others, and give the cells on each."""
     _, at, size = np.unique(x[:, 0], return_inverse=True, return_counts=True)
     shared = np.flatnonzero(size[at] > k + 1)  # few, if any; and to sort whole rows takes long
     _, spot, size = np.unique(x[shared], axis=0, return_inverse=True, return_counts=True)
-    return (shared[spot.ravel() == crowded] for crowded in np.flatnonzero(size > k + 1))
+    return (shared[spot.ravel() == group] for group in np.flatnonzero(size > k + 1))
 
 
 def _least(values: Float64[np.ndarray, "r n"], k: int) -> Int[np.ndarray, "r k"]:
     """Find the columns of the `k` least values of each row, in no order.
 
-    Columns are dealt out to groups. The `k`-th least of the groups' minima bounds the `k`-th least
+    Columns are divided into groups. The `k`-th least of the groups' minima bounds the `k`-th least
     value from above, and hardly more than `k` values are within the bound: few are left to sort.
     """
     n_rows, n_columns = values.shape
     n_groups = min(n_columns, 4 * k)
-    dealt = values[:, : n_columns // n_groups * n_groups].reshape(n_rows, -1, n_groups)
-    bound = np.partition(dealt.min(axis=1), k - 1, axis=1)[:, k - 1 : k]
+    grouped = values[:, : n_columns // n_groups * n_groups].reshape(n_rows, -1, n_groups)
+    bound = np.partition(grouped.min(axis=1), k - 1, axis=1)[:, k - 1 : k]
     row, column = np.divmod(np.flatnonzero(values <= bound), n_columns)
     starts = np.searchsorted(row, np.arange(n_rows + 1))
     within = np.full((n_rows, np.diff(starts).max()), np.inf)

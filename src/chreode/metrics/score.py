@@ -12,8 +12,8 @@ import pandas as pd
 from jaxtyping import Bool, Float, Float64, Int, Shaped
 from pandas.api.extensions import ExtensionArray
 
-from ..arguments import checked
-from ..errors import ConfigError, DataError
+from ..config.arguments import checked
+from ..errors import ConfigError, DataError, counted
 
 Labels: TypeAlias = Sequence[object] | np.ndarray | pd.Series | ExtensionArray
 """One value per cell; NaN, None, `""` and -1 mean that there is none."""
@@ -211,7 +211,7 @@ def column(values: Labels, role: str, n_cells: int) -> Shaped[np.ndarray, " b"]:
     array = np.asarray(values, dtype=object)
     if array.shape != (n_cells,):
         raise DataError(
-            f"{role} has shape {array.shape}, but there are {n_cells} cells: "
+            f"{role} has shape {array.shape}, but there are {counted(n_cells, 'cell')}: "
             f"give one {role} per cell, in the same order."
         )
     return array
@@ -246,7 +246,7 @@ def encode(values: Labels, role: str, n_cells: int, *, at_least: int = 1) -> Int
     absent = int(missing(array).sum())
     if absent:
         raise DataError(
-            f"{absent} of {n_cells} cells have no {role}: leave them out of every argument, "
+            f"{absent} of {counted(n_cells, 'cell')} have no {role}: leave them out of every argument, "
             "or call integration_scores, which does so for labels."
         )
     codes, distinct = pd.factorize(array)
@@ -280,12 +280,12 @@ def as_embedding(
     broken = int((~np.isfinite(x)).any(axis=1).sum())
     if broken:
         raise DataError(
-            f"{name} is NaN or infinite for {broken} of {len(x)} cells: "
+            f"{name} is NaN or infinite for {broken} of {counted(len(x), 'cell')}: "
             "the model that made it diverged, or these cells were never embedded."
         )
     if np.ptp(x, axis=0).max() <= 1e-6 * np.abs(x).max():
         raise DataError(
-            f"{name} has collapsed: all {len(x)} cells share the same coordinates, so nothing "
+            f"{name} has collapsed: all cells share the same coordinates, so nothing "
             "is near or far. Train again, or choose another embedding."
         )
     return x

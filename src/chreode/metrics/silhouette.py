@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 from scipy.sparse import csr_array
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import DataError
 from .score import SHARE, Labels, Score, as_embedding, encode, mean_over_labels
 from .threads import chunks, in_threads
@@ -220,7 +220,7 @@ def silhouette_batch(
 
     Range 0 … 1, best 1. Labels of one batch, and labels whose cells all differ in batch, do not
     count. Read it with care: a batch near any one other batch looks mixed, even if both are far
-    from all the rest. `bras` mends that.
+    from all the rest. `bras` corrects that.
 
     Parameters
     ----------
@@ -303,7 +303,7 @@ def _batches_per_label(
 
 
 def _comparable(label: Int[np.ndarray, " b"], batch: Int[np.ndarray, " b"]) -> np.ndarray:
-    """Tell which cells have a label of several batches, not all of one cell."""
+    """Return which cells have a label of several batches, not all of one cell."""
     spread = _batches_per_label(label, batch)
     comparable = (spread > 1) & (spread < np.bincount(label))
     if not comparable.any():

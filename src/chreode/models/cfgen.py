@@ -1,143 +1,46 @@
-"""CFGen: counts of new cells under any attributes, by a flow in the latent space of an autoencoder."""
+"""CFGen: counts of new cells with chosen attributes, by a flow in the latent space of an autoencoder."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Normal
 
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..data.sampler import Shuffled
-from ..data.source import Source
-from ..errors import DataError
-from ..flows.coupling import optimal
-from ..flows.field import ConditionalField, Terms
-from ..flows.guidance import drop_as_published, drop_conditions
-from ..flows.path import straight, stratified_times
+from ..errors import ConfigError, near
+from ..flows.field import Terms
 from ..learn.exact import Exact
-from ..learn.phase import Phase, Run, Split
-from ..learn.rng import Rng
-from ..learn.sgd import SGD
+from ..learn.phase import Phase
+from ..learn.sgd import SGD, default_epochs
 from ..losses.evidence import evidence_bound
 from ..model import Model
-from ..module import Loss, Module, Step
+from ..module import Module, Option
 from ..nn.attributes import attribute_names, read_attributes
-from ..nn.autoencoder import MODALITIES, WARM_UP, Autoencoder
-from ..nn.blocks import reparametrise
-from ..nn.depth import Depth
 from ..schema import Spec
+from .parts.autoencoder import MODALITIES, WARM_UP, Autoencoder
+from .parts.flow import Flow, encoded
 
-#: Cells that weigh as much as a weight decay of 1 (see `SGD.prior`).
-PRIOR = 4000.0
+#: Cells that weigh as much as a weight decay of 1: the decay falls as cells are added, as that of a prior
+#: of the weights does. From a decay of 3 Adam's normalised steps could not hold a weight above a third.
+PRIOR, MOST_DECAY = 4000.0, 3.0
 #: Minibatches that the flow sees at the least: they are cheap, and few cells make few in an epoch.
 FLOW_STEPS = 15_000
 
 
-class Flow(Module):
-    """Phase two: the velocity that carries a standard normal to the latent vectors of such cells."""
-
-    started: Tensor
-    centre: Tensor
-    scale: Tensor
-
-    def __init__(self, options: CFGen, spec: Spec) -> None:
-        super().__init__()
-        self.options, self.spec = options, spec
-        for role, blocks in spec.blocks.items():
-            if not sum(blocks):
-                raise DataError(f"No cell has a {role}: leave that role out of the schema.")
-        n_modalities = sum(role in spec.roles for role in MODALITIES)
-        self.field = ConditionalField(
-            spec, options.n_latent, n_modalities if options.depth_in_flow else 0,
-            width=options.flow_width, n_blocks=options.flow_blocks, conditioning=options.conditioning,
-        )  # fmt: skip
-        self.depth = Depth(spec, n_modalities, observed=options.depth == "observed")
-        self.register_buffer("started", torch.tensor(False))
-        self.register_buffer("centre", torch.zeros(options.n_latent))
-        self.register_buffer("scale", torch.ones(options.n_latent))
-
-    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Take the scale of the latent space, and the depths by attributes."""
-        if self.started:  # what was learned expects the scales that it was learned with
-            return
-        self.started.fill_(True)
-        batch = source.batch(rows)
-        codes, numbers, _ = read_attributes(self.spec, batch)
-        self.depth.fill(batch["log_depth"], codes, numbers, batch["depth_noise"])
-        if self.options.standardise:
-            spread = batch["latent"].var(0) + batch["latent_variance"].mean(0)
-            self.centre.copy_(batch["latent"].mean(0))
-            self.scale.copy_(spread.sqrt().clamp_min(1e-6))
-
-    def loss(self, batch: CellBatch, step: Step) -> Loss:  # noqa: ARG002 (the contract)
-        """Return the flow-matching loss: the squared error of the velocity, averaged over dimensions."""
-        options = self.options
-        z = reparametrise(batch["latent"], batch["latent_variance"])
-        data = (z - self.centre) / self.scale
-        told = read_attributes(self.spec, batch)[2]
-        if told.shape[1]:
-            drop = drop_conditions if options.drop_by == "cell" else drop_as_published
-            told = drop(told, options.condition_dropout)
-        noise = torch.randn_like(data)
-        if options.coupling == "ot":  # minibatches also of a larger chunk, as validation reads them
-            part = torch.arange(len(data), device=data.device) // options.batch_size
-            noise = optimal(noise, data, part)
-        t = stratified_times(len(data), data.device)
-        point, velocity = straight(noise, data, t, options.sigma)
-        found = self.field(point, t, batch, told, self.depth.standardised(batch["log_depth"]))
-        return Loss({"model": (found - velocity).square().mean()})
-
-    def carry(
-        self,
-        x: Float[Tensor, "b z"],
-        batch: CellBatch,
-        log_depth: Float[Tensor, "b m"],
-        terms: Terms,
-        *,
-        back: bool = False,
-    ) -> Float[Tensor, "b z"]:
-        """Carry noise to latent vectors, or latent vectors `back` to noise."""
-        x = (x - self.centre) / self.scale if back else x
-        depth, solver = self.depth.standardised(log_depth), self.options.solver_options()
-        y = self.field.carry(x, batch, depth, self._known(batch), terms, back=back, **solver)
-        return y if back else y * self.scale + self.centre
-
-    def log_density(
-        self, z: Float[Tensor, "b z"], batch: CellBatch, log_depth: Float[Tensor, "b m"]
-    ) -> Float[Tensor, " b"]:
-        """Return log p(z | attributes, ℓ) in nats."""
-        x, depth = (z - self.centre) / self.scale, self.depth.standardised(log_depth)
-        solver = self.options.solver_options()
-        found = self.field.log_density(x, batch, depth, self._known(batch), **solver)
-        return found - self.scale.log().sum()
-
-    def _known(self, batch: CellBatch) -> Bool[Tensor, "b k"]:
-        """Return which attributes can be told: of a combination never seen, the part that was.
-
-        What the network says of the whole would be a guess far from any cell; the effects of the rest
-        are the decoder's to add.
-        """
-        codes, numbers, _ = read_attributes(self.spec, batch)
-        combined = self.depth.combinations.known(codes)
-        if not self.options.effects:
-            combined = torch.ones_like(combined)
-        return torch.cat([combined, torch.ones_like(numbers, dtype=torch.bool)], 1)
+def _decay_of_prior(n_cells: int) -> float:
+    return min(MOST_DECAY, PRIOR / n_cells)
 
 
 class CFGenModule(Module):
-    """The autoencoder, and the flow in its latent space."""
-
-    #: `generate` takes weights of the conditions.
-    guided = True
+    """The autoencoder and the flow in its latent space."""
 
     def __init__(self, options: CFGen, spec: Spec) -> None:
         super().__init__()
@@ -149,30 +52,51 @@ class CFGenModule(Module):
         self.unable = () if options.kl else ("score",)
 
     def terms(self, guidance: float | Mapping[str, float] = 1.0) -> Terms:
-        """Return which attributes each velocity is told, and its weight."""
+        """Return, for each velocity of the guided sum, the attributes that it is given and its weight."""
         names = [*chain.from_iterable(attribute_names(self.spec))]
-        k = len(names)
+        k, at = len(names), self.flow.centre.device
         if k and (isinstance(guidance, Mapping) or (self.options.guide == "each" and k > 1)):
             weights = guidance if isinstance(guidance, Mapping) else dict.fromkeys(names, guidance)
-            return [(torch.arange(k) == i, weights.get(name, 1.0)) for i, name in enumerate(names)]
+            each = torch.eye(k, dtype=torch.bool, device=at)
+            return [(mask, weights.get(name, 1.0)) for mask, name in zip(each, names, strict=True)]
         weight = 1.0 if isinstance(guidance, Mapping) else float(guidance)  # of no attributes
-        return [(torch.ones(k, dtype=torch.bool), weight)]
+        return [(torch.ones(k, dtype=torch.bool, device=at), weight)]
+
+    def verb_options(self, verb: str) -> Mapping[str, Option]:
+        """Return the one additional option of a verb: the weight of guidance in `generate`."""
+        if verb != "generate":
+            return {}
+        doc = "Weight of guidance: one number for all attributes, or one for each; 1: as trained."
+        return {"guidance": Option(1.0, doc, self._checked_guidance)}
+
+    def _checked_guidance(self, guidance: Any) -> float | Mapping[str, float]:
+        weights = guidance if isinstance(guidance, Mapping) else {"guidance": guidance}
+        names = [*chain.from_iterable(attribute_names(self.spec))]
+        for name, weight in weights.items():
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if not (number and math.isfinite(weight) and weight >= 0):
+                raise ConfigError(
+                    f"guidance: {name}={weight!r}: expected a finite number of at least 0."
+                )
+            if weights is guidance and name not in names:
+                raise ConfigError(f"guidance: there is no attribute {name!r}.{near(name, names)}")
+        return guidance
 
     def embed(self, batch: CellBatch, to: CellBatch | None = None) -> Float[Tensor, "b z"]:
-        """Return latent means, or what they would be under the attributes of `to`."""
+        """Return the latent means of cells, moved to the attributes of `to` if these are given."""
         z = self.autoencoder.encode(batch)[0]
         if to is None:
             return z
         depth = self.autoencoder.log_depth(batch)
-        noise = self.flow.carry(z, batch, depth, self.terms(), back=True)
-        return self.flow.carry(noise, to, depth, self.terms())
+        noise = self.flow.transport(z, batch, depth, self.terms(), back=True)
+        return self.flow.transport(noise, to, depth, self.terms())
 
     def reconstruct(
         self, batch: CellBatch, to: CellBatch, library: float | None = None, role: str = "counts"
     ) -> Float[Tensor, "b g"]:
-        """Return expected counts of the decoded latent mean, or frequencies scaled to `library`.
+        """Return expected counts at the latent mean, or frequencies scaled to `library`.
 
-        Under the attributes of `to`, where they are others: the cell is carried over as in `predict`.
+        If `to` holds other attributes, the cell is first moved to them, as in `predict`.
         """
         depth = self._completed(batch)
         if library is not None:
@@ -183,20 +107,20 @@ class CFGenModule(Module):
     def predict(self, batch: CellBatch, to: CellBatch) -> dict[str, Float[Tensor, "b g"]]:
         """Return counts of the same cells under other attributes, at their own depth.
 
-        The cell is carried back to noise with its own attributes, and from there with those of `to`.
+        A cell is moved back to noise with its own attributes, and from there forward with those of `to`.
         """
         return self._draw(self.embed(batch, to), self._completed(batch), to)
 
     def generate(
         self, batch: CellBatch, guidance: float | Mapping[str, float] = 1.0
     ) -> dict[str, Float[Tensor, "b g"]]:
-        """Return counts of new cells with the attributes of `batch`."""
+        """Return counts of new cells that have the attributes of the rows of `batch`."""
         codes, numbers, _ = read_attributes(self.spec, batch)
         depth = self.flow.depth.sample(codes, numbers)
-        noise = torch.randn(len(batch), self.options.n_latent)
+        noise = torch.randn(len(batch), self.options.n_latent, device=batch.rows.device)
         terms = self.terms(guidance)
-        z = self.flow.carry(noise, batch, depth, terms)
-        weights = torch.stack([weight * told for told, weight in terms]).sum(0)
+        z = self.flow.transport(noise, batch, depth, terms)
+        weights = torch.stack([weight * mask for mask, weight in terms]).sum(0)
         # categories come first; numbers have no effects
         return self._draw(z, depth, batch, weights[: codes.shape[1]].tolist())
 
@@ -206,10 +130,10 @@ class CFGenModule(Module):
         n_samples: int,
         importance: bool,  # noqa: FBT001 (the contract)
     ) -> Float[Tensor, " b"]:
-        """Return a lower bound of log p(counts | attributes, depth), of the modalities that a cell has.
+        """Return a lower bound of log p(counts | attributes, depth), over the modalities that a cell has.
 
-        With draws of z from q(z|x), it is the mean of log p(x|z, ℓ) + log p(z | attributes, ℓ) − log q(z|x),
-        where the flow has the second term; or the importance-weighted bound.
+        With draws of z from q(z|x), the bound is the mean of log p(x|z, ℓ) + log p(z | attributes, ℓ)
+        − log q(z|x). The flow gives the second term. With `importance` it is the importance-weighted bound.
         """
         # derivatives need tensors of the usual kind
         with torch.inference_mode(False), torch.no_grad():
@@ -223,7 +147,7 @@ class CFGenModule(Module):
                 prior = self.flow.log_density(z, batch, depth)
                 return ll, prior - posterior.log_prob(z).sum(-1)
 
-            # counts are not more probable than certain, although a draw or the solver may say so
+            # counts are not more probable than certain, although a draw or the solver may give them
             return evidence_bound(draw, None, n_samples, importance=importance).clamp(max=0)
 
     def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
@@ -254,32 +178,9 @@ class CFGenModule(Module):
         }
 
 
-def encoded(module: CFGenModule, source: Source, split: Split, run: Run) -> Source:
-    """Return the cells as the flow sees them: latent means and variances, depths and attributes."""
-    shape = (len(source), module.options.n_latent)
-    columns = {
-        "latent": np.zeros(shape, np.float32),
-        "latent_variance": np.zeros(shape, np.float32),
-        "log_depth": np.zeros((len(source), len(module.drawn)), np.float32),
-        "depth_noise": np.zeros((len(source), len(module.drawn)), np.float32),
-    }
-    autoencoder = module.autoencoder.eval()
-    rows = np.sort(np.concatenate([split.train, split.validation]))
-    with torch.no_grad():
-        for batch in source.batches(rows, run.device):
-            mean, variance = autoencoder.encode(batch)
-            found = {"latent": mean, "log_depth": autoencoder.log_depth(batch)}
-            found["depth_noise"] = autoencoder.depth_noise(mean, found["log_depth"], batch)
-            found |= {} if variance is None else {"latent_variance": variance}
-            for name, values in found.items():
-                columns[name][batch.rows.cpu().numpy()] = values.cpu().numpy()
-    columns = {**source.columns, **columns}
-    return replace(source, matrices={}, where={}, take={}, columns=columns)
-
-
 @config
 class CFGen(Model):
-    """Flow matching in the latent space of an autoencoder: counts under any attributes.
+    """Flow matching in the latent space of an autoencoder: counts of new cells with chosen attributes.
 
     Generative story, for a cell with attributes y (any number of them, categorical or continuous)::
 
@@ -288,9 +189,9 @@ class CFGen(Model):
         η = f(z) + Σ_i b_i(y_i) + b(y)        logits; effects of attributes, and of combinations
         x_g ~ NB(ℓ softmax(η)_g, θ_g(η))    RNA, proteins; peaks: Poisson or Bernoulli(σ(η_p))
 
-    Phase one fits encoder and decoder, then the effects b are counted (see `AttributeEffects`), and how
-    cells of each type (label) differ (see `WithinTypes`); phase two fits the velocity v to the latent
-    vectors.
+    Phase one fits encoder and decoder. Then the effects b of attributes are estimated by counting (see
+    `AttributeEffects`), and so are differences between cells of one type, the label (see `WithinTypes`).
+    Phase two fits the velocity v to the latent vectors.
 
     References
     ----------
@@ -321,90 +222,132 @@ class CFGen(Model):
         }
     }  # fmt: skip
 
-    preset: Literal["default", "paper"] = param("default", "Where options not given come from.")
-    n_latent: int = param(30, "Dimensions of the latent space.", low=1)
+    preset: Literal["default", "paper"] = param(
+        "default",
+        "Source of options that are not set: the defaults, or the published recipe (paper).",
+    )
+    n_latent: int = param(30, "Number of dimensions of the latent space.", low=1)
     hidden: tuple[int, ...] = param(
-        (256, 128), "Widths of the encoder; the decoder is its mirror.", low=1
+        (256, 128), "Units of the encoder's hidden layers; the decoder has them in reverse.", low=1
     )
-    kl: float = param(0.3, "Weight of the KL term; 0: a plain autoencoder.", low=0)
-    normalise: bool = param(True, "Encode log1p of counts per 10,000 instead of log1p of counts.")
+    kl: float = param(
+        0.3, "Weight of the KL term; 0: a plain autoencoder, which has no `score`.", low=0
+    )
+    normalise: bool = param(
+        True, "Whether the encoder reads log1p of counts per 10,000 instead of log1p of counts."
+    )
     start: Literal["data", "random"] = param(
-        "data", "Where decoders start: at each feature's mean and spread, or at random."
+        "data",
+        "Where decoders start: at each feature's mean and spread (data), or at random values.",
     )
-    theta_speed: float = param(30.0, "How many times as fast as weights θ learns.", low=0.01)
+    theta_speed: float = param(
+        30.0, "How many times as fast as weights the inverse dispersions θ are learned.", low=0.01
+    )
     effects: bool = param(
         True,
-        "Count what each category does to every feature, beside what decoders say of latent states.",
+        "Whether to estimate, by counting, how each category (such as a type or batch) shifts every feature "
+        "beyond what the decoder predicts from the latent state.",
     )
     dispersion: Literal["gene-state", "gene", "gene-label", "gene-batch"] = param(
-        "gene-state", "What θ depends on; gene-state: on how much of the gene the cell is to have."
+        "gene-state",
+        "What the inverse dispersion θ of a feature depends on: its expected frequency and, with effects, "
+        "the label (gene-state); nothing else (gene); the label alone, or the batch alone.",
     )
     peaks: Literal["bernoulli", "poisson"] = param(
-        "poisson", "Peaks as counts, with a depth; or as open or not, without one (bernoulli)."
+        "poisson",
+        "Peaks as counts that depend on the depth (poisson), or as open or closed without it (bernoulli).",
     )
     sigma: float = param(
-        0.0, "Noise left at the end of the path; 0: the linear path.", low=0, high=0.5
+        0.0,
+        "Standard deviation of the noise that is left at the end of the path from noise to a cell; 0: none.",
+        low=0,
+        high=0.5,
     )
     coupling: Literal["independent", "ot"] = param(
-        "independent", "How noise and cells are paired; ot: the optimal transport of a minibatch."
+        "independent", "Pairing of noise and cells: at random, or by optimal transport (ot)."
     )
     condition_dropout: float = param(
-        0.2, "Share of the cells in which all attributes are left out; of the rest, in which each is.",
+        0.2,
+        "Probability of hiding all attributes of a cell from the flow in training; in the other cells, "
+        "each attribute is hidden with the same probability.",
         low=0, high=1,
     )  # fmt: skip
-    drop_by: Literal["cell", "minibatch"] = param("cell", "What attributes are left out of.")
+    drop_by: Literal["cell", "minibatch"] = param(
+        "cell",
+        "Whether attributes are hidden cell by cell, or by whole minibatches that otherwise keep one.",
+    )
     conditioning: Literal["joint", "additive", "both"] = param(
-        "both", "How attributes are embedded."
+        "both",
+        "How the flow embeds attributes: all by one network (joint), as a sum of each (additive), or both.",
     )
     guide: Literal["joint", "each"] = param(
-        "joint", "Whether guidance weighs all attributes together, or composes those of each."
+        "joint",
+        "Whether guidance weighs the velocity given all attributes (joint), or one for each of them (each).",
     )
     depth: Literal["observed", "lognormal"] = param(
-        "observed", "Whether depths have the shape that those of cells have, or are log-normal."
+        "observed",
+        "Distribution of the depths of new cells: as observed in training, or log-normal.",
     )
-    depth_in_flow: bool = param(True, "Tell the flow the depth.")
-    standardise: bool = param(True, "Give the latent dimensions mean 0 and spread 1.")
+    depth_in_flow: bool = param(True, "Whether the flow is given the depth of the cell.")
+    standardise: bool = param(
+        True, "Whether latent dimensions are scaled to mean 0 and variance 1 for the flow."
+    )
     ema: float | None = param(
-        0.999, "Decay per step of the average of the weights that is kept; None: the last weights.",
+        0.999, "Decay per step of the average of the weights, which is what is kept; None: no average.",
         low=0, high=0.99999,
     )  # fmt: skip
-    flow_width: int = param(128, "Width of the flow's network.", low=2)
-    flow_blocks: int = param(4, "Residual blocks of the flow's network.", low=1)
-    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = param("midpoint", "ODE solver.")
-    steps: int = param(4, "Steps of the solver, where they are equal.", low=1)
-    tolerance: float = param(1e-3, "Error that Dopri5 allows per step.", low=1e-8, high=0.1)
-    batch_size: int = param(256, "Cells per minibatch.", low=2)
+    flow_width: int = param(128, "Number of units in each layer of the flow's network.", low=2)
+    flow_blocks: int = param(4, "Number of residual blocks in the flow's network.", low=1)
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = param(
+        "midpoint", "Solver of the flow's ODE: dopri5 adapts its steps, the others take equal ones."
+    )
+    steps: int = param(4, "Number of equal steps of the solver; dopri5 ignores it.", low=1)
+    tolerance: float = param(
+        1e-3, "Error that dopri5 allows per step; the other solvers ignore it.", low=1e-8, high=0.1
+    )
+    batch_size: int = param(256, "Number of cells per minibatch, for autoencoder and flow.", low=2)
     max_epochs: int | None = param(
-        None, "Passes over the cells of the autoencoder; None: 400 up to 20,000 cells, fewer above.",
+        None,
+        "Largest number of passes over the training cells for the autoencoder; None: 400, and fewer above "
+        "20,000 cells.",
         low=1,
-    )  # fmt: skip
+    )
     lr: float = param(1e-3, "Learning rate of the autoencoder.", low=0)
     weight_decay: float | None = param(
         None,
-        "Decoupled weight decay of the autoencoder; None: 4,000 by the number of cells, at most 3.",
+        "Decoupled weight decay of the autoencoder; None: 4,000 divided by the number of training cells, "
+        "at most 3.",
         low=0,
     )
     patience: int | None = param(
-        20, "Stop the autoencoder after so many epochs without a better validation.", low=1
+        20,
+        "Number of epochs without a better validation loss after which training of the autoencoder stops; "
+        "None: no early stopping.",
+        low=1,
     )
     flow_epochs: int | None = param(
-        None, "Passes over the cells of the flow; None: enough for 15,000 minibatches.", low=1
+        None,
+        "Number of passes over the training cells for the flow; None: 400, and fewer above 20,000 cells, "
+        "but at least 15,000 minibatches.",
+        low=1,
     )
-    flow_lr: float = param(1e-3, "Learning rate of the flow, at its start.", low=0)
-    flow_schedule: Literal["cosine", "constant"] = param("cosine", "How that rate falls, to 0.")
+    flow_lr: float = param(1e-3, "Learning rate of the flow at the start of its training.", low=0)
+    flow_schedule: Literal["cosine", "constant"] = param(
+        "cosine", "Course of the flow's learning rate: falling to 0 along a cosine, or constant."
+    )
 
     def build(self, spec: Spec) -> CFGenModule:
         """Return the untrained tensors."""
         return CFGenModule(self, spec)
 
     def reads(self, verb: str) -> tuple[str, ...]:
-        """Return the roles that `verb` reads: the encoder sees counts alone."""
+        """Return the roles that `verb` reads; `embed` reads counts alone, as the encoder does."""
         if verb == "embed":
             return MODALITIES
         return super().reads(verb)
 
     def theta_by(self, spec: Spec) -> str:
-        """Return the attribute of which every category has a θ, or ""."""
+        """Return the attribute whose categories each have a θ of their own, or ""."""
         by = self.dispersion.partition("-")[2]
         return by if by in spec.blocks else ""
 
@@ -414,15 +357,20 @@ class CFGen(Model):
             "method": self.solver, "steps": self.steps, "rtol": self.tolerance, "atol": self.tolerance,
         }  # fmt: skip
 
+    def _flow_passes(self, n_cells: int) -> int:
+        """Return the passes over so many cells that the flow needs for its minibatches."""
+        enough = math.ceil(FLOW_STEPS / Shuffled(self.batch_size).per_epoch(n_cells))
+        return max(default_epochs(n_cells), enough)
+
     def phases(self) -> list[Phase]:
-        """Return autoencoder, then flow."""
+        """Return the phases of a fit: autoencoder, effects (if they are estimated), flow."""
         data = Shuffled(self.batch_size)
         counted = [Phase(Exact(), "autoencoder", name="effects")] if self.effects else []
         return [
             Phase(
                 SGD(
-                    lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay or 0.0,
-                    prior=PRIOR if self.weight_decay is None else 0.0,
+                    lr=self.lr, max_epochs=self.max_epochs,
+                    weight_decay=_decay_of_prior if self.weight_decay is None else self.weight_decay,
                     decoupled=True, clip=1.0, ema=self.ema, patience=self.patience, settle=WARM_UP,
                 ),
                 "autoencoder", data, name="autoencoder", lasts="max_epochs",
@@ -430,7 +378,7 @@ class CFGen(Model):
             *counted,
             Phase(
                 SGD(
-                    lr=self.flow_lr, max_epochs=self.flow_epochs, least_steps=FLOW_STEPS,
+                    lr=self.flow_lr, max_epochs=self.flow_epochs or self._flow_passes,
                     weight_decay=1e-6, decoupled=True, clip=1.0,
                     ema=self.ema, schedule=self.flow_schedule,
                 ),

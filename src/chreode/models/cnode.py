@@ -1,4 +1,4 @@
-"""C-NODE: a neural ODE whose inputs reach few outputs, by the L1 norm of paths."""
+"""C-NODE: a neural ODE with an L1 penalty on the paths through the network from gene to gene."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config import config
-from ..losses import sparsity
-from ..nn.dynamics import Dynamics
 from ..schema import Spec
+from .dynamics import sparsity
+from .dynamics.dynamics import Dynamics
 from .neuralode import Penalised
 
 
 class PathNorm(Dynamics):
-    """Makes paths of weights short."""
+    """A penalty on the products of weights along paths through the network."""
 
     def penalty(self) -> Float[Tensor, ""]:
-        """Return the L1 norm of paths."""
+        """Return the L1 norm of the paths from input to output."""
         return sparsity.path_norm(self.field)
 
 
 @config
 class CNODE(Penalised):
-    """A neural ODE with few strong paths from inputs to outputs.
+    """A neural ODE with a penalty on paths from gene to gene, so that few genes act strongly on each.
 
-    Penalty: mean_j Σ_i (|W¹| |W²| … |Wᴸ|)_ij. Paths become small, never 0.
+    The penalty is mean_j Σ_i (|W¹| |W²| … |Wᴸ|)_ij, with W the weights of the layers, i an input gene and
+    j an output gene. Effects become small, but not exactly 0.
 
     References
     ----------

@@ -8,21 +8,21 @@ from ..config import config, param
 from ..learn.em import EM
 from ..learn.phase import Phase
 from ..model import Model
-from ..nn.linear_gaussian import LinearGaussian
 from ..schema import Spec
+from .parts.linear_gaussian import LinearGaussian
 
 
 @config
 class FactorAnalysis(Model):
-    """Factor analysis of log-expression.
+    """Factor analysis of log-expression: a few factors, and a noise variance for each gene.
 
     Generative story, for cell n::
 
         z_n ~ N(0, I)
         x_n ~ N(W z_n + μ, diag ψ)     log1p counts per 10,000 of the features read, or `expression`
 
-    Fitted by EM, on the covariance first and then on the cells. NaN in `expression` (not measured) is
-    integrated out. New cells are projected exactly, whichever features they have.
+    The fit is by EM, first on the covariance and then on the cells. NaN in `expression` (not measured)
+    is integrated out. The projection of a new cell is exact, whichever features it has.
 
     References
     ----------
@@ -35,9 +35,12 @@ class FactorAnalysis(Model):
 
     n_factors: int = param(10, "Number of factors.", low=1)
     tol: float = param(
-        1e-5, "Stop when an epoch adds less than this share of the gain so far.", low=0
+        1e-5,
+        "Convergence threshold: EM stops when two passes in a row each raise the log-likelihood by less "
+        "than this share of its rise so far.",
+        low=0,
     )
-    max_epochs: int = param(500, "Passes of EM at most.", low=1)
+    max_epochs: int = param(500, "Largest number of EM passes over the cells.", low=1)
 
     def build(self, spec: Spec) -> LinearGaussian:
         """Return the untrained tensors."""
@@ -45,6 +48,6 @@ class FactorAnalysis(Model):
         return LinearGaussian(spec.n_features(role), self.n_factors, shared_noise=False)
 
     def phases(self) -> list[Phase]:
-        """EM over all cells."""
+        """Return the one phase of a fit: EM over all cells."""
         learner = EM(max_epochs=self.max_epochs, tol=self.tol)
         return [Phase(learner, name="FactorAnalysis", lasts="max_epochs")]

@@ -1,4 +1,4 @@
-"""Group lasso: a neural ODE with one network for each output, and few inputs to each."""
+"""Group lasso: a neural ODE with one network for each gene, and few input genes to each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from ..config import config, param
-from ..losses import sparsity
 from ..module import Step
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import VectorField
 from ..schema import Spec
+from .dynamics import sparsity
+from .dynamics.dynamics import Dynamics
+from .dynamics.vectorfield import VectorField
 from .neuralode import Penalised
 
 
 class Groups(Dynamics):
-    """Makes the weights of an edge 0 together."""
+    """A penalty that sets all first-layer weights of an edge to 0 together."""
 
     adaptive: Tensor
 
@@ -25,15 +25,15 @@ class Groups(Dynamics):
         super().__init__(options, spec, field)
         self.register_buffer("adaptive", torch.ones(field.n, field.n))
 
-    def strengthen(self, value: float) -> None:
-        """Set the weight of the penalty; first of all weigh edges by what they are without one."""
+    def set_strength(self, value: float) -> None:
+        """Set the weight of the penalty; the first time, also the weights of edges, from the dense fit."""
         if not self.strength and value:  # adaptive lasso: Zou 2006, with γ = 1
             length = self.field.weights[0].detach().norm(dim=2)
             self.adaptive.copy_(length.mean() / length.clamp(min=1e-3 * float(length.mean())))
-        super().strengthen(value)
+        super().set_strength(value)
 
     def after_step(self, step: Step) -> None:
-        """Take the proximal step: the penalty is no part of the objective."""
+        """Take the proximal step, which stands for the penalty: the objective has none."""
         if self.strength:
             rate = step.rate(self.field.weights[0]).mean(2)
             sparsity.shrink_groups(self.field, self.strength * rate * self.adaptive / len(rate))
@@ -41,9 +41,10 @@ class Groups(Dynamics):
 
 @config
 class GroupLasso(Penalised):
-    """A neural ODE with one network for each output, whose first-layer weights per input are a group.
+    """A neural ODE with one network for each gene and a group-lasso penalty on the inputs of each network.
 
-    Penalty: Σ_ij a_ij ‖W¹_j[i, :]‖₂, adaptive weights a, by proximal steps: edges are exactly 0.
+    The penalty is Σ_ij a_ij ‖W¹_j[i, :]‖₂. W¹_j[i, :] are the first-layer weights from gene i in the
+    network of gene j, and a are adaptive weights. Proximal steps set edges to exactly 0.
 
     References
     ----------
@@ -54,7 +55,8 @@ class GroupLasso(Penalised):
 
     strengths: tuple[float, ...] = param(
         (0.0005, 0.001, 0.002, 0.004, 0.008),
-        "Weights to choose from, each fit begun at the last one.",
+        "Penalty weights to try in rising order, each from the fit before; more are tried if the best is at "
+        "an end.",
         low=0,
     )
 

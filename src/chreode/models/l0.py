@@ -1,4 +1,4 @@
-"""L0: a neural ODE of few weights."""
+"""L0: a neural ODE with few non-zero weights."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config import config, param
-from ..losses import sparsity
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import VectorField
 from ..schema import Spec
+from .dynamics import sparsity
+from .dynamics.dynamics import Dynamics
+from .dynamics.vectorfield import VectorField
 from .neuralode import Penalised
 
 
 class FewWeights(Dynamics):
-    """Closes the gates of weights."""
+    """A penalty on the number of weights whose gate is open."""
 
     def penalty(self) -> Float[Tensor, ""]:
-        """Return the expected share of open gates."""
+        """Return the expected share of gates that are open."""
         return sparsity.open_gates(self.field)
 
 
 @config
 class L0(Penalised):
-    """A neural ODE whose weights have gates, of which as few as possible are open.
+    """A neural ODE with a gate on each weight and a penalty on the share of open gates.
 
     References
     ----------
@@ -32,7 +32,8 @@ class L0(Penalised):
 
     strengths: tuple[float, ...] = param(
         (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-        "Weights to choose from, each fit begun at the last one.",
+        "Penalty weights to try in rising order, each from the fit before; more are tried if the best is at "
+        "an end.",
         low=0,
     )
 

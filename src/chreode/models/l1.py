@@ -1,4 +1,4 @@
-"""L1: a neural ODE of small weights."""
+"""L1: a neural ODE with small weights."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config import config, param
-from ..losses import sparsity
-from ..nn.dynamics import Dynamics
 from ..schema import Spec
+from .dynamics import sparsity
+from .dynamics.dynamics import Dynamics
 from .neuralode import Penalised
 
 
 class SmallWeights(Dynamics):
-    """Makes every weight small."""
+    """A penalty on the absolute values of all weights."""
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return the mean absolute weight."""
@@ -22,7 +22,7 @@ class SmallWeights(Dynamics):
 
 @config
 class L1(Penalised):
-    """A neural ODE whose weights are drawn to 0 by their absolute values.
+    """A neural ODE with an L1 penalty, which makes all weights small.
 
     References
     ----------
@@ -31,7 +31,8 @@ class L1(Penalised):
 
     strengths: tuple[float, ...] = param(
         (0.3, 1.0, 3.0, 10.0, 30.0),
-        "Weights to choose from, each fit begun at the last one.",
+        "Penalty weights to try in rising order, each from the fit before; more are tried if the best is at "
+        "an end.",
         low=0,
     )
 

@@ -1,4 +1,4 @@
-"""A neural ODE in few components of the states, which knows among which lineage a path began."""
+"""A neural ODE in a few principal components, with the lineage in which a cell began as an input."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..compute.rng import Rng
 from ..config import config, param
-from ..data.series import SeriesBatch, SeriesSource
+from ..data.series import SeriesBatch
+from ..data.series_source import SeriesSource
 from ..data.source import Source
 from ..errors import BlowUpError
 from ..learn import analogs
 from ..learn.phase import Split
-from ..learn.rng import Rng
-from ..losses.unexplained import unexplained
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import Gates, VectorField
 from ..schema import Spec
+from .dynamics.dynamics import Dynamics
+from .dynamics.unexplained import unexplained
+from .dynamics.vectorfield import Gates, VectorField
 from .neuralode import NeuralODE
 
 #: Times of the training courses that are kept.
@@ -27,10 +28,10 @@ _TIMES = 50
 
 
 class KnownLineage(Dynamics):
-    """dz/dt = f(z, c): z in components of the smoothed training paths, c the lineage, which stays.
+    """dz/dt = f(z, c): z are components of the smoothed training trajectories, c is the lineage, constant.
 
-    A training path has its own lineage. Any other state is given weights of all of them, by how near the
-    training courses are at its time, and c is their mean.
+    A training trajectory has its own lineage. Any other state gets a weight for each lineage, by how near
+    the smoothed training trajectory is at its time, and c holds these weights.
     """
 
     options: LineageNODE
@@ -55,7 +56,7 @@ class KnownLineage(Dynamics):
         self.register_buffer("reach", torch.tensor(1.0))
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:
-        """Take scales, components and courses of the training cells, and how near counts as alike."""
+        """Estimate scales, components and smoothed training trajectories, and the scale of distances."""
         before = bool(self.frame.known)
         super().prepare(source, rows, rng)
         if before or not isinstance(source, SeriesSource):
@@ -88,18 +89,18 @@ class KnownLineage(Dynamics):
 
     # components
 
-    def inside(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b k"]:
-        """Return the components of expression, scaled."""
+    def to_components(self, x: Float[Tensor, "*b g"]) -> Float[Tensor, "*b k"]:
+        """Return the scaled components of expression."""
         return (x - self.middle) @ self.axes / self.spread
 
-    def outside(self, z: Float[Tensor, "*b k"]) -> Float[Tensor, "*b g"]:
-        """Return the expression that components tell."""
+    def from_components(self, z: Float[Tensor, "*b k"]) -> Float[Tensor, "*b g"]:
+        """Return the expression that belongs to scaled components."""
         return (z * self.spread) @ self.axes.T + self.middle
 
-    def alike(
+    def lineage_weights(
         self, x: Float[Tensor, "s g"], at: Float[Tensor, " s"] | None = None
     ) -> Float[Tensor, "s l"]:
-        """Return the weights of lineages, by how near their courses are to expression at a time, or ever."""
+        """Return a weight for each lineage, by its distance from expression at a time, or at any time."""
         apart = ((x @ self.view)[:, None, None] - self.courses).square().sum(3)  # s l t
         if at is None:
             squares = apart.amin(2)
@@ -109,40 +110,42 @@ class KnownLineage(Dynamics):
         off = -0.5 * squares / self.reach.square().clamp(min=1e-12)
         return torch.where(self.learned, off, -torch.inf).softmax(1)
 
-    def own(self, batch: SeriesBatch) -> Float[Tensor, "s l"]:
-        """Return which lineage each series is; of those that were not learned from, which they are like."""
+    def own_lineage(self, batch: SeriesBatch) -> Float[Tensor, "s l"]:
+        """Return the lineage of each training series; for other series, the weights of `lineage_weights`."""
         at = self._codes(batch)
         mine = torch.eye(len(self.learned), device=at.device)[at]
-        return torch.where(self.learned[at, None], mine, self.alike(batch.start, batch.begin))
+        return torch.where(
+            self.learned[at, None], mine, self.lineage_weights(batch.start, batch.begin)
+        )
 
-    def told(self, weights: Float[Tensor, "s l"]) -> Float[Tensor, "s l"]:
-        """Return weights of lineages, centred and scaled as one of them alone would be."""
+    def standardised(self, weights: Float[Tensor, "s l"]) -> Float[Tensor, "s l"]:
+        """Return weights of lineages, centred and scaled as the indicator of a single lineage would be."""
         mean = 1 / max(int(self.learned.sum()), 2)
         return (weights - mean) / (mean * (1 - mean)) ** 0.5
 
     # what is learned
 
-    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return the error of slopes, in components."""
+    def slope_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+        """Return the error of slopes, in scaled components."""
         assert batch.slopes is not None
         seen = batch.observed
-        z = self.inside(batch.values)
-        lineage = self.told(self.own(batch))[:, None].expand(*seen.shape, -1)
+        z = self.to_components(batch.values)
+        lineage = self.standardised(self.own_lineage(batch))[:, None].expand(*seen.shape, -1)
         slopes = (batch.slopes @ self.axes / self.spread)[seen] * self.frame.length
         self.field.settle("ones")
-        found = self.field.solved()(torch.cat([z[seen], lineage[seen]], 1))
+        found = self.field.as_function()(torch.cat([z[seen], lineage[seen]], 1))
         return unexplained(found, slopes, torch.ones_like(slopes))
 
-    def solved(self, batch: SeriesBatch) -> Float[Tensor, ""]:
-        """Return the error of paths, in components, as a share of how far they went."""
-        start = self.inside(batch.start)
-        lineage = self.told(self.own(batch))
+    def path_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+        """Return the error of forecasts, in scaled components, relative to how far the cells moved."""
+        start = self.to_components(batch.start)
+        lineage = self.standardised(self.own_lineage(batch))
         state = torch.cat([start, lineage], 1)
         if self.training:  # neither starts nor lineages are known without noise
             state = state + self.options.jitter * torch.randn_like(state)
         found = self._follow(state, batch.times, batch.begin)
         measured = batch.weight > 0
-        values = self.inside(torch.where(measured, batch.values, self.middle))
+        values = self.to_components(torch.where(measured, batch.values, self.middle))
         weight = batch.weight.mean(2, keepdim=True).expand_as(values)
         return unexplained(found - start[:, None], values - start[:, None], weight)
 
@@ -150,7 +153,7 @@ class KnownLineage(Dynamics):
         self, state: Tensor, times: Tensor, start: Tensor, *, alone: bool = False
     ) -> Float[Tensor, "s t k"]:
         self.field.settle("ones")
-        f, k = self.field.solved(), self.field.n
+        f, k = self.field.as_function(), self.field.n
 
         def both(y: Tensor) -> Tensor:
             return torch.cat([f(y), torch.zeros_like(y[:, k:])], 1)
@@ -158,7 +161,7 @@ class KnownLineage(Dynamics):
         try:
             return self.follow(both, state, times, start, alone=alone)[..., :k]
         except BlowUpError as error:
-            whole = self.frame.inside(self.outside(error.state[:k]))
+            whole = self.frame.scaled(self.from_components(error.state[:k]))
             raise BlowUpError(error.row, error.time, whole) from None
 
     # the solve, seen from genes
@@ -172,10 +175,14 @@ class KnownLineage(Dynamics):
         *,
         alone: bool = False,
     ) -> Float[Tensor, "s t g"]:
-        """Follow scaled states; genes that are absent are so at the start, and in what is returned."""
-        whole = self.frame.outside(x)
-        state = torch.cat([self.inside(whole), self.told(self.alike(whole, start))], 1)
-        found = self.frame.inside(self.outside(self._follow(state, times, start, alone=alone)))
+        """Solve for states at `times`; a knocked-out gene is absent at the start and in the result."""
+        whole = self.frame.unscaled(x)
+        state = torch.cat(
+            [self.to_components(whole), self.standardised(self.lineage_weights(whole, start))], 1
+        )
+        found = self.frame.scaled(
+            self.from_components(self._follow(state, times, start, alone=alone))
+        )
         if clamped is not None:
             found[..., clamped] = x[:, None, clamped]
         return found
@@ -183,15 +190,15 @@ class KnownLineage(Dynamics):
     def velocity(
         self, gates: Gates = "sample"
     ) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
-        """Return the velocity of scaled states."""
+        """Return the velocity as a function of scaled states."""
         self.field.settle(self.gates_as(gates))
-        f = self.field.solved()
+        f = self.field.as_function()
 
         def of(x: Tensor) -> Tensor:
-            whole = self.frame.outside(x)
-            lineage = self.told(self.alike(whole.detach()))
+            whole = self.frame.unscaled(x)
+            lineage = self.standardised(self.lineage_weights(whole.detach()))
             return (
-                (f(torch.cat([self.inside(whole), lineage], 1)) * self.spread)
+                (f(torch.cat([self.to_components(whole), lineage], 1)) * self.spread)
                 @ self.axes.T
                 / self.frame.scale
             )
@@ -199,11 +206,11 @@ class KnownLineage(Dynamics):
         return of
 
     def fresh(self) -> Dynamics:
-        """Return new weights for the same data, for a refit."""
+        """Return an untrained copy for the same data, for a refit."""
         other = super().fresh()
-        own = dict(self.named_buffers(recurse=False))
+        buffers = dict(self.named_buffers(recurse=False))
         for name in ("axes", "middle", "spread", "view", "courses", "learned", "reach"):
-            getattr(other, name).copy_(own[name])
+            getattr(other, name).copy_(buffers[name])
         return other
 
     def _codes(self, batch: SeriesBatch) -> Int[Tensor, " s"]:
@@ -214,16 +221,16 @@ class KnownLineage(Dynamics):
 
 @config
 class LineageNODE(NeuralODE):
-    """States that move in few components, by a velocity that knows the lineage of their path.
+    """A neural ODE in a few principal components, which also reads the lineage in which a cell began.
 
-    ::
+    For a cell that begins at time t_0 with expression x(t_0)::
 
         dz/dt = f(z, c),   x(t) = m + B z(t),   c = Σ_l w_l e_l,   w_l ∝ exp(−|x(t_0) − x_l(t_0)|² / 2h²)
 
-    z are the components in which the smoothed training paths vary most. c stays what it is along a path: of
-    a training path its own lineage, of any other the weights of those whose courses x_l are near where it
-    begins. In how many components that is seen, and how near counts, h, is chosen by forecasts of held-out
-    parts of the training paths.
+    z are the components in which the smoothed training trajectories vary most. The lineage c is constant
+    along a trajectory. A training trajectory has its own lineage. Any other start gets weights w_l, by its
+    distance from the smoothed training trajectories x_l. The number of components for this distance, and
+    its scale h, are chosen by forecasts of held-out parts of the training trajectories.
 
     References
     ----------
@@ -231,7 +238,9 @@ class LineageNODE(NeuralODE):
     predictability as revealed by naturally occurring analogues, Journal of the Atmospheric Sciences 26:636.
     """
 
-    n_components: int = param(3, "Components in which states move.", low=1)
+    n_components: int = param(
+        3, "Number of components of the smoothed training trajectories in which cells move.", low=1
+    )
 
     def build(self, spec: Spec) -> KnownLineage:
         """Return the untrained tensors."""
@@ -243,7 +252,7 @@ class LineageNODE(NeuralODE):
     def split(
         self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
     ) -> Split:
-        """Hold out what is named alone: a lineage that is not learned from could not be told."""
+        """Hold out only what the caller names: a lineage outside the training set could not be recognised."""
         if isinstance(validation, np.ndarray):
             return super().split(source, rows, validation, rng)
         return Split(rows, rows[:0])

@@ -1,4 +1,4 @@
-"""Magnitude pruning: a neural ODE without its smallest weights, learned again from early ones."""
+"""Magnitude pruning: a neural ODE without its smallest weights, trained again from earlier values."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import torch
 from torch import Tensor
 
 from ..config import config, param
-from ..nn.dynamics import Dynamics
-from ..nn.gates import Kept
-from ..nn.vectorfield import VectorField
 from ..schema import Spec
+from .dynamics.dynamics import Dynamics
+from .dynamics.gates import Kept
+from .dynamics.vectorfield import VectorField
 from .neuralode import Penalised
 
 
 class Pruned(Dynamics):
-    """Takes its strength for the share of weights that are cut."""
+    """The strength is the share of weights that are removed."""
 
     def __init__(self, options: MagnitudePruning, spec: Spec, field: VectorField) -> None:
         super().__init__(options, spec, field)
         self.early: list[Tensor] = []
 
     @torch.no_grad()
-    def strengthen(self, value: float) -> None:
-        """Cut the smallest weights of every layer, and rewind the others to what they first were here."""
-        super().strengthen(value)
+    def set_strength(self, value: float) -> None:
+        """Remove the smallest weights of each layer, and reset the others to their values before pruning."""
+        super().set_strength(value)
         parameters = [*self.field.weights, *self.field.biases]
-        self.early = self.early or [p.clone() for p in parameters]
+        self.early = self.early or [p.to("cpu", copy=True) for p in parameters]
         for gate, w in zip(self.field.gates, self.field.weights, strict=True):
             assert isinstance(gate, Kept)
             size = w.abs() * gate.mask  # what was cut stays so
@@ -34,18 +34,18 @@ class Pruned(Dynamics):
         for p, old in zip(parameters, self.early, strict=True):
             p.copy_(old)
 
-    def further(self, value: float, before: float) -> float | None:
-        """Return the next share that is cut: what is kept has even ratios."""
+    def next_strength(self, value: float, before: float) -> float | None:
+        """Return the next share to remove; the shares that are kept then have even ratios."""
         found = 1 - (1 - value) ** 2 / (1 - before)
         return found if found >= 0 and found != value else None
 
 
 @config
 class MagnitudePruning(Penalised):
-    """A neural ODE whose smallest weights are cut, round by round; the others are learned anew.
+    """A neural ODE whose smallest weights are removed in rounds; the others are trained again.
 
-    `strength` is the share of weights that are cut. After each round the weights that remain go back to
-    what they were when the rounds began (rewinding).
+    `strength` is the share of weights that are removed. In each round the weights that remain are first
+    reset to their values before the first round (rewinding).
 
     References
     ----------
@@ -53,8 +53,17 @@ class MagnitudePruning(Penalised):
     Hypothesis, ICML, algorithm 2.
     """
 
+    strength: float | None = param(
+        None,
+        "Share of the weights to remove; None: chosen from `strengths` by the error on held-out "
+        "trajectories.",
+        low=0,
+    )
     strengths: tuple[float, ...] = param(
-        (0.0, 0.5, 0.75, 0.9, 0.97), "Shares of weights to cut, to choose from.", low=0, high=0.999
+        (0.0, 0.5, 0.75, 0.9, 0.97),
+        "Shares of the weights to remove, to try in rising order; more are tried if the best is at an end.",
+        low=0,
+        high=0.999,
     )
 
     def build(self, spec: Spec) -> Pruned:

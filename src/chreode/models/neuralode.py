@@ -1,4 +1,4 @@
-"""Neural ordinary differential equations of cell states: where cells go, and what drives them."""
+"""Neural ordinary differential equations of cell states: forecasts, and the genes that drive them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ..compute.rng import Rng
 from ..config import config, param
-from ..data.sampler import Together
-from ..data.series import SeriesSource
+from ..data.design import ONE_COURSE, shared
+from ..data.sampler import FullBatch
+from ..data.series_source import SeriesSource
 from ..data.source import Source
-from ..design import ONE_COURSE, shared
-from ..learn.path import Path
-from ..learn.phase import Phase, Run, Split
-from ..learn.refits import Refits
-from ..learn.rest import ToRest
-from ..learn.rng import Rng
+from ..learn.phase import Phase, Session, Split
 from ..learn.sgd import SGD
 from ..model import Model
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import VectorField
 from ..schema import Spec
+from .dynamics.dynamics import Dynamics
+from .dynamics.path import Path
+from .dynamics.refits import Refits
+from .dynamics.rest import UntilConverged
+from .dynamics.vectorfield import VectorField
 
 #: Steps of an epoch, about: between looks at the held-out series.
 EVERY = 20
@@ -32,21 +32,22 @@ _LASTS = {
     "slopes": "match_steps", "pieces": "piece_steps", "paths": "path_steps",
     "populations": "population_steps",
 }  # fmt: skip
-#: Cells of a population that are carried at once.
-CROWD = 128
+#: Cells of a population, the particles that one solve moves.
+N_PARTICLES = 128
 
 
 @config
 class NeuralODE(Model):
-    """States that move by a velocity, which a network reads from the state.
+    """A neural ODE: a network gives the velocity of a cell from its state.
 
-    Story, for the state x of a trajectory, log1p counts per 10,000 or `expression` where named::
+    For the state x of a trajectory (log1p counts per 10,000, or `expression` if the schema names it)::
 
         dx/dt = f(x),   x(t_0) smoothed from the first cells
 
-    f first matches the slopes of smoothed paths, which needs no solve; then short pieces are solved
-    through, then whole paths. Of several trajectories some are held out at random to choose by, and then
-    learned from too, as cross-validated regressions are; trajectories named to `fit` never are.
+    The network f is trained in stages. It first matches the slopes of smoothed trajectories, which needs
+    no ODE solver. Then the ODE is solved over short pieces of trajectories, then over whole ones. Of
+    several trajectories, some are held out at random for choices, such as the strength of a penalty, and
+    used for training afterwards. Trajectories that `fit` is to hold out are never used for training.
 
     References
     ----------
@@ -59,49 +60,86 @@ class NeuralODE(Model):
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "log1p CP10k"
     extends: ClassVar[bool] = False
     inverts: ClassVar[bool] = True
-    #: Whether every output has a network of its own.
+    #: Whether each gene has a network of its own.
     per_output: ClassVar[bool] = False
 
-    n_latent: int = param(10, "Dimensions in which `embed` places cells.", low=1)
+    n_latent: int = param(
+        10, "Number of coordinates that `embed` returns; forecasts do not depend on it.", low=1
+    )
     hidden: tuple[int, ...] | None = param(
         None,
-        "Widths of the hidden layers; None: 128, or of a network for each output 16, and fewer beyond "
-        "100 genes.",
+        "Number of units in each hidden layer; None: one layer of 128 units or, in models with a network "
+        "for each gene, of 16, and fewer beyond 100 genes.",
         low=1,
     )
-    activation: Literal["elu", "tanh", "silu"] = param("silu", "Between layers.")
-    n_times: int = param(100, "Most time points of a series; cells are averaged to as many.", low=2)
-    bandwidth: float = param(
-        0.03, "Of the smoother, as a share of the time from first to last cell.", low=1e-4, high=1
+    activation: Literal["elu", "tanh", "silu"] = param(
+        "silu", "Activation function between the layers."
     )
-    solver: Literal["dopri5", "tsit5", "rk4"] = param("dopri5", "ODE solver.")
-    tolerance: float = param(1e-3, "Error that the solver allows per step.", low=1e-8, high=0.1)
-    match_steps: int = param(1000, "Steps on slopes of smoothed paths.", low=0)
-    piece_steps: int = param(400, "Steps on pieces of paths.", low=0)
-    span: float = param(0.15, "Length of the pieces, as a share of the time.", low=0.01, high=1)
-    path_steps: int = param(200, "Steps on whole paths.", low=0)
+    n_times: int = param(
+        100,
+        "Largest number of time points per trajectory; if there are more, cells are averaged into this "
+        "number of metacells.",
+        low=2,
+    )
+    bandwidth: float = param(
+        0.03,
+        "Standard deviation of the smoothing kernel, as a share of the time from first to last cell; it is "
+        "widened where times are few.",
+        low=1e-4,
+        high=1,
+    )
+    solver: Literal["dopri5", "tsit5", "rk4"] = param(
+        "dopri5", "Solver of the ODE: dopri5 and tsit5 adapt their steps, rk4 takes 20 equal ones."
+    )
+    tolerance: float = param(
+        1e-3, "Error that dopri5 and tsit5 allow per step; rk4 ignores it.", low=1e-8, high=0.1
+    )
+    match_steps: int = param(
+        1000, "Training steps of stage 1, which matches the slopes of smoothed trajectories.", low=0
+    )
+    piece_steps: int = param(
+        400, "Training steps of stage 2, which solves the ODE over pieces of trajectories.", low=0
+    )
+    span: float = param(
+        0.15,
+        "Length of the pieces of stage 2, as a share of the time from first to last cell.",
+        low=0.01,
+        high=1,
+    )
+    path_steps: int = param(
+        200, "Training steps of stage 3, which solves the ODE over whole trajectories.", low=0
+    )
     population_steps: int = param(
         0,
-        "Steps on populations after those: cells of the first time, carried, become like those of later "
-        "times, which paths of means cannot tell.",
+        "Training steps of stage 4, which moves cells of the first time until they are distributed like "
+        "cells of later times; 0: no stage 4.",
         low=0,
     )
     targets: Literal["cells", "smoothed"] = param(
-        "cells", "What pieces and whole paths come close to: the cells, or their smoothed states."
+        "cells", "What stages 2 and 3 compare forecasts with: the cells, or their smoothed states."
     )
     jitter: float = param(
-        0.35, "Noise of the starts while it learns, in standard deviations of a gene.", low=0
+        0.35,
+        "Noise added to starting states in training, in standard deviations of each variable of the state.",
+        low=0,
     )
     n_refits: int = param(
         0,
-        "Refits on resampled series, and as many on chance, for the confidence of `rank`; 5 or more.",
+        "Number of refits on resampled trajectories, and as many on shuffled ones, for the confidence of "
+        "`rank`; 0: no confidence, else use 5 or more.",
         low=0,
     )
-    lr: float = param(3e-3, "Learning rate of Adam.", low=0)
+    lr: float = param(
+        3e-3, "Learning rate of Adam at the start of a stage; stage 3 starts at 0.3 of it.", low=0
+    )
 
     def build(self, spec: Spec) -> Dynamics:
         """Return the untrained tensors."""
         return Dynamics(self, spec, self.field(self.width(spec)))
+
+    def alone(self) -> NeuralODE:
+        """Return the same options without refits."""
+        return replace(self, n_refits=0)
 
     def width(self, spec: Spec) -> int:
         """Return the number of genes."""
@@ -112,66 +150,78 @@ class NeuralODE(Model):
         return VectorField(n, self.widths(n), activation=self.activation)
 
     def widths(self, n: int) -> tuple[int, ...]:
-        """Return the widths of hidden layers: all first layers together have 1,600 units at the most."""
+        """Return the number of units of each hidden layer; all first layers have at most 1,600 together."""
         each = (max(2, min(16, 1600 // n)),) if self.per_output else (128,)
         return each if self.hidden is None else self.hidden
 
     def phases(self) -> list[Phase]:
-        """Slopes, pieces, whole paths, and refits."""
+        """Return the stages of a fit: slopes, pieces, whole trajectories, populations and refits."""
         refits = Phase(Refits(self.n_refits, tuple(self.first())), name="refits")
         return [*self.first(), *self.whole(), *([refits] if self.n_refits else [])]
 
     def first(self) -> list[Phase]:
-        """Return the stages before whole paths: what a refit is."""
+        """Return the stages before whole trajectories, which are also those of a refit."""
         stages = ("slopes", self.match_steps, 0.0), ("pieces", self.piece_steps, self.span)
         return [self.stage(name, n, span) for name, n, span in stages if n]
 
     def whole(self) -> list[Phase]:
-        """Return the stages of whole paths, and of populations."""
-        paths, crowds = self.path_steps, self.population_steps
-        stages = ("paths", paths, 0.3, 0), ("populations", crowds, 1.0, CROWD)
+        """Return the stages of whole trajectories and of populations."""
+        paths, populations = self.path_steps, self.population_steps
+        stages = ("paths", paths, 0.3, 0), ("populations", populations, 1.0, N_PARTICLES)
         return [self.stage(name, n, None, share, m) for name, n, share, m in stages if n]
 
     def stage(
-        self, name: str, steps: int, span: float | None, share: float = 1.0, crowd: int = 0
+        self, name: str, steps: int, span: float | None, share: float = 1.0, n_particles: int = 0
     ) -> Phase:
-        """Return a stage of so many steps, at a share of the learning rate, that sees pieces so long."""
+        """Return a stage of `steps` steps, at a share of the learning rate, over pieces of length `span`."""
         n = math.ceil(steps / EVERY)
         sgd = SGD(lr=share * self.lr, max_epochs=n, clip=1.0, schedule="cosine", chooses=False)
-        view, whole = self.view(span, crowd), name != "slopes"
-        data, lasts = Together(round(steps / n)), _LASTS[name]
-        return Phase(sgd, data=data, name=name, view=view, whole=whole, lasts=lasts)
+        view = self.view(span, n_particles, whole=name != "slopes")
+        data, lasts = FullBatch(round(steps / n)), _LASTS[name]
+        return Phase(sgd, data=data, name=name, view=view, lasts=lasts)
 
     def view(
-        self, span: float | None, crowd: int = 0
-    ) -> Callable[[Any, Source, Split, Run], SeriesSource]:
-        """Return what makes series of cells, cut into pieces so long (a share of the time)."""
+        self, span: float | None, n_particles: int = 0, *, whole: bool = False
+    ) -> Callable[[Any, Source, Split, Session], tuple[SeriesSource, Split]]:
+        """Return a function that turns cells into series, cut into pieces of `span` (a share of the time).
 
-        def series(module: Any, source: Source, split: Split, run: Run) -> SeriesSource:  # noqa: ARG001
+        Of the `whole`, series that were held out at random for earlier stages are learned from too: nothing
+        is left to be chosen by them.
+        """
+
+        def series(
+            module: Any,  # noqa: ARG001 (the contract)
+            source: Source,
+            split: Split,
+            run: Session,  # noqa: ARG001 (the contract)
+        ) -> tuple[SeriesSource, Split]:
             known = np.sort(np.concatenate([split.train, split.validation]))
             time = source.scaled("time")[known]
             length = float(time.max() - time.min())
             cut = span if span is None else span * length
             width = self.bandwidth * length
-            return SeriesSource.of(
+            made = SeriesSource.of(
                 source, known=known, n_times=self.n_times, bandwidth=width, span=cut,
-                smooth=self.targets == "smoothed", crowd=crowd,
+                smooth=self.targets == "smoothed", n_particles=n_particles,
             )  # fmt: skip
+            return made, split.whole() if whole else split
 
         return series
 
     def remarks(self, source: Source, split: Split) -> list[str]:
-        """Say what cells of a few times, which are of no trajectory, are learned as."""
+        """Return the note that cells of few times, without a trajectory, are fitted as one trajectory."""
         rows = np.union1d(split.train, split.validation)
-        told = "trajectory" in source.columns or self.population_steps > 0
-        return [] if told or not shared(np.asarray(source.columns["time"])[rows]) else [ONE_COURSE]
+        exempt = "trajectory" in source.columns or self.population_steps > 0
+        return (
+            [] if exempt or not shared(np.asarray(source.columns["time"])[rows]) else [ONE_COURSE]
+        )
 
     def split(
         self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
     ) -> Split:
-        """Hold out whole trajectories; where there is but one, cells spread over its time.
+        """Hold out whole trajectories; if there is only one, hold out cells spread over its time.
 
-        Cells of a path that is learned from tell little of the next one.
+        Cells of a training trajectory would say little about how well a new trajectory is forecast.
         """
         drawn = super().split(source, rows, validation, rng)
         n, of = len(drawn.validation), source.columns.get("trajectory")
@@ -197,27 +247,31 @@ class NeuralODE(Model):
 
 @config
 class Penalised(NeuralODE):
-    """A neural ODE whose velocity is made to depend on little: what the sparse ones share."""
+    """What the sparse models share: a penalty, whose strength is chosen on held-out trajectories."""
 
     strength: float | None = param(
-        None, "Weight of the penalty; None: chosen of `strengths` on held-out series.", low=0
+        None,
+        "Weight of the penalty; None: chosen from `strengths` by the error on held-out trajectories.",
+        low=0,
     )
     strengths: tuple[float, ...] = param(
         (0.001, 0.003, 0.006, 0.012, 0.025),
-        "Weights to choose from, each fit begun at the last one; more where the best is the last or first.",
+        "Penalty weights to try in rising order, each from the fit before; more are tried if the best is at "
+        "an end.",
         low=0,
     )
     match_steps: int = param(
         300,
-        "Steps on slopes without a penalty, and of a round under each strength: rounds go on to rest.",
+        "Training steps of stage 1, which matches slopes: first without a penalty, then in each round at "
+        "each strength. Rounds are repeated until they converge.",
         low=1,
     )
 
     def first(self) -> list[Phase]:
-        """Slopes without a penalty and under each strength, then pieces under the best."""
+        """Return the first stages: slopes without a penalty and at each strength, then pieces at the best."""
         strengths = self.strengths if self.strength is None else (self.strength,)
         slopes, *pieces = super().first()
-        rested = replace(slopes, learner=ToRest(slopes.learner))
-        path = Path(rested, tuple(sorted(strengths)))
+        until_converged = replace(slopes, learner=UntilConverged(slopes.learner))
+        path = Path(until_converged, tuple(sorted(strengths)))
         chosen = Phase(path, name="strengths", view=self.view(self.span), lasts="match_steps")
         return [slopes, chosen, *pieces]

@@ -14,12 +14,12 @@ from sklearn import decomposition
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..errors import DataError
 from ..learn.exact import Batches, Exact
 from ..learn.phase import Phase
-from ..learn.rng import Rng
 from ..model import Model
 from ..module import Module
 from ..schema import Spec
@@ -36,7 +36,7 @@ class NMFModule(Module):
         self.register_buffer("components", torch.zeros(options.n_factors, n_features))
 
     def solve(self, batches: Batches, rng: Rng) -> bool:
-        """Run scikit-learn's coordinate descent on a sparse copy; return whether it came to rest."""
+        """Run scikit-learn's coordinate descent on a sparse copy; return whether it converged."""
         x = sp.vstack([_sparse(batch) for batch in batches()], format="csr")
         if self.options.n_factors > min(x.shape):
             raise DataError(
@@ -50,26 +50,28 @@ class NMFModule(Module):
             random_state=int(rng.numpy("nmf").integers(2**31)),
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # told by what is returned
+            warnings.simplefilter("ignore", ConvergenceWarning)  # what is returned shows it
             solver.fit(x)
         self.components.copy_(torch.from_numpy(solver.components_))
         return solver.n_iter_ < self.options.max_epochs
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b k"]:
-        """Return the non-negative activities that explain the features the cells have best.
+        """Return the non-negative activities that best explain the features that each cell has.
 
-        Exact, cell by cell (Lawson & Hanson 1974), so that no cell depends on its neighbours in the
-        batch. With components = (Q R)ᵀ, ‖x − components ᵀ h‖² is ‖Qᵀ x − R h‖² and a constant.
+        The solution is exact and cell by cell (Lawson & Hanson 1974), so a cell does not depend on
+        the other cells of its batch. With components = (Q R)ᵀ, ‖x − components ᵀ h‖² is
+        ‖Qᵀ x − R h‖² plus a constant.
         """
         components = self.components.double()
         for known in batch.observed.values():
             components = components * known
         q, r = torch.linalg.qr(components.T)
         targets, triangle = (batch.log_expression().double() @ q).cpu().numpy(), r.cpu().numpy()
-        return torch.from_numpy(np.stack([nnls(triangle, t)[0] for t in targets])).float()
+        found = np.stack([nnls(triangle, t)[0] for t in targets])
+        return torch.from_numpy(found).float().to(self.components.device)
 
     def reconstruct(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:  # noqa: ARG002 (no conditions)
-        """Return the sum of the programmes."""
+        """Return the sum of the programmes, each times its activity in the cell."""
         return self.embed(batch) @ self.components
 
     def loadings(self) -> Float[Tensor, "g k"]:
@@ -94,13 +96,14 @@ def _sparse(batch: CellBatch) -> sp.csr_matrix:
 
 @config
 class NMF(Model):
-    """Non-negative matrix factorisation of log-expression.
+    """Non-negative matrix factorisation: log-expression as a sum of gene programmes.
 
     For cell n and gene g, with all h and w non-negative::
 
         x_ng ≈ Σ_k h_nk w_kg     log1p counts per 10,000 of the features read, or `expression`
 
-    minimises ‖X − H W‖² by scikit-learn's coordinate descent. New cells: the best h given W, exactly.
+    H and W minimise ‖X − H W‖², by scikit-learn's coordinate descent. A new cell gets the h that is best
+    given W, found exactly.
 
     References
     ----------
@@ -111,9 +114,14 @@ class NMF(Model):
     needs: ClassVar[tuple[str, ...]] = ("expression|counts",)
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "log1p CP10k"
 
-    n_factors: int = param(10, "Number of factors.", low=1)
-    tol: float = param(1e-4, "Stop when the steps are smaller than this share of the first.", low=0)
-    max_epochs: int = param(1000, "Sweeps over all factors at most.", low=1)
+    n_factors: int = param(10, "Number of factors (gene programmes).", low=1)
+    tol: float = param(
+        1e-4,
+        "Convergence threshold: the solver stops when the gradient is at most this share of its size in "
+        "the first sweep.",
+        low=0,
+    )
+    max_epochs: int = param(1000, "Largest number of sweeps over all factors.", low=1)
 
     def build(self, spec: Spec) -> NMFModule:
         """Return the untrained tensors."""
@@ -121,5 +129,5 @@ class NMF(Model):
         return NMFModule(self, spec.n_features(role))
 
     def phases(self) -> list[Phase]:
-        """One call of the solver."""
+        """Return the one phase of a fit: a call of the solver."""
         return [Phase(Exact(), name="NMF", lasts="max_epochs")]

@@ -1,4 +1,4 @@
-"""PathReg: a neural ODE in which few inputs reach each output, exactly."""
+"""PathReg: a neural ODE in which few genes act on each gene, and all others have no effect."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config import config, param
-from ..losses import sparsity
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import Gates, VectorField
 from ..schema import Spec
+from .dynamics import sparsity
+from .dynamics.dynamics import Dynamics
+from .dynamics.vectorfield import Gates, VectorField
 from .neuralode import Penalised
 
 #: Weight of open paths beside that of their norm.
@@ -22,12 +22,12 @@ _CLOSED = (0.1, 0.5)
 
 
 class Paths(Dynamics):
-    """Makes paths few and short."""
+    """A penalty on the number of open paths and on their weights."""
 
     options: PathReg
 
     def penalty(self) -> Float[Tensor, ""]:
-        """Return the norm of paths, and a tenth of the share of them that is open; published: per input."""
+        """Return the norm of paths plus 0.1 times the share of open paths; published: over inputs too."""
         published = self.options.variant == "published"
         opened = sparsity.open_paths(self.field, self.field.masks if published else None)
         whole = sparsity.path_norm(self.field) + _OPEN * opened
@@ -36,7 +36,7 @@ class Paths(Dynamics):
     def velocity(
         self, gates: Gates = "sample"
     ) -> Callable[[Float[Tensor, "s n"]], Float[Tensor, "s n"]]:
-        """Return f for one solve; as published, gates are drawn anew at every evaluation."""
+        """Return f for one solve; in training of the published form, gates are drawn at every evaluation."""
         if not (self.training and self.options.variant == "published"):
             return super().velocity(gates)
 
@@ -49,18 +49,18 @@ class Paths(Dynamics):
 
 @config
 class PathReg(Penalised):
-    """A neural ODE whose paths from inputs to outputs have gates.
+    """A neural ODE with a gate on each pair of genes, so that few genes act on each gene.
 
-    Penalty, W the weights behind their gates and P the probabilities that gates are open::
+    The penalty, with W the weights times their gates and P the probabilities that gates are open, is::
 
         mean_j Σ_i ((|W¹| |W²| … |Wᴸ|)_ij + 0.1 (P¹ P² … Pᴸ)_ij)
 
-    The default has one network for each output and linear terms, and a gate on each of its inputs: of every
-    pair of genes it is known whether one reaches the other, exactly. Gates are drawn once per solve, and
-    where slopes are matched, without one, they are what they are without chance; predictions have none.
+    The default has one network and linear terms for each gene, and a gate on each input of a network. A
+    closed gate means that one gene has exactly no effect on the other. Gates are drawn at random once per
+    solve of the ODE. They are not random while slopes are matched, nor in predictions.
 
-    `variant="published"` is the released loss: the mean over inputs too, gates on the inputs of every
-    layer, the same for all outputs, drawn at every evaluation, and the drawn ones in the penalty.
+    `variant="published"` is the released loss: a mean over inputs too, and gates on the inputs of every
+    layer, the same for all outputs. Gates are drawn at every evaluation, and the penalty uses those drawn.
 
     References
     ----------
@@ -70,7 +70,8 @@ class PathReg(Penalised):
     per_output: ClassVar[bool] = True
 
     variant: Literal["default", "published"] = param(
-        "default", "Where gates sit, and when they are drawn."
+        "default",
+        "Form of loss and gates: a gate on each pair of genes (default), or as released by the authors.",
     )
 
     def build(self, spec: Spec) -> Paths:

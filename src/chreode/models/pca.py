@@ -1,4 +1,4 @@
-"""Principal component analysis of log-expression: the baseline that every bench shows."""
+"""Principal component analysis of log-expression: the baseline in every table of the bench."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..learn.exact import Batches, Exact, principal
 from ..learn.phase import Phase
-from ..learn.rng import Rng
 from ..model import Model
 from ..module import Module
 from ..schema import Spec
@@ -36,17 +36,17 @@ class PCAModule(Module):
         found = principal(batches, self.axes.shape[1], rng)
         for name, value in (("mean", found.mean), ("axes", found.axes), ("variance", found.values)):
             getattr(self, name).copy_(value)
-        return found.rested
+        return found.converged
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
-        """Project centred log-expression; features that a query lacks count as average."""
+        """Project centred log-expression on the axes; a feature that a query lacks is set to its mean."""
         x = batch.log_expression() - self.mean
         for observed in batch.observed.values():
             x = x * observed
         return x @ self.axes
 
     def reconstruct(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:  # noqa: ARG002 (no conditions)
-        """Return the projection in feature space."""
+        """Return the projection, mapped back to the features."""
         return self.embed(batch) @ self.axes.T + self.mean
 
     def loadings(self) -> Float[Tensor, "g z"]:
@@ -54,23 +54,23 @@ class PCAModule(Module):
         return self.axes
 
     def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
-        """Return each feature's share of the variance kept."""
+        """Return how much of the variance of the components comes from each feature."""
         weight = self.axes.square() @ self.variance
         return {"counts": weight, "expression": weight}
 
 
 @config
 class PCA(Model):
-    """Principal component analysis of log1p counts per 10,000 (or of `expression`, where named).
+    """Principal component analysis of log1p counts per 10,000, or of `expression` if the schema names it.
 
-    ``embed = (x − mean) W`` with W the leading eigenvectors of the covariance. They are exact for up to
-    3,000 features (one pass over the cells) or 2,000 cells. For more of both each axis v of variance λ
-    is found to ‖C v − λ v‖ ≤ 0.001 λ, in some twenty passes. Cells are streamed, and neither cells x
-    features nor features x features is ever held beyond that.
+    ``embed = (x − mean) W``, with W the leading eigenvectors of the covariance C. They are exact for up
+    to 3,000 features (one pass over the cells) or up to 2,000 cells. For more of both, each axis v of
+    variance λ is found to ‖C v − λ v‖ ≤ 0.001 λ, in about twenty passes. Cells are read in chunks. A
+    matrix of cells x features is never held in memory, nor one of features x features above 3,000.
 
-    The 10,000 are of the features read, not of all that the cell had: where genes were selected, a cell
-    in which they are rare is scaled up. Name log-expression made of all genes as `expression`, if that is
-    not wanted.
+    Counts per 10,000 are computed from the features that the model reads, not from all counts of the
+    cell. If genes were selected, a cell in which they are rare is scaled up. To avoid this, compute
+    log-expression from all genes and name it as `expression`.
 
     References
     ----------
@@ -88,5 +88,5 @@ class PCA(Model):
         return PCAModule(spec.n_features(role), self.n_latent)
 
     def phases(self) -> list[Phase]:
-        """One closed form."""
+        """Return the one phase of a fit: a closed form."""
         return [Phase(Exact(), name="PCA")]

@@ -1,4 +1,4 @@
-"""scVI: a variational autoencoder of counts, with batches and depth taken out of the latent space."""
+"""scVI: a variational autoencoder of counts, with batches and depth kept out of the latent space."""
 
 from __future__ import annotations
 
@@ -7,56 +7,42 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..data.sampler import Shuffled
 from ..data.source import Source
-from ..distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from ..learn.phase import Phase
-from ..learn.rng import Rng
 from ..learn.sgd import SGD
-from ..losses.counts import nb_log_likelihood, zinb_log_likelihood
 from ..losses.evidence import evidence_bound, log_ratio_standard_normal
 from ..losses.kl import kl_normal, kl_standard_normal
 from ..model import Model
-from ..module import Loss, Module, Step
+from ..module import Loss, Step
 from ..nn.blocks import (
-    MLP,
     CategoryStatistics,
-    ConditionedLinear,
     GaussianEncoder,
-    Linear,
     input_weight,
     reparametrise,
 )
-from ..nn.dispersion import NEVER, CountMoments, LogTheta
+from ..nn.dispersion import CountMoments
 from ..schema import Spec
-
-#: Log-odds of an extra zero where the decoder starts.
-_FEW_EXTRA_ZEROS = -3.0
-#: Share of the run in which means and θ are learned without extra zeros, which would pass for them.
-_WITHOUT = 0.2
-#: How many times as fast as weights the log-odds of extra zeros then move.
-_ZEROS_SPEED = 3.0
-
-Likelihood = NegativeBinomial | ZeroInflatedNegativeBinomial | Poisson
+from .parts.counts_decoder import WITHOUT_EXTRA_ZEROS, CountsDecoder
 
 
 @dataclass(frozen=True, eq=False)
 class Latent:
-    """The posterior of some cells: mean and variance of q(z|x), and of q(log ℓ|x) where ℓ is latent."""
+    """The posterior of some cells: mean and variance of q(z|x), and of q(log ℓ|x) if ℓ is latent."""
 
     mean: Float[Tensor, "b z"]
     variance: Float[Tensor, "b z"]
     library: tuple[Float[Tensor, "b 1"], Float[Tensor, "b 1"]] | None
 
 
-class SCVIModule(Module):
-    """Encoder, decoder, dispersion and library of scVI."""
+class SCVIModule(CountsDecoder):
+    """Encoder, decoder, dispersions and library size of scVI."""
 
     started: Tensor
 
@@ -78,7 +64,6 @@ class SCVIModule(Module):
             dropout=options.dropout,
             **seen,
         )
-        self.scaled = "size_factor" in spec.roles
         self.library_encoder: GaussianEncoder | None = None
         if options.latent_library:
             self.library_encoder = GaussianEncoder(
@@ -86,25 +71,11 @@ class SCVIModule(Module):
             )
             batches = spec.blocks.get("batch", (1,))
             self.library_prior = CategoryStatistics(batches)
-        if options.linear_decoder:
-            self.linear = ConditionedLinear(options.n_latent, genes, **covariates)
-            width = options.n_latent
-        else:
-            self.trunk = MLP(options.n_latent, [options.n_hidden] * options.n_layers, **covariates)
-            self.head = Linear(options.n_hidden, genes)
-            width = options.n_hidden
-        if options.likelihood == "zinb":
-            self.dropout_logits = Linear(width, genes)
-        if options.likelihood != "poisson":
-            self.per_batch = options.dispersion == "gene-batch" and "batch" in spec.blocks
-            self.log_theta = LogTheta(
-                spec.blocks["batch"] if self.per_batch else (1,), genes,
-                rises=options.dispersion == "gene-state",
-            )  # fmt: skip
+        self.add_decoder(options, spec)
         self.register_buffer("started", torch.tensor(False))
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Take priors of the library, and the decoder's start."""
+        """Estimate the prior of the library size, and set the start of the decoder."""
         fresh = not self.started  # a fit that starts from another has all this already
         self.started.fill_(True)
         if self.options.latent_library:
@@ -118,7 +89,7 @@ class SCVIModule(Module):
     # the model
 
     def encode(self, batch: CellBatch) -> Latent:
-        """Return q(z|x): means and variances, and those of the log library where it is latent."""
+        """Return means and variances of q(z|x), and those of the log library size if it is latent."""
         x = batch.sparse("counts")
         log_x = x.map(x.values.log1p())
         inputs = (log_x, *self._covariates(batch)) if self.options.encode_covariates else (log_x,)
@@ -127,61 +98,8 @@ class SCVIModule(Module):
             mean, variance, self.library_encoder(*inputs) if self.library_encoder else None
         )
 
-    def rates(
-        self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
-    ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b g"], Float[Tensor, "b h"]]:
-        """Return ℓρ, the mean before extra zeros; log ρ up to a constant; what both come from.
-
-        The library is a total of the genes that the cells were measured for: of these ρ sums to 1.
-        """
-        logits, h = self._logits(z, batch)
-        if self.scaled:
-            rates = F.softplus(logits)
-            return log_library.exp() * rates, rates.log(), h
-        total = _measured(logits, batch).logsumexp(-1, keepdim=True)
-        return (log_library + logits - total).exp(), logits, h
-
-    def decode(
-        self, z: Float[Tensor, "b z"], log_library: Float[Tensor, "b 1"], batch: CellBatch
-    ) -> Likelihood:
-        """Return p(x|z, ℓ, covariates)."""
-        mu, logits, h = self.rates(z, log_library, batch)
-        if self.options.likelihood == "poisson":
-            return Poisson(mu)
-        theta = self.log_theta.of(self._rows(batch), logits).exp()
-        if self.options.likelihood == "nb":
-            return NegativeBinomial(mu, theta)
-        return ZeroInflatedNegativeBinomial(mu, theta, self._log_odds_of_zero(h))
-
-    def log_likelihood(
-        self,
-        z: Float[Tensor, "b z"],
-        log_library: Float[Tensor, "b 1"],
-        batch: CellBatch,
-        *,
-        extra_zeros: bool = True,
-    ) -> Float[Tensor, " b"]:
-        """Return log p(x|z, ℓ, covariates), summed over genes: that of `decode`, in fewer steps.
-
-        Without `extra_zeros` counts are negative binomial, also where they are not in the end.
-        """
-        kind = self.options.likelihood
-        if kind == "poisson" or self.scaled:
-            each = self.decode(z, log_library, batch).log_prob(batch["counts"])
-            measured = batch.observed.get("counts")
-            return (each if measured is None else each[:, measured]).sum(-1)
-        logits, h = self._logits(z, batch)
-        log_theta, log_rise = self.log_theta.for_likelihood(self._rows(batch))
-        if "counts" in batch.observed:  # counting some genes alone leaves θ as it is
-            log_theta, log_rise = self.log_theta.of(self._rows(batch), logits), None
-        x, logits = batch.sparse("counts"), _measured(logits, batch)
-        if kind == "nb" or not extra_zeros:
-            return nb_log_likelihood(x, logits, log_library, log_theta, log_rise=log_rise)
-        odds = self._log_odds_of_zero(h)
-        return zinb_log_likelihood(x, logits, log_library, log_theta, odds, log_rise=log_rise)
-
     def log_library(self, batch: CellBatch, latent: Latent | None = None) -> Float[Tensor, "b 1"]:
-        """Return the log library: a size factor, a latent variable's mean, or the observed total."""
+        """Return the log library size: a size factor, the mean of the latent size, or the observed total."""
         if self.scaled:
             return batch["size_factor"].log()[:, None]
         if latent is not None and latent.library is not None:
@@ -190,10 +108,10 @@ class SCVIModule(Module):
         return total.log()[:, None]
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
-        """Return the negative evidence lower bound; the KL term of z warms up over `kl_warmup`."""
+        """Return the negative ELBO; the weight of the KL term of z rises to 1 over `kl_warmup`."""
         latent = self.encode(batch)
         z = reparametrise(latent.mean, latent.variance)
-        log_library, late = self._draw_library(batch, latent), step.progress >= _WITHOUT
+        log_library, late = self._draw_library(batch, latent), step.progress >= WITHOUT_EXTRA_ZEROS
         reconstruction = -self.log_likelihood(z, log_library, batch, extra_zeros=late)
         kl = kl_standard_normal(latent.mean, latent.variance)
         kl_library = self._library_kl(batch, latent)
@@ -210,11 +128,11 @@ class SCVIModule(Module):
     # what a fitted model can do
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
-        """Return the posterior mean."""
+        """Return the posterior mean of each cell."""
         return self.encode(batch).mean
 
     def posterior(self, batch: CellBatch, n_samples: int) -> Float[Tensor, "s b z"]:
-        """Return posterior draws."""
+        """Return draws from the posterior of each cell."""
         latent = self.encode(batch)
         shape = (n_samples, *latent.mean.shape)
         return reparametrise(latent.mean.expand(shape), latent.variance.expand(shape))
@@ -222,9 +140,9 @@ class SCVIModule(Module):
     def reconstruct(
         self, batch: CellBatch, to: CellBatch, library: float | None = None
     ) -> Float[Tensor, "b g"]:
-        """Return expected counts at the cell's depth, or frequencies scaled to `library`.
+        """Return expected counts at the depth of the cell, or frequencies scaled to `library`.
 
-        Expected counts include the extra zeros; frequencies, ℓρ, do not, and sum to `library`.
+        Expected counts include the extra zeros. Frequencies, ℓρ, do not, and sum to `library`.
         """
         latent = self.encode(batch)
         log_library = self.log_library(batch, latent)
@@ -234,14 +152,14 @@ class SCVIModule(Module):
         return mu * (library / mu.sum(-1, keepdim=True))
 
     def predict(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:
-        """Return posterior predictive counts under the conditions of `to`."""
+        """Return counts drawn for each cell under the batch and covariates of `to` (posterior predictive)."""
         latent = self.encode(batch)
         z = reparametrise(latent.mean, latent.variance)
         return self.decode(z, self._draw_library(batch, latent), to).sample()
 
     def generate(self, batch: CellBatch) -> Float[Tensor, "b g"]:
-        """Return counts of cells drawn from the prior; their depth is that of training cells alike."""
-        z = torch.randn(len(batch), self.options.n_latent)
+        """Return counts of cells drawn from the prior, at depths of training cells of the same conditions."""
+        z = torch.randn(len(batch), self.options.n_latent, device=batch.rows.device)
         if self.library_encoder is not None:
             mean, scale = self._library_prior(batch)
             log_library = mean + scale * torch.randn_like(mean)
@@ -255,7 +173,7 @@ class SCVIModule(Module):
         n_samples: int,
         importance: bool,  # noqa: FBT001 (the contract)
     ) -> Float[Tensor, " b"]:
-        """Return the ELBO, or the importance-weighted bound (Burda 2016)."""
+        """Return the ELBO, or the importance-weighted bound (Burda 2016), in nats per cell."""
         latent = self.encode(batch)
         kl = kl_standard_normal(latent.mean, latent.variance) + self._library_kl(batch, latent)
 
@@ -267,62 +185,11 @@ class SCVIModule(Module):
 
         return evidence_bound(draw, kl, n_samples, importance=importance)
 
-    def loadings(self) -> Float[Tensor, "g z"]:
-        """Return the linear decoder's weights: change of log frequency per unit of z, up to softmax."""
-        return self.linear.linear.weight.T
-
     def feature_weight(self) -> dict[str, Float[Tensor, " g"]]:
         """Return the norm of the encoder's weights per gene."""
         return {"counts": input_weight(self.encoder)}
 
     # details
-
-    def _first_logits(
-        self, moments: CountMoments, source: Source, rows: np.ndarray
-    ) -> Float[Tensor, " g"]:
-        """Return the decoder's logits if depth is all that differs between cells."""
-        if not self.scaled:  # a softmax, whose logits are log frequencies
-            return moments.log_frequency
-        # a softplus, which is the mean count at a size factor of 1
-        depth = sum(float(b.sparse("counts").sum().sum()) for b in source.batches(rows))
-        depth /= source.columns["size_factor"][rows].sum()
-        mean = depth * moments.log_frequency.double().exp()
-        return mean + (-torch.expm1(-mean)).log()
-
-    def _start(self, moments: CountMoments, n_cells: int, logits: Float[Tensor, " g"]) -> None:
-        """Take the frequencies that θ refers to; begin where depth is all that differs between cells."""
-        counted = self.options.likelihood != "poisson"
-        if counted:
-            self.log_theta.refer(moments.log_frequency, n_cells)
-        if self.options.start == "random":
-            return
-        head = self.linear.linear if self.options.linear_decoder else self.head
-        head.bias.copy_(logits)
-        if self.options.likelihood == "zinb":
-            self.dropout_logits.bias.fill_(_FEW_EXTRA_ZEROS / _ZEROS_SPEED)
-        if counted:
-            self.log_theta.start(moments.log_theta)
-
-    def _logits(
-        self, z: Float[Tensor, "b z"], batch: CellBatch
-    ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b h"]]:
-        """Return the logits of the frequencies, and the activations they come from."""
-        covariates = self._covariates(batch)
-        if self.options.linear_decoder:
-            return self.linear(z, *covariates), z
-        h = self.trunk(z, *covariates)
-        return self.head(h), h
-
-    def _log_odds_of_zero(self, h: Float[Tensor, "b h"]) -> Float[Tensor, "b g"]:
-        return _ZEROS_SPEED * self.dropout_logits(h)
-
-    def _rows(self, batch: CellBatch) -> Float[Tensor, "#b g"]:
-        return self.log_theta(batch["batch"]) if self.per_batch else self.log_theta.table()
-
-    def _covariates(
-        self, batch: CellBatch
-    ) -> tuple[Int[Tensor, "b c"], Float[Tensor, "b k"] | None]:
-        return batch.conditions(), batch.columns.get("continuous")
 
     def _draw_library(self, batch: CellBatch, latent: Latent) -> Float[Tensor, "b 1"]:
         return reparametrise(*latent.library) if latent.library else self.log_library(batch)
@@ -354,15 +221,9 @@ class SCVIModule(Module):
         return ratio + (prior.log_prob(log_library) - q.log_prob(log_library)).squeeze(-1)
 
 
-def _measured(logits: Float[Tensor, "b g"], batch: CellBatch) -> Float[Tensor, "b g"]:
-    """Return logits; those of genes that the cells were not measured for expect no count at all."""
-    measured = batch.observed.get("counts")
-    return logits if measured is None else logits.masked_fill(~measured, NEVER)
-
-
 @config
 class SCVI(Model):
-    """Single-cell variational inference.
+    """scVI: a variational autoencoder of counts, with batches and depth kept out of the latent space.
 
     Generative story, for cell n and gene g::
 
@@ -371,9 +232,10 @@ class SCVI(Model):
         θ_ng = a_g + b_g ρ_ng              inverse dispersions, which rise with the frequencies
         x_ng ~ NB(ℓ_n ρ_ng, θ_ng)          counts; ℓ_n: library size (observed, or log-normal)
 
-    With ``likelihood="zinb"``, the paper's, a count is 0 besides with a probability π_ng of the decoder's.
+    With ``likelihood="zinb"``, as in the paper, a count is also set to 0 with a probability π_ng that the
+    decoder gives.
 
-    Fitted by maximising E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with w rising to 1.
+    The fit maximises E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with w rising from 0 to 1.
 
     References
     ----------
@@ -386,41 +248,63 @@ class SCVI(Model):
 
     rescores: ClassVar[tuple[str, ...]] = ("latent_library",)  # or depth is given
 
-    n_latent: int = param(10, "Dimensions of the latent space.", low=1)
-    n_hidden: int = param(128, "Width of the hidden layers.", low=1)
-    n_layers: int = param(1, "Hidden layers of encoder and decoder.", low=1, high=20)
-    dropout: float = param(0.1, "Dropout in the encoder.", low=0, high=0.95)
-    likelihood: Literal["nb", "zinb", "poisson"] = param("nb", "Distribution of the counts.")
+    n_latent: int = param(10, "Number of dimensions of the latent space.", low=1)
+    n_hidden: int = param(128, "Number of units in each hidden layer.", low=1)
+    n_layers: int = param(
+        1, "Number of hidden layers in the encoder and in the decoder.", low=1, high=20
+    )
+    dropout: float = param(0.1, "Dropout rate of the encoder in training.", low=0, high=0.95)
+    likelihood: Literal["nb", "zinb", "poisson"] = param(
+        "nb",
+        "Distribution of the counts: negative binomial (nb), the same with extra zeros (zinb), or Poisson.",
+    )
     dispersion: Literal["gene-state", "gene", "gene-batch"] = param(
-        "gene-state", "What θ depends on; gene-state: on how much of the gene the cell is to have."
+        "gene-state",
+        "What the inverse dispersion θ of a gene depends on: its expected frequency in the cell "
+        "(gene-state), nothing else (gene), or the batch (gene-batch).",
     )
     latent_library: bool = param(
-        False, "Infer the library size instead of taking the observed one."
+        False, "Whether to infer the library size of a cell instead of using its total count."
     )
-    linear_decoder: bool = param(False, "Decode linearly (LDVAE), for loadings.")
-    encode_covariates: bool = param(False, "Show batch and covariates to the encoder.")
+    linear_decoder: bool = param(
+        False, "Whether the decoder is linear (LDVAE), so that `loadings` is available."
+    )
+    encode_covariates: bool = param(
+        False, "Whether the encoder also reads the batch and the covariates."
+    )
     start: Literal["data", "random"] = param(
-        "data", "Where the decoder starts: at every gene's mean and spread, or at random."
+        "data",
+        "Where training of the decoder starts: at the mean and spread of each gene in the data (data), "
+        "or at random values (random).",
     )
     kl_warmup: float = param(
-        0.1, "Share of the run over which the KL weight rises to 1.", low=0, high=1
+        0.1,
+        "Share of the training run over which the weight of the KL term rises from 0 to 1.",
+        low=0,
+        high=1,
     )
-    batch_size: int = param(128, "Cells per minibatch.", low=2)
+    batch_size: int = param(128, "Number of cells per minibatch.", low=2)
     max_epochs: int | None = param(
-        None, "Passes over the training cells; None: 400 up to 20,000 cells, fewer above.", low=1
+        None,
+        "Largest number of passes over the training cells; None: 400, and fewer above 20,000 cells.",
+        low=1,
     )
     lr: float = param(1e-3, "Learning rate of Adam.", low=0)
-    weight_decay: float = param(1e-6, "L2 penalty of Adam.", low=0)
+    weight_decay: float = param(1e-6, "Weight decay of Adam (an L2 penalty on the weights).", low=0)
     ema: float | None = param(
-        0.99, "Decay per step of the average of the weights that is kept; None: the last weights.",
+        0.99, "Decay per step of the average of the weights, which is what is kept; None: no average.",
         low=0, high=0.99999,
     )  # fmt: skip
     patience: int | None = param(
-        None, "Stop after so many epochs without a better validation ELBO.", low=1
+        None,
+        "Number of epochs without a better validation ELBO after which the fit stops; None: no early "
+        "stopping.",
+        low=1,
     )
     keep: Literal["best", "last"] = param(
         "best",
-        "Weights to keep of an overfitted fit: best for embeddings, last for new cells of a given batch.",
+        "Weights to keep if the fit overfitted: those of the best epoch (best: for embeddings), or of the "
+        "last one (last: to generate cells of a given batch).",
     )
 
     def build(self, spec: Spec) -> SCVIModule:
@@ -428,7 +312,7 @@ class SCVI(Model):
         return SCVIModule(self, spec)
 
     def phases(self) -> list[Phase]:
-        """One phase of gradients."""
+        """Return the one phase of a fit: gradient descent."""
         learner = SGD(
             lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay, eps=0.01,
             ema=self.ema, patience=self.patience, keep=self.keep, settle=self.kl_warmup,
@@ -436,7 +320,7 @@ class SCVI(Model):
         return [Phase(learner, data=Shuffled(self.batch_size), name="SCVI", lasts="max_epochs")]
 
     def reads(self, verb: str) -> tuple[str, ...]:
-        """Return the roles that `verb` reads; an encoder without covariates embeds cells of any batch."""
+        """Return the roles that `verb` reads; `embed` needs no batch unless the encoder reads it."""
         if verb in ("embed", "posterior") and not self.encode_covariates:
             return ("counts",)
         return super().reads(verb)

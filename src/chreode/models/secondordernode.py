@@ -1,4 +1,4 @@
-"""SONODE: a neural ODE of accelerations."""
+"""SONODE: a second-order neural ODE, in which a network gives the acceleration."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from torch import Tensor
 
 from ..config import config
 from ..data.series import SeriesBatch
-from ..losses.unexplained import unexplained
-from ..nn.dynamics import Dynamics
-from ..nn.vectorfield import VectorField, mean_jacobian
 from ..schema import Spec
+from .dynamics.dynamics import Dynamics
+from .dynamics.unexplained import unexplained
+from .dynamics.vectorfield import VectorField, mean_jacobian
 from .neuralode import NeuralODE
 
 
 class SecondOrder(Dynamics):
-    """d²x/dt² = f(x, v); where a path begins, its velocity is v(x)."""
+    """d²x/dt² = f(x, v); at the start of a trajectory the velocity is v(x)."""
 
     def __init__(self, options: NeuralODE, spec: Spec, field: VectorField) -> None:
         super().__init__(options, spec, field)
         self.first = VectorField(field.n, options.widths(field.n), activation=options.activation)
 
-    def matched(self, batch: SeriesBatch) -> Float[Tensor, ""]:
+    def slope_error(self, batch: SeriesBatch) -> Float[Tensor, ""]:
         """Return the errors of velocities and of accelerations."""
         assert batch.slopes is not None
         assert batch.bends is not None
         seen = batch.weight[..., 0] > 0
-        x = self.frame.inside(batch.values)[seen]
+        x = self.frame.scaled(batch.values)[seen]
         v, a = (
             d[seen] * self.frame.length**k / self.frame.scale
             for k, d in ((1, batch.slopes), (2, batch.bends))
@@ -47,7 +47,7 @@ class SecondOrder(Dynamics):
         *,
         alone: bool = False,
     ) -> Float[Tensor, "s t g"]:
-        """Follow states from the velocity that goes with them."""
+        """Solve for states at `times`, from starting states and the velocities that v gives for them."""
         f, n = self.velocity(), x.shape[1]
         keep = self.free(clamped)
 
@@ -58,13 +58,13 @@ class SecondOrder(Dynamics):
         return self.follow(both, state, times, start, alone=alone)[..., :n]
 
     def drift(self, at: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-        """Return the velocity with which paths begin at states in the plane."""
+        """Return the starting velocity v of states that are given by coordinates of `embed`."""
         plane = self.frame.plane[:, : at.shape[1]]
         with torch.no_grad():
             return self.first(at @ plane.T) @ plane
 
     def edges(self) -> Float[Tensor, "g g"]:
-        """Return the mean of ∂a/∂x along observed paths: row, the driver; column, what is driven."""
+        """Return the mean of ∂a/∂x along observed trajectories; row: the driver, column: its target."""
         f = self.velocity()
         with torch.no_grad():
             v = self.first(self.frame.references)
@@ -73,9 +73,9 @@ class SecondOrder(Dynamics):
 
 @config
 class SecondOrderNODE(NeuralODE):
-    """States whose accelerations a network reads from state and velocity.
+    """A second-order neural ODE: a network gives the acceleration of a cell from its state and velocity.
 
-    ::
+    For the state x at time t::
 
         d²x/dt² = f(x, dx/dt),   dx/dt(t_0) = v(x(t_0))
 

@@ -1,4 +1,4 @@
-"""The variational autoencoder in its first form: Gaussian values of log-expression."""
+"""The variational autoencoder in its original form: Gaussian values of log-expression."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..data.sampler import Shuffled
 from ..data.source import Source
 from ..distributions import Normal
 from ..learn.phase import Phase
-from ..learn.rng import Rng
 from ..learn.sgd import SGD
 from ..losses.evidence import evidence_bound, log_ratio_standard_normal
 from ..losses.kl import kl_standard_normal
@@ -29,7 +29,7 @@ MIN_VARIANCE = 1e-4
 
 
 class VAEModule(Module):
-    """Encoder, decoder and noise, about the mean of the training cells."""
+    """Encoder, decoder and noise, relative to the mean of the training cells."""
 
     centre: Tensor
 
@@ -46,7 +46,7 @@ class VAEModule(Module):
         self.register_buffer("centre", torch.full((n_features,), torch.nan))  # NaN: not taken yet
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Take the mean of each feature, and start the noise at what a decoder of nothing leaves."""
+        """Store the mean of each feature, and start the noise at the variance around it."""
         if not bool(self.centre.isnan().any()):
             return  # a fit that goes on from another one keeps what it has
         total, squares = torch.zeros(2, *self.centre.shape, dtype=torch.float64).to(
@@ -67,7 +67,7 @@ class VAEModule(Module):
     def encode(
         self, x: Float[Tensor, "b g"], observed: Float[Tensor, "#b #g"]
     ) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"]]:
-        """Return mean and variance of q(z|x); what is not observed counts as average."""
+        """Return mean and variance of q(z|x); a value that is not observed is set to its mean."""
         return self.encoder((x - self.centre) * observed)
 
     def decode(self, z: Float[Tensor, "b z"]) -> Normal:
@@ -76,7 +76,7 @@ class VAEModule(Module):
         return Normal(self.head(self.trunk(z)) + self.centre, scale)
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
-        """Return the negative evidence lower bound; the KL term warms up over `kl_warmup`."""
+        """Return the negative ELBO; the weight of its KL term rises to 1 over `kl_warmup`."""
         x, observed = batch.measured_expression()
         mean, variance = self.encode(x, observed)
         values = self.decode(reparametrise(mean, variance))
@@ -93,11 +93,11 @@ class VAEModule(Module):
     # what a fitted model can do
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
-        """Return the posterior mean."""
+        """Return the posterior mean of each cell."""
         return self.encode(*batch.measured_expression())[0]
 
     def posterior(self, batch: CellBatch, n_samples: int) -> Float[Tensor, "s b z"]:
-        """Return posterior draws."""
+        """Return draws from the posterior of each cell."""
         mean, variance = self.encode(*batch.measured_expression())
         shape = (n_samples, *mean.shape)
         return reparametrise(mean.expand(shape), variance.expand(shape))
@@ -107,12 +107,13 @@ class VAEModule(Module):
         return self.decode(self.embed(batch)).mean
 
     def predict(self, batch: CellBatch, to: CellBatch) -> Float[Tensor, "b g"]:  # noqa: ARG002 (no conditions)
-        """Return log-expression of a second measurement of each cell (posterior predictive)."""
+        """Return log-expression drawn for each cell, as if it were measured again (posterior predictive)."""
         return self.decode(self.posterior(batch, 1)[0]).sample()
 
     def generate(self, batch: CellBatch) -> Float[Tensor, "b g"]:
         """Return log-expression of cells drawn from the prior."""
-        return self.decode(torch.randn(len(batch), self.options.n_latent)).sample()
+        noise = torch.randn(len(batch), self.options.n_latent, device=batch.rows.device)
+        return self.decode(noise).sample()
 
     def score(
         self,
@@ -144,15 +145,15 @@ class VAEModule(Module):
 
 @config
 class VAE(Model):
-    """Variational autoencoder of log-expression.
+    """Variational autoencoder of log-expression, with Gaussian noise and no batch correction.
 
     Generative story, for cell n and gene g::
 
         z_n ~ N(0, I)
         x_ng ~ N(f_g(z_n), ψ_g)     log1p counts per 10,000 of the features read, or `expression`
 
-    Fitted by maximising E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with q Gaussian, its mean and
-    variances given by an encoder, and w rising to 1. With ``n_layers=0`` and ``noise="shared"`` its
+    The fit maximises E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)). q is a Gaussian, and an encoder gives its
+    mean and variances. The weight w rises from 0 to 1. With ``n_layers=0`` and ``noise="shared"`` the
     optimum is that of probabilistic PCA.
 
     References
@@ -164,22 +165,37 @@ class VAE(Model):
     needs: ClassVar[tuple[str, ...]] = ("expression|counts",)
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "log1p CP10k"
 
-    n_latent: int = param(10, "Dimensions of the latent space.", low=1)
-    n_hidden: int = param(128, "Width of the hidden layers.", low=1)
+    n_latent: int = param(10, "Number of dimensions of the latent space.", low=1)
+    n_hidden: int = param(128, "Number of units in each hidden layer.", low=1)
     n_layers: int = param(
-        1, "Hidden layers of encoder and decoder; 0: both linear, with loadings.", low=0, high=20
+        1,
+        "Number of hidden layers in the encoder and in the decoder; 0: both are linear, and `loadings` "
+        "is available.",
+        low=0,
+        high=20,
     )
-    noise: Literal["gene", "shared"] = param("gene", "One noise variance per gene, or one for all.")
+    noise: Literal["gene", "shared"] = param(
+        "gene",
+        "Whether each gene has a noise variance of its own (gene), or all share one (shared).",
+    )
     kl_warmup: float = param(
-        0.5, "Share of the run over which the KL weight rises to 1.", low=0, high=1
+        0.5,
+        "Share of the training run over which the weight of the KL term rises from 0 to 1.",
+        low=0,
+        high=1,
     )
-    batch_size: int = param(128, "Cells per minibatch.", low=2)
+    batch_size: int = param(128, "Number of cells per minibatch.", low=2)
     max_epochs: int | None = param(
-        None, "Passes over the training cells; None: 400 up to 20,000 cells, fewer above.", low=1
+        None,
+        "Largest number of passes over the training cells; None: 400, and fewer above 20,000 cells.",
+        low=1,
     )
     lr: float = param(1e-3, "Learning rate of Adam.", low=0)
     patience: int | None = param(
-        None, "Stop after so many epochs without a better validation ELBO.", low=1
+        None,
+        "Number of epochs without a better validation ELBO after which the fit stops; None: no early "
+        "stopping.",
+        low=1,
     )
 
     def build(self, spec: Spec) -> VAEModule:
@@ -188,7 +204,7 @@ class VAE(Model):
         return VAEModule(self, spec.n_features(role))
 
     def phases(self) -> list[Phase]:
-        """One phase of gradients."""
+        """Return the one phase of a fit: gradient descent."""
         learner = SGD(
             lr=self.lr, max_epochs=self.max_epochs, patience=self.patience, settle=self.kl_warmup
         )

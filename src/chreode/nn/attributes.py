@@ -16,7 +16,7 @@ from .blocks import CategoryTable
 
 #: Roles of one category per cell that can be an attribute, then those of one number.
 CATEGORIES, NUMBERS = ("label", "batch", "perturbation", "trajectory"), ("time", "dose")
-#: Combinations of categories that are told apart; where there could be more, none is.
+#: Combinations of categories that are numbered; where there could be more, none is.
 MOST_COMBINATIONS = 2**16
 
 
@@ -112,7 +112,7 @@ class Combinations(nn.Module):
 
 
 class AttributeEmbedding(nn.Module):
-    """A vector for any combination of attributes, told or not.
+    """A vector for any combination of attributes, each given or not.
 
     ``"additive"``: the sum of a vector per attribute, so that what two of them do together is what
     each does alone; ``"joint"``: a network of all of them, which can learn what only a combination
@@ -140,14 +140,14 @@ class AttributeEmbedding(nn.Module):
         self,
         codes: Int[Tensor, "b c"],
         numbers: Float[Tensor, "b n"],
-        told: Bool[Tensor, "b k"],
+        given: Bool[Tensor, "b k"],
     ) -> Float[Tensor, "b w"]:
-        """Return the embedding of what is `told`; nothing told is a vector like any other."""
+        """Return the embedding of the attributes that are `given`; none given has a vector too."""
         if not self.n_attributes:
             return numbers.new_zeros(len(numbers), self.width)
         each = [table(codes[:, i].clamp(min=0)) for i, table in enumerate(self.tables)]
         each += [curve(numbers[:, i, None].nan_to_num()) for i, curve in enumerate(self.curves)]
-        seen = told.to(numbers.dtype)
+        seen = given.to(numbers.dtype)
         vectors = torch.stack(each, 1) * seen[:, :, None]  # b, attributes, width
         out = vectors.sum(1) if self.additive else torch.zeros_like(vectors[:, 0])
         if self.together is None:

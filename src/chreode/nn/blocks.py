@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..compute.processes import total
 from ..data.batch import SparseRows
-from ..distributed import total
 from .sparse import sparse_linear
 
 
@@ -56,7 +56,7 @@ class CategoryStatistics(nn.Module):
     def fill(self, values: Float[Tensor, " cells"], codes: Int[Tensor, " cells"]) -> None:
         """Take the statistics of the categories that have none yet.
 
-        A spread cannot be told from one cell or equal cells: it is kept above 0.01. A category without
+        A spread cannot be estimated from one cell or equal cells: it is kept above 0.01. A category without
         cells, all of which were held out, has those of all cells.
         """
         start = 0

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.batch import SparseRows
-from ..losses.counts import risen
+from ..losses.counts import log_theta_at
 from .blocks import CategoryTable
 
 #: Log frequency of a feature that cells were not measured for: of it no count is expected, and none is seen.
@@ -101,7 +101,7 @@ class LogTheta(CategoryTable):
     ) -> Float[Tensor, "#b g"]:
         """Return log θ in cells with these `rows` of the table; logits: log means, up to a constant."""
         at_none, log_rise = self.for_likelihood(rows)
-        return rows if log_rise is None else risen(at_none, log_rise, logits.float())
+        return rows if log_rise is None else log_theta_at(at_none, log_rise, logits.float())
 
     def for_likelihood(
         self, rows: Float[Tensor, "#b g"]
@@ -148,7 +148,7 @@ class CountMoments:
 
     @classmethod
     def of(cls, chunks: Iterable[SparseRows]) -> CountMoments:
-        """Take them from cells, in one pass; cells without any count say nothing."""
+        """Take them from cells, in one pass; cells without any count add nothing."""
         # per feature: Σ x, Σ x², Σ x ℓ and cells that have it; per cell: Σ ℓ, Σ ℓ² and cells
         of_features, of_cells = torch.zeros(4, 1, dtype=torch.float64), torch.zeros(3)
         for x in chunks:
@@ -156,8 +156,8 @@ class CountMoments:
             parts = torch.stack([v, v.square(), v * depth[x.cells], (v > 0).double()])
             sums = parts.new_zeros(4, x.n_features).index_add_(1, x.columns, parts)
             of_features = of_features.to(sums.device) + sums
-            there = (depth > 0).double()
-            of_cells = of_cells.to(sums) + torch.stack([depth, depth.square(), there]).sum(1)
+            counted = (depth > 0).double()
+            of_cells = of_cells.to(sums) + torch.stack([depth, depth.square(), counted]).sum(1)
         count, square, crossed, present = of_features
         total, squared, cells = of_cells
         frequency = (count + 0.5) / (total + 0.5 * len(count))

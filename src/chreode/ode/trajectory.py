@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BlowUpError, ConfigError, near
-from .solve import METHODS, Tableau, grown
+from .tableaus import METHODS, Tableau
 
 Field = Callable[[Float[Tensor, "s z"], Float[Tensor, " s"]], Float[Tensor, "s z"]]
 
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _MOST_STEPS = 10_000
 
 
@@ -239,6 +240,11 @@ def _adaptive(
             y, slope = (k.where(~stuck[:, None], torch.zeros_like(k)) for k in (y, slope))
         t, h = reached, longer
     path.lose(t != end, t, y)
+
+
+def grown(error: Float[Tensor, "*s"], order: int) -> Float[Tensor, "*s"]:
+    """Return by what a step of this error, as a share of the allowed one, should be longer."""
+    return (_SAFETY * error ** (-1 / order)).clamp(_SHRINK, _GROW)
 
 
 def _first_step(

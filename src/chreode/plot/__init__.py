@@ -6,12 +6,14 @@ Figures are made without pyplot, so nothing needs a display and nothing is left 
 
 from .counts import mean_variance
 from .curves import history
+from .dots import dot_plot
 from .dynamics import edge_matrix, paths, phase_portrait, sparsity_curve
 from .generation import marker_shares, real_and_generated, zero_fractions
 from .scatter import embedding, umap_coordinates
 from .scores import score_table
 
 __all__ = [
+    "dot_plot",
     "edge_matrix",
     "embedding",
     "history",

@@ -9,10 +9,10 @@ import scipy.sparse as sp
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from ..arguments import checked
-from ..errors import DataError
+from ..config.arguments import checked
+from ..errors import DataError, counted
 from ..text import picture
-from .style import GREY, PALETTE, axes, bare
+from .style import GREY, PALETTE, axes, bare, opaque
 
 Counts: TypeAlias = sp.csr_matrix | sp.csr_array | np.ndarray
 
@@ -67,10 +67,10 @@ def mean_variance(
     )
     ax.plot(line, line, "--", color=GREY, linewidth=1.2, label="Poisson: variance = mean")
     if theta is not None:
-        said = f"negative binomial, θ = {theta:.3g}"
-        ax.plot(line, line + line**2 / theta, color=PALETTE[5], linewidth=1.2, label=said)
+        line_label = f"negative binomial, θ = {theta:.3g}"
+        ax.plot(line, line + line**2 / theta, color=PALETTE[5], linewidth=1.2, label=line_label)
     ax.set(xscale="log", yscale="log", xlabel="mean count per gene", ylabel="variance")
-    ax.legend(frameon=False, fontsize="small", loc="upper left")
+    opaque(ax.legend(frameon=False, fontsize="small", loc="upper left"))
     bare(ax)
     return ax
 
@@ -87,7 +87,7 @@ def moments(counts: Counts) -> tuple[Float[np.ndarray, " g"], Float[np.ndarray, 
         raise DataError(f"Expected numbers, cells x genes; got {counts.dtype} {counts.shape}.")
     n = counts.shape[0]
     if n < 2:
-        raise DataError(f"{n} cells have no variance; give two or more.")
+        raise DataError(f"There is no variance in {counted(n, 'cell')}: give two or more.")
     x = sp.csr_array(counts, dtype=np.float64)
     mean = np.asarray(x.sum(axis=0)).ravel() / n
     square = np.asarray(x.power(2).sum(axis=0)).ravel() / n

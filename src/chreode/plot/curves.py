@@ -8,17 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import DataError
-from ..fitted import Fitted
 from ..text import picture
-from .style import PALETTE, bare
+from ..verbs.state import FittedState
+from .style import PALETTE, bare, panels, picture_of
 
 _COLOURS = {"train": PALETTE[0], "validation": PALETTE[5]}
 
 
 @checked
-def history(fitted: Fitted | pd.DataFrame) -> Figure:
+def history(fitted: FittedState | pd.DataFrame) -> Figure:
     """Draw what was logged over the epochs: a row per phase, a panel per quantity.
 
     Parameters
@@ -38,7 +38,7 @@ def history(fitted: Fitted | pd.DataFrame) -> Figure:
     >>> history(log).axes[0].get_title()
     'objective'
     """
-    table = fitted.history if isinstance(fitted, Fitted) else fitted
+    table = fitted.history if isinstance(fitted, FittedState) else fitted
     phases = table.groupby("phase", sort=False) if "phase" in table else [("fit", table)]
     rows = {str(name): (rows, logged) for name, rows in phases if (logged := _logged(rows))}
     if not rows:
@@ -46,23 +46,23 @@ def history(fitted: Fitted | pd.DataFrame) -> Figure:
             "The history holds no training curve: the fit was in closed form, or of no epoch at all."
         )
     wide = max(len(logged) for _, logged in rows.values())
-    figure = Figure(figsize=(3.2 * wide, 2.4 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), wide, squeeze=False)
-    for line, (phase, (epochs, logged)) in zip(panels, rows.items(), strict=True):
+    figure = picture_of(3.2 * wide, 2.4 * len(rows))
+    grid = panels(figure, len(rows), wide)
+    for line, (phase, (epochs, logged)) in zip(grid, rows.items(), strict=True):
         for ax, quantity in zip(line, logged, strict=False):
             _draw(ax, epochs, quantity)
         for ax in line[len(logged) :]:
             ax.set_visible(False)
         if len(rows) > 1:
             line[0].set_ylabel(picture(phase))
-    panels[0, 0].legend(frameon=False, fontsize="small")
+    grid[0, 0].legend(frameon=False, fontsize="small")
     return figure
 
 
 def _logged(rows: pd.DataFrame) -> list[str]:
     """Return the quantities of a phase, the objective first."""
-    said = rows.dropna(axis=1, how="all").columns
-    split = [c.partition("_") for c in said]
+    recorded = rows.dropna(axis=1, how="all").columns
+    split = [c.partition("_") for c in recorded]
     names = dict.fromkeys(quantity for part, _, quantity in split if part in _COLOURS)
     return sorted(names, key=lambda name: name != "objective")
 
@@ -80,5 +80,5 @@ def _draw(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
             ax.plot(done[lowest], values.iloc[lowest], "o", color=colour, markersize=6)
     ax.set_title(picture(quantity.replace("_", " ")), fontsize="medium")
     ax.set_xlabel("epochs")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     bare(ax)

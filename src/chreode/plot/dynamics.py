@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from .. import read
-from ..answering import open_cells, stream
-from ..arguments import checked
-from ..errors import ConfigError, DataError, SchemaError, near
-from ..fitted import Fitted
+from ..config.arguments import checked
+from ..data.cells import Cells
+from ..data.horizon import ForecastWarning
+from ..errors import BlowUpError, ConfigError, DataError, SchemaError, near
+from ..run import Run
 from ..text import picture
-from .style import GREY, PALETTE, axes, bare
+from ..verbs.answering import open_cells, stream
+from ..verbs.latent import embed
+from ..verbs.paths import trajectory
+from ..verbs.state import FittedState
+from .style import GREY, PALETTE, axes, bare, panels, picture_of, short
 
+#: From blue to red by way of nothing, so that a weak edge is pale on white and on black.
+_SIGNS = LinearSegmentedColormap.from_list(
+    "chreode signs",
+    [
+        (0.0, "#1F77C9FF"), (0.4, "#1F77C960"), (0.5, "#1F77C900"),
+        (0.5, "#D0312D00"), (0.6, "#D0312D60"), (1.0, "#D0312DFF"),
+    ],
+)  # fmt: skip
 #: Corners of the grid on which streamlines are drawn, per axis.
 _GRID = 24
 
 
 @checked
 def phase_portrait(
-    fitted: Fitted, data: AnnData, *, paths: Sequence[str] = (), ax: Axes | None = None
+    fitted: FittedState, data: AnnData, *, paths: Sequence[str] = (), ax: Axes | None = None
 ) -> Axes:
     """Draw cells, streamlines of the velocity and paths, in the plane in which training paths vary most.
 
@@ -48,8 +66,8 @@ def phase_portrait(
         If the cells vary in fewer than two components.
     """
     ax = axes(ax, 4.6, 4.0)
-    z = fitted.embed(data)[:, :2]
-    time = _times(fitted, data)
+    z = embed(fitted, data)[:, :2]
+    time = _times(Cells.of(data, fitted.schema))
     if z.shape[1] < 2 or not np.ptp(z, axis=0).all():
         raise DataError(
             "There is no plane to draw: these cells vary in fewer than two components of the fit. Give "
@@ -67,13 +85,13 @@ def phase_portrait(
     for colour, name in zip(PALETTE[5:], paths or names[:3], strict=False):
         path = _path(fitted, name)
         along = fitted.module.place(torch.from_numpy(path.X))[:, :2].numpy()
-        ax.plot(*along.T, color=colour, linewidth=1.6, label=picture(name))
+        ax.plot(*along.T, color=colour, linewidth=1.6, label=picture(short(name, 18)))
         ax.plot(*along[0], "o", color=colour, markersize=5)
     if names:
-        # on a ground of its own: streamlines are everywhere
+        # below the picture, as cells and streamlines are everywhere in it
         ax.legend(
-            framealpha=0.85, edgecolor="none", fontsize="small", title="paths from their starts",
-            title_fontsize="small",
+            frameon=False, fontsize="small", title="paths from their starts", title_fontsize="small",
+            loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=3, alignment="left",
         )  # fmt: skip
     ax.set(xlabel="1st component", ylabel="2nd component", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     bare(ax)
@@ -81,71 +99,154 @@ def phase_portrait(
 
 
 @checked
-def paths(fitted: Fitted, data: AnnData, genes: Sequence[str], *, most: int = 4) -> Figure:
+def paths(
+    fitted: FittedState,
+    data: AnnData | None,
+    genes: Sequence[str],
+    *,
+    most: int = 4,
+    knockout: str | None = None,
+) -> Figure:
     """Draw paths from the starts of trajectories over what was observed, a panel per gene.
+
+    Where the fit made refits (`n_refits`), a band reaches from the lowest to the highest of them.
 
     Parameters
     ----------
+    data
+        Cells to draw as dots; None: the paths alone.
     most
         Trajectories to show.
+    knockout
+        Genes that are removed (several as ``A+B``): the same paths without them are dashed.
 
     Raises
     ------
     ConfigError
         If there is no such gene, or none is named.
+    BlowUpError
+        If a path leaves the finite numbers.
     """
-    role = fitted.spec.either("expression", "counts")
-    known = list(fitted.spec.features[role])
+    known = list(fitted.spec.features[fitted.spec.either("expression", "counts")])
     if not genes:
         raise ConfigError(f"There are no genes to draw: name some, as in genes=[{known[0]!r}].")
     unknown = [gene for gene in genes if gene not in known]
     if unknown:
         raise ConfigError(f"There is no gene {unknown[0]!r}.{near(unknown[0], known)}")
-    places = dict(fitted.schema.places())
-    time = _times(fitted, data)
-    of = (
-        read.column(data, places["trajectory"], "trajectory").astype(str).to_numpy()
-        if "trajectory" in places
-        else np.full(data.n_obs, "all cells")
-    )
-    source, rows = open_cells(fitted, "embed", data, None, False)
-    seen = np.concatenate([b.log_expression() for _, b in stream(source, rows, "paths", False)])
+    at = [known.index(gene) for gene in genes]
     names = list(fitted.spec.categories.get("trajectory", ("all cells",)))[:most]
+    seen = None if data is None else _observed(fitted, data, at)
     width = min(4, len(genes))
-    figure = Figure(figsize=(3.0 * width, 2.3 * -(-len(genes) // width)), layout="constrained")
-    panels = figure.subplots(-(-len(genes) // width), width, squeeze=False).ravel()
-    for ax, gene in zip(panels, genes, strict=False):
-        column = known.index(gene)
-        for colour, name in zip(PALETTE, names, strict=False):
-            mine = of == name
-            ax.plot(time[mine], seen[mine, column], ".", color=colour, markersize=3, alpha=0.5)
-            path = _path(fitted, name)
-            ax.plot(
-                path.obs[fitted.column("time")],
-                path.X[:, column],
-                color=colour,
-                linewidth=1.5,
-                label=picture(name),
-            )
-        ax.set_title(picture(gene), fontsize="medium")
+    n_rows = -(-len(genes) // width)
+    figure = picture_of(max(3.0 * width, 4.0), 2.3 * n_rows + 0.4)
+    grid = panels(figure, n_rows, width).ravel()
+    for colour, name in zip(PALETTE, names, strict=False):
+        if seen is not None:
+            _dots(grid, seen, name, colour)
+        _lines(grid, fitted, name, at, color=colour)
+        _bands(grid, fitted, name, at, colour)
+        if knockout is not None:
+            to = {"knockout": knockout}
+            _lines(grid, fitted, name, at, to, color=colour, linestyle="--")
+    for ax, gene in zip(grid, genes, strict=False):
+        ax.set_title(picture(short(gene, 24)), fontsize="medium")
         ax.set_xlabel("time")
         bare(ax)
-    for ax in panels[len(genes) :]:
+    grid[0].set_ylabel("expression")
+    for ax in grid[len(genes) :]:
         ax.set_visible(False)
-    panels[0].legend(frameon=False, fontsize="small")
+    labels = [picture(short(name, 24)) for name in names]
+    lines = [Line2D([], [], color=colour) for colour, _ in zip(PALETTE, labels, strict=False)]
+    if knockout is not None:
+        labels.append(picture(f"without {short(knockout, 24)}"))
+        lines.append(Line2D([], [], color=GREY, linestyle="--"))
+    figure.legend(
+        lines, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize="small"
+    )
     return figure
 
 
+def _observed(
+    fitted: FittedState, data: AnnData, at: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the trajectory and the time of each cell, and its expression of some genes."""
+    cells, quiet = Cells.of(data, fitted.schema), Run(progress=False)
+    time = _times(cells)
+    of = (
+        cells.column("trajectory").astype(str).to_numpy()
+        if "trajectory" in cells.places
+        else np.full(len(cells), "all cells")
+    )
+    source, rows = open_cells(fitted, "embed", cells, quiet)
+    parts = stream(source, rows, "paths", quiet, "cpu")
+    seen = np.concatenate([batch.log_expression()[:, at] for _, batch in parts])
+    return of[rows], time[rows], seen
+
+
+def _dots(
+    grid: np.ndarray, seen: tuple[np.ndarray, np.ndarray, np.ndarray], name: str, colour: str
+) -> None:
+    of, time, values = seen
+    mine = of == name
+    for ax, column in zip(grid, values.T, strict=False):
+        ax.plot(time[mine], column[mine], ".", color=colour, markersize=3, alpha=0.35)
+
+
+def _lines(
+    grid: np.ndarray,
+    fitted: FittedState,
+    name: str,
+    at: Sequence[int],
+    to: dict[str, str] | None = None,
+    **look: Any,
+) -> None:
+    path = _path(fitted, name, to)
+    for ax, column in zip(grid, path.X[:, at].T, strict=False):
+        ax.plot(path.obs[fitted.column("time")], column, linewidth=1.5, **look)
+
+
+def _bands(
+    grid: np.ndarray, fitted: FittedState, name: str, at: Sequence[int], colour: str
+) -> None:
+    found = []
+    for refit in refits_of(fitted):
+        # the path that is drawn through the band says what leaves its range; those that blow up have none
+        with warnings.catch_warnings(), suppress(BlowUpError):
+            warnings.simplefilter("ignore", ForecastWarning)
+            found.append(_path(refit, name))
+    if found:
+        values = np.stack([path.X[:, at] for path in found])
+        time = found[0].obs[fitted.column("time")]
+        for ax, low, high in zip(grid, values.min(0).T, values.max(0).T, strict=False):
+            ax.fill_between(time, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def refits_of(fitted: FittedState) -> list[FittedState]:
+    """Return the refits of a fit on resampled trajectories, each as a fit; none if it made none."""
+    module = fitted.module
+    if not hasattr(module, "confidence") or bool(module.confidence.isnan().all()):
+        return []
+    return [replace(fitted, module=member) for member in module.members]
+
+
 @checked
-def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) -> Axes:
-    """Draw what drives what: red activates, blue represses.
+def edge_matrix(
+    edges: pd.DataFrame,
+    genes: Sequence[str] | None = None,
+    *,
+    most: int = 30,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what drives what: red activates, blue represses, and the paler the weaker.
 
     Parameters
     ----------
     edges
         What `rank` returned.
+    genes
+        Genes to show, in this order (default: those with the strongest edges).
     most
-        Genes to show: those with the strongest edges.
+        How many of these.
 
     Examples
     --------
@@ -159,16 +260,19 @@ def edge_matrix(edges: pd.DataFrame, *, most: int = 30, ax: Axes | None = None) 
             for end in ("source", "target")
         ]
     )
-    genes = strength.groupby(level=0).max().sort_values(ascending=False).index[:most]
+    if genes is None:
+        strongest = strength.groupby(level=0).max().sort_values(ascending=False)
+        genes = [*strongest.index[:most]]
     table = edges.pivot_table(index="source", columns="target", values="weight", aggfunc="first")
     table = table.reindex(index=genes, columns=genes)
     size = 1.4 + 0.17 * len(genes)
     ax = axes(ax, size + 0.8, size)
     bound = float(np.nanmax(np.abs(table.to_numpy()))) if table.notna().any(axis=None) else 1.0
-    shown = ax.imshow(table, cmap="RdBu_r", vmin=-bound, vmax=bound)
+    shown = ax.imshow(table, cmap=_SIGNS, vmin=-bound, vmax=bound)
     ax.figure.colorbar(shown, ax=ax, shrink=0.7, label="weight")
-    ax.set_xticks(range(len(genes)), [*map(picture, genes)], rotation=90, fontsize="x-small")
-    ax.set_yticks(range(len(genes)), [*map(picture, genes)], fontsize="x-small")
+    labels = [picture(short(gene, 18)) for gene in genes]
+    ax.set_xticks(range(len(genes)), labels, rotation=90, fontsize="x-small")
+    ax.set_yticks(range(len(genes)), labels, fontsize="x-small")
     ax.set(xlabel="driven", ylabel="driver")
     return ax
 
@@ -192,36 +296,36 @@ def sparsity_curve(curves: pd.DataFrame) -> Figure:
         raise ConfigError(
             "This fit has one strength only: leave strength at None, and give strengths."
         )
-    told = curves.dropna(subset="none")
-    methods = dict(list(told.groupby("method", sort=False))) if "method" in told else {"": told}
-    figure = Figure(figsize=(7.0, 2.8), layout="constrained")
-    panels = figure.subplots(1, 2)
+    measured = curves.dropna(subset="none")
+    named = "method" in measured
+    methods = dict(list(measured.groupby("method", sort=False))) if named else {"": measured}
+    figure = picture_of(7.0, 2.8)
+    pair = panels(figure, 1, 2)[0]
     for colour, (method, rows) in zip(PALETTE * 2, methods.items(), strict=False):
         means = rows.groupby("strength")[["held_out", "none"]].mean()
-        for ax, column in zip(panels, means, strict=True):
+        for ax, column in zip(pair, means, strict=True):
             ax.plot(
                 means.index, means[column], "o-", color=colour, markersize=4, label=picture(method)
             )
-    panels[0].set(ylabel="error of held-out series, scaled", ylim=(0, None))
-    panels[1].set(ylabel="share of pairs without a path", ylim=(-0.02, 1.02))
-    for ax in panels:
-        ax.set_xscale("symlog", linthresh=float(min(s for s in told["strength"] if s > 0)))
+    pair[0].set(ylabel="error of held-out series, scaled", ylim=(0, None))
+    pair[1].set(ylabel="share of pairs without a path", ylim=(-0.02, 1.02))
+    for ax in pair:
+        ax.set_xscale("symlog", linthresh=float(min(s for s in measured["strength"] if s > 0)))
         ax.set_xlabel("strength of the penalty")
         bare(ax)
     if len(methods) > 1:
-        lines, names = panels[0].get_legend_handles_labels()
+        lines, names = pair[0].get_legend_handles_labels()
         figure.legend(lines, names, loc="outside right upper", fontsize="small", frameon=False)
     return figure
 
 
-def _path(fitted: Fitted, start: str) -> AnnData:
-    found = fitted.trajectory(start=start)
+def _path(fitted: FittedState, start: str, to: dict[str, str] | None = None) -> AnnData:
+    found = trajectory(fitted, start=start, to=to)
     assert isinstance(found, AnnData)  # a file only if one was named
     return found
 
 
-def _times(fitted: Fitted, data: AnnData) -> np.ndarray:
-    place = dict(fitted.schema.places()).get("time")
-    if place is None:
+def _times(cells: Cells) -> np.ndarray:
+    if "time" not in cells.places:
         raise SchemaError("This needs a model that was fitted with time: Schema(time='obs/…').")
-    return read.column(data, place, "time").to_numpy(float)
+    return cells.numbers("time")

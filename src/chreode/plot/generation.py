@@ -8,14 +8,14 @@ import scipy.sparse as sp
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import CapabilityError, ConfigError, DataError, near
-from ..metrics.generation import Space
 from ..metrics.score import Labels
+from ..metrics.space import Space
 from ..text import picture
 from .counts import Counts
 from .scatter import embedding, principal_plane, umap_coordinates
-from .style import GREY, PALETTE, axes, bare, short
+from .style import GREY, PALETTE, axes, bare, opaque, panels, picture_of, short
 
 #: Cells of each kind in a picture at the most, and markers that are named in one.
 _SHOWN, _NAMED = 3000, 5
@@ -69,16 +69,16 @@ def real_and_generated(
         values = np.concatenate(
             [np.asarray(v, dtype=object)[some] for v, some in zip(labels, rows, strict=True)]
         )
-    figure = Figure(figsize=(12.5, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    figure = picture_of(12.5, 3.6)
+    row = panels(figure, 1, 3, shared=True)[0]
     known = pd.Categorical(values)  # the same colours in both panels
-    for panel, name in zip(panels[:2], names, strict=True):
+    for panel, name in zip(row[:2], names, strict=True):
         mine = kind == name
         embedding(plane[mine], colour=pd.Series(known[mine]), ax=panel, title=name, seed=seed)
-        if panel is panels[0] and panel.get_legend() is not None:
+        if panel is row[0] and panel.get_legend() is not None:
             panel.get_legend().remove()
-    embedding(plane, colour=kind, ax=panels[2], title="both", seed=seed)
-    for panel in panels:
+    embedding(plane, colour=kind, ax=row[2], title="both", seed=seed)
+    for panel in row:
         panel.set(xlabel="", ylabel="")
     return figure
 
@@ -126,7 +126,7 @@ def marker_shares(
                 some["real share"], some["fake share"], s=some["cells"].clip(10, 60) / 2,
                 color=colour, alpha=0.6, linewidths=0, label=picture(name),
             )  # fmt: skip
-    ax.legend(loc="upper left", frameon=False, fontsize=7, handletextpad=0.2)
+    opaque(ax.legend(loc="upper left", frameon=False, fontsize=7, handletextpad=0.2))
     worst = means.loc[method].nlargest(_NAMED, "off share")
     off = worst[worst["off share"] > 0]
     if off.empty:
@@ -191,5 +191,5 @@ def _require_same_genes(real: Counts, generated: Counts) -> None:
             raise DataError(f"Expected numbers, cells x genes; got {counts.dtype} {counts.shape}.")
     if real.shape[1] != generated.shape[1]:
         raise DataError(
-            f"{real.shape[1]:,} genes against {generated.shape[1]:,}: expected the same."
+            f"There are {real.shape[1]:,} real and {generated.shape[1]:,} generated genes: expected the same."
         )

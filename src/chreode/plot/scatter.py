@@ -18,11 +18,11 @@ from matplotlib.colors import Normalize, to_rgba_array
 from matplotlib.lines import Line2D
 from mudata import MuData
 
-from ..arguments import checked
-from ..errors import CapabilityError, DataError, SchemaError, near
+from ..config.arguments import checked
+from ..data.read import Data
+from ..errors import CapabilityError, DataError, SchemaError, counted, near
 from ..metrics.neighbours import exact_neighbours
 from ..metrics.score import Labels, as_embedding
-from ..read import Data
 from ..text import picture
 from .style import GREY, PALETTE, axes, short
 
@@ -88,13 +88,14 @@ def embedding(
     ax = axes(ax, 3.6 + (0.8 if scale else _legend_width(groups)), 3.4)
     size = float(np.clip(2e4 / len(points), 1.5, 16))
     ax.scatter(
-        points[order, 0], points[order, 1], s=size, c=paint[order], linewidths=0, rasterized=True
-    )
-    said = None if values is None or values.name is None else _plain(values.name)
+        points[order, 0], points[order, 1], s=size, c=paint[order], linewidths=0, rasterized=True,
+        alpha=float(np.clip(4e3 / len(points), 0.4, 0.9)),
+    )  # fmt: skip
+    heading = None if values is None or values.name is None else _plain(values.name)
     if groups:
-        _legend(ax, groups, said)
+        _legend(ax, groups, heading)
     if scale:
-        ax.figure.colorbar(scale, ax=ax, label=said or "", shrink=0.8)
+        ax.figure.colorbar(scale, ax=ax, label=heading or "", shrink=0.8)
     ax.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2", title=_plain(title))
     ax.spines[:].set_visible(False)
     return ax
@@ -198,7 +199,9 @@ def _values(
     else:
         values = pd.Series(colour)
     if len(values) != n:
-        raise DataError(f"There are {len(values)} values to colour {n} cells by.")
+        raise DataError(
+            f"There are {counted(len(values), 'value')} to colour {counted(n, 'cell')} by."
+        )
     if values.isna().all():
         raise DataError("There is no value to colour by: all are missing.")
     return values, listed
@@ -233,7 +236,7 @@ def _groups(values: pd.Series, listed: Mapping[str, str]) -> tuple[Int[np.ndarra
         large = np.sort(np.argsort(-sizes, kind="stable")[: len(PALETTE)])
         renumbered = np.full(len(names) + 1, len(PALETTE))
         renumbered[large], renumbered[-1] = np.arange(len(large)), -1
-        others = [(f"{len(names) - len(large)} others", GREY)]
+        others = [(f"{counted(len(names) - len(large), 'other')}", GREY)]
         codes, names = renumbered[codes], [names[i] for i in large]
     groups = [(n, listed.get(n, colour)) for n, colour in zip(names, PALETTE, strict=False)]
     unknown = [("no value", GREY)] if (codes < 0).any() else []

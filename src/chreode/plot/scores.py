@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from ..arguments import checked
-from ..bench.table import Bench
-from ..text import visible
+from ..config.arguments import checked
+from ..errors import visible
+from ..metrics.table import ScoreTable
+from ..text import spelled
 from .style import GREY, PALETTE, axes, short
 
 #: Room between groups of metrics, in columns.
@@ -26,7 +27,7 @@ _GROUPS = (PALETTE[2], PALETTE[0], PALETTE[1], *PALETTE[3:])
 
 
 @checked
-def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
+def score_table(bench: ScoreTable, *, ax: Axes | None = None) -> Axes:
     """Draw methods x metrics: means over seeds in numbers, and as bars from 0 to 1.
 
     A bar is the raw score on a fixed scale: it stays the same whatever else is in the table. The
@@ -46,7 +47,8 @@ def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
     scores = bench.table().loc[methods, metrics.index].astype(float)
     ends = bench.scores.groupby(["method", "metric"]).agg(low=("low", "min"), high=("high", "max"))
     contest = scores[bench.methods.loc[methods, "role"].isin(["method", "baseline"])]
-    off = (contest - metrics["best"]).abs().round(2)  # as shown
+    places = {metric: _places(contest[metric], metrics.loc[metric, "best"]) for metric in scores}
+    off = (contest - metrics["best"]).abs().round(places)  # as shown
     group = dict(zip(metrics["group"].unique(), _GROUPS, strict=False))
     left = _columns(metrics)
     notes = [_note(bench, method) for method in methods]
@@ -68,8 +70,8 @@ def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
             best = off.loc[method, metric] == off[metric].min() if method in off.index else False
             look = "bold" if best else "normal"
             middle = (left[metric] + _WIDE / 2, y + 0.5)
-            said = "–" if pd.isna(value) else f"{value:.2f}"
-            _text(ax, *middle, said, ha="center", va="center", fontsize=7.5, fontweight=look)
+            shown = "–" if pd.isna(value) else _number(value, places[metric])
+            _text(ax, *middle, shown, ha="center", va="center", fontsize=7.5, fontweight=look)
             if pd.notna(value) and metrics.loc[metric, "best"] == 1:
                 colour = group[metrics.loc[metric, "group"]]
                 low, high = ends.loc[(method, metric), ["low", "high"]]
@@ -77,7 +79,7 @@ def score_table(bench: Bench, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def ranked(bench: Bench) -> list[str]:
+def ranked(bench: ScoreTable) -> list[str]:
     """Return the methods by falling total, if there is one, with the ceiling at the end.
 
     Those without a total follow those with one.
@@ -87,19 +89,29 @@ def ranked(bench: Bench) -> list[str]:
     return list(keys.sort_values(["ceiling", "total"], kind="stable").index)
 
 
+def _places(values: pd.Series, best: float) -> int:
+    """Return the decimals of a column: errors may be too small to be told apart by two."""
+    size = values.abs()
+    return 3 if best != 1 and size.max() < 1 and size[size > 0].min() < 0.01 else 2
+
+
+def _number(value: float, places: int) -> str:
+    """Return a score as it has room in its cell, and no zero below zero."""
+    return f"{value:z.{places}f}" if abs(value) < 1000 else f"{value:.2g}"
+
+
 def _columns(metrics: pd.DataFrame) -> pd.Series:
     """Return the left edge of every metric's column."""
     groups_before = (metrics["group"] != metrics["group"].shift()).cumsum() - 1
     return pd.Series(range(len(metrics)), metrics.index) + _GAP * groups_before
 
 
-def _note(bench: Bench, method: str) -> str:
+def _note(bench: ScoreTable, method: str) -> str:
     row = bench.methods.loc[method]
-    seeds = f"{row['seeds']} seed{'s' if row['seeds'] != 1 else ''}"
-    start = row["role"] if row["role"] != "method" else seeds
-    said = [row["note"]] if row["note"].startswith("one seed") else [start, row["note"]]
-    said = [text for text in said if text]
-    return textwrap.fill("; ".join(said), 31)
+    start = row["role"] if row["role"] != "method" else spelled(row["seeds"], "seed")
+    parts = [row["note"]] if row["note"].startswith("one seed") else [start, row["note"]]
+    parts = [text for text in parts if text]
+    return textwrap.fill("; ".join(parts), 31)
 
 
 def _header(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from ..text import visible
+from ..errors import visible
 
 #: Six colours of Okabe & Ito (2008), then colours chosen one by one to be as far as possible from
 #: the ones before, as normal, protanope and deuteranope eyes see them (Oklab, simulation by Machado
@@ -19,16 +23,55 @@ PALETTE = (
 GREY = "#8C9198"
 
 
+class Picture(Figure):
+    """A figure that a notebook shows by itself."""
+
+    def _repr_png_(self) -> bytes:
+        drawn = io.BytesIO()
+        self.savefig(drawn, format="png", dpi=120)
+        return drawn.getvalue()
+
+
+class Panel(Axes):
+    """Axes of a `Picture`, which a notebook shows as the picture that they are in."""
+
+    name = "chreode panel"
+
+    def _repr_png_(self) -> bytes | None:
+        figure: Any = self.figure
+        return figure._repr_png_() if isinstance(figure, Picture) else None
+
+
+def picture_of(width: float, height: float) -> Picture:
+    """Return an empty picture of this size in inches."""
+    return Picture(figsize=(width, height), layout="constrained")
+
+
+def panels(figure: Picture, n_rows: int, n_columns: int, *, shared: bool = False) -> Any:
+    """Return the axes of a grid as an array, with `shared` limits or their own."""
+    return figure.subplots(
+        n_rows, n_columns, squeeze=False, sharex=shared, sharey=shared,
+        subplot_kw={"axes_class": Panel},
+    )  # fmt: skip
+
+
 def axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """Return `ax`, or new axes on a figure of this size in inches."""
+    """Return `ax`, or new axes on a picture of this size in inches."""
     if ax is not None:
         return ax
-    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+    return picture_of(width, height).add_subplot(axes_class=Panel)
 
 
 def bare(ax: Axes) -> None:
     """Drop the upper and the right spine, which say nothing."""
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def opaque(legend: Any) -> None:
+    """Draw the dots of a legend without the transparency of those that it explains, and as large as text."""
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set(alpha=1.0, sizes=[20.0])
 
 
 def short(text: object, letters: int) -> str:

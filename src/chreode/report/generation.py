@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..bench.table import Bench
-from ..bench.yardstick import too_small
-from ..plot import marker_shares, mean_variance, real_and_generated, zero_fractions
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..errors import counted
+from ..metrics.markers import FEWEST, MIN_CLASS
+from ..metrics.table import ScoreTable
+from ..plot import dot_plot, marker_shares, mean_variance, real_and_generated, zero_fractions
+from ..plot.dots import GENES
+from ..schema import Schema
 from .page import Section
+from .words import best_of, yardsticks
 
 
-def lead(bench: Bench) -> Iterator[str]:
+def too_small(about: Mapping[str, Any]) -> str:
+    """Return the sentences on what a bench's `about` names as too small to be scored; "" if nothing is."""
+    classes, types = (
+        ", ".join(f"{name} ({n})" for name, n in about.get(key, {}).items())
+        for key in ("too small", "no markers")
+    )
+    left = [
+        f"Nothing of {role} is scored: {why}." for role, why in about.get("not scored", {}).items()
+    ]
+    alone = (
+        f"Not scored alone are classes with fewer than {MIN_CLASS} held-out cells: {classes}. They count in "
+        f"pooled scores, and in the markers of types with at least {counted(FEWEST, 'cell')}."
+    )
+    markers = f"Types with too few cells to compare their markers: {types}."
+    return " ".join([*left, *[alone] * bool(classes), *[markers] * bool(types)])
+
+
+def lead(bench: ScoreTable) -> Iterator[str]:
     """Say what comes nearest to held-out cells, and how much is left to them."""
     table = bench.table()
     if "w2" not in table:
@@ -21,67 +46,63 @@ def lead(bench: Bench) -> Iterator[str]:
     if rows.empty:
         return
     best, floor = rows.index[0], table.loc[ceiling, "w2"].min()
-    said = f"W2 {rows.loc[best, 'w2']:.2f}; other real cells in their place {floor:.2f}"
-    if rows.loc[best, "role"] == "baseline" and (rows["role"] == "method").any():
-        yield f"No method beats the baselines: {best}, a baseline, is nearest to held-out cells, {said}."
+    sentence = (
+        f"its W2 is {rows.loc[best, 'w2']:.2f}, that of other real cells {floor:.2f} (0 is best)"
+    )
+    other = {"method": "baseline", "baseline": "method"}[rows.loc[best, "role"]]
+    of_other = rows.loc[rows["role"] == other, "w2"]
+    beside = (
+        f" The best {other}, {of_other.index[0]}, has {of_other.iloc[0]:.2f}."
+        if len(of_other)
+        else ""
+    )
+    if other == "method" and len(of_other):
+        yield (
+            f"No method beats the baselines: {best}, a baseline, is nearest to held-out cells; {sentence}."
+            f"{beside}"
+        )
     else:
-        yield f"{best} is nearest to held-out cells, {said}."
+        yield f"{best} is nearest to held-out cells: {sentence}.{beside}"
     for method, row in rows[rows["role"] == "method"].iterrows():
         yield (
-            f"{method}: a random forest tells its cells from real ones of their class with an AUC of "
-            f"{row['auc']:.2f} (0.5: a coin; 1: always)."
+            f"A random forest tells cells of {method} from real ones of their class with an AUC of "
+            f"{row['auc']:.2f} (0.5: it cannot, 1: always)."
         )
         if "membership" in row:
             yield (
-                f"{method}: whoever has its cells guesses of a real one whether it was trained on with an "
-                f"AUC of {row['membership']:.2f} (0.5: a coin; cells of other real ones "
+                f"From cells of {method} one can guess whether a real cell was trained on, with an AUC of "
+                f"{row['membership']:.2f} (0.5: by chance alone; from other real cells "
                 f"{table.loc[ceiling, 'membership'].mean():.2f}). This is one attack, and no guarantee."
             )
-    if said := too_small(bench.about):
-        yield said
 
 
-def sections(bench: Bench) -> list[Section]:
-    """Return pictures of every method and of the best baseline, and the scores of single classes."""
+def sections(bench: ScoreTable) -> list[Section]:
+    """Return pictures of every method and of the best baseline."""
     table = bench.table()
     methods, baselines = (table[table["role"] == role] for role in ("method", "baseline"))
     shown = [*methods.index, *(baselines.sort_values("w2").index[:1] if len(bench.pairs) else [])]
-    found = [_pictures(bench, name) for name in shown if name in bench.pairs]
-    if len(bench.by_class):
-        # a narrow page shows the first columns
-        rank = table["role"].map({"ceiling": 0, "method": 1, "baseline": 2, "control": 3})
-        means = bench.by_class.pivot_table(
-            index=["metric", "class"], columns="method", values="value", sort=False
-        ).reindex(columns=rank.sort_values(kind="stable").index)
-        names = bench.metrics["name"]
-        found.append(
-            Section(
-                "Single classes",
-                "Means over seeds. Where a class has few cells even real ones differ much.",
-                tables=tuple(
-                    (names[metric], means.loc[metric].rename_axis(None, axis=1))
-                    for metric in ("w2", "mmd", "auc")
-                ),
-            )
+    return [_pictures(bench, name) for name in shown if name in bench.pairs]
+
+
+def tables(bench: ScoreTable) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the scores of single classes; a narrow page shows the first columns."""
+    if not len(bench.by_class):
+        return
+    role = bench.methods["role"].map({"ceiling": 0, "method": 1, "baseline": 2, "control": 3})
+    means = bench.by_class.pivot_table(
+        index=["metric", "class"], columns="method", values="value", sort=False
+    ).reindex(columns=role.sort_values(kind="stable").index)
+    for metric in ("w2", "mmd", "auc"):
+        yield (
+            f"{bench.metrics.loc[metric, 'name']} of single classes. Means over seeds. "
+            f"{best_of(bench, [metric])} {yardsticks(bench)} Where a class has few cells even real ones "
+            "differ much.",
+            means.loc[metric].rename_axis(None, axis=1),
         )
-    return found
 
 
-def _pictures(bench: Bench, name: str) -> Section:
+def _pictures(bench: ScoreTable, name: str) -> Section:
     real, fake = bench.pairs[name]
-    markers = bench.markers
-    of_types = (
-        (
-            (
-                "Markers of every type: share of cells that express them. Grey: other real cells in place of "
-                "generated ones, which is what chance does. Small dots: types of few cells. Named: what is "
-                "furthest off beyond chance.",
-                marker_shares(markers, name, beside=str(bench.methods.index[0])),
-            ),
-        )
-        if len(markers) and name in set(markers["method"])
-        else ()
-    )
     labels: Any = (real.obs["class"], fake.obs["class"])
     one_class = real.obs["class"].nunique() < 2
     clouds = real_and_generated(real.X, fake.X, None if one_class else labels, names=("real", name))
@@ -89,7 +110,7 @@ def _pictures(bench: Bench, name: str) -> Section:
         f"Cells of {name}",
         figures=(
             ("Real cells, generated ones, and both, in one layout.", clouds),
-            *of_types,
+            *_of_markers(bench, name),
             (
                 "Variance against mean of every feature.",
                 mean_variance(real.X, fake.X, names=("real", name)),
@@ -99,4 +120,30 @@ def _pictures(bench: Bench, name: str) -> Section:
                 zero_fractions(real.X, fake.X, names=("real", name)),
             ),
         ),
+    )
+
+
+def _of_markers(bench: ScoreTable, name: str) -> Iterator[tuple[str, Figure | Axes]]:
+    """Yield what marker genes are like in real and in generated cells, where types have any."""
+    (real, fake), markers = bench.pairs[name], bench.markers
+    if not len(markers) or name not in set(markers["method"]):
+        return
+    mine = markers[markers["method"] == name]
+    first = mine[mine["seed"] == mine["seed"].iloc[0]]
+    first = first[first["gene"].isin(real.var_names)]
+    each = max(1, GENES // first["class"].nunique()) if len(first) else 0
+    genes = list(dict.fromkeys(first.groupby("class", sort=True).head(each)["gene"]))[:GENES]
+    if genes:
+        places = Schema(counts="X", label="obs/type")
+        yield (
+            "Marker genes of every type, in real held-out cells above and in generated ones below. The "
+            "larger a dot, the more cells express the gene; the redder, the higher the mean. Real cells are "
+            "the ceiling: the nearer the lower panel is to the upper one, the better.",
+            dot_plot(real, places, genes, beside=fake, names=("real", name)),
+        )
+    yield (
+        "Markers of every type: share of cells that express them. Grey: other real cells in place of "
+        "generated ones, which is what chance does. Small dots: types of few cells. Named: what is "
+        "furthest off beyond chance.",
+        marker_shares(markers, name, beside=str(bench.methods.index[0])),
     )

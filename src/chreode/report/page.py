@@ -17,16 +17,18 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .. import __version__, store
-from ..arguments import checked
-from ..text import visible
+from .. import store
+from ..config.arguments import checked
+from ..errors import visible
+from ..version import __version__
+from .words import ABSENT
 
-#: What stands for a value that is not there.
-ABSENT = "–"
 #: Pixels per inch of the parts of a figure that are drawn as pixels.
 _DPI = 150
 #: Letters up to which a cell of a table is kept on one line.
 _SHORT = 24
+#: Columns and rows up to which the first table of a section is open. All others are folded.
+_WIDE, _LONG = 6, 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,9 @@ class Section:
     text
         Paragraphs, with an empty line between them; one whose lines begin with ``- `` is a list.
     tables
-        Pairs of caption and table. The index is shown, unless it only counts the rows.
+        Pairs of caption and table. The index is shown, unless it only counts the rows. The first table
+        is open if it has at most six columns and fifteen rows; of every other one the first sentence of its
+        caption is shown, which unfolds it.
     figures
         Pairs of caption and figure, or the axes of one; the caption is also what screen readers say.
     """
@@ -117,7 +121,14 @@ def _shown(section: Section, name: str) -> dict[str, Any]:
         "id": name,
         "heading": section.heading,
         "blocks": [_block(text) for text in re.split(r"\n\s*\n", section.text.strip()) if text],
-        "tables": [{"caption": caption, **_cells(table)} for caption, table in section.tables],
+        "tables": [
+            {
+                **_caption(caption or section.heading),
+                **_cells(table),
+                "open": not i and _small(table),
+            }
+            for i, (caption, table) in enumerate(section.tables)
+        ],
         "figures": [
             {
                 "caption": caption,
@@ -145,11 +156,26 @@ def _block(text: str) -> dict[str, Any]:
 # tables
 
 
+def _caption(text: str) -> dict[str, str]:
+    """Return the first sentence of a caption, and what follows it."""
+    first, _, rest = text.partition(". ")
+    return {"caption": text, "title": first.removesuffix("."), "rest": rest}
+
+
+def _small(table: pd.DataFrame) -> bool:
+    return table.shape[1] + _heads(table) <= _WIDE and len(table) <= _LONG
+
+
+def _heads(table: pd.DataFrame) -> int:
+    """Return the number of columns of an index, none where it only counts the rows."""
+    index = table.index
+    return 0 if isinstance(index, pd.RangeIndex) and index.name is None else index.nlevels
+
+
 def _cells(table: pd.DataFrame) -> dict[str, Any]:
     """Return heads and rows as text; a column of numbers shares its decimals."""
-    index = table.index
-    heads = 0 if isinstance(index, pd.RangeIndex) and index.name is None else index.nlevels
-    columns = [pd.Series(index.get_level_values(i)) for i in range(heads)]
+    heads = _heads(table)
+    columns = [pd.Series(table.index.get_level_values(i)) for i in range(heads)]
     columns += [table.iloc[:, i] for i in range(table.shape[1])]
     texts = [as_text(column) for column in columns]
     return {
@@ -178,7 +204,7 @@ def _head(name: object) -> str:
 def as_text(values: pd.Series) -> list[str]:
     """Return a column as people read it: as many decimals as it needs, three at the most.
 
-    Where three decimals would hide a value (below 0.001) there are three significant digits.
+    A value that three decimals would hide (below 0.001) has two significant digits.
 
     Examples
     --------
@@ -192,20 +218,27 @@ def as_text(values: pd.Series) -> list[str]:
         known = values.dropna().to_numpy(float)
         known = known[np.isfinite(known)]
         decimals = next((d for d in range(3) if np.allclose(known, known.round(d), atol=1e-9)), 3)
-        hidden = (np.abs(known) < 1e-3) & (known != 0)
-        form = "{:.3g}" if hidden.any() else f"{{:,.{decimals}f}}"
+        if ((np.abs(known) < 1e-3) & (known != 0)).any():
+            return [ABSENT if pd.isna(v) else _digits(float(v)) for v in values]
+        form = f"{{:z,.{decimals}f}}"  # z: no zero below zero
     return [ABSENT if pd.isna(v) else form.format(v) for v in values]
+
+
+def _digits(value: float) -> str:
+    return f"{value:z.2g}" if abs(value) < 1e-3 else f"{value:,.3f}"
 
 
 def _flat(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is known of a report, one line each."""
 
-    def said(value: Any) -> str:
+    def shown_value(value: Any) -> str:
         if isinstance(value, Mapping):
             return "; ".join(f"{k} = {v}" for k, v in value.items())
+        if isinstance(value, list):
+            return ", ".join(map(str, value))
         return f"{value:,}" if isinstance(value, int) else str(value)
 
-    return [(key, said(value)) for key, value in about.items()]
+    return [(key, shown_value(value)) for key, value in about.items()]
 
 
 # figures

@@ -1,0 +1,170 @@
+"""How each row of a bench of integration embeds the cells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from jaxtyping import Float, Int
+
+from .. import config
+from ..compute.convergence import State
+from ..data.cells import Cells
+from ..data.read import Data
+from ..errors import CapabilityError, SchemaError, counted, near
+from ..fitted import Fitted
+from ..metrics.table import BASELINE
+from ..model import Model
+from ..run import Run
+from ..schema import Place, Schema
+from .cluster import opened
+from .digest import digest
+
+#: Rows of the table beside the ones asked for: two baselines and a ceiling.
+HARMONY, CEILING = "Harmony", "label oracle"
+#: Cells that Harmony needs: a thirtieth of them, rounded, are its clusters.
+_HARMONY_CELLS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What every trial is given; `cells` are the positions of those that are scored."""
+
+    data: Data | Path
+    schema: Schema
+    named: Mapping[str, pd.Series]
+    x_pca: Float[np.ndarray, "cells z"]
+    cells: Int[np.ndarray, " n"]
+    metrics: Sequence[str] | None
+    draws: int
+    run: Run
+
+
+#: Embeds all cells under a seed, and says how the fit for it stood when it stopped.
+Embed: TypeAlias = Callable[[Given, int], tuple[np.ndarray, State]]
+
+
+@dataclass(eq=False)
+class Method:
+    """How to embed the cells, under which seeds, and what the result depends on beside the seed."""
+
+    name: str
+    role: str
+    embed: Embed
+    seeds: Sequence[int]
+    about: Mapping[str, Any]
+    note: str = ""
+
+
+def rows_of(
+    cells: Cells, methods: Sequence[str | Model | Fitted], seeds: Sequence[int]
+) -> list[Method]:
+    """Return the rows of the table; methods of one name (two configurations, two fits) are numbered."""
+    table = [
+        Method(BASELINE, "baseline", _pca, seeds[:1], {"baseline": BASELINE}),
+        Method(HARMONY, "baseline", _harmony, seeds, {"baseline": HARMONY}),
+        *(_method(method, cells, seeds) for method in methods),
+        Method(CEILING, "ceiling", _oracle, seeds[:1], {"ceiling": CEILING}),
+    ]
+    met: Counter[str] = Counter()
+    for row in table:
+        met[row.name] += 1
+        if met[row.name] > 1:
+            row.name = f"{row.name} ({met[row.name]})"
+    return table
+
+
+def _method(method: str | Model | Fitted, cells: Cells, seeds: Sequence[int]) -> Method:
+    if isinstance(method, str):
+        data = cells.data
+        key = next((k for k in (method, f"X_{method}") if k in data.obsm), None)
+        if key is None:
+            raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
+        about: dict[str, Any] = {"obsm": key, "values": digest(_slot(cells, key))}
+        remark = "one seed: a ready-made embedding"
+        return Method(key, "method", partial(_read_slot, key), seeds[:1], about, remark)
+    name, key = type(method).__name__, "model"
+    if isinstance(method, Fitted):
+        weights = [tensor.numpy() for tensor in method.module.state_dict().values()]
+        about = {"fitted": dict(method.provenance), "weights": digest(*weights)}
+        name, remark = type(method.model).__name__, "one seed: a fitted model"
+        return Method(
+            name, "method", partial(_embed, method), [method.provenance["seed"]], about, remark
+        )
+    about = {"model": method.key, "config": config.as_dict(method)}
+    return Method(name, "method", partial(_fit_and_embed, method), seeds, about)
+
+
+def ready(cells: Cells, table: Sequence[Method]) -> Iterator[Float[np.ndarray, "cells z"]]:
+    """Yield the embeddings that stand in the data already."""
+    yield from (_slot(cells, row.about["obsm"]) for row in table if "obsm" in row.about)
+
+
+def _slot(cells: Cells, key: str) -> Float[np.ndarray, "cells z"]:
+    values: Any = cells.matrix_at(Place("obsm", key), "obsm").matrix
+    return np.asarray(values.toarray() if sp.issparse(values) else values, np.float32)
+
+
+def _pca(given: Given, _: int) -> tuple[np.ndarray, State]:
+    return given.x_pca, "rested"
+
+
+def _read_slot(key: str, given: Given, _: int) -> tuple[np.ndarray, State]:
+    return _slot(Cells(opened(given.data), given.schema), key), "rested"
+
+
+def _embed(fitted: Fitted, given: Given, _: int) -> tuple[np.ndarray, State]:
+    x = fitted.embed(shallow(opened(given.data)), run=given.run)
+    return x, fitted.provenance["state"]
+
+
+def _fit_and_embed(model: Model, given: Given, seed: int) -> tuple[np.ndarray, State]:
+    data = opened(given.data)
+    return _embed(model.fit(data, given.schema, seed=seed, run=given.run), given, seed)
+
+
+def _harmony(given: Given, seed: int) -> tuple[np.ndarray, State]:
+    try:
+        import harmonypy
+    except ImportError as error:
+        raise CapabilityError("harmonypy is not installed, pip install 'chreode[bench]'") from error
+    x, batch = given.x_pca, given.named["batch"]
+    if batch.nunique() < 2:
+        raise CapabilityError("there is one batch only")
+    kept = np.isfinite(x).all(1)
+    if kept.sum() < _HARMONY_CELLS:
+        raise CapabilityError(
+            f"it takes {counted(_HARMONY_CELLS, 'cell')}, to have a cluster, and got {kept.sum()}"
+        )
+    table = pd.DataFrame({"batch": batch[kept].to_numpy()})
+    fixed = harmonypy.run_harmony(x[kept], table, "batch", random_state=seed, verbose=False)
+    out = np.full_like(x, np.nan)
+    corrected = np.asarray(fixed.Z_corr, np.float32)
+    out[kept] = corrected if corrected.shape == x[kept].shape else corrected.T
+    return out, "rested"
+
+
+def _oracle(given: Given, seed: int) -> tuple[np.ndarray, State]:
+    # cells without a label are of no type: they have a place of their own
+    codes = pd.factorize(given.named["label"], use_na_sentinel=False)[0]
+    hot = np.eye(codes.max() + 1, dtype=np.float32)[codes]
+    noise = np.random.default_rng(seed).normal(scale=0.1, size=hot.shape)
+    return hot + noise.astype(np.float32), "rested"
+
+
+def shallow(data: Data) -> Data:
+    """Return the same cells in a new object, so that a verb writes nothing to the user's."""
+    if isinstance(data, anndata.AnnData):
+        return anndata.AnnData(
+            data.X, obs=data.obs, var=data.var, layers=dict(data.layers), obsm=dict(data.obsm),
+            raw=data.raw,
+        )  # fmt: skip
+    return data.copy()

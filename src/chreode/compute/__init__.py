@@ -1,0 +1,1 @@
+"""How a machine is used: random streams, processes, devices, threads, progress."""

@@ -1,0 +1,52 @@
+"""How an epoch is summarised: means of objectives and terms, and what is wrong where one is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..compute.processes import Group
+from ..module import Loss
+
+
+class EpochMean:
+    """Means over the cells of an epoch, whichever process saw them."""
+
+    def __init__(self, prefix: str, group: Group, names: Iterable[str] = ()) -> None:
+        self.prefix, self.group, self.n = prefix, group, 0.0
+        self.sums: dict[str, Any] = dict.fromkeys(names, 0.0)
+
+    def add(self, loss: Loss, n: int) -> None:
+        """Count the objectives and terms of a minibatch of `n` cells of this process."""
+        named = {
+            f"{p}_objective" if p != "model" else "objective": v for p, v in loss.objectives.items()
+        }
+        for name, value in {**named, **loss.terms}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach() * n
+        self.n += n
+
+    def result(self) -> dict[str, float]:
+        """Return the means, by name."""
+        sums = {name: float(value) for name, value in self.sums.items()}
+        if not self.group.alone:
+            sums = self.group.add_numbers({**sums, "n": self.n})
+            self.n = sums.pop("n")
+        return {f"{self.prefix}_{name}": value / self.n for name, value in sums.items()}
+
+
+def diagnosis(module: nn.Module, loss: Loss, where: str) -> str:
+    """Describe what is not finite; `where` comes last, and names the cells."""
+    terms = [k for k, v in {**loss.objectives, **loss.terms}.items() if not bool(torch.isfinite(v))]
+    tensors = [
+        name
+        for name, p in module.named_parameters()
+        if not bool(torch.isfinite(p).all())
+        or (p.grad is not None and not bool(torch.isfinite(p.grad).all()))
+    ]
+    return (
+        f"{', '.join(terms) or 'a gradient'} is not finite. "
+        f"Tensors: {', '.join(tensors) or 'all parameters are still finite'}. {where}."
+    )

@@ -1,0 +1,101 @@
+"""What a fit takes of the fit that it starts from, and what both must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from ..errors import CapabilityError, ConfigError, warn
+from ..module import Module
+from ..verbs.state import FittedState
+
+#: Names of tensors that a note lists.
+_SHOWN = 6
+
+
+def continue_from(module: Module, from_: FittedState, *, mapping: bool, extends: bool) -> None:
+    """Copy the parameters of a fit of the same model.
+
+    Parameters
+    ----------
+    mapping
+        Whether those of new categories are beside them, and alone learn.
+    extends
+        Whether the model can learn new categories.
+
+    Raises
+    ------
+    CapabilityError
+        If it cannot, and shall.
+    """
+    old = from_.module.state_dict()
+    if mapping:
+        fresh = {name for name, _ in module.named_parameters() if name not in old}
+        if not (extends and fresh):
+            raise CapabilityError(
+                f"{from_.model.key} cannot learn categories that are new to the fit it starts from: "
+                "fit it on the old and the new cells together."
+            )
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name in fresh)
+    module.load_state_dict({**module.state_dict(), **old})
+
+
+def start_part_from(module: Module, part: str, from_: FittedState) -> str:
+    """Copy the tensors of a fit of another model into a part; return a note of those taken and those fresh.
+
+    Taken are those of the same name, within the part, and shape.
+
+    Parameters
+    ----------
+    part
+        Dotted name of the submodule that is the other model ("": the whole).
+
+    Returns
+    -------
+    A note for the reader.
+
+    Raises
+    ------
+    ConfigError
+        If none can be taken.
+
+    Warns
+    -----
+    UserWarning
+        Of tensors of the same name and another shape, which come of other options.
+    """
+    old, target = from_.module.state_dict(), module.get_submodule(part)
+    own = target.state_dict()
+    taken = {name: t for name, t in old.items() if name in own and own[name].shape == t.shape}
+    odd = [name for name in old if name in own and name not in taken]
+    key = from_.model.key
+    if not taken:
+        raise ConfigError(
+            f"from_ is a fitted {key}, none of whose weights has the shape of one here: "
+            f"{_shape_of(odd, own)} here, {_shape_of(odd, old)} there. Choose the same options, such as "
+            "n_latent."
+        )
+    target.load_state_dict({**own, **taken})
+    prefix = f"{part}." if part else ""
+    fresh = [name for name in module.state_dict() if name not in {prefix + t for t in taken}]
+    if odd:
+        warn(
+            f"{listed(odd)} of the {key} to start from have another shape here "
+            f"({_shape_of(odd, old)} there, {_shape_of(odd, own)} here) and are learned anew."
+        )
+    return (
+        f"started from a fitted {key}: {len(taken)} of its {len(old)} tensors were taken; fresh are "
+        f"{listed(fresh) or 'none'}"
+    )
+
+
+def listed(names: Collection[str]) -> str:
+    """Return some names, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join([*names][:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shape_of(names: Collection[str], tensors: Mapping[str, Tensor]) -> str:
+    return " x ".join(map(str, tensors[next(iter(names))].shape)) if names else "none"

@@ -1,0 +1,1 @@
+"""Parts that some models are made of, and no other code uses."""
