@@ -279,7 +279,7 @@ def test_a_trial_that_fails_is_a_row(search):
 
 def test_a_model_that_cannot_be_judged_as_given_ends_it(search):
     with pytest.raises(
-        ch.FitError, match="pca, as given, failed: PCA cannot score; it can answer embed"
+        ch.FitError, match="pca, as given, failed: PCA cannot score; it offers embed"
     ):
         search(None, model=ch.PCA(n_latent=5), space={"n_latent": (2, 10)})
     with pytest.raises(ch.FitError, match="the objective is nan"):

@@ -161,7 +161,7 @@ def test_what_a_model_cannot_answer_is_told_in_words(of_all, verb):
     asked = {"generate": (5,), "loadings": ()}.get(verb, (of_all[0],))
     lacks = "cannot generate" if verb == "generate" else f"has no {verb}"
     fitted = of_all[1]["cfgen" if verb in ("trajectory", "posterior", "loadings") else "pca"]
-    with pytest.raises(ch.CapabilityError, match=f"{lacks}; it can answer embed"):
+    with pytest.raises(ch.CapabilityError, match=f"{lacks}; it offers embed"):
         getattr(fitted, verb)(*asked)
 
 

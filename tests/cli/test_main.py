@@ -134,7 +134,7 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("generate scvi -n 5 --guidance 2 -o new.h5ad", 1, "no guidance"),
         ("generate scvi -n -1 -o new.h5ad", 1, "n=-1"),
         ("generate scvi -n 0 -o new.h5ad", 1, "n=0: expected a whole number of at least 1"),
-        ("correct pca cells.h5ad --to.batch batch_1 -o new.h5ad", 1, "PCA cannot correct; it can answer"),
+        ("correct pca cells.h5ad --to.batch batch_1 -o new.h5ad", 1, "PCA cannot correct; it offers"),
         ("correct scvi cells.h5ad --to.batch batch_1 -o cells.h5ad", 1, "is the input. Choose another"),
         ("correct scvi cells.h5ad --to.batch batch_1 --latent -o cells.h5ad", 1, "is the input"),
         ("augment scvi cells.h5ad --by batch -o cells.h5ad", 1, "is the input"),

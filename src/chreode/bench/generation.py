@@ -132,27 +132,28 @@ def generation(
         )
         for key in ("by_class", "markers")
     }
-    first = {name: of[seeds[0]].arrays for name, of in outcomes.items()}
     pairs = {
         name: (_unpacked(arrays, "real", given), _unpacked(arrays, "fake", given))
-        for name, arrays in first.items()
-        if arrays
+        for name, of in outcomes.items()
+        if (arrays := of[seeds[0]].arrays)
     }
     bench = replace(bench, **further, pairs=pairs, sizes=cell_counts(cells))
     if len(bench.markers):
-        of_class, types = given.types
-        sizes = np.bincount(of_class, weights=held_out, minlength=len(types))
-        without = {
-            name: int(n)
-            for name, n in zip(types, sizes, strict=True)
-            if name not in set(bench.markers["class"])
-        }
+        without = _without_markers(given, held_out, bench.markers)
         bench = replace(bench, about={**about, "no markers": without})
     worst = {name: worst_marker(bench.markers, name) for name in bench.methods.index}
     notes = [
         "; ".join(filter(None, (note, worst[name]))) for name, note in bench.methods["note"].items()
     ]
     return replace(bench, methods=bench.methods.assign(note=notes))
+
+
+def _without_markers(given: Given, held_out: np.ndarray, markers: pd.DataFrame) -> dict[str, int]:
+    """Return the types that no gene defines, each with its number of held-out cells."""
+    of_class, types = given.types
+    sizes = np.bincount(of_class, weights=held_out, minlength=len(types))
+    defined = set(markers["class"])
+    return {n: int(size) for n, size in zip(types, sizes, strict=True) if n not in defined}
 
 
 def class_table(cells: Cells) -> tuple[Classes, pd.DataFrame]:

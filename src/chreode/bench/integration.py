@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,30 +142,35 @@ def integration(
         ):
             found = runner.run(trials, shown)
     require_one(trials, found)
-    done = iter(found)
-    outcomes = {method.name: {seed: next(done) for seed in method.seeds} for method in table}
-    done_ = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
-    totals = {
-        name: {k: np.mean([o.arrays[k] for n, _, o in done_ if n == name], axis=0) for k in _TOTALS}
-        for name in {name for name, _, _ in done_}
-    }
-    pictures: dict[str, np.ndarray] = {}
-    for name, _, outcome in done_:
-        pictures.setdefault(name, outcome.arrays["embedding"])
     return Bench(
         kind="integration",
-        scores=pd.DataFrame(
-            [{"method": n, "seed": s, **score} for n, s, o in done_ for score in o.row["scores"]]
-        ),
-        methods=pd.DataFrame(
-            [_summary(method, outcomes[method.name].values(), totals) for method in table]
-        ).set_index("method"),
         metrics=wanted,
         about=about,
-        embeddings=pictures,
         labels={role: values.iloc[scored] for role, values in named.items()},
         sizes=cell_counts(cells, scored),
+        **_tables(table, found),
     )
+
+
+def _tables(table: Sequence[Method], found: Iterable[Outcome]) -> dict[str, Any]:
+    """Return scores, a row per method, and the embedding of the first seed of each that did not fail."""
+    following = iter(found)
+    outcomes = {method.name: {seed: next(following) for seed in method.seeds} for method in table}
+    done = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
+    totals = {
+        name: {k: np.mean([o.arrays[k] for n, _, o in done if n == name], axis=0) for k in _TOTALS}
+        for name in {name for name, _, _ in done}
+    }
+    pictures: dict[str, np.ndarray] = {}
+    for name, _, outcome in done:
+        pictures.setdefault(name, outcome.arrays["embedding"])
+    scores = [{"method": n, "seed": s, **score} for n, s, o in done for score in o.row["scores"]]
+    methods = [_summary(method, outcomes[method.name].values(), totals) for method in table]
+    return {
+        "scores": pd.DataFrame(scores),
+        "methods": pd.DataFrame(methods).set_index("method"),
+        "embeddings": pictures,
+    }
 
 
 def _components(cells: Cells) -> int:
@@ -181,12 +186,6 @@ def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarr
     """Return the cells that every embedding places: some may lack the modality it is made of."""
     placed = np.all([np.isfinite(x).all(1) for x in embeddings], axis=0)
     return cells[placed[cells]]
-
-
-# how each method embeds: functions of what all are given, and a seed
-
-
-# a trial, and what is made of all of them
 
 
 def _judge(embed: Embed, seed: int, given: Given) -> Result:

@@ -90,8 +90,8 @@ def _tune(
     from ..learn.phase import was_interrupted
 
     asked, schema = configured(model, config, options)
-    given = {*options, *(tables_of(config).get("model", {}) if config else {})}
-    space = {name: span for name, span in default_space(asked).items() if name not in given}
+    fixed = {*options, *(tables_of(config).get("model", {}) if config else {})}
+    space = {name: span for name, span in default_space(asked).items() if name not in fixed}
     require_apart(into, output)
     if output:
         refuse_to_replace(output)
@@ -102,26 +102,22 @@ def _tune(
         asked, data, schema, trials=trials, seed=seed, space=space, into=into,
         ray=ray and (threads or 1), device=device,
     )  # fmt: skip
-    best = config_.as_dict(tuned.best)
-    plain = config_.as_dict(model())
-    chosen = {name: value for name, value in best.items() if value != plain[name]}
-    chosen_cells = [] if rows is None else ["--rows", rows]
-    genes = [] if n_genes is None else ["--n-genes", n_genes]
-    command = suggested(
-        "fit", tuned.best.key, file, *as_flags(schema.as_dict()), *as_flags(chosen), *chosen_cells, *genes,
+    plain, best = config_.as_dict(model()), config_.as_dict(tuned.best)
+    settings = [
+        *as_flags(schema.as_dict()), *as_flags({n: v for n, v in best.items() if v != plain[n]}),
+        *as_flags({n: v for n, v in {"rows": rows, "n_genes": n_genes}.items() if v is not None}),
         "--seed", seed, "-o", output or f"runs/{tuned.best.key}",
-    )  # fmt: skip
-    lines = [
-        tuned.trials.drop(columns="seed").to_string(float_format="%.5g"),
-        f"{tuned.verdict()}\nThe best: {command}",
-    ]
-    interrupted = False
+    ]  # fmt: skip
+    command = suggested("fit", tuned.best.key, file, *settings)
+    table = tuned.trials.drop(columns="seed").to_string(float_format="%.5g")
+    lines = [table, f"{tuned.verdict()}\nThe best: {command}"]
+    notes: list[str] = []
     if output:
         fitted = tuned.best.fit(data, schema, seed=seed, device=device)
         fitted.save(output)
-        interrupted = was_interrupted(fitted.provenance["notes"])
+        notes = fitted.provenance["notes"]
         lines.append(f"fitted on all cells and saved to {output}")
-        lines += [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
+        lines += [f"Note: {spoken(note)}." for note in notes]
     return Answer(
         "\n".join(lines),
         {
@@ -129,6 +125,5 @@ def _tune(
             "trials": records(tuned.trials), "refits": records(tuned.refits),
             "about": dict(tuned.about), "folder": str(output) if output else None,
         },
-        json,
-        code=130 if interrupted else 0,
+        json, code=130 if was_interrupted(notes) else 0,
     )  # fmt: skip

@@ -181,30 +181,7 @@ def _values(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
             "note", role, f"{slot}: {counted(seen.lacking, 'NaN value')}, read as not measured."
         )
     if role in COUNT_ROLES:
-        if seen.negative:
-            yield Finding(
-                "error", role,
-                f"{slot} holds {seen.negative:,} negative values: these are no counts. Name the place of "
-                "the raw counts, often 'layers/counts' or 'raw'.",
-            )  # fmt: skip
-        elif seen.broken and not schema.fractional:
-            yield Finding(
-                "error", role,
-                f"{slot} holds {counted(seen.broken, 'value')} with decimals (such as "
-                f"{seen.example:.4g}): this "
-                "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
-                "if they are ambient-corrected or full-length counts, set Schema(fractional=True).",
-            )  # fmt: skip
-        elif seen.scale and (seen.broken or seen.high > 1):
-            drawn = (
-                "" if seen.broken else " If real counts were drawn down to one total, all is well."
-            )
-            yield Finding(
-                "warning", role,
-                f"{slot} looks {seen.scale}the values of every cell add up to about the same. Models of "
-                "counts mean nothing on it. Name the place of the raw counts, often 'layers/counts' or "
-                f"'raw', or name this one as `expression`.{drawn}",
-            )  # fmt: skip
+        yield from _counts(slot, role, seen, schema)
     elif (
         role == "expression" and not (seen.broken or seen.negative or seen.scale) and seen.high > 1
     ):
@@ -224,6 +201,30 @@ def _values(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
             else f"{slot} holds values up to {most:.3g}. Models read them as float32, which has six to seven "
             f"digits: differences below {most / _EXACT:.2g} are lost there. Divide, or subtract from every "
             "feature what its cells share.",
+        )  # fmt: skip
+
+
+def _counts(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Finding]:
+    if seen.negative:
+        yield Finding(
+            "error", role,
+            f"{slot} holds {seen.negative:,} negative values: these are no counts. Name the place of "
+            "the raw counts, often 'layers/counts' or 'raw'.",
+        )  # fmt: skip
+    elif seen.broken and not schema.fractional:
+        yield Finding(
+            "error", role,
+            f"{slot} holds {counted(seen.broken, 'value')} with decimals (such as {seen.example:.4g}): this "
+            "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
+            "if they are ambient-corrected or full-length counts, set Schema(fractional=True).",
+        )  # fmt: skip
+    elif seen.scale and (seen.broken or seen.high > 1):
+        drawn = "" if seen.broken else " If real counts were drawn down to one total, all is well."
+        yield Finding(
+            "warning", role,
+            f"{slot} looks {seen.scale}the values of every cell add up to about the same. Models of "
+            "counts mean nothing on it. Name the place of the raw counts, often 'layers/counts' or "
+            f"'raw', or name this one as `expression`.{drawn}",
         )  # fmt: skip
 
 

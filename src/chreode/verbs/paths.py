@@ -17,6 +17,7 @@ from mudata import MuData
 
 from ..compute.settings import settled
 from ..config.arguments import checked
+from ..data.batch import CellBatch
 from ..data.cells import Cells
 from ..data.collect import collect_cells, refuse_what_cannot_be_kept
 from ..data.places import holder
@@ -24,7 +25,7 @@ from ..data.read import Data, refuse_over
 from ..errors import ConfigError, SchemaError, near
 from ..ranking import Ranking
 from ..run import Run
-from ..schema import Schema
+from ..schema import Schema, Spec
 from .answering import (
     evaluate,
     on_device,
@@ -100,12 +101,8 @@ def trajectory(
     run = run.with_(**settings)
     self.require("trajectory")
     if (data is None) == (start is None):
-        raise ConfigError(
-            "trajectory begins at cells (data) or at a trajectory of the fit (start)."
-        )
-    at = self.module.clock_times(20) if times is None else np.asarray(times, dtype=np.float64)
-    if at.ndim != 1 or not len(at) or not np.isfinite(at).all():
-        raise ConfigError("times: expected a list of finite numbers.")
+        raise ConfigError("trajectory begins at cells (data) or at a path of the fit (start).")
+    at = self.module.clock_times(20) if times is None else _finite(times)
     rising, back = np.unique(at, return_inverse=True)
     scaled = self.spec.narrowed("time", rising)
     if "time" in as_mapping(self, to):
@@ -114,11 +111,7 @@ def trajectory(
     role = self.spec.either("expression", "counts")
     cells = None
     if start is not None:
-        known = self.spec.categories.get("trajectory", ("all cells",))
-        if start not in known:
-            raise SchemaError(f"start={start!r}: the fit has no such path.{near(start, known)}")
-        first = self.module.named_start(known.index(start))
-        usable = np.zeros(1, int)
+        first, usable = _named_start(self.spec, self.module, start), np.zeros(1, int)
         obs = pd.DataFrame({self.column("trajectory"): [start]}, index=[start])
         begin = self.spec.outside("time", first["time"].numpy())
     else:
@@ -133,7 +126,7 @@ def trajectory(
         with on_device(self, run) as (module, device):
             when = torch.from_numpy(scaled).to(device)
             batches = (
-                [(usable, module.named_start(known.index(start)))]
+                [(usable, _named_start(self.spec, module, start))]
                 if start is not None
                 else stream(source, usable, "trajectory", run, device)
             )
@@ -153,6 +146,22 @@ def trajectory(
         chunks(), table, {role: var_of(self, role, cells)},
         uns(self, "trajectory", to=to), counts=False, into=into,
     )  # fmt: skip
+
+
+def _finite(times: Sequence[float]) -> np.ndarray:
+    at = np.asarray(times, dtype=np.float64)
+    if at.ndim != 1 or not len(at) or not np.isfinite(at).all():
+        raise ConfigError("times: expected a list of finite numbers.")
+    return at
+
+
+def _named_start(spec: Spec, module: Any, name: str) -> CellBatch:
+    """Return the smoothed start of a trajectory of the fit, as a cell on the device of `module`."""
+    known = spec.categories.get("trajectory", ("all cells",))
+    if name not in known:
+        raise SchemaError(f"start={name!r}: the fit has no such path.{near(name, known)}")
+    start: CellBatch = module.named_start(known.index(name))
+    return start
 
 
 @settled()

@@ -70,7 +70,7 @@ class FittedState:
         if verb not in self.verbs:
             lacks = f"has no {verb}" if verb in _NOUNS else f"cannot {verb}"
             raise CapabilityError(
-                f"{type(self.model).__name__} {lacks}; it can answer {', '.join(self.verbs)}."
+                f"{type(self.model).__name__} {lacks}; it offers {', '.join(self.verbs)}."
             )
 
     def column(self, condition: str, schema: Schema | None = None) -> str:
