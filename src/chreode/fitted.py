@@ -25,7 +25,7 @@ from .compute.settings import settled
 from .config.arguments import checked
 from .data.remember import WEIGHT
 from .errors import ChreodeError, StoreError, counted, warn
-from .module import Members, Module, Recipe
+from .module import Module, Recipe
 from .registry import find
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Schema, Spec
 from .text import spreadsheet
@@ -42,7 +42,11 @@ _PROVENANCE = {
     "state": str, "notes": list,
 }  # fmt: skip
 #: What folders of earlier versions lack.
-_LATER = {"code": str, "device": str, "precision": str, "kernel": str, "threads": int}
+_LATER = {
+    "code": str, "device": str, "precision": str, "kernel": str, "threads": int, "members": list,
+}  # fmt: skip
+#: What is said of each member.
+_MEMBER = {"cells": int, "validation_cells": int, "state": str, "notes": list}
 #: Bytes that a description, a history, or what is remembered of training cells may have.
 _MOST = 2**27
 #: How often a folder is read that another process is replacing.
@@ -74,17 +78,18 @@ class Fitted(FittedState):
         A model of one fit has none. The history of a member is its own where the fit kept it.
         """
         kept: Any = getattr(self.module, "members", ())
-        known = kept.known.tolist() if isinstance(kept, Members) else [True] * len(kept)
-        model = self.model.alone()
+        model, common = self.model.alone(), dict(self.provenance)
         found = []
-        for number, member in enumerate(kept):
+        # after Ctrl-C fewer were learned than there is room for; files of old keep no record of them
+        own = common.pop("members", [{}] * len(kept))
+        for number, (member, record) in enumerate(zip(kept, own, strict=False)):
             history = self.history
             if "member" in history:
                 history = history[history["member"] == number].reset_index(drop=True)
-            record = {**self.provenance, "config": config.as_dict(model), "member": number}
-            one = replace(self, model=model, module=member, history=history, provenance=record)
+            provenance = {**common, **record, "config": config.as_dict(model), "member": number}
+            one = replace(self, model=model, module=member, history=history, provenance=provenance)
             found.append(one)
-        return [one for one, there in zip(found, known, strict=True) if there]
+        return found
 
     @checked
     def save(self, folder: str | Path) -> Path:
@@ -294,10 +299,16 @@ def _provenance(record: Mapping[str, Any], model: Recipe, spec: Spec) -> dict[st
     typed = all(type(provenance[name]) is kind for name, kind in _PROVENANCE.items()) and all(
         type(provenance.get(name, kind())) is kind for name, kind in _LATER.items()
     )
+    members = provenance.get("members", [])
+    typed = typed and all({k: type(v) for k, v in member.items()} == _MEMBER for member in members)
     if own != [model.key, config.as_dict(model), spec.hash] or not typed:
         raise StoreError("The provenance is not that of the model.")
-    words = [v for v in provenance.values() if isinstance(v, str)] + provenance["notes"]
-    numbers = [v for v in provenance.values() if type(v) is int]
+    for member in members:
+        read_state(member)
+    values = [v for part in (provenance, *members) for v in part.values()]
+    words = [v for v in values if isinstance(v, str)]
+    words += [note for part in (provenance, *members) for note in part["notes"]]
+    numbers = [v for v in values if type(v) is int]
     if not all(isinstance(word, str) and _can_be_printed(word) for word in words):
         raise StoreError("The provenance holds notes or names that are no text.")
     if not all(-(2**63) <= number < 2**64 for number in numbers):

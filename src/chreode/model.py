@@ -28,7 +28,16 @@ from .errors import ConfigError, SchemaError, warn
 from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
-from .learn.phase import Phase, Session, Split, Trace, join_histories, run_phases, unfinished
+from .learn.phase import (
+    Phase,
+    Session,
+    Split,
+    Trace,
+    join_histories,
+    member_records,
+    run_phases,
+    unfinished,
+)
 from .learn.start import continue_from, start_part_from
 from .losses import kernel
 from .module import Module
@@ -173,7 +182,9 @@ class Model:
     ) -> Fitted:
         source, rng, phases = cells.source, Rng(seed), self.phases()
         validates = any(phase.learner.validates for phase in phases)
-        split = self.split(source, cells.rows, cells.validation if validates else 0.0, rng)
+        # rows that are named are never learned from; a share is for learners that look at it
+        held_out = validates or not isinstance(cells.validation, float)
+        split = self.split(source, cells.rows, cells.validation if held_out else 0.0, rng)
         session = Session(
             rng=rng, device=choose_device(run.device, double=not validates), precision=run.precision,
             compile=run.compile, progress=run.progress, group=group, mapping=cells.maps,
@@ -199,6 +210,7 @@ class Model:
                     *start_notes, *self.remarks(source, split),
                     *(note for t in traces for note in t.notes), *unfinished(phases, traces, self),
                 ],
+                **member_records(traces),
             },
         )  # fmt: skip
 

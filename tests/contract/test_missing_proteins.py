@@ -53,7 +53,7 @@ class PairedModule(Module):
         h = self.state(batch, torch.rand_like(x) < 0.5)  # so that it learns to do without
         error = (self.decoder["protein"](h) - x.log1p()).square() * known
         genes = F.mse_loss(self.decoder["counts"](h), batch.log_expression())
-        return Loss({"model": error.sum() / known.expand(x.shape).sum() + genes})
+        return Loss({"model": step.mean(error, known.expand(x.shape)) + genes})
 
     def reconstruct(self, batch, to, role="counts"):
         return self.decoder[role](self.state(batch, torch.ones(1, 1))).expm1().clamp_min(0)

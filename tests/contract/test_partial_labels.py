@@ -46,9 +46,9 @@ class LabelledModule(Module):
     def loss(self, batch, step):
         bound = self.scvi.loss(batch, step)
         # ninety names would bend a state that thousands of cells tell: they only read it
-        logits, known = self.classifier(self.embed(batch).detach()), (batch["label"] >= 0).sum()
-        guess = F.cross_entropy(logits, batch["label"], ignore_index=-1, reduction="sum")
-        guess = guess / known.clamp_min(1)
+        logits, label = self.classifier(self.embed(batch).detach()), batch["label"]
+        guess = F.cross_entropy(logits, label, ignore_index=-1, reduction="none")
+        guess = step.mean(guess, label >= 0)
         return Loss({"model": bound.objectives["model"] + guess}, {"cross_entropy": guess})
 
     def embed(self, batch):

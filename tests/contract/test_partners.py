@@ -294,6 +294,38 @@ def test_batches_are_taken_apart_in_order(pbmc, stored, tmp_path):
         batch.aligned(4)
 
 
+def test_partners_keep_what_they_made_of_the_present_source_alone(pbmc):
+    partner = NearestNeighbours(3)
+    for seed in range(3):  # as members of an ensemble do, each with components of its own
+        source, split = source_of(pbmc, ch.Schema(counts="X"), "counts"), Split(*_halves(len(pbmc)))
+        seen, _ = components(5)(None, source, split, Session(Rng(seed)))
+        for rows in (split.train, split.validation, split.train):
+            partner(seen, rows, rows, np.random.default_rng(0))
+    assert [source for source, *_ in partner._kept] == [seen, seen]
+
+
+def test_a_pair_counts_as_one_cell(papalexi, monkeypatch):
+    """The gradient is that of the mean over anchors, and not over all cells of a minibatch."""
+    found = []
+
+    def after_step(self, step):
+        found.append(self.effect.grad.clone())
+
+    def loss(self, batch, step):
+        return Loss({"model": self.effect.sum() * len(batch.aligned(2)[0]) / 40})
+
+    monkeypatch.setattr(ResponseModule, "after_step", after_step)
+    monkeypatch.setattr(ResponseModule, "loss", loss)
+    monkeypatch.setattr(
+        Response,
+        "phases",
+        lambda self: [Phase(SGD(lr=0.0, max_epochs=1), data=Paired(40, Controls()))],
+    )
+    Response().fit(papalexi, SCREEN, validation=0, progress=False)
+    for gradient in found:
+        torch.testing.assert_close(gradient, torch.ones_like(gradient))
+
+
 def test_a_function_may_draw_several_partners(pbmc):
     source, rows = source_of(pbmc, ch.Schema(counts="X"), "counts"), np.arange(100, 200)
 

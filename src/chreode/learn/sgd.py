@@ -73,7 +73,7 @@ class SGD:
         compared with none.
     watch
         What of the history epochs are compared by, and early stopping goes by: the objective, or a term of
-        the loss.
+        the loss. The smaller the better.
     chooses
         Whether cells held out choose the weights, and can tell of overfitting. Not so where the objective
         is not all that is minimised (proximal steps), or cells held out choose later.
@@ -189,8 +189,13 @@ class _Loop:
         row: dict[str, float] = {"epoch": self.epoch, "lr": self._set_lr()}
         train = self._train()
         row |= train.result()
+        if f"train_{self.sgd.watch}" not in row:
+            known = ", ".join(name.removeprefix("train_") for name in train.sums)
+            raise ConfigError(
+                f"watch={self.sgd.watch!r}: the loss has no such term. It has {known}."
+            )
         if len(self.split.validation):
-            row |= self._validate(train.sums).result()
+            row |= self._validate().result()
         row["seconds"] = time.perf_counter() - start
         settled = self.epoch >= self.sgd.settle * self.epochs
         value = self._comparable(row) if settled else None
@@ -261,8 +266,9 @@ class _Loop:
                 if not bool(objectives.isfinite().all()):
                     raise self._failure(loss, batch)
                 self.players.move(step)
-                outputs = {name: value.detach() for name, value in loss.outputs.items()}
-                self.target.after_step(replace(step, outputs=outputs) if outputs else step)
+                if not self.run.mapping:
+                    outputs = {name: value.detach() for name, value in loss.outputs.items()}
+                    self.target.after_step(replace(step, outputs=outputs) if outputs else step)
                 mean.add(loss, n)
                 self.index += 1
                 if self.index % EVERY == 0:
@@ -280,10 +286,10 @@ class _Loop:
         found = diagnosis(self.target, loss, where)
         return FitError(f"Learning stopped in epoch {self.epoch}, step {self.index}: {found}")
 
-    def _validate(self, names: Iterable[str]) -> EpochMean:
+    def _validate(self) -> EpochMean:
         self.target.eval()
         group = self.run.group
-        mean = EpochMean("validation", group, names)  # a process may have no chunk to see
+        mean = EpochMean("validation", group)
         step = Step(self.run.rng, self.index, 1.0)
         mine = list(enumerate(self.held_out))[group.rank :: group.size]
         batches = self._minibatches(rows for _, rows in mine)
