@@ -8,6 +8,7 @@ import re
 from contextlib import nullcontext
 
 import anndata as ad
+import mudata
 import numpy as np
 import pytest
 import torch
@@ -154,6 +155,63 @@ def test_a_trajectory_says_when_it_started(of_all):
     found = fits["neuralode"].trajectory(start=start, times=[1.0, 2.0], progress=False)
     first = cells.obs.loc[cells.obs["donor"] == start, "day"].min()
     np.testing.assert_allclose(found.obs["start_time"], first)
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+@pytest.mark.parametrize("of_time", ["day", "start", "start_time"])
+def test_no_column_of_the_start_is_lost(of_all, of_time):
+    """All but time and trajectory are true of the start alone, and their names say so."""
+    cells, fits = of_all
+    some = cells[:3].copy()
+    some.obs = some.obs[["cell_type", "day", "donor"]].rename(columns={"day": of_time})
+    for name in {"time", "start", "start_time", "start_x", "x"} - {of_time}:
+        some.obs[name] = [f"{name} {i}" for i in range(3)]
+    schema, days = (
+        fits["neuralode"].schema.with_(time=f"obs/{of_time}"),
+        cells.obs["day"][:3].tolist(),
+    )
+    went = fits["neuralode"].trajectory(some, [2.0], schema=schema, progress=False).obs
+    later = fits["neuralode"].predict(some, to={"time": 2.0}, schema=schema, progress=False).obs
+    for made in (went, later):
+        assert made.columns.is_unique
+        assert made[of_time].tolist() == [2.0] * 3
+        assert made["donor"].tolist() == some.obs["donor"].tolist()
+        assert made["start_cell_type"].tolist() == some.obs["cell_type"].tolist()
+        assert "cell_type" not in made
+        assert made["start_time_" if of_time == "start_time" else "start_time"].tolist() == days
+        columns = [made[name].tolist() for name in made]
+        assert all(
+            values.tolist() in columns for name, values in some.obs.items() if name != of_time
+        )
+    assert went["start_" if of_time == "start" else "start"].tolist() == some.obs_names.tolist()
+
+
+def test_columns_of_a_modality_come_with_its_results(quick):
+    """Named as there, unless the whole or another modality has the name for other values."""
+    cells = simulate_multiome(60, 20, 30, seed=0)
+    rna, atac = cells["rna"].copy(), cells["atac"][:50].copy()
+    rna.obs["lane"], atac.obs["peaks"] = ["a", "b"] * 30, np.arange(50)
+    for part in (rna, atac):
+        part.obs["depth"] = np.arange(part.n_obs) / 2
+    with mudata.set_options(pull_on_update=False):
+        cells = mudata.MuData({"rna": rna, "atac": atac})
+    cells.obs["cell_type"], cells.obs["kept"] = rna.obs["cell_type"], True
+    schema = ch.Schema(counts="rna:X", batch="rna:obs/lane", accessibility="atac:X")
+    cells.obs["rna:lane"] = rna.obs["lane"]  # as MuData pulls them
+    fitted = quick(ch.SCVI).fit(cells, schema, progress=False)
+    told = fitted.predict(cells, to={"batch": "a"}, progress=False).obs
+    seen = fitted.reconstruct(cells, progress=False).obs
+    more = ch.augment(cells, fitted, by="batch", floor=40, progress=False).obs
+    for made in (told, seen, more[:60]):
+        known = {"cell_type", "kept", "lane", "peaks", "rna:depth", "atac:depth"}
+        assert known <= {*made}
+        assert "rna:lane" not in made
+        assert made["peaks"].dropna().tolist() == atac.obs["peaks"].tolist()
+        assert made["peaks"].dtype == "Int64"
+        assert made["rna:depth"].tolist() == rna.obs["depth"].tolist()
+    assert set(told["lane"]) == {"a"}
+    assert seen["lane"].tolist() == rna.obs["lane"].tolist()
+    assert more["lane"].value_counts().to_dict() == {"a": 40, "b": 40}
 
 
 @pytest.mark.parametrize("verb", ["posterior", "trajectory", "loadings", "generate"])

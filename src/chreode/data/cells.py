@@ -70,6 +70,11 @@ class Cells:
         """Names of the cells."""
         return self.data.obs_names
 
+    @property
+    def obs(self) -> pd.DataFrame:
+        """The columns of the cells, with those of the modalities that the schema names."""
+        return places.obs_of(self.data, self.places.values())
+
     @cached_property
     def places(self) -> dict[str, Place]:
         """Where each role lives that is named; tuples as ``categorical/donor``."""

@@ -84,7 +84,7 @@ class _Condition:
         elif isinstance(node, (ast.Attribute, ast.Subscript)):
             column = self._column(node)
             if infer_dtype(column, skipna=True) == "boolean":
-                return self._where_known(operator.eq, column, True)  # noqa: FBT003 (a value)
+                return self._where_known(operator.eq, column, True)
         raise self._refusal(f"{ast.unparse(node)!r} is no condition.")
 
     def _compared(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.ndarray:

@@ -156,7 +156,7 @@ def _real(
     if take is not None:
         padded = sp.hstack([counts, sp.csr_matrix((counts.shape[0], 1))], format="csr")
         counts = padded[:, np.where(take < 0, counts.shape[1], take)]
-    obs = cells.data.obs.iloc[rows].copy()
+    obs = cells.obs.iloc[rows].copy()
     if not obs.columns.is_unique:
         twice = obs.columns[obs.columns.duplicated()][0]
         raise SchemaError(f"obs has several columns {twice!r}: rename all but one.")
