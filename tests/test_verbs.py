@@ -6,6 +6,8 @@ import inspect
 import json
 import re
 from contextlib import nullcontext
+from decimal import Decimal
+from fractions import Fraction
 
 import anndata as ad
 import mudata
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import chreode as ch
+from chreode.data.align import MissingFeatures
 from chreode.data.simulate import simulate_multiome
 from chreode.verbs import cells as verbs_of_cells
 
@@ -338,6 +341,61 @@ def test_augmentation_keeps_numbers_and_what_was_generated_before(cells, quick):
     ).obs["generated"]
     assert twice[: once.n_obs].sum() == once.n_obs - 120
     assert twice[once.n_obs :].all()
+
+
+def test_augmentation_says_which_classes_it_cannot_fill_up(fitted, cells):
+    cells.obs["batch"] = np.where(np.arange(cells.n_obs) < 5, "new", cells.obs["batch"])
+    floor = int(cells.obs["batch"].value_counts().max()) + 5
+    with pytest.warns(UserWarning, match="does not know 'new' and adds no cells there. Fit it on"):
+        made = ch.augment(cells, fitted, by="batch", floor=floor, progress=False)
+    assert made.obs["batch"].value_counts()[["batch_0", "new"]].tolist() == [floor, 5]
+    cells.obs["batch"] = np.where(np.arange(cells.n_obs) < 250, "new", cells.obs["batch"])
+    made = ch.augment(cells, fitted, by="batch", progress=False)  # that class is the largest
+    assert set(made.obs["batch"].value_counts()) == {250}
+
+
+def test_cells_of_several_augmentations_have_names_of_their_own(fitted, cells):
+    more = cells
+    for _ in range(4):
+        floor = 5 + int(more.obs["batch"].value_counts().max())
+        schema = fitted.schema.with_(counts="layers/counts" if more is cells else "X")
+        more = ch.augment(more, fitted, by="batch", floor=floor, schema=schema, progress=False)
+        assert more.obs_names.is_unique
+        new = more.obs_names[more.obs["generated"]]
+        more = more[more.obs_names != new[0]].copy()
+
+
+def test_columns_need_no_text_for_their_names(fitted, cells):
+    cells.obs[7], cells.var[0] = np.arange(cells.n_obs), np.arange(cells.n_vars)
+    more = ch.augment(cells, fitted, by="batch", floor=200, progress=False)
+    assert more.obs[7][: cells.n_obs].tolist() == cells.obs[7].tolist()
+    with pytest.warns(MissingFeatures):
+        made = fitted.reconstruct(cells[:, 5:].copy(), progress=False)
+    assert made.var[0].dropna().tolist() == cells.var[0][5:].tolist()
+
+
+@pytest.mark.parametrize("number", [Decimal("30"), Fraction(61, 2)])
+def test_numbers_of_any_kind_are_conditions(of_all, number):
+    cells, fits = of_all
+    found = fits["cfgen"].predict(cells[:5].copy(), to={"age": number}, progress=False)
+    assert set(found.obs["age"]) == {float(number)}
+    assert (
+        fits["cfgen"].generate(3, given={"age": number}).obs["age"].tolist() == [float(number)] * 3
+    )
+
+
+@pytest.mark.parametrize("knockout", [3, None, ["gene_0"], b"gene_0", {"gene_0": 1}])
+def test_a_knockout_is_text(of_all, knockout):
+    cells, fits = of_all
+    for ask in (fits["neuralode"].predict, fits["neuralode"].trajectory):
+        with pytest.raises(ch.SchemaError, match="expected a gene, or several as text: 'A\\+B'"):
+            ask(cells[:3].copy(), to={"knockout": knockout})
+
+
+@pytest.mark.parametrize("library", [-5.0, 0, np.nan, np.inf])
+def test_a_depth_is_a_finite_number_above_0(fitted, cells, library):
+    with pytest.raises(ch.ConfigError, match="library=.*: expected a finite number above 0"):
+        fitted.reconstruct(cells, library=library)
 
 
 def test_results_keep_what_the_data_say_of_features_and_cells(fitted, cells, tmp_path):

@@ -236,14 +236,16 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, A
     return key, None, code
 
 
-def gene_positions(spec: Spec, name: str, value: str) -> tuple[int, ...]:
+def gene_positions(spec: Spec, name: str, value: Any) -> tuple[int, ...]:
     """Return the positions of a gene, or of several as ``A+B``, that an argument called `name` holds.
 
     Raises
     ------
     SchemaError
-        If the model was not fitted with one of them.
+        If it is no text, or the model was not fitted with one of them.
     """
+    if not isinstance(value, str):
+        raise SchemaError(f"{name}={value!r}: expected a gene, or several as text: 'A+B'.")
     genes = spec.features[spec.either("expression", "counts")]
     named = [value] if value in genes else value.split("+")  # the name of a gene may have a plus
     unknown = [gene for gene in named if gene not in genes]

@@ -122,7 +122,7 @@ class Cells:
             return pd.DataFrame(index=index)
         if not index.isin(found.index).all():  # whole numbers and truths, of which some are missing
             whole = found.select_dtypes([bool, np.integer])
-            found = found.assign(**whole.convert_dtypes())
+            found = found.astype(whole.convert_dtypes().dtypes.to_dict())
         return found.reindex(index)
 
     def column(self, role: str) -> pd.Series:

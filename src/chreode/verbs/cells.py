@@ -93,6 +93,8 @@ def reconstruct(
         raise SchemaError(f"This model does not decode {role!r}.{near(role, self.spec.features)}")
     if library is not None and self.scale != "counts":
         raise ConfigError(f"This {self.model.key} decodes {self.scale}; it has no library to set.")
+    if library is not None and not 0 < library < np.inf:
+        raise ConfigError(f"library={library}: expected a finite number above 0.")
     refuse_over(cells.data, into)
     source, usable = open_cells(self, "reconstruct", cells, run, to)
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
