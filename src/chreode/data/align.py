@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError, SchemaError, counted, near, warn
+from ..errors import DataError, SchemaError, counted, listed, near, warn
 from ..schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, UNIT_ROLES, Place, Spec
 from .cells import Cells
 from .check import MAY_LACK, findings, merging, require, unit
@@ -308,8 +308,7 @@ def _refuse_unknown(key: str, names: Collection[str], spec: Spec) -> None:
     unknown = sorted(names)
     if unknown:
         raise DataError(
-            f"{key}: the model never saw {unknown[:5]}"
-            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}. It knows "
+            f"{key}: the model never saw {listed(map(repr, unknown))}. It knows "
             f"{', '.join(spec.categories[key][:10])}. Map the new cells first: "
             "fitted.model.fit(query, schema, from_=fitted)."
         )

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int
 
-from ..errors import SchemaError
+from ..errors import SchemaError, listed
 from ..schema import MATRIX_ROLES, Place, Schema
 from . import places
 from .read import Data, read
@@ -226,7 +226,9 @@ def _positions(names: pd.Index, rows: Any, name: str) -> Int[np.ndarray, " n"]:
         texts = [str(v) if isinstance(v, str) else None for v in given]
         found = names.get_indexer(pd.Index(texts, dtype=object))
         if (found < 0).any():
-            raise SchemaError(f"{name}: {given[found < 0][:5].tolist()} are not among the cells.")
+            raise SchemaError(
+                f"{name}: not among the cells: {listed(map(repr, given[found < 0].tolist()))}."
+            )
         given = found
     if len(given) and (given.min() < 0 or given.max() >= n):
         raise SchemaError(f"{name}: expected positions from 0 to {n - 1}.")

@@ -18,7 +18,7 @@ from ..data.cells import Cells
 from ..data.check import findings, require
 from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
-from ..errors import ConfigError, SchemaError, near, warn
+from ..errors import ConfigError, SchemaError, listed, near, warn
 from ..run import Run
 from ..schema import Schema
 from .cells import generate
@@ -133,9 +133,8 @@ def augment(
 def _warn_of_unknown(by: str, names: list[Any]) -> None:
     """Warn of classes that are smaller than they should be, and that the model cannot fill up."""
     if names:
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         warn(
-            f"{by}: the model does not know {', '.join(map(repr, names[:5]))}{more} and adds no cells there. "
+            f"{by}: the model does not know {listed(map(repr, names))} and adds no cells there. "
             "Fit it on such cells too, or leave them out (rows)."
         )
 
