@@ -32,8 +32,8 @@ def single_names(
     lacking = sorted(found - set(vectors)) if vectors else []
     if lacking:
         raise DataError(
-            f"{role}: vectors lacks {listed(lacking)} ({len(lacking):,} of {counted(len(found), 'name')}). Add "
-            "what it lacks, or leave out such cells."
+            f"{role}: vectors lacks {listed(lacking)} ({len(lacking):,} of {counted(len(found), 'name')}). "
+            "Add what it lacks, or leave out such cells."
         )
     return found | set(vectors)
 

@@ -163,13 +163,21 @@ def _named_start(spec: Spec, module: Any, name: str) -> CellBatch:
 
 @settled()
 @checked
-def rank(self: FittedState, data: AnnData | MuData | None = None) -> pd.DataFrame:
+def rank(
+    self: FittedState,
+    data: AnnData | MuData | None = None,
+    *,
+    run: Run = Run(),
+    **settings: Any,
+) -> pd.DataFrame:
     """Return which genes drive which, or how much each feature matters: the model says which of the two.
 
     Parameters
     ----------
     data
         Cells, or none, to whose features scores are written.
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Returns
     -------
@@ -183,8 +191,10 @@ def rank(self: FittedState, data: AnnData | MuData | None = None) -> pd.DataFram
     ``var["<model>_score"]`` of `data`, if given : float32, the score of each feature, or the sum of the
     absolute weights by which it drives others; NaN for features not trained.
     """
+    run = run.with_(**settings)
     self.require("rank")
-    found: Ranking = self.module.rank()
+    with on_device(self, run) as (module, _):
+        found: Ranking = module.rank()
     role = self.spec.either("expression", "counts")
     names = self.spec.features[role]
     if data is not None:
@@ -193,7 +203,7 @@ def rank(self: FittedState, data: AnnData | MuData | None = None) -> pd.DataFram
         key = f"{self.model.key}_score"
         refuse_slot(data, key)
         owner: Any = holder(data, dict(self.schema.places())[role], role)
-        score = pd.Series(found.score.detach().numpy(), index=list(names))
+        score = pd.Series(found.score.detach().cpu().numpy(), index=list(names))
         owner.var[key] = score.reindex(owner.var_names).to_numpy(np.float32)
         write_provenance(self, data, key)
     return found.table(names)
