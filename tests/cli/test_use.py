@@ -67,9 +67,9 @@ def test_missing_genes_are_one_line_on_stderr(say, there):
     code, out, err = say("embed scvi query.h5ad -o out.h5ad --json")
     assert code == 0
     assert json.loads(out)["cells"] == 200
-    lines = [line for line in err.splitlines() if "3 of 80 trained features are missing" in line]
+    lines = [line for line in err.splitlines() if "lacks 3 of 80 trained features" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("note: counts (layers/counts): ")
+    assert lines[0].startswith("note: counts (layers/counts) lacks 3 of 80")
 
 
 @pytest.mark.parametrize(

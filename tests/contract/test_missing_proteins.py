@@ -147,7 +147,7 @@ def test_neither_cells_nor_features_that_are_absent_count_as_measured(cite):
         part = mudata.MuData({"rna": rna, "adt": adt[20:, 2:].copy()})
     roles = ch.Schema(counts="rna:X", protein="adt:X")
     spec = Paired(max_epochs=1).fit(whole, roles).spec
-    with pytest.warns(UserWarning, match="2 of 14 trained features are missing"):
+    with pytest.warns(UserWarning, match="lacks 2 of 14 trained features"):
         source = open_query(Cells.of(part, roles), spec, ["counts", "protein"])
     x, measured = source.batch(np.arange(60)).measured("protein")
     known = ~np.isnan(some.obsm["protein"])

@@ -157,7 +157,7 @@ def test_it_starts_from_the_weights_of_another_model_and_says_which(pbmc, scvi):
     np.testing.assert_allclose(new["head.weight"], old["head.weight"], atol=1e-6)
     n = len(old)
     assert still.provenance["notes"][0] == (
-        f"started from a fitted scvi: {n} of its {n} tensors were taken; "
+        f"started from a fitted scvi, with {n} of its {n} tensors; "
         "fresh are classifier.weight, classifier.bias"
     )
     assert still.spec.features == scvi.spec.features

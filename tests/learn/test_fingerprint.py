@@ -153,7 +153,7 @@ def test_named_validation_cells_are_not_drawn_ones(parts):
 
 def test_a_refusal_names_what_differs(some, tmp_path):
     MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")
-    with pytest.raises(ch.StoreError, match=r"another fit: data differ\. Remove it"):
+    with pytest.raises(ch.StoreError, match=r"another fit, with other data\. Remove it"):
         MODEL.fit(last_count(some), SCHEMA, checkpoint=tmp_path / "state")
     tensors, told = store.read_tensors(tmp_path / "state" / "phase0.safetensors")
     store.write_tensors(

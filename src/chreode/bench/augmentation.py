@@ -22,7 +22,7 @@ from ..compute.settings import settled
 from ..config.arguments import checked
 from ..data.cells import Cells
 from ..data.read import Data
-from ..errors import DataError, SchemaError
+from ..errors import DataError, SchemaError, counted
 from ..metrics.space import Space
 from ..model import Model
 from ..run import Run
@@ -165,7 +165,7 @@ def _given(cells: Cells, by: str, floor: int | None, run: Run) -> _Given:
     names = sorted(values.dropna().unique())
     if len(names) < 2:
         raise DataError(
-            f"{by} tells {len(names)} class of cells: a classifier needs two at the least."
+            f"{by} tells {counted(len(names), 'class')} of cells: a classifier needs two at the least."
         )
     classes = pd.Index(names).get_indexer(pd.Index(values)).astype(np.int64)
     return _Given(cells.data, cells.schema, counts, classes, names, by, floor, run)
@@ -184,7 +184,9 @@ def _judge(add: _Add, seed: int, given: _Given, *, weighted: bool = False) -> Re
     # a class of one cell has none to be tested on
     rare = np.flatnonzero((sizes < floor) & np.isin(np.arange(len(sizes)), given.classes[test]))
     if not len(rare):
-        raise DataError(f"No class has fewer than {floor} training cells: raise the floor.")
+        raise DataError(
+            f"No class has fewer than {counted(floor, 'training cell')}: raise the floor."
+        )
     more, of_more, state = add(given, train, floor, seed)
     seconds = time.perf_counter() - start
     space = Space.of(given.counts[yardstick], given.counts.shape[1], _COMPONENTS)

@@ -18,7 +18,7 @@ from ..compute.settings import settled
 from ..config.arguments import checked
 from ..data.cells import Cells
 from ..data.read import Data
-from ..errors import ConfigError, DataError, SchemaError
+from ..errors import ConfigError, DataError, SchemaError, counted
 from ..metrics import generation as measure
 from ..metrics.markers import MIN_CLASS
 from ..model import Model
@@ -210,7 +210,7 @@ def _judged(given: Given, seeds: Sequence[int]) -> tuple[Given, dict[str, str]]:
     if not enough(first):
         raise DataError(TOO_FEW)
     left = {role: "it has one feature" for role in others if given.counts[role].shape[1] < 2}
-    few = f"there is no class of which {MIN_CLASS} held-out cells, a fifth of all, have it"
+    few = f"no class has {counted(MIN_CLASS, 'held-out cell')} with it, where a fifth of all are held out"
     left |= {role: few for role in others if role not in left and not enough(role)}
     kept: dict[str, Any] = {
         name: {role: v for role, v in getattr(given, name).items() if role not in left}

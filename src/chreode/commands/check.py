@@ -182,17 +182,13 @@ def _verdict(seen: Look) -> tuple[bool, str]:
 
 
 def _columns(data: Data) -> Iterator[dict[str, Any]]:
+    from ..data.places import agree
+
     for prefix, part in _parts(data):
         for name in part.obs.columns:
-            if prefix and name in data.obs and _agree(data.obs[name], part.obs[name]):
+            if prefix and name in data.obs and agree(data.obs[name], part.obs[name]):
                 continue  # a copy of the whole's column
             yield {"place": f"{prefix}obs/{name}", **_column(str(name), part.obs[name])}
-
-
-def _agree(whole: pd.Series, part: pd.Series) -> bool:
-    if not whole.index.is_unique:
-        return False
-    return bool((whole.reindex(part.index).astype(str) == part.astype(str)).all())
 
 
 def _column(name: str, values: pd.Series) -> dict[str, Any]:

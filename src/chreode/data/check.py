@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from ..errors import DataError, SchemaError, counted, near, warn
+from ..errors import DataError, SchemaError, counted, listed, near, warn
 from ..schema import (
     CATEGORY_ROLES,
     COUNT_ROLES,
@@ -29,9 +29,7 @@ from .places import as_category
 _EXACT = 2**24
 #: Strings that often stand for "not known".
 _SUSPECT = ("nan", "na", "none", "unknown", "unmatched", "unassigned", "")
-_LONELY = (
-    "one cell each; nothing can be learned of them. Remove these cells or merge the categories."
-)
+_LONELY = "nothing can be learned there. Remove such cells or merge categories."
 #: Roles that say whether values are counts, which their sums may belie.
 SCALED_ROLES = (*COUNT_ROLES, "expression")
 #: Roles whose NaN means "not measured".
@@ -166,7 +164,9 @@ def _form(slot: str, role: str, place: Place, values: Any, names: pd.Index) -> I
 def _values(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Finding]:
     if seen.infinite:
         yield Finding(
-            "error", role, f"{slot} holds {seen.infinite:,} infinite values; remove them."
+            "error",
+            role,
+            f"{slot} holds {counted(seen.infinite, 'infinite value')}; remove such cells or features.",
         )
     elif max(seen.high, -seen.low) > 3.4e38:
         yield Finding("error", role, f"{slot} holds values beyond 3.4e38; divide or remove them.")
@@ -174,7 +174,7 @@ def _values(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
         yield Finding(
             "error", role,
             f"{slot} holds {seen.lacking:,} NaN. Counts that were not measured are no zeros: "
-            "remove these cells or features.",
+            "remove such cells or features.",
         )  # fmt: skip
     elif seen.lacking:
         yield Finding(
@@ -195,8 +195,8 @@ def _values(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
     if _EXACT < most < 3.4e38:
         yield Finding(
             "warning", role,
-            f"{slot} holds counts up to {most:,.0f}. Models read them as float32: above "
-            f"{_EXACT:,} neighbouring counts become one (six to seven digits are kept)."
+            f"{slot} holds counts up to {most:,.0f}. Models read them as float32: "
+            f"neighbouring counts above {_EXACT:,} become one (six to seven digits are kept)."
             if role in COUNT_ROLES
             else f"{slot} holds values up to {most:.3g}. Models read them as float32, which has six to seven "
             f"digits: differences below {most / _EXACT:.2g} are lost there. Divide, or subtract from every "
@@ -208,8 +208,8 @@ def _counts(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
     if seen.negative:
         yield Finding(
             "error", role,
-            f"{slot} holds {seen.negative:,} negative values: these are no counts. Name the place of "
-            "the raw counts, often 'layers/counts' or 'raw'.",
+            f"{slot} holds {counted(seen.negative, 'negative value')}, and counts have none. Name the place "
+            "of the raw counts, often 'layers/counts' or 'raw'.",
         )  # fmt: skip
     elif seen.broken and not schema.fractional:
         yield Finding(
@@ -233,13 +233,13 @@ def _zeros(slot: str, role: str, place: Place, seen: Look) -> Iterator[Finding]:
         yield Finding(
             "error", role,
             f"{slot} has {counted(len(seen.empty), 'cell')} without any counts (first at row "
-            f"{int(seen.empty[0])}). Remove them: {place.owner()}[{place.matrix()}.sum(1) > 0].",
+            f"{int(seen.empty[0])}). Remove such cells: {place.owner()}[{place.matrix()}.sum(1) > 0].",
         )  # fmt: skip
     if seen.silent:
         yield Finding(
             "note",
             role,
-            f"{slot} has {counted(seen.silent, 'feature')} with zeros alone. They are kept.",
+            f"{slot} has {counted(seen.silent, 'feature')} with zeros alone. Such features are kept.",
         )
 
 
@@ -261,7 +261,7 @@ def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterat
     if lacking and role in ("batch", "categorical", "perturbation", "trajectory"):
         yield Finding(
             "error", role,
-            f"{slot} has no value in {counted(lacking, 'cell')}. Remove these cells, or give them a category "
+            f"{slot} has no value in {counted(lacking, 'cell')}. Remove such cells, or give them a category "
             "of their own.",
         )  # fmt: skip
     elif lacking:
@@ -278,7 +278,8 @@ def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterat
         names = sizes.index[sizes == 1].tolist()
         yield Finding(
             "error", role,
-            f"{slot}: {names[:5]} have {_LONELY}",
+            f"{slot} has {counted(len(names), 'category')} of one cell "
+            f"({listed(map(repr, names))}): {_LONELY}",
         )  # fmt: skip
     if role == "perturbation" and schema.control is not None and schema.control not in sizes.index:
         yield Finding(
@@ -295,7 +296,7 @@ def _number(slot: str, role: str, values: Float64[np.ndarray, " n"]) -> Iterator
         yield Finding(
             "error",
             role,
-            f"{slot} is NaN or infinite in {counted(bad, 'cell')}. Remove these cells.",
+            f"{slot} is NaN or infinite in {counted(bad, 'cell')}. Remove such cells.",
         )
     elif role != "size_factor":
         yield from merging(slot, values, unit(values))
@@ -337,7 +338,7 @@ def merging(
     few = len(same) <= n / 100 + n**2 / 2**24
     yield Finding(
         "note" if few else "error", role,
-        f"{slot}: of {n:,} different numbers {len(same):,} are too close to the next to be told from it "
-        f"(such as {example}), beside the range of all from {distinct[0]:.6g} to {distinct[-1]:.6g}"
+        f"{slot}: {len(same):,} of {counted(n, 'different number')} cannot be distinguished from the next "
+        f"one (such as {example}), beside the range of all from {distinct[0]:.6g} to {distinct[-1]:.6g}"
         + ("." if few else ". Look for outliers or a second unit, and subtract or rescale."),
     )  # fmt: skip

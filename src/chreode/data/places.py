@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,12 +127,47 @@ def column(data: Data, place: Place, role: str) -> pd.Series:
         )
     if values.dtype.kind == "V":
         raise SchemaError(f"{role} ({place}) holds records, which are neither numbers nor names.")
-    if owner is data:
-        return values
+    return values if owner is data else _for_all(values, data, owner, place)
+
+
+def _for_all(values: pd.Series, data: Data, owner: Any, place: Place) -> pd.Series:
+    """Return a column of a modality with a row per cell of the whole, whole numbers and truths as such."""
     cells = _own_cells(owner, place)
-    if values.dtype.kind in "iu" and not data.obs_names.isin(cells).all():
-        values = values.astype("UInt64" if values.dtype.kind == "u" else "Int64")  # no floats
+    nullable = {"i": "Int64", "u": "UInt64", "b": "boolean"}.get(values.dtype.kind)
+    if nullable and not data.obs_names.isin(cells).all():
+        values = values.astype(nullable)
     return values.reindex(data.obs_names)
+
+
+def obs_of(data: Data, named: Iterable[Place]) -> pd.DataFrame:
+    """Return the columns of cells, with those of the modalities in which places are `named`.
+
+    The name of one that several have, or that the whole has with other values, begins as ``rna:``.
+    """
+    modalities = getattr(data, "mod", {})
+    within = {place.modality: place for place in named if place.modality in modalities}
+    owners: dict[str, Any] = {name: modalities[name] for name in within}
+    often = Counter(name for owner in owners.values() for name in owner.obs)
+    found = data.obs.copy() if owners else data.obs
+    for modality, owner in owners.items():
+        for name, values in owner.obs.loc[:, ~owner.obs.columns.duplicated()].items():
+            prefixed = f"{modality}:{name}"
+            if name in data.obs and agree(data.obs[name], values):
+                continue
+            if (
+                name not in data.obs and often[name] == 1
+            ):  # then a copy that MuData made is none too many
+                found = found.drop(columns=prefixed, errors="ignore")
+                prefixed = name
+            found[prefixed] = _for_all(values, data, owner, within[modality])
+    return found
+
+
+def agree(whole: Any, part: pd.Series) -> bool:
+    """Return whether a column of a modality is a copy of one of the whole."""
+    if isinstance(whole, pd.DataFrame) or not whole.index.is_unique:
+        return False
+    return bool((whole.reindex(part.index).astype(str) == part.astype(str)).all())
 
 
 def entry(data: Data, key: str, role: str) -> Any:

@@ -55,7 +55,7 @@ def select_genes(
     require(findings(cells.narrowed([role, "batch"]), rows))
     if n > len(names):
         warn(
-            f"There are {counted(len(names), 'gene')}, fewer than the {n:,} asked for: all of them are kept."
+            f"The data has {counted(len(names), 'gene')}, fewer than the {n:,} asked for: all are kept."
         )
     codes = np.zeros(len(rows), int)
     if schema.batch is not None:

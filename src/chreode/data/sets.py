@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int
 
-from ..errors import DataError, SchemaError, near
+from ..errors import DataError, SchemaError, counted, listed, near
 from ..schema import Spec, members
 from .cells import Cells
 
@@ -32,8 +32,8 @@ def single_names(
     lacking = sorted(found - set(vectors)) if vectors else []
     if lacking:
         raise DataError(
-            f"{role}: vectors has none of {', '.join(lacking[:5])} ({len(lacking)} of {len(found)} names). "
-            "Add them, or leave out these cells."
+            f"{role}: vectors lacks {listed(lacking)} ({len(lacking):,} of {counted(len(found), 'name')}). "
+            "Add what it lacks, or leave out such cells."
         )
     return found | set(vectors)
 

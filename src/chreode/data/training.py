@@ -91,8 +91,8 @@ def open_training(
     kept = _complete(cells, roles, kept, partial=reader.partial)
     if isinstance(validation, np.ndarray) and not np.isin(validation, kept).any():
         raise DataError(
-            f"validation: none of the {counted(len(validation), 'cell')} named has what {reader.key} reads. "
-            "Name cells that were measured for it, or give a share."
+            f"validation: of {counted(len(validation), 'cell')}, none has what {reader.key} reads. Name "
+            "cells that were measured for it, or give a share."
         )
     spec = learn_spec(cells, roles, kept, old, sets=reader.sets)
     if "label" in reader.needs and not spec.categories["label"]:

@@ -113,8 +113,8 @@ class SGD:
         """
         if len(split.train) < MIN_CELLS:
             raise DataError(
-                f"{len(split.train)} training cells are fewer than the {MIN_CELLS} that minibatches "
-                "need. Give more cells; where states alone are asked for, PCA and PPCA take fewer."
+                f"Minibatches need {counted(MIN_CELLS, 'training cell')}; got {len(split.train)}. "
+                "Give more cells; where states alone are asked for, PCA and PPCA take fewer."
             )
         assert phase.data is not None, "SGD needs a sampler"
         keep_freed_memory()
@@ -248,8 +248,7 @@ class _Loop:
         if not group.alone and min(map(len, joint)) < 2 * group.size:
             raise ConfigError(
                 f"A minibatch of {counted(min(map(len, joint)), 'cell')} is too small for "
-                f"{counted(group.size, 'process')}, which need two cells each. Raise batch_size, or "
-                "start fewer."
+                f"{counted(group.size, 'process')}: each needs two cells. Raise batch_size, or start fewer."
             )
         mine = self._minibatches(map(group.share, joint))
         mean = EpochMean("train", group)
@@ -338,7 +337,7 @@ class _Loop:
             known = theirs if isinstance(theirs, dict) else {}
             differ = [p for p in {**ours, **known} if known.get(p) != ours.get(p)]
             raise StoreError(
-                f"{self.run.checkpoint} belongs to another fit: {', '.join(differ)} differ. "
+                f"{self.run.checkpoint} belongs to another fit, with other {', '.join(differ)}. "
                 "Remove it to begin anew, or name another checkpoint."
             )
         try:

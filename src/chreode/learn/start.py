@@ -6,12 +6,11 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from ..errors import CapabilityError, ConfigError, warn
+from ..errors import CapabilityError, ConfigError, counted, listed, warn
 from ..module import Module
 from ..verbs.state import FittedState
 
 #: Names of tensors that a note lists.
-_SHOWN = 6
 
 
 def continue_from(module: Module, from_: FittedState, *, mapping: bool, extends: bool) -> None:
@@ -82,19 +81,13 @@ def start_part_from(module: Module, part: str, from_: FittedState) -> str:
     fresh = [name for name in module.state_dict() if name not in {prefix + t for t in taken}]
     if odd:
         warn(
-            f"{listed(odd)} of the {key} to start from have another shape here "
-            f"({_shape_of(odd, old)} there, {_shape_of(odd, own)} here) and are learned anew."
+            f"The {key} to start from has {listed(odd)} in another shape "
+            f"({_shape_of(odd, old)} there, {_shape_of(odd, own)} here): learned anew."
         )
     return (
-        f"started from a fitted {key}: {len(taken)} of its {len(old)} tensors were taken; fresh are "
+        f"started from a fitted {key}, with {len(taken)} of its {counted(len(old), 'tensor')}; fresh are "
         f"{listed(fresh) or 'none'}"
     )
-
-
-def listed(names: Collection[str]) -> str:
-    """Return some names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join([*names][:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shape_of(names: Collection[str], tensors: Mapping[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..config.arguments import checked
-from ..errors import CapabilityError, ConfigError, DataError, near
+from ..errors import CapabilityError, ConfigError, DataError, counted, near
 from ..metrics.score import Labels
 from ..metrics.space import Space
 from ..text import picture
@@ -191,5 +191,6 @@ def _require_same_genes(real: Counts, generated: Counts) -> None:
             raise DataError(f"Expected numbers, cells x genes; got {counts.dtype} {counts.shape}.")
     if real.shape[1] != generated.shape[1]:
         raise DataError(
-            f"There are {real.shape[1]:,} real and {generated.shape[1]:,} generated genes: expected the same."
+            f"Real cells have {counted(real.shape[1], 'gene')}, generated ones {generated.shape[1]:,}: "
+            "expected the same."
         )

@@ -199,9 +199,7 @@ def _values(
     else:
         values = pd.Series(colour)
     if len(values) != n:
-        raise DataError(
-            f"There are {counted(len(values), 'value')} to colour {counted(n, 'cell')} by."
-        )
+        raise DataError(f"Got {counted(len(values), 'value')} to colour {counted(n, 'cell')} by.")
     if values.isna().all():
         raise DataError("There is no value to colour by: all are missing.")
     return values, listed

@@ -29,8 +29,8 @@ def too_small(about: Mapping[str, Any]) -> str:
         f"Nothing of {role} is scored: {why}." for role, why in about.get("not scored", {}).items()
     ]
     alone = (
-        f"Not scored alone are classes with fewer than {MIN_CLASS} held-out cells: {classes}. They count in "
-        f"pooled scores, and in the markers of types with at least {counted(FEWEST, 'cell')}."
+        f"Not scored alone are classes with fewer than {counted(MIN_CLASS, 'held-out cell')}: {classes}. "
+        f"They count in pooled scores, and in the markers of types with at least {counted(FEWEST, 'cell')}."
     )
     markers = f"Types with too few cells to compare their markers: {types}."
     return " ".join([*left, *[alone] * bool(classes), *[markers] * bool(types)])

@@ -186,8 +186,12 @@ def evaluate(
 
 def _record(self: FittedState, **more: Any) -> str:
     record = {k: self.provenance[k] for k in ("model", "version", "config", "spec", "seed")}
-    # users give NumPy's numbers too, as the largest of a column
-    return json.dumps({**record, **more}, sort_keys=True, default=lambda value: value.tolist())
+    return json.dumps({**record, **more}, sort_keys=True, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON knows: users give NumPy's numbers too, as the largest of a column."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
 
 
 def uns(self: FittedState, verb: str, **more: Any) -> dict[str, Any]:

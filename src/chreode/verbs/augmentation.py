@@ -18,7 +18,7 @@ from ..data.cells import Cells
 from ..data.check import findings, require
 from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
-from ..errors import ConfigError, SchemaError, near
+from ..errors import ConfigError, SchemaError, listed, near, warn
 from ..run import Run
 from ..schema import Schema
 from .cells import generate
@@ -67,6 +67,11 @@ def augment(
     which new ones have the attributes alone; and ``obs["generated"]`` (bool), True for the new cells, as
     for those of an earlier augmentation. They follow the cells of `data`.
 
+    Warns
+    -----
+    UserWarning
+        Of classes that are smaller than they should be, and that the model does not know.
+
     Raises
     ------
     SchemaError
@@ -97,8 +102,10 @@ def augment(
     real = _real(cells, fitted, kept, columns)
     classes = real.obs[cells.places[columns[by]].key]
     known = sorted({*classes}) if by in fitted.spec.sets else fitted.spec.categories[by]
-    sizes = classes.value_counts().reindex(list(known), fill_value=0)
-    wanted = (max(floor, 0) if floor is not None else sizes.max()) - sizes
+    sizes = classes.value_counts()
+    target = sizes.max() if floor is None else floor
+    _warn_of_unknown(by, [*sizes.index[(sizes < target) & ~sizes.index.isin([*known])]])
+    wanted = target - sizes.reindex([*known], fill_value=0)
     wanted = wanted[wanted > 0]
     n = int(wanted.sum())
     refuse_what_cannot_be_kept(n, real.n_vars, None)
@@ -123,13 +130,23 @@ def augment(
     return both
 
 
+def _warn_of_unknown(by: str, names: list[Any]) -> None:
+    """Warn of classes that are smaller than they should be, and that the model cannot fill up."""
+    if names:
+        warn(
+            f"{by}: the model does not know {listed(map(repr, names))} and adds no cells there. "
+            "Fit it on such cells too, or leave them out (rows)."
+        )
+
+
 def _joined(real: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
     """Return the table of real cells with new ones below, which lack most of it."""
     # as floats, whole numbers beyond 2**53 would be others
     whole = real.select_dtypes([bool, np.integer]).convert_dtypes()
     lacking = {c: dtype for c, dtype in whole.dtypes.items() if c not in made}
     unknown = {c: pd.array([pd.NA] * len(made), dtype) for c, dtype in lacking.items()}
-    both = pd.concat([real.astype(lacking), made.assign(**unknown)])[real.columns]
+    made = pd.concat([made, pd.DataFrame(unknown, made.index)], axis=1)
+    both = pd.concat([real.astype(lacking), made])[real.columns]
     for name in real:
         texts = isinstance(real[name].dtype, pd.CategoricalDtype) or name in made
         if texts and both[name].dtype == object:
@@ -156,7 +173,7 @@ def _real(
     if take is not None:
         padded = sp.hstack([counts, sp.csr_matrix((counts.shape[0], 1))], format="csr")
         counts = padded[:, np.where(take < 0, counts.shape[1], take)]
-    obs = cells.data.obs.iloc[rows].copy()
+    obs = cells.obs.iloc[rows].copy()
     if not obs.columns.is_unique:
         twice = obs.columns[obs.columns.duplicated()][0]
         raise SchemaError(f"obs has several columns {twice!r}: rename all but one.")
@@ -170,7 +187,8 @@ def _real(
 
 def _unique(names: pd.Index, known: pd.Index) -> pd.Index:
     """Return the names, numbered on where some are known already, as after an earlier augmentation."""
-    if not names.isin(known).any():
-        return names
-    rounds = 1 + sum(known.str.startswith(f"{names[0]}"))
-    return names + f"_{rounds}"
+    free, rounds = names, 1
+    while free.isin(known).any():
+        rounds += 1
+        free = names + f"_{rounds}"
+    return free

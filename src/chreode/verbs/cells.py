@@ -41,12 +41,12 @@ from .answering import (
 from .conditions import (
     Conditions,
     as_mapping,
+    at_start,
     decode_conditions,
     draw_conditions,
     encode,
     shortened,
     with_conditions,
-    with_start_names,
 )
 from .state import FittedState
 
@@ -93,6 +93,8 @@ def reconstruct(
         raise SchemaError(f"This model does not decode {role!r}.{near(role, self.spec.features)}")
     if library is not None and self.scale != "counts":
         raise ConfigError(f"This {self.model.key} decodes {self.scale}; it has no library to set.")
+    if library is not None and not 0 < library < np.inf:
+        raise ConfigError(f"library={library}: expected a finite number above 0.")
     refuse_over(cells.data, into)
     source, usable = open_cells(self, "reconstruct", cells, run, to)
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
@@ -108,7 +110,7 @@ def reconstruct(
                 yield {role: found.numpy()}
 
     return collect_cells(
-        chunks(), cells.data.obs.iloc[usable], {role: var_of(self, decoded[0], cells)},
+        chunks(), cells.obs.iloc[usable], {role: var_of(self, decoded[0], cells)},
         uns(self, "reconstruct", to=to), counts=False, into=into,
     )  # fmt: skip
 
@@ -139,9 +141,9 @@ def predict(
     -------
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts, log1p of counts
     per 10,000 or what `expression` held for others; ``uns["chreode"]["predict"]`` says which. ``obs`` and
-    ``var`` are the cells' own, with the columns of `to` replaced; where cells are carried in time, the
-    other columns are named ``start_…``, as they are true of the start alone. From a model of several
-    kinds of counts: a MuData.
+    ``var`` are the cells' own, with the columns of `to` replaced; where cells are carried in time,
+    ``start_time`` is their own time and the other columns are named ``start_…``, as in `trajectory`. From a
+    model of several kinds of counts: a MuData.
     """
     cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
     refuse_over(cells.data, into)
@@ -161,9 +163,10 @@ def predict(
     moved = {**self.module.implied("predict"), **as_mapping(self, to)}
     numbers = (*self.spec.continuous, *NUMBER_ROLES)  # which the command line gives as text
     values = {self.column(k, schema): float(v) if k in numbers else v for k, v in moved.items()}
-    obs = cells.data.obs.iloc[usable].copy()
+    obs = cells.obs.iloc[usable].copy()
     if "time" in moved:
-        obs = with_start_names(obs, [*values, self.column("trajectory", schema)])
+        began = {"start_time": source.columns["time"][usable]} if "time" in source.columns else {}
+        obs = at_start(obs, [*values, self.column("trajectory", schema)], **began)
     for name, value in values.items():
         obs[name] = value
     return collect_cells(

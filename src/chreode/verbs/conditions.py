@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -195,9 +195,23 @@ def decode_conditions(self: FittedState, columns: Mapping[str, np.ndarray], n: i
     return obs
 
 
-def with_start_names(obs: pd.DataFrame, kept: Sequence[str]) -> pd.DataFrame:
-    """Return a table whose columns, except those `kept`, are named ``start_…``: true of the start alone."""
-    return obs.rename(columns={name: f"start_{name}" for name in obs.columns if name not in kept})
+def at_start(obs: pd.DataFrame, kept: Collection[str], **more: np.ndarray) -> pd.DataFrame:
+    """Return a table of cells that go on in time, of what is true of their start alone.
+
+    Columns, except those `kept`, are named ``start_…``, and those of `more` are added. A name that is taken
+    has an underscore behind it, so that no column is lost.
+    """
+    taken = {*kept}
+
+    def free(name: str) -> str:
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        return name
+
+    added = {free(name): values for name, values in more.items()}
+    renamed = {name: free(f"start_{name}") for name in obs.columns if name not in kept}
+    return obs.rename(columns=renamed).assign(**added)
 
 
 def shortened(given: Conditions | None) -> dict[str, Any]:

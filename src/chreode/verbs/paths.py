@@ -39,9 +39,9 @@ from .answering import (
 from .conditions import (
     Conditions,
     as_mapping,
+    at_start,
     encode,
     with_conditions,
-    with_start_names,
 )
 from .state import FittedState
 
@@ -80,8 +80,8 @@ def trajectory(
     -------
     A new AnnData (or the path `into`) of cells x times, one cell's times together: float32 expression in
     ``X``; ``obs`` has the time and the trajectory, ``start`` names the cell, ``start_time`` is its own
-    time, and its other columns are named ``start_…``, as they are true of the start alone. ``var`` is
-    that of the cells.
+    time, and its other columns are named ``start_…``, as they are true of the start alone; a name that is
+    taken has an underscore behind it. ``var`` is that of the cells.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def trajectory(
         cells = Cells.of(data, schema or self.schema)
         refuse_over(cells.data, into)
         source, usable = open_cells(self, "trajectory", cells, run)
-        obs, begin = cells.data.obs.iloc[usable], source.columns["time"][usable]
+        obs, begin = cells.obs.iloc[usable], source.columns["time"][usable]
     refuse_what_cannot_be_kept(len(usable) * len(at), self.spec.n_features(role), into)
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
@@ -135,12 +135,9 @@ def trajectory(
                 yield {role: found[:, back].flatten(0, 1).numpy()}
 
     rows, when = np.repeat(np.arange(len(obs)), len(at)), self.column("time", schema)
-    table = with_start_names(obs, [when, self.column("trajectory", schema)]).iloc[rows].assign(
-        **{
-            "start": obs.index.to_numpy()[rows], "start_time": begin[rows],
-            when: np.tile(at, len(obs)),
-        }
-    )  # fmt: skip
+    kept = [when, self.column("trajectory", schema)]
+    table = at_start(obs, kept, start=obs.index.to_numpy(), start_time=begin).iloc[rows]
+    table = table.assign(**{when: np.tile(at, len(obs))})
     table.index = pd.Index([f"{name}_{i}" for name in obs.index for i in range(len(at))])
     return collect_cells(
         chunks(), table, {role: var_of(self, role, cells)},
@@ -166,13 +163,21 @@ def _named_start(spec: Spec, module: Any, name: str) -> CellBatch:
 
 @settled()
 @checked
-def rank(self: FittedState, data: AnnData | MuData | None = None) -> pd.DataFrame:
+def rank(
+    self: FittedState,
+    data: AnnData | MuData | None = None,
+    *,
+    run: Run = Run(),
+    **settings: Any,
+) -> pd.DataFrame:
     """Return which genes drive which, or how much each feature matters: the model says which of the two.
 
     Parameters
     ----------
     data
         Cells, or none, to whose features scores are written.
+    run
+        How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
 
     Returns
     -------
@@ -186,8 +191,10 @@ def rank(self: FittedState, data: AnnData | MuData | None = None) -> pd.DataFram
     ``var["<model>_score"]`` of `data`, if given : float32, the score of each feature, or the sum of the
     absolute weights by which it drives others; NaN for features not trained.
     """
+    run = run.with_(**settings)
     self.require("rank")
-    found: Ranking = self.module.rank()
+    with on_device(self, run) as (module, _):
+        found: Ranking = module.rank()
     role = self.spec.either("expression", "counts")
     names = self.spec.features[role]
     if data is not None:
@@ -196,7 +203,7 @@ def rank(self: FittedState, data: AnnData | MuData | None = None) -> pd.DataFram
         key = f"{self.model.key}_score"
         refuse_slot(data, key)
         owner: Any = holder(data, dict(self.schema.places())[role], role)
-        score = pd.Series(found.score.detach().numpy(), index=list(names))
+        score = pd.Series(found.score.detach().cpu().numpy(), index=list(names))
         owner.var[key] = score.reindex(owner.var_names).to_numpy(np.float32)
         write_provenance(self, data, key)
     return found.table(names)
