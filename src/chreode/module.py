@@ -217,7 +217,7 @@ class Module(nn.Module):
         """Take from the fits beside this one what they tell of it, such as a confidence."""
 
     def verb_options(self, verb: str) -> Mapping[str, Option]:  # noqa: ARG002 (subclasses read it)
-        """Return what more a question may be given, such as the weight of guidance, by its name."""
+        """Return what more a verb takes by name, such as the weight of guidance; its method is given all."""
         return {}
 
     def further_conditions(self) -> Mapping[str, Callable[[Any], Any]]:

@@ -39,7 +39,7 @@ distributed=False)
         False, "Share the minibatches of a fit with the processes that torchrun started."
     )
 
-    def with_(self, **settings: Any) -> Run:
+    def with_(self, /, **settings: Any) -> Run:
         """Return a copy with some settings changed.
 
         Raises

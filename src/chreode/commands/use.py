@@ -11,7 +11,7 @@ import chreode as ch
 
 from .. import store
 from ..data.foreign import refuse_other_formats
-from ..errors import ConfigError, counted
+from ..errors import CapabilityError, ConfigError, counted
 from .common import (
     RUN,
     Answer,
@@ -150,7 +150,7 @@ def generate(
     n_cells: Annotated[Whole, Parameter(name=("--n-cells", "-n"))],
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     given: Conditions | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
@@ -170,7 +170,7 @@ def generate(
         A condition, by role, covariate or obs column: --given.batch p3 --given.label NK. Conditions that you
         leave out are drawn as they occur in the training cells.
     guidance
-        Weight of the conditions, for models that have one.
+        Weight of the conditions, for models that have one. 1 is the model as trained.
     """
     from ..verbs.answering import at_least
 
@@ -178,7 +178,10 @@ def generate(
     require_output(output, [".h5ad", ".h5mu"])
     use_threads(threads)
     fitted = load_model(model)
-    fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output, device=device)
+    options = {} if guidance is None else {"guidance": guidance}
+    if options and not fitted.verb_options("generate"):
+        raise CapabilityError(f"{fitted.model.key} has no guidance; leave it out.")
+    fitted.generate(n_cells, given=given, seed=seed, into=output, device=device, **options)
     under = ", ".join(f"{role} {value}" for role, value in (given or {}).items())
     return Answer(
         f"{counted(n_cells, 'cell')}{f' ({under})' if under else ''} written to {output}",

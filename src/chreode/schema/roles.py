@@ -207,7 +207,7 @@ class Schema:
         ]
         return f"<table><tr><th>role</th><th>place</th></tr>{''.join(rows)}</table>"
 
-    def with_(self, **roles: Any) -> Schema:
+    def with_(self, /, **roles: Any) -> Schema:
         """Return a copy with some roles changed."""
         return dataclasses.replace(self, **roles)
 

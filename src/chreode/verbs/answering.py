@@ -23,7 +23,7 @@ from ..data.cells import Cells
 from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
 from ..data.source import Source
-from ..errors import CapabilityError, ConfigError, SchemaError
+from ..errors import ConfigError, SchemaError
 from ..run import Run
 from ..schema import MATRIX_ROLES, Schema
 from .conditions import Conditions, as_mapping
@@ -71,23 +71,20 @@ def var_of(self: FittedState, role: str, cells: Cells | None = None) -> pd.DataF
     )
 
 
-def options_of(self: FittedState, verb: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that a module has for a verb, checked; keys of a mapping are conditions.
+def settings_of(
+    self: FittedState, verb: str, run: Run, settings: Mapping[str, Any]
+) -> tuple[Run, dict[str, Any]]:
+    """Return how to compute, and the options that the module has for a verb, checked.
 
-    Raises
-    ------
-    CapabilityError
-        If one is asked for that this module has not.
+    Keys of an option that is a mapping are conditions.
     """
-    offered = self.module.verb_options(verb)
-    for name, (value, default) in asked.items():
-        if name not in offered and value != default:
-            raise CapabilityError(f"{self.model.key} has no {name}; leave it at {default:g}.")
-    return {
-        name: option.check(as_mapping(self, value) if isinstance(value, Mapping) else value)
-        for name, option in offered.items()
-        for value, _ in [asked.get(name, (option.default, None))]
+    offered, own = self.module.verb_options(verb), dict(settings)
+    asked = {name: own.pop(name, option.default) for name, option in offered.items()}
+    options = {
+        name: offered[name].check(as_mapping(self, value) if isinstance(value, Mapping) else value)
+        for name, value in asked.items()
     }
+    return run.with_(**own), options
 
 
 def at_least(name: str, value: int, least: int) -> None:

@@ -5,7 +5,7 @@ Every function here is a method of `Fitted`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from .answering import (
     features,
     on_device,
     open_cells,
-    options_of,
+    settings_of,
     stream,
     uns,
     var_of,
@@ -85,7 +85,8 @@ def reconstruct(
     ``uns["chreode"]["reconstruct"]`` says the scale: counts, log1p of counts per 10,000, or that of the
     `expression` of the fit.
     """
-    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    cells = Cells.of(data, schema or self.schema)
+    run, options = settings_of(self, "reconstruct", run, settings)
     decoded = [r for r in self.spec.features if r.partition("/")[0] in ("counts", "expression")]
     if role != "counts":
         decoded = [r for r in self.spec.features if r == role]
@@ -100,13 +101,15 @@ def reconstruct(
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
     target = encode(self, to)
 
-    more: dict[str, Any] = {} if library is None else {"library": library}
-    more |= {"role": role} if self.module.drawn else {}
+    options |= {} if library is None else {"library": library}
+    options |= {"role": role} if self.module.drawn else {}
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         with on_device(self, run) as (module, device):
             for _, batch in stream(source, usable, "reconstruct", run, device):
-                found = evaluate(module.reconstruct, batch, with_conditions(batch, target), **more)
+                found = evaluate(
+                    module.reconstruct, batch, with_conditions(batch, target), **options
+                )
                 yield {role: found.numpy()}
 
     return collect_cells(
@@ -145,7 +148,8 @@ def predict(
     ``start_time`` is their own time and the other columns are named ``start_…``, as in `trajectory`. From a
     model of several kinds of counts: a MuData.
     """
-    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    cells = Cells.of(data, schema or self.schema)
+    run, options = settings_of(self, "predict", run, settings)
     refuse_over(cells.data, into)
     source, usable = open_cells(self, "predict", cells, run, to)
     check_output(self, len(usable), into)
@@ -157,7 +161,13 @@ def predict(
                 noise = Rng(seed).scope("noise", number)
                 yield blocks(
                     self,
-                    evaluate(module.predict, batch, with_conditions(batch, target), noise=noise),
+                    evaluate(
+                        module.predict,
+                        batch,
+                        with_conditions(batch, target),
+                        noise=noise,
+                        **options,
+                    ),
                 )
 
     moved = {**self.module.implied("predict"), **as_mapping(self, to)}
@@ -182,7 +192,6 @@ def generate(
     n: int,
     *,
     given: Conditions | None = None,
-    guidance: float | Mapping[str, float] = 1.0,
     seed: int = 0,
     into: str | Path | None = None,
     run: Run = Run(),
@@ -198,20 +207,20 @@ def generate(
         Conditions by role, covariate or obs column, in any combination and order: one value for all
         cells, or one for each. What is left open is drawn from the training cells that agree with most of
         it, in the proportions that all training cells have.
-    guidance
-        Weight of the conditions, for models that have one; 1 is the model as trained, 0 ignores
-        them, above 1 draws cells more typical of them. A weight per attribute (``{"label": 2}``, the
-        others 1) composes the attributes instead of giving them together.
+    settings
+        Fields of `run`, and what the model offers beside, as CFGen does ``guidance``, the weight of the
+        conditions: 1 is the model as trained, 0 ignores them, above 1 draws cells more typical of them. A
+        weight per attribute (``{"label": 2}``, the others 1) composes the attributes instead of giving them
+        together.
 
     Returns
     -------
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts; ``obs`` holds
     the conditions. From a model of several kinds of counts: a MuData of such.
     """
-    run = run.with_(**settings)
     self.require("generate")
+    run, options = settings_of(self, "generate", run, settings)
     at_least("n", n, 0)
-    options = options_of(self, "generate", {"guidance": (guidance, 1.0)})
     check_output(self, n, into)
     columns = draw_conditions(self, n, given, Rng(seed).numpy("conditions"))
     size = int(np.clip(CHUNK_VALUES // max(map(len, features(self).values())), 16, 4096))
@@ -234,6 +243,6 @@ def generate(
     obs = decode_conditions(self, columns, n)
     return collect_cells(
         chunks(), obs, features(self),
-        uns(self, "generate", given=shortened(given), guidance=guidance, seed=seed),
+        uns(self, "generate", given=shortened(given), seed=seed, **options),
         counts=self.model.scale == "counts", into=into,
     )  # fmt: skip

@@ -31,6 +31,7 @@ from .answering import (
     on_device,
     open_cells,
     refuse_slot,
+    settings_of,
     stream,
     uns,
     var_of,
@@ -98,7 +99,7 @@ def trajectory(
         range of their gene in the cells of the fit by more than a tenth of it. All are held in that range,
         or between it and the cell's own value.
     """
-    run = run.with_(**settings)
+    run, options = settings_of(self, "trajectory", run, settings)
     self.require("trajectory")
     if (data is None) == (start is None):
         raise ConfigError("trajectory begins at cells (data) or at a path of the fit (start).")
@@ -131,7 +132,7 @@ def trajectory(
                 else stream(source, usable, "trajectory", run, device)
             )
             for _, batch in batches:
-                found = evaluate(module.trajectory, with_conditions(batch, target), when)
+                found = evaluate(module.trajectory, with_conditions(batch, target), when, **options)
                 yield {role: found[:, back].flatten(0, 1).numpy()}
 
     rows, when = np.repeat(np.arange(len(obs)), len(at)), self.column("time", schema)
@@ -191,10 +192,10 @@ def rank(
     ``var["<model>_score"]`` of `data`, if given : float32, the score of each feature, or the sum of the
     absolute weights by which it drives others; NaN for features not trained.
     """
-    run = run.with_(**settings)
+    run, options = settings_of(self, "rank", run, settings)
     self.require("rank")
     with on_device(self, run) as (module, _):
-        found: Ranking = module.rank()
+        found: Ranking = module.rank(**options)
     role = self.spec.either("expression", "counts")
     names = self.spec.features[role]
     if data is not None:

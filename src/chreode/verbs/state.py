@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from ..errors import CapabilityError
-from ..module import Recipe, capabilities
+from ..module import Module, Option, Recipe, capabilities
 from ..schema import Place, Schema, Spec
 
 #: Questions whose names are no verbs.
@@ -58,6 +58,10 @@ class FittedState:
         """What the values that it decodes are, in words; those of `expression` are as that was."""
         fitted_on = self.schema.expression if "expression" in self.spec.features else None
         return f"expression as in {fitted_on}" if fitted_on else self.model.scale
+
+    def verb_options(self, verb: str) -> Mapping[str, Option]:
+        """Return what more the model takes where it is asked this, by name: the weight of guidance, say."""
+        return cast(Module, self.module).verb_options(verb)
 
     def require(self, verb: str) -> None:
         """Refuse a question that the model cannot answer.
