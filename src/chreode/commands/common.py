@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import json as json_
+import os
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 ROLES_GROUP = Group("Roles: where the data lives", sort_key=1)
 RUN = Group("How to run", sort_key=3)
+#: What every condition on cells holds.
+_CONDITION = re.compile(r"\bobs\s*[.\[]")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,13 @@ NGenes = Annotated[
     Whole | None,
     Parameter(
         group=RUN, help="Keep only this number of most variable genes, chosen on the cells to use."
+    ),
+]
+NGenesUnseen = Annotated[
+    Whole | None,
+    Parameter(
+        group=RUN,
+        help="Keep only this number of most variable genes, chosen on cells that no result is judged on.",
     ),
 ]
 Into = Annotated[
@@ -292,12 +302,25 @@ def rows_of(text: str | None) -> Any:
     Raises
     ------
     ConfigError
-        If the file holds no names.
+        If there is no such file, and it is no condition either; or if the file holds no names.
     """
-    if text is None or not Path(text).is_file():
+    if text is None:
+        return None
+    if not os.path.isfile(text):  # noqa: PTH113 (which takes text that is too long for a name)
+        if not _CONDITION.search(text):
+            raise ConfigError(
+                f"--rows {text!r} is no file, and no condition, which would name a column: "
+                "--rows 'obs.cell_type != \"nan\"'."
+            )
         return text
-    names = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
-    names = [name for name in names if name]
+    try:
+        # some programs begin a text with a mark of its encoding
+        lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{text} cannot be read as text in UTF-8 ({error.reason}): save it as such."
+        ) from error
+    names = [name for line in lines if (name := line.strip())]
     if not names:
         raise ConfigError(f"{text} holds no cell names, of which it should have one per line.")
     return names

@@ -18,7 +18,7 @@ from cyclopts import App, Group, Parameter
 import chreode as ch
 
 from .. import config, registry
-from ..errors import ConfigError, SchemaError, near
+from ..errors import ConfigError, SchemaError, counted, near
 from ..schema import ROLES, Schema
 from .common import (
     RUN,
@@ -43,6 +43,9 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.cells import Cells
     from ..fitted import Fitted
     from ..model import Model
 
@@ -135,7 +138,7 @@ def _fit(
     """
     from ..compute.convergence import STATES
     from ..compute.processes import started
-    from ..data.read import read
+    from ..data.cells import Cells
     from ..fitted import refuse_to_replace
     from ..learn.phase import forget, was_interrupted
 
@@ -148,12 +151,13 @@ def _fit(
     refuse_to_replace(output)
     require_place(output)
     use_threads(threads)
-    cells = rows_of(rows)
-    data = with_genes(read(file), schema, n_genes, cells)
+    cells = Cells.of(file, schema)
+    kept = chosen(cells, rows)
+    data = with_genes(cells.data, schema, n_genes, kept)
     checkpoint = output.with_name(f"{output.name}.checkpoint") if resume else None
     start = time.perf_counter()
     fitted = asked.fit(
-        data, schema, seed=seed, rows=cells, from_=base, validation=validation, device=device,
+        data, schema, seed=seed, rows=kept, from_=base, validation=validation, device=device,
         checkpoint=checkpoint, distributed=distributed,
     )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -221,18 +225,61 @@ def tables_of(file: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def narrowed(file: Path, schema: Schema, rows: str | None, n_genes: int | None) -> Any:
-    """Return the file's cells without those that ``--rows`` leaves out, and with the genes to keep."""
+def narrowed(
+    file: Path,
+    schema: Schema,
+    rows: str | None,
+    n_genes: int | None,
+    judged: Callable[[Cells, np.ndarray], np.ndarray] | None = None,
+    *,
+    sent: bool = False,
+) -> Any:
+    """Return the file's cells without those that ``--rows`` leaves out, and with the genes to keep.
+
+    Parameters
+    ----------
+    judged
+        Returns, from the cells and the positions of those to use, those that results are judged on. Genes
+        are chosen without them (default: on all that are used).
+    sent
+        Whether they are sent to other processes, so that they must be in memory.
+
+    Raises
+    ------
+    ConfigError
+        If no cell is chosen, or genes are to be chosen and every cell is judged.
+    """
     if rows is None and n_genes is None:
         return file
+    import numpy as np
+
     from ..data.cells import Cells
     from ..data.subset import some_cells
 
     cells = Cells.of(file, schema)
-    data = cells.data
-    if rows is not None:
-        data = some_cells(data, cells.positions(rows_of(rows), "--rows"))
-    return with_genes(data, schema, n_genes)
+    kept = chosen(cells, rows)
+    seen = kept
+    if n_genes is not None and judged is not None:
+        seen = kept[~np.isin(kept, judged(cells, kept))]
+        if not len(seen):
+            raise ConfigError("--n-genes chooses genes by cells that are not judged: leave some.")
+    # a matrix of chosen genes is read by rows, those of the cells alone
+    data = with_genes(cells.data, schema, n_genes, seen)
+    return some_cells(data, kept) if rows is not None or sent else data
+
+
+def chosen(cells: Cells, rows: str | None) -> np.ndarray:
+    """Return the positions of the cells that ``--rows`` chooses.
+
+    Raises
+    ------
+    ConfigError
+        If it chooses none.
+    """
+    found = cells.positions(rows_of(rows), "--rows")
+    if rows is not None and not len(found):
+        raise ConfigError(f"--rows {rows!r} chooses none of {counted(len(cells), 'cell')}.")
+    return found
 
 
 def with_genes(data: Any, schema: Schema, n_genes: int | None, rows: Any = None) -> Any:

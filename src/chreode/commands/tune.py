@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -18,7 +19,7 @@ from .common import (
     Device,
     Into,
     Json,
-    NGenes,
+    NGenesUnseen,
     Ray,
     Rows,
     Seed,
@@ -33,6 +34,11 @@ from .common import (
     use_threads,
 )
 from .fit import configured, first_line, narrowed, per_model, tables_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.cells import Cells
 
 tune = App(
     name="tune",
@@ -59,7 +65,7 @@ def _tune(
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
     config: Annotated[Path | None, Parameter(group=RUN)] = None,
     rows: Rows = None,
-    n_genes: NGenes = None,
+    n_genes: NGenesUnseen = None,
     device: Device = "auto",
     into: Into = None,
     ray: Ray = False,
@@ -97,7 +103,7 @@ def _tune(
         refuse_to_replace(output)
         require_place(output)
     use_threads(threads)
-    data = narrowed(file, schema, rows, n_genes)
+    data = narrowed(file, schema, rows, n_genes, partial(_judged, seed), sent=ray)
     tuned = ch.tune(
         asked, data, schema, trials=trials, seed=seed, space=space, into=into,
         ray=ray and (threads or 1), device=device,
@@ -113,6 +119,8 @@ def _tune(
     lines = [table, f"{tuned.verdict()}\nThe best: {command}"]
     notes: list[str] = []
     if output:
+        # as the command that is suggested: nothing is judged here, so all cells choose the genes
+        data = narrowed(file, schema, rows, n_genes)
         fitted = tuned.best.fit(data, schema, seed=seed, device=device)
         fitted.save(output)
         notes = fitted.provenance["notes"]
@@ -127,3 +135,13 @@ def _tune(
         },
         json, code=130 if was_interrupted(notes) else 0,
     )  # fmt: skip
+
+
+def _judged(seed: int, cells: Cells, kept: np.ndarray) -> np.ndarray:
+    """Return the cells that trials or refits are judged on, of those to use."""
+    import numpy as np
+
+    from ..bench.tuning import HELD_OUT, three_parts
+
+    _, *held_out = three_parts(cells, np.arange(len(kept)), HELD_OUT, HELD_OUT, seed)
+    return kept[np.concatenate(held_out)]
