@@ -38,9 +38,9 @@ from .common import (
     rows_of,
     schema_flags,
     signed,
-    spoken,
     use_threads,
 )
+from .spelling import spoken
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,8 +79,7 @@ def per_model(key: str, call: Callable[..., Answer | None]) -> App:
     """Return the command of a model, with its options as flags; `call` is given its class first."""
     model = registry.find(key)
     docs = {row["name"]: row["doc"] for row in config.describe(model)}
-    read = {role for need in model.needs for role in need.split("|")} | {*model.uses}
-    read |= {"control"} if "perturbation" in read else set()
+    read = roles_of(model)
     unread = [role for role in ROLES if role not in read]
     command = signed(
         functools.partial(call, model),
@@ -94,6 +93,11 @@ def per_model(key: str, call: Callable[..., Answer | None]) -> App:
         help_epilogue=f"It needs {needs}. Roles that it does not read may be named too "
         f"({', '.join(unread)}): their values are checked.",
     )
+
+
+def roles_of(model: type[Model]) -> set[str]:
+    """Return the roles that a model reads, where they are named."""
+    return {role for need in model.needs for role in need.split("|")} | {*model.uses}
 
 
 def _fit(
@@ -120,14 +124,14 @@ def _fit(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file. It is not changed.
+        An .h5ad, .h5mu or .zarr. It is not changed.
     output
         Folder to write the model to. An older model there is replaced.
     config
         A TOML file with tables [schema] and [model]. Flags override it.
     from_
         Folder of a fitted model to start from. Cells of batches that it never saw are mapped: only what is
-        new is learned. Roles and options are those of that fit, unless given.
+        new is learned. Options, and the roles that the model reads, are those of that fit, unless given.
     validation
         Share of the cells to hold out.
     resume
@@ -196,7 +200,8 @@ def configured(
 ) -> tuple[Model, Schema]:
     """Return the configured model and the schema.
 
-    They are those of the fit that is started from, then a file's tables, then the command line.
+    They are those of the fit that is started from, then a file's tables, then the command line. Of that
+    fit's roles those are taken that the model reads.
     """
     tables = tables_of(file) if file else {}
     roles = {field.name for field in dataclasses.fields(Schema)}
@@ -205,7 +210,10 @@ def configured(
     if base is not None:
         if type(base.model) is model:
             options = config.as_dict(base.model) | options
-        places = base.schema.as_dict() | places
+        # cells to map may lack what the model would not read, such as labels
+        read = roles_of(model) | {"missing", "fractional"}
+        read |= {"control", "vectors"} if "perturbation" in read else set()
+        places = {k: v for k, v in base.schema.as_dict().items() if k in read} | places
     return config.from_dict(model, options), Schema.from_dict(places)
 
 
@@ -213,7 +221,7 @@ def tables_of(file: Path) -> dict[str, dict[str, Any]]:
     """Return the tables of a configuration file: [schema] and [model]."""
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read as TOML ({error}).") from error
     for name, table in tables.items():
         if name not in ("schema", "model"):

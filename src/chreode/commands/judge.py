@@ -17,6 +17,7 @@ from ..registry import find, keys
 from ..text import shown
 from .common import (
     RUN,
+    UNREAD_ROLES,
     Answer,
     Device,
     Into,
@@ -33,8 +34,10 @@ from .common import (
     require_output,
     use_threads,
     with_roles,
+    with_roles_of_time,
 )
 from .fit import narrowed, tables_of
+from .spelling import spoken
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +73,7 @@ Config = Annotated[
 
 
 @bench.command
-@with_roles
+@partial(with_roles, hidden=UNREAD_ROLES)
 def integration(
     file: Path,
     /,
@@ -97,7 +100,7 @@ def integration(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file.
+        An .h5ad, .h5mu or .zarr.
     keys
         Slots of obsm to score.
     models
@@ -124,7 +127,7 @@ def integration(
 
 
 @bench.command(help_epilogue=_EXAMPLE.format("generation", "cfgen"))
-@with_roles
+@partial(with_roles, hidden=("expression", *UNREAD_ROLES))
 def generation(
     file: Path,
     /,
@@ -149,7 +152,7 @@ def generation(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file. Its categories (label, batch, perturbation …) make the classes.
+        An .h5ad, .h5mu or .zarr. Its categories (label, batch, perturbation …) make the classes.
     models
         Keys of models to fit, once per seed.
     seeds
@@ -174,7 +177,7 @@ def generation(
     help_epilogue="Example: chreode bench dynamics cells.h5ad --expression X --time obs/time "
     "--trajectory obs/donor --tests d4 d5 --models pathreg --report report.html"
 )
-@with_roles
+@with_roles_of_time
 def dynamics(
     file: Path,
     /,
@@ -200,7 +203,7 @@ def dynamics(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file.
+        An .h5ad, .h5mu or .zarr.
     tests
         Trajectories to forecast, by their names in the column of --trajectory.
     models
@@ -277,6 +280,7 @@ def _answer(
     written = [scored.save(output)] if output else []
     written += [scored.report(report)] if report else []
     table = scored.table()
+    table["note"] = table["note"].map(spoken)
     lacking = {name: why for name, why in scored.lacking().items() if name in columns}
     text = shown(table[columns].drop(columns=list(lacking))).to_string(float_format="%.3f")
     few = too_small(scored.about)

@@ -25,15 +25,13 @@ from .common import (
     Seed,
     Threads,
     Whole,
-    as_flags,
     records,
     require_apart,
     require_place,
-    spoken,
-    suggested,
     use_threads,
 )
 from .fit import configured, first_line, narrowed, per_model, tables_of
+from .spelling import as_flags, spoken, suggested
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +81,7 @@ def _tune(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file. It is not changed.
+        An .h5ad, .h5mu or .zarr. It is not changed.
     trials
         Number of trials.
     output
@@ -115,8 +113,9 @@ def _tune(
         "--seed", seed, "-o", output or f"runs/{tuned.best.key}",
     ]  # fmt: skip
     command = suggested("fit", tuned.best.key, file, *settings)
-    table = tuned.trials.drop(columns="seed").to_string(float_format="%.5g")
-    lines = [table, f"{tuned.verdict()}\nThe best: {command}"]
+    table = tuned.trials.drop(columns="seed")
+    table["note"] = table["note"].map(spoken)
+    lines = [table.to_string(float_format="%.5g"), f"{tuned.verdict()}\nThe best: {command}"]
     notes: list[str] = []
     if output:
         # as the command that is suggested: nothing is judged here, so all cells choose the genes
