@@ -241,9 +241,10 @@ def test_show_is_for_people(say, there):
     """No escapes of Markdown, and no rows of what other phases log."""
     fitted = ch.load("scvi")
     object.__setattr__(fitted, "history", fitted.history.assign(other=[0.0, np.nan])[1:])
-    fitted.provenance["notes"].append("n_layers [a|b]")
+    fitted.provenance["notes"] += ["n_layers [a|b]", "raise max_epochs (now 2)"]
     fitted.save("model")
     _, out, _ = say("show model")
+    assert "raise --max-epochs (now 2)" in out
     assert "Note: n_layers [a|b]." in out
     assert "nan" not in out
     assert r"\[a\|b\]" in Path("model/card.md").read_text()
