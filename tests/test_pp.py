@@ -1,14 +1,19 @@
 """Pearson residual variance against scanpy and hand-made truth."""
 
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+from anndata import AnnData
 from scipy import sparse
 
 from chreode.data import pp
 from chreode.data.pp import pearson_residual_variance, rank_genes
 from chreode.errors import ConfigError, DataError
+from chreode.schema import Schema
 
 ORACLE = np.load(Path(__file__).parent / "fixtures" / "genes" / "oracle.npz")
 COUNTS = sparse.csr_matrix(ORACLE["counts"], dtype=np.float32)
@@ -180,3 +185,21 @@ def test_a_matrix_of_nothing_is_refused():
     for shape in ((5, 0), (0, 5)):
         with pytest.raises(DataError, match="none to rank"):
             rank_genes(sparse.csr_matrix(shape), np.zeros(shape[0], int), 1)
+
+
+@pytest.mark.parametrize("role", ["counts", "expression"])
+def test_a_bar_counts_the_cells_that_genes_are_chosen_by(monkeypatch, role):
+    values = COUNTS if role == "counts" else COUNTS * 0.3
+    cells = AnnData(values, obs={"batch": pd.Categorical(BATCH.astype(str))})
+    shown = []
+
+    @contextmanager
+    def spy(total, what, progress):
+        shown.append((total, []))
+        yield SimpleNamespace(update=shown[-1][1].append)
+
+    monkeypatch.setattr(pp, "bar", spy)
+    monkeypatch.setattr(pp, "_BLOCK", 50 * COUNTS.shape[1])
+    rows = np.arange(0, cells.n_obs, 2)
+    pp.select_genes(cells, Schema(batch="obs/batch", **{role: "X"}), 5, rows=rows)
+    assert [(total, sum(done)) for total, done in shown] == [(len(rows), len(rows))]

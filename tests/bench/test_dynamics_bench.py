@@ -232,6 +232,10 @@ def test_what_cannot_be_compared_is_refused(cells):
     for tests, said in (({"a": []}, "no cells of 'a'"), ({"a": cells.obs_names}, "to learn from")):
         with pytest.raises(DataError, match=said):
             ch.bench.dynamics(cells, SCHEMA, tests=tests)
+    for given in ("tests", "knockouts", "validation"):
+        cells_of = [1, 1] if given == "validation" else {"a": [1, 1]}
+        with pytest.raises(SchemaError, match=rf"^{given}.*named twice"):
+            ch.bench.dynamics(cells, SCHEMA, **{"tests": {"b": [2]}, given: cells_of})
 
 
 @pytest.mark.slow

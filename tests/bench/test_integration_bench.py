@@ -293,3 +293,22 @@ def test_no_interval_leaves_the_range_of_its_metric(cells):
     assert (out["high"] <= 1 + 1e-9)[defined].all()
     assert (out["low"] <= out["value"] + 1e-9)[defined].all()
     assert (out["high"] >= out["value"] - 1e-9)[defined].all()
+
+
+def test_a_fitted_model_reads_the_roles_that_are_named(cells):
+    """And by another batch than that of its fit it can be judged."""
+    fitted = ch.SCVI(max_epochs=1, n_latent=3).fit(
+        cells, ch.Schema(counts="layers/counts", batch="obs/batch")
+    )
+    moved = cells.copy()
+    moved.X = moved.layers.pop("counts")
+    moved.obs["lane"] = moved.obs["batch"]
+    moved.obs["site"] = np.where(np.arange(moved.n_obs) % 2, "a", "b")
+    expected = fitted.embed(cells)
+    for batch, lacks in (("lane", ["batch"]), ("site", ["lane"])):
+        query = moved.copy()
+        query.obs = query.obs.drop(columns=lacks)
+        schema = ch.Schema(counts="X", batch=f"obs/{batch}", label="obs/cell_type")
+        out = ch.bench.integration(query, schema, [fitted], metrics=["silhouette_label"])
+        assert out.methods.loc["SCVI", "seeds"] == 1, out.methods["note"]
+        np.testing.assert_array_equal(out.embeddings["SCVI"], expected)

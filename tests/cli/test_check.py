@@ -13,6 +13,7 @@ import pytest
 
 import chreode as ch
 from chreode import models
+from chreode.compute import progress
 from chreode.data.simulate import simulate_citeseq
 
 KEYS = models.keys()
@@ -219,6 +220,29 @@ def test_fewer_genes_are_suggested_where_the_model_reads_many(say, there, place,
     assert ("--n-genes 2000" in suggested) == fewer
     if suggested.startswith("chreode fit pca"):  # it can be typed
         assert say(f"{suggested.removeprefix('chreode ')} --n-latent 2")[0] == 0
+
+
+def test_a_control_like_a_flag_is_suggested_so_that_it_can_be_typed(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.obs["treatment"] = np.where(np.arange(200) % 2, "-ctrl", "IFN")
+    cells.write_h5ad("odd.h5ad")
+    suggested = json.loads(say("check odd.h5ad --json")[1])["suggested"]
+    assert "--control=-ctrl" in suggested
+    code, out, _ = say(f"{suggested.removeprefix('chreode ')} --json")
+    assert code == 0
+    assert "--control=-ctrl" in json.loads(out)["suggested"]
+
+
+def test_a_bar_does_not_steer_the_terminal(say, there, monkeypatch):
+    shown, tqdm = [], progress.tqdm
+    spy = lambda **given: shown.append(given["desc"]) or tqdm(**given)  # noqa: E731
+    monkeypatch.setattr(progress, "tqdm", spy)
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.layers["\x1b]0;owned\x07"] = cells.X
+    cells.write_h5ad("odd.h5ad")
+    assert say("check odd.h5ad")[0] == 0
+    assert r"look at layers/\x1b]0;owned\x07" in shown
+    assert all(text.isprintable() for text in shown)
 
 
 def test_check_warns_of_whole_numbers_in_the_wrong_role(say, there):

@@ -119,6 +119,31 @@ def test_n_genes_in_a_mudata_narrows_the_modality_of_the_counts(say, there):
     assert len(ch.load("p").spec.features["counts"]) == 20
 
 
+# from a fit
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_cells_of_a_new_batch_are_mapped_without_what_the_model_does_not_read(say, there, label):
+    """As `check` suggests it, a fit names the labels, which its query may lack."""
+    cells = ad.read_h5ad("cells.h5ad")
+    query = cells[:60].copy()
+    query.obs["batch"] = "new"
+    if not label:
+        del query.obs["cell_type"]
+    query.write_h5ad("query.h5ad")
+    few = "--label obs/cell_type --n-latent 4 --n-hidden 16 --max-epochs 1"
+    assert say(f"fit scvi cells.h5ad {ROLES} {few} -o base")[0] == 0
+    code, _, err = say("fit scvi query.h5ad --from base --max-epochs 1 -o mapped")
+    assert code == 0, err
+    base, mapped = ch.load("base"), ch.load("mapped")
+    assert mapped.spec.categories["batch"] == ("batch_0", "batch_1", "new")
+    assert mapped.model == base.model
+    for schema in (mapped.schema, base.schema):
+        assert (schema.counts, schema.batch) == ("layers/counts", "obs/batch")
+    old = base.module.state_dict()
+    assert all(torch.equal(mapped.module.state_dict()[name], old[name]) for name in old)
+
+
 # TOML
 
 

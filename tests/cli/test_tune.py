@@ -85,7 +85,11 @@ def test_it_says_how_to_fit_the_best(say, there):
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ("tune ppca cells.h5ad --counts X --n-latent 5", 1, "no option to search"),
+        (
+            "tune ppca cells.h5ad --counts X --n-latent 5",
+            1,
+            "no option to search; give fewer options",
+        ),
         ("tune pca cells.h5ad --counts X", 1, "PCA cannot score"),
         ("tune ppca cells.h5ad --counts layers/count", 1, "Did you mean 'counts'?"),
         ("tune ppca cells.h5ad --counts X --trials 0", 2, "--trials"),

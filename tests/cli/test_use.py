@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+import shutil
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import zarr
 
 import chreode as ch
 from chreode import models
+from chreode.commands.app import app
 from chreode.data.simulate import simulate_citeseq
 
 KEYS = models.keys()
@@ -239,9 +241,10 @@ def test_show_is_for_people(say, there):
     """No escapes of Markdown, and no rows of what other phases log."""
     fitted = ch.load("scvi")
     object.__setattr__(fitted, "history", fitted.history.assign(other=[0.0, np.nan])[1:])
-    fitted.provenance["notes"].append("n_layers [a|b]")
+    fitted.provenance["notes"] += ["n_layers [a|b]", "raise max_epochs (now 2)"]
     fitted.save("model")
     _, out, _ = say("show model")
+    assert "raise --max-epochs (now 2)" in out
     assert "Note: n_layers [a|b]." in out
     assert "nan" not in out
     assert r"\[a\|b\]" in Path("model/card.md").read_text()
@@ -250,7 +253,6 @@ def test_show_is_for_people(say, there):
 @pytest.mark.parametrize(
     ("line", "made"),
     [
-        ("embed pca cells.h5ad", "cells.embedded.h5ad"),
         ("embed pca cells.h5ad -o new.h5ad", "new.h5ad"),
         ("generate scvi -n 3 -o new.h5ad", "new.h5ad"),
         ("correct scvi cells.h5ad --to.batch batch_0 -o new.h5ad", "new.h5ad"),
@@ -273,10 +275,43 @@ def test_embed_in_place_replaces_nothing_else(say, there):
     assert "replaced" not in say("embed pca mine.h5ad --in-place")[2]
     Path("mine.embedded.h5ad").symlink_to("mine.h5ad")
     before = Path("mine.h5ad").read_bytes()
-    code, _, err = say("embed pca mine.h5ad")
+    code, _, err = say("embed pca mine.h5ad -o mine.embedded.h5ad")
     assert code == 1
     assert "is the input. If it is to be overwritten, add --in-place." in err
     assert Path("mine.h5ad").read_bytes() == before
+
+
+@pytest.mark.parametrize("stands", ["another result", "a link", "a broken link"])
+def test_a_name_that_was_not_given_replaces_nothing(say, there, stands):
+    made, other = Path("cells.embedded.h5ad"), Path("other/mine.h5ad")
+    other.parent.mkdir()
+    other.write_text("years of work")
+    if stands == "another result":
+        assert say("embed scvi cells.h5ad")[0] == 0
+    else:
+        made.symlink_to(other if stands == "a link" else "gone.h5ad")
+    before = listing(there)
+    code, out, err = say("embed pca cells.h5ad")
+    assert (code, out) == (1, "")
+    assert err == f"error: {made} is there already. To replace it, name it: -o {made}\n"
+    assert listing(there) == before
+    assert say(f"embed pca cells.h5ad -o {made}")[0] == 0
+
+
+@pytest.mark.parametrize("scale", ["counts", "log1p CP10k"])
+def test_correct_names_what_it_writes(say, there, monkeypatch, scale):
+    monkeypatch.setattr(ch.SCVI, "scale", scale)
+    code, out, _ = say("correct scvi cells.h5ad --to batch=batch_1 -o new.h5ad")
+    assert code == 0
+    assert out.split()[0] == ("counts" if scale == "counts" else "expression")
+
+
+@pytest.mark.parametrize(
+    "written", ["--given batch=p=3 --given a.b=NK", "--given.batch p=3 --given.a.b NK"]
+)
+def test_conditions_are_given_in_two_ways(written):
+    _, bound, _ = app.parse_args(f"generate scvi -n 3 -o new.h5ad {written}")
+    assert bound.arguments["given"] == {"batch": "p=3", "a.b": "NK"}
 
 
 def test_augment_reads_roles_elsewhere_and_keeps_the_columns_of_real_cells(say, there):
@@ -314,3 +349,20 @@ def test_a_folder_that_is_no_zarr_is_not_replaced_by_one(say, there):
     assert Path("mine.zarr/thesis.txt").read_text() == "years of work"
     for _ in range(2):  # an older one is replaced
         assert say("embed pca a.zarr -o out.zarr")[0] == 0
+
+
+def test_nothing_is_written_inside_of_the_input_or_around_it(say, there):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # news about zarr's formats
+        ad.read_h5ad("cells.h5ad").write_zarr("whole.zarr")
+    shutil.copytree("whole.zarr", "part.zarr")
+    shutil.move("part.zarr", "whole.zarr/part.zarr")
+    before = listing(there)
+    for line, said in (
+        ("embed pca whole.zarr -o whole.zarr/X/new.zarr", "is the input"),
+        ("embed pca whole.zarr/part.zarr -o whole.zarr", "holds the input, whole.zarr/part.zarr,"),
+    ):
+        code, _, err = say(line)
+        assert code == 1
+        assert said in err
+    assert listing(there) == before

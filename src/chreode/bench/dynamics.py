@@ -174,10 +174,10 @@ def _given(
     role = "expression" if "expression" in named else "counts"
     roles = [role, "time", *({"trajectory"} & named)]
     everything = np.arange(len(cells))
-    rows = {name: cells.positions(some) for name, some in tests.items()}
-    without = {genes: cells.positions(some) for genes, some in knockouts.items()}
+    rows = {name: cells.positions(some, f"tests[{name!r}]") for name, some in tests.items()}
+    without = {genes: cells.positions(c, f"knockouts[{genes!r}]") for genes, c in knockouts.items()}
     held_out = np.concatenate([np.zeros(0, int), *rows.values(), *without.values()])
-    spare = np.zeros(0, int) if validation is None else cells.positions(validation)
+    spare = np.zeros(0, int) if validation is None else cells.positions(validation, "validation")
     train = np.setdiff1d(everything, np.concatenate([held_out, spare]))
     _require_cells(
         {"to learn from": train, **{f"of {name!r}": some for name, some in rows.items()}}

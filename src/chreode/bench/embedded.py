@@ -122,8 +122,23 @@ def _read_slot(key: str, given: Given, _: int) -> tuple[np.ndarray, State]:
 
 
 def _embed(fitted: Fitted, given: Given, _: int) -> tuple[np.ndarray, State]:
-    x = fitted.embed(shallow(opened(given.data)), run=given.run)
+    data = opened(given.data)
+    schema = _where(fitted, given.schema, data)
+    x = fitted.embed(shallow(data), schema=schema, run=given.run)
     return x, fitted.provenance["state"]
+
+
+def _where(fitted: Fitted, named: Schema, data: Data) -> Schema:
+    """Return where a fitted model reads these data: where roles are named, else as in its fit.
+
+    A bench may judge by another batch or label than the fit read, so these stay if the data have them.
+    """
+    roles = named.as_dict()
+    for role, place in fitted.schema.places():
+        owner = getattr(data, "mod", {}).get(place.modality) if place.modality else data
+        if role in ("batch", "label") and owner is not None and place.key in owner.obs:
+            roles.pop(role, None)
+    return Schema.from_dict(fitted.schema.as_dict() | roles)
 
 
 def _fit_and_embed(model: Model, given: Given, seed: int) -> tuple[np.ndarray, State]:

@@ -73,7 +73,8 @@ def integration(
         Must name `batch`, `label`, and what the methods need.
     methods
         Keys of ``obsm`` (``"X_scvi"`` or ``"scvi"``; one seed, and marked so), fitted models (their
-        own seed), or models to be fitted here, once per seed.
+        own seed), or models to be fitted here, once per seed. A fitted model reads roles where `schema`
+        names them, and others where its fit did; so too its batch and label, where these are there.
     seeds
         Seeds of fits and of clusterings.
     rows

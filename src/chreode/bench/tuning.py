@@ -38,6 +38,8 @@ _FACTORS = {
 }  # fmt: skip
 #: Options searched by default in a range of their own.
 _RANGES: dict[str, tuple[float, float]] = {"n_layers": (1, 3), "dropout": (0.0, 0.5)}
+#: Share of the cells by which trials are compared, and of those for the refits, by default.
+HELD_OUT = 0.1
 
 
 @checked
@@ -51,8 +53,8 @@ def tune(
     space: Space | None = None,
     objective: Objective | None = None,
     rows: Any = None,
-    validation: Any = 0.1,
-    test: Any = 0.1,
+    validation: Any = HELD_OUT,
+    test: Any = HELD_OUT,
     into: str | Path | None = None,
     ray: bool | int = False,
     run: Run = Run(),
@@ -82,7 +84,7 @@ def tune(
         Of a fitted model and cells that it has not learned from; the lowest is the best (default: minus
         the mean `score` in nats per cell, for models that have one).
     rows
-        Cells to use: mask, positions or names (default: all).
+        Cells to use: a condition on obs, a mask, positions or names (default: all).
     validation
         Share of them by which trials are compared, or these rows themselves.
     test
@@ -125,7 +127,7 @@ def tune(
     run, cells = run.with_(**settings), Cells.of(data, schema)
     positions = cells.positions(rows)
     require(findings(cells, positions, progress=run.progress))
-    train, between, last = _three(cells, positions, validation, test, seed)
+    train, between, last = three_parts(cells, positions, validation, test, seed)
     if objective is None and (other := sorted(set(space) & set(model.rescores))):
         raise ConfigError(
             f"{model.key} with another {other[0]} scores something else, so trials cannot be compared by "
@@ -209,7 +211,7 @@ def _told_apart(objective: Objective, *, named: bool) -> str:
         ) from error
 
 
-def _three(
+def three_parts(
     cells: Cells, rows: np.ndarray, validation: Any, test: Any, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows to learn from, to compare trials by, and to judge at the end: no two share any."""

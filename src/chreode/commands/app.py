@@ -18,13 +18,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Parameter
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    MixedArgumentError,
+    Parameter,
+)
 
 from ..config import WORDS
 from ..errors import ChreodeError, visible
 from ..errors import message as readable
 from ..version import __version__
-from .common import Answer, spoken
+from .common import Answer
+from .spelling import spoken
 
 #: Where a command is, what it does, and an example (those with commands below them have their own).
 COMMANDS = (
@@ -193,6 +201,9 @@ def _plain(error: CycloptsError) -> str:
     text = str(error)
     if isinstance(error, MissingArgumentError) and error.keyword:
         text = f"{error.keyword} needs a value, as in {error.keyword} VALUE."
+    if isinstance(error, MixedArgumentError) and error.argument:
+        flag = error.argument.name
+        text = f"Write all of {flag} the same way: {flag} batch=p3, or {flag}.batch p3."
     if isinstance(error, CoercionError) and error.token is not None and not error.msg:
         value, expected = visible(error.token.value), WORDS.get(error.target_type)
         if expected:  # of choices it says which there are

@@ -13,7 +13,8 @@ from cyclopts import Parameter
 from ..errors import counted, visible
 from ..registry import find, keys
 from ..schema import MATRIX_ROLES, Place, Schema
-from .common import Answer, Json, as_flags, narrows, spoken, suggested, with_roles
+from .common import Answer, Json, narrows, with_roles
+from .spelling import as_flags, spoken, suggested
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,7 @@ def check(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file.
+        An .h5ad, .h5mu or .zarr.
     for_
         Look for this model alone.
     """
@@ -320,7 +321,7 @@ def _candidates(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -
         )
         if fit and fit[0]["place"] not in flags:
             flags += [f"--{role}", fit[0]["place"]]
-            flags += ["--control", fit[0]["control"]] if role == "perturbation" else []
+            flags += as_flags({"control": fit[0]["control"]}) if role == "perturbation" else []
     return flags
 
 

@@ -18,7 +18,7 @@ from cyclopts import App, Group, Parameter
 import chreode as ch
 
 from .. import config, registry
-from ..errors import ConfigError, SchemaError, near
+from ..errors import ConfigError, SchemaError, counted, near
 from ..schema import ROLES, Schema
 from .common import (
     RUN,
@@ -38,11 +38,14 @@ from .common import (
     rows_of,
     schema_flags,
     signed,
-    spoken,
     use_threads,
 )
+from .spelling import spoken
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.cells import Cells
     from ..fitted import Fitted
     from ..model import Model
 
@@ -76,8 +79,7 @@ def per_model(key: str, call: Callable[..., Answer | None]) -> App:
     """Return the command of a model, with its options as flags; `call` is given its class first."""
     model = registry.find(key)
     docs = {row["name"]: row["doc"] for row in config.describe(model)}
-    read = {role for need in model.needs for role in need.split("|")} | {*model.uses}
-    read |= {"control"} if "perturbation" in read else set()
+    read = roles_of(model)
     unread = [role for role in ROLES if role not in read]
     command = signed(
         functools.partial(call, model),
@@ -91,6 +93,11 @@ def per_model(key: str, call: Callable[..., Answer | None]) -> App:
         help_epilogue=f"It needs {needs}. Roles that it does not read may be named too "
         f"({', '.join(unread)}): their values are checked.",
     )
+
+
+def roles_of(model: type[Model]) -> set[str]:
+    """Return the roles that a model reads, where they are named."""
+    return {role for need in model.needs for role in need.split("|")} | {*model.uses}
 
 
 def _fit(
@@ -117,14 +124,14 @@ def _fit(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file. It is not changed.
+        An .h5ad, .h5mu or .zarr. It is not changed.
     output
         Folder to write the model to. An older model there is replaced.
     config
         A TOML file with tables [schema] and [model]. Flags override it.
     from_
         Folder of a fitted model to start from. Cells of batches that it never saw are mapped: only what is
-        new is learned. Roles and options are those of that fit, unless given.
+        new is learned. Options, and the roles that the model reads, are those of that fit, unless given.
     validation
         Share of the cells to hold out.
     resume
@@ -135,7 +142,7 @@ def _fit(
     """
     from ..compute.convergence import STATES
     from ..compute.processes import started
-    from ..data.read import read
+    from ..data.cells import Cells
     from ..fitted import refuse_to_replace
     from ..learn.phase import forget, was_interrupted
 
@@ -148,12 +155,13 @@ def _fit(
     refuse_to_replace(output)
     require_place(output)
     use_threads(threads)
-    cells = rows_of(rows)
-    data = with_genes(read(file), schema, n_genes, cells)
+    cells = Cells.of(file, schema)
+    kept = chosen(cells, rows)
+    data = with_genes(cells.data, schema, n_genes, kept)
     checkpoint = output.with_name(f"{output.name}.checkpoint") if resume else None
     start = time.perf_counter()
     fitted = asked.fit(
-        data, schema, seed=seed, rows=cells, from_=base, validation=validation, device=device,
+        data, schema, seed=seed, rows=kept, from_=base, validation=validation, device=device,
         checkpoint=checkpoint, distributed=distributed,
     )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -192,7 +200,8 @@ def configured(
 ) -> tuple[Model, Schema]:
     """Return the configured model and the schema.
 
-    They are those of the fit that is started from, then a file's tables, then the command line.
+    They are those of the fit that is started from, then a file's tables, then the command line. Of that
+    fit's roles those are taken that the model reads.
     """
     tables = tables_of(file) if file else {}
     roles = {field.name for field in dataclasses.fields(Schema)}
@@ -201,7 +210,10 @@ def configured(
     if base is not None:
         if type(base.model) is model:
             options = config.as_dict(base.model) | options
-        places = base.schema.as_dict() | places
+        # cells to map may lack what the model would not read, such as labels
+        read = roles_of(model) | {"missing", "fractional"}
+        read |= {"control", "vectors"} if "perturbation" in read else set()
+        places = {k: v for k, v in base.schema.as_dict().items() if k in read} | places
     return config.from_dict(model, options), Schema.from_dict(places)
 
 
@@ -209,7 +221,7 @@ def tables_of(file: Path) -> dict[str, dict[str, Any]]:
     """Return the tables of a configuration file: [schema] and [model]."""
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read as TOML ({error}).") from error
     for name, table in tables.items():
         if name not in ("schema", "model"):
@@ -221,18 +233,61 @@ def tables_of(file: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def narrowed(file: Path, schema: Schema, rows: str | None, n_genes: int | None) -> Any:
-    """Return the file's cells without those that ``--rows`` leaves out, and with the genes to keep."""
+def narrowed(
+    file: Path,
+    schema: Schema,
+    rows: str | None,
+    n_genes: int | None,
+    judged: Callable[[Cells, np.ndarray], np.ndarray] | None = None,
+    *,
+    sent: bool = False,
+) -> Any:
+    """Return the file's cells without those that ``--rows`` leaves out, and with the genes to keep.
+
+    Parameters
+    ----------
+    judged
+        Returns, from the cells and the positions of those to use, those that results are judged on. Genes
+        are chosen without them (default: on all that are used).
+    sent
+        Whether they are sent to other processes, so that they must be in memory.
+
+    Raises
+    ------
+    ConfigError
+        If no cell is chosen, or genes are to be chosen and every cell is judged.
+    """
     if rows is None and n_genes is None:
         return file
+    import numpy as np
+
     from ..data.cells import Cells
     from ..data.subset import some_cells
 
     cells = Cells.of(file, schema)
-    data = cells.data
-    if rows is not None:
-        data = some_cells(data, cells.positions(rows_of(rows), "--rows"))
-    return with_genes(data, schema, n_genes)
+    kept = chosen(cells, rows)
+    seen = kept
+    if n_genes is not None and judged is not None:
+        seen = kept[~np.isin(kept, judged(cells, kept))]
+        if not len(seen):
+            raise ConfigError("--n-genes chooses genes by cells that are not judged: leave some.")
+    # a matrix of chosen genes is read by rows, those of the cells alone
+    data = with_genes(cells.data, schema, n_genes, seen)
+    return some_cells(data, kept) if rows is not None or sent else data
+
+
+def chosen(cells: Cells, rows: str | None) -> np.ndarray:
+    """Return the positions of the cells that ``--rows`` chooses.
+
+    Raises
+    ------
+    ConfigError
+        If it chooses none.
+    """
+    found = cells.positions(rows_of(rows), "--rows")
+    if rows is not None and not len(found):
+        raise ConfigError(f"--rows {rows!r} chooses none of {counted(len(cells), 'cell')}.")
+    return found
 
 
 def with_genes(data: Any, schema: Schema, n_genes: int | None, rows: Any = None) -> Any:

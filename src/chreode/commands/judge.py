@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,16 +12,18 @@ from cyclopts import App, Parameter
 import chreode as ch
 
 from .. import config as config_
-from ..errors import ConfigError, near
+from ..errors import ConfigError, counted, near
 from ..registry import find, keys
 from ..text import shown
 from .common import (
     RUN,
+    UNREAD_ROLES,
     Answer,
     Device,
     Into,
     Json,
     NGenes,
+    NGenesUnseen,
     Ray,
     Rows,
     Threads,
@@ -31,10 +34,14 @@ from .common import (
     require_output,
     use_threads,
     with_roles,
+    with_roles_of_time,
 )
 from .fit import narrowed, tables_of
+from .spelling import spoken
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..data.cells import Cells
 
 _EXAMPLE = (
@@ -66,7 +73,7 @@ Config = Annotated[
 
 
 @bench.command
-@with_roles
+@partial(with_roles, hidden=UNREAD_ROLES)
 def integration(
     file: Path,
     /,
@@ -93,7 +100,7 @@ def integration(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file.
+        An .h5ad, .h5mu or .zarr.
     keys
         Slots of obsm to score.
     models
@@ -108,7 +115,7 @@ def integration(
     methods = [*keys, *(_method(name, config) for name in models)]
     schema = _schema(config, roles)
     scored = ch.bench.integration(
-        narrowed(file, schema, rows, n_genes),
+        narrowed(file, schema, rows, n_genes, sent=ray),
         schema,
         methods,
         seeds=seeds,
@@ -120,7 +127,7 @@ def integration(
 
 
 @bench.command(help_epilogue=_EXAMPLE.format("generation", "cfgen"))
-@with_roles
+@partial(with_roles, hidden=("expression", *UNREAD_ROLES))
 def generation(
     file: Path,
     /,
@@ -132,7 +139,7 @@ def generation(
     report: Page = None,
     into: Into = None,
     rows: Rows = None,
-    n_genes: NGenes = None,
+    n_genes: NGenesUnseen = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -145,7 +152,7 @@ def generation(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file. Its categories (label, batch, perturbation …) make the classes.
+        An .h5ad, .h5mu or .zarr. Its categories (label, batch, perturbation …) make the classes.
     models
         Keys of models to fit, once per seed.
     seeds
@@ -155,7 +162,7 @@ def generation(
     use_threads(threads)
     schema = _schema(config, roles)
     scored = ch.bench.generation(
-        narrowed(file, schema, rows, n_genes),
+        narrowed(file, schema, rows, n_genes, partial(_held_out, seeds)),
         schema,
         [_model(name, config) for name in models],
         seeds=seeds,
@@ -170,7 +177,7 @@ def generation(
     help_epilogue="Example: chreode bench dynamics cells.h5ad --expression X --time obs/time "
     "--trajectory obs/donor --tests d4 d5 --models pathreg --report report.html"
 )
-@with_roles
+@with_roles_of_time
 def dynamics(
     file: Path,
     /,
@@ -183,7 +190,7 @@ def dynamics(
     report: Page = None,
     into: Into = None,
     rows: Rows = None,
-    n_genes: NGenes = None,
+    n_genes: NGenesUnseen = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -196,7 +203,7 @@ def dynamics(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file.
+        An .h5ad, .h5mu or .zarr.
     tests
         Trajectories to forecast, by their names in the column of --trajectory.
     models
@@ -209,7 +216,8 @@ def dynamics(
     _require_places(output, report, into)
     use_threads(threads)
     schema = _schema(config, roles)
-    cells = Cells.of(narrowed(file, schema, rows, n_genes), schema)
+    used = narrowed(file, schema, rows, n_genes, lambda cells, _: _cells_of(tests, cells))
+    cells = Cells.of(used, schema)
     scored = ch.bench.dynamics(
         cells.data, cells.schema, [_model(name, config) for name in models],
         tests={"test": _cells_of(tests, cells)}, seeds=seeds, into=into, device=device,
@@ -218,8 +226,28 @@ def dynamics(
     return _answer(scored, columns, output, report, json)
 
 
-def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> Any:
-    """Return which cells are of these trajectories."""
+def _held_out(seeds: tuple[int, ...], cells: Cells, kept: np.ndarray) -> np.ndarray:
+    """Return the cells that a seed holds out, of those to use: generated cells are compared with them."""
+    import numpy as np
+
+    from ..bench.generation import class_table
+    from ..bench.trials import require_seeds
+    from ..bench.yardstick import split
+
+    classes = class_table(cells)[0][kept]
+    found = np.unique([kept[i] for s in require_seeds(seeds) for i in split(classes, s).reference])
+    if 10 * len(found) > 9 * len(kept):
+        raise ConfigError(
+            f"--n-genes chooses genes by cells that no seed holds out. {counted(len(seeds), 'seed')} leave "
+            f"{len(kept) - len(found):,} of {counted(len(kept), 'cell')}, which are too few: name fewer."
+        )
+    return found
+
+
+def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> np.ndarray:
+    """Return the positions of the cells of these trajectories."""
+    import numpy as np
+
     if "trajectory" not in cells.places:
         raise ConfigError(
             "--tests names trajectories: name their place, as in --trajectory obs/donor."
@@ -228,7 +256,7 @@ def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> Any:
     for name in trajectories:
         if name not in set(of):
             raise ConfigError(f"There is no trajectory {name!r}.{near(name, of.dropna().unique())}")
-    return of.isin(trajectories).to_numpy()
+    return np.flatnonzero(of.isin(trajectories))
 
 
 def _require_places(output: Path | None, report: Path | None, into: Path | None) -> None:
@@ -252,6 +280,7 @@ def _answer(
     written = [scored.save(output)] if output else []
     written += [scored.report(report)] if report else []
     table = scored.table()
+    table["note"] = table["note"].map(spoken)
     lacking = {name: why for name, why in scored.lacking().items() if name in columns}
     text = shown(table[columns].drop(columns=list(lacking))).to_string(float_format="%.3f")
     few = too_small(scored.about)

@@ -13,6 +13,7 @@ from ..errors import visible
 from ..schema import CATEGORY_ROLES, MATRIX_ROLES, Spec
 from ..text import shown
 from .common import Answer, Json, records
+from .spelling import spoken
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -91,7 +92,7 @@ def show(model: Path, /, *, json: Json = False) -> Answer:
     last = fitted.history.tail(3).dropna(axis="columns", how="all")  # of other phases
     tail = shown(last.map(lambda v: f"{v:.4g}" if isinstance(v, float) else v))
     text = "\n".join(
-        [fitted.card(plain=True), "Roles", *roles, *(["", "Categories", *groups] if groups else []),
+        [spoken(fitted.card(plain=True)), "Roles", *roles, *(["", "Categories", *groups] if groups else []),
          "", "Last epochs", tail.T.to_string(header=False)]
     )  # fmt: skip
     return Answer(

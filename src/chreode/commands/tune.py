@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -18,21 +19,24 @@ from .common import (
     Device,
     Into,
     Json,
-    NGenes,
+    NGenesUnseen,
     Ray,
     Rows,
     Seed,
     Threads,
     Whole,
-    as_flags,
     records,
     require_apart,
     require_place,
-    spoken,
-    suggested,
     use_threads,
 )
 from .fit import configured, first_line, narrowed, per_model, tables_of
+from .spelling import as_flags, spoken, suggested
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.cells import Cells
 
 tune = App(
     name="tune",
@@ -59,7 +63,7 @@ def _tune(
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
     config: Annotated[Path | None, Parameter(group=RUN)] = None,
     rows: Rows = None,
-    n_genes: NGenes = None,
+    n_genes: NGenesUnseen = None,
     device: Device = "auto",
     into: Into = None,
     ray: Ray = False,
@@ -77,7 +81,7 @@ def _tune(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file. It is not changed.
+        An .h5ad, .h5mu or .zarr. It is not changed.
     trials
         Number of trials.
     output
@@ -97,7 +101,7 @@ def _tune(
         refuse_to_replace(output)
         require_place(output)
     use_threads(threads)
-    data = narrowed(file, schema, rows, n_genes)
+    data = narrowed(file, schema, rows, n_genes, partial(_judged, seed), sent=ray)
     tuned = ch.tune(
         asked, data, schema, trials=trials, seed=seed, space=space, into=into,
         ray=ray and (threads or 1), device=device,
@@ -109,10 +113,13 @@ def _tune(
         "--seed", seed, "-o", output or f"runs/{tuned.best.key}",
     ]  # fmt: skip
     command = suggested("fit", tuned.best.key, file, *settings)
-    table = tuned.trials.drop(columns="seed").to_string(float_format="%.5g")
-    lines = [table, f"{tuned.verdict()}\nThe best: {command}"]
+    table = tuned.trials.drop(columns="seed")
+    table["note"] = table["note"].map(spoken)
+    lines = [table.to_string(float_format="%.5g"), f"{tuned.verdict()}\nThe best: {command}"]
     notes: list[str] = []
     if output:
+        # as the command that is suggested: nothing is judged here, so all cells choose the genes
+        data = narrowed(file, schema, rows, n_genes)
         fitted = tuned.best.fit(data, schema, seed=seed, device=device)
         fitted.save(output)
         notes = fitted.provenance["notes"]
@@ -127,3 +134,13 @@ def _tune(
         },
         json, code=130 if was_interrupted(notes) else 0,
     )  # fmt: skip
+
+
+def _judged(seed: int, cells: Cells, kept: np.ndarray) -> np.ndarray:
+    """Return the cells that trials or refits are judged on, of those to use."""
+    import numpy as np
+
+    from ..bench.tuning import HELD_OUT, three_parts
+
+    _, *held_out = three_parts(cells, np.arange(len(kept)), HELD_OUT, HELD_OUT, seed)
+    return kept[np.concatenate(held_out)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import chreode as ch
 
 from .. import store
 from ..data.foreign import refuse_other_formats
-from ..errors import CapabilityError, ConfigError, counted
+from ..errors import CapabilityError, ConfigError, StoreError, counted
 from .common import (
     RUN,
     Answer,
@@ -53,7 +54,8 @@ def embed(
         An .h5ad, .h5mu or .zarr, whose features are matched by name. Roles are read
         where the fit read them, unless you name other places.
     output
-        File to write [default: NAME.embedded.h5ad beside FILE].
+        File to write, in place of an older one [default: NAME.embedded.h5ad beside FILE, which
+        must not be there yet].
     in_place
         Write to FILE itself.
     key_added
@@ -101,7 +103,8 @@ def classify(
         An .h5ad, .h5mu or .zarr, whose features are matched by name. Roles are read
         where the fit read them, unless you name other places.
     output
-        File to write [default: NAME.classified.h5ad beside FILE].
+        File to write, in place of an older one [default: NAME.classified.h5ad beside FILE, which
+        must not be there yet].
     in_place
         Write to FILE itself.
     """
@@ -139,6 +142,8 @@ def _target(file: Path, output: Path | None, done: str, *, in_place: bool) -> Pa
         store.require_writable(file)
         return file
     target = output or file.with_suffix(f".{done}{file.suffix}")
+    if output is None and os.path.lexists(target):  # of another model, maybe, or a link
+        raise StoreError(f"{target} is there already. To replace it, name it: -o {target}")
     require_output(target, [file.suffix], file, "If it is to be overwritten, add --in-place.")
     return target
 
@@ -216,10 +221,10 @@ def correct(
     to
         A condition, by role, covariate or obs column: --to.batch p3.
     output
-        The file to write: counts in an .h5ad (.h5mu of several modalities), or with --latent a copy of
-        FILE with coordinates.
+        The file to write: an .h5ad (.h5mu of several modalities) of counts, or of expression where the
+        model learned that; with --latent a copy of FILE with coordinates.
     latent
-        Write latent coordinates under these conditions instead of counts.
+        Write latent coordinates under these conditions, and no counts or expression.
     """
     from ..data.collect import copy_with
     from ..data.read import read
@@ -242,7 +247,7 @@ def correct(
     else:
         require_output(output, [".h5ad", ".h5mu"], file)
         fitted.predict(file, to=to, seed=seed, into=output, schema=schema, device=device)
-        written = "counts"
+        written = "counts" if fitted.model.scale == "counts" else "expression"
     return Answer(
         f"{written} as of {conditions} written to {output}", {"file": str(output), "to": to}, json
     )

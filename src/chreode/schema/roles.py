@@ -125,7 +125,7 @@ class Schema:
         A vector per single perturbation, such as an embedding of its gene: ``uns/NAME``, a table whose rows
         are named after perturbations or a mapping of names to vectors.
     missing
-        Strings in category columns that mean "not known", such as ``("nan", "unknown")``.
+        Strings in category columns that mean "not known", such as "nan" and "unknown".
     fractional
         Accept counts that are not whole (ambient-corrected or full-length data).
 
