@@ -183,7 +183,7 @@ def generate(
     require_output(output, [".h5ad", ".h5mu"])
     use_threads(threads)
     fitted = load_model(model)
-    options = {} if guidance is None else {"guidance": guidance}
+    options: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
     if options and not fitted.verb_options("generate"):
         raise CapabilityError(f"{fitted.model.key} has no guidance; leave it out.")
     fitted.generate(n_cells, given=given, seed=seed, into=output, device=device, **options)
