@@ -461,3 +461,17 @@ def test_names_that_differ_alone_are_made_alike_by_what_is_advised(
         assert line in advised
         exec(advised, {"data": data})
         assert np.isfinite(fitted.embed(data, schema=schema)).all()
+
+
+def test_predict_keeps_what_each_cell_was_measured_under(of_all):
+    cells, fits = of_all
+    few = cells[:30].copy()
+    few.obs["measured_cell_type"] = "mine"
+    fitted, schema = fits["cfgen"], fits["cfgen"].schema
+    to = {r: fitted.spec.categories[r][0] for r in ("label", "batch") if getattr(schema, r)}
+    new = fitted.predict(few, to=to, progress=False).obs
+    assert set(new["measured_cell_type"]) == {"mine"}  # a column of that name is the user's
+    column = schema.batch.removeprefix("obs/")
+    assert set(new[column]) == {to["batch"]}
+    np.testing.assert_array_equal(new[f"measured_{column}"].astype(str), few.obs[column].astype(str))
+    assert f"measured_{column}" not in fitted.predict(few, to={}, progress=False).obs

@@ -24,7 +24,7 @@ from .data.read import Data
 from .data.remember import joined, remember
 from .data.source import Source
 from .data.training import Training, open_training
-from .errors import ConfigError, SchemaError, warn
+from .errors import ConfigError, SchemaError, counted, warn
 from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
@@ -252,6 +252,9 @@ class Model:
         learned = [p.requires_grad for p in module.parameters()]
         if from_ is not None and from_.model.key == self.key:
             continue_from(module, from_, mapping=run.mapping, extends=self.extends)
+            cells = counted(from_.provenance["cells"], "cell")
+            kept = ", of which all stays as it was: only new categories were learned"
+            start_notes.append(f"it went on from a fit of {cells}{kept if run.mapping else ''}")
         elif from_ is not None:
             start_notes.append(start_part_from(module, self.starts_from[from_.model.key], from_))
         module.to(run.device)

@@ -268,7 +268,11 @@ def gene_positions(spec: Spec, name: str, value: Any) -> tuple[int, ...]:
     named = [value] if value in genes else value.split("+")  # the name of a gene may have a plus
     unknown = [gene for gene in named if gene not in genes]
     if unknown:
-        raise SchemaError(f"{name}: there is no gene {unknown[0]!r}.{near(unknown[0], genes)}")
+        # a gene of a similar name is another gene
+        same = [gene for gene in genes if gene.casefold() == unknown[0].casefold()]
+        hint = f" Did you mean {same[0]!r}?" if same else " The fit can say nothing of it."
+        known = counted(len(genes), "gene")
+        raise SchemaError(f"{name}: {unknown[0]!r} is not among the {known} of the fit.{hint}")
     return tuple(genes.index(gene) for gene in named)
 
 

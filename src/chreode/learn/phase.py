@@ -17,6 +17,7 @@ from ..compute.processes import Group
 from ..compute.rng import Rng
 from ..data.sampler import Sampler
 from ..data.source import Source
+from ..errors import warn
 from ..module import Module
 
 
@@ -188,6 +189,8 @@ def run_phases(
         if traces[-1].interrupted:
             # what follows begins from less than the whole: it keeps no state
             run = replace(run, checkpoint=None)
+            for following in phases[number + 1 : number + 2]:
+                warn(f"{following.name}, the next stage, begins; Ctrl-C ends that one too.")
     return traces
 
 

@@ -144,7 +144,8 @@ def predict(
     -------
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts, log1p of counts
     per 10,000 or what `expression` held for others; ``uns["chreode"]["predict"]`` says which. ``obs`` and
-    ``var`` are the cells' own, with the columns of `to` replaced; where cells are carried in time,
+    ``var`` are the cells' own, with the columns of `to` replaced; what these held is in ``measured_…``. Where
+    cells are carried in time,
     ``start_time`` is their own time and the other columns are named ``start_…``, as in `trajectory`. From a
     model of several kinds of counts: a MuData.
     """
@@ -177,6 +178,9 @@ def predict(
     if "time" in moved:
         began = {"start_time": source.columns["time"][usable]} if "time" in source.columns else {}
         obs = at_start(obs, [*values, self.column("trajectory", schema)], **began)
+    else:  # under which conditions each cell was measured
+        own = {f"measured_{name}": obs[name] for name in values if name in obs}
+        obs = obs.assign(**{name: v for name, v in own.items() if name not in obs})
     for name, value in values.items():
         obs[name] = value
     return collect_cells(
