@@ -53,7 +53,7 @@ def augment(
     floor
         Cells that each class shall have at the least (default: as many as the largest has).
     rows
-        Cells of `data` to take (default: all).
+        Cells of `data` to take: mask, positions, names, or a condition as in `Model.fit` (default: all).
     seed
         Seed of the draws.
     schema
