@@ -135,7 +135,7 @@ def _warn_of_unknown(by: str, names: list[Any]) -> None:
     if names:
         warn(
             f"{by}: the model does not know {listed(map(repr, names))} and adds no cells there. "
-            "Fit it on such cells too, or leave them out (rows)."
+            "Fit it on such cells too, or augment without them."
         )
 
 
