@@ -130,7 +130,7 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("trajectory scvi cells.h5ad --times day0 -o new.h5ad", 2, "'day0'; expected a number. See"),
         ("fit pca cells.h5ad --counts X --n-latent ten -o x", 2, "'ten' is no whole number. See"),
         ("generate scvi -n 5 --given.donor d -o new.h5ad", 1, "Available: batch"),
-        ("generate pca -n 5 -o new.h5ad", 1, "PCA cannot generate; it can"),
+        ("generate pca -n 5 -o new.h5ad", 1, "PCA cannot generate; it offers"),
         ("generate scvi -n 5 --guidance 2 -o new.h5ad", 1, "no guidance"),
         ("generate scvi -n -1 -o new.h5ad", 1, "n=-1"),
         ("generate scvi -n 0 -o new.h5ad", 1, "n=0: expected a whole number of at least 1"),
