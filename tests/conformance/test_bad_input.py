@@ -101,7 +101,8 @@ BAD = {
     "absent raw": (None, {"counts": "raw"}, "no raw"),
     "modality of an AnnData": (None, {"counts": "rna:X"}, "names a modality"),
     "batch of one cell": (
-        obs("batch", lambda n: ["lonely"] + ["b"] * (n - 1)), {}, r"1 category of one cell \('lonely'\).*merge",
+        obs("batch", lambda n: ["lonely"] + ["b"] * (n - 1)), {},
+        r"1 category of one cell \('lonely'\).*merge",
     ),
     "batch with NaN": (obs("batch", lambda n: [None] + ["b"] * (n - 1)), {}, "no value in 1 cell"),
     "label of floats": (
