@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
@@ -14,12 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from anndata import AnnData
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import chreode as ch
 from chreode.bench import Bench
 from chreode.commands.judge import _answer
+from chreode.data.horizon import ForecastWarning
 from chreode.errors import StoreError
 from chreode.plot.dots import AREA as DOT
 from chreode.report import (
@@ -31,6 +34,7 @@ from chreode.report import (
     sections,
     write,
 )
+from chreode.report import dynamics as of_dynamics
 from chreode.report.page import as_text
 
 HOSTILE = "<script>alert('x')</script>\"onload=\"alert(1)"
@@ -633,6 +637,44 @@ def test_a_fit_of_time_is_reported_with_paths_edges_and_a_knock_out(moving):
     assert re.search("It is found beyond chance in [0-2] of 2 refits", section.text)
     assert list(section.tables[0][1]) == ["target", "weight", "confidence"]
     assert all(ax.collections for ax in section.figures[0][1].axes)
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_a_knock_out_is_not_what_it_changes_most(moving, monkeypatch):
+    _, (fitted, _) = moving
+    edges, names = fitted.rank(), list(fitted.spec.features["expression"])
+    driver = edges["weight"].abs().groupby(edges["source"]).sum().idxmax()
+    other = next(name for name in names if name != driver)
+
+    def ends(_, *, start, to):
+        values = pd.DataFrame(np.ones((2, len(names))), columns=names)
+        values.loc[1, [driver, other]] = [0.0, 0.5] if to else [9.0, 1.0]
+        return AnnData(values.to_numpy())
+
+    monkeypatch.setattr(of_dynamics, "trajectory", ends)
+    (section,) = dynamics_sections(fitted)
+    assert (
+        f"Without {driver}, {other} changes most: at the end of path_0 it is 0.50" in section.text
+    )
+    (removed,) = (
+        figure for caption, figure in section.figures if caption.startswith("A knock-out")
+    )
+    assert driver not in [ax.get_title() for ax in removed.axes]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_it_says_where_values_are_held_and_hides_no_other_warning(moving, monkeypatch, held):
+    def course(*_):
+        if held:
+            warnings.warn("held", ForecastWarning, stacklevel=1)
+        warnings.warn("of something else", UserWarning, stacklevel=1)
+        return ["The first.", "The second."], []
+
+    monkeypatch.setattr(of_dynamics, "_course", course)
+    with pytest.warns(UserWarning, match="of something else") as heard:
+        (section,) = dynamics_sections(moving[1][0])
+    assert len(heard) == 1
+    assert ("They are held at the end" in section.text) == held
 
 
 def test_a_model_without_paths_has_no_dynamics(cells, schema):

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -396,6 +397,24 @@ def test_a_knockout_is_text(of_all, knockout):
 def test_a_depth_is_a_finite_number_above_0(fitted, cells, library):
     with pytest.raises(ch.ConfigError, match="library=.*: expected a finite number above 0"):
         fitted.reconstruct(cells, library=library)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("rested", "had converged"), ("overfitted", "best epoch"), ("still improving", "longer")],
+)
+def test_a_notebook_shows_a_fit_in_words_and_as_text(fitted, state, said):
+    notes = ["<script>alert(1)</script>"]
+    spec = replace(fitted.spec, categories={**fitted.spec.categories, "<b>dose": ("a",)})
+    record = {**fitted.provenance, "state": state, "notes": notes}
+    shown = replace(fitted, provenance=record, spec=spec)._repr_html_()
+    assert said in shown
+    assert "rested" not in shown
+    assert "&lt;script&gt;alert(1)" in shown
+    assert "&lt;b&gt;dose" in shown
+    assert not {*re.findall("<(/?[^ >]+)", shown)} - {
+        f"{end}{tag}" for tag in ("table", "thead", "tr", "th", "td") for end in ("", "/")
+    }
 
 
 def test_results_keep_what_the_data_say_of_features_and_cells(fitted, cells, tmp_path):

@@ -133,7 +133,8 @@ class Model:
         seed
             Same seed, same bits, on one machine, thread count and precision.
         rows
-            Cells to learn from: a condition on obs, a mask, positions or names (default: all).
+            Cells to learn from: mask, positions, names, or a condition on columns of ``obs``, as
+            ``'obs.cell_type != "nan"'`` (default: all).
         from_
             A fit of a model of the same form, and of the same roles, to start from. If `data` has
             categories it never saw, only their parameters are learned (query mapping: what it gave for

@@ -93,7 +93,7 @@ class _nothing:
 BAD = {
     "normalised": (normalised, {}, "with decimals .* normalised.*raw counts"),
     "negative": (counts_with(-2.0), {}, "negative value.*raw counts"),
-    "NaN": (counts_with(np.nan), {}, "NaN.*remove these cells or features"),
+    "NaN": (counts_with(np.nan), {}, "NaN.*remove such cells or features"),
     "infinite": (counts_with(np.inf), {}, "infinite value.*; remove"),
     "zero cell": (scattered_zeros, {}, "1 cell without any counts.*Remove such cells"),
     "absent layer": (None, {"counts": "layers/count"}, "no 'count' in layers.*Did you mean 'counts'"),
@@ -101,7 +101,8 @@ BAD = {
     "absent raw": (None, {"counts": "raw"}, "no raw"),
     "modality of an AnnData": (None, {"counts": "rna:X"}, "names a modality"),
     "batch of one cell": (
-        obs("batch", lambda n: ["lonely"] + ["b"] * (n - 1)), {}, "'lonely'.*one cell.*merge",
+        obs("batch", lambda n: ["lonely"] + ["b"] * (n - 1)), {},
+        r"1 category of one cell \('lonely'\).*merge",
     ),
     "batch with NaN": (obs("batch", lambda n: [None] + ["b"] * (n - 1)), {}, "no value in 1 cell"),
     "label of floats": (

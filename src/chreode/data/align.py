@@ -331,31 +331,37 @@ def _report_missing(
         return
     trained = pd.Index(spec.features[role])
     weight = np.ones(len(trained)) if weight is None else weight
-    carried = weight / max(weight.sum(), 1e-30)
+
+    def share(these: np.ndarray) -> float:
+        return float(weight[these].sum() / max(weight.sum(), 1e-30))
+
     message = (
         f"{role} ({place}) lacks {int(missing.sum()):,} of {counted(len(trained), 'trained feature')} "
-        f"(such as {trained[int(np.argmax(missing))]!r}), which carry {carried[missing].sum():.0%} of the "
+        f"(such as {trained[int(np.argmax(missing))]!r}), which carry {share(missing):.0%} of the "
         "model's weight."
     )
-    if missing.all() or carried[missing].sum() > 1 - MIN_WEIGHT:
+    if missing.all() or share(missing) > 1 - MIN_WEIGHT:
         if missing.all():
             message += (
                 f" No feature is shared: the model knows names such as {trained[0]!r}, the query has "
                 f"{str(names[0])!r}. Put names of the same kind (symbols or Ensembl ids) in var_names."
             )
         message += f" At least {MIN_WEIGHT:.0%} of the weight must be found."
-        raise DataError(message + _renaming(place, trained, names.astype(str), carried))
+        raise DataError(message + _renaming(place, trained, names.astype(str), share))
     warn(message, MissingFeatures)
 
 
-def _renaming(place: Place, own: pd.Index, names: pd.Index, carried: np.ndarray) -> str:
+def _renaming(
+    place: Place, own: pd.Index, names: pd.Index, share: Callable[[np.ndarray], float]
+) -> str:
     """Say how names differ from those of the fit, where enough would match if they did not.
 
     A line that renames them is given only if it was found to do so.
     """
 
     def enough(known: pd.Index, found: pd.Index) -> bool:
-        return bool(carried[known.isin(found)].sum() >= MIN_WEIGHT)
+        there = known.isin(found)
+        return bool(there.any()) and share(~there) <= 1 - MIN_WEIGHT
 
     for what, alike, mends in _DIFFERENCES:
         if not enough(alike(own), alike(names)):

@@ -147,20 +147,20 @@ def obs_of(data: Data, named: Iterable[Place]) -> pd.DataFrame:
     modalities = getattr(data, "mod", {})
     within = {place.modality: place for place in named if place.modality in modalities}
     owners: dict[str, Any] = {name: modalities[name] for name in within}
+    if not owners:
+        return data.obs
     often = Counter(name for owner in owners.values() for name in owner.obs)
-    found = data.obs.copy() if owners else data.obs
+    copies, further = [], {}
     for modality, owner in owners.items():
         for name, values in owner.obs.loc[:, ~owner.obs.columns.duplicated()].items():
-            prefixed = f"{modality}:{name}"
             if name in data.obs and agree(data.obs[name], values):
                 continue
-            if (
-                name not in data.obs and often[name] == 1
-            ):  # then a copy that MuData made is none too many
-                found = found.drop(columns=prefixed, errors="ignore")
-                prefixed = name
-            found[prefixed] = _for_all(values, data, owner, within[modality])
-    return found
+            copies.append(prefixed := f"{modality}:{name}")  # MuData made one, if the user let it
+            plain = name not in data.obs and often[name] == 1
+            own = _for_all(values, data, owner, within[modality])
+            further[name if plain else prefixed] = own
+    whole = data.obs.drop(columns=copies, errors="ignore")
+    return pd.concat([whole, pd.DataFrame(further, data.obs_names)], axis=1)
 
 
 def agree(whole: Any, part: pd.Series) -> bool:

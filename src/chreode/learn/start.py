@@ -10,8 +10,6 @@ from ..errors import CapabilityError, ConfigError, counted, listed, warn
 from ..module import Module
 from ..verbs.state import FittedState
 
-#: Names of tensors that a note lists.
-
 
 def continue_from(module: Module, from_: FittedState, *, mapping: bool, extends: bool) -> None:
     """Copy the parameters of a fit of the same model.

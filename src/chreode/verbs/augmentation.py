@@ -53,7 +53,7 @@ def augment(
     floor
         Cells that each class shall have at the least (default: as many as the largest has).
     rows
-        Cells of `data` to take (default: all).
+        Cells of `data` to take: mask, positions, names, or a condition as in `Model.fit` (default: all).
     seed
         Seed of the draws.
     schema
@@ -135,7 +135,7 @@ def _warn_of_unknown(by: str, names: list[Any]) -> None:
     if names:
         warn(
             f"{by}: the model does not know {listed(map(repr, names))} and adds no cells there. "
-            "Fit it on such cells too, or leave them out (rows)."
+            "Fit it on such cells too, or augment without them."
         )
 
 

@@ -52,7 +52,7 @@ def table(self: FittedState) -> str:
     rows = {
         "cells": f"{self.provenance['cells']:,}",
         **{role: counted(len(n), what) for names, what in sizes for role, n in names.items()},
-        "state": self.provenance["state"],
+        "state": STATES[self.provenance["state"]],
         "verbs": ", ".join(self.verbs),
         "notes": "; ".join(self.provenance["notes"]),
     }
