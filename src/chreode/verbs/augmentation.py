@@ -20,7 +20,7 @@ from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
 from ..errors import ConfigError, SchemaError, near
 from ..run import Run
-from ..schema import Schema
+from ..schema import Schema, members, written
 from .cells import generate
 from .conditions import condition_named
 from .state import FittedState
@@ -96,8 +96,12 @@ def augment(
         raise SchemaError(f"augment needs the place of {by}: Schema({by}='obs/COLUMN').")
     real = _real(cells, fitted, kept, columns)
     classes = real.obs[cells.places[columns[by]].key]
-    known = sorted({*classes}) if by in fitted.spec.sets else fitted.spec.categories[by]
-    sizes = classes.value_counts().reindex(list(known), fill_value=0)
+    known = list(fitted.spec.categories[by])
+    if by in fitted.spec.sets:  # in whatever order their names are, they are the same class
+        control = fitted.spec.sets[by]
+        classes = classes.map(lambda value: written(members(value, control), control))
+        known = sorted({*classes})
+    sizes = classes.value_counts().reindex(known, fill_value=0)
     wanted = (max(floor, 0) if floor is not None else sizes.max()) - sizes
     wanted = wanted[wanted > 0]
     n = int(wanted.sum())
