@@ -40,6 +40,7 @@ from .conditions import (
     Conditions,
     as_mapping,
     encode,
+    refuse_no_amount,
     with_conditions,
     with_start_names,
 )
@@ -119,6 +120,7 @@ def trajectory(
         cells = Cells.of(data, schema or self.schema)
         refuse_over(cells.data, into)
         source, usable = open_cells(self, "trajectory", cells, run)
+        refuse_no_amount(self, source, usable, to)
         obs, begin = cells.data.obs.iloc[usable], source.columns["time"][usable]
     refuse_what_cannot_be_kept(len(usable) * len(at), self.spec.n_features(role), into)
 
