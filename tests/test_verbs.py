@@ -492,5 +492,7 @@ def test_predict_keeps_what_each_cell_was_measured_under(of_all):
     assert set(new["measured_cell_type"]) == {"mine"}  # a column of that name is the user's
     column = schema.batch.removeprefix("obs/")
     assert set(new[column]) == {to["batch"]}
-    np.testing.assert_array_equal(new[f"measured_{column}"].astype(str), few.obs[column].astype(str))
+    np.testing.assert_array_equal(
+        new[f"measured_{column}"].astype(str), few.obs[column].astype(str)
+    )
     assert f"measured_{column}" not in fitted.predict(few, to={}, progress=False).obs

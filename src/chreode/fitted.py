@@ -36,7 +36,7 @@ from .version import __version__
 #: Version of the folder's form; raised when older readers could not understand a new folder.
 FORMAT = 4
 #: What a model is saved as.
-FILES = ("model.json", "weights.safetensors", "history.csv", "card.md")
+FILES = ("model.json", "weights.safetensors", "history.csv", "card.md", "vectors.safetensors")
 _PROVENANCE = {
     "version": str, "seed": int, "cells": int, "validation_cells": int, "torch": str,
     "state": str, "notes": list,
@@ -95,13 +95,14 @@ class Fitted(FittedState):
     def save(self, folder: str | Path) -> Path:
         """Write a folder: model.json, weights.safetensors, history.csv, card.md.
 
-        It is written aside and renamed: an old folder survives a crash or a full disk. Other files
-        in an old folder are kept.
+        There is vectors.safetensors too, if perturbations have vectors. The folder is written aside and
+        renamed: an old one survives a crash or a full disk. Other files in an old folder are kept.
 
         Raises
         ------
         StoreError
-            If it cannot be written, or `folder` holds something that is no model.
+            If it cannot be written or is too large to be loaded, or `folder` holds something that is no
+            model.
         """
         folder = Path(folder)
         refuse_to_replace(folder)
@@ -121,15 +122,22 @@ class Fitted(FittedState):
             store.write_tensors(made / "weights.safetensors", tensors, {})
             spreadsheet(self.history).to_csv(made / "history.csv", index=False)
             (made / "card.md").write_text(self.card(), encoding="utf-8")
+            vectors = {}
+            if self.spec.vectors:
+                rows = [self.spec.vectors[name] for name in self.spec.categories["perturbation"]]
+                table = {"vectors": torch.tensor(rows, dtype=torch.float64)}
+                store.write_tensors(made / "vectors.safetensors", table, {})
+                vectors = {"vectors": _stamp(made / "vectors.safetensors")}
             info = {
                 "format": FORMAT, "key": self.model.key, "version": __version__,
                 "config": config.as_dict(self.model), "schema": self.schema.as_dict(),
                 "spec": self.spec.as_dict(), "provenance": dict(self.provenance),
                 "weights": _stamp(made / "weights.safetensors"),
-                "history": _stamp(made / "history.csv"),
+                "history": _stamp(made / "history.csv"), **vectors,
             }  # fmt: skip
             info["sha256"] = seal(info)
             (made / "model.json").write_text(json.dumps(info, indent=1))
+            _refuse_too_large(made, self.module)
         return folder
 
 
@@ -145,6 +153,24 @@ def refuse_to_replace(folder: Path) -> None:
         return
     if folder.exists():
         raise StoreError(f"{folder} exists and holds no model; choose another place.")
+
+
+def _refuse_too_large(folder: Path, module: Module) -> None:
+    """Refuse to save what `load` would refuse to read."""
+    most = {"model.json": _MOST, "history.csv": _MOST, "weights.safetensors": _room(module)}
+    for name, limit in most.items():
+        size = (folder / name).stat().st_size
+        if size > limit:
+            raise StoreError(
+                f"The model is not saved, because load could not read it: {name} would have "
+                f"{counted(size, 'byte')}, and {limit:,} is the most. Fit on fewer features or categories, "
+                "or in fewer epochs."
+            )
+
+
+def _room(module: Module) -> int:
+    """Return how many bytes the weights of a module, and what is remembered of cells, may have."""
+    return _MOST + sum(tensor.nbytes for tensor in module.state_dict().values())
 
 
 def _is_model(folder: Path) -> bool:
@@ -246,7 +272,7 @@ def _content(file: Path, stated: Mapping[str, Any], most: int) -> bytes:
 
 def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
     model = config.from_dict(find(info["key"]), info["config"])
-    spec = Spec.from_dict(info["spec"])
+    spec = Spec.from_dict(info["spec"], _vectors(folder, info))
     schema = Schema.from_dict(info["schema"])
     provenance = _provenance(info["provenance"], model, spec)
     _refuse_other_roles(schema, spec)
@@ -257,8 +283,7 @@ def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
     with torch.device("meta"):
         module = model.build(spec)
     expected = module.state_dict()
-    most = _MOST + sum(tensor.nbytes for tensor in expected.values())
-    content = _content(folder / "weights.safetensors", info["weights"], most)
+    content = _content(folder / "weights.safetensors", info["weights"], _room(module))
     tensors, _ = store.tensors_of(content)
     strange = [name for name in tensors if name.partition("/")[0] not in ("module", "statistics")]
     if strange:
@@ -280,6 +305,16 @@ def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
     _refuse_absurd(statistics, spec)
     history = _history(_content(folder / "history.csv", info["history"], _MOST))
     return Fitted(model, schema, spec, module.eval(), history, statistics, provenance)
+
+
+def _vectors(folder: Path, info: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Return the vector of each single perturbation, if there are any: a row for each, in their order."""
+    if "vectors" not in info:
+        return {}
+    stated, names = info["vectors"], info["spec"]["categories"]["perturbation"]
+    content = _content(folder / "vectors.safetensors", stated, stated["bytes"])
+    rows = store.tensors_of(content)[0]["vectors"].tolist()
+    return dict(zip(names, map(tuple, rows), strict=True))
 
 
 def _history(content: bytes) -> pd.DataFrame:

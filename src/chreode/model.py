@@ -23,7 +23,7 @@ from .data.holdout import hold_out
 from .data.read import Data
 from .data.remember import joined, remember
 from .data.source import Source
-from .data.training import Training, open_training
+from .data.training import Training, open_training, refuse_unlearned
 from .errors import ConfigError, SchemaError, counted, warn
 from .fitted import Fitted
 from .learn.exact import Exact
@@ -186,6 +186,8 @@ class Model:
         # rows that are named are never learned from; a share is for learners that look at it
         held_out = validates or not isinstance(cells.validation, float)
         split = self.split(source, cells.rows, cells.validation if held_out else 0.0, rng)
+        if not cells.maps:  # then only other categories are learned
+            refuse_unlearned(source, split.train, self, schema)
         session = Session(
             rng=rng, device=choose_device(run.device, double=not validates), precision=run.precision,
             compile=run.compile, progress=run.progress, group=group, mapping=cells.maps,
@@ -199,7 +201,7 @@ class Model:
             spec=source.spec,
             module=module.to("cpu").eval(),
             history=join_histories(traces, [phase.name for phase in phases]),
-            statistics=self._remembered(source, split, rng, from_),
+            statistics=self._remembered(source, split, rng, from_, maps=cells.maps),
             provenance={
                 "model": self.key, "version": __version__, "code": code_hash(),
                 "config": config.as_dict(self), "spec": source.spec.hash, "seed": seed,
@@ -269,15 +271,13 @@ class Model:
         return module, traces, start_notes
 
     def _remembered(
-        self, source: Source, split: Split, rng: Rng, from_: FittedState | None
+        self, source: Source, split: Split, rng: Rng, from_: FittedState | None, *, maps: bool
     ) -> dict[str, np.ndarray]:
         """Return what `generate` draws from: training cells, and those that an earlier fit learned from."""
         fresh = remember(source, split.train, rng)
         if from_ is None or from_.model.key != self.key:
             return fresh
-        if (
-            source.spec.blocks != from_.spec.blocks
-        ):  # what the old fit gave for its cells stays true
+        if maps:  # what the old fit gave for its cells stays true
             return joined(from_.statistics, fresh)
         return joined(fresh, from_.statistics)
 

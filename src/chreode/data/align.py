@@ -15,7 +15,15 @@ from ..schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, UNIT_ROLES, Pla
 from .cells import Cells
 from .check import MAY_LACK, findings, merging, require, unit
 from .look import any_nan
-from .sets import as_codes, code_of, shares, single_names, vectors_of
+from .sets import (
+    as_codes,
+    code_of,
+    is_amount,
+    refuse_negative,
+    shares,
+    single_names,
+    vectors_of,
+)
 from .source import Source
 
 #: A query whose shared features carry less than this share of the model's weight is refused.
@@ -66,7 +74,7 @@ def learn_spec(
     Raises
     ------
     DataError
-        If a value is no set of names, a dose of one is negative, or a name has no vector where others have.
+        If a value is no set of names, or a name has no vector where others have.
     """
     features: dict[str, tuple[str, ...]] = {}
     categories: dict[str, tuple[str, ...]] = {}
@@ -157,7 +165,7 @@ def open_source(
     Raises
     ------
     DataError
-        If categories are unknown on `rows`, or numbers too close to be told apart.
+        If on `rows` categories are unknown, numbers too close to be told apart, or amounts negative.
     """
     matrices: dict[str, Any] = {}
     places: dict[str, np.ndarray] = {}
@@ -175,8 +183,11 @@ def open_source(
             _refuse_unknown(key, unknown, spec)
         elif base in NUMBER_ROLES or base == "continuous":
             columns[role] = cells.numbers(role)
+            looked_at = columns[role] if rows is None else columns[role][rows]
             if base != "size_factor":
-                _refuse_merging(role, columns[role] if rows is None else columns[role][rows], spec)
+                _refuse_merging(role, looked_at, spec)
+            if is_amount(spec, role):
+                refuse_negative(looked_at)
     for stacked in ("categorical", "continuous"):
         names_ = getattr(spec, stacked)
         if names_ and any(r.startswith(f"{stacked}/") for r in columns):
@@ -208,8 +219,10 @@ def open_query(
     return open_source(cells, spec, roles, take)
 
 
-def refuse_missing(source: Source, tolerates: Collection[str], model: str) -> None:
-    """Refuse entries that were not measured, in roles where a model does not understand them.
+def refuse_missing(
+    source: Source, rows: np.ndarray, tolerates: Collection[str], model: str
+) -> None:
+    """Refuse entries of `rows` that were not measured, in roles where a model does not understand them.
 
     Raises
     ------
@@ -218,7 +231,8 @@ def refuse_missing(source: Source, tolerates: Collection[str], model: str) -> No
     """
     for role, values in source.matrices.items():
         base = role.partition("/")[0]  # NaN in counts was refused before
-        if base in MAY_LACK and base not in tolerates and any_nan(values):
+        at = source.where[role][rows] if role in source.where else rows
+        if base in MAY_LACK and base not in tolerates and any_nan(values, at[at >= 0]):
             raise DataError(
                 f"{role} holds NaN (not measured), which {model} does not understand. PPCA and "
                 "FactorAnalysis do; or remove these cells or features."
@@ -283,6 +297,8 @@ def _number(spec: Spec, key: str, value: Any) -> float:
         number = math.nan
     if not np.isfinite(spec.narrowed(key, np.array(number))):
         raise SchemaError(f"{key}={value!r}: expected a finite number.")
+    if is_amount(spec, key) and number < 0:
+        raise SchemaError(f"{key}={number:g}: an amount is not negative. Ask for 0 or more.")
     return number
 
 

@@ -24,6 +24,7 @@ from .cells import Cells
 from .design import ONE_COURSE, confounded, shared
 from .look import Look, look
 from .places import as_category
+from .sets import named_vectors
 
 #: Counts up to which float32 holds every whole number.
 _EXACT = 2**24
@@ -73,6 +74,11 @@ def findings(
             found += _role(cells, role, rows, looks or {}, progress)
         except SchemaError as error:
             found.append(Finding("error", role, str(error)))
+    if cells.schema.vectors is not None:
+        try:
+            named_vectors(cells, cells.schema.vectors)
+        except (DataError, SchemaError) as error:
+            found.append(Finding("error", "vectors", str(error)))
     if query:  # nothing is learned
         return [f for f in found if not f.text.endswith(_LONELY)]
     return found if any(f.level == "error" for f in found) else [*found, *_design(cells, rows)]

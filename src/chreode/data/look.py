@@ -135,11 +135,11 @@ def _ratio(sums: Float64[np.ndarray, " n"]) -> float:
     return float(high / low) if low > 0 else math.inf
 
 
-def any_nan(values: Any) -> bool:
-    """Return whether a matrix holds NaN."""
+def any_nan(values: Any, rows: Int[np.ndarray, " n"]) -> bool:
+    """Return whether some rows of a matrix hold NaN."""
     if values.dtype.kind != "f":
         return False
-    blocks = _blocks(values, np.arange(values.shape[0]))
+    blocks = _blocks(values, rows)
     return any(bool(np.isnan(stored_values(block)).any()) for _, block in blocks)
 
 

@@ -23,10 +23,10 @@ from ..data.cells import Cells
 from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
 from ..data.source import Source
-from ..errors import ConfigError, SchemaError
+from ..errors import ConfigError, DataError, SchemaError
 from ..run import Run
 from ..schema import MATRIX_ROLES, Schema
-from .conditions import Conditions, as_mapping
+from .conditions import Conditions, as_mapping, refuse_no_amount
 from .state import FittedState
 
 
@@ -107,6 +107,13 @@ def open_cells(
     A condition that `to` replaces is not read, unless the model looks at it first: so cells of a
     batch that was never seen can be decoded as cells of a known one. Roles that are `hidden` are never
     read, such as the one that is asked for.
+
+    Raises
+    ------
+    SchemaError, DataError
+        If a role is absent, its values are wrong, or no cell has the modalities.
+    ConfigError
+        If `to` has no effect on cells, as it names a set and they have a dose of 0.
     """
     self.require(verb)
     looks = verb if self.model.inverts and verb != "reconstruct" else "embed"
@@ -114,10 +121,14 @@ def open_cells(
     roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
     _refuse_unnamed(self, cells.schema, roles)
     source = open_query(cells, self.spec, roles, self.feature_weight(), progress=run.progress)
-    refuse_missing(source, self.model.tolerates, self.model.key)
     measured = [source.measured(role) for role in source.matrices]
     enough = np.logical_or if self.model.partial else np.logical_and
-    return source, np.flatnonzero(enough.reduce(measured))
+    usable = np.flatnonzero(enough.reduce(measured))
+    if not len(usable):
+        raise DataError(f"No cell has every modality that this {self.model.key} reads.")
+    refuse_missing(source, usable, self.model.tolerates, self.model.key)
+    refuse_no_amount(self, source, usable, to)
+    return source, usable
 
 
 def _refuse_unnamed(self: FittedState, schema: Schema, roles: Collection[str]) -> None:

@@ -20,7 +20,7 @@ from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
 from ..errors import ConfigError, SchemaError, listed, near, warn
 from ..run import Run
-from ..schema import Schema
+from ..schema import Schema, members, written
 from .cells import generate
 from .conditions import condition_named
 from .state import FittedState
@@ -101,11 +101,15 @@ def augment(
         raise SchemaError(f"augment needs the place of {by}: Schema({by}='obs/COLUMN').")
     real = _real(cells, fitted, kept, columns)
     classes = real.obs[cells.places[columns[by]].key]
-    known = sorted({*classes}) if by in fitted.spec.sets else fitted.spec.categories[by]
+    known = list(fitted.spec.categories[by])
+    if by in fitted.spec.sets:  # in whatever order their names are, they are the same class
+        control = fitted.spec.sets[by]
+        classes = classes.map(lambda value: written(members(value, control), control))
+        known = sorted({*classes})
     sizes = classes.value_counts()
-    target = sizes.max() if floor is None else floor
-    _warn_of_unknown(by, [*sizes.index[(sizes < target) & ~sizes.index.isin([*known])]])
-    wanted = target - sizes.reindex([*known], fill_value=0)
+    target = sizes.max() if floor is None else max(floor, 0)
+    _warn_of_unknown(by, [*sizes.index[(sizes < target) & ~sizes.index.isin(known)]])
+    wanted = target - sizes.reindex(known, fill_value=0)
     wanted = wanted[wanted > 0]
     n = int(wanted.sum())
     refuse_what_cannot_be_kept(n, real.n_vars, None)

@@ -138,7 +138,8 @@ def predict(
     to
         Conditions by role, covariate or obs column; a bare string means `perturbation`. ``{}`` keeps the
         cells' own conditions (posterior predictive counts); a model of time carries them to the last time
-        of the fit where none is named.
+        of the fit where none is named. From models that multiply a perturbation by its dose, cells of dose 0
+        need a dose too: ``{"perturbation": "KLF1", "dose": 10}``.
 
     Returns
     -------
@@ -210,7 +211,8 @@ def generate(
     given
         Conditions by role, covariate or obs column, in any combination and order: one value for all
         cells, or one for each. What is left open is drawn from the training cells that agree with most of
-        it, in the proportions that all training cells have.
+        it, in the proportions that all training cells have. From models that multiply a perturbation by its
+        dose, the dose of a perturbation is one of perturbed cells.
     settings
         Fields of `run`, and what the model offers beside, as CFGen does ``guidance``, the weight of the
         conditions: 1 is the model as trained, 0 ignores them, above 1 draws cells more typical of them. A

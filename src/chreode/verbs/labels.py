@@ -84,5 +84,12 @@ def classify(
     for what, slot in slots.items():
         cells.data.obs[slot] = table[what]
         write_provenance(self, cells.data, slot)
-    taken = [f"{name} (probability)" if name in table else name for name in names]
-    return pd.concat([table, pd.DataFrame(found, index=cells.names, columns=taken)], axis=1)
+    columns = [_column(name, (*table, *names)) if name in table else name for name in names]
+    return pd.concat([table, pd.DataFrame(found, index=cells.names, columns=columns)], axis=1)
+
+
+def _column(name: str, taken: tuple[str, ...]) -> str:
+    """Return a name for the probability of a label whose own is taken."""
+    while name in taken:
+        name += " (probability)"
+    return name

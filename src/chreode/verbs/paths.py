@@ -42,6 +42,7 @@ from .conditions import (
     as_mapping,
     at_start,
     encode,
+    refuse_no_amount,
     with_conditions,
 )
 from .state import FittedState
@@ -120,6 +121,7 @@ def trajectory(
         cells = Cells.of(data, schema or self.schema)
         refuse_over(cells.data, into)
         source, usable = open_cells(self, "trajectory", cells, run)
+        refuse_no_amount(self, source, usable, to)
         obs, begin = cells.obs.iloc[usable], source.columns["time"][usable]
     refuse_what_cannot_be_kept(len(usable) * len(at), self.spec.n_features(role), into)
 
