@@ -357,10 +357,17 @@ def test_nothing_is_written_inside_of_the_input_or_around_it(say, there):
         ad.read_h5ad("cells.h5ad").write_zarr("whole.zarr")
     shutil.copytree("whole.zarr", "part.zarr")
     shutil.move("part.zarr", "whole.zarr/part.zarr")
+    shutil.copytree("pca", "model")
+    shutil.copytree("scvi", "model/scvi")
+    shutil.copyfile("cells.h5ad", "model/mine.h5ad")
     before = listing(there)
     for line, said in (
         ("embed pca whole.zarr -o whole.zarr/X/new.zarr", "is the input"),
         ("embed pca whole.zarr/part.zarr -o whole.zarr", "holds the input, whole.zarr/part.zarr,"),
+        ("fit pca whole.zarr --counts X -o whole.zarr/model", "is the input"),
+        ("fit pca model/mine.h5ad --counts X -o model", "holds the input, model/mine.h5ad,"),
+        ("fit scvi cells.h5ad --from model/scvi -o model", "holds the input, model/scvi,"),
+        ("tune ppca model/mine.h5ad --counts X -o model", "holds the input, model/mine.h5ad,"),
     ):
         code, _, err = say(line)
         assert code == 1

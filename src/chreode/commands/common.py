@@ -319,12 +319,23 @@ def require_output(
     require_suffix(path, suffixes)
     refuse_folder(path)
     if source is not None:
-        made, read = path.resolve(), source.resolve()
-        if made.is_relative_to(read):  # the file itself, or a place inside of a .zarr that is read
-            raise ConfigError(f"{path} is the input. {instead}")
-        if read.is_relative_to(made):
-            raise ConfigError(f"{path} holds the input, {source}, and would be replaced. {instead}")
+        refuse_input(path, source, instead)
     require_place(path)
+
+
+def refuse_input(path: Path, source: Path, instead: str = "Choose another.") -> None:
+    """Refuse an output in the place of what is read, inside of it or around it.
+
+    Raises
+    ------
+    ConfigError
+        If it is there.
+    """
+    made, read = path.resolve(), source.resolve()
+    if made.is_relative_to(read):  # the file itself, or a place inside of a .zarr
+        raise ConfigError(f"{path} is the input. {instead}")
+    if read.is_relative_to(made):
+        raise ConfigError(f"{path} holds the input, {source}, and would be replaced. {instead}")
 
 
 def require_place(path: Path) -> None:

@@ -34,6 +34,7 @@ from .common import (
     load_model,
     narrows,
     records,
+    refuse_input,
     require_place,
     rows_of,
     schema_flags,
@@ -153,6 +154,11 @@ def _fit(
         raise ConfigError("--n-genes has no use with --from: the genes are those of that fit.")
     asked, schema = configured(model, config, options, base)
     refuse_to_replace(output)
+    for read in (file, from_):
+        if (
+            read is not None and read.resolve() != output.resolve()
+        ):  # a fit may replace the one it starts from
+            refuse_input(output, read)
     require_place(output)
     use_threads(threads)
     cells = Cells.of(file, schema)

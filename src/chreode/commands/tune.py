@@ -26,6 +26,7 @@ from .common import (
     Threads,
     Whole,
     records,
+    refuse_input,
     require_apart,
     require_place,
     use_threads,
@@ -99,6 +100,7 @@ def _tune(
     require_apart(into, output)
     if output:
         refuse_to_replace(output)
+        refuse_input(output, file)
         require_place(output)
     use_threads(threads)
     data = narrowed(file, schema, rows, n_genes, partial(_judged, seed), sent=ray)
