@@ -82,7 +82,7 @@ def tune(
         Of a fitted model and cells that it has not learned from; the lowest is the best (default: minus
         the mean `score` in nats per cell, for models that have one).
     rows
-        Cells to use: mask, positions, names, or a condition as in `Model.fit` (default: all).
+        Cells to use: a condition on obs, a mask, positions or names (default: all).
     validation
         Share of them by which trials are compared, or these rows themselves.
     test
