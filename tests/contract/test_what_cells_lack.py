@@ -9,6 +9,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from contract.test_sets import Additive
@@ -215,6 +216,20 @@ def test_values_of_cells_that_are_not_read_are_not_judged(parts):
         fitted.embed(whole)
     found = fitted.embed(joined(rna[rest].copy(), adt))  # the fourth cell has no counts
     assert np.isnan(found).any(1).sum() == 1
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix])
+def test_values_of_features_that_are_not_read_are_not_judged(parts, form):
+    rna, adt = parts
+    fitted = fit(Both(), joined(rna, adt), PARTS)
+    more = ad.AnnData(np.full((20, 4), np.nan, "f4"), obs=adt.obs)
+    more.var_names = ["further", *adt.var_names]
+    more.X[:, 1:] = adt.X
+    more.X = form(more.X)
+    assert np.isfinite(fitted.embed(joined(rna, more))).all()
+    more.X[2, 3] = np.nan
+    with pytest.raises(ch.DataError, match="protein holds NaN"):
+        fitted.embed(joined(rna, more))
 
 
 @pytest.mark.parametrize("held", ["absent", "text"])

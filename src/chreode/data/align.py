@@ -222,7 +222,7 @@ def open_query(
 def refuse_missing(
     source: Source, rows: np.ndarray, tolerates: Collection[str], model: str
 ) -> None:
-    """Refuse entries of `rows` that were not measured, in roles where a model does not understand them.
+    """Refuse entries that are read and were not measured, in roles where a model does not understand them.
 
     Raises
     ------
@@ -232,7 +232,8 @@ def refuse_missing(
     for role, values in source.matrices.items():
         base = role.partition("/")[0]  # NaN in counts was refused before
         at = source.where[role][rows] if role in source.where else rows
-        if base in MAY_LACK and base not in tolerates and any_nan(values, at[at >= 0]):
+        columns = source.take[role][source.take[role] >= 0] if role in source.take else None
+        if base in MAY_LACK and base not in tolerates and any_nan(values, at[at >= 0], columns):
             raise DataError(
                 f"{role} holds NaN (not measured), which {model} does not understand. PPCA and "
                 "FactorAnalysis do; or remove these cells or features."
