@@ -157,18 +157,18 @@ def refuse_to_replace(folder: Path) -> None:
 
 def _refuse_too_large(folder: Path, module: Module) -> None:
     """Refuse to save what `load` would refuse to read."""
-    most = {"model.json": _MOST, "history.csv": _MOST, "weights.safetensors": _room(module)}
+    most = {"model.json": _MOST, "history.csv": _MOST, "weights.safetensors": _most_bytes(module)}
     for name, limit in most.items():
         size = (folder / name).stat().st_size
         if size > limit:
             raise StoreError(
                 f"The model is not saved, because load could not read it: {name} would have "
-                f"{counted(size, 'byte')}, and {limit:,} is the most. Fit on fewer features or categories, "
+                f"{counted(size, 'byte')} where it reads {limit:,} at most. Fit on fewer features or categories, "
                 "or in fewer epochs."
             )
 
 
-def _room(module: Module) -> int:
+def _most_bytes(module: Module) -> int:
     """Return how many bytes the weights of a module, and what is remembered of cells, may have."""
     return _MOST + sum(tensor.nbytes for tensor in module.state_dict().values())
 
@@ -283,7 +283,7 @@ def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
     with torch.device("meta"):
         module = model.build(spec)
     expected = module.state_dict()
-    content = _content(folder / "weights.safetensors", info["weights"], _room(module))
+    content = _content(folder / "weights.safetensors", info["weights"], _most_bytes(module))
     tensors, _ = store.tensors_of(content)
     strange = [name for name in tensors if name.partition("/")[0] not in ("module", "statistics")]
     if strange:

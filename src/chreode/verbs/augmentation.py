@@ -101,16 +101,7 @@ def augment(
         raise SchemaError(f"augment needs the place of {by}: Schema({by}='obs/COLUMN').")
     real = _real(cells, fitted, kept, columns)
     classes = real.obs[cells.places[columns[by]].key]
-    known = list(fitted.spec.categories[by])
-    if by in fitted.spec.sets:  # in whatever order their names are, they are the same class
-        control = fitted.spec.sets[by]
-        classes = classes.map(lambda value: written(members(value, control), control))
-        known = sorted({*classes})
-    sizes = classes.value_counts()
-    target = sizes.max() if floor is None else max(floor, 0)
-    _warn_of_unknown(by, [*sizes.index[(sizes < target) & ~sizes.index.isin(known)]])
-    wanted = target - sizes.reindex(known, fill_value=0)
-    wanted = wanted[wanted > 0]
+    wanted = _wanted(fitted, by, classes, floor)
     n = int(wanted.sum())
     refuse_what_cannot_be_kept(n, real.n_vars, None)
     before = real.obs.get("generated")
@@ -132,6 +123,20 @@ def augment(
     both = anndata.concat([real, made], join="inner", merge="first")
     both.obs = _joined(real.obs, made.obs)
     return both
+
+
+def _wanted(fitted: FittedState, by: str, classes: pd.Series, floor: int | None) -> pd.Series:
+    """Return how many cells to add to each class that is too small."""
+    known = list(fitted.spec.categories[by])
+    if by in fitted.spec.sets:  # in whatever order their names are, they are the same class
+        control = fitted.spec.sets[by]
+        classes = classes.map(lambda value: written(members(value, control), control))
+        known = sorted({*classes})
+    sizes = classes.value_counts()
+    target = sizes.max() if floor is None else floor
+    _warn_of_unknown(by, [*sizes.index[(sizes < target) & ~sizes.index.isin(known)]])
+    wanted: pd.Series = target - sizes.reindex(known, fill_value=0)
+    return wanted[wanted > 0]
 
 
 def _warn_of_unknown(by: str, names: list[Any]) -> None:
