@@ -42,7 +42,7 @@ def bench(values: dict[str, list[float]], roles: dict[str, str] | None = None) -
         for k, v in zip(METRICS.index, row, strict=True)
     ]
     methods = pd.DataFrame(
-        {"role": [roles.get(m, "method") for m in values], "seeds": 1, "note": ""},
+        {"role": [roles.get(m, "method") for m in values], "seeds": 1, "notes": [[]] * len(values)},
         index=pd.Index(values, name="method"),
     )
     return Bench("integration", pd.DataFrame(scores), methods, METRICS, {})

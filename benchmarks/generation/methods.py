@@ -91,7 +91,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
         "methods": {
             method: {
                 "role": row["role"], "seconds": row["seconds"], "state": row["state"],
-                "note": row["note"],
+                "note": "; ".join(row["notes"]),
                 "scores": _scores(bench.scores, method),
                 "markers": bench.markers[bench.markers["method"] == method]
                 .drop(columns=["method", "seed"]).round(4).to_dict("list"),

@@ -142,10 +142,8 @@ def generation(
         without = _without_markers(given, held_out, bench.markers)
         bench = replace(bench, about={**about, "no markers": without})
     worst = {name: worst_marker(bench.markers, name) for name in bench.methods.index}
-    notes = [
-        "; ".join(filter(None, (note, worst[name]))) for name, note in bench.methods["note"].items()
-    ]
-    return replace(bench, methods=bench.methods.assign(note=notes))
+    notes = [[*of, *filter(None, [worst[name]])] for name, of in bench.methods["notes"].items()]
+    return replace(bench, methods=bench.methods.assign(notes=notes))
 
 
 def _without_markers(given: Given, held_out: np.ndarray, markers: pd.DataFrame) -> dict[str, int]:
@@ -322,6 +320,3 @@ def _unpacked(arrays: Mapping[str, np.ndarray], kind: str, given: Given) -> annd
         ),
         var=pd.DataFrame(index=features),
     )
-
-
-# how each row makes its cells

@@ -247,7 +247,7 @@ def _summary(
     done = [outcome for outcome in outcomes if not outcome.failed]
     state = worst(outcome.row["state"] for outcome in done)
     notes = [method.note] if method.note else []
-    notes += dict.fromkeys(f"failed: {outcome.failed}" for outcome in outcomes if outcome.failed)
+    notes += dict.fromkeys(outcome.note for outcome in outcomes if outcome.failed)
     if method.role == "method" and done:
         # paired: both are over the same resamples of cells; without a total (one batch), by what there is
         both = totals[method.name], totals.get(BASELINE, {})
@@ -260,7 +260,7 @@ def _summary(
     return {
         "method": method.name, "role": method.role, "seeds": len(done), "state": state,
         "seconds": float(np.mean([outcome.row["seconds"] for outcome in done] or [np.nan])),
-        "note": "; ".join(notes),
+        "notes": notes,
     }  # fmt: skip
 
 

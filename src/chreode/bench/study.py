@@ -64,7 +64,7 @@ class Study:
                 rows.append({**one.params, **columns(outcome), "seed": self.seed})
             tried += models
             if rows[0]["note"]:
-                raise FitError(f"{self.given.key}, as given, {rows[0]['note']}")
+                raise FitError(f"{self.given.key}, as given, {rows[0]['note']}.")
         return pd.DataFrame(rows).rename_axis("trial"), tried
 
 
