@@ -352,7 +352,12 @@ def test_notes_are_put_in_words():
 def test_a_note_of_several_sentences_stays_whole_and_ends_once(cells, schema):
     failing = ch.PCA(n_latent=400)
     found = ch.bench.integration(
-        cells[:80, :40].copy(), schema, [failing], seeds=(0,), metrics=["silhouette_label"], progress=False
+        cells[:80, :40].copy(),
+        schema,
+        [failing],
+        seeds=(0,),
+        metrics=["silhouette_label"],
+        progress=False,
     )
     (note,) = found.methods.loc["PCA (2)", "notes"]
     assert ";" in note

@@ -15,7 +15,7 @@ class Run:
 
     It is given to fits, verbs and benches as ``run=Run(device="cuda")``, or field by field:
     ``fit(data, schema, device="cuda")`` means the same. What a call has no use for it does not read: verbs
-    keep no checkpoint, for example.
+    keep no checkpoint, nor do benches and `tune`, whose results are kept by ``into``.
 
     Examples
     --------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import shutil
 import signal
@@ -377,3 +378,30 @@ def test_seeds_may_stand_in_any_list(kind):
     for seeds, said in (([], "no seeds"), ([2**32], "seeds: 4294967296: expected")):
         with pytest.raises(ch.ConfigError, match=said):
             require_seeds(kind(seeds))
+
+
+@pytest.mark.parametrize("kind", ["integration", "generation", "augmentation", "dynamics", "tune"])
+def test_fits_of_a_bench_share_no_checkpoint(cells, schema, tmp_path, monkeypatch, kind):
+    """All of them in one folder would refuse each other's states."""
+    seen = []
+
+    def begun(given, *_, **__):
+        seen.append(given.run)
+        raise KeyboardInterrupt
+
+    where = "tuning" if kind == "tune" else "integration" if kind == "integration" else "contest"
+    monkeypatch.setattr(importlib.import_module(f"chreode.bench.{where}"), "running", begun)
+    run = ch.Run(checkpoint=tmp_path / "state", progress=False)
+    calls = {
+        "tune": lambda: ch.tune(ch.PPCA(), cells, schema, run=run),
+        "integration": lambda: ch.bench.integration(cells, schema, [], run=run),
+        "generation": lambda: ch.bench.generation(cells, schema.with_(label=None), run=run),
+        "augmentation": lambda: ch.bench.augmentation(cells, schema, run=run),
+        "dynamics": lambda: ch.bench.dynamics(
+            cells, ch.Schema(counts="layers/counts", time="obs/true_depth"),
+            tests={"new": np.arange(50)}, run=run,
+        ),
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        calls[kind]()
+    assert seen == [ch.Run(progress=False)]

@@ -32,7 +32,7 @@ from .generators import Classes
 from .sizes import cell_counts
 from .table import Bench
 from .trial import Result
-from .trials import require_seeds
+from .trials import require_seeds, run_of_trials
 from .yardstick import METRICS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
 
 #: Cells of each kind that are kept for pictures.
@@ -100,7 +100,7 @@ def generation(
         if model.scale != "counts":
             raise ConfigError(f"{model.key} generates no counts, which this bench compares.")
     seeds = require_seeds(seeds)
-    run, cells = run.with_(**settings), Cells.of(data, schema)
+    run, cells = run_of_trials(run, settings), Cells.of(data, schema)
     given, left_out = _judged(_given(cells, run), seeds)
     judge = partial(partial, _judge, pictured=seeds[0])
     rows = [

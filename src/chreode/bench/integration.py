@@ -36,7 +36,7 @@ from .embedded import Embed, Given, Method, ready, rows_of, shallow
 from .sizes import cell_counts
 from .table import Bench
 from .trial import Outcome, Result, Trial
-from .trials import require_one, require_seeds, running
+from .trials import require_one, require_seeds, run_of_trials, running
 
 #: Averages of the metrics.
 _TOTALS = {
@@ -114,7 +114,7 @@ def integration(
     """
     seeds = require_seeds(seeds)
     sent = portable(data) if ray else None
-    run, cells = run.with_(**settings), Cells.of(data, schema)
+    run, cells = run_of_trials(run, settings), Cells.of(data, schema)
     named = {role: _category(cells, role) for role in ("label", "batch")}
     wanted = _metric_table(metrics)
     if any(key.endswith("leiden") for key in wanted.index):

@@ -77,12 +77,17 @@ def _r2(value: float) -> str:
 
 def sections(bench: ScoreTable) -> list[Section]:
     """Return what became of errors and edges along strengths."""
-    if not len(bench.curves):
-        return []
     caption = (
         "Held-out series decide which strength is kept: the largest that is as good as the best."
     )
-    return [Section("Along the strengths", figures=((caption, sparsity_curve(bench.curves)),))]
+    return _along_strengths(bench.curves, caption)
+
+
+def _along_strengths(curves: pd.DataFrame, caption: str) -> list[Section]:
+    try:
+        return [Section("Along the strengths", figures=((caption, sparsity_curve(curves)),))]
+    except ConfigError:  # there are none, or a single one
+        return []
 
 
 def tables(bench: ScoreTable) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -139,12 +144,8 @@ def dynamics_sections(fitted: FittedState, data: AnnData | None = None) -> list[
             tuple(figures),
         )
     ]
-    try:
-        curve = sparsity_curve(fitted.history)
-    except ConfigError:  # it went along no strengths
-        return found
     caption = "Errors of held-out series, and the share of pairs without an effect, by strength."
-    return [*found, Section("Along the strengths", figures=((caption, curve),))]
+    return [*found, *_along_strengths(fitted.history, caption)]
 
 
 def _edges(edges: pd.DataFrame) -> tuple[tuple[str, pd.DataFrame], ...]:
