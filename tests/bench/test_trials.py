@@ -395,7 +395,9 @@ def test_fits_of_a_bench_share_no_checkpoint(cells, schema, tmp_path, monkeypatc
     calls = {
         "tune": lambda: ch.tune(ch.PPCA(), cells, schema, run=run),
         "integration": lambda: ch.bench.integration(cells, schema, [], run=run),
-        "generation": lambda: ch.bench.generation(cells, schema.with_(label=None), run=run),
+        "generation": lambda: ch.bench.generation(
+            cells, ch.Schema(counts="layers/counts", batch="obs/batch"), run=run
+        ),
         "augmentation": lambda: ch.bench.augmentation(cells, schema, run=run),
         "dynamics": lambda: ch.bench.dynamics(
             cells, ch.Schema(counts="layers/counts", time="obs/true_depth"),

@@ -280,24 +280,12 @@ def _metric_table(given: _Given) -> pd.DataFrame:
             ("signed_lift", "signed lift", "edges", np.nan, "that over its value by chance"),
             ("hamming", "Hamming", "edges", 0.0, "share of pairs called wrongly"),
             ("sign", "signs", "edges", 1.0, "share of right signs of true edges that were called"),
-            (
-                "spurious_zero",
-                "the same, idle genes",
-                "sparsity",
-                1.0,
-                "share of pairs without effect, of genes that drive none",
-            ),
         ]
-    rows += [
-        ("weights_zero", "weights at 0", "sparsity", np.nan, "share of weights below 1e-5"),
-        (
-            "edges_zero",
-            "pairs without effect",
-            "sparsity",
-            np.nan,
-            "share of pairs of genes without effect",
-        ),
-    ]
+    rows.append(("edges_zero", "pairs without effect", "sparsity", np.nan, "share of all pairs"))
+    if given.signs is not None:
+        name = "the same, of genes that drive none"
+        rows.append(("spurious_zero", name, "sparsity", 1.0, "share of pairs"))
+    rows.append(("weights_zero", "weights at 0", "sparsity", np.nan, "share of weights below 1e-5"))
     columns = ["metric", "name", "group", "best", "about"]
     return pd.DataFrame(rows, columns=columns).set_index("metric")
 
