@@ -650,6 +650,7 @@ def test_legends_stay_inside_their_picture(moved):
         assert box.y1 <= figure.bbox.y1 + 1
         heights = [ax.get_window_extent().height for ax in figure.axes if ax.get_visible()]
         assert min(heights) > 0.4 * figure.bbox.height
+    rendered(plot.paths(fitted, cells, ["prey"], most=0))
     ax = plot.phase_portrait(fitted, cells)
     rendered(ax.figure)
     assert ax.get_legend().get_window_extent().x1 <= ax.figure.bbox.x1

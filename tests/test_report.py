@@ -698,6 +698,16 @@ def test_a_fit_of_time_is_reported_with_paths_edges_and_a_knock_out(moving):
     assert all(ax.collections for ax in section.figures[0][1].axes)
 
 
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_the_path_of_all_cells_ends_as_a_path_does(moving):
+    cells, _ = moving
+    model = ch.NeuralODE(match_steps=5, piece_steps=0, path_steps=0, hidden=(8,))
+    schema = ch.Schema(expression="X", time="obs/time")
+    (section,) = dynamics_sections(model.fit(cells, schema, seed=0, progress=False))
+    assert "changes most: at the end of the path it is" in section.text
+    assert "all cells" not in section.text
+
+
 def test_a_model_without_paths_has_no_dynamics(cells, schema):
     with pytest.raises(ch.CapabilityError, match="has no trajectory"):
         dynamics_sections(ch.PCA(n_latent=3).fit(cells, schema))

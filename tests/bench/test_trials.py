@@ -231,9 +231,10 @@ def test_a_folder_of_something_else_and_a_changed_file_are_refused(tmp_path):
     run(Desk(), "a", "bb", into=tmp_path / "run")
     file = tmp_path / "run" / "rows.jsonl"
     head, a, b = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(head + a[:-20] + b)
-    with pytest.raises(ch.StoreError, match="was changed since"):
-        run(Desk(), "a", into=tmp_path / "run")
+    for wrong in (a[:-20], b"[" * 100_000 + b"\n", b'{"key": "a"}\n'):
+        file.write_bytes(head + wrong + b)
+        with pytest.raises(ch.StoreError, match="was changed since"):
+            run(Desk(), "a", into=tmp_path / "run")
 
 
 STARTS = """

@@ -209,7 +209,7 @@ def tables_of(file: Path) -> dict[str, dict[str, Any]]:
     """Return the tables of a configuration file: [schema] and [model]."""
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read as TOML ({error}).") from error
     for name, table in tables.items():
         if name not in ("schema", "model"):

@@ -155,7 +155,7 @@ def paths(
         labels.append(picture(f"without {short(knockout, 24)}"))
         lines.append(Line2D([], [], color=GREY, linestyle="--"))
     wide = max(3.0 * width, 4.0)
-    columns = min(legend_columns(labels, wide), len(labels))
+    columns = legend_columns(labels, wide)
     figure = picture_of(wide, 2.3 * n_rows + 0.2 + 0.2 * -(-len(labels) // columns))
     grid = panels(figure, n_rows, width).ravel()
     for colour, name in zip(PALETTE, names, strict=False):

@@ -87,7 +87,8 @@ def opaque(legend: Any) -> None:
 
 def legend_columns(labels: Sequence[str], width: float) -> int:
     """Return in how many columns the small text of a legend fits into so many inches."""
-    return max(1, int(width / (0.6 + 0.075 * max(map(len, labels)))))
+    letters = max(map(len, labels), default=0)
+    return max(1, min(len(labels), int(width / (0.6 + 0.075 * letters))))
 
 
 def short(text: object, letters: int) -> str:
