@@ -68,7 +68,7 @@ def bench(totals, notes=None, seeds=3, about=None, embeddings=None, labels=None)
             "seeds": seeds,
             "state": "rested",
             "seconds": 1.25,
-            "note": [notes.get(m, "") for m in totals],
+            "notes": [notes.get(m, []) for m in totals],
         },
         index=pd.Index(totals, name="method"),
     )
@@ -121,7 +121,7 @@ def hostile(tmp_path_factory):
     embeddings, labels = pictured(label=HOSTILE)
     made = bench(
         {"PCA": 0.5, HOSTILE: 0.4},
-        {HOSTILE: f"not run: {HOSTILE}"},
+        {HOSTILE: [f"not run: {HOSTILE}"]},
         about={HOSTILE: {HOSTILE: HOSTILE}},
         embeddings={"PCA": embeddings["PCA"], HOSTILE: embeddings["SCVI"]},
         labels={**labels, HOSTILE: labels["batch"]},
@@ -152,6 +152,20 @@ def test_names_are_text_and_never_markup(hostile):
     policy = next(a["content"] for a in page.named("meta") if a.get("http-equiv"))
     assert "default-src 'none'" in policy
     assert "script-src" not in policy
+
+
+def test_a_notebook_shows_names_as_text_too(cells):
+    cells = cells[:60, :20].copy()
+    cells.obs = cells.obs.rename(columns={"batch": HOSTILE})
+    cells.layers[HOSTILE] = cells.layers["counts"]
+    schema = ch.Schema(counts=f"layers/{HOSTILE}", batch=f"obs/{HOSTILE}")
+    fitted = ch.PCA(n_latent=2).fit(cells, schema)
+    noted = replace(fitted, provenance={**fitted.provenance, "notes": [HOSTILE]})
+    made = bench({"PCA": 0.5, HOSTILE: 0.4}, {HOSTILE: [HOSTILE]})
+    for shown in (schema, noted, replace(made, kind=HOSTILE)):
+        page = Page(shown._repr_html_())
+        assert not page.named("script")
+        assert "<script>alert('x')</script>" in page.text.lower()
 
 
 def test_nothing_is_fetched(hostile):
@@ -255,6 +269,7 @@ def test_numbers_have_the_decimals_they_need():
     assert as_text(pd.Series([1e-5, 0.0])) == ["1e-05", "0"]
     assert as_text(pd.Series([-1e-4, 1234.5])) == ["-0.0001", "1,234.500"]
     assert as_text(pd.Series([np.inf, 2.0])) == ["inf", "2"]
+    assert as_text(pd.Series([1e30, 2.0])) == ["1e+30", "2.000"]
     assert as_text(pd.Series([], dtype=float)) == []
     assert as_text(pd.Series([1, None], dtype="Int64")) == ["1", "–"]
 
@@ -317,15 +332,15 @@ def test_the_paired_comparison_with_pca_goes_before_intervals():
     totals = {"PCA": 0.695, "A": 0.7}
     assert "overlap" not in said(totals)
     assert "The interval of PCA overlaps with that of A" in said(
-        totals, {"A": "not better than PCA"}
+        totals, {"A": ["not better than PCA"]}
     )
 
 
 def test_notes_are_put_in_words():
     notes = {
-        "A": "not better than PCA; still improving",
-        "Harmony": "not run: harmonypy is not installed",
-        "X_b": "one seed: a ready-made embedding",
+        "A": ["not better than PCA", "still improving"],
+        "Harmony": ["not run: harmonypy is not installed"],
+        "X_b": ["one seed: a ready-made embedding"],
     }
     totals = {"PCA": 0.5, "Harmony": np.nan, "A": 0.4, "X_b": 0.7}
     text = said(totals, notes, seeds=1)
@@ -336,6 +351,24 @@ def test_notes_are_put_in_words():
     assert "ready-made" not in text
     assert "judged under" not in said(totals, notes, seeds=3)
     assert "PCA was judged" not in text  # a baseline in closed form needs one seed only
+
+
+def test_a_note_of_several_sentences_stays_whole_and_ends_once(cells, schema):
+    failing = ch.PCA(n_latent=400)
+    found = ch.bench.integration(
+        cells[:80, :40].copy(),
+        schema,
+        [failing],
+        seeds=(0,),
+        metrics=["silhouette_label"],
+        progress=False,
+    )
+    (note,) = found.methods.loc["PCA (2)", "notes"]
+    assert ";" in note
+    said = [line for line in findings(found) if line.startswith("PCA (2)")]
+    assert said == [f"PCA (2): {note}."]
+    assert ".." not in said[0]
+    assert tables(found)["Methods"].loc["PCA (2)", "note"] == note
 
 
 def test_totals_of_fewer_metrics_are_not_compared():
@@ -353,13 +386,43 @@ def test_totals_of_fewer_metrics_are_not_compared():
 
 
 def test_a_baseline_that_was_not_run_has_a_row_of_dashes(tmp_path):
-    made = bench({"PCA": 0.5, "A": 0.6, "Harmony": 0.0}, {"Harmony": "not run: no harmonypy"})
+    made = bench({"PCA": 0.5, "A": 0.6, "Harmony": 0.0}, {"Harmony": ["not run: no harmonypy"]})
     made.scores.drop(made.scores.index[made.scores["method"] == "Harmony"], inplace=True)
     assert "Harmony: not run: no harmonypy." in bench_sections(made)[0].text
     assert tables(made)["All scores"].columns.tolist() == ["A", "PCA", "Harmony"]
     html = made.report(tmp_path / "r.html").read_text(encoding="utf-8")
     # in the figure and two tables; in the main scores; and two baselines that learn nothing by steps
     assert html.count(">–<") == 3 * 3 + 1 + 2
+
+
+def of_dynamics(errors):
+    """Make a bench of dynamics of these errors; R² is 1 less the error."""
+    keys = {"denoised, new": lambda v: v, "denoised_r2, new": lambda v: 1 - v}
+    made = bench(errors, seeds=1, about={"levels": ["new"]})
+    scores = [
+        {"method": m, "seed": 0, "metric": k, "value": f(v), "low": v, "high": v, "reason": ""}
+        for m, v in errors.items()
+        for k, f in keys.items()
+    ]
+    metrics = pd.DataFrame({"name": [*keys], "best": 0.0}, index=pd.Index(keys, name="metric"))
+    return replace(made, kind="dynamics", scores=pd.DataFrame(scores), metrics=metrics)
+
+
+def test_numbers_of_paths_are_short_and_those_that_blow_up_are_named():
+    (said, *_) = findings(of_dynamics({"PCA": 0.2, "NODE": np.inf}))
+    assert said == (
+        "new: no method beats the baselines; PCA, a baseline, is best, R² 0.80 of smoothed paths; the best "
+        "method, NODE, has none, as its paths blow up."
+    )
+    (said, *_) = findings(of_dynamics({"PCA": 3471234.0, "NODE": 1e12}))
+    assert "R² -3.5e+06 of smoothed paths; the best method, NODE, has -1e+12." in said
+    assert findings(of_dynamics({"PCA": np.inf, "NODE": np.inf}))[0] == "new: all paths blow up."
+    assert findings(of_dynamics({"PCA": np.nan, "NODE": np.nan}))[0] == "new: nothing was scored."
+
+
+def test_no_number_in_the_terminal_is_below_zero_by_rounding():
+    made = bench({"PCA": -0.0001, "A": 0.5})
+    assert "-0.000" not in str(_answer(made, ["role", "total"], None, None, json=False))
 
 
 def test_cells_without_a_label_are_mentioned():
@@ -370,7 +433,7 @@ def test_cells_without_a_label_are_mentioned():
 
 
 def test_a_bench_without_total_is_reported_too(tmp_path):
-    made = bench({"PCA": 0.5, "A": 0.6}, {"A": "not better than PCA"})
+    made = bench({"PCA": 0.5, "A": 0.6}, {"A": ["not better than PCA"]})
     made.metrics.drop(index="total", inplace=False)
     bare = Bench(
         "generation", made.scores[made.scores["metric"] != "total"], made.methods,
@@ -401,11 +464,11 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     terminal = str(_answer(made, ["role", "w2", "note"], None, None, json=False))
     assert "fewer than 20 held-out cells: type_2 (2)" in terminal
     assert "Types with too few cells to compare their markers: type_2 (2)." in terminal
-    note = made.methods.loc["shuffled labels", "note"]
+    (note,) = made.methods.loc["shuffled labels", "notes"]
     assert note.startswith("worst marker: gene_")
     assert note not in text  # it is no doubt about a method
     assert tables(made)["Methods"].loc["shuffled labels", "note"] == note
-    assert made.methods.loc["real cells", "note"] == ""
+    assert made.methods.loc["real cells", "notes"] == []
     assert made.table().loc["shuffled labels", "note"] == note
     # what is the best to be had is the first column of every wide table
     wide = [t for name, t in tables(made).items() if name == "All scores" or "single" in name]
@@ -468,7 +531,7 @@ def test_what_of_augmentation_failed_is_not_among_the_numbers():
 
 def test_the_verdict_comes_first_then_pictures_then_tables():
     embeddings, labels = pictured()
-    notes = {"SCVI": "still improving"}
+    notes = {"SCVI": ["still improving"]}
     ran = bench({"PCA": 0.5, "SCVI": 0.6}, notes, embeddings=embeddings, labels=labels)
     made = bench_sections(ran)
     assert [s.heading for s in made] == ["Verdict", "Embeddings", "Tables"]
@@ -503,7 +566,7 @@ def test_what_a_reader_may_believe_says_what_the_ceiling_and_the_baselines_are()
 
 def test_times_seeds_states_and_zeros_are_in_words(tmp_path):
     totals = {"PCA": 0.5, "A": -0.0001, "B": 0.25, "oracle": 0.9}
-    made = bench(totals, {"B": "slow; still improving"})
+    made = bench(totals, {"B": ["slow", "still improving"]})
     made.methods["seconds"] = [0.0, 0.02, 75.4, np.nan]
     made.methods["state"] = ["rested", "rested", "still improving", "rested"]
     table = tables(made)["Methods"]
@@ -537,7 +600,7 @@ def test_cells_are_counted_by_type_and_by_donor(cells, schema, tmp_path):
     told = json.loads((tmp_path / "b.json").read_text())
     told["sizes"][0]["cells"] = "many"
     (tmp_path / "b.json").write_text(json.dumps(told))
-    with pytest.raises(StoreError, match="sizes has text for numbers"):
+    with pytest.raises(StoreError, match="sizes lacks 'cells', or has something else"):
         Bench.load(tmp_path / "b.json")
 
 
@@ -675,6 +738,16 @@ def test_it_says_where_values_are_held_and_hides_no_other_warning(moving, monkey
         (section,) = dynamics_sections(moving[1][0])
     assert len(heard) == 1
     assert ("They are held at the end" in section.text) == held
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_the_path_of_all_cells_ends_as_a_path_does(moving):
+    cells, _ = moving
+    model = ch.NeuralODE(match_steps=5, piece_steps=0, path_steps=0, hidden=(8,))
+    schema = ch.Schema(expression="X", time="obs/time")
+    (section,) = dynamics_sections(model.fit(cells, schema, seed=0, progress=False))
+    assert "changes most: at the end of the path it is" in section.text
+    assert "all cells" not in section.text
 
 
 def test_a_model_without_paths_has_no_dynamics(cells, schema):

@@ -87,6 +87,9 @@ def test_any_option_can_be_searched_in_a_range_or_a_list(search):
         ({"n_latnt": (2, 40)}, "no option 'n_latnt'. Did you mean 'n_latent'?"),
         ({"n_latent": (20, 40)}, "leaves out PPCA's own value, 10"),
         ({"n_latent": [20, 40]}, "leaves out PPCA's own value, 10"),
+        ({"n_latent": (40, 2)}, "expected the lowest and the highest value"),
+        ({"n_latent": (2, np.nan)}, "expected the lowest and the highest value"),
+        ({"n_latent": ("a", "b")}, "expected the lowest and the highest value, or a list"),
         ({}, "no option to search"),
     ],
 )
@@ -260,6 +263,23 @@ def test_a_mudata(quick):
 
 
 # failures, and going on
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_refits_that_failed_leave_the_verdict_open(search, best):
+    calls = []
+
+    def fails_in_the_end(fitted, _):
+        calls.append(fitted)
+        if len(calls) > 3:
+            raise ch.FitError("diverged.")
+        return abs(fitted.model.n_latent - (21 if best else 10))
+
+    tuned = search(fails_in_the_end, 2, space={"n_latent": [10, 21]}, seed=1)
+    assert "nan" not in tuned.verdict()
+    assert tuned.verdict().endswith("failed, the first by diverged.")
+    assert "is not known" in tuned.verdict()
+    assert not tuned.improved
 
 
 @pytest.mark.slow

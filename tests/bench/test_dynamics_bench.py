@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from benchmarks.dynamics import haematopoiesis, networks
 from scipy.linalg import expm
 
 import chreode as ch
@@ -140,6 +141,20 @@ def test_every_row_is_judged_at_every_level(bench):
     }  # fmt: skip
     assert (bench.curves.groupby("seed").size() >= 5).all()  # a grid may grow
     assert set(bench.curves["method"]) == {"PathReg"}
+
+
+def test_scores_are_called_as_the_docs_call_them(cells):
+    part = cells.obs["part"].eq("new").to_numpy()
+    edges = pd.DataFrame({"source": ["a"], "target": ["b"], "sign": [1]})
+    found = ch.bench.dynamics(
+        cells, SCHEMA, tests={"new start": part}, edges=edges, seeds=(0,), progress=False
+    )
+    names = found.metrics["name"]
+    for shown in (networks.SHOWN, haematopoiesis.SHOWN):
+        same = {key: name for key, name in shown.items() if key in names and ", " not in key}
+        assert len(same) > 2
+        assert names[list(same)].to_dict() == same
+    assert names["scaling, new start"] == "scaling, new start"
 
 
 @pytest.mark.slow

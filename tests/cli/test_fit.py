@@ -171,6 +171,7 @@ def test_a_fit_from_toml_equals_one_from_flags_and_flags_win(say, there):
         ("[model]\nn_latent = 0\n", "n_latent=0"),
         ("model = 3\n", "write [model]"),
         ("[model\n", "cannot be read as TOML"),
+        ("a = " + "[" * 5000, "cannot be read as TOML"),
     ],
 )
 def test_a_wrong_toml_is_refused_before_the_data_is_read(say, there, text, said):

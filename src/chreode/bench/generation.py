@@ -32,7 +32,7 @@ from .generators import Classes
 from .sizes import cell_counts
 from .table import Bench
 from .trial import Result
-from .trials import require_seeds
+from .trials import require_seeds, run_of_trials
 from .yardstick import METRICS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
 
 #: Cells of each kind that are kept for pictures.
@@ -100,7 +100,7 @@ def generation(
         if model.scale != "counts":
             raise ConfigError(f"{model.key} generates no counts, which this bench compares.")
     seeds = require_seeds(seeds)
-    run, cells = run.with_(**settings), Cells.of(data, schema)
+    run, cells = run_of_trials(run, settings), Cells.of(data, schema)
     given, left_out = _judged(_given(cells, run), seeds)
     judge = partial(partial, _judge, pictured=seeds[0])
     rows = [
@@ -142,10 +142,8 @@ def generation(
         without = _without_markers(given, held_out, bench.markers)
         bench = replace(bench, about={**about, "no markers": without})
     worst = {name: worst_marker(bench.markers, name) for name in bench.methods.index}
-    notes = [
-        "; ".join(filter(None, (note, worst[name]))) for name, note in bench.methods["note"].items()
-    ]
-    return replace(bench, methods=bench.methods.assign(note=notes))
+    notes = [[*of, *filter(None, [worst[name]])] for name, of in bench.methods["notes"].items()]
+    return replace(bench, methods=bench.methods.assign(notes=notes))
 
 
 def _without_markers(given: Given, held_out: np.ndarray, markers: pd.DataFrame) -> dict[str, int]:
@@ -322,6 +320,3 @@ def _unpacked(arrays: Mapping[str, np.ndarray], kind: str, given: Given) -> annd
         ),
         var=pd.DataFrame(index=features),
     )
-
-
-# how each row makes its cells

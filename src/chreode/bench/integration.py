@@ -36,7 +36,7 @@ from .embedded import Embed, Given, Method, ready, rows_of, shallow
 from .sizes import cell_counts
 from .table import Bench
 from .trial import Outcome, Result, Trial
-from .trials import require_one, require_seeds, running
+from .trials import require_one, require_seeds, run_of_trials, running
 
 #: Averages of the metrics.
 _TOTALS = {
@@ -115,7 +115,7 @@ def integration(
     """
     seeds = require_seeds(seeds)
     sent = portable(data) if ray else None
-    run, cells = run.with_(**settings), Cells.of(data, schema)
+    run, cells = run_of_trials(run, settings), Cells.of(data, schema)
     named = {role: _category(cells, role) for role in ("label", "batch")}
     wanted = _metric_table(metrics)
     if any(key.endswith("leiden") for key in wanted.index):
@@ -248,7 +248,7 @@ def _summary(
     done = [outcome for outcome in outcomes if not outcome.failed]
     state = worst(outcome.row["state"] for outcome in done)
     notes = [method.note] if method.note else []
-    notes += dict.fromkeys(f"failed: {outcome.failed}" for outcome in outcomes if outcome.failed)
+    notes += dict.fromkeys(outcome.note for outcome in outcomes if outcome.failed)
     if method.role == "method" and done:
         # paired: both are over the same resamples of cells; without a total (one batch), by what there is
         both = totals[method.name], totals.get(BASELINE, {})
@@ -261,7 +261,7 @@ def _summary(
     return {
         "method": method.name, "role": method.role, "seeds": len(done), "state": state,
         "seconds": float(np.mean([outcome.row["seconds"] for outcome in done] or [np.nan])),
-        "note": "; ".join(notes),
+        "notes": notes,
     }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from .cluster import portable
 from .digest import digest, provenance
 from .identity import identity
 from .study import Space, Study
-from .trials import Runner, running
+from .trials import Runner, run_of_trials, running
 from .tuned import REFITS, Tuned
 
 #: Options searched by default, and how far from the model's own value in both directions.
@@ -124,7 +124,7 @@ def tune(
     if trials < 1:
         raise ConfigError(f"trials={trials}: expected at least 1.")
     sent = portable(data) if ray else None
-    run, cells = run.with_(**settings), Cells.of(data, schema)
+    run, cells = run_of_trials(run, settings), Cells.of(data, schema)
     positions = cells.positions(rows)
     require(findings(cells, positions, progress=run.progress))
     train, between, last = three_parts(cells, positions, validation, test, seed)
@@ -137,7 +137,7 @@ def tune(
     with pinned(int(ray) or run.threads or torch.get_num_threads()):
         about = {
             **provenance(cells), "model": model.key, "rows": digest(train, between, last),
-            "objective": _told_apart(objective, named=into is None),
+            "objective": _identified(objective, kept=into is not None),
         }  # fmt: skip
         given = Given(
             cells.data if sent is None else sent, schema, train, between, last, objective, run
@@ -195,11 +195,11 @@ def nats_per_cell(fitted: Fitted, cells: Data) -> float:
     return -float(np.nanmean(fitted.score(cells, progress=False)))
 
 
-def _told_apart(objective: Objective, *, named: bool) -> str:
-    """Return the name of an objective and, where results are kept, what tells it from others."""
+def _identified(objective: Objective, *, kept: bool) -> str:
+    """Return the name of an objective and, where results are kept, its identity (see `identity`)."""
     name = getattr(objective, "__qualname__", type(objective).__qualname__)
     name = f"{getattr(objective, '__module__', '')}.{name}"
-    if named:
+    if not kept:
         return name
     try:
         return f"{name} {identity(objective)}"

@@ -282,7 +282,9 @@ def _answer(
     table = scored.table()
     table["note"] = table["note"].map(spoken)
     lacking = {name: why for name, why in scored.lacking().items() if name in columns}
-    text = shown(table[columns].drop(columns=list(lacking))).to_string(float_format="%.3f")
+    text = shown(table[columns].drop(columns=list(lacking))).to_string(
+        float_format="{:z.3f}".format
+    )
     few = too_small(scored.about)
     notes = [
         f"There is no {name!r}: {why or 'it is undefined for these cells.'}"

@@ -89,9 +89,7 @@ def tables(bench: ScoreTable) -> Iterator[tuple[str, pd.DataFrame]]:
     if not len(bench.by_class):
         return
     role = bench.methods["role"].map({"ceiling": 0, "method": 1, "baseline": 2, "control": 3})
-    means = bench.by_class.pivot_table(
-        index=["metric", "class"], columns="method", values="value", sort=False
-    ).reindex(columns=role.sort_values(kind="stable").index)
+    means = bench.of_classes()[list(role.sort_values(kind="stable").index)]
     for metric in ("w2", "mmd", "auc"):
         yield (
             f"{bench.metrics.loc[metric, 'name']} of single classes. Means over seeds. "
