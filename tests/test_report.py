@@ -34,7 +34,7 @@ from chreode.report import (
     sections,
     write,
 )
-from chreode.report import dynamics as of_dynamics
+from chreode.report import dynamics as report_dynamics
 from chreode.report.page import as_text
 
 HOSTILE = "<script>alert('x')</script>\"onload=\"alert(1)"
@@ -714,7 +714,7 @@ def test_a_knock_out_is_not_what_it_changes_most(moving, monkeypatch):
         values.loc[1, [driver, other]] = [0.0, 0.5] if to else [9.0, 1.0]
         return AnnData(values.to_numpy())
 
-    monkeypatch.setattr(of_dynamics, "trajectory", ends)
+    monkeypatch.setattr(report_dynamics, "trajectory", ends)
     (section,) = dynamics_sections(fitted)
     assert (
         f"Without {driver}, {other} changes most: at the end of path_0 it is 0.50" in section.text
@@ -733,7 +733,7 @@ def test_it_says_where_values_are_held_and_hides_no_other_warning(moving, monkey
         warnings.warn("of something else", UserWarning, stacklevel=1)
         return ["The first.", "The second."], []
 
-    monkeypatch.setattr(of_dynamics, "_course", course)
+    monkeypatch.setattr(report_dynamics, "_course", course)
     with pytest.warns(UserWarning, match="of something else") as heard:
         (section,) = dynamics_sections(moving[1][0])
     assert len(heard) == 1

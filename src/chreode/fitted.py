@@ -163,8 +163,8 @@ def _refuse_too_large(folder: Path, module: Module) -> None:
         if size > limit:
             raise StoreError(
                 f"The model is not saved, because load could not read it: {name} would have "
-                f"{counted(size, 'byte')} where it reads {limit:,} at most. Fit on fewer features or categories, "
-                "or in fewer epochs."
+                f"{counted(size, 'byte')} where it reads {limit:,} at most. Fit on fewer features or "
+                "categories, or in fewer epochs."
             )
 
 

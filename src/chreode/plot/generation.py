@@ -57,7 +57,7 @@ def real_and_generated(
     for of, cells in zip(labels or (), (real, generated), strict=False):
         if len(of) != cells.shape[0]:
             raise DataError(
-                f"There are {counted(len(of), 'label')} of {counted(cells.shape[0], 'cell')}: give one each."
+                f"Got {counted(len(of), 'label')} for {counted(cells.shape[0], 'cell')}; give one for each."
             )
     rng = np.random.default_rng(seed)
     counts = [sp.csr_matrix(c) for c in (real, generated)]
