@@ -16,7 +16,7 @@ from anndata import AnnData
 from ..data import read
 from ..data.files import OnDisk
 from ..data.read import Data
-from ..data.subset import in_memory
+from ..data.subset import is_in_memory
 from ..errors import CapabilityError, ConfigError, counted
 from .trial import Execute, Outcome, Trial, attempt
 
@@ -103,7 +103,7 @@ def portable(data: Data | str | Path) -> Data | Path:
     """
     if isinstance(data, str | Path):
         return Path(data).resolve()
-    if isinstance(data, OnDisk) and in_memory(data):
+    if isinstance(data, OnDisk) and is_in_memory(data):
         return data
     if not isinstance(data, AnnData) or data.isbacked:
         raise ConfigError(

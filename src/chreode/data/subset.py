@@ -41,8 +41,8 @@ def some_cells(data: Any, rows: np.ndarray) -> Data:
     )  # fmt: skip
 
 
-def in_memory(data: OnDisk) -> bool:
+def is_in_memory(data: OnDisk) -> bool:
     """Return whether no matrix of what was read from a file is in that file still."""
     matrices = (data.X, *data.layers.values(), *data.obsm.values())
     parts = [part for part in (data.raw, *data.mod.values()) if part is not None]
-    return not any(isinstance(m, DiskMatrix) for m in matrices) and all(map(in_memory, parts))
+    return not any(isinstance(m, DiskMatrix) for m in matrices) and all(map(is_in_memory, parts))
