@@ -19,6 +19,7 @@ import zarr
 import chreode as ch
 from chreode import models
 from chreode.commands.app import app
+from chreode.commands.show import verbs
 from chreode.data.simulate import simulate_citeseq
 
 KEYS = models.keys()
@@ -256,6 +257,25 @@ def test_show(say, there):
     assert told["features"] == {"counts": 80}
     assert told["categories"] == {"batch": ["batch_0", "batch_1"]}
     assert [row["epoch"] for row in told["history"]] == [0, 1]
+
+
+def test_a_long_role_stands_apart_from_its_place(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.obs["condition"] = np.where(np.arange(200) % 2, "a", "b")
+    cells.write_h5ad("more.h5ad")
+    say("fit scvi more.h5ad --counts X --categorical obs/condition --max-epochs 1 -o c")
+    assert "categorical/condition  obs/condition\n" in say("show c")[1]
+
+
+def test_help_says_what_no_model_can(say):
+    able = [key for key in KEYS if "classify" in verbs(models.find(key))]
+    assert ("No model" in say("classify --help")[1]) == (not able)
+
+
+def test_what_to_leave_out_is_what_was_given(say, there):
+    code, _, err = say("correct scvi cells.h5ad --to.batch batch_1 --latent -o z.h5ad")
+    assert code == 1
+    assert "scvi embeds cells under no other conditions; leave out --latent." in err
 
 
 def test_show_is_for_people(say, there):

@@ -55,8 +55,9 @@ COMMANDS = (
     ),
     (
         "commands.use:classify",
-        "Write the most probable label of each cell into a copy of their file.",
-        "classify runs/scanvi query.h5ad -o query.labelled.h5ad",
+        "Write the most probable label of each cell into a copy of their file. No model of this version does "
+        "so yet.",
+        "classify runs/model query.h5ad -o query.labelled.h5ad",
     ),
     (
         "commands.use:generate",
