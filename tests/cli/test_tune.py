@@ -98,7 +98,7 @@ def test_it_says_how_to_fit_the_best(say, there):
         ("tune ppca cells.h5ad --counts X --trials 0", 2, "--trials"),
         ("tune ppca cells.h5ad --counts X --into thesis", 1, "holds no results"),
         ("tune ppca cells.h5ad --counts X -o thesis", 1, "holds no model"),
-        ("tune pcca cells.h5ad", 2, 'Did you mean "pca"?'),
+        ("tune pcca cells.h5ad", 2, "Did you mean 'pca'?"),
     ],
 )
 def test_errors(say, there, line, code, said):

@@ -330,6 +330,7 @@ def test_what_is_replaced_is_told(say, there, line, made):
         ("report scvi -o mine.html", "mine.html"),
         ("bench integration cells.h5ad --keys a -o mine.json", "mine.json"),
         ("rank scvi -o mine.csv", "mine.csv"),
+        ("demo --offline -o .", "bench.json"),
     ],
 )
 def test_what_chreode_did_not_write_is_never_replaced(say, there, line, mine):
@@ -342,7 +343,8 @@ def test_what_chreode_did_not_write_is_never_replaced(say, there, line, mine):
         cells.write_zarr("a.zarr")
     for name in ("notes.h5ad", "mine.html", "mine.csv"):
         Path(name).write_text("years of work")
-    Path("mine.json").write_text('{"years": "of work"}')
+    for name in ("mine.json", "bench.json"):
+        Path(name).write_text('{"years": "of work"}')
     before = listing(there)
     code, out, err = say(line)
     assert (code, out) == (1, "")

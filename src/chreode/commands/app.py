@@ -25,10 +25,11 @@ from cyclopts import (
     MissingArgumentError,
     MixedArgumentError,
     Parameter,
+    UnknownCommandError,
 )
 
 from ..config import WORDS
-from ..errors import ChreodeError, visible
+from ..errors import ChreodeError, near, visible
 from ..errors import message as readable
 from ..version import __version__
 from .common import Answer, Replaced
@@ -204,6 +205,14 @@ def _plain(error: CycloptsError) -> str:
     text = str(error)
     if isinstance(error, MissingArgumentError) and error.keyword:
         text = f"{error.keyword} needs a value, as in {error.keyword} VALUE."
+    elif isinstance(error, MissingArgumentError) and error.argument:
+        name = error.argument.name
+        text = f"{name} is missing{f': add {name} VALUE' if name.startswith('-') else ''}."
+    if isinstance(error, UnknownCommandError) and error.unused_tokens:
+        known = [name for name in error.app or () if not name.startswith("-")]
+        text = (
+            f"There is no command {error.unused_tokens[0]!r}.{near(error.unused_tokens[0], known)}"
+        )
     if isinstance(error, MixedArgumentError) and error.argument:
         flag = error.argument.name
         text = f"Write all of {flag} the same way: {flag} batch=p3, or {flag}.batch p3."

@@ -89,9 +89,8 @@ def _found(owner: Any, place: Place, role: str) -> tuple[Any, pd.Index | None]:
         return owner.X, owner.var_names
     table = getattr(owner, place.slot)
     if place.key not in table:
-        raise SchemaError(
-            f"{named}: there is no {place.key!r} in {place.slot}.{near(place.key, table)}"
-        )
+        others = near(place.key, table) if len(table) else f" The data has no {place.slot} at all."
+        raise SchemaError(f"{named}: there is no {place.key!r} in {place.slot}.{others}")
     return table[place.key], owner.var_names if place.slot == "layers" else None
 
 
