@@ -45,7 +45,7 @@ def test_values_are_kept_and_frozen():
         ({"size": 2.5}, "expected a whole number, got a number.*How many"),
         ({"size": True}, "expected a whole number, got True or False"),
         ({"size": "3"}, r"size='3'\): expected a whole number, got text\. How many"),
-        ({"rate": -1}, "from 0 to inf"),
+        ({"rate": -1}, "a number of at least 0"),
         ({"rate": float("nan")}, "expected a number"),
         ({"kind": "nearr"}, "expected 'near' or 'far'. Did you mean 'near'"),
         ({"patience": 0}, "from 1"),

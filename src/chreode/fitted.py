@@ -24,7 +24,7 @@ from .compute.convergence import read_state
 from .compute.settings import settled
 from .config.arguments import checked
 from .data.remember import WEIGHT
-from .errors import ChreodeError, StoreError, counted, warn
+from .errors import ChreodeError, StoreError, counted, listed, warn
 from .module import Module, Recipe
 from .registry import find
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Schema, Spec
@@ -115,9 +115,9 @@ class Fitted(FittedState):
             else:
                 made.mkdir()
             tensors = store.prefixed("module", self.module.state_dict())
+            arrays = {k: np.ascontiguousarray(v) for k, v in self.statistics.items()}
             tensors |= store.prefixed(
-                "statistics",
-                {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self.statistics.items()},
+                "statistics", {k: torch.from_numpy(v) for k, v in arrays.items()}
             )
             store.write_tensors(made / "weights.safetensors", tensors, {})
             spreadsheet(self.history).to_csv(made / "history.csv", index=False)
@@ -149,9 +149,8 @@ def refuse_to_replace(folder: Path) -> None:
     StoreError
         If `folder` is a file, or a folder that holds something but no model.
     """
-    if folder.is_dir() and (_is_model(folder) or not any(folder.iterdir())):
-        return
-    if folder.exists():
+    ours = folder.is_dir() and (_is_model(folder) or not any(folder.iterdir()))
+    if folder.exists() and not ours:
         raise StoreError(f"{folder} exists and holds no model; choose another place.")
 
 
@@ -199,8 +198,7 @@ def load(folder: str | Path) -> Fitted:
             raise StoreError(f"There is no model folder {str(folder)!r}.")
         found = folder
         if last and place is None and previous is not None:
-            text = f"{folder} was lost while being replaced; reading {previous}."
-            warn(text)
+            warn(f"{folder} was lost while being replaced; reading {previous}.")
             found = previous
         try:
             return _read(found)
@@ -222,9 +220,11 @@ def _place(folder: Path) -> tuple[int, int, int] | None:
 
 def _read(folder: Path) -> Fitted:
     """Read every file of a model once, and refuse those whose hash is not that of the description."""
-    if not folder.is_dir():
-        raise StoreError(f"There is no model folder {str(folder)!r}.")
     description = folder / "model.json"
+    if not description.is_file() or description.is_symlink():
+        inside = listed(path.parent for path in sorted(folder.glob("*/model.json")))
+        models = f" Models inside it: {inside}." if inside else ""
+        raise StoreError(f"{folder} is no model folder: model.json is absent or a link.{models}")
     try:
         info = json.loads(store.read_once(description, _MOST))
         if int(info["format"]) > FORMAT:

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 import chreode as ch
-from chreode.bench.embedded import Given, _harmony, _oracle
+from chreode.bench.embedded import Given, _harmony, _oracle, rows_of
 from chreode.commands.judge import _answer
+from chreode.data.cells import Cells
 from chreode.learn import sgd
 from chreode.model import Model
 from chreode.report import findings
@@ -175,11 +176,27 @@ def test_fitted_models_are_judged_as_they_are(cells, schema, quick):
 def test_a_method_that_fails_is_a_row(cells, schema, quick):
     methods = [ch.PCA(n_latent=400), quick(ch.PCA)]
     bench = ch.bench.integration(cells, schema, methods, seeds=(0,), metrics=["ilisi"])
-    row = bench.table().loc["PCA (2)"]
+    row = bench.table().loc["PCA n_latent=400"]
     assert row["note"].startswith("failed: A fit with n_latent=400 needs 401 cells")
     assert row["seeds"] == 0
     assert np.isnan(row["ilisi"])
-    assert np.isfinite(bench.table().loc["PCA (3)", "ilisi"])
+    assert np.isfinite(bench.table().loc["PCA n_latent=5", "ilisi"])
+
+
+def test_rows_have_the_names_that_tell_them_apart(cells, quick):
+    """Of two models of one kind nobody could say which was which, and PCA was in the table twice."""
+    schema = ch.Schema(counts="X", batch="obs/batch")
+    fitted = quick(ch.PCA).fit(cells, schema)
+    there = Cells.of(cells, schema)
+
+    def names(methods):
+        return [row.name for row in rows_of(there, methods, (0,), ch.PCA())][2:-1]
+
+    two = [ch.SCVI(n_latent=20), ch.SCVI(likelihood="zinb", n_layers=2), ch.PPCA()]
+    assert names(two) == ["SCVI n_latent=20", "SCVI n_layers=2 likelihood=zinb", "PPCA"]
+    assert names([ch.PCA(), ch.SCVI(), ch.PCA(n_latent=3)]) == ["SCVI", "PCA n_latent=3"]
+    assert names([fitted, fitted]) == ["PCA (2)", "PCA (3)"]
+    assert names({"PCA runs/a": fitted, "mine": ch.SCVI()}) == ["PCA runs/a", "mine"]
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_chosen_cells_and_genes_are_those_of_the_file(there, monkeypatch, kind):
     if kind == "as if on disk":
         monkeypatch.setattr("chreode.data.read.IN_MEMORY", 0)
     schema, rows = ch.Schema(counts=place), "obs.batch == 'batch_1'"
-    found = narrowed(file, schema, rows, 20, sent=True)
+    found = narrowed(file, schema, rows, 20, sent=True, depth=False)
     whole = cells.mod["rna"] if kind == "modalities" else cells
     kept = (cells.obs["batch"] == "batch_1").to_numpy()
     genes = ch.pp.select_genes(cells, schema, 20, rows=kept)
@@ -86,9 +86,10 @@ def test_chosen_cells_and_genes_are_those_of_the_file(there, monkeypatch, kind):
 
 def test_genes_alone_are_in_memory_where_they_are_sent(there):
     schema = ch.Schema(counts="X")
-    assert portable(narrowed(Path("cells.h5ad"), schema, None, 20, sent=True)).n_vars == 20
+    some = partial(narrowed, Path("cells.h5ad"), schema, None, 20, depth=False)
+    assert portable(some(sent=True)).n_vars == 20
     with pytest.raises(ch.ConfigError, match="in memory"):
-        portable(narrowed(Path("cells.h5ad"), schema, None, 20))
+        portable(some())
 
 
 @pytest.mark.parametrize(

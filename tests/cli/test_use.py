@@ -19,6 +19,7 @@ import zarr
 import chreode as ch
 from chreode import models
 from chreode.commands.app import app
+from chreode.commands.show import verbs
 from chreode.data.simulate import simulate_citeseq
 
 KEYS = models.keys()
@@ -190,13 +191,13 @@ def test_generate_draws_under_conditions(say, there):
 def test_bench_and_report(say, there):
     code, out, err = say(
         "bench integration cells.h5ad --counts X --batch obs/batch --label obs/cell_type "
-        "--keys true_latent --models ./pca ./scvi --seeds 1 -o bench.json --json"
+        "--keys true_latent --models ./pca ./scvi pca --seeds 1 -o bench.json --json"
     )
     told = json.loads(out)
     assert (code, err) == (0, "")
     rows = {row["method"]: row for row in told["table"]}
-    assert {"PCA", "PCA (2)", "SCVI", "true_latent", "label oracle"} <= set(rows)
-    assert rows["label oracle"]["bio"] > rows["SCVI"]["bio"]
+    assert [*rows] == ["PCA", "Harmony", "true_latent", "PCA pca", "SCVI scvi", "label oracle"]
+    assert rows["label oracle"]["bio"] > rows["SCVI scvi"]["bio"]
     assert told["files"] == ["bench.json"]
     code, out, _ = say("report bench.json -o bench.html")
     assert (code, out) == (0, "written to bench.html\n")
@@ -204,6 +205,27 @@ def test_bench_and_report(say, there):
     code, out, _ = say("report scvi -o fit.html --json")
     assert (code, json.loads(out)) == (0, {"file": "fit.html"})
     assert "<svg" in Path("fit.html").read_text()
+
+
+def test_genes_that_are_left_out_are_those_of_no_fitted_model(say, there, monkeypatch):
+    """It was scored without them, as of a worse model."""
+    line = (
+        "bench integration cells.h5ad --counts layers/counts --batch obs/batch --label obs/cell_type "
+        "--models scvi ./scvi --n-genes"
+    )
+    code, out, err = say(f"{line} 50")
+    assert (code, out) == (1, "")
+    assert "--n-genes leaves out 30 of the 80 genes of scvi." in err
+    assert (
+        "chreode embed scvi cells.h5ad -o embedded.h5ad, then bench embedded.h5ad with --keys X_scvi"
+        in err
+    )
+
+    def stop(_data, _schema, methods, **_):
+        raise ch.DataError(f"judges {[*methods]}")
+
+    monkeypatch.setattr("chreode.bench.integration", stop)
+    assert "judges ['SCVI', 'SCVI scvi']" in say(f"{line} 80")[2]
 
 
 def test_models_say_what_fitted_ones_can(say, there):
@@ -237,6 +259,25 @@ def test_show(say, there):
     assert [row["epoch"] for row in told["history"]] == [0, 1]
 
 
+def test_a_long_role_stands_apart_from_its_place(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.obs["condition"] = np.where(np.arange(200) % 2, "a", "b")
+    cells.write_h5ad("more.h5ad")
+    say("fit scvi more.h5ad --counts X --categorical obs/condition --max-epochs 1 -o c")
+    assert "categorical/condition  obs/condition\n" in say("show c")[1]
+
+
+def test_help_says_what_no_model_can(say):
+    able = [key for key in KEYS if "classify" in verbs(models.find(key))]
+    assert ("No model" in say("classify --help")[1]) == (not able)
+
+
+def test_what_to_leave_out_is_what_was_given(say, there):
+    code, _, err = say("correct scvi cells.h5ad --to.batch batch_1 --latent -o z.h5ad")
+    assert code == 1
+    assert "scvi embeds cells under no other conditions; leave out --latent." in err
+
+
 def test_show_is_for_people(say, there):
     """No escapes of Markdown, and no rows of what other phases log."""
     fitted = ch.load("scvi")
@@ -261,13 +302,68 @@ def test_show_is_for_people(say, there):
     ],
 )
 def test_what_is_replaced_is_told(say, there, line, made):
-    said = f"note: {made} is there already and will be replaced."
+    said = f"note: {made} was there already and has been replaced."
     code, _, err = say(line)
     assert code == 0
     assert said not in err
     code, _, err = say(line)
     assert code == 0
     assert said in err
+    wrong = "fit pca cells.h5ad --counts X --n-latent 900 -o new" if made == "new" else (
+        f"generate scvi -n 3 --given.batch none -o {made}"
+    )  # fmt: skip
+    code, _, err = say(wrong)
+    assert code == 1
+    assert "replaced" not in err
+
+
+@pytest.mark.parametrize(
+    ("line", "mine"),
+    [
+        ("embed pca cells.h5ad -o mine.h5ad", "mine.h5ad"),
+        ("generate scvi -n 3 -o mine.h5ad", "mine.h5ad"),
+        ("generate scvi -n 3 -o notes.h5ad", "notes.h5ad"),
+        ("correct scvi cells.h5ad --to.batch batch_0 -o mine.h5ad", "mine.h5ad"),
+        ("augment scvi cells.h5ad --by batch -o mine.h5ad", "mine.h5ad"),
+        ("trajectory scvi cells.h5ad -o mine.h5ad", "mine.h5ad"),
+        ("embed pca a.zarr -o mine.zarr", "mine.zarr/zarr.json"),
+        ("report scvi -o mine.html", "mine.html"),
+        ("bench integration cells.h5ad --keys a -o mine.json", "mine.json"),
+        ("rank scvi -o mine.csv", "mine.csv"),
+        ("demo --offline -o .", "bench.json"),
+    ],
+)
+def test_what_chreode_did_not_write_is_never_replaced(say, there, line, mine):
+    """A slip in a name took raw data, with a note alone."""
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.write_h5ad("mine.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # news about zarr's formats
+        cells.write_zarr("mine.zarr")
+        cells.write_zarr("a.zarr")
+    for name in ("notes.h5ad", "mine.html", "mine.csv"):
+        Path(name).write_text("years of work")
+    for name in ("mine.json", "bench.json"):
+        Path(name).write_text('{"years": "of work"}')
+    before = listing(there)
+    code, out, err = say(line)
+    assert (code, out) == (1, "")
+    assert "Choose another name, or move this file away first." in err
+    assert listing(there) == before
+    if mine in ("mine.h5ad", "notes.h5ad"):  # nor in Python
+        with pytest.raises(ch.StoreError, match="chreode did not write it"):
+            ch.load("scvi").generate(3, into=mine)
+    if mine.endswith(".h5ad"):  # an empty file, as pipelines make it, is nothing to lose
+        Path(mine).write_bytes(b"")
+        assert "move this file away" not in say(line)[2]
+
+
+def test_reports_and_scores_replace_their_own(say, there):
+    for _ in range(2):
+        assert say("report scvi -o page.html")[0] == 0
+    Path("bench.json").write_text(json.dumps({"kind": "integration", "scores": []}, indent=1))
+    _, _, err = say("bench integration cells.h5ad --keys a -o bench.json")
+    assert "move this file away" not in err
 
 
 def test_embed_in_place_replaces_nothing_else(say, there):
@@ -295,7 +391,8 @@ def test_a_name_that_was_not_given_replaces_nothing(say, there, stands):
     assert (code, out) == (1, "")
     assert err == f"error: {made} is there already. To replace it, name it: -o {made}\n"
     assert listing(there) == before
-    assert say(f"embed pca cells.h5ad -o {made}")[0] == 0
+    code = say(f"embed pca cells.h5ad -o {made}")[0]
+    assert code == (stands == "a link")  # it leads to what chreode did not write
 
 
 @pytest.mark.parametrize("scale", ["counts", "log1p CP10k"])

@@ -108,7 +108,7 @@ BAD = {
     "label of floats": (
         obs("cell_type", lambda n: np.linspace(0, 1, n)), {}, "floats, not categories.*continuous",
     ),
-    "strings for numbers": (obs("age", lambda n: ["old"] * n), {}, "expected numbers.*to_numeric"),
+    "strings for numbers": (obs("age", lambda n: ["old"] * n), {}, "expected numbers.*extract"),
     "infinite covariate": (obs("age", lambda n: [np.inf] * n), {}, "NaN or infinite"),
     "duplicated genes": (names("var_names", "twice"), {}, "not unique.*var_names_make_unique"),
     "duplicated cells": (names("obs_names", "twice"), {}, "not unique.*obs_names_make_unique"),

@@ -163,6 +163,13 @@ def test_a_refusal_names_what_differs(some, tmp_path):
         MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")
 
 
+def test_a_refusal_names_the_options_that_differ(some, tmp_path):
+    MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")
+    with pytest.raises(ch.StoreError) as told:
+        dataclasses.replace(MODEL, max_epochs=2).fit(some, SCHEMA, checkpoint=tmp_path / "state")
+    assert "another fit, with other options (max_epochs was 1, is 2). Remove it" in str(told.value)
+
+
 def test_a_fit_that_was_cut_off_at_its_end_names_its_kernel_too(some, tmp_path):
     whole = MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")
     again = MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")  # no step is left

@@ -53,7 +53,7 @@ DRAWS = 200
 def integration(
     data: Data | str | Path,
     schema: Schema,
-    methods: Sequence[str | Model | Fitted],
+    methods: Sequence[str | Model | Fitted] | Mapping[str, str | Model | Fitted],
     *,
     seeds: Sequence[int] = (0, 1, 2),
     rows: Any = None,
@@ -75,6 +75,7 @@ def integration(
         Keys of ``obsm`` (``"X_scvi"`` or ``"scvi"``; one seed, and marked so), fitted models (their
         own seed), or models to be fitted here, once per seed. A fitted model reads roles where `schema`
         names them, and others where its fit did; so too its batch and label, where these are there.
+        The keys of a mapping are the names of the rows. A PCA like the baseline is that row.
     seeds
         Seeds of fits and of clusterings.
     rows
@@ -123,7 +124,7 @@ def integration(
     with pinned(int(ray) or run.threads or torch.get_num_threads()):
         pca = find("pca")(n_latent=_components(cells))
         x_pca = pca.fit(cells.data, schema, seed=seeds[0], run=run).embed(shallow(cells.data))
-        table = rows_of(cells, methods, seeds)
+        table = rows_of(cells, methods, seeds, pca)
         scored = _everywhere(cells.positions(rows), [x_pca, *ready(cells, table)])
         about = {
             **provenance(cells), **_sizes(named, scored), "rows": digest(scored),

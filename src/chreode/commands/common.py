@@ -28,6 +28,16 @@ ROLES_OF_TIME = ("counts", "expression", "time", "trajectory")
 UNREAD_ROLES = ("views", "control", "vectors")
 #: What every condition on cells holds.
 _CONDITION = re.compile(r"\bobs\s*[.\[]")
+#: What a file of chreode holds, by the end of its name: a report, a bench, and what is ranked.
+_OURS = {
+    ".html": rb'<meta name="generator" content="chreode ',
+    ".json": rb'^\{\s*"kind": "',
+    ".csv": rb"^(source,target|feature,score),",
+}
+
+
+class Replaced(UserWarning):
+    """Says that an older output was replaced: the command line prints it once that is so."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +125,17 @@ Rows = Annotated[
 NGenes = Annotated[
     Whole | None,
     Parameter(
-        group=RUN, help="Keep only this number of most variable genes, chosen on the cells to use."
+        group=RUN,
+        help="Keep only this number of most variable genes, chosen on the cells to use. Log-expression of "
+        "counts is then per 10,000 counts of these genes.",
     ),
 ]
 NGenesUnseen = Annotated[
     Whole | None,
     Parameter(
         group=RUN,
-        help="Keep only this number of most variable genes, chosen on cells that no result is judged on.",
+        help="Keep only this number of most variable genes, chosen on cells that no result is judged on. "
+        "Log-expression of counts is then per 10,000 counts of these genes.",
     ),
 ]
 Into = Annotated[
@@ -305,22 +318,24 @@ def require_output(
     source: Path | None = None,
     instead: str = "Choose another.",
 ) -> None:
-    """Refuse a name that would mislead, or the file that is read; announce what will be replaced.
+    """Refuse a name that would mislead, the file that is read, or one that chreode did not write.
 
     Raises
     ------
     StoreError
-        If it ends in none of `suffixes`, or is a folder.
+        If it ends in none of `suffixes`, is a folder, or a file that chreode did not write.
     ConfigError
         If it is `source`, or one of them is a folder that holds the other.
     """
-    from ..store import refuse_folder  # which loads torch
+    from ..store import refuse_folder, require_writable  # which load torch
 
     require_suffix(path, suffixes)
     refuse_folder(path)
     if source is not None:
         refuse_input(path, source, instead)
-    require_place(path)
+    _refuse_to_replace(path)
+    require_writable(path)
+    say_replaced(path)
 
 
 def refuse_input(path: Path, source: Path, instead: str = "Choose another.") -> None:
@@ -338,19 +353,26 @@ def refuse_input(path: Path, source: Path, instead: str = "Choose another.") -> 
         raise ConfigError(f"{path} holds the input, {source}, and would be replaced. {instead}")
 
 
-def require_place(path: Path) -> None:
-    """Refuse a place that cannot be written, and say what will be replaced: before the work.
+def _refuse_to_replace(path: Path) -> None:
+    """Refuse to replace a file that chreode did not write: it may be the user's own."""
+    from ..data.collect import refuse_to_replace_cells  # which loads torch
+    from ..data.foreign import SUFFIXES
 
-    Raises
-    ------
-    StoreError
-        If nothing can be written there.
-    """
-    from ..store import require_writable  # which loads torch
+    if path.suffix in SUFFIXES:
+        refuse_to_replace_cells(path)
+        return
+    content = path.read_bytes() if path.is_file() else b""
+    if content and not re.search(_OURS[path.suffix], content):
+        raise StoreError(
+            f"{path} is there already, and is no {path.suffix} file that chreode wrote. Choose another name, "
+            "or move this file away first."
+        )
 
-    require_writable(path)
+
+def say_replaced(path: Path) -> None:
+    """Note that an older output is replaced, if there is one."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        warn(f"{path} is there already and will be replaced.")
+        warn(f"{path} was there already and has been replaced.", Replaced)
 
 
 def require_apart(into: Path | None, *outputs: Path | None) -> None:

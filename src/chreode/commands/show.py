@@ -83,9 +83,11 @@ def show(model: Path, /, *, json: Json = False) -> Answer:
         "categories": {role: list(names) for role, names in fitted.spec.categories.items()},
         "continuous": list(fitted.spec.continuous),
     }
-    roles = [f"{visible(role):<16}{visible(place)}" for role, place in fitted.schema.places()]
+    places = [(visible(role), visible(place)) for role, place in fitted.schema.places()]
+    wide = 2 + max(14, *(len(role) for role, _ in places), *map(len, sizes["categories"]))
+    roles = [f"{role:<{wide}}{place}" for role, place in places]
     groups = [
-        f"{visible(role):<16}{len(names)}: {', '.join(map(visible, names[:8]))}"
+        f"{visible(role):<{wide}}{len(names)}: {', '.join(map(visible, names[:8]))}"
         f"{', …' if len(names) > 8 else ''}"
         for role, names in sizes["categories"].items()
     ]

@@ -17,6 +17,7 @@ _SPOKEN = {
     r"name some: space=…": "give fewer options, for those that are given are not searched",
     r"as in seeds=\(0,\)": "as in --seeds 0",
     r"\(into\)": "(--into)",
+    r"(?<=under no other conditions; leave out )to\b": "--latent",
 }
 
 
@@ -37,6 +38,7 @@ def spoken(text: str) -> str:
     )
     # a text with a backslash, which stands for another letter, is left as it is
     text_ = r"""(?:'[^'\\]*'|"[^"\\]*")"""
+    text = re.sub(rf"\brows=({text_})", lambda m: f"--rows {shlex.quote(m[1][1:-1])}", text)
     return re.sub(
         rf"Schema\((\w+)=(True|{text_}|\({text_},\))\)",
         # a place that is to be filled in (obs/…) is nothing that a shell reads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,16 +29,25 @@ from .common import (
     records,
     refuse_input,
     require_apart,
-    require_place,
     use_threads,
 )
-from .fit import configured, first_line, narrowed, per_model, tables_of
+from .fit import (
+    configured,
+    first_line,
+    keep,
+    narrowed,
+    notes_of,
+    per_model,
+    require_model_place,
+    tables_of,
+)
 from .spelling import as_flags, spoken, suggested
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..data.cells import Cells
+    from ..model import Model
 
 tune = App(
     name="tune",
@@ -91,51 +101,53 @@ def _tune(
         A TOML file with tables [schema] and [model]. Flags override it.
     """
     from ..bench.tuning import default_space
-    from ..fitted import refuse_to_replace
-    from ..learn.phase import was_interrupted
 
     asked, schema = configured(model, config, options)
     fixed = {*options, *(tables_of(config).get("model", {}) if config else {})}
     space = {name: span for name, span in default_space(asked).items() if name not in fixed}
     require_apart(into, output)
     if output:
-        refuse_to_replace(output)
         refuse_input(output, file)
-        require_place(output)
+        require_model_place(output)
     use_threads(threads)
-    data = narrowed(file, schema, rows, n_genes, partial(_judged, seed), sent=ray)
+    judged, depth = partial(_judged, seed), model.scale != "counts"
+    data = narrowed(file, schema, rows, n_genes, judged, sent=ray, depth=depth)
     tuned = ch.tune(
         asked, data, schema, trials=trials, seed=seed, space=space, into=into,
         ray=ray and (threads or 1), device=device,
     )  # fmt: skip
-    plain, best = config_.as_dict(model()), config_.as_dict(tuned.best)
-    settings = [
-        *as_flags(schema.as_dict()), *as_flags({n: v for n, v in best.items() if v != plain[n]}),
-        *as_flags({n: v for n, v in {"rows": rows, "n_genes": n_genes}.items() if v is not None}),
-        "--seed", seed, "-o", output or f"runs/{tuned.best.key}",
-    ]  # fmt: skip
-    command = suggested("fit", tuned.best.key, file, *settings)
+    # the bits of the weights depend on the number of threads
+    run = {"rows": rows, "n_genes": n_genes, "seed": seed, "threads": threads}
+    command = _command(tuned.best, file, schema, run, output)
     table = tuned.trials.drop(columns="seed")
     table["note"] = table["note"].map(spoken)
     lines = [table.to_string(float_format="%.5g"), f"{tuned.verdict()}\nThe best: {command}"]
-    notes: list[str] = []
+    interrupted = False
     if output:
         # as the command that is suggested: nothing is judged here, so all cells choose the genes
-        data = narrowed(file, schema, rows, n_genes)
+        data = narrowed(file, schema, rows, n_genes, depth=depth)
         fitted = tuned.best.fit(data, schema, seed=seed, device=device)
-        fitted.save(output)
-        notes = fitted.provenance["notes"]
-        lines.append(f"fitted on all cells and saved to {output}")
-        lines += [f"Note: {spoken(note)}." for note in notes]
+        output, saved, interrupted = keep(fitted, output)
+        lines += [f"fitted on all cells and {saved}", *notes_of(fitted)]
     return Answer(
         "\n".join(lines),
         {
-            "best": best, "improved": tuned.improved, "verdict": tuned.verdict(),
+            "best": config_.as_dict(tuned.best), "improved": tuned.improved, "verdict": tuned.verdict(),
             "trials": records(tuned.trials), "refits": records(tuned.refits),
             "about": dict(tuned.about), "folder": str(output) if output else None,
         },
-        json, code=130 if was_interrupted(notes) else 0,
+        json, code=130 if interrupted else 0,
     )  # fmt: skip
+
+
+def _command(
+    best: Model, file: Path, schema: ch.Schema, run: Mapping[str, Any], output: Path | None
+) -> str:
+    """Return the command line that fits a model."""
+    plain = config_.as_dict(type(best)())
+    options = {name: v for name, v in config_.as_dict(best).items() if v != plain[name]}
+    words = schema.as_dict() | options | {name: v for name, v in run.items() if v is not None}
+    return suggested("fit", best.key, file, *as_flags(words), "-o", output or f"runs/{best.key}")
 
 
 def _judged(seed: int, cells: Cells, kept: np.ndarray) -> np.ndarray:

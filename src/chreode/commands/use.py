@@ -93,7 +93,7 @@ def classify(
     json: Json = False,
     **roles: Any,
 ) -> Answer:
-    """Write the most probable label of each cell into a copy of their file.
+    """Write the most probable label of each cell into a copy of their file. No model does so yet.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any, Literal
 
 import numpy as np
@@ -145,9 +146,9 @@ def _role(
             if base == "counts" and not (seen.negative or seen.infinite or seen.lacking):
                 yield from _zeros(slot, base, place, seen)
     elif base in CATEGORY_ROLES or base == "categorical":
-        yield from _category(slot, base, cells.column(role).iloc[rows], cells.schema)
+        yield from _category(slot, base, place, cells.column(role).iloc[rows], cells.schema)
     elif base in NUMBER_ROLES or base == "continuous":
-        yield from _number(slot, base, cells.numbers(role)[rows])
+        yield from _number(slot, base, place, cells.numbers(role)[rows])
 
 
 def _form(slot: str, role: str, place: Place, values: Any, names: pd.Index) -> Iterator[Finding]:
@@ -249,7 +250,18 @@ def _zeros(slot: str, role: str, place: Place, seen: Look) -> Iterator[Finding]:
         )
 
 
-def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterator[Finding]:
+def _without(place: Place, condition: str) -> str:
+    """Return how cells are removed: as a condition on `rows`, where the column is one of all cells."""
+    if place.modality:
+        return "Remove such cells"
+    plain = place.key.isidentifier() and not iskeyword(place.key)
+    column = f"obs.{place.key}" if plain else f"obs[{place.key!r}]"
+    return f"Remove such cells: rows={condition.replace('COLUMN', column)!r}"
+
+
+def _category(
+    slot: str, role: str, place: Place, values: pd.Series, schema: Schema
+) -> Iterator[Finding]:
     kind = (
         values.cat.categories.dtype
         if isinstance(values.dtype, pd.CategoricalDtype)
@@ -264,11 +276,14 @@ def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterat
         return
     known = as_category(values, schema.missing)
     lacking = int(known.isna().sum())
+    known_alone = " and ".join(
+        ["not missing(COLUMN)", *(f"COLUMN != {word!r}" for word in schema.missing)]
+    )
     if lacking and role in ("batch", "categorical", "perturbation", "trajectory"):
         yield Finding(
             "error", role,
-            f"{slot} has no value in {counted(lacking, 'cell')}. Remove such cells, or give them a category "
-            "of their own.",
+            f"{slot} has no value in {counted(lacking, 'cell')}. {_without(place, known_alone)}, or give "
+            "them a category of their own.",
         )  # fmt: skip
     elif lacking:
         yield Finding("note", role, f"{slot} has no value in {counted(lacking, 'cell')}.")
@@ -296,14 +311,20 @@ def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterat
         )
 
 
-def _number(slot: str, role: str, values: Float64[np.ndarray, " n"]) -> Iterator[Finding]:
+def _number(
+    slot: str, role: str, place: Place, values: Float64[np.ndarray, " n"]
+) -> Iterator[Finding]:
     bad = int((~np.isfinite(values)).sum())
     if bad:
-        yield Finding(
-            "error",
-            role,
-            f"{slot} is NaN or infinite in {counted(bad, 'cell')}. Remove such cells.",
+        finite = (
+            "COLUMN < 1e300 and COLUMN > -1e300"
+            if np.isinf(values).any()
+            else "not missing(COLUMN)"
         )
+        yield Finding(
+            "error", role,
+            f"{slot} is NaN or infinite in {counted(bad, 'cell')}. {_without(place, finite)}.",
+        )  # fmt: skip
     elif role != "size_factor":
         yield from merging(slot, values, unit(values))
     elif not ((values > 1e-38) & (values < 1e38)).all():  # as float32 holds them

@@ -89,9 +89,8 @@ def _found(owner: Any, place: Place, role: str) -> tuple[Any, pd.Index | None]:
         return owner.X, owner.var_names
     table = getattr(owner, place.slot)
     if place.key not in table:
-        raise SchemaError(
-            f"{named}: there is no {place.key!r} in {place.slot}.{near(place.key, table)}"
-        )
+        others = near(place.key, table) if len(table) else f" The data has no {place.slot} at all."
+        raise SchemaError(f"{named}: there is no {place.key!r} in {place.slot}.{others}")
     return table[place.key], owner.var_names if place.slot == "layers" else None
 
 
@@ -212,9 +211,13 @@ def as_numbers(values: pd.Series, place: Place, role: str) -> np.ndarray:
             f"{text}, expected numbers. Convert it, to days for example, and note their start: "
             f"{name} = {since} / pandas.Timedelta(days=1)."
         )
+    words = values.dropna().astype(str)
+    numbers = pd.to_numeric(words, errors="coerce").notna().all()
+    taken = "" if numbers else r".astype(str).str.extract(r'(\d+\.?\d*)', expand=False)"
+    example = f" (such as {words.iloc[0]!r})" if len(words) else ""
     raise SchemaError(
-        f"{text}, expected numbers: convert it with pandas.to_numeric (text that spells dates: with "
-        "pandas.to_datetime, first)."
+        f"{role} ({place}) holds text{example}, expected numbers: {name} = {name}{taken}.astype(float). If "
+        "it spells dates, convert it with pandas.to_datetime first. See docs/with-scanpy.md."
     )
 
 

@@ -25,6 +25,7 @@ from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
 from .average import EVERY, Average
 from .epoch import EpochMean, diagnosis
+from .fingerprint import differing
 from .phase import Phase, Session, Split, Trace
 from .players import Players
 
@@ -334,8 +335,7 @@ class _Loop:
         tensors, info = store.read_tensors(self.run.checkpoint)
         ours, theirs = self.run.fingerprint, info.get("fingerprint")
         if theirs != ours:
-            known = theirs if isinstance(theirs, dict) else {}
-            differ = [p for p in {**ours, **known} if known.get(p) != ours.get(p)]
+            differ = differing(ours, theirs if isinstance(theirs, dict) else {})
             raise StoreError(
                 f"{self.run.checkpoint} belongs to another fit, with other {', '.join(differ)}. "
                 "Remove it to begin anew, or name another checkpoint."

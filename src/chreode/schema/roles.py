@@ -65,7 +65,12 @@ class Place:
         whole = slot in ("X", "raw") and not slash
         if (whole or (slot in ("layers", "obs", "obsm") and key)) and (modality or not colon):
             return cls(slot, key, modality)
-        raise SchemaError(f"{text!r} does not name a place. {_SPELLING}.")
+        plain = (
+            ""
+            if slash or colon
+            else f" A column of that name is 'obs/{text}', a layer 'layers/{text}'."
+        )
+        raise SchemaError(f"{text!r} does not name a place.{plain} {_SPELLING}.")
 
     def __str__(self) -> str:
         tail = f"{self.slot}/{self.key}" if self.key else self.slot

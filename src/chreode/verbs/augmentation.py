@@ -21,6 +21,7 @@ from ..data.read import Data
 from ..errors import ConfigError, SchemaError, listed, near, warn
 from ..run import Run
 from ..schema import Schema, members, written
+from .answering import uns
 from .cells import generate
 from .conditions import condition_named
 from .state import FittedState
@@ -120,7 +121,7 @@ def augment(
     made.obs = made.obs.rename(
         columns={fitted.column(c): cells.places[role].key for c, role in columns.items()}
     )
-    both = anndata.concat([real, made], join="inner", merge="first")
+    both = anndata.concat([real, made], join="inner", merge="first", uns_merge="first")
     both.obs = _joined(real.obs, made.obs)
     return both
 
@@ -191,7 +192,8 @@ def _real(
         column = cells.categories(role).astype(object) if known else cells.column(role)
         obs[cells.places[role].key] = column.iloc[rows].to_numpy()
     var = cells.var("counts", fitted.spec.features["counts"])
-    return AnnData(counts if schema.fractional else counts.astype(np.int64), obs=obs, var=var)
+    counts = counts if schema.fractional else counts.astype(np.int64)
+    return AnnData(counts, obs=obs, var=var, uns=uns(fitted, "augment"))
 
 
 def _unique(names: pd.Index, known: pd.Index) -> pd.Index:
