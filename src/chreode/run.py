@@ -15,8 +15,8 @@ class Run:
 
     It is given to fits, verbs and benches as ``run=Run(device="cuda")``, or field by field:
     ``fit(data, schema, device="cuda")`` means the same. What a call has no use for it does not read: verbs
-    keep no checkpoint, nor do benches and `tune`, which keep results by ``into``. Of the verbs, `loadings` takes
-    none, as it computes nothing.
+    keep no checkpoint, nor do benches and `tune`, which keep results by ``into``. The verb `loadings`
+    takes no run, as it computes nothing.
 
     Examples
     --------
