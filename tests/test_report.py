@@ -24,6 +24,7 @@ from chreode.bench import Bench
 from chreode.commands.judge import _answer
 from chreode.data.horizon import ForecastWarning
 from chreode.errors import StoreError
+from chreode.metrics.table import ScoreTable
 from chreode.plot.dots import AREA as DOT
 from chreode.report import (
     Section,
@@ -35,6 +36,7 @@ from chreode.report import (
     write,
 )
 from chreode.report import dynamics as report_dynamics
+from chreode.report.generation import lead as generation_lead
 from chreode.report.page import as_text
 
 HOSTILE = "<script>alert('x')</script>\"onload=\"alert(1)"
@@ -363,12 +365,13 @@ def test_a_note_of_several_sentences_stays_whole_and_ends_once(cells, schema):
         metrics=["silhouette_label"],
         progress=False,
     )
-    (note,) = found.methods.loc["PCA (2)", "notes"]
+    (name,) = set(found.methods.index[found.methods["role"] == "method"])
+    (note,) = found.methods.loc[name, "notes"]
     assert ";" in note
-    said = [line for line in findings(found) if line.startswith("PCA (2)")]
-    assert said == [f"PCA (2): {note}."]
+    said = [line for line in findings(found) if line.startswith(f"{name}:")]
+    assert said == [f"{name}: {note}."]
     assert ".." not in said[0]
-    assert tables(found)["Methods"].loc["PCA (2)", "note"] == note
+    assert tables(found)["Methods"].loc[name, "note"] == note
 
 
 def test_totals_of_fewer_metrics_are_not_compared():
@@ -442,6 +445,32 @@ def test_a_bench_without_total_is_reported_too(tmp_path):
     html = bare.report(tmp_path / "g.html").read_text(encoding="utf-8")
     assert "<h1>Generation bench</h1>" in html
     assert "A is not better than PCA" in html
+
+
+def test_every_modality_of_generated_cells_has_a_verdict_of_its_own():
+    table = pd.DataFrame(
+        {"role": ["ceiling", "method", "baseline", "baseline"], "w2": [8.0, 9.75, 9.28, 9.9],
+         "protein_w2": [3.0, 3.51, 4.03, 4.6], "auc": 0.6},
+        index=["real cells", "CFGen", "mixture", "NB"],
+    )  # fmt: skip
+
+    class Scored(ScoreTable):
+        def table(self):
+            return table
+
+    first, second, forest = generation_lead(object.__new__(Scored))
+    assert first == (
+        "No method beats the baselines by their RNA: mixture, a baseline, is nearest to held-out cells; its "
+        "W2 is 9.28, that of other real cells 8.00 (0 is best). The best method, CFGen, has 9.75."
+    )
+    assert second == (
+        "CFGen is nearest to held-out cells by their protein: its W2 is 3.51, that of other real cells 3.00 "
+        "(0 is best). The best baseline, mixture, has 4.03."
+    )
+    assert forest.startswith("A random forest tells cells of CFGen")
+    table = table.drop(columns="protein_w2")
+    (alone, _) = generation_lead(object.__new__(Scored))
+    assert alone.startswith("No method beats the baselines: mixture")
 
 
 def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):

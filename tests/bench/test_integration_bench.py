@@ -17,6 +17,7 @@ from chreode.data.cells import Cells
 from chreode.learn import sgd
 from chreode.model import Model
 from chreode.report import findings
+from chreode.report.findings import doubts
 
 FEW = ["nmi_kmeans", "silhouette_label", "ilisi", "graph_connectivity", "pcr_comparison"]
 
@@ -278,6 +279,14 @@ def test_cells_that_lack_the_modality_are_left_out(real, quick):
         bench = ch.bench.integration(data, schema, [], seeds=(0,), metrics=["ilisi"])
     assert bench.about["cells"] == 1200
     assert bench.about["batches"] == 3
+    batch = data.obs["batch"].astype(str)
+    (left,) = set(batch) - set(batch[data["rna"].obs_names])
+    assert bench.about["not placed"] == {left: 400}
+    said = [sentence for sentence in doubts(bench) if sentence.startswith("Not scored")]
+    assert said == [
+        "Not scored: 400 cells that a method cannot place, as they lack what it reads. "
+        f"By batch: {left} (400)."
+    ]
 
 
 @pytest.mark.slow

@@ -125,9 +125,12 @@ def integration(
         pca = find("pca")(n_latent=_components(cells))
         x_pca = pca.fit(cells.data, schema, seed=seeds[0], run=run).embed(shallow(cells.data))
         table = rows_of(cells, methods, seeds, pca)
-        scored = _everywhere(cells.positions(rows), [x_pca, *ready(cells, table)])
+        wanted_cells = cells.positions(rows)
+        scored = _everywhere(wanted_cells, [x_pca, *ready(cells, table)])
+        left = named["batch"].iloc[np.setdiff1d(wanted_cells, scored)].value_counts()
         about = {
             **provenance(cells), **_sizes(named, scored), "rows": digest(scored),
+            "not placed": {str(batch): int(n) for batch, n in left.items() if n},
             "metrics": [*wanted.index], "draws": DRAWS, "components of PCA": pca.n_latent,
         }  # fmt: skip
         given = Given(

@@ -63,6 +63,7 @@ _OF_SOME: dict[str, dict[str, Rule]] = {
 _ABOUT: dict[str, Rule] = {
     "cells": _whole, "unlabelled": _whole, "untested": _list_of(_text), "levels": _list_of(_text),
     "too small": _table_of(_whole), "no markers": _table_of(_whole), "not scored": _table_of(_text),
+    "not placed": _table_of(_whole),
     "schema": _table_of(lambda _: True),
 }  # fmt: skip
 _ROLES = ("baseline", "ceiling", "control", "method")

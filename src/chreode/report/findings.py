@@ -167,6 +167,12 @@ def _context(bench: ScoreTable) -> Iterator[str]:
         yield (
             f"No label: {unlabelled:,} of {counted(cells, 'cell')}. Scores that read labels leave them out."
         )
+    if left := bench.about.get("not placed"):
+        batches = ", ".join(f"{batch} ({n:,})" for batch, n in left.items())
+        yield (
+            f"Not scored: {counted(sum(left.values()), 'cell')} that a method cannot place, as they lack "
+            f"what it reads. By batch: {batches}."
+        )
     if alone := bench.about.get("untested"):
         yield f"Classes of one cell cannot be tested: {joined(alone)}."
     if bench.kind == "generation" and (few := generation.too_small(bench.about)):
