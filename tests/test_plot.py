@@ -627,7 +627,7 @@ def test_values_that_give_no_colour_are_refused():
 
 def test_labels_and_cells_must_be_as_many():
     counts = np.random.default_rng(0).poisson(2.0, size=(30, 8))
-    with pytest.raises(DataError, match="29 labels of 30 cells"):
+    with pytest.raises(DataError, match="29 labels for 30 cells"):
         plot.real_and_generated(counts, counts, (["a"] * 30, ["b"] * 29))
     for draw in (plot.real_and_generated, plot.zero_fractions):
         with pytest.raises(DataError, match="no cells to draw"):
