@@ -162,7 +162,7 @@ def _refuse_too_large(folder: Path, module: Module) -> None:
         if size > limit:
             raise StoreError(
                 f"The model is not saved, because load could not read it: {name} would have "
-                f"{counted(size, 'byte')}, and {limit:,} is the most. Fit on fewer features or categories, "
+                f"{counted(size, 'byte')}, and the most is {limit:,}. Fit on fewer features or categories, "
                 "or in fewer epochs."
             )
 
