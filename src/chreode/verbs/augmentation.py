@@ -67,6 +67,7 @@ def augment(
     A new AnnData: raw counts of the trained features in ``X``; ``var`` and ``obs`` of the real cells, of
     which new ones have the attributes alone; and ``obs["generated"]`` (bool), True for the new cells, as
     for those of an earlier augmentation. They follow the cells of `data`.
+    ``uns["chreode"]["augment"]`` : JSON of model, version, configuration, spec and seed of the fit.
 
     Warns
     -----
