@@ -49,7 +49,7 @@ def current(page: Path) -> str:
 
 def models_table(page: Path) -> str:
     """Return a row per registered model, with a link to its page."""
-    return _table(("model", "what it is", "needs", "can, by default"), _model_rows(page))
+    return _table(("model", "what it is", "needs", "offers, by default"), _model_rows(page))
 
 
 def _model_rows(page: Path) -> Iterator[tuple[str, ...]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -10,29 +13,64 @@ import pytest
 import chreode as ch
 from chreode.bench.table import Bench
 from chreode.commands.app import main
-from chreode.commands.demo import _cells, verdict
+from chreode.commands.demo import _cells, _opening, whole
 from chreode.errors import StoreError
 from chreode.learn import sgd
 
 
-def bench_of(pca: float, scvi: float, note: str) -> Bench:
-    scores = pd.DataFrame(
-        [(m, 0, "total", v, v, v) for m, v in (("PCA", pca), ("SCVI", scvi))],
-        columns=["method", "seed", "metric", "value", "low", "high"],
-    )
+def bench_of(**totals: float) -> Bench:
+    roles = {"PCA": "baseline", "Harmony": "baseline"}
+    scores = [
+        {"method": m, "seed": 0, "metric": "total", "value": v, "low": v, "high": v, "reason": ""}
+        for m, v in totals.items()
+    ]
     methods = pd.DataFrame(
-        {"role": ["baseline", "method"], "seeds": 1, "note": ["", note]},
-        index=pd.Index(["PCA", "SCVI"], name="method"),
+        {"role": [roles.get(m, "method") for m in totals], "seeds": 1, "notes": [[]] * len(totals)},
+        index=pd.Index(totals, name="method"),
     )
     metrics = pd.DataFrame({"name": ["total"]}, index=pd.Index(["total"], name="metric"))
-    return Bench("integration", scores, methods, metrics, {})
+    return Bench("integration", pd.DataFrame(scores), methods, metrics, {})
 
 
-def test_the_verdict_follows_the_paired_comparison_not_the_totals():
-    said = verdict(bench_of(0.5, 0.6, "one seed: a fitted model"))
-    assert said.startswith("scVI beats PCA here: total 0.600 against 0.500")
-    said = verdict(bench_of(0.5, 0.51, "one seed: a fitted model; not better than PCA"))
-    assert said.startswith("scVI does not beat PCA here: total 0.510 against 0.500")
+def test_a_baseline_that_wins_is_named_in_the_first_line():
+    lost = bench_of(PCA=0.719, Harmony=0.782, SCVI=0.763)
+    text = _opening("Cells.", lost, lost, lost).text
+    assert text.startswith("No method beats the baselines: Harmony, a baseline, has the highest")
+    won = bench_of(PCA=0.719, Harmony=0.782, SCVI=0.8)
+    assert _opening("Cells.", won, lost, lost).text.startswith("SCVI has the highest total, 0.800")
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+def test_one_ctrl_c_in_a_fit_ends_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sgd, "default_epochs", lambda _: 3)
+    monkeypatch.setattr(ch.simulate, "simulate_cells", partial(few, ch.simulate.simulate_cells))
+    run = sgd._Loop.run_epoch
+    begun = []
+
+    def stop(loop):
+        begun.append(loop)
+        if len(begun) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return run(loop)
+
+    monkeypatch.setattr(sgd._Loop, "run_epoch", stop)
+    assert main(["demo", "--offline", "-o", str(tmp_path / "demo")]) == 130
+    out = capsys.readouterr().out
+    assert "Fitting SCVI" in out
+    assert "Judging" not in out
+    assert not (tmp_path / "demo/models/scvi").exists()
+
+
+def few(simulate, *_, **options):
+    return simulate(120, 60, **options)
+
+
+def test_a_fit_whose_refits_were_cut_short_is_no_whole_one(cells, schema):
+    fitted = ch.PCA(n_latent=2).fit(cells, schema)
+    assert whole(fitted) is fitted
+    cut = replace(fitted, provenance={**fitted.provenance, "notes": ["interrupted in the refits"]})
+    with pytest.raises(KeyboardInterrupt):
+        whole(cut)
 
 
 def test_without_the_index_it_says_so_and_goes_on(monkeypatch, capsys):
@@ -64,7 +102,8 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     page = tmp_path / "demo" / "report.html"
     assert out.splitlines()[-1].endswith(f"Open {page}")
     html = page.read_text(encoding="utf-8")
-    assert "PCA here: total" in html
+    assert "has the highest total" in html
+    assert "Bands reach from the lowest to the highest of 3 refits" in html
     parts = re.findall("<h2>(.*?)</h2>", html)
     assert parts[:3] == ["Verdict", "The cells", "Integration: verdict"]
     assert "New cells: cells of CFGen" in parts

@@ -36,7 +36,7 @@ def generate(said: str) -> None:
 
 
 def query_mapping(said: str) -> None:
-    assert "never saw ['batch_2']" in said
+    assert "never saw 'batch_2'" in said
     assert "batches known now: batch_0, batch_1, batch_2" in said
     assert "unchanged, bit for bit: True" in said
     before, after = numbers(r"(-[\d.]+) nats taken for batch_0, (-[\d.]+) mapped", said)

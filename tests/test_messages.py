@@ -13,20 +13,28 @@ import chreode
 from chreode.errors import counted
 
 SOURCE = Path(chreode.__file__).parent
-#: What is countable in a message: `counted` writes them after a number, so that one is no "1 cells".
+#: What is countable in a message.
 NOUNS = (
-    "batches", "bytes", "categories", "cells", "classes", "columns", "counts", "dimensions", "draws",
-    "edges", "entries", "epochs", "features", "files", "fits", "genes", "iterations", "labels",
-    "markers", "metrics", "minibatches", "modalities", "neighbours", "numbers",
-    "paths", "pieces", "processes", "refits", "results", "rows", "seeds", "steps", "threads",
-    "trajectories", "trials", "types", "values", "weights",
+    "batch", "byte", "category", "cell", "class", "column", "count", "dimension", "donor", "draw",
+    "edge", "entry", "epoch", "feature", "file", "fit", "gene", "iteration", "label", "letter",
+    "marker", "metric", "minibatch", "modality", "neighbour", "number", "one", "path", "piece",
+    "process", "refit", "result", "row", "seed", "step", "tensor", "thread", "trajectory", "trial", "type",
+    "value", "weight",
 )  # fmt: skip
+PLURALS = "|".join(counted(2, noun).split()[1] for noun in NOUNS)
+#: Words that never stand between a number and its noun: behind them is the noun of something else.
+APART = (
+    "all|and|are|as|at|average|cannot|embeds|from|has|have|holds|in|is|no|of|on|or|stand|that|the|Their|to|"
+    "were|which|with|without"
+)
+MANY = "are|average|count|differ|do|have|lack|learn|need|stand|were"
+ONE = "counts|differs|does|has|is|lacks|learns|needs|was"
 #: Where text is said: to whom does not matter.
 SAYING = re.compile(r"(Error|Warning|warn|Finding|param|Answer|Parameter|Section|App|print)$")
 
 
-def texts() -> Iterator[tuple[str, str, list[str]]]:
-    """Yield place, template with {} for what is filled in, and what stands behind each number."""
+def texts() -> Iterator[tuple[str, ast.expr]]:
+    """Yield the place and the template of every text."""
     for file in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         docs = {
@@ -44,44 +52,93 @@ def texts() -> Iterator[tuple[str, str, list[str]]]:
             if part is not node
         }
         for node in ast.walk(tree):
-            if id(node) in docs | inside:
-                continue
-            place = f"{file.relative_to(SOURCE)}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield place, node.value, []
-            if isinstance(node, ast.JoinedStr):
-                parts = [str(v.value) if isinstance(v, ast.Constant) else "{}" for v in node.values]
-                pairs = zip(node.values, node.values[1:], strict=False)
-                behind = [
-                    f"{{{ast.unparse(value.value)}}}{after.value}"
-                    for value, after in pairs
-                    if isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant)
-                ]
-                yield place, "".join(parts), behind
+            text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if (text or isinstance(node, ast.JoinedStr)) and id(node) not in docs | inside:
+                place = f"{file.relative_to(SOURCE)}:{getattr(node, 'lineno', 0)}"
+                yield place, node
 
 
-SENTENCES = [(place, text, behind) for place, text, behind in texts() if text.count(" ") > 3]
+def filled(node: ast.expr, n: int) -> str:
+    """Return a template in which every number is n, and every list has n items.
+
+    ``<1>`` is a number or list, ``{}`` what may be one or a name, and ``1 cell>`` a number with its noun.
+    """
+    match node:
+        case ast.JoinedStr():
+            return "".join(filled(part, n) for part in node.values)
+        case ast.Constant():
+            return str(node.value)
+        case ast.FormattedValue(value=value):
+            spec = ast.unparse(node.format_spec) if node.format_spec else ""
+            return f"<{n}>" if "," in spec else filled(value, n)
+        case ast.IfExp(test=ast.Compare(comparators=[ast.Constant(value=1)])):
+            return filled(node.body if n == 1 else node.orelse, n)
+        case ast.IfExp():
+            return filled(node.body, n)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return filled(left, n) + filled(right, n)
+        case ast.Call(func=ast.Name(id="counted" | "spelled"), args=[_, noun]):
+            return f"{counted(n, noun.value if isinstance(noun, ast.Constant) else 'cell')}>"
+        case ast.Call(func=ast.Name(id="len" | "int" | "sum" | "listed")):
+            return f"<{n}>"
+        case (
+            ast.Call(func=ast.Attribute(attr="join" | "tolist")) | ast.Subscript(slice=ast.Slice())
+        ):
+            return f"<{n}>"
+    return "{}"
+
+
+def disagreements(template: ast.expr) -> list[str]:
+    """Return where a number or list of 0, 1 or 2 does not agree with its noun or verb."""
+    between = rf"(?:(?!(?:{APART})\b)[\w'-]+ ){{0,2}}"
+    rules = {
+        1: rf"[Tt]here are (?:<1>|1 \w+>)|"
+        r"1 \w+>[^.]*\. (?:They|Their|(?:Remove|Leave|Add) (?:them|these))|"
+        rf"(?:<1>|\{{\}}) {between}(?:{PLURALS})\b|(?<!s of )(?<!and )(?:<1>|1 \w+>) (?:{MANY})\b",
+        0: rf"<0> (?:{'|'.join(NOUNS)})\b|(?<!of )(?:<0>|0 \w+>) (?:{ONE})\b",
+        2: rf"<2> (?:{'|'.join(NOUNS)})\b|(?<!of )(?:<2>|2 \w+>) (?:{ONE})\b",
+    }
+    return [found for n, rule in rules.items() for found in re.findall(rule, filled(template, n))]
+
+
+SENTENCES = [(place, node) for place, node in texts() if filled(node, 1).count(" ") > 2]
 
 
 def test_texts_have_whole_spaces():
     wrong = [
         (place, found[0])
-        for place, text, _ in SENTENCES
+        for place, node in SENTENCES
         if (
             found := re.findall(
                 r"(?<=\w)  +\w+|\w+ [,;.](?= |$)|[a-z][,;][A-Za-z]\w*|\b(?!ch\b|pandas\b)[a-z]+\.[A-Z]\w+",
-                text,
+                filled(node, 2),
             )
         )
     ]
     assert not wrong
 
 
-def test_a_number_agrees_with_its_noun():
-    """`counted(n, "cell")` does; a number and a plural written side by side does not, when n is 1."""
-    noun = re.compile(rf"^\{{.*\}} ({'|'.join(NOUNS)})\b")
-    wrong = [(place, item) for place, _, behind in SENTENCES for item in behind if noun.match(item)]
-    assert not wrong, f"{len(wrong)}: {wrong}"
+def test_numbers_agree_with_their_nouns_and_verbs():
+    """`counted(n, "cell")` does; "1 cells", "1 of 20 cells are" and "2 class" do not."""
+    wrong = [(place, found) for place, node in SENTENCES if (found := disagreements(node))]
+    assert not wrong, f"{len(wrong)}: " + "\n".join(map(str, wrong))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "f'{slot} holds {seen.infinite:,} infinite values'",
+        "f'of {n:,} numbers, {len(same):,} are too close'",
+        "f'{n} real cells'",
+        "f'{counted(n, noun)} of {counted(m, noun)} are missing'",
+        "f'{names[:5]} have one cell'",
+        "f'it tells {len(classes)} class'",
+        "f'There are {counted(n, noun)}'",
+        "f'{counted(n, noun)} without counts, such as {name}. Remove them.'",
+    ],
+)
+def test_what_does_not_agree_is_found(template):
+    assert disagreements(ast.parse(template, mode="eval").body)
 
 
 @pytest.mark.parametrize(

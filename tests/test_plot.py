@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 import chreode as ch
@@ -42,7 +42,7 @@ def bench(values: dict[str, list[float]], roles: dict[str, str] | None = None) -
         for k, v in zip(METRICS.index, row, strict=True)
     ]
     methods = pd.DataFrame(
-        {"role": [roles.get(m, "method") for m in values], "seeds": 1, "note": ""},
+        {"role": [roles.get(m, "method") for m in values], "seeds": 1, "notes": [[]] * len(values)},
         index=pd.Index(values, name="method"),
     )
     return Bench("integration", pd.DataFrame(scores), methods, METRICS, {})
@@ -581,3 +581,76 @@ def test_curves_have_the_means_of_every_method():
     assert zeros.lines[1].get_ydata().tolist() == [0.0, 1.0]
     with pytest.raises(ConfigError, match="one strength only"):
         plot.sparsity_curve(curves[:1])
+    (one, _) = plot.sparsity_curve(curves.assign(strength=0.0)).axes
+    assert one.lines[0].get_ydata().tolist() == [2.5]
+
+
+@pytest.fixture(scope="module")
+def moved():
+    """Return a fit of trajectories with long names, and its cells."""
+    how = ch.simulate.Sampling(n_trajectories=5, n_times=12)
+    cells = ch.simulate.simulate_system("predators", how, seed=0)
+    cells.obs["trajectory"] = cells.obs["trajectory"].astype(str) + " of a lineage with a long name"
+    schema = ch.Schema(expression="X", time="obs/time", trajectory="obs/trajectory")
+    model = ch.NeuralODE(match_steps=5, piece_steps=0, path_steps=0, hidden=(8,))
+    return model.fit(cells, schema, seed=0, progress=False), cells
+
+
+def test_tables_of_something_else_are_refused():
+    other = pd.DataFrame({"feature": ["CD8A"], "none": [0.5], "method": ["A"], "train_x": [1.0]})
+    twice = pd.concat([other, other])
+    for draw in (
+        plot.edge_matrix,
+        plot.sparsity_curve,
+        plot.history,
+        lambda table: plot.marker_shares(table, "A"),
+    ):
+        with pytest.raises(SchemaError, match="There is no column '.*'. This draws"):
+            draw(twice)
+
+
+def test_values_that_give_no_colour_are_refused():
+    x = np.random.default_rng(0).normal(size=(6, 2))
+    with pytest.raises(DataError, match="missing or infinite"):
+        plot.embedding(x, colour=np.full(6, np.inf))
+    ax = plot.embedding(x, colour=np.array([0.0, 1, 2, np.inf, -np.inf, np.nan]))
+    assert (np.asarray(ax.collections[0].get_facecolors())[:3, :3] == to_rgb(GREY)).all()
+    a = AnnData(np.zeros((6, 1)), obsm={"X_pca": x})
+    a.obs["type"] = pd.Categorical(list("TBTBTB"))
+    for wrong in (["red", "no colour"], "no colour", 3, [None, "red"], np.array([[1, 2], [3, 4]])):
+        a.uns["type_colors"] = wrong
+        with pytest.raises(DataError, match=r"uns\['type_colors'\] has .* no colour: remove it"):
+            plot.embedding(a, "pca", "type")
+    a.uns["type_colors"] = "red"  # of two categories: too few to be taken
+    assert legend(plot.embedding(a, "pca", "type")) == dict(zip("BT", PALETTE, strict=False))
+
+
+def test_labels_and_cells_must_be_as_many():
+    counts = np.random.default_rng(0).poisson(2.0, size=(30, 8))
+    with pytest.raises(DataError, match="29 labels for 30 cells"):
+        plot.real_and_generated(counts, counts, (["a"] * 30, ["b"] * 29))
+    for draw in (plot.real_and_generated, plot.zero_fractions):
+        with pytest.raises(DataError, match="no cells to draw"):
+            draw(counts, counts[:0])
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_legends_stay_inside_their_picture(moved):
+    fitted, cells = moved
+    curves = pd.DataFrame({"method": ["A" * 60, "B"] * 2, "strength": [0.1, 0.1, 1, 1]})
+    for figure in (
+        plot.paths(fitted, cells, ["prey"], knockout="predator"),
+        plot.paths(fitted, cells, ["prey", "predator"], knockout="predator"),
+        plot.sparsity_curve(curves.assign(held_out=1.0, none=0.5)),
+    ):
+        rendered(figure)
+        (box,) = (legend.get_window_extent() for legend in figure.legends)
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1 + 1
+        heights = [ax.get_window_extent().height for ax in figure.axes if ax.get_visible()]
+        assert min(heights) > 0.4 * figure.bbox.height
+    rendered(plot.paths(fitted, cells, ["prey"], most=0))
+    ax = plot.phase_portrait(fitted, cells)
+    rendered(ax.figure)
+    assert ax.get_legend().get_window_extent().x1 <= ax.figure.bbox.x1

@@ -1,14 +1,19 @@
 """Pearson residual variance against scanpy and hand-made truth."""
 
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+from anndata import AnnData
 from scipy import sparse
 
 from chreode.data import pp
 from chreode.data.pp import pearson_residual_variance, rank_genes
 from chreode.errors import ConfigError, DataError
+from chreode.schema import Schema
 
 ORACLE = np.load(Path(__file__).parent / "fixtures" / "genes" / "oracle.npz")
 COUNTS = sparse.csr_matrix(ORACLE["counts"], dtype=np.float32)
@@ -134,9 +139,7 @@ def test_select_genes_reads_the_schema_and_the_training_rows_alone(cells, schema
     assert not ch.pp.select_genes(poisoned, schema, 50).equals(kept)
     with pytest.raises(ch.SchemaError, match="needs counts or expression"):
         ch.pp.select_genes(cells, ch.Schema(batch="obs/batch"))
-    with pytest.warns(
-        UserWarning, match="fewer than the 1,000,000 asked for: all of them are kept"
-    ):
+    with pytest.warns(UserWarning, match="fewer than the 1,000,000 asked for: all are kept"):
         assert len(ch.pp.select_genes(cells, ch.Schema(counts="layers/counts"), 10**6)) == 300
     cells.layers["counts"] = cells.layers["counts"] * 0.5
     with pytest.raises(ch.DataError, match="with decimals"):
@@ -180,3 +183,21 @@ def test_a_matrix_of_nothing_is_refused():
     for shape in ((5, 0), (0, 5)):
         with pytest.raises(DataError, match="none to rank"):
             rank_genes(sparse.csr_matrix(shape), np.zeros(shape[0], int), 1)
+
+
+@pytest.mark.parametrize("role", ["counts", "expression"])
+def test_a_bar_counts_the_cells_that_genes_are_chosen_by(monkeypatch, role):
+    values = COUNTS if role == "counts" else COUNTS * 0.3
+    cells = AnnData(values, obs={"batch": pd.Categorical(BATCH.astype(str))})
+    shown = []
+
+    @contextmanager
+    def spy(total, what, progress):
+        shown.append((total, []))
+        yield SimpleNamespace(update=shown[-1][1].append)
+
+    monkeypatch.setattr(pp, "bar", spy)
+    monkeypatch.setattr(pp, "_BLOCK", 50 * COUNTS.shape[1])
+    rows = np.arange(0, cells.n_obs, 2)
+    pp.select_genes(cells, Schema(batch="obs/batch", **{role: "X"}), 5, rows=rows)
+    assert [(total, sum(done)) for total, done in shown] == [(len(rows), len(rows))]

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
@@ -14,13 +15,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from anndata import AnnData
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import chreode as ch
 from chreode.bench import Bench
 from chreode.commands.judge import _answer
+from chreode.data.horizon import ForecastWarning
 from chreode.errors import StoreError
+from chreode.metrics.table import ScoreTable
 from chreode.plot.dots import AREA as DOT
 from chreode.report import (
     Section,
@@ -31,6 +35,8 @@ from chreode.report import (
     sections,
     write,
 )
+from chreode.report import dynamics as report_dynamics
+from chreode.report.generation import lead as generation_lead
 from chreode.report.page import as_text
 
 HOSTILE = "<script>alert('x')</script>\"onload=\"alert(1)"
@@ -64,7 +70,7 @@ def bench(totals, notes=None, seeds=3, about=None, embeddings=None, labels=None)
             "seeds": seeds,
             "state": "rested",
             "seconds": 1.25,
-            "note": [notes.get(m, "") for m in totals],
+            "notes": [notes.get(m, []) for m in totals],
         },
         index=pd.Index(totals, name="method"),
     )
@@ -117,7 +123,7 @@ def hostile(tmp_path_factory):
     embeddings, labels = pictured(label=HOSTILE)
     made = bench(
         {"PCA": 0.5, HOSTILE: 0.4},
-        {HOSTILE: f"not run: {HOSTILE}"},
+        {HOSTILE: [f"not run: {HOSTILE}"]},
         about={HOSTILE: {HOSTILE: HOSTILE}},
         embeddings={"PCA": embeddings["PCA"], HOSTILE: embeddings["SCVI"]},
         labels={**labels, HOSTILE: labels["batch"]},
@@ -148,6 +154,20 @@ def test_names_are_text_and_never_markup(hostile):
     policy = next(a["content"] for a in page.named("meta") if a.get("http-equiv"))
     assert "default-src 'none'" in policy
     assert "script-src" not in policy
+
+
+def test_a_notebook_shows_names_as_text_too(cells):
+    cells = cells[:60, :20].copy()
+    cells.obs = cells.obs.rename(columns={"batch": HOSTILE})
+    cells.layers[HOSTILE] = cells.layers["counts"]
+    schema = ch.Schema(counts=f"layers/{HOSTILE}", batch=f"obs/{HOSTILE}")
+    fitted = ch.PCA(n_latent=2).fit(cells, schema)
+    noted = replace(fitted, provenance={**fitted.provenance, "notes": [HOSTILE]})
+    made = bench({"PCA": 0.5, HOSTILE: 0.4}, {HOSTILE: [HOSTILE]})
+    for shown in (schema, noted, replace(made, kind=HOSTILE)):
+        page = Page(shown._repr_html_())
+        assert not page.named("script")
+        assert "<script>alert('x')</script>" in page.text.lower()
 
 
 def test_nothing_is_fetched(hostile):
@@ -251,6 +271,7 @@ def test_numbers_have_the_decimals_they_need():
     assert as_text(pd.Series([1e-5, 0.0])) == ["1e-05", "0"]
     assert as_text(pd.Series([-1e-4, 1234.5])) == ["-0.0001", "1,234.500"]
     assert as_text(pd.Series([np.inf, 2.0])) == ["inf", "2"]
+    assert as_text(pd.Series([1e30, 2.0])) == ["1e+30", "2.000"]
     assert as_text(pd.Series([], dtype=float)) == []
     assert as_text(pd.Series([1, None], dtype="Int64")) == ["1", "–"]
 
@@ -313,15 +334,15 @@ def test_the_paired_comparison_with_pca_goes_before_intervals():
     totals = {"PCA": 0.695, "A": 0.7}
     assert "overlap" not in said(totals)
     assert "The interval of PCA overlaps with that of A" in said(
-        totals, {"A": "not better than PCA"}
+        totals, {"A": ["not better than PCA"]}
     )
 
 
 def test_notes_are_put_in_words():
     notes = {
-        "A": "not better than PCA; still improving",
-        "Harmony": "not run: harmonypy is not installed",
-        "X_b": "one seed: a ready-made embedding",
+        "A": ["not better than PCA", "still improving"],
+        "Harmony": ["not run: harmonypy is not installed"],
+        "X_b": ["one seed: a ready-made embedding"],
     }
     totals = {"PCA": 0.5, "Harmony": np.nan, "A": 0.4, "X_b": 0.7}
     text = said(totals, notes, seeds=1)
@@ -332,6 +353,25 @@ def test_notes_are_put_in_words():
     assert "ready-made" not in text
     assert "judged under" not in said(totals, notes, seeds=3)
     assert "PCA was judged" not in text  # a baseline in closed form needs one seed only
+
+
+def test_a_note_of_several_sentences_stays_whole_and_ends_once(cells, schema):
+    failing = ch.PCA(n_latent=400)
+    found = ch.bench.integration(
+        cells[:80, :40].copy(),
+        schema,
+        [failing],
+        seeds=(0,),
+        metrics=["silhouette_label"],
+        progress=False,
+    )
+    (name,) = set(found.methods.index[found.methods["role"] == "method"])
+    (note,) = found.methods.loc[name, "notes"]
+    assert ";" in note
+    said = [line for line in findings(found) if line.startswith(f"{name}:")]
+    assert said == [f"{name}: {note}."]
+    assert ".." not in said[0]
+    assert tables(found)["Methods"].loc[name, "note"] == note
 
 
 def test_totals_of_fewer_metrics_are_not_compared():
@@ -349,13 +389,43 @@ def test_totals_of_fewer_metrics_are_not_compared():
 
 
 def test_a_baseline_that_was_not_run_has_a_row_of_dashes(tmp_path):
-    made = bench({"PCA": 0.5, "A": 0.6, "Harmony": 0.0}, {"Harmony": "not run: no harmonypy"})
+    made = bench({"PCA": 0.5, "A": 0.6, "Harmony": 0.0}, {"Harmony": ["not run: no harmonypy"]})
     made.scores.drop(made.scores.index[made.scores["method"] == "Harmony"], inplace=True)
     assert "Harmony: not run: no harmonypy." in bench_sections(made)[0].text
     assert tables(made)["All scores"].columns.tolist() == ["A", "PCA", "Harmony"]
     html = made.report(tmp_path / "r.html").read_text(encoding="utf-8")
     # in the figure and two tables; in the main scores; and two baselines that learn nothing by steps
     assert html.count(">–<") == 3 * 3 + 1 + 2
+
+
+def of_dynamics(errors):
+    """Make a bench of dynamics of these errors; R² is 1 less the error."""
+    keys = {"denoised, new": lambda v: v, "denoised_r2, new": lambda v: 1 - v}
+    made = bench(errors, seeds=1, about={"levels": ["new"]})
+    scores = [
+        {"method": m, "seed": 0, "metric": k, "value": f(v), "low": v, "high": v, "reason": ""}
+        for m, v in errors.items()
+        for k, f in keys.items()
+    ]
+    metrics = pd.DataFrame({"name": [*keys], "best": 0.0}, index=pd.Index(keys, name="metric"))
+    return replace(made, kind="dynamics", scores=pd.DataFrame(scores), metrics=metrics)
+
+
+def test_numbers_of_paths_are_short_and_those_that_blow_up_are_named():
+    (said, *_) = findings(of_dynamics({"PCA": 0.2, "NODE": np.inf}))
+    assert said == (
+        "new: no method beats the baselines; PCA, a baseline, is best, R² 0.80 of smoothed paths; the best "
+        "method, NODE, has none, as its paths blow up."
+    )
+    (said, *_) = findings(of_dynamics({"PCA": 3471234.0, "NODE": 1e12}))
+    assert "R² -3.5e+06 of smoothed paths; the best method, NODE, has -1e+12." in said
+    assert findings(of_dynamics({"PCA": np.inf, "NODE": np.inf}))[0] == "new: all paths blow up."
+    assert findings(of_dynamics({"PCA": np.nan, "NODE": np.nan}))[0] == "new: nothing was scored."
+
+
+def test_no_number_in_the_terminal_is_below_zero_by_rounding():
+    made = bench({"PCA": -0.0001, "A": 0.5})
+    assert "-0.000" not in str(_answer(made, ["role", "total"], None, None, json=False))
 
 
 def test_cells_without_a_label_are_mentioned():
@@ -366,7 +436,7 @@ def test_cells_without_a_label_are_mentioned():
 
 
 def test_a_bench_without_total_is_reported_too(tmp_path):
-    made = bench({"PCA": 0.5, "A": 0.6}, {"A": "not better than PCA"})
+    made = bench({"PCA": 0.5, "A": 0.6}, {"A": ["not better than PCA"]})
     made.metrics.drop(index="total", inplace=False)
     bare = Bench(
         "generation", made.scores[made.scores["metric"] != "total"], made.methods,
@@ -375,6 +445,32 @@ def test_a_bench_without_total_is_reported_too(tmp_path):
     html = bare.report(tmp_path / "g.html").read_text(encoding="utf-8")
     assert "<h1>Generation bench</h1>" in html
     assert "A is not better than PCA" in html
+
+
+def test_every_modality_of_generated_cells_has_a_verdict_of_its_own():
+    table = pd.DataFrame(
+        {"role": ["ceiling", "method", "baseline", "baseline"], "w2": [8.0, 9.75, 9.28, 9.9],
+         "protein_w2": [3.0, 3.51, 4.03, 4.6], "auc": 0.6},
+        index=["real cells", "CFGen", "mixture", "NB"],
+    )  # fmt: skip
+
+    class Scored(ScoreTable):
+        def table(self):
+            return table
+
+    first, second, forest = generation_lead(object.__new__(Scored))
+    assert first == (
+        "No method beats the baselines by their RNA: mixture, a baseline, is nearest to held-out cells; its "
+        "W2 is 9.28, that of other real cells 8.00 (0 is best). The best method, CFGen, has 9.75."
+    )
+    assert second == (
+        "CFGen is nearest to held-out cells by their protein: its W2 is 3.51, that of other real cells 3.00 "
+        "(0 is best). The best baseline, mixture, has 4.03."
+    )
+    assert forest.startswith("A random forest tells cells of CFGen")
+    table = table.drop(columns="protein_w2")
+    (alone, _) = generation_lead(object.__new__(Scored))
+    assert alone.startswith("No method beats the baselines: mixture")
 
 
 def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
@@ -397,11 +493,11 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     terminal = str(_answer(made, ["role", "w2", "note"], None, None, json=False))
     assert "fewer than 20 held-out cells: type_2 (2)" in terminal
     assert "Types with too few cells to compare their markers: type_2 (2)." in terminal
-    note = made.methods.loc["shuffled labels", "note"]
+    (note,) = made.methods.loc["shuffled labels", "notes"]
     assert note.startswith("worst marker: gene_")
     assert note not in text  # it is no doubt about a method
     assert tables(made)["Methods"].loc["shuffled labels", "note"] == note
-    assert made.methods.loc["real cells", "note"] == ""
+    assert made.methods.loc["real cells", "notes"] == []
     assert made.table().loc["shuffled labels", "note"] == note
     # what is the best to be had is the first column of every wide table
     wide = [t for name, t in tables(made).items() if name == "All scores" or "single" in name]
@@ -464,7 +560,7 @@ def test_what_of_augmentation_failed_is_not_among_the_numbers():
 
 def test_the_verdict_comes_first_then_pictures_then_tables():
     embeddings, labels = pictured()
-    notes = {"SCVI": "still improving"}
+    notes = {"SCVI": ["still improving"]}
     ran = bench({"PCA": 0.5, "SCVI": 0.6}, notes, embeddings=embeddings, labels=labels)
     made = bench_sections(ran)
     assert [s.heading for s in made] == ["Verdict", "Embeddings", "Tables"]
@@ -499,7 +595,7 @@ def test_what_a_reader_may_believe_says_what_the_ceiling_and_the_baselines_are()
 
 def test_times_seeds_states_and_zeros_are_in_words(tmp_path):
     totals = {"PCA": 0.5, "A": -0.0001, "B": 0.25, "oracle": 0.9}
-    made = bench(totals, {"B": "slow; still improving"})
+    made = bench(totals, {"B": ["slow", "still improving"]})
     made.methods["seconds"] = [0.0, 0.02, 75.4, np.nan]
     made.methods["state"] = ["rested", "rested", "still improving", "rested"]
     table = tables(made)["Methods"]
@@ -533,7 +629,7 @@ def test_cells_are_counted_by_type_and_by_donor(cells, schema, tmp_path):
     told = json.loads((tmp_path / "b.json").read_text())
     told["sizes"][0]["cells"] = "many"
     (tmp_path / "b.json").write_text(json.dumps(told))
-    with pytest.raises(StoreError, match="sizes has text for numbers"):
+    with pytest.raises(StoreError, match="sizes lacks 'cells', or has something else"):
         Bench.load(tmp_path / "b.json")
 
 
@@ -633,6 +729,54 @@ def test_a_fit_of_time_is_reported_with_paths_edges_and_a_knock_out(moving):
     assert re.search("It is found beyond chance in [0-2] of 2 refits", section.text)
     assert list(section.tables[0][1]) == ["target", "weight", "confidence"]
     assert all(ax.collections for ax in section.figures[0][1].axes)
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_a_knock_out_is_not_what_it_changes_most(moving, monkeypatch):
+    _, (fitted, _) = moving
+    edges, names = fitted.rank(), list(fitted.spec.features["expression"])
+    driver = edges["weight"].abs().groupby(edges["source"]).sum().idxmax()
+    other = next(name for name in names if name != driver)
+
+    def ends(_, *, start, to):
+        values = pd.DataFrame(np.ones((2, len(names))), columns=names)
+        values.loc[1, [driver, other]] = [0.0, 0.5] if to else [9.0, 1.0]
+        return AnnData(values.to_numpy())
+
+    monkeypatch.setattr(report_dynamics, "trajectory", ends)
+    (section,) = dynamics_sections(fitted)
+    assert (
+        f"Without {driver}, {other} changes most: at the end of path_0 it is 0.50" in section.text
+    )
+    (removed,) = (
+        figure for caption, figure in section.figures if caption.startswith("A knock-out")
+    )
+    assert driver not in [ax.get_title() for ax in removed.axes]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_it_says_where_values_are_held_and_hides_no_other_warning(moving, monkeypatch, held):
+    def course(*_):
+        if held:
+            warnings.warn("held", ForecastWarning, stacklevel=1)
+        warnings.warn("of something else", UserWarning, stacklevel=1)
+        return ["The first.", "The second."], []
+
+    monkeypatch.setattr(report_dynamics, "_course", course)
+    with pytest.warns(UserWarning, match="of something else") as heard:
+        (section,) = dynamics_sections(moving[1][0])
+    assert len(heard) == 1
+    assert ("They are held at the end" in section.text) == held
+
+
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+def test_the_path_of_all_cells_ends_as_a_path_does(moving):
+    cells, _ = moving
+    model = ch.NeuralODE(match_steps=5, piece_steps=0, path_steps=0, hidden=(8,))
+    schema = ch.Schema(expression="X", time="obs/time")
+    (section,) = dynamics_sections(model.fit(cells, schema, seed=0, progress=False))
+    assert "changes most: at the end of the path it is" in section.text
+    assert "all cells" not in section.text
 
 
 def test_a_model_without_paths_has_no_dynamics(cells, schema):

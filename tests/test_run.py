@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 import chreode as ch
 from chreode.compute.device import choose_device
+from chreode.module import CAPABILITIES
 
 MODEL = ch.SCVI(max_epochs=1, n_hidden=8, n_latent=3)
 
@@ -76,6 +79,13 @@ def test_threads_hold_for_the_call_alone(cells, fitted, monkeypatch):
     there = MODEL.fit(cells, ch.Schema(counts="layers/counts"), threads=before + 1)
     assert there.provenance["threads"] == before + 1
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("verb", CAPABILITIES)
+def test_every_verb_that_computes_takes_a_run(verb):
+    known = inspect.signature(getattr(ch.Fitted, verb)).parameters
+    assert ("run" in known) == (verb != "loadings")
+    assert ("settings" in known) == ("run" in known)
 
 
 @pytest.mark.slow

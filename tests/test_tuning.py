@@ -87,6 +87,9 @@ def test_any_option_can_be_searched_in_a_range_or_a_list(search):
         ({"n_latnt": (2, 40)}, "no option 'n_latnt'. Did you mean 'n_latent'?"),
         ({"n_latent": (20, 40)}, "leaves out PPCA's own value, 10"),
         ({"n_latent": [20, 40]}, "leaves out PPCA's own value, 10"),
+        ({"n_latent": (40, 2)}, "expected the lowest and the highest value"),
+        ({"n_latent": (2, np.nan)}, "expected the lowest and the highest value"),
+        ({"n_latent": ("a", "b")}, "expected the lowest and the highest value, or a list"),
         ({}, "no option to search"),
     ],
 )
@@ -262,6 +265,23 @@ def test_a_mudata(quick):
 # failures, and going on
 
 
+@pytest.mark.parametrize("best", [True, False])
+def test_refits_that_failed_leave_the_verdict_open(search, best):
+    calls = []
+
+    def fails_in_the_end(fitted, _):
+        calls.append(fitted)
+        if len(calls) > 3:
+            raise ch.FitError("diverged.")
+        return abs(fitted.model.n_latent - (21 if best else 10))
+
+    tuned = search(fails_in_the_end, 2, space={"n_latent": [10, 21]}, seed=1)
+    assert "nan" not in tuned.verdict()
+    assert tuned.verdict().endswith("failed, the first by diverged.")
+    assert "is not known" in tuned.verdict()
+    assert not tuned.improved
+
+
 @pytest.mark.slow
 def test_a_trial_that_fails_is_a_row(search):
     def fails_above(fitted, _):
@@ -279,7 +299,7 @@ def test_a_trial_that_fails_is_a_row(search):
 
 def test_a_model_that_cannot_be_judged_as_given_ends_it(search):
     with pytest.raises(
-        ch.FitError, match="pca, as given, failed: PCA cannot score; it can answer embed"
+        ch.FitError, match="pca, as given, failed: PCA cannot score; it offers embed"
     ):
         search(None, model=ch.PCA(n_latent=5), space={"n_latent": (2, 10)})
     with pytest.raises(ch.FitError, match="the objective is nan"):

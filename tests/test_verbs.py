@@ -6,13 +6,18 @@ import inspect
 import json
 import re
 from contextlib import nullcontext
+from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 
 import anndata as ad
+import mudata
 import numpy as np
 import pytest
 import torch
 
 import chreode as ch
+from chreode.data.align import MissingFeatures
 from chreode.data.simulate import simulate_multiome
 from chreode.verbs import cells as verbs_of_cells
 
@@ -156,12 +161,69 @@ def test_a_trajectory_says_when_it_started(of_all):
     np.testing.assert_allclose(found.obs["start_time"], first)
 
 
+@pytest.mark.filterwarnings("ignore:.*are held at its end")
+@pytest.mark.parametrize("of_time", ["day", "start", "start_time"])
+def test_no_column_of_the_start_is_lost(of_all, of_time):
+    """All but time and trajectory are true of the start alone, and their names say so."""
+    cells, fits = of_all
+    some = cells[:3].copy()
+    some.obs = some.obs[["cell_type", "day", "donor"]].rename(columns={"day": of_time})
+    for name in {"time", "start", "start_time", "start_x", "x"} - {of_time}:
+        some.obs[name] = [f"{name} {i}" for i in range(3)]
+    schema, days = (
+        fits["neuralode"].schema.with_(time=f"obs/{of_time}"),
+        cells.obs["day"][:3].tolist(),
+    )
+    went = fits["neuralode"].trajectory(some, [2.0], schema=schema, progress=False).obs
+    later = fits["neuralode"].predict(some, to={"time": 2.0}, schema=schema, progress=False).obs
+    for made in (went, later):
+        assert made.columns.is_unique
+        assert made[of_time].tolist() == [2.0] * 3
+        assert made["donor"].tolist() == some.obs["donor"].tolist()
+        assert made["start_cell_type"].tolist() == some.obs["cell_type"].tolist()
+        assert "cell_type" not in made
+        assert made["start_time_" if of_time == "start_time" else "start_time"].tolist() == days
+        columns = [made[name].tolist() for name in made]
+        assert all(
+            values.tolist() in columns for name, values in some.obs.items() if name != of_time
+        )
+    assert went["start_" if of_time == "start" else "start"].tolist() == some.obs_names.tolist()
+
+
+def test_columns_of_a_modality_come_with_its_results(quick):
+    """Named as there, unless the whole or another modality has the name for other values."""
+    cells = simulate_multiome(60, 20, 30, seed=0)
+    rna, atac = cells["rna"].copy(), cells["atac"][:50].copy()
+    rna.obs["lane"], atac.obs["peaks"] = ["a", "b"] * 30, np.arange(50)
+    for part in (rna, atac):
+        part.obs["depth"] = np.arange(part.n_obs) / 2
+    with mudata.set_options(pull_on_update=False):
+        cells = mudata.MuData({"rna": rna, "atac": atac})
+    cells.obs["cell_type"], cells.obs["kept"] = rna.obs["cell_type"], True
+    schema = ch.Schema(counts="rna:X", batch="rna:obs/lane", accessibility="atac:X")
+    cells.obs["rna:lane"] = rna.obs["lane"]  # as MuData pulls them
+    fitted = quick(ch.SCVI).fit(cells, schema, progress=False)
+    told = fitted.predict(cells, to={"batch": "a"}, progress=False).obs
+    seen = fitted.reconstruct(cells, progress=False).obs
+    more = ch.augment(cells, fitted, by="batch", floor=40, progress=False).obs
+    for made in (told, seen, more[:60]):
+        known = {"cell_type", "kept", "lane", "peaks", "rna:depth", "atac:depth"}
+        assert known <= {*made}
+        assert "rna:lane" not in made
+        assert made["peaks"].dropna().tolist() == atac.obs["peaks"].tolist()
+        assert made["peaks"].dtype == "Int64"
+        assert made["rna:depth"].tolist() == rna.obs["depth"].tolist()
+    assert set(told["lane"]) == {"a"}
+    assert seen["lane"].tolist() == rna.obs["lane"].tolist()
+    assert more["lane"].value_counts().to_dict() == {"a": 40, "b": 40}
+
+
 @pytest.mark.parametrize("verb", ["posterior", "trajectory", "loadings", "generate"])
 def test_what_a_model_cannot_answer_is_told_in_words(of_all, verb):
     asked = {"generate": (5,), "loadings": ()}.get(verb, (of_all[0],))
     lacks = "cannot generate" if verb == "generate" else f"has no {verb}"
     fitted = of_all[1]["cfgen" if verb in ("trajectory", "posterior", "loadings") else "pca"]
-    with pytest.raises(ch.CapabilityError, match=f"{lacks}; it can answer embed"):
+    with pytest.raises(ch.CapabilityError, match=f"{lacks}; it offers embed"):
         getattr(fitted, verb)(*asked)
 
 
@@ -282,6 +344,79 @@ def test_augmentation_keeps_numbers_and_what_was_generated_before(cells, quick):
     assert twice[once.n_obs :].all()
 
 
+def test_augmentation_says_which_classes_it_cannot_fill_up(fitted, cells):
+    cells.obs["batch"] = np.where(np.arange(cells.n_obs) < 5, "new", cells.obs["batch"])
+    floor = int(cells.obs["batch"].value_counts().max()) + 5
+    with pytest.warns(UserWarning, match="does not know 'new' and adds no cells there. Fit it on"):
+        made = ch.augment(cells, fitted, by="batch", floor=floor, progress=False)
+    assert made.obs["batch"].value_counts()[["batch_0", "new"]].tolist() == [floor, 5]
+    cells.obs["batch"] = np.where(np.arange(cells.n_obs) < 250, "new", cells.obs["batch"])
+    made = ch.augment(cells, fitted, by="batch", progress=False)  # that class is the largest
+    assert set(made.obs["batch"].value_counts()) == {250}
+
+
+def test_cells_of_several_augmentations_have_names_of_their_own(fitted, cells):
+    more = cells
+    for _ in range(4):
+        floor = 5 + int(more.obs["batch"].value_counts().max())
+        schema = fitted.schema.with_(counts="layers/counts" if more is cells else "X")
+        more = ch.augment(more, fitted, by="batch", floor=floor, schema=schema, progress=False)
+        assert more.obs_names.is_unique
+        new = more.obs_names[more.obs["generated"]]
+        more = more[more.obs_names != new[0]].copy()
+
+
+def test_columns_need_no_text_for_their_names(fitted, cells):
+    cells.obs[7], cells.var[0] = np.arange(cells.n_obs), np.arange(cells.n_vars)
+    more = ch.augment(cells, fitted, by="batch", floor=200, progress=False)
+    assert more.obs[7][: cells.n_obs].tolist() == cells.obs[7].tolist()
+    with pytest.warns(MissingFeatures):
+        made = fitted.reconstruct(cells[:, 5:].copy(), progress=False)
+    assert made.var[0].dropna().tolist() == cells.var[0][5:].tolist()
+
+
+@pytest.mark.parametrize("number", [Decimal("30"), Fraction(61, 2)])
+def test_numbers_of_any_kind_are_conditions(of_all, number):
+    cells, fits = of_all
+    found = fits["cfgen"].predict(cells[:5].copy(), to={"age": number}, progress=False)
+    assert set(found.obs["age"]) == {float(number)}
+    assert (
+        fits["cfgen"].generate(3, given={"age": number}).obs["age"].tolist() == [float(number)] * 3
+    )
+
+
+@pytest.mark.parametrize("knockout", [3, None, ["gene_0"], b"gene_0", {"gene_0": 1}])
+def test_a_knockout_is_text(of_all, knockout):
+    cells, fits = of_all
+    for ask in (fits["neuralode"].predict, fits["neuralode"].trajectory):
+        with pytest.raises(ch.SchemaError, match="expected a gene, or several as text: 'A\\+B'"):
+            ask(cells[:3].copy(), to={"knockout": knockout})
+
+
+@pytest.mark.parametrize("library", [-5.0, 0, np.nan, np.inf])
+def test_a_depth_is_a_finite_number_above_0(fitted, cells, library):
+    with pytest.raises(ch.ConfigError, match="library=.*: expected a finite number above 0"):
+        fitted.reconstruct(cells, library=library)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("rested", "had converged"), ("overfitted", "best epoch"), ("still improving", "longer")],
+)
+def test_a_notebook_shows_a_fit_in_words_and_as_text(fitted, state, said):
+    notes = ["<script>alert(1)</script>"]
+    spec = replace(fitted.spec, categories={**fitted.spec.categories, "<b>dose": ("a",)})
+    record = {**fitted.provenance, "state": state, "notes": notes}
+    shown = replace(fitted, provenance=record, spec=spec)._repr_html_()
+    assert said in shown
+    assert "rested" not in shown
+    assert "&lt;script&gt;alert(1)" in shown
+    assert "&lt;b&gt;dose" in shown
+    assert not {*re.findall("<(/?[^ >]+)", shown)} - {
+        f"{end}{tag}" for tag in ("table", "thead", "tr", "th", "td") for end in ("", "/")
+    }
+
+
 def test_results_keep_what_the_data_say_of_features_and_cells(fitted, cells, tmp_path):
     cells.var["symbol"] = [f"symbol {i}" for i in range(cells.n_vars)]
     cells.var["variable"] = np.arange(cells.n_vars) % 2 == 0
@@ -300,16 +435,64 @@ def test_results_keep_what_the_data_say_of_features_and_cells(fitted, cells, tmp
     assert more.var["symbol"].tolist() == cells.var["symbol"].tolist()
 
 
-def test_names_that_differ_by_case_or_version_are_told(quick, cells):
-    cells.var_names = [f"Gene{i}" for i in range(cells.n_vars)]
-    plain = quick(ch.PCA).fit(cells, ch.Schema(counts="layers/counts"))
-    cells.var_names = cells.var_names.str.upper()
-    with pytest.raises(ch.DataError, match=r"upper and lower case.*str\.capitalize\(\)"):
-        plain.embed(cells)
-    cells.var_names = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
-    ids = quick(ch.PCA).fit(cells, ch.Schema(counts="layers/counts"))
-    cells.var_names = cells.var_names + ".3"
-    with pytest.raises(ch.DataError, match="the version behind Ensembl ids"):
-        ids.embed(cells)
-    cells.var_names = cells.var_names.str.replace(r"\.\d+$", "", regex=True)  # as it says
-    assert np.isfinite(ids.embed(cells)).all()
+IDS = [f"ENSG{i:011d}" for i in range(300)]
+SYMBOLS = ["mt-Co1", "H2-K1", *(f"Gene{i}" for i in range(298))]
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "what", "line"),
+    [
+        (IDS, [f"{i}.3" for i in IDS], "the version behind Ensembl ids", "str.replace("),
+        ([f"{i}.5" for i in IDS], IDS, "the version behind Ensembl ids", None),
+        ([f"{i}.5" for i in IDS], [f"{i}.3" for i in IDS], "the version behind Ensembl ids", None),
+        (SYMBOLS, [s.upper() for s in SYMBOLS], "upper and lower case", "str.capitalize()"),
+        ([s.upper() for s in SYMBOLS], SYMBOLS, "upper and lower case", "str.upper()"),
+        ([s.lower() for s in SYMBOLS], SYMBOLS, "upper and lower case", "str.lower()"),
+        (
+            [f"mt-Co{i}" for i in range(300)],
+            [f"MT-CO{i}" for i in range(300)],
+            "upper and lower case",
+            None,
+        ),
+    ],
+)
+@pytest.mark.parametrize("modality", ["", "rna"])
+@pytest.mark.filterwarnings("ignore:.*carry:chreode.data.align.MissingFeatures")  # as mt-Co1
+def test_names_that_differ_alone_are_made_alike_by_what_is_advised(
+    quick, cells, own, theirs, what, line, modality
+):
+    """Where no line does it, none is advised."""
+    cells.var_names = own
+    fitted = quick(ch.PCA).fit(cells, ch.Schema(counts="layers/counts"))
+    data, schema = cells.copy(), fitted.schema
+    data.var_names = theirs
+    if modality:
+        with mudata.set_options(pull_on_update=False):
+            data = mudata.MuData({"rna": data})
+        schema = ch.Schema(counts="rna:layers/counts")
+    with pytest.raises(ch.DataError, match=f"Most names differ by {what}") as refused:
+        fitted.embed(data, schema=schema)
+    advised = str(refused.value).partition("as by ")[2].rstrip(".")
+    if line is None:
+        assert not advised
+        assert "by a table, or fit the model on names such as" in str(refused.value)
+    else:
+        assert line in advised
+        exec(advised, {"data": data})
+        assert np.isfinite(fitted.embed(data, schema=schema)).all()
+
+
+def test_predict_keeps_what_each_cell_was_measured_under(of_all):
+    cells, fits = of_all
+    few = cells[:30].copy()
+    few.obs["measured_cell_type"] = "mine"
+    fitted, schema = fits["cfgen"], fits["cfgen"].schema
+    to = {r: fitted.spec.categories[r][0] for r in ("label", "batch") if getattr(schema, r)}
+    new = fitted.predict(few, to=to, progress=False).obs
+    assert set(new["measured_cell_type"]) == {"mine"}  # a column of that name is the user's
+    column = schema.batch.removeprefix("obs/")
+    assert set(new[column]) == {to["batch"]}
+    np.testing.assert_array_equal(
+        new[f"measured_{column}"].astype(str), few.obs[column].astype(str)
+    )
+    assert f"measured_{column}" not in fitted.predict(few, to={}, progress=False).obs

@@ -102,7 +102,7 @@ def judge(
             method if models else name: {
                 "seconds": bench.methods.loc[name, "seconds"],
                 "state": bench.methods.loc[name, "state"],
-                "note": bench.methods.loc[name, "note"],
+                "note": "; ".join(bench.methods.loc[name, "notes"]),
                 "scores": _of(bench.scores, name, "metric"),
                 "series": _of(bench.by_class.assign(
                     key=bench.by_class["metric"] + ", " + bench.by_class["class"]

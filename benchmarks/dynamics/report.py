@@ -48,7 +48,7 @@ def means(columns: Mapping[str, Column]) -> list[str]:
     for name in names:
         cells = []
         for title, of in found.items():
-            told = "" if name not in of else _told(columns[title][1], of[name])
+            told = "" if name not in of else _shown(columns[title][1], of[name])
             bold = name in of and name != CEILING and of[name] == best.get(title)
             cells.append(f"**{told}**" if bold else told)
         if any(cells):
@@ -68,7 +68,7 @@ def _seconds(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
     return found
 
 
-def _told(metric: str, value: float) -> str:
+def _shown(metric: str, value: float) -> str:
     return f"{value:.0f}" if metric == "seconds" else f"{value:.3g}"
 
 

@@ -91,7 +91,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
         "methods": {
             method: {
                 "role": row["role"], "seconds": row["seconds"], "state": row["state"],
-                "note": row["note"],
+                "note": "; ".join(row["notes"]),
                 "scores": _scores(bench.scores, method),
                 "markers": bench.markers[bench.markers["method"] == method]
                 .drop(columns=["method", "seed"]).round(4).to_dict("list"),
@@ -148,7 +148,7 @@ def render(rows: list[Row]) -> list[str]:
         "**AUC of a random forest that tells generated from real cells.** 0.5 is best. "
         "Bold: the nearest to 0.5.",
         "",
-        *_told_apart(rows, tasks),
+        *_by_forest(rows, tasks),
     ]
     if _shown(rows):
         lines += ["", f"![{PICTURE}](figures/{FIGURE})"]
@@ -216,7 +216,7 @@ def _in_short(rows: list[Row], tasks: list[str]) -> list[str]:
     return _least(beyond, contest, tasks, 0.0)
 
 
-def _told_apart(rows: list[Row], tasks: list[str]) -> list[str]:
+def _by_forest(rows: list[Row], tasks: list[str]) -> list[str]:
     """Return by data how well a forest tells the cells of methods from real ones; the worst in bold."""
     auc: dict[str, dict[str, float]] = {}
     contest: set[str] = set()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Announced:
     """A sampler that calls `begin` before each epoch."""
 
     sampler: Any
@@ -41,7 +41,7 @@ def chreode_model(begin: Callable[[Any], None], **options: Any) -> SCVI:
 
     fit = SimpleNamespace()
 
-    class Told(ch.SCVI):
+    class Announcing(ch.SCVI):
         def build(self, spec: Any) -> Any:
             trained = super().build(spec)
             fit.spec, fit.module = spec, deepcopy(trained).eval()
@@ -54,18 +54,18 @@ def chreode_model(begin: Callable[[Any], None], **options: Any) -> SCVI:
             return trained
 
         def phases(self) -> list[Any]:
-            told = lambda: begin(fit)  # noqa: E731 (one line)
-            return [replace(p, data=_Told(p.data, told)) for p in super().phases()]
+            announce = lambda: begin(fit)  # noqa: E731 (one line)
+            return [replace(p, data=_Announced(p.data, announce)) for p in super().phases()]
 
-    return Told(**options)
+    return Announcing(**options)
 
 
 def rival_callback(begin: Callable[[Any], None]) -> Callback:
     """Return a callback of Lightning that calls ``begin(trainer)`` before each epoch."""
     from lightning.pytorch import Callback
 
-    class Told(Callback):
+    class Announcing(Callback):
         def on_train_epoch_start(self, trainer: Any, plan: Any) -> None:  # noqa: ARG002 (Lightning's)
             begin(trainer)
 
-    return Told()
+    return Announcing()

@@ -51,7 +51,7 @@ def message(text: object) -> str:
     text = visible(text, lines=True)
     if len(text) <= LONGEST:
         return text
-    return f"{text[:LONGEST]}… ({len(text):,} letters in all)"
+    return f"{text[:LONGEST]}… ({counted(len(text), 'letter')} in all)"
 
 
 class ChreodeError(Exception):
@@ -145,6 +145,19 @@ def near(word: str, known: Iterable[str], described: Iterable[str] | None = None
     known = known if described is None else [visible(t)[:60] for t in described]
     shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
     return f" Available: {shown}." if known else " None is available."
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return the first five names, and how many more there are.
+
+    Examples
+    --------
+    >>> listed("abc"), listed("abcdefgh")
+    ('a, b, c', 'a, b, c, d, e and 3 more')
+    """
+    known = [str(name) for name in names]
+    more = f" and {len(known) - 5:,} more" if len(known) > 5 else ""
+    return f"{', '.join(known[:5])}{more}"
 
 
 def counted(n: SupportsIndex, noun: str) -> str:

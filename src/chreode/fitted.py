@@ -24,8 +24,8 @@ from .compute.convergence import read_state
 from .compute.settings import settled
 from .config.arguments import checked
 from .data.remember import WEIGHT
-from .errors import ChreodeError, StoreError, counted, warn
-from .module import Members, Module, Recipe
+from .errors import ChreodeError, StoreError, counted, listed, warn
+from .module import Module, Recipe
 from .registry import find
 from .schema import CATEGORY_ROLES, NUMBER_ROLES, Schema, Spec
 from .text import spreadsheet
@@ -36,13 +36,17 @@ from .version import __version__
 #: Version of the folder's form; raised when older readers could not understand a new folder.
 FORMAT = 4
 #: What a model is saved as.
-FILES = ("model.json", "weights.safetensors", "history.csv", "card.md")
+FILES = ("model.json", "weights.safetensors", "history.csv", "card.md", "vectors.safetensors")
 _PROVENANCE = {
     "version": str, "seed": int, "cells": int, "validation_cells": int, "torch": str,
     "state": str, "notes": list,
 }  # fmt: skip
 #: What folders of earlier versions lack.
-_LATER = {"code": str, "device": str, "precision": str, "kernel": str, "threads": int}
+_LATER = {
+    "code": str, "device": str, "precision": str, "kernel": str, "threads": int, "members": list,
+}  # fmt: skip
+#: What is said of each member.
+_MEMBER = {"cells": int, "validation_cells": int, "state": str, "notes": list}
 #: Bytes that a description, a history, or what is remembered of training cells may have.
 _MOST = 2**27
 #: How often a folder is read that another process is replacing.
@@ -74,29 +78,31 @@ class Fitted(FittedState):
         A model of one fit has none. The history of a member is its own where the fit kept it.
         """
         kept: Any = getattr(self.module, "members", ())
-        known = kept.known.tolist() if isinstance(kept, Members) else [True] * len(kept)
-        model = self.model.alone()
+        model, common = self.model.alone(), dict(self.provenance)
         found = []
-        for number, member in enumerate(kept):
+        # after Ctrl-C fewer were learned than there is room for; files of old keep no record of them
+        own = common.pop("members", [{}] * len(kept))
+        for number, (member, record) in enumerate(zip(kept, own, strict=False)):
             history = self.history
             if "member" in history:
                 history = history[history["member"] == number].reset_index(drop=True)
-            record = {**self.provenance, "config": config.as_dict(model), "member": number}
-            one = replace(self, model=model, module=member, history=history, provenance=record)
+            provenance = {**common, **record, "config": config.as_dict(model), "member": number}
+            one = replace(self, model=model, module=member, history=history, provenance=provenance)
             found.append(one)
-        return [one for one, there in zip(found, known, strict=True) if there]
+        return found
 
     @checked
     def save(self, folder: str | Path) -> Path:
         """Write a folder: model.json, weights.safetensors, history.csv, card.md.
 
-        It is written aside and renamed: an old folder survives a crash or a full disk. Other files
-        in an old folder are kept.
+        There is vectors.safetensors too, if perturbations have vectors. The folder is written aside and
+        renamed: an old one survives a crash or a full disk. Other files in an old folder are kept.
 
         Raises
         ------
         StoreError
-            If it cannot be written, or `folder` holds something that is no model.
+            If it cannot be written or is too large to be loaded, or `folder` holds something that is no
+            model.
         """
         folder = Path(folder)
         refuse_to_replace(folder)
@@ -109,22 +115,29 @@ class Fitted(FittedState):
             else:
                 made.mkdir()
             tensors = store.prefixed("module", self.module.state_dict())
+            arrays = {k: np.ascontiguousarray(v) for k, v in self.statistics.items()}
             tensors |= store.prefixed(
-                "statistics",
-                {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self.statistics.items()},
+                "statistics", {k: torch.from_numpy(v) for k, v in arrays.items()}
             )
             store.write_tensors(made / "weights.safetensors", tensors, {})
             spreadsheet(self.history).to_csv(made / "history.csv", index=False)
             (made / "card.md").write_text(self.card(), encoding="utf-8")
+            vectors = {}
+            if self.spec.vectors:
+                rows = [self.spec.vectors[name] for name in self.spec.categories["perturbation"]]
+                table = {"vectors": torch.tensor(rows, dtype=torch.float64)}
+                store.write_tensors(made / "vectors.safetensors", table, {})
+                vectors = {"vectors": _stamp(made / "vectors.safetensors")}
             info = {
                 "format": FORMAT, "key": self.model.key, "version": __version__,
                 "config": config.as_dict(self.model), "schema": self.schema.as_dict(),
                 "spec": self.spec.as_dict(), "provenance": dict(self.provenance),
                 "weights": _stamp(made / "weights.safetensors"),
-                "history": _stamp(made / "history.csv"),
+                "history": _stamp(made / "history.csv"), **vectors,
             }  # fmt: skip
             info["sha256"] = seal(info)
             (made / "model.json").write_text(json.dumps(info, indent=1))
+            _refuse_too_large(made, self.module)
         return folder
 
 
@@ -136,10 +149,27 @@ def refuse_to_replace(folder: Path) -> None:
     StoreError
         If `folder` is a file, or a folder that holds something but no model.
     """
-    if folder.is_dir() and (_is_model(folder) or not any(folder.iterdir())):
-        return
-    if folder.exists():
+    ours = folder.is_dir() and (_is_model(folder) or not any(folder.iterdir()))
+    if folder.exists() and not ours:
         raise StoreError(f"{folder} exists and holds no model; choose another place.")
+
+
+def _refuse_too_large(folder: Path, module: Module) -> None:
+    """Refuse to save what `load` would refuse to read."""
+    most = {"model.json": _MOST, "history.csv": _MOST, "weights.safetensors": _most_bytes(module)}
+    for name, limit in most.items():
+        size = (folder / name).stat().st_size
+        if size > limit:
+            raise StoreError(
+                f"The model is not saved, because load could not read it: {name} would have "
+                f"{counted(size, 'byte')} where it reads {limit:,} at most. Fit on fewer features or "
+                "categories, or in fewer epochs."
+            )
+
+
+def _most_bytes(module: Module) -> int:
+    """Return how many bytes the weights of a module, and what is remembered of cells, may have."""
+    return _MOST + sum(tensor.nbytes for tensor in module.state_dict().values())
 
 
 def _is_model(folder: Path) -> bool:
@@ -168,8 +198,7 @@ def load(folder: str | Path) -> Fitted:
             raise StoreError(f"There is no model folder {str(folder)!r}.")
         found = folder
         if last and place is None and previous is not None:
-            text = f"{folder} was lost while being replaced; reading {previous}."
-            warn(text)
+            warn(f"{folder} was lost while being replaced; reading {previous}.")
             found = previous
         try:
             return _read(found)
@@ -191,9 +220,11 @@ def _place(folder: Path) -> tuple[int, int, int] | None:
 
 def _read(folder: Path) -> Fitted:
     """Read every file of a model once, and refuse those whose hash is not that of the description."""
-    if not folder.is_dir():
-        raise StoreError(f"There is no model folder {str(folder)!r}.")
     description = folder / "model.json"
+    if not description.is_file() or description.is_symlink():
+        inside = listed(path.parent for path in sorted(folder.glob("*/model.json")))
+        models = f" Models inside it: {inside}." if inside else ""
+        raise StoreError(f"{folder} is no model folder: model.json is absent or a link.{models}")
     try:
         info = json.loads(store.read_once(description, _MOST))
         if int(info["format"]) > FORMAT:
@@ -241,7 +272,7 @@ def _content(file: Path, stated: Mapping[str, Any], most: int) -> bytes:
 
 def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
     model = config.from_dict(find(info["key"]), info["config"])
-    spec = Spec.from_dict(info["spec"])
+    spec = Spec.from_dict(info["spec"], _vectors(folder, info))
     schema = Schema.from_dict(info["schema"])
     provenance = _provenance(info["provenance"], model, spec)
     _refuse_other_roles(schema, spec)
@@ -252,8 +283,7 @@ def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
     with torch.device("meta"):
         module = model.build(spec)
     expected = module.state_dict()
-    most = _MOST + sum(tensor.nbytes for tensor in expected.values())
-    content = _content(folder / "weights.safetensors", info["weights"], most)
+    content = _content(folder / "weights.safetensors", info["weights"], _most_bytes(module))
     tensors, _ = store.tensors_of(content)
     strange = [name for name in tensors if name.partition("/")[0] not in ("module", "statistics")]
     if strange:
@@ -277,6 +307,16 @@ def _assemble(folder: Path, info: Mapping[str, Any]) -> Fitted:
     return Fitted(model, schema, spec, module.eval(), history, statistics, provenance)
 
 
+def _vectors(folder: Path, info: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Return the vector of each single perturbation, if there are any: a row for each, in their order."""
+    if "vectors" not in info:
+        return {}
+    stated, names = info["vectors"], info["spec"]["categories"]["perturbation"]
+    content = _content(folder / "vectors.safetensors", stated, stated["bytes"])
+    rows = store.tensors_of(content)[0]["vectors"].tolist()
+    return dict(zip(names, map(tuple, rows), strict=True))
+
+
 def _history(content: bytes) -> pd.DataFrame:
     history = pd.read_csv(io.BytesIO(content), float_precision="round_trip")
     numbers = history.drop(columns="phase")
@@ -294,10 +334,16 @@ def _provenance(record: Mapping[str, Any], model: Recipe, spec: Spec) -> dict[st
     typed = all(type(provenance[name]) is kind for name, kind in _PROVENANCE.items()) and all(
         type(provenance.get(name, kind())) is kind for name, kind in _LATER.items()
     )
+    members = provenance.get("members", [])
+    typed = typed and all({k: type(v) for k, v in member.items()} == _MEMBER for member in members)
     if own != [model.key, config.as_dict(model), spec.hash] or not typed:
         raise StoreError("The provenance is not that of the model.")
-    words = [v for v in provenance.values() if isinstance(v, str)] + provenance["notes"]
-    numbers = [v for v in provenance.values() if type(v) is int]
+    for member in members:
+        read_state(member)
+    values = [v for part in (provenance, *members) for v in part.values()]
+    words = [v for v in values if isinstance(v, str)]
+    words += [note for part in (provenance, *members) for note in part["notes"]]
+    numbers = [v for v in values if type(v) is int]
     if not all(isinstance(word, str) and _can_be_printed(word) for word in words):
         raise StoreError("The provenance holds notes or names that are no text.")
     if not all(-(2**63) <= number < 2**64 for number in numbers):

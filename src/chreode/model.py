@@ -23,12 +23,21 @@ from .data.holdout import hold_out
 from .data.read import Data
 from .data.remember import joined, remember
 from .data.source import Source
-from .data.training import Training, open_training
-from .errors import ConfigError, SchemaError, warn
+from .data.training import Training, open_training, refuse_unlearned
+from .errors import ConfigError, SchemaError, counted, warn
 from .fitted import Fitted
 from .learn.exact import Exact
 from .learn.fingerprint import fingerprint
-from .learn.phase import Phase, Session, Split, Trace, join_histories, run_phases, unfinished
+from .learn.phase import (
+    Phase,
+    Session,
+    Split,
+    Trace,
+    join_histories,
+    member_records,
+    run_phases,
+    unfinished,
+)
 from .learn.start import continue_from, start_part_from
 from .losses import kernel
 from .module import Module
@@ -124,7 +133,8 @@ class Model:
         seed
             Same seed, same bits, on one machine, thread count and precision.
         rows
-            Cells to learn from: mask, positions or names (default: all).
+            Cells to learn from: mask, positions, names, or a condition on columns of ``obs``, as
+            ``'obs.cell_type != "nan"'`` (default: all).
         from_
             A fit of a model of the same form, and of the same roles, to start from. If `data` has
             categories it never saw, only their parameters are learned (query mapping: what it gave for
@@ -173,7 +183,11 @@ class Model:
     ) -> Fitted:
         source, rng, phases = cells.source, Rng(seed), self.phases()
         validates = any(phase.learner.validates for phase in phases)
-        split = self.split(source, cells.rows, cells.validation if validates else 0.0, rng)
+        # rows that are named are never learned from; a share is for learners that look at it
+        held_out = validates or not isinstance(cells.validation, float)
+        split = self.split(source, cells.rows, cells.validation if held_out else 0.0, rng)
+        if not cells.maps:  # then only other categories are learned
+            refuse_unlearned(source, split.train, self, schema)
         session = Session(
             rng=rng, device=choose_device(run.device, double=not validates), precision=run.precision,
             compile=run.compile, progress=run.progress, group=group, mapping=cells.maps,
@@ -187,7 +201,7 @@ class Model:
             spec=source.spec,
             module=module.to("cpu").eval(),
             history=join_histories(traces, [phase.name for phase in phases]),
-            statistics=self._remembered(source, split, rng, from_),
+            statistics=self._remembered(source, split, rng, from_, maps=cells.maps),
             provenance={
                 "model": self.key, "version": __version__, "code": code_hash(),
                 "config": config.as_dict(self), "spec": source.spec.hash, "seed": seed,
@@ -199,6 +213,7 @@ class Model:
                     *start_notes, *self.remarks(source, split),
                     *(note for t in traces for note in t.notes), *unfinished(phases, traces, self),
                 ],
+                **member_records(traces),
             },
         )  # fmt: skip
 
@@ -240,6 +255,9 @@ class Model:
         learned = [p.requires_grad for p in module.parameters()]
         if from_ is not None and from_.model.key == self.key:
             continue_from(module, from_, mapping=run.mapping, extends=self.extends)
+            cells = counted(from_.provenance["cells"], "cell")
+            kept = ", of which all stays as it was: only new categories were learned"
+            start_notes.append(f"it went on from a fit of {cells}{kept if run.mapping else ''}")
         elif from_ is not None:
             start_notes.append(start_part_from(module, self.starts_from[from_.model.key], from_))
         module.to(run.device)
@@ -253,15 +271,13 @@ class Model:
         return module, traces, start_notes
 
     def _remembered(
-        self, source: Source, split: Split, rng: Rng, from_: FittedState | None
+        self, source: Source, split: Split, rng: Rng, from_: FittedState | None, *, maps: bool
     ) -> dict[str, np.ndarray]:
         """Return what `generate` draws from: training cells, and those that an earlier fit learned from."""
         fresh = remember(source, split.train, rng)
         if from_ is None or from_.model.key != self.key:
             return fresh
-        if (
-            source.spec.blocks != from_.spec.blocks
-        ):  # what the old fit gave for its cells stays true
+        if maps:  # what the old fit gave for its cells stays true
             return joined(from_.statistics, fresh)
         return joined(fresh, from_.statistics)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from .compute.processes import Group
@@ -51,6 +51,27 @@ class Step:
     rate: Callable[[nn.Parameter], Tensor] = torch.zeros_like
     group: Group = field(default_factory=Group)
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def mean(
+        self, values: Float[Tensor, "b ..."], known: Shaped[Tensor, "b ..."]
+    ) -> Float[Tensor, ""]:
+        """Return the mean of the values that are known, such as the losses of labelled cells; 0 of none.
+
+        Processes that share a minibatch may know different numbers of them. Each is returned its part of
+        the joint mean, so that their objectives and gradients add up to those of one process.
+
+        Parameters
+        ----------
+        values
+            A loss for every cell, or for every entry of a matrix.
+        known
+            Of the same shape: 1 or True where a value counts.
+        """
+        cells = torch.tensor([float(len(values))], device=values.device)
+        joint = torch.stack([known.sum().to(cells), cells[0]])
+        self.group.add([joint])
+        share = joint[1] / cells[0] / joint[0].clamp_min(1)
+        return torch.where(known.bool(), values, 0).sum() * share
 
     def warm_up(self, share: float) -> float:
         """Return a weight that rises from 0 to 1 over the first `share` of the run."""
@@ -121,22 +142,6 @@ class Option:
     check: Callable[[Any], Any]
 
 
-class Members(nn.ModuleList):
-    """Fits of the same form that a module keeps as its `members`, each of a seed, rows or a fold of its own.
-
-    Attributes
-    ----------
-    known
-        Which of them were learned: after Ctrl-C not all are.
-    """
-
-    known: Tensor
-
-    def __init__(self, members: Iterable[nn.Module]) -> None:
-        super().__init__(members)
-        self.register_buffer("known", torch.zeros(len(self), dtype=torch.bool))
-
-
 class Module(nn.Module):
     """Base of every model's tensors.
 
@@ -167,13 +172,19 @@ class Module(nn.Module):
         """Return `loss`, so that wrappers such as DDP and `compile` apply."""
         return self.loss(*args)
 
-    def players(self) -> Mapping[str, Player]:
-        """Return who follows each objective; an adversary is a second player, and members do not move."""
+    def players(self) -> Mapping[str, Player | Iterable[nn.Parameter]]:
+        """Return who follows each objective, as a `Player` or as its parameters alone.
+
+        An adversary is a second player. Members do not move.
+        """
         own = [p for name, p in self.named_parameters() if not name.startswith("members.")]
         return {"model": Player(own)}
 
     def after_step(self, step: Step) -> None:
-        """Change what gradients do not: EMA targets, queues, proximal steps, pruning."""
+        """Change what gradients do not: EMA targets, queues, proximal steps, pruning.
+
+        It is not called in query mapping, where all that an older fit learned stays as it is.
+        """
 
     def collect(self, *args: Any, **kwargs: Any) -> Any:
         """Return sums of sufficient statistics over the cells of a batch (see `learn.EM`, `learn.CAVI`)."""
@@ -206,7 +217,7 @@ class Module(nn.Module):
         """Take from the fits beside this one what they tell of it, such as a confidence."""
 
     def verb_options(self, verb: str) -> Mapping[str, Option]:  # noqa: ARG002 (subclasses read it)
-        """Return what more a question may be given, such as the weight of guidance, by its name."""
+        """Return what more a verb takes by name, such as the weight of guidance; its method is given all."""
         return {}
 
     def further_conditions(self) -> Mapping[str, Callable[[Any], Any]]:

@@ -49,8 +49,8 @@ class Edges:
     def table(self, names: Sequence[str]) -> pd.DataFrame:
         """Return ``source``, ``target``, ``weight`` and ``confidence`` of edges that are not exactly 0."""
         weight, confidence, known = (
-            self.weight.detach().numpy(),
-            self.confidence.detach().numpy(),
+            self.weight.detach().cpu().numpy(),
+            self.confidence.detach().cpu().numpy(),
             np.array(names),
         )
         source, target = np.nonzero((weight != 0) & ~np.eye(len(weight), dtype=bool))
@@ -81,7 +81,7 @@ class Scores:
     def table(self, names: Sequence[str]) -> pd.DataFrame:
         """Return ``feature``, ``score`` and ``confidence`` of every feature."""
         table = pd.DataFrame({
-            "feature": np.array(names), "score": self.score.detach().numpy(),
-            "confidence": self.confidence.detach().numpy(),
+            "feature": np.array(names), "score": self.score.detach().cpu().numpy(),
+            "confidence": self.confidence.detach().cpu().numpy(),
         })  # fmt: skip
         return table.sort_values("score", ascending=False, ignore_index=True, kind="stable")

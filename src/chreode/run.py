@@ -15,7 +15,8 @@ class Run:
 
     It is given to fits, verbs and benches as ``run=Run(device="cuda")``, or field by field:
     ``fit(data, schema, device="cuda")`` means the same. What a call has no use for it does not read: verbs
-    keep no checkpoint, for example.
+    keep no checkpoint, nor do benches and `tune`, which keep results by ``into``. The verb `loadings`
+    takes no run, as it computes nothing.
 
     Examples
     --------
@@ -38,7 +39,7 @@ distributed=False)
         False, "Share the minibatches of a fit with the processes that torchrun started."
     )
 
-    def with_(self, **settings: Any) -> Run:
+    def with_(self, /, **settings: Any) -> Run:
         """Return a copy with some settings changed.
 
         Raises

@@ -68,3 +68,20 @@ def test_one_class_is_nothing_to_classify(cells):
     cells.obs["cell_type"] = "B"
     with pytest.raises(ch.DataError, match="label tells 1 class of cells"):
         ch.bench.augmentation(cells, ROLES, floor=1000, progress=False)
+
+
+def test_a_class_is_named_by_its_role_or_its_column(cells):
+    said = [
+        ch.bench.augmentation(cells, ROLES, by=by, seeds=(0,), progress=False)
+        for by in ("label", "cell_type")
+    ]
+    assert said[0].table().equals(said[1].table())
+    assert said[1].about["by"] == "label"
+    with pytest.raises(ch.SchemaError, match="needs batch"):
+        ch.bench.augmentation(cells, ROLES, by="batch", progress=False)
+
+
+@pytest.mark.parametrize(("floor", "said"), [(10**9, "more than the 2 GiB"), (0, "at least 1")])
+def test_a_floor_that_cannot_be_had_is_refused_before_any_work(cells, floor, said):
+    with pytest.raises(ch.ConfigError, match=f"floor={floor}: .*{said}"):
+        ch.bench.augmentation(cells, ROLES, floor=floor, progress=False)

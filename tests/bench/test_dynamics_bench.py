@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from benchmarks.dynamics import haematopoiesis, networks
 from scipy.linalg import expm
 
 import chreode as ch
@@ -142,6 +143,20 @@ def test_every_row_is_judged_at_every_level(bench):
     assert set(bench.curves["method"]) == {"PathReg"}
 
 
+def test_scores_are_called_as_the_docs_call_them(cells):
+    part = cells.obs["part"].eq("new").to_numpy()
+    edges = pd.DataFrame({"source": ["a"], "target": ["b"], "sign": [1]})
+    found = ch.bench.dynamics(
+        cells, SCHEMA, tests={"new start": part}, edges=edges, seeds=(0,), progress=False
+    )
+    names = found.metrics["name"]
+    for shown in (networks.SHOWN, haematopoiesis.SHOWN):
+        same = {key: name for key, name in shown.items() if key in names and ", " not in key}
+        assert len(same) > 2
+        assert names[list(same)].to_dict() == same
+    assert names["scaling, new start"] == "scaling, new start"
+
+
 @pytest.mark.slow
 def test_the_report_says_where_baselines_win(bench, tmp_path):
     # who is best of so short fits is not what is tested here: all methods are made worse than all baselines
@@ -232,6 +247,10 @@ def test_what_cannot_be_compared_is_refused(cells):
     for tests, said in (({"a": []}, "no cells of 'a'"), ({"a": cells.obs_names}, "to learn from")):
         with pytest.raises(DataError, match=said):
             ch.bench.dynamics(cells, SCHEMA, tests=tests)
+    for given in ("tests", "knockouts", "validation"):
+        cells_of = [1, 1] if given == "validation" else {"a": [1, 1]}
+        with pytest.raises(SchemaError, match=rf"^{given}.*named twice"):
+            ch.bench.dynamics(cells, SCHEMA, **{"tests": {"b": [2]}, given: cells_of})
 
 
 @pytest.mark.slow

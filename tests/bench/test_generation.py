@@ -147,7 +147,7 @@ def test_models_are_fitted_on_training_cells_and_kept(cells, tmp_path, monkeypat
     )
     assert list(first.table().index)[-2:] == ["SCVI", "CFGen"]
     assert again.scores.equals(first.scores)
-    notes = first.methods["note"]
+    notes = first.table()["note"]
     assert (notes[["real cells", "replayed training cells"]] == "").all()
     assert not notes.str.contains("failed").any()
     assert notes["CFGen"].startswith("still improving")

@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 
 import chreode as ch
-from chreode.bench.embedded import Given, _harmony, _oracle
+from chreode.bench.embedded import Given, _harmony, _oracle, rows_of
 from chreode.commands.judge import _answer
+from chreode.data.cells import Cells
 from chreode.learn import sgd
 from chreode.model import Model
 from chreode.report import findings
+from chreode.report.findings import doubts
 
 FEW = ["nmi_kmeans", "silhouette_label", "ilisi", "graph_connectivity", "pcr_comparison"]
 
@@ -175,11 +177,27 @@ def test_fitted_models_are_judged_as_they_are(cells, schema, quick):
 def test_a_method_that_fails_is_a_row(cells, schema, quick):
     methods = [ch.PCA(n_latent=400), quick(ch.PCA)]
     bench = ch.bench.integration(cells, schema, methods, seeds=(0,), metrics=["ilisi"])
-    row = bench.table().loc["PCA (2)"]
+    row = bench.table().loc["PCA n_latent=400"]
     assert row["note"].startswith("failed: A fit with n_latent=400 needs 401 cells")
     assert row["seeds"] == 0
     assert np.isnan(row["ilisi"])
-    assert np.isfinite(bench.table().loc["PCA (3)", "ilisi"])
+    assert np.isfinite(bench.table().loc["PCA n_latent=5", "ilisi"])
+
+
+def test_rows_have_the_names_that_tell_them_apart(cells, quick):
+    """Of two models of one kind nobody could say which was which, and PCA was in the table twice."""
+    schema = ch.Schema(counts="X", batch="obs/batch")
+    fitted = quick(ch.PCA).fit(cells, schema)
+    there = Cells.of(cells, schema)
+
+    def names(methods):
+        return [row.name for row in rows_of(there, methods, (0,), ch.PCA())][2:-1]
+
+    two = [ch.SCVI(n_latent=20), ch.SCVI(likelihood="zinb", n_layers=2), ch.PPCA()]
+    assert names(two) == ["SCVI n_latent=20", "SCVI n_layers=2 likelihood=zinb", "PPCA"]
+    assert names([ch.PCA(), ch.SCVI(), ch.PCA(n_latent=3)]) == ["SCVI", "PCA n_latent=3"]
+    assert names([fitted, fitted]) == ["PCA (2)", "PCA (3)"]
+    assert names({"PCA runs/a": fitted, "mine": ch.SCVI()}) == ["PCA runs/a", "mine"]
 
 
 @pytest.fixture
@@ -261,6 +279,14 @@ def test_cells_that_lack_the_modality_are_left_out(real, quick):
         bench = ch.bench.integration(data, schema, [], seeds=(0,), metrics=["ilisi"])
     assert bench.about["cells"] == 1200
     assert bench.about["batches"] == 3
+    batch = data.obs["batch"].astype(str)
+    (left,) = set(batch) - set(batch[data["rna"].obs_names])
+    assert bench.about["not placed"] == {left: 400}
+    said = [sentence for sentence in doubts(bench) if sentence.startswith("Not scored")]
+    assert said == [
+        "Not scored: 400 cells that a method cannot place, as they lack what it reads. "
+        f"By batch: {left} (400)."
+    ]
 
 
 @pytest.mark.slow
@@ -293,3 +319,22 @@ def test_no_interval_leaves_the_range_of_its_metric(cells):
     assert (out["high"] <= 1 + 1e-9)[defined].all()
     assert (out["low"] <= out["value"] + 1e-9)[defined].all()
     assert (out["high"] >= out["value"] - 1e-9)[defined].all()
+
+
+def test_a_fitted_model_reads_the_roles_that_are_named(cells):
+    """And by another batch than that of its fit it can be judged."""
+    fitted = ch.SCVI(max_epochs=1, n_latent=3).fit(
+        cells, ch.Schema(counts="layers/counts", batch="obs/batch")
+    )
+    moved = cells.copy()
+    moved.X = moved.layers.pop("counts")
+    moved.obs["lane"] = moved.obs["batch"]
+    moved.obs["site"] = np.where(np.arange(moved.n_obs) % 2, "a", "b")
+    expected = fitted.embed(cells)
+    for batch, lacks in (("lane", ["batch"]), ("site", ["lane"])):
+        query = moved.copy()
+        query.obs = query.obs.drop(columns=lacks)
+        schema = ch.Schema(counts="X", batch=f"obs/{batch}", label="obs/cell_type")
+        out = ch.bench.integration(query, schema, [fitted], metrics=["silhouette_label"])
+        assert out.methods.loc["SCVI", "seeds"] == 1, out.methods["note"]
+        np.testing.assert_array_equal(out.embeddings["SCVI"], expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import shutil
 import signal
@@ -230,9 +231,10 @@ def test_a_folder_of_something_else_and_a_changed_file_are_refused(tmp_path):
     run(Desk(), "a", "bb", into=tmp_path / "run")
     file = tmp_path / "run" / "rows.jsonl"
     head, a, b = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(head + a[:-20] + b)
-    with pytest.raises(ch.StoreError, match="was changed since"):
-        run(Desk(), "a", into=tmp_path / "run")
+    for wrong in (a[:-20], b"[" * 100_000 + b"\n", b'{"key": "a"}\n'):
+        file.write_bytes(head + wrong + b)
+        with pytest.raises(ch.StoreError, match="was changed since"):
+            run(Desk(), "a", into=tmp_path / "run")
 
 
 STARTS = """
@@ -377,3 +379,32 @@ def test_seeds_may_stand_in_any_list(kind):
     for seeds, said in (([], "no seeds"), ([2**32], "seeds: 4294967296: expected")):
         with pytest.raises(ch.ConfigError, match=said):
             require_seeds(kind(seeds))
+
+
+@pytest.mark.parametrize("kind", ["integration", "generation", "augmentation", "dynamics", "tune"])
+def test_fits_of_a_bench_share_no_checkpoint(cells, schema, tmp_path, monkeypatch, kind):
+    """All of them in one folder would refuse each other's states."""
+    seen = []
+
+    def begun(given, *_, **__):
+        seen.append(given.run)
+        raise KeyboardInterrupt
+
+    where = "tuning" if kind == "tune" else "integration" if kind == "integration" else "contest"
+    monkeypatch.setattr(importlib.import_module(f"chreode.bench.{where}"), "running", begun)
+    run = ch.Run(checkpoint=tmp_path / "state", progress=False)
+    calls = {
+        "tune": lambda: ch.tune(ch.PPCA(), cells, schema, run=run),
+        "integration": lambda: ch.bench.integration(cells, schema, [], run=run),
+        "generation": lambda: ch.bench.generation(
+            cells, ch.Schema(counts="layers/counts", batch="obs/batch"), run=run
+        ),
+        "augmentation": lambda: ch.bench.augmentation(cells, schema, run=run),
+        "dynamics": lambda: ch.bench.dynamics(
+            cells, ch.Schema(counts="layers/counts", time="obs/true_depth"),
+            tests={"new": np.arange(50)}, run=run,
+        ),
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        calls[kind]()
+    assert seen == [ch.Run(progress=False)]

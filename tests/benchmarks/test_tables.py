@@ -175,7 +175,7 @@ def test_options_are_shown_beside_the_default_and_what_is_certainly_worse_in_bol
     assert lines[4].startswith("| optimal coupling | `coupling='ot'` | **8.1** | **8.1** |")
     assert lines[5].startswith("| no average of weights | `ema=None` | 7.1 |")
     assert methods.options(rows[:2]) == []
-    short = methods._told_apart(rows, ["kang"])[2:]
+    short = methods._by_forest(rows, ["kang"])[2:]
     assert short == ["| real cells | 0.60 |", "| CFGen | **0.60** |"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import anndata as ad
@@ -13,6 +14,8 @@ import pytest
 
 import chreode as ch
 from chreode import models
+from chreode.compute import progress
+from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_citeseq
 
 KEYS = models.keys()
@@ -216,9 +219,33 @@ def test_fewer_genes_are_suggested_where_the_model_reads_many(say, there, place,
     cells.write_h5ad("wide.h5ad")
     _, out, _ = say(f"check wide.h5ad {roles} --json")
     suggested = json.loads(out)["suggested"]
-    assert ("--n-genes 2000" in suggested) == fewer
+    n = 100 if "time" in roles else 2000  # a model of time follows every gene
+    assert (f"--n-genes {n} " in suggested) == fewer
     if suggested.startswith("chreode fit pca"):  # it can be typed
         assert say(f"{suggested.removeprefix('chreode ')} --n-latent 2")[0] == 0
+
+
+def test_a_control_like_a_flag_is_suggested_so_that_it_can_be_typed(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.obs["treatment"] = np.where(np.arange(200) % 2, "-ctrl", "IFN")
+    cells.write_h5ad("odd.h5ad")
+    suggested = json.loads(say("check odd.h5ad --json")[1])["suggested"]
+    assert "--control=-ctrl" in suggested
+    code, out, _ = say(f"{suggested.removeprefix('chreode ')} --json")
+    assert code == 0
+    assert "--control=-ctrl" in json.loads(out)["suggested"]
+
+
+def test_a_bar_does_not_steer_the_terminal(say, there, monkeypatch):
+    shown, tqdm = [], progress.tqdm
+    spy = lambda **given: shown.append(given["desc"]) or tqdm(**given)  # noqa: E731
+    monkeypatch.setattr(progress, "tqdm", spy)
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.layers["\x1b]0;owned\x07"] = cells.X
+    cells.write_h5ad("odd.h5ad")
+    assert say("check odd.h5ad")[0] == 0
+    assert r"look at layers/\x1b]0;owned\x07" in shown
+    assert all(text.isprintable() for text in shown)
 
 
 def test_check_warns_of_whole_numbers_in_the_wrong_role(say, there):
@@ -233,6 +260,57 @@ def test_check_warns_of_whole_numbers_in_the_wrong_role(say, there):
     assert code == 0
     assert "warning: counts (layers/rounded) looks normalised and rounded" in out
     assert "chreode fit" in out
+
+
+@pytest.mark.parametrize(
+    ("role", "values", "kept"),
+    [
+        ("--time obs/t", [np.nan, 0.5], 100),
+        ("--time obs/t", [np.inf, 0.5, np.nan, 1.0], 100),
+        ("--batch obs/t", [None, "a", "b", "c"], 150),
+        ("--missing nan --batch obs/t", ["nan", "a", "b", "c"], 150),
+        ("--batch 'obs/of day'", [None, "a", "b", "c"], 150),
+    ],
+)
+def test_what_is_said_to_remove_cells_can_be_typed(say, there, role, values, kept):
+    cells = ad.read_h5ad("cells.h5ad")
+    name = role.partition("obs/")[2].removesuffix("'")
+    cells.obs[name] = np.resize(np.array(values, dtype=object), 200)
+    if "time" in role:
+        cells.obs[name] = cells.obs[name].astype(float)
+    cells.write_h5ad("more.h5ad")
+    line = f"check more.h5ad --expression X {role} --json"
+    code, out, _ = say(line)
+    (text,) = (f["text"] for f in json.loads(out)["findings"] if f["level"] == "error")
+    assert code == 1
+    rows = shlex.split(
+        text.partition("Remove such cells: ")[2].partition(", or give")[0].rstrip(".")
+    )
+    assert rows[0] == "--rows"
+    code, out, _ = say(f"{line} {shlex.join(rows)}")
+    told = json.loads(out)
+    assert (code, [f for f in told["findings"] if f["level"] == "error"]) == (0, [])
+    assert shlex.join(rows) in told["suggested"]
+    found = Cells.of(cells, ch.Schema()).positions(rows[1], "rows")
+    assert len(found) == kept
+
+
+@pytest.mark.parametrize("kind", ["category", "object"])
+@pytest.mark.parametrize(
+    ("names", "expected"), [(["day_7", "day_7.5"], [7, 7.5]), (["7", "1e1"], [7, 10])]
+)
+def test_what_is_said_to_make_numbers_makes_them(cells_of_text, kind, names, expected):
+    data = cells_of_text
+    data.obs["t"] = pd.Series(np.resize(names, data.n_obs), data.obs_names).astype(kind)
+    with pytest.raises(ch.SchemaError, match="holds text .such as '7|day_7'") as told:
+        Cells.of(data, ch.Schema(time="obs/t")).numbers("time")
+    exec(str(told.value).partition("expected numbers: ")[2].partition(". If it")[0], {"data": data})
+    assert data.obs["t"].tolist()[:2] == expected
+
+
+@pytest.fixture
+def cells_of_text(there):
+    return ad.read_h5ad("cells.h5ad")
 
 
 FILES = sorted(p.relative_to(DATA) for p in DATA.rglob("*.h5*")) or [Path("kang_pbmc_ifnb")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import anndata as ad
@@ -105,10 +106,21 @@ def test_a_role_that_takes_several_places(say, there):
 
 
 def test_n_genes_keeps_the_most_variable(say, there):
-    code, *_ = say("fit pca cells.h5ad --counts X --n-genes 30 --n-latent 4 -o p")
+    code, _, err = say("fit pca cells.h5ad --counts X --n-genes 30 --n-latent 4 -o p")
     expected = ch.pp.select_genes("cells.h5ad", ch.Schema(counts="X"), 30)
     assert code == 0
+    cells = ad.read_h5ad("cells.h5ad")
+    share = 100 * np.asarray(cells[:, expected].X.sum(1)) / np.asarray(cells.X.sum(1))
+    low, middle, high = np.percentile(share, (0, 50, 100))
+    assert f"hold {middle:.0f} % of the counts of a cell (median; {low:.0f} to {high:.0f} %)" in err
     assert ch.load("p").spec.features["counts"] == tuple(expected)
+
+
+def test_depth_is_told_where_counts_are_normalised_alone(say, there):
+    more = "--n-genes 30 --n-latent 4 --max-epochs 1 -o s"
+    assert "% of the counts" not in say(f"fit scvi cells.h5ad --counts X {more}")[2]
+    more = "--n-genes 30 --n-latent 4 -o p"
+    assert "% of the counts" not in say(f"fit pca cells.h5ad --expression X {more}")[2]
 
 
 def test_n_genes_in_a_mudata_narrows_the_modality_of_the_counts(say, there):
@@ -117,6 +129,31 @@ def test_n_genes_in_a_mudata_narrows_the_modality_of_the_counts(say, there):
     code, *_ = say("fit pca m.h5mu --counts rna:X --n-genes 20 --n-latent 4 -o p")
     assert code == 0
     assert len(ch.load("p").spec.features["counts"]) == 20
+
+
+# from a fit
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_cells_of_a_new_batch_are_mapped_without_what_the_model_does_not_read(say, there, label):
+    """As `check` suggests it, a fit names the labels, which its query may lack."""
+    cells = ad.read_h5ad("cells.h5ad")
+    query = cells[:60].copy()
+    query.obs["batch"] = "new"
+    if not label:
+        del query.obs["cell_type"]
+    query.write_h5ad("query.h5ad")
+    few = "--label obs/cell_type --n-latent 4 --n-hidden 16 --max-epochs 1"
+    assert say(f"fit scvi cells.h5ad {ROLES} {few} -o base")[0] == 0
+    code, _, err = say("fit scvi query.h5ad --from base --max-epochs 1 -o mapped")
+    assert code == 0, err
+    base, mapped = ch.load("base"), ch.load("mapped")
+    assert mapped.spec.categories["batch"] == ("batch_0", "batch_1", "new")
+    assert mapped.model == base.model
+    for schema in (mapped.schema, base.schema):
+        assert (schema.counts, schema.batch) == ("layers/counts", "obs/batch")
+    old = base.module.state_dict()
+    assert all(torch.equal(mapped.module.state_dict()[name], old[name]) for name in old)
 
 
 # TOML
@@ -146,6 +183,7 @@ def test_a_fit_from_toml_equals_one_from_flags_and_flags_win(say, there):
         ("[model]\nn_latent = 0\n", "n_latent=0"),
         ("model = 3\n", "write [model]"),
         ("[model\n", "cannot be read as TOML"),
+        ("a = " + "[" * 5000, "cannot be read as TOML"),
     ],
 )
 def test_a_wrong_toml_is_refused_before_the_data_is_read(say, there, text, said):
@@ -180,3 +218,28 @@ def test_ctrl_c_keeps_the_model_and_resume_goes_on_as_if_nothing_had_been(say, t
     assert not Path("r.checkpoint").exists()
     a, b = ch.load("r"), ch.load("straight")
     assert all(torch.equal(a.module.state_dict()[k], v) for k, v in b.module.state_dict().items())
+
+
+def test_an_interrupted_fit_replaces_no_model(say, there, monkeypatch):
+    line = f"fit scvi cells.h5ad {ROLES} --max-epochs 3 -o r"
+    assert say(line)[0] == 0
+    epoch = sgd._Loop.run_epoch
+
+    def stop(loop):
+        if loop.epoch == 1:
+            raise KeyboardInterrupt
+        return epoch(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sgd._Loop, "run_epoch", stop)
+        code, out, err = say(line)
+    assert code == 130
+    assert "saved to r.interrupted, because r holds an older model, which is kept" in out
+    assert "replaced" not in err
+    assert (len(ch.load("r").history), len(ch.load("r.interrupted").history)) == (3, 1)
+    shutil.rmtree("r.interrupted")
+    Path("r.interrupted").mkdir()
+    Path("r.interrupted/thesis.txt").touch()
+    code, _, err = say(line)
+    assert code == 1
+    assert "r.interrupted exists and holds no model" in err

@@ -19,7 +19,9 @@ import chreode as ch
 from chreode import models
 from chreode.commands import judge
 from chreode.commands.app import main
-from chreode.commands.common import schema_flags, spoken
+from chreode.commands.common import schema_flags
+from chreode.commands.spelling import spoken
+from chreode.schema import ROLES as ALL_ROLES
 
 KEYS = models.keys()
 COMMANDS = [
@@ -62,10 +64,33 @@ def test_every_bench_is_on_the_page():
         assert name.startswith("-") or f"\n## bench {name}\n" in PAGE
 
 
+@pytest.mark.parametrize(
+    ("command", "reads"),
+    [
+        ("trajectory", lambda model: "time" in model.needs),
+        ("bench dynamics", lambda model: "time" in model.needs),
+        ("bench generation", lambda model: model.scale == "counts"),
+        ("bench integration", lambda model: True),
+        *((f"fit {key}", lambda model, key=key: model.__name__.lower() == key) for key in KEYS),
+    ],
+)
+def test_help_shows_the_roles_that_are_read(say, command, reads):
+    found = [model for key in KEYS if reads(model := models.find(key))]
+    read = {r for m in found for r in "|".join((*m.needs, *m.uses)).split("|")}
+    read |= {"batch", "label"} if command == "bench integration" else set()
+    _, out, _ = say(f"{command} --help")
+    section = out.partition("Roles: where the data lives")[2].partition("How to run")[0]
+    shown = set(re.findall(r"--([a-z-]+)", section)) & {
+        role.replace("_", "-") for role in ALL_ROLES
+    }
+    assert shown == {role.replace("_", "-") for role in read}
+
+
 def test_no_two_roles_have_the_same_help():
     helps = [flag.annotation.__metadata__[-1].help for flag in schema_flags()]
     assert all(helps)
     assert len(set(helps)) == len(helps)
+    assert not any('("' in text for text in helps)  # no tuple of Python
 
 
 def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
@@ -91,7 +116,7 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("fit scvi cells.h5ad --counts layers/count -o x", 1, "Did you mean 'counts'?"),
         ("fit scvi cells.h5ad -o x", 1, "SCVI needs counts; name its place, as in --counts"),
         ("fit scvi cells.h5ad --counts obsm/true_latent -o x", 1, "negative values"),
-        ("fit scvi cells.h5ad --counts X --n-latent 0 -o x", 1, "n_latent=0"),
+        ("fit scvi cells.h5ad --counts X --n-latent 0 -o x", 1, "expected a number of at least 1"),
         ("fit scvi cells.h5ad --counts X --validation 2 -o x", 1, "validation=2"),
         ("fit scvi cells.h5ad --counts X -o .", 1, "holds no model"),
         ("fit scvi gone.h5ad --counts X -o x", 1, "no file 'gone.h5ad'"),
@@ -102,8 +127,13 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("fit scvi cells.h5ad --n_latnt 5 -o x", 2, "Did you mean --n-latent?"),
         ("fit scvi cells.h5ad --likelihood nbb -o x", 2, 'Did you mean "nb"?'),
         ("fit scvi cells.h5ad --threads 0 -o x", 2, "--threads"),
-        ("fit scvi cells.h5ad --counts X", 2, "--output"),
-        ("fit scvii cells.h5ad", 2, 'Did you mean "scvi"?'),
+        ("fit scvi cells.h5ad --counts X", 2, "--output is missing: add --output VALUE. See:"),
+        ("fit scvi", 2, "FILE is missing. See: chreode fit scvi --help"),
+        ("fit scvii cells.h5ad", 2, "Did you mean 'scvi'?"),
+        ("fit scVI cells.h5ad", 2, "no command 'scVI'. Did you mean 'scvi'? See: chreode fit --help"),
+        ("show .", 1, "model folder: model.json is absent or a link. Models inside it: pca, scvi."),
+        ("fit scvi cells.h5ad --counts counts -o x", 1, "a layer 'layers/counts'"),
+        ("check cells.h5ad --batch batch", 1, "A column of that name is 'obs/batch'"),
         ("embed pca cells.h5ad -o out.csv", 1, "ends in .h5ad"),
         *((f"embed pca {file} {more}", 1, "expected a name that ends in .h5ad")
           for file in (".", "''", "/", "cells.csv") for more in ("", "--in-place")),
@@ -113,6 +143,8 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         *((f"embed pca cells.h5ad --in-place --key-added {key}", 1, "is no name of a slot")
           for key in ("/X", "../X", "a/b", ".", "..")),
         ("tune ppca cells.h5ad --counts X --into runs -o ./runs", 1, "choose another place"),
+        ("tune ppca cells.h5ad --counts X --into new/kept -o new", 1, "choose another place"),
+        ("bench integration cells.h5ad --keys a --into b.json/x -o b.json", 1, "choose another place"),
         ("bench integration cells.h5ad --keys a --into b.json -o b.json", 1, "choose another place"),
         ("fit pca cells.h5ad --counts X --threads 100000 -o x", 2, "<= 1024"),
         ("embed gone cells.h5ad -o out.h5ad", 1, "no model folder"),
@@ -130,11 +162,21 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
         ("trajectory scvi cells.h5ad --times day0 -o new.h5ad", 2, "'day0'; expected a number. See"),
         ("fit pca cells.h5ad --counts X --n-latent ten -o x", 2, "'ten' is no whole number. See"),
         ("generate scvi -n 5 --given.donor d -o new.h5ad", 1, "Available: batch"),
-        ("generate pca -n 5 -o new.h5ad", 1, "PCA cannot generate; it can"),
+        ("generate scvi -n 5 --given batch=a --given batch=b -o new.h5ad", 2, "batch is given twice"),
+        ("generate scvi -n 5 --given.batch a --given.batch b -o new.h5ad", 2, "batch is given twice"),
+        ("correct scvi cells.h5ad --to batch=a --to.label b -o new.h5ad", 2,
+         "Write all of --to the same way: --to batch=p3, or --to.batch p3."),
+        ("fit pca cells.h5ad --counts X --seed 99999999999999999999999 -o x", 2, "a number of 64 bits"),
+        ("rank scvi -n 0", 2, ">= 1"),
+        ("rank scvi -n -3", 2, ">= 1"),
+        ("fit pca cells.h5ad --from scvi -o x", 1, "--from is a fitted scvi, this is pca"),
+        ("fit scvi cells.h5ad --from scvi --n-hidden 7 -o x", 1, "Leave these out, so that they are as in"),
+        ("fit pca cells.h5ad --config deep.toml -o x", 1, "cannot be read as TOML"),
+        ("generate pca -n 5 -o new.h5ad", 1, "PCA cannot generate; it offers"),
         ("generate scvi -n 5 --guidance 2 -o new.h5ad", 1, "no guidance"),
         ("generate scvi -n -1 -o new.h5ad", 1, "n=-1"),
         ("generate scvi -n 0 -o new.h5ad", 1, "n=0: expected a whole number of at least 1"),
-        ("correct pca cells.h5ad --to.batch batch_1 -o new.h5ad", 1, "PCA cannot correct; it can answer"),
+        ("correct pca cells.h5ad --to.batch batch_1 -o new.h5ad", 1, "PCA cannot correct; it offers"),
         ("correct scvi cells.h5ad --to.batch batch_1 -o cells.h5ad", 1, "is the input. Choose another"),
         ("correct scvi cells.h5ad --to.batch batch_1 --latent -o cells.h5ad", 1, "is the input"),
         ("augment scvi cells.h5ad --by batch -o cells.h5ad", 1, "is the input"),
@@ -153,6 +195,7 @@ def test_the_first_page_and_the_list_of_models_load_no_heavy_library():
 )  # fmt: skip
 def test_errors_say_what_to_do_and_leave_nothing_behind(say, there, line, code, said):
     (there / "broken.h5ad").write_bytes(Path("cells.h5ad").read_bytes()[:5000])
+    (there / "deep.toml").write_text(f"[model]\nx = {5000 * '['}")
     if "whole" in line:
         cells = ad.read_h5ad("cells.h5ad")
         cells.obsm["whole"] = cells.X.toarray()
@@ -196,6 +239,16 @@ def test_threads_are_set_before_the_work(say, there):
         ("set Schema(missing=('nan',)).", "set --missing nan."),
         ("Schema(size_factor='obs/…').", "--size-factor obs/…."),
         ("Schema(counts=3) stays", "Schema(counts=3) stays"),
+        # names in a file may look like anything
+        (r"never saw \"Schema(counts='\x')\"", r"never saw \"Schema(counts='\x')\""),
+        ("Schema(counts='\ud800\0')", "--counts '\ud800\0'"),
+        ("Schema(missing=('-',))", "--missing=-"),
+        ("a model that cannot predict", "a model that cannot correct"),
+        ("as in seeds=(0,).", "as in --seeds 0."),
+        (
+            "Map them: fitted.model.fit(query, schema, from_=fitted).",
+            "Map them: chreode fit MODEL FILE --from FOLDER.",
+        ),
     ],
 )
 def test_messages_are_in_the_words_of_the_command_line(text, said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+import shutil
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import zarr
 
 import chreode as ch
 from chreode import models
+from chreode.commands.app import app
+from chreode.commands.show import verbs
 from chreode.data.simulate import simulate_citeseq
 
 KEYS = models.keys()
@@ -67,9 +70,9 @@ def test_missing_genes_are_one_line_on_stderr(say, there):
     code, out, err = say("embed scvi query.h5ad -o out.h5ad --json")
     assert code == 0
     assert json.loads(out)["cells"] == 200
-    lines = [line for line in err.splitlines() if "3 of 80 trained features are missing" in line]
+    lines = [line for line in err.splitlines() if "lacks 3 of 80 trained features" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("note: counts (layers/counts): ")
+    assert lines[0].startswith("note: counts (layers/counts) lacks 3 of 80")
 
 
 @pytest.mark.parametrize(
@@ -188,13 +191,13 @@ def test_generate_draws_under_conditions(say, there):
 def test_bench_and_report(say, there):
     code, out, err = say(
         "bench integration cells.h5ad --counts X --batch obs/batch --label obs/cell_type "
-        "--keys true_latent --models ./pca ./scvi --seeds 1 -o bench.json --json"
+        "--keys true_latent --models ./pca ./scvi pca --seeds 1 -o bench.json --json"
     )
     told = json.loads(out)
     assert (code, err) == (0, "")
     rows = {row["method"]: row for row in told["table"]}
-    assert {"PCA", "PCA (2)", "SCVI", "true_latent", "label oracle"} <= set(rows)
-    assert rows["label oracle"]["bio"] > rows["SCVI"]["bio"]
+    assert [*rows] == ["PCA", "Harmony", "true_latent", "PCA pca", "SCVI scvi", "label oracle"]
+    assert rows["label oracle"]["bio"] > rows["SCVI scvi"]["bio"]
     assert told["files"] == ["bench.json"]
     code, out, _ = say("report bench.json -o bench.html")
     assert (code, out) == (0, "written to bench.html\n")
@@ -202,6 +205,27 @@ def test_bench_and_report(say, there):
     code, out, _ = say("report scvi -o fit.html --json")
     assert (code, json.loads(out)) == (0, {"file": "fit.html"})
     assert "<svg" in Path("fit.html").read_text()
+
+
+def test_genes_that_are_left_out_are_those_of_no_fitted_model(say, there, monkeypatch):
+    """It was scored without them, as of a worse model."""
+    line = (
+        "bench integration cells.h5ad --counts layers/counts --batch obs/batch --label obs/cell_type "
+        "--models scvi ./scvi --n-genes"
+    )
+    code, out, err = say(f"{line} 50")
+    assert (code, out) == (1, "")
+    assert "--n-genes leaves out 30 of the 80 genes of scvi." in err
+    assert (
+        "chreode embed scvi cells.h5ad -o embedded.h5ad, then bench embedded.h5ad with --keys X_scvi"
+        in err
+    )
+
+    def stop(_data, _schema, methods, **_):
+        raise ch.DataError(f"judges {[*methods]}")
+
+    monkeypatch.setattr("chreode.bench.integration", stop)
+    assert "judges ['SCVI', 'SCVI scvi']" in say(f"{line} 80")[2]
 
 
 def test_models_say_what_fitted_ones_can(say, there):
@@ -235,13 +259,33 @@ def test_show(say, there):
     assert [row["epoch"] for row in told["history"]] == [0, 1]
 
 
+def test_a_long_role_stands_apart_from_its_place(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.obs["condition"] = np.where(np.arange(200) % 2, "a", "b")
+    cells.write_h5ad("more.h5ad")
+    say("fit scvi more.h5ad --counts X --categorical obs/condition --max-epochs 1 -o c")
+    assert "categorical/condition  obs/condition\n" in say("show c")[1]
+
+
+def test_help_says_what_no_model_can(say):
+    able = [key for key in KEYS if "classify" in verbs(models.find(key))]
+    assert ("No model" in say("classify --help")[1]) == (not able)
+
+
+def test_what_to_leave_out_is_what_was_given(say, there):
+    code, _, err = say("correct scvi cells.h5ad --to.batch batch_1 --latent -o z.h5ad")
+    assert code == 1
+    assert "scvi embeds cells under no other conditions; leave out --latent." in err
+
+
 def test_show_is_for_people(say, there):
     """No escapes of Markdown, and no rows of what other phases log."""
     fitted = ch.load("scvi")
     object.__setattr__(fitted, "history", fitted.history.assign(other=[0.0, np.nan])[1:])
-    fitted.provenance["notes"].append("n_layers [a|b]")
+    fitted.provenance["notes"] += ["n_layers [a|b]", "raise max_epochs (now 2)"]
     fitted.save("model")
     _, out, _ = say("show model")
+    assert "raise --max-epochs (now 2)" in out
     assert "Note: n_layers [a|b]." in out
     assert "nan" not in out
     assert r"\[a\|b\]" in Path("model/card.md").read_text()
@@ -250,7 +294,6 @@ def test_show_is_for_people(say, there):
 @pytest.mark.parametrize(
     ("line", "made"),
     [
-        ("embed pca cells.h5ad", "cells.embedded.h5ad"),
         ("embed pca cells.h5ad -o new.h5ad", "new.h5ad"),
         ("generate scvi -n 3 -o new.h5ad", "new.h5ad"),
         ("correct scvi cells.h5ad --to.batch batch_0 -o new.h5ad", "new.h5ad"),
@@ -259,13 +302,68 @@ def test_show_is_for_people(say, there):
     ],
 )
 def test_what_is_replaced_is_told(say, there, line, made):
-    said = f"note: {made} is there already and will be replaced."
+    said = f"note: {made} was there already and has been replaced."
     code, _, err = say(line)
     assert code == 0
     assert said not in err
     code, _, err = say(line)
     assert code == 0
     assert said in err
+    wrong = "fit pca cells.h5ad --counts X --n-latent 900 -o new" if made == "new" else (
+        f"generate scvi -n 3 --given.batch none -o {made}"
+    )  # fmt: skip
+    code, _, err = say(wrong)
+    assert code == 1
+    assert "replaced" not in err
+
+
+@pytest.mark.parametrize(
+    ("line", "mine"),
+    [
+        ("embed pca cells.h5ad -o mine.h5ad", "mine.h5ad"),
+        ("generate scvi -n 3 -o mine.h5ad", "mine.h5ad"),
+        ("generate scvi -n 3 -o notes.h5ad", "notes.h5ad"),
+        ("correct scvi cells.h5ad --to.batch batch_0 -o mine.h5ad", "mine.h5ad"),
+        ("augment scvi cells.h5ad --by batch -o mine.h5ad", "mine.h5ad"),
+        ("trajectory scvi cells.h5ad -o mine.h5ad", "mine.h5ad"),
+        ("embed pca a.zarr -o mine.zarr", "mine.zarr/zarr.json"),
+        ("report scvi -o mine.html", "mine.html"),
+        ("bench integration cells.h5ad --keys a -o mine.json", "mine.json"),
+        ("rank scvi -o mine.csv", "mine.csv"),
+        ("demo --offline -o .", "bench.json"),
+    ],
+)
+def test_what_chreode_did_not_write_is_never_replaced(say, there, line, mine):
+    """A slip in a name took raw data, with a note alone."""
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.write_h5ad("mine.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # news about zarr's formats
+        cells.write_zarr("mine.zarr")
+        cells.write_zarr("a.zarr")
+    for name in ("notes.h5ad", "mine.html", "mine.csv"):
+        Path(name).write_text("years of work")
+    for name in ("mine.json", "bench.json"):
+        Path(name).write_text('{"years": "of work"}')
+    before = listing(there)
+    code, out, err = say(line)
+    assert (code, out) == (1, "")
+    assert "Choose another name, or move this file away first." in err
+    assert listing(there) == before
+    if mine in ("mine.h5ad", "notes.h5ad"):  # nor in Python
+        with pytest.raises(ch.StoreError, match="chreode did not write it"):
+            ch.load("scvi").generate(3, into=mine)
+    if mine.endswith(".h5ad"):  # an empty file, as pipelines make it, is nothing to lose
+        Path(mine).write_bytes(b"")
+        assert "move this file away" not in say(line)[2]
+
+
+def test_reports_and_scores_replace_their_own(say, there):
+    for _ in range(2):
+        assert say("report scvi -o page.html")[0] == 0
+    Path("bench.json").write_text(json.dumps({"kind": "integration", "scores": []}, indent=1))
+    _, _, err = say("bench integration cells.h5ad --keys a -o bench.json")
+    assert "move this file away" not in err
 
 
 def test_embed_in_place_replaces_nothing_else(say, there):
@@ -273,10 +371,44 @@ def test_embed_in_place_replaces_nothing_else(say, there):
     assert "replaced" not in say("embed pca mine.h5ad --in-place")[2]
     Path("mine.embedded.h5ad").symlink_to("mine.h5ad")
     before = Path("mine.h5ad").read_bytes()
-    code, _, err = say("embed pca mine.h5ad")
+    code, _, err = say("embed pca mine.h5ad -o mine.embedded.h5ad")
     assert code == 1
     assert "is the input. If it is to be overwritten, add --in-place." in err
     assert Path("mine.h5ad").read_bytes() == before
+
+
+@pytest.mark.parametrize("stands", ["another result", "a link", "a broken link"])
+def test_a_name_that_was_not_given_replaces_nothing(say, there, stands):
+    made, other = Path("cells.embedded.h5ad"), Path("other/mine.h5ad")
+    other.parent.mkdir()
+    other.write_text("years of work")
+    if stands == "another result":
+        assert say("embed scvi cells.h5ad")[0] == 0
+    else:
+        made.symlink_to(other if stands == "a link" else "gone.h5ad")
+    before = listing(there)
+    code, out, err = say("embed pca cells.h5ad")
+    assert (code, out) == (1, "")
+    assert err == f"error: {made} is there already. To replace it, name it: -o {made}\n"
+    assert listing(there) == before
+    code = say(f"embed pca cells.h5ad -o {made}")[0]
+    assert code == (stands == "a link")  # it leads to what chreode did not write
+
+
+@pytest.mark.parametrize("scale", ["counts", "log1p CP10k"])
+def test_correct_names_what_it_writes(say, there, monkeypatch, scale):
+    monkeypatch.setattr(ch.SCVI, "scale", scale)
+    code, out, _ = say("correct scvi cells.h5ad --to batch=batch_1 -o new.h5ad")
+    assert code == 0
+    assert out.split()[0] == ("counts" if scale == "counts" else "expression")
+
+
+@pytest.mark.parametrize(
+    "written", ["--given batch=p=3 --given a.b=NK", "--given.batch p=3 --given.a.b NK"]
+)
+def test_conditions_are_given_in_two_ways(written):
+    _, bound, _ = app.parse_args(f"generate scvi -n 3 -o new.h5ad {written}")
+    assert bound.arguments["given"] == {"batch": "p=3", "a.b": "NK"}
 
 
 def test_augment_reads_roles_elsewhere_and_keeps_the_columns_of_real_cells(say, there):
@@ -314,3 +446,27 @@ def test_a_folder_that_is_no_zarr_is_not_replaced_by_one(say, there):
     assert Path("mine.zarr/thesis.txt").read_text() == "years of work"
     for _ in range(2):  # an older one is replaced
         assert say("embed pca a.zarr -o out.zarr")[0] == 0
+
+
+def test_nothing_is_written_inside_of_the_input_or_around_it(say, there):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # news about zarr's formats
+        ad.read_h5ad("cells.h5ad").write_zarr("whole.zarr")
+    shutil.copytree("whole.zarr", "part.zarr")
+    shutil.move("part.zarr", "whole.zarr/part.zarr")
+    shutil.copytree("pca", "model")
+    shutil.copytree("scvi", "model/scvi")
+    shutil.copyfile("cells.h5ad", "model/mine.h5ad")
+    before = listing(there)
+    for line, said in (
+        ("embed pca whole.zarr -o whole.zarr/X/new.zarr", "is the input"),
+        ("embed pca whole.zarr/part.zarr -o whole.zarr", "holds the input, whole.zarr/part.zarr,"),
+        ("fit pca whole.zarr --counts X -o whole.zarr/model", "is the input"),
+        ("fit pca model/mine.h5ad --counts X -o model", "holds the input, model/mine.h5ad,"),
+        ("fit scvi cells.h5ad --from model/scvi -o model", "holds the input, model/scvi,"),
+        ("tune ppca model/mine.h5ad --counts X -o model", "holds the input, model/mine.h5ad,"),
+    ):
+        code, _, err = say(line)
+        assert code == 1
+        assert said in err
+    assert listing(there) == before

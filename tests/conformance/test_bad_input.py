@@ -92,22 +92,23 @@ class _nothing:
 
 BAD = {
     "normalised": (normalised, {}, "with decimals .* normalised.*raw counts"),
-    "negative": (counts_with(-2.0), {}, "negative values.*raw counts"),
-    "NaN": (counts_with(np.nan), {}, "NaN.*remove these cells or features"),
-    "infinite": (counts_with(np.inf), {}, "infinite values; remove"),
-    "zero cell": (scattered_zeros, {}, "1 cell without any counts.*Remove them"),
+    "negative": (counts_with(-2.0), {}, "negative value.*raw counts"),
+    "NaN": (counts_with(np.nan), {}, "NaN.*remove such cells or features"),
+    "infinite": (counts_with(np.inf), {}, "infinite value.*; remove"),
+    "zero cell": (scattered_zeros, {}, "1 cell without any counts.*Remove such cells"),
     "absent layer": (None, {"counts": "layers/count"}, "no 'count' in layers.*Did you mean 'counts'"),
     "absent column": (None, {"batch": "obs/batches"}, "no column 'batches'.*Did you mean 'batch'"),
     "absent raw": (None, {"counts": "raw"}, "no raw"),
     "modality of an AnnData": (None, {"counts": "rna:X"}, "names a modality"),
     "batch of one cell": (
-        obs("batch", lambda n: ["lonely"] + ["b"] * (n - 1)), {}, "'lonely'.*one cell.*merge",
+        obs("batch", lambda n: ["lonely"] + ["b"] * (n - 1)), {},
+        r"1 category of one cell \('lonely'\).*merge",
     ),
     "batch with NaN": (obs("batch", lambda n: [None] + ["b"] * (n - 1)), {}, "no value in 1 cell"),
     "label of floats": (
         obs("cell_type", lambda n: np.linspace(0, 1, n)), {}, "floats, not categories.*continuous",
     ),
-    "strings for numbers": (obs("age", lambda n: ["old"] * n), {}, "expected numbers.*to_numeric"),
+    "strings for numbers": (obs("age", lambda n: ["old"] * n), {}, "expected numbers.*extract"),
     "infinite covariate": (obs("age", lambda n: [np.inf] * n), {}, "NaN or infinite"),
     "duplicated genes": (names("var_names", "twice"), {}, "not unique.*var_names_make_unique"),
     "duplicated cells": (names("obs_names", "twice"), {}, "not unique.*obs_names_make_unique"),
@@ -390,7 +391,7 @@ def test_what_is_said_to_remove_cells_without_counts_removes_them(cells, quick, 
         whole = mudata.MuData({"rna": data}) if place.startswith("rna") else data
     with pytest.raises(ch.DataError, match="without any counts") as told:
         quick(ch.PCA).fit(whole, ch.Schema(counts=place))
-    kept = eval(str(told.value).split("Remove them: ")[1].removesuffix("."), {"data": whole})
+    kept = eval(str(told.value).split("Remove such cells: ")[1].removesuffix("."), {"data": whole})
     assert 0 < kept.n_obs < data.n_obs
     quick(ch.PCA).fit(kept, ch.Schema(counts=place.removeprefix("rna:")))
 

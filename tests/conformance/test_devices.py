@@ -92,7 +92,12 @@ def test_a_fit_mixes_no_devices(cls, options, quick, cells, schema, fit_there):
     expected = asked(fitted, few, ch.Run(device="cpu", progress=False))
     for verb, found in answers.items():
         assert np.isfinite(found).all(), verb
-        if verb in ("embed", "reconstruct", "trajectory"):  # draws of another device are others
+        if verb in (
+            "embed",
+            "reconstruct",
+            "trajectory",
+            "rank",
+        ):  # draws of another device are others
             np.testing.assert_allclose(found, expected[verb], rtol=1e-4, atol=1e-5, err_msg=verb)
 
 
@@ -106,9 +111,16 @@ def asked(fitted, cells, run):
         "generate": lambda: fitted.generate(7, run=run).X,
         "score": lambda: fitted.score(cells, run=run),
         "trajectory": lambda: fitted.trajectory(cells[:3].copy(), run=run).X,
+        "rank": lambda: ranked(fitted, cells, run),
     }
     found = {verb: call() for verb, call in ask.items() if verb in fitted.verbs}
     return {v: x.toarray() if sp.issparse(x) else np.asarray(x) for v, x in found.items()}
+
+
+def ranked(fitted, cells, run):
+    """Return the score of every feature, once the table has been made too."""
+    assert len(fitted.rank(cells, run=run))
+    return cells.var[f"{fitted.model.key}_score"]
 
 
 @pytest.mark.slow

@@ -286,7 +286,7 @@ def test_each_verb_answers_or_says_what_the_model_can_do(fitted, cells, verb):
         "loadings": lambda: fitted.loadings(cells),
     }
     if verb not in fitted.verbs:
-        with pytest.raises(ch.CapabilityError, match=f"(cannot|has no) {verb}; it can .*embed"):
+        with pytest.raises(ch.CapabilityError, match=f"(cannot|has no) {verb}; it offers .*embed"):
             calls[verb]()
         return
     out = calls[verb]()

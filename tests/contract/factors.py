@@ -20,7 +20,7 @@ import chreode as ch
 from chreode.config import config, param
 from chreode.learn import CAVI, Ensemble, Phase, found_again, settle
 from chreode.model import Model
-from chreode.module import Members, Module
+from chreode.module import Module
 
 PRIORS = {"alpha": (1e-14, 1e-14), "tau": (1e-3, 1e-3)}
 
@@ -80,7 +80,7 @@ class FactorModule(Module):
         super().__init__()
         self.widths, self.k = widths, k
         self.views = torch.nn.ModuleList(View(g, k) for g in widths.values())
-        self.members = Members(FactorModule(widths, k) for _ in range(n_members))
+        self.members = torch.nn.ModuleList(FactorModule(widths, k) for _ in range(n_members))
         self.register_buffer("confidence", torch.full((k,), torch.nan))
         self.unknown = ("confidence",)
 

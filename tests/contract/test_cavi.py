@@ -148,6 +148,24 @@ def test_ctrl_c_keeps_the_last_update(monkeypatch):
     assert cut.provenance["state"] == "still improving"
 
 
+def test_ctrl_c_within_an_update_leaves_the_one_before(monkeypatch):
+    cells, _ = simulated(150, 12)
+    before = Factors(max_epochs=3).fit(cells, X)
+    whole, views = FactorModule.update, []
+
+    def stop(self, statistics):
+        views.append(1)
+        if len(views) == 4:
+            self.views[0].w.zero_()
+            raise KeyboardInterrupt
+        whole(self, statistics)
+
+    monkeypatch.setattr(FactorModule, "update", stop)
+    with pytest.warns(UserWarning, match="interrupted in epoch 3; the last update is kept"):
+        cut = Factors(max_epochs=9).fit(cells, X)
+    assert torch.equal(cut.module.views[0].w, before.module.views[0].w)
+
+
 def test_posteriors_of_cells_are_small_and_of_training_rows_alone(monkeypatch):
     cells, _ = simulated(100)
     seen = []

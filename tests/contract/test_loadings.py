@@ -166,5 +166,5 @@ def test_a_factor_of_one_view_explains_that_one_alone():
 def test_models_without_it_say_so(cells, schema):
     fitted = ch.PCA(n_latent=4).fit(cells, schema)
     assert "variance_explained" not in fitted.verbs
-    with pytest.raises(ch.CapabilityError, match="has no variance_explained; it can answer embed"):
+    with pytest.raises(ch.CapabilityError, match="has no variance_explained; it offers embed"):
         fitted.variance_explained(cells)

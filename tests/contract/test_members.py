@@ -15,7 +15,7 @@ from chreode.config import config, param
 from chreode.data.sampler import FullBatch
 from chreode.learn import SGD, Ensemble, Phase, found_again
 from chreode.model import Model
-from chreode.module import Loss, Members, Module
+from chreode.module import Loss, Module
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ class Means(Module):
     def __init__(self, g, n=0):
         super().__init__()
         self.mean = torch.nn.Parameter(torch.zeros(g))
-        self.members = Members(Means(g) for _ in range(n))
+        self.members = torch.nn.ModuleList(Means(g) for _ in range(n))
 
     def loss(self, batch, step):
         return Loss({"model": (batch["views/X"] - self.mean).square().mean()})
@@ -239,3 +239,128 @@ def test_refits_of_models_of_time_are_members(cells, schema):
     paths = [m.trajectory(small[:3].copy(), [0.0, 8.0]).X for m in fitted.members]
     assert np.abs(paths[0] - paths[1]).max() > 0
     assert ch.NeuralODE(**quick).fit(small, timed).members == []
+    assert fitted.members[0].provenance["cells"] == fitted.provenance["cells"]
+
+
+@pytest.mark.slow
+def test_after_ctrl_c_in_the_refits_there_are_none(cells, schema, monkeypatch):
+    from chreode.models.dynamics.refits import Refits
+
+    def stop(self, *args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Refits, "_refit", stop)
+    timed = schema.with_(time="obs/day", trajectory="obs/donor")
+    small = cells[:60, cells.layers["counts"].sum(0).A1.argsort()[-6:]].copy()
+    quick = {"match_steps": 3, "piece_steps": 3, "path_steps": 3}
+    with pytest.warns(UserWarning, match="forecasts are of one fit"):
+        assert ch.NeuralODE(**quick, n_refits=2).fit(small, timed).members == []
+
+
+@config
+class Restarted(Model):
+    """Toy: the members compete, and the best of them is the model."""
+
+    needs: ClassVar = ("views",)
+    criteria: tuple[float, ...] = param((1.0, 2.0), "Of the members (below 0: NaN).")
+    lr: float = param(1e-9, "Learning rate.")
+
+    def build(self, spec):
+        return Means(spec.n_features("views/X"), len(self.criteria))
+
+    def phases(self):
+        criteria = iter([c if c >= 0 else np.nan for c in self.criteria])
+        own = Phase(SGD(lr=self.lr, max_epochs=2, keep="last"), data=FullBatch(1))
+        ensemble = Ensemble(len(self.criteria), (own,), best=lambda *_: next(criteria))
+        return [Phase(ensemble, name="restarts")]
+
+
+def test_the_first_of_the_members_that_compete_goes_on_from_an_earlier_fit():
+    cells, _ = simulated(100, 5)
+    start = Restarted(lr=0.2).fit(cells, X)
+    again = Restarted(criteria=(2.0, 1.0)).fit(cells, X, from_=start)
+    own = start.module.mean.detach()
+    assert own.abs().max() > 0.1
+    torch.testing.assert_close(again.members[0].module.mean.detach(), own)
+    torch.testing.assert_close(again.module.mean.detach(), own)
+    assert again.members[1].module.mean.abs().max() < 1e-6  # from new weights
+
+
+def test_a_criterion_that_is_no_number_is_never_the_best():
+    cells, _ = simulated(100, 5)
+    fitted = Restarted(criteria=(-1.0, 1.0, 2.0)).fit(cells, X)
+    assert "member 2 is the best of 3" in fitted.provenance["notes"][-1]
+    with pytest.raises(ch.FitError, match="the criterion of all is not a number"):
+        Restarted(criteria=(-1.0, -1.0)).fit(cells, X)
+    assert found_again(torch.eye(3).double(), []).isnan().all()
+
+
+def test_a_member_says_what_it_learned_from_and_how_it_stood(tmp_path, monkeypatch):
+    cells, _ = simulated(200, 5)
+    fitted = Mean().fit(cells, X, validation=0)
+    assert fitted.provenance["cells"] == 200
+    for member in fitted.members:
+        assert (member.provenance["cells"], member.provenance["validation_cells"]) == (150, 50)
+        assert member.provenance["notes"] == []
+        assert "150 cells" in member.card()
+    monkeypatch.setattr("chreode.fitted.find", {"mean": Mean}.__getitem__)
+    again = ch.load(fitted.save(tmp_path / "all"))
+    records = [[m.provenance for m in one.members] for one in (fitted, again)]
+    assert records[0] == records[1]
+    wrong = [{**fitted.provenance["members"][0], "cells": "x"}]
+    broken = dataclasses.replace(fitted, provenance={**fitted.provenance, "members": wrong})
+    broken.save(tmp_path / "broken")
+    with pytest.raises(ch.StoreError, match="provenance"):
+        ch.load(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("model", [Mean(), ch.PCA(n_latent=2), Factors(n_factors=2, max_epochs=2)])
+def test_cells_that_are_named_to_validate_on_are_never_learned_from(model):
+    cells, _ = simulated(200, 5)
+    named = np.arange(0, 200, 10)
+    plain = model.fit(cells, X if "views" in model.needs else ch.Schema(expression="X"))
+    assert plain.provenance["validation_cells"] in (0, 20)
+    cells.X[named] *= 100
+    schema = X if "views" in model.needs else ch.Schema(expression="X")
+    fitted, other = (model.fit(data, schema, validation=named) for data in (cells, cells.copy()))
+    assert fitted.provenance["validation_cells"] == 20
+    few = np.setdiff1d(np.arange(200), named)
+    alone = model.fit(cells[few].copy(), schema, validation=0)
+    for one in (fitted, other):
+        np.testing.assert_allclose(
+            one.embed(cells[few].copy()).std(), alone.embed(cells[few].copy()).std(), rtol=0.1
+        )
+
+
+class Drawing(Means):
+    """Draws numbers when a stage begins, and puts them where the state can be read."""
+
+    def prepare(self, source, rows, rng):
+        self.mean.copy_(torch.randn_like(self.mean))
+
+    def fresh(self):
+        return Drawing(len(self.mean))
+
+
+@config
+class Drawn(Mean):
+    """Toy."""
+
+    def build(self, spec):
+        module = Drawing(spec.n_features("views/X"))
+        module.members = torch.nn.ModuleList(module.fresh() for _ in range(self.n))
+        return module
+
+    def phases(self):
+        own = Phase(SGD(lr=1e-9, max_epochs=1, keep="last"), data=FullBatch(1))
+        return [Phase(Ensemble(self.n, (own,), self.rows), name="members")]
+
+
+def test_what_a_stage_draws_when_it_begins_follows_the_seed_alone():
+    cells, _ = simulated(100, 5)
+    drawn = []
+    for of_torch in (1, 2):
+        torch.manual_seed(of_torch)
+        drawn.append(torch.stack([m.module.mean for m in Drawn(n=2).fit(cells, X).members]))
+    assert torch.equal(*drawn)
+    assert not torch.equal(drawn[0][0], drawn[0][1])

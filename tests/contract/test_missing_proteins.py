@@ -53,7 +53,7 @@ class PairedModule(Module):
         h = self.state(batch, torch.rand_like(x) < 0.5)  # so that it learns to do without
         error = (self.decoder["protein"](h) - x.log1p()).square() * known
         genes = F.mse_loss(self.decoder["counts"](h), batch.log_expression())
-        return Loss({"model": error.sum() / known.expand(x.shape).sum() + genes})
+        return Loss({"model": step.mean(error, known.expand(x.shape)) + genes})
 
     def reconstruct(self, batch, to, role="counts"):
         return self.decoder[role](self.state(batch, torch.ones(1, 1))).expm1().clamp_min(0)
@@ -147,7 +147,7 @@ def test_neither_cells_nor_features_that_are_absent_count_as_measured(cite):
         part = mudata.MuData({"rna": rna, "adt": adt[20:, 2:].copy()})
     roles = ch.Schema(counts="rna:X", protein="adt:X")
     spec = Paired(max_epochs=1).fit(whole, roles).spec
-    with pytest.warns(UserWarning, match="2 of 14 trained features are missing"):
+    with pytest.warns(UserWarning, match="lacks 2 of 14 trained features"):
         source = open_query(Cells.of(part, roles), spec, ["counts", "protein"])
     x, measured = source.batch(np.arange(60)).measured("protein")
     known = ~np.isnan(some.obsm["protein"])

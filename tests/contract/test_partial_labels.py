@@ -46,9 +46,9 @@ class LabelledModule(Module):
     def loss(self, batch, step):
         bound = self.scvi.loss(batch, step)
         # ninety names would bend a state that thousands of cells tell: they only read it
-        logits, known = self.classifier(self.embed(batch).detach()), (batch["label"] >= 0).sum()
-        guess = F.cross_entropy(logits, batch["label"], ignore_index=-1, reduction="sum")
-        guess = guess / known.clamp_min(1)
+        logits, label = self.classifier(self.embed(batch).detach()), batch["label"]
+        guess = F.cross_entropy(logits, label, ignore_index=-1, reduction="none")
+        guess = step.mean(guess, label >= 0)
         return Loss({"model": bound.objectives["model"] + guess}, {"cross_entropy": guess})
 
     def embed(self, batch):
@@ -157,7 +157,7 @@ def test_it_starts_from_the_weights_of_another_model_and_says_which(pbmc, scvi):
     np.testing.assert_allclose(new["head.weight"], old["head.weight"], atol=1e-6)
     n = len(old)
     assert still.provenance["notes"][0] == (
-        f"started from a fitted scvi: {n} of its {n} tensors were taken; "
+        f"started from a fitted scvi, with {n} of its {n} tensors; "
         "fresh are classifier.weight, classifier.bias"
     )
     assert still.spec.features == scvi.spec.features

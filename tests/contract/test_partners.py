@@ -178,7 +178,7 @@ def test_without_controls_it_says_what_is_missing(papalexi):
 
 def test_a_checkpoint_knows_which_cells_are_controls(papalexi, tmp_path):
     Response(max_epochs=1).fit(papalexi, SCREEN, checkpoint=tmp_path)
-    with pytest.raises(ch.StoreError, match="another fit: data differ"):
+    with pytest.raises(ch.StoreError, match="another fit, with other data"):
         Response(max_epochs=1).fit(papalexi, SCREEN.with_(control="JAK2"), checkpoint=tmp_path)
 
 
@@ -292,6 +292,38 @@ def test_batches_are_taken_apart_in_order(pbmc, stored, tmp_path):
         np.testing.assert_array_equal(part["counts"], pbmc.X[rows].toarray())
     with pytest.raises(DataError, match="6 cells does not hold 4 for each anchor"):
         batch.aligned(4)
+
+
+def test_partners_keep_what_they_made_of_the_present_source_alone(pbmc):
+    partner = NearestNeighbours(3)
+    for seed in range(3):  # as members of an ensemble do, each with components of its own
+        source, split = source_of(pbmc, ch.Schema(counts="X"), "counts"), Split(*_halves(len(pbmc)))
+        seen, _ = components(5)(None, source, split, Session(Rng(seed)))
+        for rows in (split.train, split.validation, split.train):
+            partner(seen, rows, rows, np.random.default_rng(0))
+    assert [source for source, *_ in partner._kept] == [seen, seen]
+
+
+def test_a_pair_counts_as_one_cell(papalexi, monkeypatch):
+    """The gradient is that of the mean over anchors, and not over all cells of a minibatch."""
+    found = []
+
+    def after_step(self, step):
+        found.append(self.effect.grad.clone())
+
+    def loss(self, batch, step):
+        return Loss({"model": self.effect.sum() * len(batch.aligned(2)[0]) / 40})
+
+    monkeypatch.setattr(ResponseModule, "after_step", after_step)
+    monkeypatch.setattr(ResponseModule, "loss", loss)
+    monkeypatch.setattr(
+        Response,
+        "phases",
+        lambda self: [Phase(SGD(lr=0.0, max_epochs=1), data=Paired(40, Controls()))],
+    )
+    Response().fit(papalexi, SCREEN, validation=0, progress=False)
+    for gradient in found:
+        torch.testing.assert_close(gradient, torch.ones_like(gradient))
 
 
 def test_a_function_may_draw_several_partners(pbmc):

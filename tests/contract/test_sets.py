@@ -19,7 +19,7 @@ import chreode as ch
 from chreode.config import config, param
 from chreode.data.align import open_query
 from chreode.data.cells import Cells
-from chreode.data.sampler import Shuffled
+from chreode.data.sampler import Balanced, Shuffled
 from chreode.data.sets import packed
 from chreode.learn import SGD, Phase
 from chreode.model import Model
@@ -178,6 +178,45 @@ def test_sets_of_the_same_names_are_the_same_row():
     assert found.tolist() == [[0, 2], [0, 2], [1, -1], [-1, -1]]
 
 
+def test_sets_are_drawn_equally_often(small):
+    cells, fitted = small
+    source = open_query(Cells(cells, ROLES), fitted.spec, ["counts", "perturbation"])
+    rng = np.random.default_rng(0)
+    rare = np.flatnonzero(cells.obs["perturbation"] == "KLF1")[10:]
+    rows = np.setdiff1d(np.arange(len(source)), rare)
+    drawn = list(Balanced(64, "perturbation").batches(source, rows, 0, rng))
+    shares = cells.obs["perturbation"].iloc[np.concatenate(drawn)].value_counts(normalize=True)
+    assert len(shares) == 5
+    assert (shares.between(0.15, 0.25)).all()
+
+
+def test_classes_to_fill_up_are_sets_in_whatever_order(small):
+    class CountsModule(AdditiveModule):
+        def generate(self, batch):
+            return super().generate(batch).clamp_min(0).round()
+
+    @config
+    class Counts(Additive):
+        """Toy."""
+
+        scale: ClassVar = "counts"
+
+        def build(self, spec):
+            return CountsModule(spec)
+
+    cells = small[0].copy()
+    doubles = np.flatnonzero(cells.obs["perturbation"] == "KLF1+TGFBR2")
+    swapped = cells.obs["perturbation"].to_numpy().copy()
+    swapped[doubles[::2]] = "TGFBR2+KLF1"
+    cells.obs["perturbation"] = swapped
+    fitted = Counts(max_epochs=1).fit(cells, ROLES, validation=0)
+    both = ch.augment(cells, fitted, by="perturbation", floor=len(doubles))
+    assert not both.obs["generated"].any()
+    both = ch.augment(cells, fitted, by="perturbation", floor=len(doubles) + 3)
+    made = both.obs.loc[both.obs["generated"], "perturbation"]
+    assert (made == "KLF1+TGFBR2").sum() == 3
+
+
 def test_a_dose_is_how_much_there_was(small):
     """Twice the dose has twice the effect, none has none, and the largest dose of the fit is 1."""
     cells = small[0].copy()
@@ -218,7 +257,7 @@ def test_what_is_no_set_of_known_names_is_refused(small, asked, said):
 def test_cells_of_unknown_names_and_odd_sets_are_refused(small, norman):
     cells, fitted = small
     query = norman[norman.obs["perturbation"] == "SET+KLF1"].copy()
-    with pytest.raises(ch.DataError, match=r"never saw \['SET'\]. It knows KLF1"):
+    with pytest.raises(ch.DataError, match=r"never saw 'SET'. It knows KLF1"):
         fitted.predict(query, to="KLF1")
     for odd in ("KLF1+control", "KLF1+KLF1"):
         mixed = cells.copy()
@@ -332,7 +371,7 @@ def test_vectors_are_read_from_files_and_refused_where_they_are_none(small, tmp_
     with pytest.raises(ch.SchemaError, match="there is no 'embedding' in uns"):
         short.fit(cells, roles)
     for odd, said in (
-        ({k: v for k, v in vectors.items() if k != "KLF1"}, "vectors has none of KLF1"),
+        ({k: v for k, v in vectors.items() if k != "KLF1"}, "vectors lacks KLF1"),
         ({**vectors, "KLF1": [1.0]}, "vectors of one length"),
         ({**vectors, "KLF1": [1.0, np.nan]}, "finite numbers"),
         ("text", "expected a table"),

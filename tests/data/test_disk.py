@@ -572,7 +572,7 @@ def test_several_files_are_one(cells, parts, schema):
 def test_files_with_other_features_are_refused_or_cut_to_what_they_share(cells, parts, tmp_path):
     fewer = write(cells[:50, 10:].copy(), tmp_path / "fewer.h5ad")
     for order in ([parts[0], fewer], [fewer, parts[0]]):
-        with pytest.raises(ch.SchemaError, match="10 are in one alone, such as 'gene_.*inner"):
+        with pytest.raises(ch.SchemaError, match="10 features in one alone, such as 'gene_.*inner"):
             ch.open(order)
     there = ch.open([parts[0], fewer], join="inner")
     assert there.var_names.tolist() == cells.var_names[10:].tolist()

@@ -153,7 +153,7 @@ def test_named_validation_cells_are_not_drawn_ones(parts):
 
 def test_a_refusal_names_what_differs(some, tmp_path):
     MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")
-    with pytest.raises(ch.StoreError, match=r"another fit: data differ\. Remove it"):
+    with pytest.raises(ch.StoreError, match=r"another fit, with other data\. Remove it"):
         MODEL.fit(last_count(some), SCHEMA, checkpoint=tmp_path / "state")
     tensors, told = store.read_tensors(tmp_path / "state" / "phase0.safetensors")
     store.write_tensors(
@@ -161,6 +161,13 @@ def test_a_refusal_names_what_differs(some, tmp_path):
     )
     with pytest.raises(ch.StoreError, match="another fit"):
         MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")
+
+
+def test_a_refusal_names_the_options_that_differ(some, tmp_path):
+    MODEL.fit(some, SCHEMA, checkpoint=tmp_path / "state")
+    with pytest.raises(ch.StoreError) as told:
+        dataclasses.replace(MODEL, max_epochs=2).fit(some, SCHEMA, checkpoint=tmp_path / "state")
+    assert "another fit, with other options (max_epochs was 1, is 2). Remove it" in str(told.value)
 
 
 def test_a_fit_that_was_cut_off_at_its_end_names_its_kernel_too(some, tmp_path):

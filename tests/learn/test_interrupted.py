@@ -78,7 +78,10 @@ def test_a_fit_goes_on_from_an_early_stage_that_was_cut(cells, tmp_path, monkeyp
         return real(loop)
 
     monkeypatch.setattr(sgd._Loop, "run_epoch", stop)
-    with pytest.warns(UserWarning, match="interrupted in epoch 1"):
+    with (
+        pytest.warns(UserWarning, match="fit, the next stage, begins; Ctrl-C ends that one too"),
+        pytest.warns(UserWarning, match="interrupted in epoch 1"),
+    ):
         cut = model.fit(cells, schema, checkpoint=tmp_path / "state")
     assert len(cut.history) == 1 + 2
     assert not same(cut, whole)

@@ -378,5 +378,5 @@ def test_cells_named_for_validation_that_were_not_measured_are_no_silent_none():
     data = ch.simulate.simulate_citeseq(60, 20, n_batches=2, absent={"rna": ["batch_1"]}, seed=0)
     lacking = data.obs_names[~data.obs_names.isin(data["rna"].obs_names)]
     assert len(lacking)
-    with pytest.raises(ch.DataError, match="validation: none of the .* has what scvi reads"):
+    with pytest.raises(ch.DataError, match="validation: of .*, none has what scvi reads"):
         ch.SCVI(max_epochs=1).fit(data, ch.Schema(counts="rna:X"), validation=lacking)

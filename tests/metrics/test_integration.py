@@ -204,7 +204,7 @@ def test_cells_without_label_are_left_out_of_label_metrics_and_counted(simulate)
         else:
             assert score.excluded == 0
     assert scores["ilisi"].value == ilisi(exact_neighbours(x), batches).value
-    with pytest.raises(DataError, match="120 of 600 cells have no label"):
+    with pytest.raises(DataError, match="no label for 120 of 600 cells"):
         silhouette_label(x, partly)
 
 
@@ -269,7 +269,7 @@ def test_single_functions_refuse_what_they_cannot_compare(simulate):
         ({"labels": ["a"] * 199}, "label has shape"),
         ({"labels": [["a"]] * 200}, "label has shape"),
         ({"batches": ["a"] * 201}, "batch has shape"),
-        ({"batches": [None] * 200}, "200 of 200 cells have no batch"),
+        ({"batches": [None] * 200}, "no batch for 200 of 200 cells"),
         ({"pre": np.ones((3, 2))}, "pre has 3"),
     ],
 )

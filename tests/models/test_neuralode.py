@@ -280,7 +280,12 @@ def test_a_blow_up_names_the_series_and_keeps_its_last_good_state(paths):
 @pytest.mark.parametrize(
     ("how", "error", "said"),
     [
-        ({"to": {"knockout": "gene_77"}}, SchemaError, "Did you mean"),
+        (
+            {"to": {"knockout": "gene_77"}},
+            SchemaError,
+            "not among the 12 genes of the fit. The fit can say",
+        ),
+        ({"to": {"knockout": "GENE_7"}}, SchemaError, "Did you mean 'gene_7'"),
         ({"times": []}, ConfigError, "times"),
         ({"times": [float("nan")]}, ConfigError, "times"),
         ({"start": "path_0"}, ConfigError, "begins at cells"),

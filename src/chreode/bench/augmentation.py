@@ -21,8 +21,9 @@ from ..compute.convergence import State
 from ..compute.settings import settled
 from ..config.arguments import checked
 from ..data.cells import Cells
+from ..data.collect import MEMORY_LIMIT
 from ..data.read import Data
-from ..errors import DataError, SchemaError
+from ..errors import ConfigError, DataError, SchemaError, counted
 from ..metrics.space import Space
 from ..model import Model
 from ..run import Run
@@ -33,6 +34,7 @@ from .digest import provenance
 from .sizes import cell_counts
 from .table import Bench
 from .trial import Result
+from .trials import run_of_trials
 from .yardstick import stratified
 
 #: Shares of the cells, as `Parts` has them.
@@ -108,7 +110,7 @@ def augmentation(
     models
         Models that generate given `by`, fitted on the training cells once per seed.
     by
-        Role or covariate that is classified.
+        Role, covariate or obs column that is classified.
     floor
         Cells that each class is filled up to (default: the median size of a class in training); classes
         below it are the rare ones.
@@ -126,7 +128,7 @@ def augmentation(
         Recall and precision on real cells, with nothing added, with cells drawn repeatedly, and with
         classes weighed by their size, as controls.
     """
-    run = run.with_(**settings)
+    run = run_of_trials(run, settings)
     cells = Cells.of(data, schema)
     given = _given(cells, by, floor, run)
     rows = [
@@ -143,7 +145,7 @@ def augmentation(
     ).set_index("metric")
     sizes = np.bincount(given.classes[given.classes >= 0], minlength=len(given.names))
     about = {
-        **provenance(cells), "by": by, "floor": floor, "classes": len(given.names),
+        **provenance(cells), "by": given.by, "floor": floor, "classes": len(given.names),
         "untested": [name for name, n in zip(given.names, sizes, strict=True) if n < 2],
     }  # fmt: skip
     bench, _ = contest("augmentation", rows, metrics, given, about, seeds=seeds, into=into, run=run)
@@ -152,6 +154,8 @@ def augmentation(
 
 def _given(cells: Cells, by: str, floor: int | None, run: Run) -> _Given:
     roles = {role.removeprefix("categorical/"): role for role in cells.places}
+    of_columns = {cells.places[role].key: name for name, role in roles.items()}
+    by = by if by in roles else of_columns.get(by, by)
     for role in ("counts", by):
         if role not in roles:
             raise SchemaError(f"bench.augmentation needs {role}: name its place in the schema.")
@@ -163,9 +167,17 @@ def _given(cells: Cells, by: str, floor: int | None, run: Run) -> _Given:
         values = values.where(at >= 0)
         counts = counts[np.maximum(at, 0)]
     names = sorted(values.dropna().unique())
+    size = 4 * (floor or 0) * len(names) * counts.shape[1]
+    if floor is not None and floor < 1:
+        raise ConfigError(f"floor={floor}: expected at least 1.")
+    if size > MEMORY_LIMIT:
+        raise ConfigError(
+            f"floor={floor}: classes filled up to it may take {size / 2**30:.1f} GiB, more than the "
+            f"{MEMORY_LIMIT / 2**30:.0f} GiB built in memory. Give a lower one."
+        )
     if len(names) < 2:
         raise DataError(
-            f"{by} tells {len(names)} class of cells: a classifier needs two at the least."
+            f"{by} tells {counted(len(names), 'class')} of cells: a classifier needs two at the least."
         )
     classes = pd.Index(names).get_indexer(pd.Index(values)).astype(np.int64)
     return _Given(cells.data, cells.schema, counts, classes, names, by, floor, run)
@@ -184,7 +196,9 @@ def _judge(add: _Add, seed: int, given: _Given, *, weighted: bool = False) -> Re
     # a class of one cell has none to be tested on
     rare = np.flatnonzero((sizes < floor) & np.isin(np.arange(len(sizes)), given.classes[test]))
     if not len(rare):
-        raise DataError(f"No class has fewer than {floor} training cells: raise the floor.")
+        raise DataError(
+            f"No class has fewer than {counted(floor, 'training cell')}: raise the floor."
+        )
     more, of_more, state = add(given, train, floor, seed)
     seconds = time.perf_counter() - start
     space = Space.of(given.counts[yardstick], given.counts.shape[1], _COMPONENTS)

@@ -68,5 +68,4 @@ def _fit_and_judge(
 def columns(outcome: Outcome) -> dict[str, Any]:
     """Return what a table says of a trial."""
     row = outcome.row or {"objective": np.nan, "state": ""}
-    note = f"failed: {outcome.failed}" if outcome.failed else ""
-    return {**row, "seconds": outcome.seconds, "note": note}
+    return {**row, "seconds": outcome.seconds, "note": outcome.note}

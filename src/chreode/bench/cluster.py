@@ -14,7 +14,9 @@ from typing import Any
 from anndata import AnnData
 
 from ..data import read
+from ..data.files import OnDisk
 from ..data.read import Data
+from ..data.subset import is_in_memory
 from ..errors import CapabilityError, ConfigError, counted
 from .trial import Execute, Outcome, Trial, attempt
 
@@ -92,7 +94,7 @@ def _execute(trials: Sequence[Trial], begin: Any) -> Generator[tuple[Trial, Outc
 
 
 def portable(data: Data | str | Path) -> Data | Path:
-    """Return what workers are given: an AnnData in memory, or a path that each of them opens.
+    """Return what workers are given: an AnnData or some cells in memory, or a path that each opens.
 
     Raises
     ------
@@ -101,6 +103,8 @@ def portable(data: Data | str | Path) -> Data | Path:
     """
     if isinstance(data, str | Path):
         return Path(data).resolve()
+    if isinstance(data, OnDisk) and is_in_memory(data):
+        return data
     if not isinstance(data, AnnData) or data.isbacked:
         raise ConfigError(
             "Ray sends an AnnData that is in memory, and no open file or MuData. Give the path of a "

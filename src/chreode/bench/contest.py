@@ -121,14 +121,10 @@ def contest(
 
 def _summary(row: Contestant, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     done = [outcome for outcome in outcomes if not outcome.failed]
-    notes_of_rows = [
-        *(f"failed: {o.failed}" for o in outcomes if o.failed),
-        *(o.row.get("note") for o in done),
-    ]
-    notes = dict.fromkeys(filter(None, notes_of_rows))
+    notes = [*(o.note for o in outcomes), *(o.row.get("note") for o in done)]
     state = worst(outcome.row["state"] for outcome in done)
     return {
         "method": row.name, "role": row.role, "seeds": len(done), "state": state,
         "seconds": float(np.mean([outcome.row["seconds"] for outcome in done] or [np.nan])),
-        "note": "; ".join([*notes, *([] if state == "rested" else [state])]),
+        "notes": [*dict.fromkeys(filter(None, [*notes, state if state != "rested" else ""]))],
     }  # fmt: skip

@@ -30,6 +30,7 @@ from .digest import digest, provenance
 from .forecasters import BASELINES, CEILING, Learn, halves
 from .table import Bench
 from .trial import Result
+from .trials import run_of_trials
 
 #: Of the smoother that makes starts and denoised targets, as a share of the time.
 BANDWIDTH = 0.03
@@ -128,7 +129,7 @@ def dynamics(
     for model in methods:
         if "time" not in model.needs:
             raise ConfigError(f"{model.key} forecasts no paths, which this bench compares.")
-    run, cells = run.with_(**settings), Cells.of(data, schema)
+    run, cells = run_of_trials(run, settings), Cells.of(data, schema)
     given = _given(
         cells, tests, knockouts or {}, validation, edges, (regulators, targets), run
     )  # fmt: skip
@@ -174,10 +175,10 @@ def _given(
     role = "expression" if "expression" in named else "counts"
     roles = [role, "time", *({"trajectory"} & named)]
     everything = np.arange(len(cells))
-    rows = {name: cells.positions(some) for name, some in tests.items()}
-    without = {genes: cells.positions(some) for genes, some in knockouts.items()}
+    rows = {name: cells.positions(some, f"tests[{name!r}]") for name, some in tests.items()}
+    without = {genes: cells.positions(c, f"knockouts[{genes!r}]") for genes, c in knockouts.items()}
     held_out = np.concatenate([np.zeros(0, int), *rows.values(), *without.values()])
-    spare = np.zeros(0, int) if validation is None else cells.positions(validation)
+    spare = np.zeros(0, int) if validation is None else cells.positions(validation, "validation")
     train = np.setdiff1d(everything, np.concatenate([held_out, spare]))
     _require_cells(
         {"to learn from": train, **{f"of {name!r}": some for name, some in rows.items()}}
@@ -263,7 +264,12 @@ def _metric_table(given: _Given) -> pd.DataFrame:
             ("r2", "R²", 1.0, "1 less that error over the training mean's"),
             ("denoised", "MSE, denoised", 0.0, "mean squared error of smoothed paths"),
             ("denoised_r2", "R², denoised", 1.0, "1 less that error over the training mean's"),
-            ("scaling", "of this, scaling", 0.0, "what a line per gene and series would mend"),
+            (
+                "scaling",
+                "scaling",
+                0.0,
+                "the part of it that a line per gene and series would remove",
+            ),
         ):
             rows.append((f"{key}, {level}", f"{name}, {level}", level, best, meaning))
     if given.signs is not None:
@@ -274,18 +280,12 @@ def _metric_table(given: _Given) -> pd.DataFrame:
             ("signed_lift", "signed lift", "edges", np.nan, "that over its value by chance"),
             ("hamming", "Hamming", "edges", 0.0, "share of pairs called wrongly"),
             ("sign", "signs", "edges", 1.0, "share of right signs of true edges that were called"),
-            (
-                "spurious_zero",
-                "spurious 0",
-                "sparsity",
-                1.0,
-                "share of no effects of genes that drive none",
-            ),
         ]
-    rows += [
-        ("weights_zero", "weights 0", "sparsity", np.nan, "share of weights below 1e-5"),
-        ("edges_zero", "edges 0", "sparsity", np.nan, "share of pairs without an effect"),
-    ]
+    rows.append(("edges_zero", "pairs without effect", "sparsity", np.nan, "share of all pairs"))
+    if given.signs is not None:
+        name = "the same, of genes that drive none"
+        rows.append(("spurious_zero", name, "sparsity", 1.0, "share of pairs"))
+    rows.append(("weights_zero", "weights at 0", "sparsity", np.nan, "share of weights below 1e-5"))
     columns = ["metric", "name", "group", "best", "about"]
     return pd.DataFrame(rows, columns=columns).set_index("metric")
 

@@ -23,6 +23,7 @@ from ..errors import CapabilityError, SchemaError, counted, near
 from ..fitted import Fitted
 from ..metrics.table import BASELINE
 from ..model import Model
+from ..registry import find
 from ..run import Run
 from ..schema import Place, Schema
 from .cluster import opened
@@ -48,6 +49,8 @@ class Given:
     run: Run
 
 
+#: What is to be scored, with or without names.
+Asked: TypeAlias = Sequence[str | Model | Fitted] | Mapping[str, str | Model | Fitted]
 #: Embeds all cells under a seed, and says how the fit for it stood when it stopped.
 Embed: TypeAlias = Callable[[Given, int], tuple[np.ndarray, State]]
 
@@ -64,25 +67,38 @@ class Method:
     note: str = ""
 
 
-def rows_of(
-    cells: Cells, methods: Sequence[str | Model | Fitted], seeds: Sequence[int]
-) -> list[Method]:
-    """Return the rows of the table; methods of one name (two configurations, two fits) are numbered."""
+def rows_of(cells: Cells, methods: Asked, seeds: Sequence[int], baseline: Model) -> list[Method]:
+    """Return the rows of the table.
+
+    Methods of a mapping are named by its keys. Several configurations of one model are named by their options
+    too, and what is of one name still is numbered. A model that is the baseline has its row already.
+    """
+    pairs = methods.items() if isinstance(methods, Mapping) else [(_name(m), m) for m in methods]
     table = [
         Method(BASELINE, "baseline", _pca, seeds[:1], {"baseline": BASELINE}),
         Method(HARMONY, "baseline", _harmony, seeds, {"baseline": HARMONY}),
-        *(_method(method, cells, seeds) for method in methods),
+        *(_method(name, method, cells, seeds) for name, method in pairs if method != baseline),
         Method(CEILING, "ceiling", _oracle, seeds[:1], {"ceiling": CEILING}),
     ]
-    met: Counter[str] = Counter()
+    times, met = Counter(row.name for row in table), Counter[str]()
     for row in table:
+        if times[row.name] > 1 and "config" in row.about:
+            plain = config.as_dict(find(row.about["model"])())
+            options = row.about["config"].items()
+            row.name = " ".join([row.name, *(f"{k}={v}" for k, v in options if v != plain[k])])
         met[row.name] += 1
         if met[row.name] > 1:
             row.name = f"{row.name} ({met[row.name]})"
     return table
 
 
-def _method(method: str | Model | Fitted, cells: Cells, seeds: Sequence[int]) -> Method:
+def _name(method: str | Model | Fitted) -> str:
+    if isinstance(method, str):
+        return method
+    return type(method.model if isinstance(method, Fitted) else method).__name__
+
+
+def _method(name: str, method: str | Model | Fitted, cells: Cells, seeds: Sequence[int]) -> Method:
     if isinstance(method, str):
         data = cells.data
         key = next((k for k in (method, f"X_{method}") if k in data.obsm), None)
@@ -90,12 +106,18 @@ def _method(method: str | Model | Fitted, cells: Cells, seeds: Sequence[int]) ->
             raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
         about: dict[str, Any] = {"obsm": key, "values": digest(_slot(cells, key))}
         remark = "one seed: a ready-made embedding"
-        return Method(key, "method", partial(_read_slot, key), seeds[:1], about, remark)
-    name, key = type(method).__name__, "model"
+        return Method(
+            key if name == method else name,
+            "method",
+            partial(_read_slot, key),
+            seeds[:1],
+            about,
+            remark,
+        )
     if isinstance(method, Fitted):
         weights = [tensor.numpy() for tensor in method.module.state_dict().values()]
         about = {"fitted": dict(method.provenance), "weights": digest(*weights)}
-        name, remark = type(method.model).__name__, "one seed: a fitted model"
+        remark = "one seed: a fitted model"
         return Method(
             name, "method", partial(_embed, method), [method.provenance["seed"]], about, remark
         )
@@ -122,8 +144,23 @@ def _read_slot(key: str, given: Given, _: int) -> tuple[np.ndarray, State]:
 
 
 def _embed(fitted: Fitted, given: Given, _: int) -> tuple[np.ndarray, State]:
-    x = fitted.embed(shallow(opened(given.data)), run=given.run)
+    data = opened(given.data)
+    schema = _where(fitted, given.schema, data)
+    x = fitted.embed(shallow(data), schema=schema, run=given.run)
     return x, fitted.provenance["state"]
+
+
+def _where(fitted: Fitted, named: Schema, data: Data) -> Schema:
+    """Return where a fitted model reads these data: where roles are named, else as in its fit.
+
+    A bench may judge by another batch or label than the fit read, so these stay if the data have them.
+    """
+    roles = named.as_dict()
+    for role, place in fitted.schema.places():
+        owner = getattr(data, "mod", {}).get(place.modality) if place.modality else data
+        if role in ("batch", "label") and owner is not None and place.key in owner.obs:
+            roles.pop(role, None)
+    return Schema.from_dict(fitted.schema.as_dict() | roles)
 
 
 def _fit_and_embed(model: Model, given: Given, seed: int) -> tuple[np.ndarray, State]:

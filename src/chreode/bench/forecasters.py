@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float
 from scipy.sparse.linalg import expm_multiply
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LassoCV, RidgeCV
 from sklearn.model_selection import GroupKFold
 from torch import Tensor
@@ -116,10 +118,14 @@ def lasso(train: SeriesBatch, bandwidth: float) -> Forecaster:
     scale = np.maximum(x.std(0), 1e-8)
     # a tolerance of a thousandth: of hundreds of genes each is a cross-validation of its own
     one = LassoCV(cv=folds, alphas=20, max_iter=2000, tol=1e-3)
-    rows = [clone(one).fit(x / scale, slope) for slope in slopes.T]
-    return _linear(
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of folds; the note tells of the rest
+        rows = [clone(one).fit(x / scale, slope) for slope in slopes.T]
+    cut = any(row.n_iter_ >= one.max_iter for row in rows)
+    found = _linear(
         np.stack([row.coef_ / scale for row in rows]), np.array([row.intercept_ for row in rows])
     )
+    return replace(found, note="not converged" if cut else "")
 
 
 def halves(train: SeriesBatch, bandwidth: float) -> Forecaster:

@@ -18,7 +18,7 @@ from ..compute.settings import settled
 from ..config.arguments import checked
 from ..data.cells import Cells
 from ..data.read import Data
-from ..errors import ConfigError, DataError, SchemaError
+from ..errors import ConfigError, DataError, SchemaError, counted
 from ..metrics import generation as measure
 from ..metrics.markers import MIN_CLASS
 from ..model import Model
@@ -32,7 +32,7 @@ from .generators import Classes
 from .sizes import cell_counts
 from .table import Bench
 from .trial import Result
-from .trials import require_seeds
+from .trials import require_seeds, run_of_trials
 from .yardstick import METRICS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
 
 #: Cells of each kind that are kept for pictures.
@@ -100,7 +100,7 @@ def generation(
         if model.scale != "counts":
             raise ConfigError(f"{model.key} generates no counts, which this bench compares.")
     seeds = require_seeds(seeds)
-    run, cells = run.with_(**settings), Cells.of(data, schema)
+    run, cells = run_of_trials(run, settings), Cells.of(data, schema)
     given, left_out = _judged(_given(cells, run), seeds)
     judge = partial(partial, _judge, pictured=seeds[0])
     rows = [
@@ -132,27 +132,26 @@ def generation(
         )
         for key in ("by_class", "markers")
     }
-    first = {name: of[seeds[0]].arrays for name, of in outcomes.items()}
     pairs = {
         name: (_unpacked(arrays, "real", given), _unpacked(arrays, "fake", given))
-        for name, arrays in first.items()
-        if arrays
+        for name, of in outcomes.items()
+        if (arrays := of[seeds[0]].arrays)
     }
     bench = replace(bench, **further, pairs=pairs, sizes=cell_counts(cells))
     if len(bench.markers):
-        of_class, types = given.types
-        sizes = np.bincount(of_class, weights=held_out, minlength=len(types))
-        without = {
-            name: int(n)
-            for name, n in zip(types, sizes, strict=True)
-            if name not in set(bench.markers["class"])
-        }
+        without = _without_markers(given, held_out, bench.markers)
         bench = replace(bench, about={**about, "no markers": without})
     worst = {name: worst_marker(bench.markers, name) for name in bench.methods.index}
-    notes = [
-        "; ".join(filter(None, (note, worst[name]))) for name, note in bench.methods["note"].items()
-    ]
-    return replace(bench, methods=bench.methods.assign(note=notes))
+    notes = [[*of, *filter(None, [worst[name]])] for name, of in bench.methods["notes"].items()]
+    return replace(bench, methods=bench.methods.assign(notes=notes))
+
+
+def _without_markers(given: Given, held_out: np.ndarray, markers: pd.DataFrame) -> dict[str, int]:
+    """Return the types that no gene defines, each with its number of held-out cells."""
+    of_class, types = given.types
+    sizes = np.bincount(of_class, weights=held_out, minlength=len(types))
+    defined = set(markers["class"])
+    return {n: int(size) for n, size in zip(types, sizes, strict=True) if n not in defined}
 
 
 def class_table(cells: Cells) -> tuple[Classes, pd.DataFrame]:
@@ -209,7 +208,7 @@ def _judged(given: Given, seeds: Sequence[int]) -> tuple[Given, dict[str, str]]:
     if not enough(first):
         raise DataError(TOO_FEW)
     left = {role: "it has one feature" for role in others if given.counts[role].shape[1] < 2}
-    few = f"there is no class of which {MIN_CLASS} held-out cells, a fifth of all, have it"
+    few = f"no class has {counted(MIN_CLASS, 'held-out cell')} with it, where a fifth of all are held out"
     left |= {role: few for role in others if role not in left and not enough(role)}
     kept: dict[str, Any] = {
         name: {role: v for role, v in getattr(given, name).items() if role not in left}
@@ -321,6 +320,3 @@ def _unpacked(arrays: Mapping[str, np.ndarray], kind: str, given: Given) -> annd
         ),
         var=pd.DataFrame(index=features),
     )
-
-
-# how each row makes its cells

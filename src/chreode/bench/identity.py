@@ -24,7 +24,7 @@ from .. import store
 from ..errors import ConfigError
 from ..version import code_hash
 
-#: Told by how they are written.
+#: Identified by how they are written.
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, range, type(...), np.generic, np.dtype, np.ufunc,
     torch.dtype, Path, Enum, dt.date, dt.timedelta, logging.Logger,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from .embedded import Embed, Given, Method, ready, rows_of, shallow
 from .sizes import cell_counts
 from .table import Bench
 from .trial import Outcome, Result, Trial
-from .trials import require_one, require_seeds, running
+from .trials import require_one, require_seeds, run_of_trials, running
 
 #: Averages of the metrics.
 _TOTALS = {
@@ -53,7 +53,7 @@ DRAWS = 200
 def integration(
     data: Data | str | Path,
     schema: Schema,
-    methods: Sequence[str | Model | Fitted],
+    methods: Sequence[str | Model | Fitted] | Mapping[str, str | Model | Fitted],
     *,
     seeds: Sequence[int] = (0, 1, 2),
     rows: Any = None,
@@ -73,7 +73,9 @@ def integration(
         Must name `batch`, `label`, and what the methods need.
     methods
         Keys of ``obsm`` (``"X_scvi"`` or ``"scvi"``; one seed, and marked so), fitted models (their
-        own seed), or models to be fitted here, once per seed.
+        own seed), or models to be fitted here, once per seed. A fitted model reads roles where `schema`
+        names them, and others where its fit did; so too its batch and label, where these are there.
+        The keys of a mapping are the names of the rows. A PCA like the baseline is that row.
     seeds
         Seeds of fits and of clusterings.
     rows
@@ -114,7 +116,7 @@ def integration(
     """
     seeds = require_seeds(seeds)
     sent = portable(data) if ray else None
-    run, cells = run.with_(**settings), Cells.of(data, schema)
+    run, cells = run_of_trials(run, settings), Cells.of(data, schema)
     named = {role: _category(cells, role) for role in ("label", "batch")}
     wanted = _metric_table(metrics)
     if any(key.endswith("leiden") for key in wanted.index):
@@ -122,10 +124,13 @@ def integration(
     with pinned(int(ray) or run.threads or torch.get_num_threads()):
         pca = find("pca")(n_latent=_components(cells))
         x_pca = pca.fit(cells.data, schema, seed=seeds[0], run=run).embed(shallow(cells.data))
-        table = rows_of(cells, methods, seeds)
-        scored = _everywhere(cells.positions(rows), [x_pca, *ready(cells, table)])
+        table = rows_of(cells, methods, seeds, pca)
+        wanted_cells = cells.positions(rows)
+        scored = _everywhere(wanted_cells, [x_pca, *ready(cells, table)])
+        left = named["batch"].iloc[np.setdiff1d(wanted_cells, scored)].value_counts()
         about = {
             **provenance(cells), **_sizes(named, scored), "rows": digest(scored),
+            "not placed": {str(batch): int(n) for batch, n in left.items() if n},
             "metrics": [*wanted.index], "draws": DRAWS, "components of PCA": pca.n_latent,
         }  # fmt: skip
         given = Given(
@@ -142,30 +147,35 @@ def integration(
         ):
             found = runner.run(trials, shown)
     require_one(trials, found)
-    done = iter(found)
-    outcomes = {method.name: {seed: next(done) for seed in method.seeds} for method in table}
-    done_ = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
-    totals = {
-        name: {k: np.mean([o.arrays[k] for n, _, o in done_ if n == name], axis=0) for k in _TOTALS}
-        for name in {name for name, _, _ in done_}
-    }
-    pictures: dict[str, np.ndarray] = {}
-    for name, _, outcome in done_:
-        pictures.setdefault(name, outcome.arrays["embedding"])
     return Bench(
         kind="integration",
-        scores=pd.DataFrame(
-            [{"method": n, "seed": s, **score} for n, s, o in done_ for score in o.row["scores"]]
-        ),
-        methods=pd.DataFrame(
-            [_summary(method, outcomes[method.name].values(), totals) for method in table]
-        ).set_index("method"),
         metrics=wanted,
         about=about,
-        embeddings=pictures,
         labels={role: values.iloc[scored] for role, values in named.items()},
         sizes=cell_counts(cells, scored),
+        **_tables(table, found),
     )
+
+
+def _tables(table: Sequence[Method], found: Iterable[Outcome]) -> dict[str, Any]:
+    """Return scores, a row per method, and the embedding of the first seed of each that did not fail."""
+    following = iter(found)
+    outcomes = {method.name: {seed: next(following) for seed in method.seeds} for method in table}
+    done = [(n, s, o) for n, of in outcomes.items() for s, o in of.items() if not o.failed]
+    totals = {
+        name: {k: np.mean([o.arrays[k] for n, _, o in done if n == name], axis=0) for k in _TOTALS}
+        for name in {name for name, _, _ in done}
+    }
+    pictures: dict[str, np.ndarray] = {}
+    for name, _, outcome in done:
+        pictures.setdefault(name, outcome.arrays["embedding"])
+    scores = [{"method": n, "seed": s, **score} for n, s, o in done for score in o.row["scores"]]
+    methods = [_summary(method, outcomes[method.name].values(), totals) for method in table]
+    return {
+        "scores": pd.DataFrame(scores),
+        "methods": pd.DataFrame(methods).set_index("method"),
+        "embeddings": pictures,
+    }
 
 
 def _components(cells: Cells) -> int:
@@ -181,12 +191,6 @@ def _everywhere(cells: np.ndarray, embeddings: Sequence[np.ndarray]) -> np.ndarr
     """Return the cells that every embedding places: some may lack the modality it is made of."""
     placed = np.all([np.isfinite(x).all(1) for x in embeddings], axis=0)
     return cells[placed[cells]]
-
-
-# how each method embeds: functions of what all are given, and a seed
-
-
-# a trial, and what is made of all of them
 
 
 def _judge(embed: Embed, seed: int, given: Given) -> Result:
@@ -248,7 +252,7 @@ def _summary(
     done = [outcome for outcome in outcomes if not outcome.failed]
     state = worst(outcome.row["state"] for outcome in done)
     notes = [method.note] if method.note else []
-    notes += dict.fromkeys(f"failed: {outcome.failed}" for outcome in outcomes if outcome.failed)
+    notes += dict.fromkeys(outcome.note for outcome in outcomes if outcome.failed)
     if method.role == "method" and done:
         # paired: both are over the same resamples of cells; without a total (one batch), by what there is
         both = totals[method.name], totals.get(BASELINE, {})
@@ -261,7 +265,7 @@ def _summary(
     return {
         "method": method.name, "role": method.role, "seeds": len(done), "state": state,
         "seconds": float(np.mean([outcome.row["seconds"] for outcome in done] or [np.nan])),
-        "note": "; ".join(notes),
+        "notes": notes,
     }  # fmt: skip
 
 

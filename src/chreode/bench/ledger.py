@@ -18,6 +18,8 @@ from .trial import Outcome
 
 #: Seconds in which a line that another process is writing must grow.
 _GROWING = 0.2
+#: What a line says of a result, at the least.
+_RESULT = {"key", "failed", "seconds", "attempts", "arrays", "row"}
 
 
 class Ledger:
@@ -154,10 +156,10 @@ class Ledger:
         try:
             lines = [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
             if not all(isinstance(line, dict) for line in lines) or any(
-                "key" not in line for line in lines[1:]
+                not line.keys() >= _RESULT for line in lines[1:]
             ):
                 raise ValueError("a line is no result")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"{self.file} was changed since it was written ({error}). Remove the folder or name another."
             ) from error

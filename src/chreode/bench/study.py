@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from .. import config
@@ -64,7 +65,7 @@ class Study:
                 rows.append({**one.params, **columns(outcome), "seed": self.seed})
             tried += models
             if rows[0]["note"]:
-                raise FitError(f"{self.given.key}, as given, {rows[0]['note']}")
+                raise FitError(f"{self.given.key}, as given, {rows[0]['note']}.")
         return pd.DataFrame(rows).rename_axis("trial"), tried
 
 
@@ -79,6 +80,12 @@ def _distribution(model: Model, name: str, values: Any) -> Any:
     made: Any
     if isinstance(values, tuple) and len(values) == 2:
         low, high = values
+        if not (
+            all(isinstance(v, (int, float)) for v in values) and -np.inf < low <= high < np.inf
+        ):
+            raise ConfigError(
+                f"space: {name} in {values}: expected the lowest and the highest value, or a list of values."
+            )
         inside = own is not None and low <= own <= high
         kind = (
             IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution

@@ -69,6 +69,11 @@ class Outcome:
     attempts: int = 1
     unforeseen: bool = False
 
+    @property
+    def note(self) -> str:
+        """What a table says of a failure; "" without one."""
+        return f"failed: {self.failed.removesuffix('.')}" if self.failed else ""
+
 
 #: Runs trials and yields what became of each as it finishes.
 Execute: TypeAlias = Callable[[Sequence[Trial]], Generator[tuple[Trial, Outcome], None, None]]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, warn
+from ..run import Run
 from .cluster import on_ray
 from .ledger import Ledger
 from .trial import Execute, Outcome, Trial, attempt
@@ -55,6 +56,11 @@ class Runner:
                 self.ledger.add(trial.key, trial.name, done[trial.name])
                 shown.update()
         return [done[trial.name] for trial in trials]
+
+
+def run_of_trials(run: Run, settings: Mapping[str, Any]) -> Run:
+    """Return how to compute what many fits do, which cannot share one checkpoint: `into` keeps them."""
+    return run.with_(**settings).with_(checkpoint=None)
 
 
 def require_seeds(seeds: Iterable[Any]) -> tuple[int, ...]:
@@ -103,7 +109,7 @@ def running(
         If Ray is not installed, or no machine of the cluster has so many cores.
     """
     ledger = Ledger(into, about)
-    with _told(ledger):
+    with _naming_what_is_kept(ledger):
         if ray:
             with on_ray(shared, int(ray)) as (execute, workers):
                 yield Runner(execute, workers, ledger)
@@ -122,7 +128,7 @@ class _Stopped(BaseException):
 
 
 @contextmanager
-def _told(ledger: Ledger) -> Iterator[None]:
+def _naming_what_is_kept(ledger: Ledger) -> Iterator[None]:
     """Say at Ctrl-C what is kept."""
     try:
         yield

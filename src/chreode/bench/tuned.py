@@ -58,6 +58,15 @@ class Tuned:
             options: f"{row['mean']:.5g} ({row['min']:.5g} to {row['max']:.5g})"
             for options, row in self.intervals().iterrows()
         }
+        failed = self.refits.loc[self.refits["objective"].isna(), "note"]
+        if len(failed):
+            found = (
+                f"Trial {number} has the lowest objective. Whether it beats {name} as given is not known"
+                if number
+                else f"No trial was better than {name} as given. How much its refits differ is not known"
+            )
+            how_many = f"{len(failed)} of {counted(len(self.refits), 'refit')} failed"
+            return f"{found}: {how_many}, the first by {failed.iloc[0].removeprefix('failed: ')}."
         how = f"mean and range of {counted(REFITS, 'refit')} on test cells"
         if number == 0:
             return f"No trial was better than {name} as given: {spans['given']}, {how}."

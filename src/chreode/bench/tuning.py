@@ -29,7 +29,7 @@ from .cluster import portable
 from .digest import digest, provenance
 from .identity import identity
 from .study import Space, Study
-from .trials import Runner, running
+from .trials import Runner, run_of_trials, running
 from .tuned import REFITS, Tuned
 
 #: Options searched by default, and how far from the model's own value in both directions.
@@ -38,6 +38,8 @@ _FACTORS = {
 }  # fmt: skip
 #: Options searched by default in a range of their own.
 _RANGES: dict[str, tuple[float, float]] = {"n_layers": (1, 3), "dropout": (0.0, 0.5)}
+#: Share of the cells by which trials are compared, and of those for the refits, by default.
+HELD_OUT = 0.1
 
 
 @checked
@@ -51,8 +53,8 @@ def tune(
     space: Space | None = None,
     objective: Objective | None = None,
     rows: Any = None,
-    validation: Any = 0.1,
-    test: Any = 0.1,
+    validation: Any = HELD_OUT,
+    test: Any = HELD_OUT,
     into: str | Path | None = None,
     ray: bool | int = False,
     run: Run = Run(),
@@ -82,7 +84,7 @@ def tune(
         Of a fitted model and cells that it has not learned from; the lowest is the best (default: minus
         the mean `score` in nats per cell, for models that have one).
     rows
-        Cells to use: mask, positions or names (default: all).
+        Cells to use: a condition on obs, a mask, positions or names (default: all).
     validation
         Share of them by which trials are compared, or these rows themselves.
     test
@@ -122,10 +124,10 @@ def tune(
     if trials < 1:
         raise ConfigError(f"trials={trials}: expected at least 1.")
     sent = portable(data) if ray else None
-    run, cells = run.with_(**settings), Cells.of(data, schema)
+    run, cells = run_of_trials(run, settings), Cells.of(data, schema)
     positions = cells.positions(rows)
     require(findings(cells, positions, progress=run.progress))
-    train, between, last = _three(cells, positions, validation, test, seed)
+    train, between, last = three_parts(cells, positions, validation, test, seed)
     if objective is None and (other := sorted(set(space) & set(model.rescores))):
         raise ConfigError(
             f"{model.key} with another {other[0]} scores something else, so trials cannot be compared by "
@@ -135,7 +137,7 @@ def tune(
     with pinned(int(ray) or run.threads or torch.get_num_threads()):
         about = {
             **provenance(cells), "model": model.key, "rows": digest(train, between, last),
-            "objective": _told_apart(objective, named=into is None),
+            "objective": _identified(objective, kept=into is not None),
         }  # fmt: skip
         given = Given(
             cells.data if sent is None else sent, schema, train, between, last, objective, run
@@ -193,11 +195,11 @@ def nats_per_cell(fitted: Fitted, cells: Data) -> float:
     return -float(np.nanmean(fitted.score(cells, progress=False)))
 
 
-def _told_apart(objective: Objective, *, named: bool) -> str:
-    """Return the name of an objective and, where results are kept, what tells it from others."""
+def _identified(objective: Objective, *, kept: bool) -> str:
+    """Return the name of an objective and, where results are kept, its identity (see `identity`)."""
     name = getattr(objective, "__qualname__", type(objective).__qualname__)
     name = f"{getattr(objective, '__module__', '')}.{name}"
-    if named:
+    if not kept:
         return name
     try:
         return f"{name} {identity(objective)}"
@@ -209,7 +211,7 @@ def _told_apart(objective: Objective, *, named: bool) -> str:
         ) from error
 
 
-def _three(
+def three_parts(
     cells: Cells, rows: np.ndarray, validation: Any, test: Any, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows to learn from, to compare trials by, and to judge at the end: no two share any."""

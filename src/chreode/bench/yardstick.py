@@ -205,5 +205,5 @@ def worst_marker(markers: pd.DataFrame, method: str) -> str:
     (kind, gene), fake, real = worst.name, worst["fake share"], worst["real share"]
     return (
         f"worst marker: {gene}, which {100 * fake:.0f} % of {kind} express "
-        f"(of {worst['cells']:.0f} real ones {100 * real:.0f} %)"
+        f"(of {counted(int(worst['cells']), 'real one')} {100 * real:.0f} %)"
     )

@@ -18,13 +18,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Parameter
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    MixedArgumentError,
+    Parameter,
+    UnknownCommandError,
+)
 
 from ..config import WORDS
-from ..errors import ChreodeError, visible
+from ..errors import ChreodeError, near, visible
 from ..errors import message as readable
 from ..version import __version__
-from .common import Answer, spoken
+from .common import Answer, Replaced
+from .spelling import spoken
 
 #: Where a command is, what it does, and an example (those with commands below them have their own).
 COMMANDS = (
@@ -47,8 +56,9 @@ COMMANDS = (
     ),
     (
         "commands.use:classify",
-        "Write the most probable label of each cell into a copy of their file.",
-        "classify runs/scanvi query.h5ad -o query.labelled.h5ad",
+        "Write the most probable label of each cell into a copy of their file. No model of this version does "
+        "so yet.",
+        "classify runs/model query.h5ad -o query.labelled.h5ad",
     ),
     (
         "commands.use:generate",
@@ -157,7 +167,7 @@ def _run(tokens: Sequence[str] | None) -> int:
     try:
         # whatever else is printed on the way must not spoil the one JSON document
         aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-        with _warnings_as_notes(), aside:
+        with _warnings_as_notes() as replaced, aside:
             answer: Any = app(tokens)
     except ChreodeError as error:
         return fail(1, type(error).__name__, spoken(str(error)))
@@ -184,6 +194,8 @@ def _run(tokens: Sequence[str] | None) -> int:
         return fail(2, "UsageError", f"{text} See: {command} --help")
     if not isinstance(answer, Answer):  # help and version have printed themselves
         return 0
+    for message in replaced:
+        print("note:", visible(message), file=sys.stderr)
     print(answer)
     return answer.code
 
@@ -193,6 +205,17 @@ def _plain(error: CycloptsError) -> str:
     text = str(error)
     if isinstance(error, MissingArgumentError) and error.keyword:
         text = f"{error.keyword} needs a value, as in {error.keyword} VALUE."
+    elif isinstance(error, MissingArgumentError) and error.argument:
+        name = error.argument.name
+        text = f"{name} is missing{f': add {name} VALUE' if name.startswith('-') else ''}."
+    if isinstance(error, UnknownCommandError) and error.unused_tokens:
+        known = [name for name in error.app or () if not name.startswith("-")]
+        text = (
+            f"There is no command {error.unused_tokens[0]!r}.{near(error.unused_tokens[0], known)}"
+        )
+    if isinstance(error, MixedArgumentError) and error.argument:
+        flag = error.argument.name
+        text = f"Write all of {flag} the same way: {flag} batch=p3, or {flag}.batch p3."
     if isinstance(error, CoercionError) and error.token is not None and not error.msg:
         value, expected = visible(error.token.value), WORDS.get(error.target_type)
         if expected:  # of choices it says which there are
@@ -209,17 +232,24 @@ def _fail(code: int, kind: str, text: str, *, as_json: bool) -> int:
 
 
 @contextlib.contextmanager
-def _warnings_as_notes() -> Iterator[None]:
-    """Show each warning as one line, without the place in the code that a user has no use for."""
+def _warnings_as_notes() -> Iterator[list[str]]:
+    """Show each warning as one line, without the place in the code that a user has no use for.
 
-    def show(message: Any, *_: Any, **__: Any) -> None:
+    What is said of replaced outputs is not true before the command has ended well: it is gathered.
+    """
+    replaced: list[str] = []
+
+    def show(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, Replaced):
+            replaced.append(str(message))
+            return
         print("note:", " ".join(visible(spoken(str(message)), lines=True).split()), file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.simplefilter("ignore", FutureWarning)  # news for developers
         warnings.showwarning = show
-        yield
+        yield replaced
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from cyclopts import Parameter
 from ..errors import counted, visible
 from ..registry import find, keys
 from ..schema import MATRIX_ROLES, Place, Schema
-from .common import Answer, Json, as_flags, narrows, spoken, suggested, with_roles
+from .common import Answer, Json, Rows, narrows, with_roles
+from .fit import chosen
+from .spelling import as_flags, spoken, suggested
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +53,7 @@ def check(
     /,
     *,
     for_: Annotated[str | None, Parameter(name="--for")] = None,
+    rows: Rows = None,
     json: Json = False,
     **roles: Any,
 ) -> Answer:
@@ -59,7 +62,7 @@ def check(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file.
+        An .h5ad, .h5mu or .zarr.
     for_
         Look for this model alone.
     """
@@ -73,12 +76,13 @@ def check(
     looks: dict[str, Any] = {}
     summed = {str(place) for role, place in schema.places() if role in SCALED_ROLES}
     matrices, columns = list(_matrices(cells, summed, looks)), list(_columns(data))
-    found = findings(cells, looks=looks)
+    # what was seen of the matrices is of all cells
+    found = findings(cells, chosen(cells, rows), looks=looks if rows is None else {})
     feeds = [_fed(model, schema) for model in wanted] if roles or for_ else []
     if for_ and feeds[0]["missing"]:
         found.append(Finding("error", "schema", f"{for_} needs {feeds[0]['missing'][0]}."))
     failed = any(finding.level == "error" for finding in found)
-    following = None if failed else _next(file, cells, feeds, matrices, columns)
+    following = None if failed else _next(file, cells, feeds, matrices, columns, rows)
     pending = " that can use this file once the errors above are fixed" if failed else ""
     text = "\n".join(
         [
@@ -182,17 +186,13 @@ def _verdict(seen: Look) -> tuple[bool, str]:
 
 
 def _columns(data: Data) -> Iterator[dict[str, Any]]:
+    from ..data.places import agree
+
     for prefix, part in _parts(data):
         for name in part.obs.columns:
-            if prefix and name in data.obs and _agree(data.obs[name], part.obs[name]):
+            if prefix and name in data.obs and agree(data.obs[name], part.obs[name]):
                 continue  # a copy of the whole's column
             yield {"place": f"{prefix}obs/{name}", **_column(str(name), part.obs[name])}
-
-
-def _agree(whole: pd.Series, part: pd.Series) -> bool:
-    if not whole.index.is_unique:
-        return False
-    return bool((whole.reindex(part.index).astype(str) == part.astype(str)).all())
 
 
 def _column(name: str, values: pd.Series) -> dict[str, Any]:
@@ -263,6 +263,7 @@ def _next(
     feeds: list[dict[str, Any]],
     matrices: list[dict[str, Any]],
     columns: list[dict[str, Any]],
+    rows: str | None,
 ) -> str | None:
     """Return the command line that comes next: name the roles, then fit."""
     schema = cells.schema
@@ -288,9 +289,11 @@ def _next(
     best = max(ready, key=fit)
     model, place = best["key"], getattr(schema, next(r for r in best["reads"] if r in MATRIX_ROLES))
     width = next((m["shape"][1] for m in matrices if m["place"] == place and m["shape"]), 0)
-    # most genes of a whole transcriptome carry no information and cost time
-    fewer = ["--n-genes", "2000"] if width > 5000 and narrows(schema) else []
-    return suggested("fit", model, file, *as_flags(named), *fewer, "-o", f"runs/{model}")
+    # most genes of a whole transcriptome carry no information and cost time; models of time follow each
+    wide = width > 5000 and narrows(schema)
+    fewer = {"n_genes": "100" if "time" in find(model).needs else "2000"} if wide else {}
+    some = {} if rows is None else {"rows": rows}
+    return suggested("fit", model, file, *as_flags(named | some | fewer), "-o", f"runs/{model}")
 
 
 def _asked(cells: Cells) -> set[str]:
@@ -324,7 +327,7 @@ def _candidates(matrices: list[dict[str, Any]], columns: list[dict[str, Any]]) -
         )
         if fit and fit[0]["place"] not in flags:
             flags += [f"--{role}", fit[0]["place"]]
-            flags += ["--control", fit[0]["control"]] if role == "perturbation" else []
+            flags += as_flags({"control": fit[0]["control"]}) if role == "perturbation" else []
     return flags
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import json as json_
+import os
 import re
-import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,28 @@ from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
 from ..errors import ConfigError, StoreError, visible, warn
-from ..schema import Place, Schema
+from ..schema import ROLES, Place, Schema
 
 if TYPE_CHECKING:
     from ..fitted import Fitted
 
 ROLES_GROUP = Group("Roles: where the data lives", sort_key=1)
 RUN = Group("How to run", sort_key=3)
+#: What models of time read, and what no model reads: known without loading a model, for the help.
+ROLES_OF_TIME = ("counts", "expression", "time", "trajectory")
+UNREAD_ROLES = ("views", "control", "vectors")
+#: What every condition on cells holds.
+_CONDITION = re.compile(r"\bobs\s*[.\[]")
+#: What a file of chreode holds, by the end of its name: a report, a bench, and what is ranked.
+_OURS = {
+    ".html": rb'<meta name="generator" content="chreode ',
+    ".json": rb'^\{\s*"kind": "',
+    ".csv": rb"^(source,target|feature,score),",
+}
+
+
+class Replaced(UserWarning):
+    """Says that an older output was replaced: the command line prints it once that is so."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +59,12 @@ def _whole(_: Any, tokens: Sequence[Token]) -> int | None:
     """Read a whole number; cyclopts alone would round 5.5."""
     word = tokens[0].value
     try:
-        return None if word.lower() == "none" else int(word)
+        number = None if word.lower() == "none" else int(word)
     except ValueError:
         raise ValueError(f"{word!r} is no whole number") from None
+    if number is not None and abs(number) >= 2**63:
+        raise ValueError(f"{word} is larger than a number of 64 bits")
+    return number
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]
@@ -62,17 +79,22 @@ def _conditions(_: Any, given: Any) -> dict[str, str]:
             if not (name and sign):
                 flag = token.keyword
                 raise ValueError(f"{token.value!r}. Write {flag} batch=p3, or {flag}.batch p3")
+            if name in found:
+                raise ValueError(f"{name} is given twice")
             found[name] = value
         return found
     for name, below in given.items():
-        inner = _conditions(_, below) if isinstance(below, Mapping) else {"": below[-1].value}
+        if not isinstance(below, Mapping) and len(below) > 1:
+            raise ValueError(f"{name} is given twice")
+        inner = _conditions(_, below) if isinstance(below, Mapping) else {"": below[0].value}
         found |= {f"{name}.{rest}" if rest else name: value for rest, value in inner.items()}
     return found
 
 
 Conditions = Annotated[
     dict[str, str],
-    Parameter(metavar="VALUE", converter=_conditions, accepts_keys=True, n_tokens=1),
+    # of any number of words, of which each time one is given
+    Parameter(metavar="VALUE", converter=_conditions, accepts_keys=True, n_tokens=-1),
 ]
 Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)]
 Switch = Annotated[bool, Parameter(negative="", show_default=False, group=RUN)]
@@ -103,7 +125,17 @@ Rows = Annotated[
 NGenes = Annotated[
     Whole | None,
     Parameter(
-        group=RUN, help="Keep only this number of most variable genes, chosen on the cells to use."
+        group=RUN,
+        help="Keep only this number of most variable genes, chosen on the cells to use. Log-expression of "
+        "counts is then per 10,000 counts of these genes.",
+    ),
+]
+NGenesUnseen = Annotated[
+    Whole | None,
+    Parameter(
+        group=RUN,
+        help="Keep only this number of most variable genes, chosen on cells that no result is judged on. "
+        "Log-expression of counts is then per 10,000 counts of these genes.",
     ),
 ]
 Into = Annotated[
@@ -194,66 +226,16 @@ def signed(
     return call
 
 
-def with_roles(call: Callable[..., Answer | None]) -> Callable[..., Answer | None]:
-    """Decorate a command whose ``**roles`` are the fields of `Schema`."""
-    return signed(call, *schema_flags())
+def with_roles(
+    call: Callable[..., Answer | None], hidden: Collection[str] = ()
+) -> Callable[..., Answer | None]:
+    """Decorate a command whose ``**roles`` are the fields of `Schema`; its help leaves out those `hidden`."""
+    return signed(call, *schema_flags(hidden))
 
 
-def spoken(text: str) -> str:
-    """Return a message of the library in the words of the command line.
-
-    Examples
-    --------
-    >>> spoken("if 'nan' means 'not known', set Schema(missing=('nan',)).")
-    "if 'nan' means 'not known', set --missing nan."
-    >>> spoken("PCA cannot predict; raise flow_epochs (now 400)")
-    'PCA cannot correct; raise --flow-epochs (now 400)'
-    """
-    text = text.replace("cannot predict", "cannot correct")  # the command
-    text = re.sub(
-        r"raise (\w+) \((now|0 by)", lambda m: f"raise --{m[1].replace('_', '-')} ({m[2]}", text
-    )
-    text_ = r"""(?:'[^']*'|"[^"]*")"""
-    return re.sub(
-        rf"Schema\((\w+)=(True|{text_}|\({text_},\))\)",
-        # a place that is to be filled in (obs/…) is nothing that a shell reads
-        lambda match: " ".join(
-            word if "…" in word else shlex.quote(word)
-            for word in as_flags({match[1]: ast.literal_eval(match[2])})
-        ),
-        text,
-    )
-
-
-def as_flags(values: Mapping[str, Any]) -> list[str]:
-    """Return roles or options as the words of a command line.
-
-    Examples
-    --------
-    >>> as_flags({"batch": "obs/donor", "missing": ("nan", "?"), "fractional": True, "control": "-"})
-    ['--batch', 'obs/donor', '--missing', 'nan', '?', '--fractional', '--control=-']
-    """
-    words = []
-    for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, (tuple, list)):
-            words += [flag, *map(str, value)]
-        else:
-            words += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
-    return words
-
-
-def suggested(*words: object) -> str:
-    """Return a command line as it can be typed."""
-    # a file whose name begins with a hyphen is no flag
-    return shlex.join(
-        [
-            "chreode",
-            *(f"./{w}" if isinstance(w, Path) and str(w)[0] == "-" else str(w) for w in words),
-        ]
-    )
+def with_roles_of_time(call: Callable[..., Answer | None]) -> Callable[..., Answer | None]:
+    """Decorate a command for models of time: its help shows the roles that they read."""
+    return with_roles(call, [role for role in ROLES if role not in ROLES_OF_TIME])
 
 
 def narrows(schema: Schema) -> Place | None:
@@ -292,12 +274,25 @@ def rows_of(text: str | None) -> Any:
     Raises
     ------
     ConfigError
-        If the file holds no names.
+        If there is no such file, and it is no condition either; or if the file holds no names.
     """
-    if text is None or not Path(text).is_file():
+    if text is None:
+        return None
+    if not os.path.isfile(text):  # noqa: PTH113 (which takes text that is too long for a name)
+        if not _CONDITION.search(text):
+            raise ConfigError(
+                f"--rows {text!r} is no file, and no condition, which would name a column: "
+                "--rows 'obs.cell_type != \"nan\"'."
+            )
         return text
-    names = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
-    names = [name for name in names if name]
+    try:
+        # some programs begin a text with a mark of its encoding
+        lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{text} cannot be read as text in UTF-8 ({error.reason}): save it as such."
+        ) from error
+    names = [name for line in lines if (name := line.strip())]
     if not names:
         raise ConfigError(f"{text} holds no cell names, of which it should have one per line.")
     return names
@@ -323,52 +318,76 @@ def require_output(
     source: Path | None = None,
     instead: str = "Choose another.",
 ) -> None:
-    """Refuse a name that would mislead, or the file that is read; announce what will be replaced.
+    """Refuse a name that would mislead, the file that is read, or one that chreode did not write.
 
     Raises
     ------
     StoreError
-        If it ends in none of `suffixes`, or is a folder.
+        If it ends in none of `suffixes`, is a folder, or a file that chreode did not write.
     ConfigError
-        If it is `source`.
+        If it is `source`, or one of them is a folder that holds the other.
     """
-    from ..store import refuse_folder  # which loads torch
+    from ..store import refuse_folder, require_writable  # which load torch
 
     require_suffix(path, suffixes)
     refuse_folder(path)
-    # the file itself, or a place inside of a .zarr that is read
-    if source is not None and path.resolve().is_relative_to(source.resolve()):
-        raise ConfigError(f"{path} is the input. {instead}")
-    require_place(path)
+    if source is not None:
+        refuse_input(path, source, instead)
+    _refuse_to_replace(path)
+    require_writable(path)
+    say_replaced(path)
 
 
-def require_place(path: Path) -> None:
-    """Refuse a place that cannot be written, and say what will be replaced: before the work.
+def refuse_input(path: Path, source: Path, instead: str = "Choose another.") -> None:
+    """Refuse an output in the place of what is read, inside of it or around it.
 
     Raises
     ------
-    StoreError
-        If nothing can be written there.
+    ConfigError
+        If it is there.
     """
-    from ..store import require_writable  # which loads torch
+    made, read = path.resolve(), source.resolve()
+    if made.is_relative_to(read):  # the file itself, or a place inside of a .zarr
+        raise ConfigError(f"{path} is the input. {instead}")
+    if read.is_relative_to(made):
+        raise ConfigError(f"{path} holds the input, {source}, and would be replaced. {instead}")
 
-    require_writable(path)
+
+def _refuse_to_replace(path: Path) -> None:
+    """Refuse to replace a file that chreode did not write: it may be the user's own."""
+    from ..data.collect import refuse_to_replace_cells  # which loads torch
+    from ..data.foreign import SUFFIXES
+
+    if path.suffix in SUFFIXES:
+        refuse_to_replace_cells(path)
+        return
+    content = path.read_bytes() if path.is_file() else b""
+    if content and not re.search(_OURS[path.suffix], content):
+        raise StoreError(
+            f"{path} is there already, and is no {path.suffix} file that chreode wrote. Choose another name, "
+            "or move this file away first."
+        )
+
+
+def say_replaced(path: Path) -> None:
+    """Note that an older output is replaced, if there is one."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        warn(f"{path} is there already and will be replaced.")
+        warn(f"{path} was there already and has been replaced.", Replaced)
 
 
 def require_apart(into: Path | None, *outputs: Path | None) -> None:
-    """Refuse an output at the place of the folder that keeps results.
+    """Refuse an output at the place of the folder that keeps results, or around it.
 
     Raises
     ------
     ConfigError
         If one is there.
     """
-    if into is not None and into.resolve() in {path.resolve() for path in outputs if path}:
-        raise ConfigError(
-            f"{into} keeps the results (--into): choose another place for the output."
-        )
+    for path in outputs:
+        if into is not None and path is not None and into.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(
+                f"{into} keeps the results (--into): choose another place for the output than {path}."
+            )
 
 
 def records(table: Any) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,30 +12,38 @@ from cyclopts import App, Parameter
 import chreode as ch
 
 from .. import config as config_
-from ..errors import ConfigError, near
+from ..errors import ConfigError, counted, near
+from ..fitted import Fitted
 from ..registry import find, keys
 from ..text import shown
 from .common import (
     RUN,
+    UNREAD_ROLES,
     Answer,
     Device,
     Into,
     Json,
     NGenes,
+    NGenesUnseen,
     Ray,
     Rows,
     Threads,
     Whole,
     Words,
+    narrows,
     records,
     require_apart,
     require_output,
     use_threads,
     with_roles,
+    with_roles_of_time,
 )
 from .fit import narrowed, tables_of
+from .spelling import spoken, suggested
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..data.cells import Cells
 
 _EXAMPLE = (
@@ -66,7 +75,7 @@ Config = Annotated[
 
 
 @bench.command
-@with_roles
+@partial(with_roles, hidden=UNREAD_ROLES)
 def integration(
     file: Path,
     /,
@@ -93,11 +102,12 @@ def integration(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file.
+        An .h5ad, .h5mu or .zarr.
     keys
         Slots of obsm to score.
     models
-        Models to score: keys, which are fitted here once per seed, or folders of fitted models.
+        Models to score: keys, which are fitted here once per seed, or folders of fitted models, which
+        name their rows.
     seeds
         Seeds of fits and clusterings.
     """
@@ -105,10 +115,13 @@ def integration(
     if not (keys or models):
         raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
     use_threads(threads)
-    methods = [*keys, *(_method(name, config) for name in models)]
+    methods = {key: key for key in keys} | dict(_method(name, config) for name in models)
     schema = _schema(config, roles)
+    data = narrowed(file, schema, rows, n_genes, sent=ray)
+    if n_genes is not None:
+        _require_genes(methods, file, data, schema)
     scored = ch.bench.integration(
-        narrowed(file, schema, rows, n_genes),
+        data,
         schema,
         methods,
         seeds=seeds,
@@ -120,7 +133,7 @@ def integration(
 
 
 @bench.command(help_epilogue=_EXAMPLE.format("generation", "cfgen"))
-@with_roles
+@partial(with_roles, hidden=("expression", *UNREAD_ROLES))
 def generation(
     file: Path,
     /,
@@ -132,7 +145,7 @@ def generation(
     report: Page = None,
     into: Into = None,
     rows: Rows = None,
-    n_genes: NGenes = None,
+    n_genes: NGenesUnseen = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -145,7 +158,7 @@ def generation(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file. Its categories (label, batch, perturbation …) make the classes.
+        An .h5ad, .h5mu or .zarr. Its categories (label, batch, perturbation …) make the classes.
     models
         Keys of models to fit, once per seed.
     seeds
@@ -155,7 +168,7 @@ def generation(
     use_threads(threads)
     schema = _schema(config, roles)
     scored = ch.bench.generation(
-        narrowed(file, schema, rows, n_genes),
+        narrowed(file, schema, rows, n_genes, partial(_held_out, seeds)),
         schema,
         [_model(name, config) for name in models],
         seeds=seeds,
@@ -170,7 +183,7 @@ def generation(
     help_epilogue="Example: chreode bench dynamics cells.h5ad --expression X --time obs/time "
     "--trajectory obs/donor --tests d4 d5 --models pathreg --report report.html"
 )
-@with_roles
+@with_roles_of_time
 def dynamics(
     file: Path,
     /,
@@ -183,7 +196,7 @@ def dynamics(
     report: Page = None,
     into: Into = None,
     rows: Rows = None,
-    n_genes: NGenes = None,
+    n_genes: NGenesUnseen = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -196,7 +209,7 @@ def dynamics(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file.
+        An .h5ad, .h5mu or .zarr.
     tests
         Trajectories to forecast, by their names in the column of --trajectory.
     models
@@ -209,7 +222,8 @@ def dynamics(
     _require_places(output, report, into)
     use_threads(threads)
     schema = _schema(config, roles)
-    cells = Cells.of(narrowed(file, schema, rows, n_genes), schema)
+    used = narrowed(file, schema, rows, n_genes, lambda cells, _: _cells_of(tests, cells))
+    cells = Cells.of(used, schema)
     scored = ch.bench.dynamics(
         cells.data, cells.schema, [_model(name, config) for name in models],
         tests={"test": _cells_of(tests, cells)}, seeds=seeds, into=into, device=device,
@@ -218,8 +232,28 @@ def dynamics(
     return _answer(scored, columns, output, report, json)
 
 
-def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> Any:
-    """Return which cells are of these trajectories."""
+def _held_out(seeds: tuple[int, ...], cells: Cells, kept: np.ndarray) -> np.ndarray:
+    """Return the cells that a seed holds out, of those to use: generated cells are compared with them."""
+    import numpy as np
+
+    from ..bench.generation import class_table
+    from ..bench.trials import require_seeds
+    from ..bench.yardstick import split
+
+    classes = class_table(cells)[0][kept]
+    found = np.unique([kept[i] for s in require_seeds(seeds) for i in split(classes, s).reference])
+    if 10 * len(found) > 9 * len(kept):
+        raise ConfigError(
+            f"--n-genes chooses genes by cells that no seed holds out. {counted(len(seeds), 'seed')} leave "
+            f"{len(kept) - len(found):,} of {counted(len(kept), 'cell')}, which are too few: name fewer."
+        )
+    return found
+
+
+def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> np.ndarray:
+    """Return the positions of the cells of these trajectories."""
+    import numpy as np
+
     if "trajectory" not in cells.places:
         raise ConfigError(
             "--tests names trajectories: name their place, as in --trajectory obs/donor."
@@ -228,7 +262,7 @@ def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> Any:
     for name in trajectories:
         if name not in set(of):
             raise ConfigError(f"There is no trajectory {name!r}.{near(name, of.dropna().unique())}")
-    return of.isin(trajectories).to_numpy()
+    return np.flatnonzero(of.isin(trajectories))
 
 
 def _require_places(output: Path | None, report: Path | None, into: Path | None) -> None:
@@ -252,8 +286,11 @@ def _answer(
     written = [scored.save(output)] if output else []
     written += [scored.report(report)] if report else []
     table = scored.table()
+    table["note"] = table["note"].map(spoken)
     lacking = {name: why for name, why in scored.lacking().items() if name in columns}
-    text = shown(table[columns].drop(columns=list(lacking))).to_string(float_format="%.3f")
+    text = shown(table[columns].drop(columns=list(lacking))).to_string(
+        float_format="{:z.3f}".format
+    )
     few = too_small(scored.about)
     notes = [
         f"There is no {name!r}: {why or 'it is undefined for these cells.'}"
@@ -270,11 +307,44 @@ def _answer(
     )  # fmt: skip
 
 
-def _method(name: str, config: Path | None) -> Any:
-    """Return a model to be fitted if the name is a key, otherwise the fitted one of a folder."""
+def _method(name: str, config: Path | None) -> tuple[str, Any]:
+    """Return the name of a row, and a model: to be fitted if `name` is a key, else that of a folder."""
     if name not in keys() and Path(name).is_dir():
-        return ch.load(name)
-    return _model(name, config)
+        fitted = ch.load(name)
+        return f"{type(fitted.model).__name__} {Path(name)}", fitted
+    model = _model(name, config)
+    return type(model).__name__, model
+
+
+def _require_genes(methods: Mapping[str, Any], file: Path, data: Any, schema: ch.Schema) -> None:
+    """Refuse fitted models whose genes --n-genes leaves out: they would be scored without them.
+
+    Raises
+    ------
+    ConfigError
+        If there is one. It says how to score it all the same.
+    """
+    from ..data.cells import Cells
+
+    place = narrows(schema)
+    modality = place.modality if place else ""
+    whole, kept = (
+        {*(cells.mod[modality] if modality else cells).var_names}
+        for cells in (Cells.of(file, schema).data, data)
+    )
+    for name, fitted in methods.items():
+        if not isinstance(fitted, Fitted):
+            continue
+        genes = {*fitted.spec.features[fitted.spec.either("expression", "counts")]}
+        lost = (genes & whole) - kept
+        if lost:
+            kind, _, folder = name.partition(" ")
+            raise ConfigError(
+                f"--n-genes leaves out {len(lost):,} of the {counted(len(genes), 'gene')} of {folder}. Leave "
+                f"--n-genes out, or score what the model makes of all its genes: "
+                f"{suggested('embed', folder, file, '-o', 'embedded.h5ad')}, then bench embedded.h5ad with "
+                f"--keys X_{kind.lower()}."
+            )
 
 
 def _model(name: str, config: Path | None) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from .. import store
 from ..errors import counted
@@ -21,11 +22,11 @@ from .common import (
     records,
     require_output,
     use_threads,
-    with_roles,
+    with_roles_of_time,
 )
 
 
-@with_roles
+@with_roles_of_time
 def trajectory(
     model: Path,
     file: Path | None = None,
@@ -77,7 +78,7 @@ def rank(
     /,
     *,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
-    n: Annotated[Whole, Parameter(name=("--n", "-n"))] = 20,
+    n: Annotated[Whole, Parameter(name=("--n", "-n"), validator=Number(gte=1))] = 20,
     json: Json = False,
 ) -> Answer:
     """Show which genes drive which, or how much each gene matters.

@@ -13,6 +13,7 @@ from ..errors import visible
 from ..schema import CATEGORY_ROLES, MATRIX_ROLES, Spec
 from ..text import shown
 from .common import Answer, Json, records
+from .spelling import spoken
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -82,16 +83,18 @@ def show(model: Path, /, *, json: Json = False) -> Answer:
         "categories": {role: list(names) for role, names in fitted.spec.categories.items()},
         "continuous": list(fitted.spec.continuous),
     }
-    roles = [f"{visible(role):<16}{visible(place)}" for role, place in fitted.schema.places()]
+    places = [(visible(role), visible(place)) for role, place in fitted.schema.places()]
+    wide = 2 + max(14, *(len(role) for role, _ in places), *map(len, sizes["categories"]))
+    roles = [f"{role:<{wide}}{place}" for role, place in places]
     groups = [
-        f"{visible(role):<16}{len(names)}: {', '.join(map(visible, names[:8]))}"
+        f"{visible(role):<{wide}}{len(names)}: {', '.join(map(visible, names[:8]))}"
         f"{', …' if len(names) > 8 else ''}"
         for role, names in sizes["categories"].items()
     ]
     last = fitted.history.tail(3).dropna(axis="columns", how="all")  # of other phases
     tail = shown(last.map(lambda v: f"{v:.4g}" if isinstance(v, float) else v))
     text = "\n".join(
-        [fitted.card(plain=True), "Roles", *roles, *(["", "Categories", *groups] if groups else []),
+        [spoken(fitted.card(plain=True)), "Roles", *roles, *(["", "Categories", *groups] if groups else []),
          "", "Last epochs", tail.T.to_string(header=False)]
     )  # fmt: skip
     return Answer(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -18,21 +20,34 @@ from .common import (
     Device,
     Into,
     Json,
-    NGenes,
+    NGenesUnseen,
     Ray,
     Rows,
     Seed,
     Threads,
     Whole,
-    as_flags,
     records,
+    refuse_input,
     require_apart,
-    require_place,
-    spoken,
-    suggested,
     use_threads,
 )
-from .fit import configured, first_line, narrowed, per_model, tables_of
+from .fit import (
+    configured,
+    first_line,
+    keep,
+    narrowed,
+    notes_of,
+    per_model,
+    require_model_place,
+    tables_of,
+)
+from .spelling import as_flags, spoken, suggested
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.cells import Cells
+    from ..model import Model
 
 tune = App(
     name="tune",
@@ -59,7 +74,7 @@ def _tune(
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
     config: Annotated[Path | None, Parameter(group=RUN)] = None,
     rows: Rows = None,
-    n_genes: NGenes = None,
+    n_genes: NGenesUnseen = None,
     device: Device = "auto",
     into: Into = None,
     ray: Ray = False,
@@ -77,7 +92,7 @@ def _tune(
     Parameters
     ----------
     file
-        An .h5ad or .h5mu file. It is not changed.
+        An .h5ad, .h5mu or .zarr. It is not changed.
     trials
         Number of trials.
     output
@@ -86,49 +101,60 @@ def _tune(
         A TOML file with tables [schema] and [model]. Flags override it.
     """
     from ..bench.tuning import default_space
-    from ..fitted import refuse_to_replace
-    from ..learn.phase import was_interrupted
 
     asked, schema = configured(model, config, options)
-    given = {*options, *(tables_of(config).get("model", {}) if config else {})}
-    space = {name: span for name, span in default_space(asked).items() if name not in given}
+    fixed = {*options, *(tables_of(config).get("model", {}) if config else {})}
+    space = {name: span for name, span in default_space(asked).items() if name not in fixed}
     require_apart(into, output)
     if output:
-        refuse_to_replace(output)
-        require_place(output)
+        refuse_input(output, file)
+        require_model_place(output)
     use_threads(threads)
-    data = narrowed(file, schema, rows, n_genes)
+    judged, depth = partial(_judged, seed), model.scale != "counts"
+    data = narrowed(file, schema, rows, n_genes, judged, sent=ray, depth=depth)
     tuned = ch.tune(
         asked, data, schema, trials=trials, seed=seed, space=space, into=into,
         ray=ray and (threads or 1), device=device,
     )  # fmt: skip
-    best = config_.as_dict(tuned.best)
-    plain = config_.as_dict(model())
-    chosen = {name: value for name, value in best.items() if value != plain[name]}
-    chosen_cells = [] if rows is None else ["--rows", rows]
-    genes = [] if n_genes is None else ["--n-genes", n_genes]
-    command = suggested(
-        "fit", tuned.best.key, file, *as_flags(schema.as_dict()), *as_flags(chosen), *chosen_cells, *genes,
-        "--seed", seed, "-o", output or f"runs/{tuned.best.key}",
-    )  # fmt: skip
-    lines = [
-        tuned.trials.drop(columns="seed").to_string(float_format="%.5g"),
-        f"{tuned.verdict()}\nThe best: {command}",
-    ]
+    # the bits of the weights depend on the number of threads
+    run = {"rows": rows, "n_genes": n_genes, "seed": seed, "threads": threads}
+    command = _command(tuned.best, file, schema, run, output)
+    table = tuned.trials.drop(columns="seed")
+    table["note"] = table["note"].map(spoken)
+    lines = [table.to_string(float_format="%.5g"), f"{tuned.verdict()}\nThe best: {command}"]
     interrupted = False
     if output:
+        # as the command that is suggested: nothing is judged here, so all cells choose the genes
+        data = narrowed(file, schema, rows, n_genes, depth=depth)
         fitted = tuned.best.fit(data, schema, seed=seed, device=device)
-        fitted.save(output)
-        interrupted = was_interrupted(fitted.provenance["notes"])
-        lines.append(f"fitted on all cells and saved to {output}")
-        lines += [f"Note: {spoken(note)}." for note in fitted.provenance["notes"]]
+        output, saved, interrupted = keep(fitted, output)
+        lines += [f"fitted on all cells and {saved}", *notes_of(fitted)]
     return Answer(
         "\n".join(lines),
         {
-            "best": best, "improved": tuned.improved, "verdict": tuned.verdict(),
+            "best": config_.as_dict(tuned.best), "improved": tuned.improved, "verdict": tuned.verdict(),
             "trials": records(tuned.trials), "refits": records(tuned.refits),
             "about": dict(tuned.about), "folder": str(output) if output else None,
         },
-        json,
-        code=130 if interrupted else 0,
+        json, code=130 if interrupted else 0,
     )  # fmt: skip
+
+
+def _command(
+    best: Model, file: Path, schema: ch.Schema, run: Mapping[str, Any], output: Path | None
+) -> str:
+    """Return the command line that fits a model."""
+    plain = config_.as_dict(type(best)())
+    options = {name: v for name, v in config_.as_dict(best).items() if v != plain[name]}
+    words = schema.as_dict() | options | {name: v for name, v in run.items() if v is not None}
+    return suggested("fit", best.key, file, *as_flags(words), "-o", output or f"runs/{best.key}")
+
+
+def _judged(seed: int, cells: Cells, kept: np.ndarray) -> np.ndarray:
+    """Return the cells that trials or refits are judged on, of those to use."""
+    import numpy as np
+
+    from ..bench.tuning import HELD_OUT, three_parts
+
+    _, *held_out = three_parts(cells, np.arange(len(kept)), HELD_OUT, HELD_OUT, seed)
+    return kept[np.concatenate(held_out)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import chreode as ch
 
 from .. import store
 from ..data.foreign import refuse_other_formats
-from ..errors import ConfigError, counted
+from ..errors import CapabilityError, ConfigError, StoreError, counted
 from .common import (
     RUN,
     Answer,
@@ -53,7 +54,8 @@ def embed(
         An .h5ad, .h5mu or .zarr, whose features are matched by name. Roles are read
         where the fit read them, unless you name other places.
     output
-        File to write [default: NAME.embedded.h5ad beside FILE].
+        File to write, in place of an older one [default: NAME.embedded.h5ad beside FILE, which
+        must not be there yet].
     in_place
         Write to FILE itself.
     key_added
@@ -91,7 +93,7 @@ def classify(
     json: Json = False,
     **roles: Any,
 ) -> Answer:
-    """Write the most probable label of each cell into a copy of their file.
+    """Write the most probable label of each cell into a copy of their file. No model does so yet.
 
     Parameters
     ----------
@@ -101,7 +103,8 @@ def classify(
         An .h5ad, .h5mu or .zarr, whose features are matched by name. Roles are read
         where the fit read them, unless you name other places.
     output
-        File to write [default: NAME.classified.h5ad beside FILE].
+        File to write, in place of an older one [default: NAME.classified.h5ad beside FILE, which
+        must not be there yet].
     in_place
         Write to FILE itself.
     """
@@ -139,6 +142,8 @@ def _target(file: Path, output: Path | None, done: str, *, in_place: bool) -> Pa
         store.require_writable(file)
         return file
     target = output or file.with_suffix(f".{done}{file.suffix}")
+    if output is None and os.path.lexists(target):  # of another model, maybe, or a link
+        raise StoreError(f"{target} is there already. To replace it, name it: -o {target}")
     require_output(target, [file.suffix], file, "If it is to be overwritten, add --in-place.")
     return target
 
@@ -150,7 +155,7 @@ def generate(
     n_cells: Annotated[Whole, Parameter(name=("--n-cells", "-n"))],
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     given: Conditions | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
@@ -170,7 +175,7 @@ def generate(
         A condition, by role, covariate or obs column: --given.batch p3 --given.label NK. Conditions that you
         leave out are drawn as they occur in the training cells.
     guidance
-        Weight of the conditions, for models that have one.
+        Weight of the conditions, for models that have one. 1 is the model as trained.
     """
     from ..verbs.answering import at_least
 
@@ -178,7 +183,10 @@ def generate(
     require_output(output, [".h5ad", ".h5mu"])
     use_threads(threads)
     fitted = load_model(model)
-    fitted.generate(n_cells, given=given, guidance=guidance, seed=seed, into=output, device=device)
+    options: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
+    if options and not fitted.verb_options("generate"):
+        raise CapabilityError(f"{fitted.model.key} has no guidance; leave it out.")
+    fitted.generate(n_cells, given=given, seed=seed, into=output, device=device, **options)
     under = ", ".join(f"{role} {value}" for role, value in (given or {}).items())
     return Answer(
         f"{counted(n_cells, 'cell')}{f' ({under})' if under else ''} written to {output}",
@@ -213,10 +221,10 @@ def correct(
     to
         A condition, by role, covariate or obs column: --to.batch p3.
     output
-        The file to write: counts in an .h5ad (.h5mu of several modalities), or with --latent a copy of
-        FILE with coordinates.
+        The file to write: an .h5ad (.h5mu of several modalities) of counts, or of expression where the
+        model learned that; with --latent a copy of FILE with coordinates.
     latent
-        Write latent coordinates under these conditions instead of counts.
+        Write latent coordinates under these conditions, and no counts or expression.
     """
     from ..data.collect import copy_with
     from ..data.read import read
@@ -239,7 +247,7 @@ def correct(
     else:
         require_output(output, [".h5ad", ".h5mu"], file)
         fitted.predict(file, to=to, seed=seed, into=output, schema=schema, device=device)
-        written = "counts"
+        written = "counts" if fitted.model.scale == "counts" else "expression"
     return Answer(
         f"{written} as of {conditions} written to {output}", {"file": str(output), "to": to}, json
     )
@@ -289,7 +297,7 @@ def augment(
         cells.write_h5ad(made)
     new = int(cells.obs["generated"].sum())
     return Answer(
-        f"{cells.n_obs - new:,} real cells and {new:,} generated ones written to {output}",
+        f"{counted(cells.n_obs - new, 'real cell')} and {counted(new, 'generated one')} written to {output}",
         {"file": str(output), "real": cells.n_obs - new, "generated": new, "seed": seed},
         json,
     )

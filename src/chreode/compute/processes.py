@@ -76,12 +76,24 @@ class Group:
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
-    def add_numbers(self, values: dict[str, float]) -> dict[str, float]:
-        """Return the sums of some numbers, which go by the same names everywhere."""
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    def add_numbers(self, values: Sequence[float]) -> list[float]:
+        """Return the sum over the processes of each of some numbers, which stand in the same order."""
+        total = torch.tensor(values, dtype=torch.float64, device=self._device)
         self.add([total])
-        return dict(zip(values, total.tolist(), strict=True))
+        found: list[float] = total.tolist()
+        return found
+
+    def union(self, names: Iterable[str]) -> list[str]:
+        """Return the names that any process has, in the same order for all."""
+        if self.alone:
+            return [*names]
+        letters = "".join(f"{name}\n" for name in names).encode()
+        own = torch.tensor([*letters], dtype=torch.int64, device=self._device)
+        return [*dict.fromkeys(bytes(self.gather(own)[0].tolist()).decode().splitlines())]
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if not self.alone and dist.get_backend() == "nccl" else "cpu"
 
     def gather(
         self, x: Shaped[Tensor, "b ..."]

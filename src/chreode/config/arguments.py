@@ -67,7 +67,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.items():
             hint = hints.get(name, Any)
             if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                _refuse_unknown(function.__name__, value, _names(signature, hints))
+                known = [*_names(signature, hints), *_offered(function.__name__, *args)]
+                _refuse_unknown(function.__name__, value, known)
                 continue
             if value is not signature.parameters[name].default:
                 _refuse(function.__name__, name, value, hint)
@@ -85,6 +86,12 @@ def _names(signature: inspect.Signature, hints: Mapping[str, Any]) -> list[str]:
     further = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
     settings = [field.name for field in dataclasses.fields(hints["run"])] if further else []
     return [name for name in signature.parameters if name not in ("self", *further)] + settings
+
+
+def _offered(verb: str, *args: Any) -> list[str]:
+    """Return what more a fitted model takes where it is asked something (`Module.verb_options`)."""
+    offers = getattr(next(iter(args), None), "verb_options", None)
+    return [*offers(verb)] if offers else []
 
 
 def _refuse_unknown(owner: str, given: Mapping[str, Any], names: list[str]) -> None:

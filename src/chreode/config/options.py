@@ -107,9 +107,17 @@ def _checked(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) -
             too_low = low is not None and number < low
             too_high = high is not None and number > high
             if too_low or too_high or abs(typing.cast(float, number)) > 2**53 or math.isnan(number):
-                span = f"from {low if low is not None else '-inf'} to {high if high is not None else 'inf'}"
-                raise ConfigError(f"{owner}({field.name}={value!r}): expected a number {span}.")
+                raise ConfigError(f"{owner}({field.name}={value!r}): expected {_span(low, high)}.")
     return value
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        ends = [f"of at least {low}"] * (low is not None) + [f"of at most {high}"] * (
+            high is not None
+        )
+        return " ".join(["a number", *(ends or ["that 64 bits hold"])])
+    return f"a number from {low} to {high}"
 
 
 def _as_python(value: Any) -> Any:

@@ -22,9 +22,9 @@ def refuse_ends(
     if agree and not (indptr[1:] < indptr[:-1]).any():
         return
     raise error(
-        f"{name} is damaged: its indptr does not describe {counted(n, 'row')} of {stored[0]:,} stored "
-        f"values and {stored[1]:,} indices (a small integer type may have wrapped). Read, copy or make it "
-        "again."
+        f"{name} is damaged: its indptr does not describe {counted(n, 'row')} of "
+        f"{counted(stored[0], 'stored value')} and {counted(stored[1], 'column index')} (a small "
+        "integer type may have wrapped). Read, copy or make it again."
     )
 
 

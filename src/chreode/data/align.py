@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError, SchemaError, near, warn
+from ..errors import DataError, SchemaError, counted, listed, near, warn
 from ..schema import CATEGORY_ROLES, MATRIX_ROLES, NUMBER_ROLES, UNIT_ROLES, Place, Spec
 from .cells import Cells
 from .check import MAY_LACK, findings, merging, require, unit
 from .look import any_nan
-from .sets import as_codes, code_of, shares, single_names, vectors_of
+from .sets import (
+    as_codes,
+    code_of,
+    is_amount,
+    refuse_negative,
+    shares,
+    single_names,
+    vectors_of,
+)
 from .source import Source
 
 #: A query whose shared features carry less than this share of the model's weight is refused.
 MIN_WEIGHT = 0.5
+_VERSION = r"\.\d+$"
+
+#: Turns names of features into others.
+_Renamed: TypeAlias = Callable[[pd.Index], pd.Index]
+#: How names of one feature differ: what makes both alike, and lines that may make one of them the other.
+_DIFFERENCES: tuple[tuple[str, _Renamed, Mapping[str, _Renamed]], ...] = (
+    (
+        "the version behind Ensembl ids", lambda names: names.str.replace(_VERSION, "", regex=True),
+        {f"replace(r'{_VERSION}', '', regex=True)": lambda n: n.str.replace(_VERSION, "", regex=True)},
+    ),
+    (
+        "upper and lower case, as genes of mouse and human do", lambda names: names.str.upper(),
+        {
+            "upper()": lambda names: names.str.upper(), "lower()": lambda names: names.str.lower(),
+            "capitalize()": lambda names: names.str.capitalize(),
+        },
+    ),
+)  # fmt: skip
 
 
 class MissingFeatures(UserWarning):
@@ -48,7 +74,7 @@ def learn_spec(
     Raises
     ------
     DataError
-        If a value is no set of names, a dose of one is negative, or a name has no vector where others have.
+        If a value is no set of names, or a name has no vector where others have.
     """
     features: dict[str, tuple[str, ...]] = {}
     categories: dict[str, tuple[str, ...]] = {}
@@ -139,7 +165,7 @@ def open_source(
     Raises
     ------
     DataError
-        If categories are unknown on `rows`, or numbers too close to be told apart.
+        If on `rows` categories are unknown, numbers too close to be told apart, or amounts negative.
     """
     matrices: dict[str, Any] = {}
     places: dict[str, np.ndarray] = {}
@@ -157,8 +183,11 @@ def open_source(
             _refuse_unknown(key, unknown, spec)
         elif base in NUMBER_ROLES or base == "continuous":
             columns[role] = cells.numbers(role)
+            looked_at = columns[role] if rows is None else columns[role][rows]
             if base != "size_factor":
-                _refuse_merging(role, columns[role] if rows is None else columns[role][rows], spec)
+                _refuse_merging(role, looked_at, spec)
+            if is_amount(spec, role):
+                refuse_negative(looked_at)
     for stacked in ("categorical", "continuous"):
         names_ = getattr(spec, stacked)
         if names_ and any(r.startswith(f"{stacked}/") for r in columns):
@@ -190,8 +219,10 @@ def open_query(
     return open_source(cells, spec, roles, take)
 
 
-def refuse_missing(source: Source, tolerates: Collection[str], model: str) -> None:
-    """Refuse entries that were not measured, in roles where a model does not understand them.
+def refuse_missing(
+    source: Source, rows: np.ndarray, tolerates: Collection[str], model: str
+) -> None:
+    """Refuse entries that are read and were not measured, in roles where a model does not understand them.
 
     Raises
     ------
@@ -200,7 +231,9 @@ def refuse_missing(source: Source, tolerates: Collection[str], model: str) -> No
     """
     for role, values in source.matrices.items():
         base = role.partition("/")[0]  # NaN in counts was refused before
-        if base in MAY_LACK and base not in tolerates and any_nan(values):
+        at = source.where[role][rows] if role in source.where else rows
+        columns = source.take[role][source.take[role] >= 0] if role in source.take else None
+        if base in MAY_LACK and base not in tolerates and any_nan(values, at[at >= 0], columns):
             raise DataError(
                 f"{role} holds NaN (not measured), which {model} does not understand. PPCA and "
                 "FactorAnalysis do; or remove these cells or features."
@@ -236,19 +269,25 @@ def condition_code(spec: Spec, key: str, value: Any) -> tuple[str, int | None, A
     return key, None, code
 
 
-def gene_positions(spec: Spec, name: str, value: str) -> tuple[int, ...]:
+def gene_positions(spec: Spec, name: str, value: Any) -> tuple[int, ...]:
     """Return the positions of a gene, or of several as ``A+B``, that an argument called `name` holds.
 
     Raises
     ------
     SchemaError
-        If the model was not fitted with one of them.
+        If it is no text, or the model was not fitted with one of them.
     """
+    if not isinstance(value, str):
+        raise SchemaError(f"{name}={value!r}: expected a gene, or several as text: 'A+B'.")
     genes = spec.features[spec.either("expression", "counts")]
     named = [value] if value in genes else value.split("+")  # the name of a gene may have a plus
     unknown = [gene for gene in named if gene not in genes]
     if unknown:
-        raise SchemaError(f"{name}: there is no gene {unknown[0]!r}.{near(unknown[0], genes)}")
+        # a gene of a similar name is another gene
+        same = [gene for gene in genes if gene.casefold() == unknown[0].casefold()]
+        hint = f" Did you mean {same[0]!r}?" if same else " The fit can say nothing of it."
+        known = counted(len(genes), "gene")
+        raise SchemaError(f"{name}: {unknown[0]!r} is not among the {known} of the fit.{hint}")
     return tuple(genes.index(gene) for gene in named)
 
 
@@ -259,6 +298,8 @@ def _number(spec: Spec, key: str, value: Any) -> float:
         number = math.nan
     if not np.isfinite(spec.narrowed(key, np.array(number))):
         raise SchemaError(f"{key}={value!r}: expected a finite number.")
+    if is_amount(spec, key) and number < 0:
+        raise SchemaError(f"{key}={number:g}: an amount is not negative. Ask for 0 or more.")
     return number
 
 
@@ -288,8 +329,7 @@ def _refuse_unknown(key: str, names: Collection[str], spec: Spec) -> None:
     unknown = sorted(names)
     if unknown:
         raise DataError(
-            f"{key}: the model never saw {unknown[:5]}"
-            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}. It knows "
+            f"{key}: the model never saw {listed(map(repr, unknown))}. It knows "
             f"{', '.join(spec.categories[key][:10])}. Map the new cells first: "
             "fitted.model.fit(query, schema, from_=fitted)."
         )
@@ -306,41 +346,50 @@ def _report_missing(
     missing = found < 0
     if not missing.any():
         return
-    trained = spec.features[role]
-    share = missing.mean() if weight is None else weight[missing].sum() / max(weight.sum(), 1e-30)
+    trained = pd.Index(spec.features[role])
+    weight = np.ones(len(trained)) if weight is None else weight
+
+    def share(these: np.ndarray) -> float:
+        return float(weight[these].sum() / max(weight.sum(), 1e-30))
+
     message = (
-        f"{role} ({place}): {int(missing.sum()):,} of {len(trained):,} trained features are missing "
-        f"(such as {trained[int(np.argmax(missing))]!r}); they carry {share:.0%} of the model's weight."
+        f"{role} ({place}) lacks {int(missing.sum()):,} of {counted(len(trained), 'trained feature')} "
+        f"(such as {trained[int(np.argmax(missing))]!r}), which carry {share(missing):.0%} of the "
+        "model's weight."
     )
-    if missing.all() or share > 1 - MIN_WEIGHT:
+    if missing.all() or share(missing) > 1 - MIN_WEIGHT:
         if missing.all():
             message += (
                 f" No feature is shared: the model knows names such as {trained[0]!r}, the query has "
                 f"{str(names[0])!r}. Put names of the same kind (symbols or Ensembl ids) in var_names."
             )
         message += f" At least {MIN_WEIGHT:.0%} of the weight must be found."
-        raise DataError(message + _renaming(trained, names, int((found >= 0).sum())))
+        raise DataError(message + _renaming(place, trained, names.astype(str), share))
     warn(message, MissingFeatures)
 
 
-def _renaming(trained: Sequence[str], names: pd.Index, shared: int) -> str:
-    """Say how names differ from those of the fit, where most would match if they did not."""
-    own, theirs = pd.Index(trained).astype(str), names.astype(str)
-    upper = own.str.isupper().mean() > 0.5
-    plain: list[tuple[str, Callable[[pd.Index], pd.Index], str]] = [
-        (
-            "the version behind Ensembl ids",
-            lambda index: index.str.replace(r"\.\d+$", "", regex=True),
-            r"replace(r'\.\d+$', '', regex=True)",
-        ),
-        (
-            "upper and lower case, as genes of mouse and human do",
-            lambda index: index.str.upper(),
-            "upper()" if upper else "capitalize()",
-        ),
-    ]
-    for what, reduced, mend in plain:
-        if reduced(own).isin(reduced(theirs)).sum() > max(2 * shared, len(own) / 2):
-            message = f"data.var_names = data.var_names.str.{mend}"
-            return f" Most names differ by {what}, and by nothing else. Make them the same, as by {message}."
+def _renaming(
+    place: Place, own: pd.Index, names: pd.Index, share: Callable[[np.ndarray], float]
+) -> str:
+    """Say how names differ from those of the fit, where enough would match if they did not.
+
+    A line that renames them is given only if it was found to do so.
+    """
+
+    def enough(known: pd.Index, found: pd.Index) -> bool:
+        there = known.isin(found)
+        return bool(there.any()) and share(~there) <= 1 - MIN_WEIGHT
+
+    for what, alike, mends in _DIFFERENCES:
+        if not enough(alike(own), alike(names)):
+            continue
+        message = f" Most names differ by {what}, and by nothing else."
+        for code, mend in mends.items():
+            if place.slot in ("X", "layers") and enough(own, mend(names)) and mend(names).is_unique:
+                line = f"{place.owner()}.var_names = {place.owner()}.var_names.str.{code}"
+                return f"{message} Make them the same, as by {line}."
+        return (
+            f"{message} Rename the features of the query by a table, or fit the model on names such as "
+            f"{names[0]!r}."
+        )
     return ""

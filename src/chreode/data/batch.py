@@ -233,27 +233,20 @@ class CellBatch:
         NaN. The mask has one row where all cells were measured for the same features, one column where
         every cell was for all or none, and one entry where all is there.
         """
-        x = self[role]
+        return self._without_nan(self[role], role)
+
+    def measured_expression(self) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
+        """Return `log_expression` as `measured` returns a role: with which entries were measured."""
+        role = "expression" if "expression" in self.views else "counts"
+        return self._without_nan(self.log_expression(), role)
+
+    def _without_nan(
+        self, x: Float[Tensor, "b g"], role: str
+    ) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
         mask = torch.ones(1, 1).to(x)
-        if role in self.present:
+        if role in self.present and not bool(self.present[role].all()):
             mask = mask * self.present[role][:, None]
         if role in self.observed:
             mask = mask * self.observed[role]
-        return _without_nan(x, mask)
-
-    def measured_expression(self) -> tuple[Float[Tensor, "b g"], Float[Tensor, "#b #g"]]:
-        """Return `log_expression`, 0 where it was not measured, and which entries were: 1 or 0.
-
-        The mask has one row where all cells were measured for the same features, and one entry where
-        they were for all.
-        """
-        x = self.log_expression()
-        mask = torch.ones(1, 1).to(x)
-        for known in self.observed.values():
-            mask = mask * known
-        return _without_nan(x, mask)
-
-
-def _without_nan(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    lacking = x.isnan()
-    return (x.nan_to_num(), mask * ~lacking) if bool(lacking.any()) else (x, mask)
+        lacking = x.isnan()
+        return (x.nan_to_num(), mask * ~lacking) if bool(lacking.any()) else (x, mask)

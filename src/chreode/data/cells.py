@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int
 
-from ..errors import SchemaError
+from ..errors import SchemaError, listed
 from ..schema import MATRIX_ROLES, Place, Schema
 from . import places
 from .read import Data, read
@@ -70,6 +70,11 @@ class Cells:
         """Names of the cells."""
         return self.data.obs_names
 
+    @property
+    def obs(self) -> pd.DataFrame:
+        """The columns of the cells, with those of the modalities that the schema names."""
+        return places.obs_of(self.data, self.places.values())
+
     @cached_property
     def places(self) -> dict[str, Place]:
         """Where each role lives that is named; tuples as ``categorical/donor``."""
@@ -117,7 +122,7 @@ class Cells:
             return pd.DataFrame(index=index)
         if not index.isin(found.index).all():  # whole numbers and truths, of which some are missing
             whole = found.select_dtypes([bool, np.integer])
-            found = found.assign(**whole.convert_dtypes())
+            found = found.astype(whole.convert_dtypes().dtypes.to_dict())
         return found.reindex(index)
 
     def column(self, role: str) -> pd.Series:
@@ -221,7 +226,9 @@ def _positions(names: pd.Index, rows: Any, name: str) -> Int[np.ndarray, " n"]:
         texts = [str(v) if isinstance(v, str) else None for v in given]
         found = names.get_indexer(pd.Index(texts, dtype=object))
         if (found < 0).any():
-            raise SchemaError(f"{name}: {given[found < 0][:5].tolist()} are not among the cells.")
+            raise SchemaError(
+                f"{name}: not among the cells: {listed(map(repr, given[found < 0].tolist()))}."
+            )
         given = found
     if len(given) and (given.min() < 0 or given.max() >= n):
         raise SchemaError(f"{name}: expected positions from 0 to {n - 1}.")

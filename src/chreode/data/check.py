@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from ..errors import DataError, SchemaError, counted, near, warn
+from ..errors import DataError, SchemaError, counted, listed, near, warn
 from ..schema import (
     CATEGORY_ROLES,
     COUNT_ROLES,
@@ -24,14 +25,13 @@ from .cells import Cells
 from .design import ONE_COURSE, confounded, shared
 from .look import Look, look
 from .places import as_category
+from .sets import named_vectors
 
 #: Counts up to which float32 holds every whole number.
 _EXACT = 2**24
 #: Strings that often stand for "not known".
 _SUSPECT = ("nan", "na", "none", "unknown", "unmatched", "unassigned", "")
-_LONELY = (
-    "one cell each; nothing can be learned of them. Remove these cells or merge the categories."
-)
+_LONELY = "nothing can be learned there. Remove such cells or merge categories."
 #: Roles that say whether values are counts, which their sums may belie.
 SCALED_ROLES = (*COUNT_ROLES, "expression")
 #: Roles whose NaN means "not measured".
@@ -75,6 +75,11 @@ def findings(
             found += _role(cells, role, rows, looks or {}, progress)
         except SchemaError as error:
             found.append(Finding("error", role, str(error)))
+    if cells.schema.vectors is not None:
+        try:
+            named_vectors(cells, cells.schema.vectors)
+        except (DataError, SchemaError) as error:
+            found.append(Finding("error", "vectors", str(error)))
     if query:  # nothing is learned
         return [f for f in found if not f.text.endswith(_LONELY)]
     return found if any(f.level == "error" for f in found) else [*found, *_design(cells, rows)]
@@ -141,9 +146,9 @@ def _role(
             if base == "counts" and not (seen.negative or seen.infinite or seen.lacking):
                 yield from _zeros(slot, base, place, seen)
     elif base in CATEGORY_ROLES or base == "categorical":
-        yield from _category(slot, base, cells.column(role).iloc[rows], cells.schema)
+        yield from _category(slot, base, place, cells.column(role).iloc[rows], cells.schema)
     elif base in NUMBER_ROLES or base == "continuous":
-        yield from _number(slot, base, cells.numbers(role)[rows])
+        yield from _number(slot, base, place, cells.numbers(role)[rows])
 
 
 def _form(slot: str, role: str, place: Place, values: Any, names: pd.Index) -> Iterator[Finding]:
@@ -166,7 +171,9 @@ def _form(slot: str, role: str, place: Place, values: Any, names: pd.Index) -> I
 def _values(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Finding]:
     if seen.infinite:
         yield Finding(
-            "error", role, f"{slot} holds {seen.infinite:,} infinite values; remove them."
+            "error",
+            role,
+            f"{slot} holds {counted(seen.infinite, 'infinite value')}; remove such cells or features.",
         )
     elif max(seen.high, -seen.low) > 3.4e38:
         yield Finding("error", role, f"{slot} holds values beyond 3.4e38; divide or remove them.")
@@ -174,37 +181,14 @@ def _values(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
         yield Finding(
             "error", role,
             f"{slot} holds {seen.lacking:,} NaN. Counts that were not measured are no zeros: "
-            "remove these cells or features.",
+            "remove such cells or features.",
         )  # fmt: skip
     elif seen.lacking:
         yield Finding(
             "note", role, f"{slot}: {counted(seen.lacking, 'NaN value')}, read as not measured."
         )
     if role in COUNT_ROLES:
-        if seen.negative:
-            yield Finding(
-                "error", role,
-                f"{slot} holds {seen.negative:,} negative values: these are no counts. Name the place of "
-                "the raw counts, often 'layers/counts' or 'raw'.",
-            )  # fmt: skip
-        elif seen.broken and not schema.fractional:
-            yield Finding(
-                "error", role,
-                f"{slot} holds {counted(seen.broken, 'value')} with decimals (such as "
-                f"{seen.example:.4g}): this "
-                "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
-                "if they are ambient-corrected or full-length counts, set Schema(fractional=True).",
-            )  # fmt: skip
-        elif seen.scale and (seen.broken or seen.high > 1):
-            drawn = (
-                "" if seen.broken else " If real counts were drawn down to one total, all is well."
-            )
-            yield Finding(
-                "warning", role,
-                f"{slot} looks {seen.scale}the values of every cell add up to about the same. Models of "
-                "counts mean nothing on it. Name the place of the raw counts, often 'layers/counts' or "
-                f"'raw', or name this one as `expression`.{drawn}",
-            )  # fmt: skip
+        yield from _counts(slot, role, seen, schema)
     elif (
         role == "expression" and not (seen.broken or seen.negative or seen.scale) and seen.high > 1
     ):
@@ -218,12 +202,36 @@ def _values(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Findin
     if _EXACT < most < 3.4e38:
         yield Finding(
             "warning", role,
-            f"{slot} holds counts up to {most:,.0f}. Models read them as float32: above "
-            f"{_EXACT:,} neighbouring counts become one (six to seven digits are kept)."
+            f"{slot} holds counts up to {most:,.0f}. Models read them as float32: "
+            f"neighbouring counts above {_EXACT:,} become one (six to seven digits are kept)."
             if role in COUNT_ROLES
             else f"{slot} holds values up to {most:.3g}. Models read them as float32, which has six to seven "
             f"digits: differences below {most / _EXACT:.2g} are lost there. Divide, or subtract from every "
             "feature what its cells share.",
+        )  # fmt: skip
+
+
+def _counts(slot: str, role: str, seen: Look, schema: Schema) -> Iterator[Finding]:
+    if seen.negative:
+        yield Finding(
+            "error", role,
+            f"{slot} holds {counted(seen.negative, 'negative value')}, and counts have none. Name the place "
+            "of the raw counts, often 'layers/counts' or 'raw'.",
+        )  # fmt: skip
+    elif seen.broken and not schema.fractional:
+        yield Finding(
+            "error", role,
+            f"{slot} holds {counted(seen.broken, 'value')} with decimals (such as {seen.example:.4g}): this "
+            "looks normalised. Name the place of the raw counts, often 'layers/counts' or 'raw'; "
+            "if they are ambient-corrected or full-length counts, set Schema(fractional=True).",
+        )  # fmt: skip
+    elif seen.scale and (seen.broken or seen.high > 1):
+        drawn = "" if seen.broken else " If real counts were drawn down to one total, all is well."
+        yield Finding(
+            "warning", role,
+            f"{slot} looks {seen.scale}the values of every cell add up to about the same. Models of "
+            "counts mean nothing on it. Name the place of the raw counts, often 'layers/counts' or "
+            f"'raw', or name this one as `expression`.{drawn}",
         )  # fmt: skip
 
 
@@ -232,17 +240,28 @@ def _zeros(slot: str, role: str, place: Place, seen: Look) -> Iterator[Finding]:
         yield Finding(
             "error", role,
             f"{slot} has {counted(len(seen.empty), 'cell')} without any counts (first at row "
-            f"{int(seen.empty[0])}). Remove them: {place.owner()}[{place.matrix()}.sum(1) > 0].",
+            f"{int(seen.empty[0])}). Remove such cells: {place.owner()}[{place.matrix()}.sum(1) > 0].",
         )  # fmt: skip
     if seen.silent:
         yield Finding(
             "note",
             role,
-            f"{slot} has {counted(seen.silent, 'feature')} with zeros alone. They are kept.",
+            f"{slot} has {counted(seen.silent, 'feature')} with zeros alone. Such features are kept.",
         )
 
 
-def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterator[Finding]:
+def _without(place: Place, condition: str) -> str:
+    """Return how cells are removed: as a condition on `rows`, where the column is one of all cells."""
+    if place.modality:
+        return "Remove such cells"
+    plain = place.key.isidentifier() and not iskeyword(place.key)
+    column = f"obs.{place.key}" if plain else f"obs[{place.key!r}]"
+    return f"Remove such cells: rows={condition.replace('COLUMN', column)!r}"
+
+
+def _category(
+    slot: str, role: str, place: Place, values: pd.Series, schema: Schema
+) -> Iterator[Finding]:
     kind = (
         values.cat.categories.dtype
         if isinstance(values.dtype, pd.CategoricalDtype)
@@ -257,11 +276,14 @@ def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterat
         return
     known = as_category(values, schema.missing)
     lacking = int(known.isna().sum())
+    known_alone = " and ".join(
+        ["not missing(COLUMN)", *(f"COLUMN != {word!r}" for word in schema.missing)]
+    )
     if lacking and role in ("batch", "categorical", "perturbation", "trajectory"):
         yield Finding(
             "error", role,
-            f"{slot} has no value in {counted(lacking, 'cell')}. Remove these cells, or give them a category "
-            "of their own.",
+            f"{slot} has no value in {counted(lacking, 'cell')}. {_without(place, known_alone)}, or give "
+            "them a category of their own.",
         )  # fmt: skip
     elif lacking:
         yield Finding("note", role, f"{slot} has no value in {counted(lacking, 'cell')}.")
@@ -277,7 +299,8 @@ def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterat
         names = sizes.index[sizes == 1].tolist()
         yield Finding(
             "error", role,
-            f"{slot}: {names[:5]} have {_LONELY}",
+            f"{slot} has {counted(len(names), 'category')} of one cell "
+            f"({listed(map(repr, names))}): {_LONELY}",
         )  # fmt: skip
     if role == "perturbation" and schema.control is not None and schema.control not in sizes.index:
         yield Finding(
@@ -288,14 +311,20 @@ def _category(slot: str, role: str, values: pd.Series, schema: Schema) -> Iterat
         )
 
 
-def _number(slot: str, role: str, values: Float64[np.ndarray, " n"]) -> Iterator[Finding]:
+def _number(
+    slot: str, role: str, place: Place, values: Float64[np.ndarray, " n"]
+) -> Iterator[Finding]:
     bad = int((~np.isfinite(values)).sum())
     if bad:
-        yield Finding(
-            "error",
-            role,
-            f"{slot} is NaN or infinite in {counted(bad, 'cell')}. Remove these cells.",
+        finite = (
+            "COLUMN < 1e300 and COLUMN > -1e300"
+            if np.isinf(values).any()
+            else "not missing(COLUMN)"
         )
+        yield Finding(
+            "error", role,
+            f"{slot} is NaN or infinite in {counted(bad, 'cell')}. {_without(place, finite)}.",
+        )  # fmt: skip
     elif role != "size_factor":
         yield from merging(slot, values, unit(values))
     elif not ((values > 1e-38) & (values < 1e38)).all():  # as float32 holds them
@@ -336,7 +365,7 @@ def merging(
     few = len(same) <= n / 100 + n**2 / 2**24
     yield Finding(
         "note" if few else "error", role,
-        f"{slot}: of {n:,} different numbers {len(same):,} are too close to the next to be told from it "
-        f"(such as {example}), beside the range of all from {distinct[0]:.6g} to {distinct[-1]:.6g}"
+        f"{slot}: {len(same):,} of {counted(n, 'different number')} cannot be distinguished from the next "
+        f"one (such as {example}), beside the range of all from {distinct[0]:.6g} to {distinct[-1]:.6g}"
         + ("." if few else ". Look for outliers or a second unit, and subtract or rescale."),
     )  # fmt: skip

@@ -41,7 +41,7 @@ def refuse_what_cannot_be_kept(
     DataError
         If n x width float32 are too large for memory and `into` is not given.
     StoreError
-        If `into` does not end in `suffix`, or is a folder.
+        If `into` does not end in `suffix`, is a folder, or is a file of cells that chreode did not write.
     """
     size = 4 * n * width
     if into is None and size > MEMORY_LIMIT:
@@ -54,6 +54,34 @@ def refuse_what_cannot_be_kept(
         raise StoreError(f"{str(into)!r}: expected a name that ends in {suffix}{kinds}.")
     if into is not None:
         store.refuse_folder(Path(into))
+        refuse_to_replace_cells(Path(into))
+
+
+def refuse_to_replace_cells(target: Path) -> None:
+    """Refuse to replace a file of cells that chreode did not write: it may be the user's own data.
+
+    Raises
+    ------
+    StoreError
+        If one is at `target`. An empty file or folder is none.
+    """
+    if target.is_dir():
+        ours = not any(target.iterdir()) or (target / "uns" / "chreode").is_dir()
+    else:
+        ours = not target.exists() or not target.stat().st_size or _is_ours(target)
+    if not ours:
+        raise StoreError(
+            f"{target} is there already, and chreode did not write it (it has no uns['chreode']): it may "
+            "be your data. Choose another name, or move this file away first."
+        )
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        with h5py.File(file, "r") as root:
+            return "uns/chreode" in root
+    except OSError:  # no HDF5, or cut short: chreode writes whole files alone
+        return False
 
 
 def collect_cells(

@@ -194,7 +194,7 @@ class Stacked(DiskMatrix):
 
 
 class Selected(DiskMatrix):
-    """Some columns of a matrix, in another order."""
+    """Some columns of a matrix on disk or in memory, in another order."""
 
     def __init__(self, matrix: Any, columns: Int[np.ndarray, " g"]) -> None:
         self._matrix, self._columns, self.name = matrix, columns, _name(matrix)
@@ -204,7 +204,7 @@ class Selected(DiskMatrix):
     @cached_property
     def whole(self) -> Csr | np.ndarray:
         """All rows, in memory from the first time they are asked for."""
-        return self._chosen(self._matrix.whole)
+        return self._chosen(getattr(self._matrix, "whole", self._matrix))
 
     def _read(self, rows: Int[np.ndarray, " r"]) -> Any:
         return self._chosen(self._matrix[rows])

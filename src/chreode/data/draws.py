@@ -42,7 +42,7 @@ def population(
     require(n_types >= 1, f"n_types is {n_types}; at least one is needed.")
     require(
         1 <= n_batches <= n_cells,
-        f"There are {counted(n_batches, 'batch')} and {counted(n_cells, 'cell')}: each batch needs one.",
+        f"Got {counted(n_batches, 'batch')} and {counted(n_cells, 'cell')}: each batch needs one.",
     )
     if composition is None:
         composition = rng.dirichlet(np.full(n_types, 5.0), size=n_batches)

@@ -34,9 +34,8 @@ def named_cells(cells: Cells, rows: np.ndarray, what: Any, name: str) -> Any:
     others = len(np.setdiff1d(found, rows))
     if others or not 0 < len(found) < len(rows):
         raise ConfigError(
-            f"{name} has {counted(len(found), 'cell')}, of which {others:,} are not among the "
-            f"{len(rows):,} to "
-            "use. Name some of those, or give a share."
+            f"{name} has {counted(len(found), 'cell')}, {others:,} of them not among the {len(rows):,} "
+            "to use. Name some of those, or give a share."
         )
     return found
 

@@ -135,12 +135,14 @@ def _ratio(sums: Float64[np.ndarray, " n"]) -> float:
     return float(high / low) if low > 0 else math.inf
 
 
-def any_nan(values: Any) -> bool:
-    """Return whether a matrix holds NaN."""
+def any_nan(
+    values: Any, rows: Int[np.ndarray, " n"], columns: Int[np.ndarray, " g"] | None = None
+) -> bool:
+    """Return whether some rows of a matrix hold NaN in some columns (None: in any)."""
     if values.dtype.kind != "f":
         return False
-    blocks = _blocks(values, np.arange(values.shape[0]))
-    return any(bool(np.isnan(stored_values(block)).any()) for _, block in blocks)
+    blocks = (block if columns is None else block[:, columns] for _, block in _blocks(values, rows))
+    return any(bool(np.isnan(stored_values(block)).any()) for block in blocks)
 
 
 def stored_values(block: Any) -> Shaped[np.ndarray, " n"]:

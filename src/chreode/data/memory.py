@@ -82,7 +82,9 @@ def rows_of(
     major, minor = shape[::-1] if columns else shape
     refuse_ends(name, indptr, major, (len(data), len(indices)), error)
     if data.ndim != 1:
-        raise error(f"{name} is damaged: its stored values have {data.ndim} axes. Make it again.")
+        raise error(
+            f"{name} is damaged: its stored values have the shape {data.shape}. Make it again."
+        )
     # rows, which SciPy need not turn, are refused elsewhere
     if columns and data.dtype.kind not in "fiubc":
         raise error(f"{name} holds {data.dtype}, expected numbers.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,8 @@ def _found(owner: Any, place: Place, role: str) -> tuple[Any, pd.Index | None]:
         return owner.X, owner.var_names
     table = getattr(owner, place.slot)
     if place.key not in table:
-        raise SchemaError(
-            f"{named}: there is no {place.key!r} in {place.slot}.{near(place.key, table)}"
-        )
+        others = near(place.key, table) if len(table) else f" The data has no {place.slot} at all."
+        raise SchemaError(f"{named}: there is no {place.key!r} in {place.slot}.{others}")
     return table[place.key], owner.var_names if place.slot == "layers" else None
 
 
@@ -126,12 +126,47 @@ def column(data: Data, place: Place, role: str) -> pd.Series:
         )
     if values.dtype.kind == "V":
         raise SchemaError(f"{role} ({place}) holds records, which are neither numbers nor names.")
-    if owner is data:
-        return values
+    return values if owner is data else _for_all(values, data, owner, place)
+
+
+def _for_all(values: pd.Series, data: Data, owner: Any, place: Place) -> pd.Series:
+    """Return a column of a modality with a row per cell of the whole, whole numbers and truths as such."""
     cells = _own_cells(owner, place)
-    if values.dtype.kind in "iu" and not data.obs_names.isin(cells).all():
-        values = values.astype("UInt64" if values.dtype.kind == "u" else "Int64")  # no floats
+    nullable = {"i": "Int64", "u": "UInt64", "b": "boolean"}.get(values.dtype.kind)
+    if nullable and not data.obs_names.isin(cells).all():
+        values = values.astype(nullable)
     return values.reindex(data.obs_names)
+
+
+def obs_of(data: Data, named: Iterable[Place]) -> pd.DataFrame:
+    """Return the columns of cells, with those of the modalities in which places are `named`.
+
+    The name of one that several have, or that the whole has with other values, begins as ``rna:``.
+    """
+    modalities = getattr(data, "mod", {})
+    within = {place.modality: place for place in named if place.modality in modalities}
+    owners: dict[str, Any] = {name: modalities[name] for name in within}
+    if not owners:
+        return data.obs
+    often = Counter(name for owner in owners.values() for name in owner.obs)
+    copies, further = [], {}
+    for modality, owner in owners.items():
+        for name, values in owner.obs.loc[:, ~owner.obs.columns.duplicated()].items():
+            if name in data.obs and agree(data.obs[name], values):
+                continue
+            copies.append(prefixed := f"{modality}:{name}")  # MuData made one, if the user let it
+            plain = name not in data.obs and often[name] == 1
+            own = _for_all(values, data, owner, within[modality])
+            further[name if plain else prefixed] = own
+    whole = data.obs.drop(columns=copies, errors="ignore")
+    return pd.concat([whole, pd.DataFrame(further, data.obs_names)], axis=1)
+
+
+def agree(whole: Any, part: pd.Series) -> bool:
+    """Return whether a column of a modality is a copy of one of the whole."""
+    if isinstance(whole, pd.DataFrame) or not whole.index.is_unique:
+        return False
+    return bool((whole.reindex(part.index).astype(str) == part.astype(str)).all())
 
 
 def entry(data: Data, key: str, role: str) -> Any:
@@ -176,9 +211,13 @@ def as_numbers(values: pd.Series, place: Place, role: str) -> np.ndarray:
             f"{text}, expected numbers. Convert it, to days for example, and note their start: "
             f"{name} = {since} / pandas.Timedelta(days=1)."
         )
+    words = values.dropna().astype(str)
+    numbers = pd.to_numeric(words, errors="coerce").notna().all()
+    taken = "" if numbers else r".astype(str).str.extract(r'(\d+\.?\d*)', expand=False)"
+    example = f" (such as {words.iloc[0]!r})" if len(words) else ""
     raise SchemaError(
-        f"{text}, expected numbers: convert it with pandas.to_numeric (text that spells dates: with "
-        "pandas.to_datetime, first)."
+        f"{role} ({place}) holds text{example}, expected numbers: {name} = {name}{taken}.astype(float). If "
+        "it spells dates, convert it with pandas.to_datetime first. See docs/with-scanpy.md."
     )
 
 

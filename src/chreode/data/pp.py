@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from jaxtyping import Float, Integer
 from scipy import sparse
 
+from ..compute.progress import bar
 from ..config.arguments import checked
 from ..errors import ConfigError, DataError, SchemaError, counted, warn
 from ..schema import Schema
@@ -55,17 +57,19 @@ def select_genes(
     require(findings(cells.narrowed([role, "batch"]), rows))
     if n > len(names):
         warn(
-            f"There are {counted(len(names), 'gene')}, fewer than the {n:,} asked for: all of them are kept."
+            f"The data has {counted(len(names), 'gene')}, fewer than the {n:,} asked for: all are kept."
         )
     codes = np.zeros(len(rows), int)
     if schema.batch is not None:
         codes = pd.factorize(cells.column("batch").iloc[rows])[0]
     counts = sparse.csr_matrix(values[rows if at is None else at[rows]])
-    judge = _variance if role == "expression" else pearson_residual_variance
-    return names[np.sort(_rank(counts, codes, n, judge))]
+    judge = _variance if role == "expression" else _residual_variance
+    with bar(len(rows), "choose genes", None) as shown:
+        return names[np.sort(_rank(counts, codes, n, partial(judge, done=shown.update)))]
 
 
-def _variance(x: sparse.csr_matrix) -> Float[np.ndarray, " g"]:
+def _variance(x: sparse.csr_matrix, done: Callable[[int], object]) -> Float[np.ndarray, " g"]:
+    done(x.shape[0])
     x = x.astype(np.float64)
     mean = np.asarray(x.mean(axis=0)).ravel()
     return np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2
@@ -120,6 +124,15 @@ def pearson_residual_variance(
         raise DataError("counts has no features.")
     if not theta > 0:
         raise ConfigError(f"theta is {theta}; it must be positive. 100 suits UMI counts.")
+    return _residual_variance(counts, theta)
+
+
+def _residual_variance(
+    counts: sparse.csr_matrix | sparse.csr_array,
+    theta: float = 100.0,
+    done: Callable[[int], object] = int,
+) -> Float[np.ndarray, " g"]:
+    """Return what `pearson_residual_variance` does; `done` is told of every so many cells."""
     n_cells, n_genes = counts.shape
     depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     gene_total = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
@@ -138,6 +151,7 @@ def pearson_residual_variance(
         np.clip(residual, -clip, clip, out=residual)
         total += residual.sum(axis=0)
         total_of_squares += np.square(residual, out=residual).sum(axis=0)
+        done(len(residual))
     n = max(n_cells, 1)
     # Residuals have a mean near 0, so the difference of the two moments loses no digits.
     return np.maximum(total_of_squares / n - (total / n) ** 2, 0.0)

@@ -32,8 +32,8 @@ def rows_where(condition: str, obs: pd.DataFrame, name: str = "rows") -> Bool[np
     """Return which cells meet a condition on the columns of `obs`.
 
     It is read by the rules of Python and never run: columns as ``obs.name`` or ``obs["name"]``, values,
-    comparisons, ``and``, ``or``, ``not``, ``in`` and ``missing(column)``. A cell without a value is
-    different from every value, and neither smaller nor larger.
+    comparisons, ``and``, ``or``, ``not``, ``in`` and ``missing(column)``; a column of True and False is a
+    condition by itself. A cell without a value is different from every value, and neither smaller nor larger.
 
     Parameters
     ----------
@@ -83,13 +83,15 @@ class _Condition:
                 return self._column(node.args[0]).isna().to_numpy()
         elif isinstance(node, (ast.Attribute, ast.Subscript)):
             column = self._column(node)
-            if column.dtype.kind == "b":
-                return column.to_numpy(bool)
+            if infer_dtype(column, skipna=True) == "boolean":
+                return self._where_known(operator.eq, column, True)
         raise self._refusal(f"{ast.unparse(node)!r} is no condition.")
 
     def _compared(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.ndarray:
         if isinstance(op, (ast.In, ast.NotIn)):
-            found = self._column(left).isin(self._values(right)).to_numpy()
+            column, values = self._column(left), self._values(right)
+            self._refuse_unlike(column, *values)
+            found = column.isin(values).to_numpy(bool)
             return ~found if isinstance(op, ast.NotIn) else found
         if type(op) not in _COMPARED:
             raise self._refusal(
@@ -98,14 +100,24 @@ class _Condition:
         sides = [self._side(left), self._side(right)]
         if not any(isinstance(side, pd.Series) for side in sides):
             raise self._refusal("It names no column.")
-        of_text = {_is_text(side) for side in sides}
-        if len(of_text) > 1:
-            raise self._refusal("It compares text with numbers.")
+        self._refuse_unlike(*sides)
         try:
-            found = _COMPARED[type(op)](*sides)
-        except TypeError as error:
+            return self._where_known(_COMPARED[type(op)], *sides)
+        except (TypeError, OverflowError) as error:
             raise self._refusal(f"Its values cannot be compared ({error}).") from error
-        return np.asarray(found.fillna(False), bool)
+
+    def _where_known(self, compare: Callable[[Any, Any], Any], *sides: Any) -> np.ndarray:
+        """Return which cells pass; what has no value is different from all others, and no more."""
+        known = np.ones(len(self.obs), bool)
+        for side in sides:
+            known &= side.notna().to_numpy() if isinstance(side, pd.Series) else True
+        found = np.full(len(known), compare is operator.ne)
+        found[known] = compare(*(s[known] if isinstance(s, pd.Series) else s for s in sides))
+        return found
+
+    def _refuse_unlike(self, *sides: Any) -> None:
+        if {"text", "numbers"} <= {*map(_kind, sides)}:
+            raise self._refusal('It compares text with numbers. Text stands in quotes, as "0".')
 
     def _side(self, node: ast.expr) -> Any:
         if isinstance(node, (ast.Attribute, ast.Subscript)):
@@ -147,7 +159,11 @@ class _Condition:
         return SchemaError(f"{self.name}={self.text!r}: {why} {_HELP}")
 
 
-def _is_text(side: Any) -> bool:
-    if isinstance(side, pd.Series):
-        return bool(side.dtype == object) and infer_dtype(side, skipna=True) == "string"
-    return isinstance(side, str)
+def _kind(side: Any) -> str:
+    """Return "text" or "numbers", or what else a column may hold: both, or nothing."""
+    if not isinstance(side, pd.Series):
+        return "text" if isinstance(side, str) else "numbers"
+    kind = infer_dtype(side, skipna=True)
+    if kind in ("mixed", "mixed-integer", "empty"):
+        return kind
+    return "text" if kind == "string" else "numbers"

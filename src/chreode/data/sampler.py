@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from ..errors import DataError
 from .source import WINDOW_BLOCKS, Source, in_windows
 
 Rows = Int[np.ndarray, " _"]
@@ -94,7 +95,10 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class Balanced:
-    """As many draws as there are rows, every category of `role` equally often (with replacement)."""
+    """As many draws as there are rows, every category of `role` equally often (with replacement).
+
+    Of a role that is read as sets every combination is a category, and so is the control.
+    """
 
     batch_size: int
     role: str = "label"
@@ -106,8 +110,18 @@ class Balanced:
     def batches(
         self, source: Source, rows: Rows, epoch: int, generator: np.random.Generator
     ) -> Iterator[Rows]:
-        """Yield positions of cells, one array per minibatch."""
+        """Yield positions of cells, one array per minibatch.
+
+        Raises
+        ------
+        DataError
+            If no row has a category.
+        """
         codes = source.columns[self.role][rows]
+        if codes.ndim == 2:
+            codes = np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
+        if not (codes >= 0).any():
+            raise DataError(f"No cell to learn from has a {self.role}, by which cells are drawn.")
         known, codes = rows[codes >= 0], codes[codes >= 0]
         weight = 1.0 / np.bincount(codes)[codes]
         drawn = generator.choice(known, size=len(rows), p=weight / weight.sum())

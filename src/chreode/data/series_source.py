@@ -139,7 +139,7 @@ class SeriesSource(Source):
             if bad.any():
                 raise DataError(
                     f"There is no {role} for {counted(int(bad.sum()), 'cell')}, such as "
-                    f"{self.obs_names[rows[bad]][0]!r}. Leave them out, or fill it in."
+                    f"{self.obs_names[rows[bad]][0]!r}. Leave such cells out, or fill it in."
                 )
         return codes
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int
 
-from ..errors import DataError, SchemaError, near
+from ..errors import DataError, SchemaError, counted, listed, near
 from ..schema import Spec, members
 from .cells import Cells
 
@@ -32,8 +32,8 @@ def single_names(
     lacking = sorted(found - set(vectors)) if vectors else []
     if lacking:
         raise DataError(
-            f"{role}: vectors has none of {', '.join(lacking[:5])} ({len(lacking)} of {len(found)} names). "
-            "Add them, or leave out these cells."
+            f"{role}: vectors lacks {listed(lacking)} ({len(lacking):,} of {counted(len(found), 'name')}). "
+            "Add what it lacks, or leave out such cells."
         )
     return found | set(vectors)
 
@@ -93,19 +93,28 @@ def widened(sets: Int[np.ndarray, "*n m"], width: int) -> Int[np.ndarray, "*n w"
 
 
 def shares(dose: Float64[np.ndarray, " n"]) -> tuple[float, float]:
-    """Return centre and scale that make a dose a share of the largest, and leave none at 0.
+    """Return centre and scale that make a dose a share of the largest, and leave none at 0."""
+    return 0.0, float(dose.max(initial=0.0)) or 1.0
+
+
+def is_amount(spec: Spec, role: str) -> bool:
+    """Return whether a role says how much there was of each name in a set: 0 is none, with no effect."""
+    return role == "dose" and role in spec.roles and bool(spec.sets)
+
+
+def refuse_negative(dose: Float64[np.ndarray, " n"]) -> None:
+    """Refuse doses below 0, where they are amounts.
 
     Raises
     ------
     DataError
-        If one is negative.
+        If there are any.
     """
     if dose.min(initial=0.0) < 0:
         raise DataError(
             f"dose goes down to {dose.min():g}: how much there was of something is not negative. Undo "
             "logarithms, or name this column as continuous."
         )
-    return 0.0, float(dose.max(initial=0.0)) or 1.0
 
 
 def vectors_of(
@@ -123,11 +132,28 @@ def vectors_of(
     SchemaError
         If they are absent.
     DataError
-        If they are no finite numbers, or not as many for each name.
+        If they are no vectors, or longer or shorter than those of the older fit.
     """
     place, known = cells.schema.vectors, dict(old.vectors) if old else {}
     if place is None or "perturbation" not in controls:
         return known
+    found = named_vectors(cells, place)
+    found.pop(controls["perturbation"], None)  # the empty set has none
+    if len({*map(len, known.values()), *map(len, found.values())}) > 1:
+        raise DataError(f"vectors ({place}) are longer or shorter than those of the fit.")
+    return {**found, **known}
+
+
+def named_vectors(cells: Cells, place: str) -> dict[str, tuple[float, ...]]:
+    """Return the vectors at a place by name.
+
+    Raises
+    ------
+    SchemaError
+        If they are absent.
+    DataError
+        If they are no finite numbers, or not as many for each name.
+    """
     given = cells.entry(place.partition("/")[2], "vectors")
     try:
         if isinstance(given, pd.DataFrame):
@@ -143,11 +169,7 @@ def vectors_of(
         ) from error
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():
         raise DataError(f"vectors ({place}): expected finite numbers, a vector for each name.")
-    if known and table.shape[1] != len(next(iter(known.values()))):
-        raise DataError(f"vectors ({place}) are longer or shorter than those of the fit.")
-    found = {name: tuple(map(float, row)) for name, row in zip(made, table, strict=True)}
-    found.pop(controls["perturbation"], None)  # the empty set has none
-    return {**found, **known}
+    return dict(zip(made, map(tuple, table.tolist()), strict=True))
 
 
 def _members(role: str, value: str, control: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..errors import SchemaError, StoreError
+from ..errors import SchemaError, StoreError, counted
 from .disk import Stacked
 from .files import OnDisk, unique_names
 
@@ -41,9 +41,9 @@ def _one(parts: Sequence[OnDisk], obs: pd.DataFrame, join: Literal["same", "inne
         lacking = part.var_names.symmetric_difference(names)
         if join == "same" and len(lacking):
             raise SchemaError(
-                f"{part.path} and {parts[0].path} do not have the same features ({len(lacking):,} are in "
-                f"one alone, such as {str(lacking[0])!r}). To keep those that all files have: "
-                "open(…, join='inner')."
+                f"{part.path} and {parts[0].path} do not have the same features "
+                f"({counted(len(lacking), 'feature')} in one alone, such as {str(lacking[0])!r}). To keep "
+                "those that all files have: open(…, join='inner')."
             )
     parts = [p if p.var_names.equals(shared) else p[:, shared] for p in parts]
     return OnDisk(

@@ -11,6 +11,8 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from .disk import DiskMatrix
+from .files import OnDisk
 from .read import Data
 
 
@@ -22,7 +24,11 @@ def some_cells(data: Any, rows: np.ndarray) -> Data:
         return data[rows]
 
     def part(values: Any) -> Any:
-        return values.iloc[rows] if isinstance(values, pd.DataFrame) else values[rows]
+        if isinstance(values, pd.DataFrame):
+            return values.iloc[rows]
+        # single rows of a matrix by columns can be read where the whole is
+        light = data.light and isinstance(values, DiskMatrix)
+        return (values.whole if light else values)[rows]
 
     def of(slot: Mapping[str, Any]) -> dict[str, Any]:
         return {name: part(values) for name, values in slot.items()}
@@ -33,3 +39,10 @@ def some_cells(data: Any, rows: np.ndarray) -> Data:
         data, obs=part(data.obs), X=None if data.X is None else part(data.X),
         layers=of(data.layers), obsm=of(data.obsm), raw=data.raw and some_cells(data.raw, rows), mod=mod,
     )  # fmt: skip
+
+
+def is_in_memory(data: OnDisk) -> bool:
+    """Return whether no matrix of what was read from a file is in that file still."""
+    matrices = (data.X, *data.layers.values(), *data.obsm.values())
+    parts = [part for part in (data.raw, *data.mod.values()) if part is not None]
+    return not any(isinstance(m, DiskMatrix) for m in matrices) and all(map(is_in_memory, parts))

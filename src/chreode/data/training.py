@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import ConfigError, DataError, counted
-from ..schema import MATRIX_ROLES, Spec
+from ..schema import CATEGORY_ROLES, MATRIX_ROLES, Schema, Spec
 from .align import learn_spec, match_features, open_source, refuse_missing
 from .cells import Cells
 from .check import findings, require
 from .holdout import named_cells
+from .sets import is_amount
 from .source import Source
 
 
@@ -46,7 +47,8 @@ class Training:
     validation
         Share of `rows` to hold out, or the rows themselves.
     maps
-        Whether they have categories that the fit to start from never saw: only these are learned.
+        Whether they have categories that the fit to start from never saw: only these are learned. Names that
+        have vectors are no reason, as nothing is learned of each.
     """
 
     source: Source
@@ -91,24 +93,44 @@ def open_training(
     kept = _complete(cells, roles, kept, partial=reader.partial)
     if isinstance(validation, np.ndarray) and not np.isin(validation, kept).any():
         raise DataError(
-            f"validation: none of the {counted(len(validation), 'cell')} named has what {reader.key} reads. "
-            "Name cells that were measured for it, or give a share."
+            f"validation: of {counted(len(validation), 'cell')}, none has what {reader.key} reads. Name "
+            "cells that were measured for it, or give a share."
         )
     spec = learn_spec(cells, roles, kept, old, sets=reader.sets)
-    if "label" in reader.needs and not spec.categories["label"]:
-        raise DataError(
-            f"No cell to learn from has a label ({cells.places['label']}), and {reader.key} learns from "
-            "cells that have one."
-        )
     take = match_features(cells, spec, roles, weight)
-    maps = old is not None and same_model and spec.blocks != old.blocks
+    maps = old is not None and same_model and _own_blocks(spec) != _own_blocks(old)
     if old is not None:
         _refuse_other_covariates(spec, old)
         if not maps:
             _refuse_lacking(take)
     source = open_source(cells, spec, roles, take, kept)
-    refuse_missing(source, reader.tolerates, reader.key)
+    refuse_missing(source, kept, reader.tolerates, reader.key)
     return Training(source, kept, validation, maps)
+
+
+def refuse_unlearned(
+    source: Source, rows: Int[np.ndarray, " n"], reader: Reader, schema: Schema
+) -> None:
+    """Refuse to learn from `rows` if none of them has a category that the model needs.
+
+    Raises
+    ------
+    DataError
+        If none has a label, or all are controls.
+    """
+    for role in (role for need in reader.needs for role in need.split("|")):
+        coded = role in CATEGORY_ROLES and role in source.columns
+        if coded and (source.columns[role][rows] < 0).all():
+            where = f"{role} ({getattr(schema, role)})"
+            raise DataError(
+                f"No cell to learn from has a {where}, and {reader.key} learns from cells that have one. "
+                "Cells that are held out are not learned from, and a control has no perturbation."
+            )
+
+
+def _own_blocks(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Return the blocks of the categories of which something is learned each."""
+    return {k: v for k, v in spec.blocks.items() if not (k == "perturbation" and spec.vectors)}
 
 
 def _complete(cells: Cells, roles: list[str], rows: np.ndarray, *, partial: bool) -> np.ndarray:
@@ -137,7 +159,7 @@ def _refuse_lacking(take: Mapping[str, np.ndarray]) -> None:
 
 
 def _refuse_other_covariates(spec: Spec, old: Spec) -> None:
-    """Refuse other covariates than those of the fit to start from, and another meaning of sets."""
+    """Refuse other covariates than those of the fit to start from, and another meaning of sets or doses."""
     for kind in ("categorical", "continuous"):
         old_form, new_form = getattr(old, kind), getattr(spec, kind)
         if kind in old.roles and old_form != new_form:
@@ -145,6 +167,13 @@ def _refuse_other_covariates(spec: Spec, old: Spec) -> None:
                 f"from_ has the {kind} covariates {', '.join(old_form)}; this fit has {', '.join(new_form)}. "
                 "Name the same ones, in the same order."
             )
+    if "dose" in old.roles and is_amount(old, "dose") != is_amount(spec, "dose"):
+        old_form, new_form = (
+            "as an amount" if is_amount(s, "dose") else "centred and scaled" for s in (old, spec)
+        )
+        raise ConfigError(
+            f"from_ reads dose {old_form}; this fit reads it {new_form}. Both must be the same."
+        )
     for role in sorted({*old.sets, *spec.sets} & set(old.categories)):
         old_form, new_form = (
             f"sets of {role} with the control {s.sets[role]!r} and "

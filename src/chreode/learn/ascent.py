@@ -12,8 +12,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .. import store
 from ..compute.progress import bar
 from ..errors import FitError, warn
+from ..module import Module
 from .phase import Phase, Session, Trace
 
 
@@ -44,7 +46,7 @@ class Ascent:
     def climb(
         self,
         one_pass: Callable[[], tuple[float, Mapping[str, Tensor]]],
-        update: Callable[[Mapping[str, Tensor]], None],
+        target: Module,
         phase: Phase,
         run: Session,
     ) -> Trace:
@@ -54,8 +56,8 @@ class Ascent:
         ----------
         one_pass
             Returns the objective per cell, and the sums of the statistics of all cells.
-        update
-            Sets the parameters from these sums.
+        target
+            Sets its parameters from these sums (`Module.update`).
 
         Raises
         ------
@@ -67,14 +69,15 @@ class Ascent:
         calm, notes = 0, []
         with torch.no_grad(), bar(self.max_epochs, phase.name, run.progress) as shown:
             for epoch in range(self.max_epochs):
-                start = time.perf_counter()
+                start, before = time.perf_counter(), store.clone_state(target)
                 try:
                     value, sums = one_pass()
                     self._guard([row[column] for row in log], value)
-                    update(sums)
+                    target.update(sums)
                 except KeyboardInterrupt:
                     if not log or not run.group.alone:
                         raise
+                    target.load_state_dict(before)  # half an update is none
                     notes.append(f"interrupted in epoch {epoch}; the last update is kept")
                     warn(f"{phase.name}: {notes[-1]}.")
                     break

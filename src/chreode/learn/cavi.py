@@ -96,7 +96,7 @@ class CAVI:
             "ill-conditioned. Try fewer factors or drop near-constant features."
         )
         ascent = Ascent("ELBO", self.max_epochs, self.tol, self.slack, advice)
-        return ascent.climb(one_pass, target.update, phase, run)
+        return ascent.climb(one_pass, target, phase, run)
 
 
 def settle(

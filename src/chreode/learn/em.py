@@ -56,4 +56,4 @@ class EM:
             "near-constant features."
         )
         ascent = Ascent("log-likelihood", self.max_epochs, self.tol, self.slack, advice)
-        return ascent.climb(one_pass, target.update, phase, run)
+        return ascent.climb(one_pass, target, phase, run)

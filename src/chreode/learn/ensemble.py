@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..compute.convergence import worst
 from ..compute.progress import bar
 from ..data.source import Source
-from ..errors import warn
+from ..errors import FitError, warn
 from ..module import Module
 from .phase import Phase, Session, Split, Trace
 
@@ -25,9 +26,10 @@ from .phase import Phase, Session, Split, Trace
 class Ensemble:
     """Learn `n` members, each from new weights and under a seed of its own.
 
-    The module offers ``fresh()`` (new weights), and keeps the members in ``members``, a
-    `chreode.module.Members` of as many; what the others of them tell, such as a confidence, it takes in
-    ``keep_members(others)``. Members keep no checkpoint.
+    The module offers ``fresh()`` (new weights), and keeps the members in ``members``, a module list of as
+    many; what the others of them tell, such as a confidence, it takes in ``keep_members(others)``. Where
+    the best of them becomes the model, the first begins from the weights that the model has, which may be
+    those of an earlier fit. Members keep no checkpoint.
 
     Attributes
     ----------
@@ -40,7 +42,8 @@ class Ensemble:
         it is validated on.
     best
         (member, traces of its stages) → a number. The member for which it is largest becomes the model;
-        it is ``criterion`` in the history. None: the model stays what earlier phases made of it.
+        it is ``criterion`` in the history; NaN is never the best. None: the model stays what earlier phases
+        made of it.
 
     References
     ----------
@@ -60,9 +63,16 @@ class Ensemble:
     def learn(
         self, module: Module, phase: Phase, source: Source, split: Split, run: Session
     ) -> Trace:
-        """Fill ``phase.part`` and its members in place; Ctrl-C keeps the members that are whole."""
+        """Fill ``phase.part`` and its members in place; Ctrl-C keeps the members that are whole.
+
+        Raises
+        ------
+        FitError
+            If the criterion is NaN for every member.
+        """
         target = phase.target(module)
         found: list[tuple[Any, list[Trace]]] = []
+        records: list[dict[str, Any]] = []
         notes: list[str] = []
         quiet = replace(run, progress=False, checkpoint=None)
         with bar(self.n, phase.name, run.progress) as shown:
@@ -71,7 +81,9 @@ class Ensemble:
                     member_run = replace(quiet, rng=run.rng.child(f"member {number}"))
                     some = self._split(number, split, run, member_run)
                     stages = [member_run.for_phase(i) for i in range(len(self.stages))]
-                    found.append(learn_member(target.fresh, self.stages, source, some, stages))
+                    begun = partial(_begun, target) if self.best and not number else target.fresh
+                    found.append(learn_member(begun, self.stages, source, some, stages))
+                    records.append(record_of(some, found[-1][1]))
                     shown.update()
             except KeyboardInterrupt:
                 if not found or not run.group.alone:
@@ -79,7 +91,11 @@ class Ensemble:
                 notes.append(f"interrupted in member {len(found)}; those before are kept")
                 warn(f"{phase.name}: {notes[-1]}.")
         values = [self.best(*one) if self.best else np.nan for one in found]
-        chosen = int(np.argmax(values)) if self.best else 0
+        if self.best and np.isnan(values).all():
+            raise FitError(
+                f"{phase.name}: no member can be chosen, as the criterion of all is not a number."
+            )
+        chosen = int(np.nanargmax(values)) if self.best else 0
         self._keep(target, [member for member, _ in found], chosen)
         tables = []
         for number, ((_, traces), value) in enumerate(zip(found, values, strict=True)):
@@ -94,7 +110,9 @@ class Ensemble:
         state = worst(t.state for _, traces in kept for t in traces)
         cut = len(found) < self.n
         table = pd.concat(tables, ignore_index=True)
-        return Trace(table, "still improving" if cut else state, (*kept_notes, *notes))
+        return Trace(
+            table, "still improving" if cut else state, (*kept_notes, *notes), tuple(records)
+        )
 
     def _split(self, number: int, split: Split, run: Session, member_run: Session) -> Split:
         """Return the rows of a member."""
@@ -104,19 +122,16 @@ class Ensemble:
         if self.rows == "folds":
             shuffled = run.rng.numpy("folds").permutation(split.train)
             fold = np.sort(np.array_split(shuffled, self.n)[number])
-            return Split(np.setdiff1d(split.train, fold), fold)
+            return Split(np.setdiff1d(split.train, fold), fold, named=True)
         return split
 
     def _keep(self, target: Any, members: Sequence[Any], chosen: int) -> None:
         """Store the members, and let the best one be the model; slots that have none hold the best too."""
         state = members[chosen].state_dict()
         for number, slot in enumerate(target.members):
-            known = number < len(members)
-            slot.load_state_dict(members[number].state_dict() if known else state)
-            target.members.known[number] = known
+            slot.load_state_dict(members[number].state_dict() if number < len(members) else state)
         if self.best:
-            own = {name: t for name, t in state.items() if not name.startswith("members.")}
-            target.load_state_dict({**target.state_dict(), **own})
+            target.load_state_dict({**target.state_dict(), **_own(state)})
         others = [m for number, m in enumerate(members) if number != chosen or not self.best]
         target.keep_members(others)
 
@@ -162,6 +177,27 @@ def learn_member(
     return member.eval(), traces
 
 
+def record_of(split: Split, traces: Sequence[Trace]) -> dict[str, Any]:
+    """Return what is to be known of one member."""
+    return {
+        "cells": len(split.train), "validation_cells": len(split.validation),
+        "state": worst(t.state for t in traces),
+        "notes": [*dict.fromkeys(note for t in traces for note in t.notes)],
+    }  # fmt: skip
+
+
+def _begun(target: Any) -> Any:
+    """Return a member that begins from the weights of the model."""
+    member = target.fresh()
+    member.load_state_dict({**member.state_dict(), **_own(target.state_dict())})
+    return member
+
+
+def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a module without those of its members."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith("members.")}
+
+
 def found_again(
     factors: Float[Tensor, "g k"], others: Sequence[Float[Tensor, "g _"]]
 ) -> Float[Tensor, " k"]:
@@ -175,7 +211,7 @@ def found_again(
     factors
         Loadings of one fit, features x factors.
     others
-        Those of the others, which may have other numbers of factors.
+        Those of the others, which may have other numbers of factors; NaN if there are none.
 
     References
     ----------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,11 +12,15 @@ from ..module import Loss
 
 
 class EpochMean:
-    """Means over the cells of an epoch, whichever process saw them."""
+    """Means over the cells of an epoch, whichever process saw them.
 
-    def __init__(self, prefix: str, group: Group, names: Iterable[str] = ()) -> None:
-        self.prefix, self.group, self.n = prefix, group, 0.0
-        self.sums: dict[str, Any] = dict.fromkeys(names, 0.0)
+    That of a term is over the minibatches that have it.
+    """
+
+    def __init__(self, prefix: str, group: Group) -> None:
+        self.prefix, self.group = prefix, group
+        self.sums: dict[str, Any] = {}
+        self.cells: dict[str, int] = {}
 
     def add(self, loss: Loss, n: int) -> None:
         """Count the objectives and terms of a minibatch of `n` cells of this process."""
@@ -26,15 +29,18 @@ class EpochMean:
         }
         for name, value in {**named, **loss.terms}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach() * n
-        self.n += n
+            self.cells[name] = self.cells.get(name, 0) + n
 
     def result(self) -> dict[str, float]:
         """Return the means, by name."""
-        sums = {name: float(value) for name, value in self.sums.items()}
-        if not self.group.alone:
-            sums = self.group.add_numbers({**sums, "n": self.n})
-            self.n = sums.pop("n")
-        return {f"{self.prefix}_{name}": value / self.n for name, value in sums.items()}
+        # a process may have seen no minibatch, or none with one of the terms
+        names = self.group.union(self.sums)
+        sums = self.group.add_numbers([float(self.sums.get(name, 0.0)) for name in names])
+        cells = self.group.add_numbers([self.cells.get(name, 0) for name in names])
+        return {
+            f"{self.prefix}_{name}": total / n
+            for name, total, n in zip(names, sums, cells, strict=True)
+        }
 
 
 def diagnosis(module: nn.Module, loss: Loss, where: str) -> str:

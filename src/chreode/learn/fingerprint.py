@@ -47,6 +47,17 @@ def fingerprint(
     return {name: v if isinstance(v, str) else json.dumps(v) for name, v in parts.items()}
 
 
+def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """Return the parts in which two fits differ; of options which, and what they were and are now."""
+    parts = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+    if "options" in parts:
+        old, new = (json.loads(of.get("options", "{}")) for of in (theirs, ours))
+        changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+        each = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
+        parts[parts.index("options")] = f"options ({each})"
+    return parts
+
+
 def arithmetic() -> dict[str, Any]:
     """Return what decides, on this machine and in this process, how numbers are rounded."""
     return {

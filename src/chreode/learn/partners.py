@@ -68,6 +68,7 @@ class NearestNeighbours:
 class Controls:
     """A control of each anchor's batch, at random; of all batches where its own has none.
 
+    Batches are told apart where the schema names `batch` and the model reads it (`needs`, `uses`).
     A control has another one as its partner, if there is another.
     """
 
@@ -118,5 +119,7 @@ def _once(kept: list[Any], source: Source, rows: Rows, make: Callable[[Source, R
     for its_source, its_rows, made in kept:
         if its_source is source and its_rows is rows:
             return made
+    # another source is that of another fit, and training and validation rows are all that one asks for
+    kept[:] = [entry for entry in kept if entry[0] is source][-1:]
     kept.append((source, rows, make(source, rows)))
     return kept[-1][2]

@@ -17,6 +17,7 @@ from ..compute.processes import Group
 from ..compute.rng import Rng
 from ..data.sampler import Sampler
 from ..data.source import Source
+from ..errors import warn
 from ..module import Module
 
 
@@ -89,11 +90,25 @@ class Session:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a learner reports: a row per epoch, how it stood when it stopped, and notes for the reader."""
+    """What a learner reports.
+
+    Attributes
+    ----------
+    history
+        A row per epoch.
+    state
+        How it stood when it stopped.
+    notes
+        For the reader.
+    members
+        Of each member that was learned, in order: ``cells``, ``validation_cells``, ``state`` and ``notes``.
+        None where the learner keeps no members.
+    """
 
     history: pd.DataFrame
     state: State
     notes: tuple[str, ...] = ()
+    members: tuple[Mapping[str, Any], ...] | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -174,6 +189,8 @@ def run_phases(
         if traces[-1].interrupted:
             # what follows begins from less than the whole: it keeps no state
             run = replace(run, checkpoint=None)
+            for following in phases[number + 1 : number + 2]:
+                warn(f"{following.name}, the next stage, begins; Ctrl-C ends that one too.")
     return traces
 
 
@@ -224,3 +241,9 @@ def join_histories(traces: Sequence[Trace], names: Sequence[str]) -> pd.DataFram
     """Return one table with a column `phase`."""
     tables = [t.history.assign(phase=n) for t, n in zip(traces, names, strict=True)]
     return pd.concat(tables, ignore_index=True)
+
+
+def member_records(traces: Iterable[Trace]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the entry of a provenance on the members of a fit; none, where no learner keeps members."""
+    kept = [trace.members for trace in traces if trace.members is not None]
+    return {"members": [record for records in kept for record in records]} if kept else {}

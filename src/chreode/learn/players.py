@@ -29,11 +29,17 @@ class Players:
 
     def __init__(self, module: Module, options: Any, weight_decay: float, group: Group) -> None:
         self.options, self.group = options, group
-        self.players: dict[str, Player] = dict(module.players())
-        self.parameters = {
-            name: [p for p in player.parameters if p.requires_grad]
-            for name, player in self.players.items()
+        named = {
+            name: player if isinstance(player, Player) else Player(player)
+            for name, player in module.players().items()
         }
+        learning = {
+            n: [p for p in player.parameters if p.requires_grad] for n, player in named.items()
+        }
+        # in query mapping some have nothing to learn
+        self.parameters = {name: found for name, found in learning.items() if found}
+        self.players = {name: named[name] for name in self.parameters}
+        self.moved: list[str] = []
         kind = torch.optim.AdamW if options.decoupled else torch.optim.Adam
         self.optimisers = {
             name: kind(
@@ -71,14 +77,16 @@ class Players:
 
     def move(self, step: Step) -> None:
         """Let every player whose turn it is take a step."""
-        for name in self._moving(step):
+        self.moved = self._moving(step)
+        for name in self.moved:
             if self.options.clip is not None:
                 nn.utils.clip_grad_norm_(self.parameters[name], self.options.clip)
             self.optimisers[name].step()
 
     def rate(self, parameter: nn.Parameter) -> Tensor:
-        """Return what Adam multiplies the mean gradient of each entry by."""
-        for optimiser in self.optimisers.values():
+        """Return what Adam multiplied the mean gradient of each entry by; 0 where no player moved it."""
+        for name in self.moved:
+            optimiser = self.optimisers[name]
             if parameter in optimiser.state:
                 group, state = optimiser.param_groups[0], optimiser.state[parameter]
                 second = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))

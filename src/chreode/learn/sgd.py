@@ -25,6 +25,7 @@ from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
 from .average import EVERY, Average
 from .epoch import EpochMean, diagnosis
+from .fingerprint import differing
 from .phase import Phase, Session, Split, Trace
 from .players import Players
 
@@ -73,7 +74,7 @@ class SGD:
         compared with none.
     watch
         What of the history epochs are compared by, and early stopping goes by: the objective, or a term of
-        the loss.
+        the loss. The smaller the better.
     chooses
         Whether cells held out choose the weights, and can tell of overfitting. Not so where the objective
         is not all that is minimised (proximal steps), or cells held out choose later.
@@ -113,8 +114,8 @@ class SGD:
         """
         if len(split.train) < MIN_CELLS:
             raise DataError(
-                f"{len(split.train)} training cells are fewer than the {MIN_CELLS} that minibatches "
-                "need. Give more cells; where states alone are asked for, PCA and PPCA take fewer."
+                f"Minibatches need {counted(MIN_CELLS, 'training cell')}; got {len(split.train)}. "
+                "Give more cells; where states alone are asked for, PCA and PPCA take fewer."
             )
         assert phase.data is not None, "SGD needs a sampler"
         keep_freed_memory()
@@ -189,8 +190,13 @@ class _Loop:
         row: dict[str, float] = {"epoch": self.epoch, "lr": self._set_lr()}
         train = self._train()
         row |= train.result()
+        if f"train_{self.sgd.watch}" not in row:
+            known = ", ".join(name.removeprefix("train_") for name in train.sums)
+            raise ConfigError(
+                f"watch={self.sgd.watch!r}: the loss has no such term. It has {known}."
+            )
         if len(self.split.validation):
-            row |= self._validate(train.sums).result()
+            row |= self._validate().result()
         row["seconds"] = time.perf_counter() - start
         settled = self.epoch >= self.sgd.settle * self.epochs
         value = self._comparable(row) if settled else None
@@ -243,8 +249,7 @@ class _Loop:
         if not group.alone and min(map(len, joint)) < 2 * group.size:
             raise ConfigError(
                 f"A minibatch of {counted(min(map(len, joint)), 'cell')} is too small for "
-                f"{counted(group.size, 'process')}, which need two cells each. Raise batch_size, or "
-                "start fewer."
+                f"{counted(group.size, 'process')}: each needs two cells. Raise batch_size, or start fewer."
             )
         mine = self._minibatches(map(group.share, joint))
         mean = EpochMean("train", group)
@@ -261,8 +266,9 @@ class _Loop:
                 if not bool(objectives.isfinite().all()):
                     raise self._failure(loss, batch)
                 self.players.move(step)
-                outputs = {name: value.detach() for name, value in loss.outputs.items()}
-                self.target.after_step(replace(step, outputs=outputs) if outputs else step)
+                if not self.run.mapping:
+                    outputs = {name: value.detach() for name, value in loss.outputs.items()}
+                    self.target.after_step(replace(step, outputs=outputs) if outputs else step)
                 mean.add(loss, n)
                 self.index += 1
                 if self.index % EVERY == 0:
@@ -280,10 +286,10 @@ class _Loop:
         found = diagnosis(self.target, loss, where)
         return FitError(f"Learning stopped in epoch {self.epoch}, step {self.index}: {found}")
 
-    def _validate(self, names: Iterable[str]) -> EpochMean:
+    def _validate(self) -> EpochMean:
         self.target.eval()
         group = self.run.group
-        mean = EpochMean("validation", group, names)  # a process may have no chunk to see
+        mean = EpochMean("validation", group)
         step = Step(self.run.rng, self.index, 1.0)
         mine = list(enumerate(self.held_out))[group.rank :: group.size]
         batches = self._minibatches(rows for _, rows in mine)
@@ -329,10 +335,9 @@ class _Loop:
         tensors, info = store.read_tensors(self.run.checkpoint)
         ours, theirs = self.run.fingerprint, info.get("fingerprint")
         if theirs != ours:
-            known = theirs if isinstance(theirs, dict) else {}
-            differ = [p for p in {**ours, **known} if known.get(p) != ours.get(p)]
+            differ = differing(ours, theirs if isinstance(theirs, dict) else {})
             raise StoreError(
-                f"{self.run.checkpoint} belongs to another fit: {', '.join(differ)} differ. "
+                f"{self.run.checkpoint} belongs to another fit, with other {', '.join(differ)}. "
                 "Remove it to begin anew, or name another checkpoint."
             )
         try:

@@ -6,12 +6,9 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from ..errors import CapabilityError, ConfigError, warn
+from ..errors import CapabilityError, ConfigError, counted, listed, warn
 from ..module import Module
 from ..verbs.state import FittedState
-
-#: Names of tensors that a note lists.
-_SHOWN = 6
 
 
 def continue_from(module: Module, from_: FittedState, *, mapping: bool, extends: bool) -> None:
@@ -29,17 +26,25 @@ def continue_from(module: Module, from_: FittedState, *, mapping: bool, extends:
     CapabilityError
         If it cannot, and shall.
     """
-    old = from_.module.state_dict()
+    old, own = from_.module.state_dict(), module.state_dict()
+    fresh = {name for name, _ in module.named_parameters() if name not in old}
+    kept = {name: t for name, t in old.items() if not _goes_on(own[name], t)}
+    formed_alike = all(own[name].shape == t.shape for name, t in kept.items())
+    if not formed_alike or (mapping and not (extends and fresh)):
+        raise CapabilityError(
+            f"{from_.model.key} cannot learn categories that are new to the fit it starts from: "
+            "fit it on the old and the new cells together."
+        )
     if mapping:
-        fresh = {name for name, _ in module.named_parameters() if name not in old}
-        if not (extends and fresh):
-            raise CapabilityError(
-                f"{from_.model.key} cannot learn categories that are new to the fit it starts from: "
-                "fit it on the old and the new cells together."
-            )
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in fresh)
-    module.load_state_dict({**module.state_dict(), **old})
+    module.load_state_dict({**own, **kept})
+
+
+def _goes_on(own: Tensor, old: Tensor) -> bool:
+    """Return whether a tensor has the rows of an older one and more, as of vectors of names."""
+    longer = own.shape[1:] == old.shape[1:] and len(own) > len(old) if own.ndim else False
+    return longer and own[: len(old)].equal(old)
 
 
 def start_part_from(module: Module, part: str, from_: FittedState) -> str:
@@ -82,19 +87,13 @@ def start_part_from(module: Module, part: str, from_: FittedState) -> str:
     fresh = [name for name in module.state_dict() if name not in {prefix + t for t in taken}]
     if odd:
         warn(
-            f"{listed(odd)} of the {key} to start from have another shape here "
-            f"({_shape_of(odd, old)} there, {_shape_of(odd, own)} here) and are learned anew."
+            f"The {key} to start from has {listed(odd)} in another shape "
+            f"({_shape_of(odd, old)} there, {_shape_of(odd, own)} here): learned anew."
         )
     return (
-        f"started from a fitted {key}: {len(taken)} of its {len(old)} tensors were taken; fresh are "
+        f"started from a fitted {key}, with {len(taken)} of its {counted(len(old), 'tensor')}; fresh are "
         f"{listed(fresh) or 'none'}"
     )
-
-
-def listed(names: Collection[str]) -> str:
-    """Return some names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join([*names][:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shape_of(names: Collection[str], tensors: Mapping[str, Tensor]) -> str:

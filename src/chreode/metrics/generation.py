@@ -108,8 +108,7 @@ def median_widths(real: Cloud) -> Float[np.ndarray, " k"]:
     apart = pdist(few)
     if not apart.any():
         raise DataError(
-            f"There are no distances between {counted(len(real), 'cell')}, to take widths from: they "
-            "coincide."
+            f"There is no distance within {counted(len(real), 'cell')} to take widths from: all coincide."
         )
     return np.array(WIDTHS) * (np.median(apart) or np.median(apart[apart > 0]))
 
@@ -150,7 +149,7 @@ def manifold(real: Cloud, fake: Cloud, k: int = 5) -> Manifold:
     _refuse_odd(real, fake)
     if min(len(real), len(fake)) <= k:
         raise DataError(
-            f"There are {counted(min(len(real), len(fake)), 'cell')}, too few for "
+            f"Got {counted(min(len(real), len(fake)), 'cell')}, too few for "
             f"{counted(k, 'neighbour')} each."
         )
     reach_real, reach_fake = (np.sort(cdist(c, c), axis=1)[:, k] for c in (real, fake))
@@ -227,7 +226,7 @@ def concordance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " _"]) -> float
     """
     if len(a) != len(b) or not len(a):
         raise DataError(
-            f"There are {len(a)} and {counted(len(b), 'value')}: expected as many, and one at least."
+            f"Got {len(a):,} and {counted(len(b), 'value')}: expected as many, and one at least."
         )
     covariance = np.cov(a, b, bias=True)
     spread = covariance[0, 0] + covariance[1, 1] + (a.mean() - b.mean()) ** 2
@@ -239,7 +238,7 @@ def depth_distance(real: Num[np.ndarray, " n"], fake: Num[np.ndarray, " m"]) -> 
     """Return the Kolmogorov-Smirnov distance of total counts; 0 at best, 1 at worst."""
     if not (len(real) and len(fake)):
         raise DataError(
-            f"There are depths of {len(real)} and {counted(len(fake), 'cell')}: expected one at least."
+            f"Got depths of {len(real):,} and {counted(len(fake), 'cell')}: expected one at least."
         )
     return float(ks_2samp(real, fake).statistic)
 
@@ -314,7 +313,7 @@ def _width(real: Sparse, fake: Sparse) -> int:
     """Return how many features both have."""
     if real.shape[1] != fake.shape[1]:
         raise DataError(
-            f"There are {real.shape[1]:,} and {counted(fake.shape[1], 'feature')}: give the same, in order."
+            f"Got {real.shape[1]:,} and {counted(fake.shape[1], 'feature')}: give the same, in order."
         )
     return int(real.shape[1])
 

@@ -211,7 +211,7 @@ def column(values: Labels, role: str, n_cells: int) -> Shaped[np.ndarray, " b"]:
     array = np.asarray(values, dtype=object)
     if array.shape != (n_cells,):
         raise DataError(
-            f"{role} has shape {array.shape}, but there are {counted(n_cells, 'cell')}: "
+            f"{role} has shape {array.shape}, beside an array of {counted(n_cells, 'cell')}: "
             f"give one {role} per cell, in the same order."
         )
     return array
@@ -246,8 +246,8 @@ def encode(values: Labels, role: str, n_cells: int, *, at_least: int = 1) -> Int
     absent = int(missing(array).sum())
     if absent:
         raise DataError(
-            f"{absent} of {counted(n_cells, 'cell')} have no {role}: leave them out of every argument, "
-            "or call integration_scores, which does so for labels."
+            f"There is no {role} for {absent:,} of {counted(n_cells, 'cell')}: leave such cells out of every "
+            "argument, or call integration_scores, which does so for labels."
         )
     codes, distinct = pd.factorize(array)
     if len(distinct) < at_least:

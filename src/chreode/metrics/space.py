@@ -55,9 +55,8 @@ class Space:
         """
         if min(counts.shape) < 2:
             raise DataError(
-                f"There are {counted(counts.shape[0], 'cell')} and "
-                f"{counted(counts.shape[1], 'feature')}: expected "
-                "two of both at least."
+                f"Got {counted(counts.shape[0], 'cell')} and {counted(counts.shape[1], 'feature')}: expected "
+                "two of each at least."
             )
         if min(n_genes - 1, n_components) < 1:
             raise ConfigError(

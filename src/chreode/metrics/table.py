@@ -5,30 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from pandas.api.types import is_numeric_dtype
 
 from .. import store
-from ..compute.convergence import read_state
 from ..config.arguments import checked
-from ..errors import StoreError
+from ..errors import StoreError, visible
 from ..text import shown
+from . import saved
 
 #: The row that embeddings are compared with.
 BASELINE = "PCA"
-#: Columns that hold text, and columns that hold numbers.
-_COLUMNS = {
-    "scores": (("method", "metric", "reason"), ("seed", "value", "low", "high")),
-    "methods": (("method", "role", "state", "note"), ("seeds", "seconds")),
-    "metrics": (("metric", "name", "group", "about"), ("best",)),
-}
-
-
 #: Tables that not every bench has.
 _FURTHER = ("by_class", "curves", "markers", "sizes")
 
@@ -44,7 +36,8 @@ class ScoreTable:
     scores
         Long table: method, seed, metric, value, low, high (95 % bootstrap interval over cells).
     methods
-        One row per method: role (baseline, method, ceiling), seeds, state of the fits, seconds, note.
+        One row per method: role (baseline, method, ceiling, control), seeds, state of the fits, seconds,
+        notes (a list).
     metrics
         One row per metric: name, group, best value, description.
     about
@@ -87,12 +80,14 @@ class ScoreTable:
         """Return methods x metrics, means over seeds of raw scores, with seeds and a note."""
         wide = self._wide("value")
         wide.insert(0, "role", self.methods["role"])
-        return wide.join(self.methods[["seeds", "note"]])
+        notes = self.methods["notes"].map("; ".join).rename("note")
+        return wide.join([self.methods["seeds"], notes])
 
     def _repr_html_(self) -> str:
         # metrics are rows, since a notebook is long and not wide
         seen: Any = shown(self.table()).T.to_html(float_format="{:z.3f}".format, na_rep="–")
-        return f"<p>{self.kind.capitalize()} bench. Raw scores, means over seeds.</p>{seen}"
+        kind = escape(visible(self.kind.capitalize()))
+        return f"<p>{kind} bench. Raw scores, means over seeds.</p>{seen}"
 
     def intervals(self) -> pd.DataFrame:
         """Return methods x metrics as ``low to high``: the union of the seeds' bootstrap intervals."""
@@ -100,6 +95,11 @@ class ScoreTable:
         return low.combine(
             high, lambda a, b: a.map("{:z.3f}".format) + " to " + b.map("{:z.3f}".format)
         )
+
+    def of_classes(self) -> pd.DataFrame:
+        """Return metric and class x methods, means over seeds: of single classes, where a bench has them."""
+        found = self.by_class.groupby(["metric", "class", "method"], sort=False)["value"].mean()
+        return found.unstack("method").reindex(columns=self.methods.index)
 
     def lacking(self) -> dict[str, str]:
         """Return the metrics that no method has, and why."""
@@ -138,35 +138,17 @@ class ScoreTable:
             If the file is absent, cut short or no bench.
         """
         try:
-            read = json.loads(Path(path).read_text())
-            tables = {n: pd.DataFrame(read[n]) for n in ("scores", "methods", "metrics")}
-            tables["methods"]["state"] = [read_state(row) for row in read["methods"]]
-            if not (
-                isinstance(read["kind"], str) and isinstance(read["about"].get("schema", {}), dict)
-            ):
-                raise ValueError("kind is no text, or schema no table")
-            for name, (texts, numbers) in _COLUMNS.items():
-                typed = [isinstance(v, str) for column in texts for v in tables[name][column]]
-                typed += [is_numeric_dtype(tables[name][column]) for column in numbers]
-                if not all(typed):
-                    raise ValueError(f"{name} has text for numbers, or numbers for text")
-            _require_sizes(pd.DataFrame(read.get("sizes", [])))
-            return cls(
-                read["kind"],
-                tables["scores"].drop(columns="index"),
-                tables["methods"].set_index("method"),
-                tables["metrics"].set_index("metric"),
-                read["about"],
-                **{
-                    n: pd.DataFrame(read.get(n, [])).drop(columns="index", errors="ignore")
-                    for n in _FURTHER
-                },
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            kind, tables, about = saved.read(Path(path))
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(
                 f"{path} is no saved bench, which is JSON that Bench.save or 'chreode bench … -o "
                 f"bench.json' wrote ({type(error).__name__}: {error})."
             ) from error
+        methods, metrics = (
+            tables.pop(name).set_index(key)
+            for name, key in (("methods", "method"), ("metrics", "metric"))
+        )
+        return cls(kind, tables.pop("scores"), methods, metrics, about, **tables)
 
     def _wide(self, value: str, how: str = "mean") -> pd.DataFrame:
         wide = self.scores.pivot_table(
@@ -174,13 +156,3 @@ class ScoreTable:
         )
         wide.columns.name = None
         return wide.reindex(index=self.methods.index, columns=self.metrics.index)
-
-
-def _require_sizes(table: pd.DataFrame) -> None:
-    """Refuse what counts no cells."""
-    named = table.columns.intersection(["label", "batch"])
-    texts = [isinstance(value, str) for name in named for value in table[name]]
-    if len(table) and not (
-        len(named) and all(texts) and table.get("cells", table[named[0]]).dtype.kind == "i"
-    ):
-        raise ValueError("sizes has text for numbers, or numbers for text")

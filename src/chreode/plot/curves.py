@@ -12,7 +12,7 @@ from ..config.arguments import checked
 from ..errors import DataError
 from ..text import picture
 from ..verbs.state import FittedState
-from .style import PALETTE, bare, panels, picture_of
+from .style import PALETTE, bare, panels, picture_of, require_columns
 
 _COLOURS = {"train": PALETTE[0], "validation": PALETTE[5]}
 
@@ -31,6 +31,8 @@ def history(fitted: FittedState | pd.DataFrame) -> Figure:
     ------
     DataError
         If nothing was logged, as in a fit in closed form.
+    SchemaError
+        If the table is no history.
 
     Examples
     --------
@@ -40,6 +42,7 @@ def history(fitted: FittedState | pd.DataFrame) -> Figure:
     """
     table = fitted.history if isinstance(fitted, FittedState) else fitted
     phases = table.groupby("phase", sort=False) if "phase" in table else [("fit", table)]
+    require_columns(table, ["epoch"], "the history of a fit")
     rows = {str(name): (rows, logged) for name, rows in phases if (logged := _logged(rows))}
     if not rows:
         raise DataError(

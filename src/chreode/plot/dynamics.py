@@ -27,7 +27,17 @@ from ..verbs.answering import open_cells, stream
 from ..verbs.latent import embed
 from ..verbs.paths import trajectory
 from ..verbs.state import FittedState
-from .style import GREY, PALETTE, axes, bare, panels, picture_of, short
+from .style import (
+    GREY,
+    PALETTE,
+    axes,
+    bare,
+    legend_columns,
+    panels,
+    picture_of,
+    require_columns,
+    short,
+)
 
 #: From blue to red by way of nothing, so that a weak edge is pale on white and on black.
 _SIGNS = LinearSegmentedColormap.from_list(
@@ -91,7 +101,8 @@ def phase_portrait(
         # below the picture, as cells and streamlines are everywhere in it
         ax.legend(
             frameon=False, fontsize="small", title="paths from their starts", title_fontsize="small",
-            loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=3, alignment="left",
+            loc="upper left", bbox_to_anchor=(0.0, -0.14), alignment="left",
+            ncols=legend_columns(ax.get_legend_handles_labels()[1], 3.6),
         )  # fmt: skip
     ax.set(xlabel="1st component", ylabel="2nd component", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     bare(ax)
@@ -138,7 +149,14 @@ def paths(
     seen = None if data is None else _observed(fitted, data, at)
     width = min(4, len(genes))
     n_rows = -(-len(genes) // width)
-    figure = picture_of(max(3.0 * width, 4.0), 2.3 * n_rows + 0.4)
+    labels = [picture(short(name, 24)) for name in names]
+    lines = [Line2D([], [], color=colour) for colour, _ in zip(PALETTE, labels, strict=False)]
+    if knockout is not None:
+        labels.append(picture(f"without {short(knockout, 24)}"))
+        lines.append(Line2D([], [], color=GREY, linestyle="--"))
+    wide = max(3.0 * width, 4.0)
+    columns = legend_columns(labels, wide)
+    figure = picture_of(wide, 2.3 * n_rows + 0.2 + 0.2 * -(-len(labels) // columns))
     grid = panels(figure, n_rows, width).ravel()
     for colour, name in zip(PALETTE, names, strict=False):
         if seen is not None:
@@ -155,13 +173,8 @@ def paths(
     grid[0].set_ylabel("expression")
     for ax in grid[len(genes) :]:
         ax.set_visible(False)
-    labels = [picture(short(name, 24)) for name in names]
-    lines = [Line2D([], [], color=colour) for colour, _ in zip(PALETTE, labels, strict=False)]
-    if knockout is not None:
-        labels.append(picture(f"without {short(knockout, 24)}"))
-        lines.append(Line2D([], [], color=GREY, linestyle="--"))
     figure.legend(
-        lines, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize="small"
+        lines, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize="small"
     )
     return figure
 
@@ -248,12 +261,20 @@ def edge_matrix(
     most
         How many of these.
 
+    Raises
+    ------
+    SchemaError
+        If the table holds no edges.
+
     Examples
     --------
     >>> table = pd.DataFrame({"source": ["a", "b"], "target": ["b", "a"], "weight": [1.0, -0.5]})
     >>> edge_matrix(table).get_xlabel()
     'driven'
     """
+    require_columns(
+        edges, ["source", "target", "weight"], "the edges that rank returns of a model of time"
+    )
     strength = pd.concat(
         [
             edges.groupby(end)["weight"].apply(lambda w: w.abs().max())
@@ -291,11 +312,14 @@ def sparsity_curve(curves: pd.DataFrame) -> Figure:
     ------
     ConfigError
         If the fit went along no strengths.
+    SchemaError
+        If the table is no history of one.
     """
     if "none" not in curves or curves["none"].count() < 2:
         raise ConfigError(
             "This fit has one strength only: leave strength at None, and give strengths."
         )
+    require_columns(curves, ["strength", "held_out"], "the history of a fit along strengths")
     measured = curves.dropna(subset="none")
     named = "method" in measured
     methods = dict(list(measured.groupby("method", sort=False))) if named else {"": measured}
@@ -305,12 +329,18 @@ def sparsity_curve(curves: pd.DataFrame) -> Figure:
         means = rows.groupby("strength")[["held_out", "none"]].mean()
         for ax, column in zip(pair, means, strict=True):
             ax.plot(
-                means.index, means[column], "o-", color=colour, markersize=4, label=picture(method)
+                means.index,
+                means[column],
+                "o-",
+                color=colour,
+                markersize=4,
+                label=picture(short(method, 24)),
             )
     pair[0].set(ylabel="error of held-out series, scaled", ylim=(0, None))
-    pair[1].set(ylabel="share of pairs without a path", ylim=(-0.02, 1.02))
+    pair[1].set(ylabel="share of pairs without effect", ylim=(-0.02, 1.02))
+    least = min((float(s) for s in measured["strength"] if s > 0), default=1.0)
     for ax in pair:
-        ax.set_xscale("symlog", linthresh=float(min(s for s in measured["strength"] if s > 0)))
+        ax.set_xscale("symlog", linthresh=least)
         ax.set_xlabel("strength of the penalty")
         bare(ax)
     if len(methods) > 1:

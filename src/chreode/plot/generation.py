@@ -9,16 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..config.arguments import checked
-from ..errors import CapabilityError, ConfigError, DataError, near
+from ..errors import CapabilityError, ConfigError, DataError, counted, near
 from ..metrics.score import Labels
 from ..metrics.space import Space
 from ..text import picture
 from .counts import Counts
 from .scatter import embedding, principal_plane, umap_coordinates
-from .style import GREY, PALETTE, axes, bare, opaque, panels, picture_of, short
+from .style import GREY, PALETTE, axes, bare, opaque, panels, picture_of, require_columns, short
 
 #: Cells of each kind in a picture at the most, and markers that are named in one.
 _SHOWN, _NAMED = 3000, 5
+#: What is drawn of a marker.
+_MARKERS = ("method", "class", "gene", "cells", "real share", "fake share", "off share")
 
 
 @checked
@@ -49,9 +51,14 @@ def real_and_generated(
     Raises
     ------
     DataError
-        If the genes are not as many.
+        If the genes are not as many, or labels are not as many as cells.
     """
     _require_same_genes(real, generated)
+    for of, cells in zip(labels or (), (real, generated), strict=False):
+        if len(of) != cells.shape[0]:
+            raise DataError(
+                f"Got {counted(len(of), 'label')} for {counted(cells.shape[0], 'cell')}; give one for each."
+            )
     rng = np.random.default_rng(seed)
     counts = [sp.csr_matrix(c) for c in (real, generated)]
     rows = [np.sort(rng.permutation(c.shape[0])[:_SHOWN]) for c in counts]
@@ -106,6 +113,8 @@ def marker_shares(
     ------
     ConfigError
         If there are no markers of this method.
+    SchemaError
+        If the table holds something else.
 
     Examples
     --------
@@ -114,6 +123,8 @@ def marker_shares(
     >>> [text.get_text() for text in ax.texts]
     ['CD79A, B']
     """
+    if len(markers):
+        require_columns(markers, _MARKERS, "the markers of a bench of generation")
     known = dict.fromkeys(markers["method"] if len(markers) else ())
     if method not in known:
         raise ConfigError(f"There are no markers of {method!r}.{near(method, known)}")
@@ -189,7 +200,10 @@ def _require_same_genes(real: Counts, generated: Counts) -> None:
     for counts in (real, generated):
         if len(counts.shape) != 2 or counts.dtype.kind not in "biuf":
             raise DataError(f"Expected numbers, cells x genes; got {counts.dtype} {counts.shape}.")
+        if not counts.shape[0]:
+            raise DataError("There are no cells to draw.")
     if real.shape[1] != generated.shape[1]:
         raise DataError(
-            f"There are {real.shape[1]:,} real and {generated.shape[1]:,} generated genes: expected the same."
+            f"Real cells have {counted(real.shape[1], 'gene')}, generated ones {generated.shape[1]:,}: "
+            "expected the same."
         )

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_rgba_array
+from matplotlib.colors import Normalize, is_color_like, to_rgba_array
 from matplotlib.lines import Line2D
 from mudata import MuData
 
@@ -67,7 +67,8 @@ def embedding(
     SchemaError
         If there is no such key or column.
     DataError
-        If coordinates are not finite, or `colour` has not one value per cell, or none at all.
+        If coordinates are not finite, `colour` has not one finite value or not one value per cell, or the
+        colours in ``uns`` are none.
 
     Examples
     --------
@@ -191,20 +192,29 @@ def _values(
         if colour not in columns:
             raise SchemaError(f"There is no obs[{colour!r}].{near(colour, columns)}")
         values = columns[colour]
-        colours = x.uns.get(f"{colour}_colors", ())
-        if isinstance(values.dtype, pd.CategoricalDtype) and len(colours) >= len(
-            values.cat.categories
-        ):
-            listed = {str(c): str(k) for c, k in zip(values.cat.categories, colours, strict=False)}
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            names = [str(c) for c in values.cat.categories]
+            listed = dict(zip(names, _listed_colours(x, colour), strict=False))
+            listed = listed if len(listed) == len(names) else {}
     else:
         values = pd.Series(colour)
     if len(values) != n:
-        raise DataError(
-            f"There are {counted(len(values), 'value')} to colour {counted(n, 'cell')} by."
-        )
+        raise DataError(f"Got {counted(len(values), 'value')} to colour {counted(n, 'cell')} by.")
+    if pd.api.types.is_float_dtype(values):
+        values = values.replace([np.inf, -np.inf], np.nan)
     if values.isna().all():
-        raise DataError("There is no value to colour by: all are missing.")
+        raise DataError("There is no value to colour by: all are missing or infinite.")
     return values, listed
+
+
+def _listed_colours(x: Any, column: str) -> list[str]:
+    """Return what the data object lists as the colours of a column's categories, as scanpy writes them."""
+    found = x.uns.get(f"{column}_colors")
+    colours = [] if found is None else [*np.atleast_1d(np.asarray(found, dtype=object))]
+    wrong = [c for c in colours if not (isinstance(c, str) and is_color_like(c))]
+    if wrong:
+        raise DataError(f"uns['{column}_colors'] has {wrong[0]!r}, which is no colour: remove it.")
+    return colours
 
 
 def _paint(

@@ -109,9 +109,8 @@ def _columns(metrics: pd.DataFrame) -> pd.Series:
 def _note(bench: ScoreTable, method: str) -> str:
     row = bench.methods.loc[method]
     start = row["role"] if row["role"] != "method" else spelled(row["seeds"], "seed")
-    parts = [row["note"]] if row["note"].startswith("one seed") else [start, row["note"]]
-    parts = [text for text in parts if text]
-    return textwrap.fill("; ".join(parts), 31)
+    said = any(note.startswith("one seed") for note in row["notes"])
+    return textwrap.fill("; ".join([*([] if said else [start]), *row["notes"]]), 31)
 
 
 def _header(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from ..errors import visible
+from ..errors import SchemaError, near, visible
 
 #: Six colours of Okabe & Ito (2008), then colours chosen one by one to be as far as possible from
 #: the ones before, as normal, protanope and deuteranope eyes see them (Oklab, simulation by Machado
@@ -67,11 +69,26 @@ def bare(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def require_columns(table: pd.DataFrame, columns: Iterable[str], of: str) -> None:
+    """Refuse a table of something else than what is drawn; `of` says what returns the right one."""
+    lacking = [name for name in columns if name not in table]
+    if lacking:
+        raise SchemaError(
+            f"There is no column {lacking[0]!r}. This draws {of}.{near(lacking[0], map(str, table.columns))}"
+        )
+
+
 def opaque(legend: Any) -> None:
     """Draw the dots of a legend without the transparency of those that it explains, and as large as text."""
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set(alpha=1.0, sizes=[20.0])
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """Return in how many columns the small text of a legend fits into so many inches."""
+    letters = max(map(len, labels), default=0)
+    return max(1, min(len(labels), int(width / (0.6 + 0.075 * letters))))
 
 
 def short(text: object, letters: int) -> str:

@@ -44,14 +44,17 @@ def lead(bench: ScoreTable) -> Iterator[str]:
     ceilings, table = table[of_ceilings], table[~of_ceilings]
     for level in bench.about["levels"]:
         rows = table.dropna(subset=f"denoised, {level}").sort_values(f"denoised, {level}")
+        if rows.empty or np.isinf(rows[f"denoised, {level}"].iloc[0]):
+            yield f"{level}: {'all paths blow up' if len(rows) else 'nothing was scored'}."
+            continue
         explained, role, best = rows[f"denoised_r2, {level}"], rows["role"], rows.index[0]
-        sentence = f"R² {explained[best]:z.2f} of smoothed paths"
+        sentence = f"R² {_r2(explained[best])} of smoothed paths"
         other = {"method": "baseline", "baseline": "method"}.get(role[best])
         for name, value in explained[role == other].iloc[:1].items():
-            too = " too" if f"{value:z.2f}" == f"{explained[best]:z.2f}" else ""
-            sentence += f"; the best {other}, {name}, has {value:z.2f}{too}"
+            too = " too" if _r2(value) == _r2(explained[best]) else ""
+            sentence += f"; the best {other}, {name}, has {_r2(value)}{too}"
         for name, value in ceilings[f"denoised_r2, {level}"].dropna().items():
-            sentence += f"; the ceiling, {name}, has {value:z.2f}"
+            sentence += f"; the ceiling, {name}, has {_r2(value)}"
         if role[best] == "baseline" and (role == "method").any():
             yield f"{level}: no method beats the baselines; {best}, a baseline, is best, {sentence}."
         else:
@@ -65,23 +68,33 @@ def lead(bench: ScoreTable) -> Iterator[str]:
         )
 
 
+def _r2(value: float) -> str:
+    """Return an R², which has no lower end."""
+    if np.isinf(value):
+        return "none, as its paths blow up"
+    return f"{value:z.2f}" if abs(value) < 1000 else f"{value:.2g}"
+
+
 def sections(bench: ScoreTable) -> list[Section]:
     """Return what became of errors and edges along strengths."""
-    if not len(bench.curves):
-        return []
     caption = (
         "Held-out series decide which strength is kept: the largest that is as good as the best."
     )
-    return [Section("Along the strengths", figures=((caption, sparsity_curve(bench.curves)),))]
+    return _along_strengths(bench.curves, caption)
+
+
+def _along_strengths(curves: pd.DataFrame, caption: str) -> list[Section]:
+    try:
+        return [Section("Along the strengths", figures=((caption, sparsity_curve(curves)),))]
+    except ConfigError:  # there are none, or a single one
+        return []
 
 
 def tables(bench: ScoreTable) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the errors of single series."""
     if not len(bench.by_class):
         return
-    means = bench.by_class.pivot_table(
-        index=["metric", "class"], columns="method", values="value", sort=False
-    ).reindex(columns=bench.methods.index)
+    means = bench.of_classes()
     for key, text in (
         ("mse", "Errors of single series"),
         ("denoised", "Errors of smoothed single series"),
@@ -131,12 +144,8 @@ def dynamics_sections(fitted: FittedState, data: AnnData | None = None) -> list[
             tuple(figures),
         )
     ]
-    try:
-        curve = sparsity_curve(fitted.history)
-    except ConfigError:  # it went along no strengths
-        return found
     caption = "Errors of held-out series, and the share of pairs without an effect, by strength."
-    return [*found, Section("Along the strengths", figures=((caption, curve),))]
+    return [*found, *_along_strengths(fitted.history, caption)]
 
 
 def _edges(edges: pd.DataFrame) -> tuple[tuple[str, pd.DataFrame], ...]:
@@ -203,6 +212,7 @@ def _strongest(edges: pd.DataFrame) -> str:
 def _without(fitted: FittedState, driver: str) -> tuple[Sequence[str], str]:
     """Return the genes that a knock-out moves most by the end of the first path, and how far the first."""
     start = fitted.spec.categories.get("trajectory", ("all cells",))[0]
+    end = f"end of {start}" if "trajectory" in fitted.spec.categories else "end of the path"
     kept, gone = (_states(fitted, start, to) for to in (None, {"knockout": driver}))
     names = fitted.spec.features[fitted.spec.either("expression", "counts")]
     moved = np.abs(kept - gone)[-1]
@@ -210,7 +220,7 @@ def _without(fitted: FittedState, driver: str) -> tuple[Sequence[str], str]:
     order = np.argsort(-moved, kind="stable")[:_GENES]
     most = order[0]
     text = (
-        f"Without {driver}, {names[most]} changes most: at the end of {start} it is {gone[-1, most]:z.2f} "
+        f"Without {driver}, {names[most]} changes most: at the {end} it is {gone[-1, most]:z.2f} "
         f"and not {kept[-1, most]:z.2f}. This is a prediction, and nothing measured stands beside it."
     )
     return [names[i] for i in order if moved[i] >= 0], text

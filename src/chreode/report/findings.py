@@ -108,7 +108,7 @@ def _unsettled(bench: ScoreTable) -> Iterator[str]:
     best = totals.index[0]
     # against PCA there is a paired comparison, which is sharper: its outcome is in the notes
     top = bench.methods.loc[best]
-    settled = top["role"] == "method" and f"not better than {BASELINE}" not in top["note"]
+    settled = top["role"] == "method" and f"not better than {BASELINE}" not in top["notes"]
     near = [m for m in totals.index[1:] if high[m] >= low[best] and not (settled and m == BASELINE)]
     if near:
         yield (
@@ -132,7 +132,7 @@ def _rare(bench: ScoreTable) -> Iterator[str]:
 def _of_methods(bench: ScoreTable) -> Iterator[str]:
     """Put what is noted of methods in sentences, and what failed of all rows; methods come first."""
     for method, row in bench.methods.sort_values("role", ascending=False, kind="stable").iterrows():
-        notes = [n for n in row["note"].split("; ") if n and not n.startswith("one seed")]
+        notes = [n for n in row["notes"] if not n.startswith("one seed")]
         if (
             row["role"] != "method"
         ):  # with which settings a baseline came out is in the table of methods
@@ -166,6 +166,12 @@ def _context(bench: ScoreTable) -> Iterator[str]:
     if unlabelled:
         yield (
             f"No label: {unlabelled:,} of {counted(cells, 'cell')}. Scores that read labels leave them out."
+        )
+    if left := bench.about.get("not placed"):
+        batches = ", ".join(f"{batch} ({n:,})" for batch, n in left.items())
+        yield (
+            f"Not scored: {counted(sum(left.values()), 'cell')} that a method cannot place, as they lack "
+            f"what it reads. By batch: {batches}."
         )
     if alone := bench.about.get("untested"):
         yield f"Classes of one cell cannot be tested: {joined(alone)}."

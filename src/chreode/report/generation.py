@@ -29,41 +29,25 @@ def too_small(about: Mapping[str, Any]) -> str:
         f"Nothing of {role} is scored: {why}." for role, why in about.get("not scored", {}).items()
     ]
     alone = (
-        f"Not scored alone are classes with fewer than {MIN_CLASS} held-out cells: {classes}. They count in "
-        f"pooled scores, and in the markers of types with at least {counted(FEWEST, 'cell')}."
+        f"Not scored alone are classes with fewer than {counted(MIN_CLASS, 'held-out cell')}: {classes}. "
+        f"They count in pooled scores, and in the markers of types with at least {counted(FEWEST, 'cell')}."
     )
     markers = f"Types with too few cells to compare their markers: {types}."
     return " ".join([*left, *[alone] * bool(classes), *[markers] * bool(types)])
 
 
 def lead(bench: ScoreTable) -> Iterator[str]:
-    """Say what comes nearest to held-out cells, and how much is left to them."""
+    """Say what comes nearest to held-out cells, in every modality, and how much is left to them."""
     table = bench.table()
     if "w2" not in table:
         return
     ceiling = table.index[table["role"] == "ceiling"]
-    rows = table[table["role"].isin(["method", "baseline"])].dropna(subset="w2").sort_values("w2")
-    if rows.empty:
-        return
-    best, floor = rows.index[0], table.loc[ceiling, "w2"].min()
-    sentence = (
-        f"its W2 is {rows.loc[best, 'w2']:.2f}, that of other real cells {floor:.2f} (0 is best)"
-    )
-    other = {"method": "baseline", "baseline": "method"}[rows.loc[best, "role"]]
-    of_other = rows.loc[rows["role"] == other, "w2"]
-    beside = (
-        f" The best {other}, {of_other.index[0]}, has {of_other.iloc[0]:.2f}."
-        if len(of_other)
-        else ""
-    )
-    if other == "method" and len(of_other):
-        yield (
-            f"No method beats the baselines: {best}, a baseline, is nearest to held-out cells; {sentence}."
-            f"{beside}"
-        )
-    else:
-        yield f"{best} is nearest to held-out cells: {sentence}.{beside}"
-    for method, row in rows[rows["role"] == "method"].iterrows():
+    further = [name for name in table if str(name).endswith("_w2")]
+    yield from _nearest(table, "w2", " by their RNA" if further else "")
+    for name in further:
+        yield from _nearest(table, name, f" by their {name.removesuffix('_w2')}")
+    rows = table[table["role"] == "method"].dropna(subset="w2").sort_values("w2")
+    for method, row in rows.iterrows():
         yield (
             f"A random forest tells cells of {method} from real ones of their class with an AUC of "
             f"{row['auc']:.2f} (0.5: it cannot, 1: always)."
@@ -74,6 +58,31 @@ def lead(bench: ScoreTable) -> Iterator[str]:
                 f"{row['membership']:.2f} (0.5: by chance alone; from other real cells "
                 f"{table.loc[ceiling, 'membership'].mean():.2f}). This is one attack, and no guarantee."
             )
+
+
+def _nearest(table: pd.DataFrame, key: str, seen: str) -> Iterator[str]:
+    """Say which row has the least W2 of a modality, and which one on the other side."""
+    rows = table[table["role"].isin(["method", "baseline"])].dropna(subset=key).sort_values(key)
+    if rows.empty:
+        return
+    best, floor = rows.index[0], table.loc[table["role"] == "ceiling", key].min()
+    sentence = (
+        f"its W2 is {rows.loc[best, key]:.2f}, that of other real cells {floor:.2f} (0 is best)"
+    )
+    other = {"method": "baseline", "baseline": "method"}[rows.loc[best, "role"]]
+    of_other = rows.loc[rows["role"] == other, key]
+    beside = (
+        f" The best {other}, {of_other.index[0]}, has {of_other.iloc[0]:.2f}."
+        if len(of_other)
+        else ""
+    )
+    if other == "method" and len(of_other):
+        yield (
+            f"No method beats the baselines{seen}: {best}, a baseline, is nearest to held-out cells; "
+            f"{sentence}.{beside}"
+        )
+    else:
+        yield f"{best} is nearest to held-out cells{seen}: {sentence}.{beside}"
 
 
 def sections(bench: ScoreTable) -> list[Section]:
@@ -89,9 +98,7 @@ def tables(bench: ScoreTable) -> Iterator[tuple[str, pd.DataFrame]]:
     if not len(bench.by_class):
         return
     role = bench.methods["role"].map({"ceiling": 0, "method": 1, "baseline": 2, "control": 3})
-    means = bench.by_class.pivot_table(
-        index=["metric", "class"], columns="method", values="value", sort=False
-    ).reindex(columns=role.sort_values(kind="stable").index)
+    means = bench.of_classes()[list(role.sort_values(kind="stable").index)]
     for metric in ("w2", "mmd", "auc"):
         yield (
             f"{bench.metrics.loc[metric, 'name']} of single classes. Means over seeds. "

@@ -27,6 +27,8 @@ from .words import ABSENT
 _DPI = 150
 #: Letters up to which a cell of a table is kept on one line.
 _SHORT = 24
+#: From here on not all digits of a number are known.
+_HUGE = 1e15
 #: Columns and rows up to which the first table of a section is open. All others are folded.
 _WIDE, _LONG = 6, 15
 
@@ -204,7 +206,8 @@ def _head(name: object) -> str:
 def as_text(values: pd.Series) -> list[str]:
     """Return a column as people read it: as many decimals as it needs, three at the most.
 
-    A value that three decimals would hide (below 0.001) has two significant digits.
+    A value that three decimals would hide (below 0.001), or that is longer than numbers are precise, has
+    two significant digits.
 
     Examples
     --------
@@ -218,14 +221,14 @@ def as_text(values: pd.Series) -> list[str]:
         known = values.dropna().to_numpy(float)
         known = known[np.isfinite(known)]
         decimals = next((d for d in range(3) if np.allclose(known, known.round(d), atol=1e-9)), 3)
-        if ((np.abs(known) < 1e-3) & (known != 0)).any():
+        if (((np.abs(known) < 1e-3) & (known != 0)) | (np.abs(known) >= _HUGE)).any():
             return [ABSENT if pd.isna(v) else _digits(float(v)) for v in values]
         form = f"{{:z,.{decimals}f}}"  # z: no zero below zero
     return [ABSENT if pd.isna(v) else form.format(v) for v in values]
 
 
 def _digits(value: float) -> str:
-    return f"{value:z.2g}" if abs(value) < 1e-3 else f"{value:,.3f}"
+    return f"{value:z.2g}" if abs(value) < 1e-3 or abs(value) >= _HUGE else f"{value:,.3f}"
 
 
 def _flat(about: Mapping[str, Any]) -> list[tuple[str, str]]:

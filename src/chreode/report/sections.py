@@ -213,13 +213,9 @@ def _methods(bench: ScoreTable, order: Sequence[str]) -> tuple[str, pd.DataFrame
         table["fit"] = rows["state"].map(ENDED).where(rows["role"] == "method", ABSENT)
     if "seconds" in rows:
         table["time for one seed"] = rows["seconds"].map(duration)
-    table["note"] = rows["note"].map(_without_state)
+    # how the fit ended has a column of its own
+    table["note"] = ["; ".join(n for n in of if n not in ENDED) for of in rows["notes"]]
     return f"Methods. {yardsticks(bench)}", table
-
-
-def _without_state(note: str) -> str:
-    """Return a note without how the fit ended, which has a column of its own."""
-    return "; ".join(part for part in note.split("; ") if part not in ENDED)
 
 
 def _seeds(bench: ScoreTable, order: Sequence[str]) -> pd.Series:

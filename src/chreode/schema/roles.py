@@ -65,7 +65,12 @@ class Place:
         whole = slot in ("X", "raw") and not slash
         if (whole or (slot in ("layers", "obs", "obsm") and key)) and (modality or not colon):
             return cls(slot, key, modality)
-        raise SchemaError(f"{text!r} does not name a place. {_SPELLING}.")
+        plain = (
+            ""
+            if slash or colon
+            else f" A column of that name is 'obs/{text}', a layer 'layers/{text}'."
+        )
+        raise SchemaError(f"{text!r} does not name a place.{plain} {_SPELLING}.")
 
     def __str__(self) -> str:
         tail = f"{self.slot}/{self.key}" if self.key else self.slot
@@ -125,7 +130,7 @@ class Schema:
         A vector per single perturbation, such as an embedding of its gene: ``uns/NAME``, a table whose rows
         are named after perturbations or a mapping of names to vectors.
     missing
-        Strings in category columns that mean "not known", such as ``("nan", "unknown")``.
+        Strings in category columns that mean "not known", such as "nan" and "unknown".
     fractional
         Accept counts that are not whole (ambient-corrected or full-length data).
 
@@ -207,7 +212,7 @@ class Schema:
         ]
         return f"<table><tr><th>role</th><th>place</th></tr>{''.join(rows)}</table>"
 
-    def with_(self, **roles: Any) -> Schema:
+    def with_(self, /, **roles: Any) -> Schema:
         """Return a copy with some roles changed."""
         return dataclasses.replace(self, **roles)
 

@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import json
 import math
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..errors import SchemaError
@@ -121,13 +123,27 @@ class Spec:
         return centre, scale
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-able values; of fits without sets as before there were any."""
-        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        """Return JSON-able values; of fits without sets as before there were any.
+
+        Of the vectors it is their fingerprint alone: a table of them may be larger than any JSON should be.
+        """
+        values = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(self, vectors={}))))
+        values["vectors"] = self._fingerprint()
         return {k: v for k, v in values.items() if v or k not in ("sets", "vectors")}
 
+    def _fingerprint(self) -> str:
+        """Return a hash of the vectors and their names; empty if there are none."""
+        names = sorted(self.vectors)
+        made = hashlib.sha256(json.dumps(names).encode())
+        for name in names:
+            made.update(array("d", self.vectors[name]).tobytes())
+        return made.hexdigest() if names else ""
+
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Spec:
-        """Build from what `as_dict` returned; wrong shapes are refused."""
+    def from_dict(
+        cls, values: Mapping[str, Any], vectors: Mapping[str, tuple[float, ...]] | None = None
+    ) -> Spec:
+        """Build from what `as_dict` returned, and the vectors; wrong shapes are refused."""
         try:
             tables = {
                 name: {str(k): tuple(v) for k, v in values[name].items()}
@@ -140,14 +156,16 @@ class Spec:
                 continuous=tuple(values["continuous"]),
                 n_cells=int(values["n_cells"]),
                 sets=dict(values.get("sets", {})),
-                vectors={k: tuple(v) for k, v in values.get("vectors", {}).items()},
+                vectors=vectors or {},
             )
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise SchemaError(f"The stored spec is malformed ({error!r}).") from error
         refuse_malformed(spec, UNIT_ROLES)
+        if spec._fingerprint() != values.get("vectors", ""):
+            raise SchemaError("The stored spec is malformed (its vectors are others).")
         return spec
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Short fingerprint, written with every result."""
         text = json.dumps(self.as_dict(), sort_keys=True)

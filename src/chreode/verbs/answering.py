@@ -23,10 +23,10 @@ from ..data.cells import Cells
 from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
 from ..data.source import Source
-from ..errors import CapabilityError, ConfigError, SchemaError
+from ..errors import ConfigError, DataError, SchemaError
 from ..run import Run
 from ..schema import MATRIX_ROLES, Schema
-from .conditions import Conditions, as_mapping
+from .conditions import Conditions, as_mapping, refuse_no_amount
 from .state import FittedState
 
 
@@ -71,23 +71,20 @@ def var_of(self: FittedState, role: str, cells: Cells | None = None) -> pd.DataF
     )
 
 
-def options_of(self: FittedState, verb: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that a module has for a verb, checked; keys of a mapping are conditions.
+def settings_of(
+    self: FittedState, verb: str, run: Run, settings: Mapping[str, Any]
+) -> tuple[Run, dict[str, Any]]:
+    """Return how to compute, and the options that the module has for a verb, checked.
 
-    Raises
-    ------
-    CapabilityError
-        If one is asked for that this module has not.
+    Keys of an option that is a mapping are conditions.
     """
-    offered = self.module.verb_options(verb)
-    for name, (value, default) in asked.items():
-        if name not in offered and value != default:
-            raise CapabilityError(f"{self.model.key} has no {name}; leave it at {default:g}.")
-    return {
-        name: option.check(as_mapping(self, value) if isinstance(value, Mapping) else value)
-        for name, option in offered.items()
-        for value, _ in [asked.get(name, (option.default, None))]
+    offered, own = self.module.verb_options(verb), dict(settings)
+    asked = {name: own.pop(name, option.default) for name, option in offered.items()}
+    options = {
+        name: offered[name].check(as_mapping(self, value) if isinstance(value, Mapping) else value)
+        for name, value in asked.items()
     }
+    return run.with_(**own), options
 
 
 def at_least(name: str, value: int, least: int) -> None:
@@ -110,6 +107,13 @@ def open_cells(
     A condition that `to` replaces is not read, unless the model looks at it first: so cells of a
     batch that was never seen can be decoded as cells of a known one. Roles that are `hidden` are never
     read, such as the one that is asked for.
+
+    Raises
+    ------
+    SchemaError, DataError
+        If a role is absent, its values are wrong, or no cell has the modalities.
+    ConfigError
+        If `to` has no effect on cells, as it names a set and they have a dose of 0.
     """
     self.require(verb)
     looks = verb if self.model.inverts and verb != "reconstruct" else "embed"
@@ -117,10 +121,14 @@ def open_cells(
     roles = [r for r in self.model.reads(verb) if r in self.spec.roles and r not in replaced]
     _refuse_unnamed(self, cells.schema, roles)
     source = open_query(cells, self.spec, roles, self.feature_weight(), progress=run.progress)
-    refuse_missing(source, self.model.tolerates, self.model.key)
     measured = [source.measured(role) for role in source.matrices]
     enough = np.logical_or if self.model.partial else np.logical_and
-    return source, np.flatnonzero(enough.reduce(measured))
+    usable = np.flatnonzero(enough.reduce(measured))
+    if not len(usable):
+        raise DataError(f"No cell has every modality that this {self.model.key} reads.")
+    refuse_missing(source, usable, self.model.tolerates, self.model.key)
+    refuse_no_amount(self, source, usable, to)
+    return source, usable
 
 
 def _refuse_unnamed(self: FittedState, schema: Schema, roles: Collection[str]) -> None:
@@ -186,8 +194,12 @@ def evaluate(
 
 def _record(self: FittedState, **more: Any) -> str:
     record = {k: self.provenance[k] for k in ("model", "version", "config", "spec", "seed")}
-    # users give NumPy's numbers too, as the largest of a column
-    return json.dumps({**record, **more}, sort_keys=True, default=lambda value: value.tolist())
+    return json.dumps({**record, **more}, sort_keys=True, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON knows: users give NumPy's numbers too, as the largest of a column."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
 
 
 def uns(self: FittedState, verb: str, **more: Any) -> dict[str, Any]:

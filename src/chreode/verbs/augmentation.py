@@ -18,9 +18,10 @@ from ..data.cells import Cells
 from ..data.check import findings, require
 from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
-from ..errors import ConfigError, SchemaError, near
+from ..errors import ConfigError, SchemaError, listed, near, warn
 from ..run import Run
-from ..schema import Schema
+from ..schema import Schema, members, written
+from .answering import uns
 from .cells import generate
 from .conditions import condition_named
 from .state import FittedState
@@ -53,7 +54,7 @@ def augment(
     floor
         Cells that each class shall have at the least (default: as many as the largest has).
     rows
-        Cells of `data` to take (default: all).
+        Cells of `data` to take: mask, positions, names, or a condition as in `Model.fit` (default: all).
     seed
         Seed of the draws.
     schema
@@ -66,6 +67,12 @@ def augment(
     A new AnnData: raw counts of the trained features in ``X``; ``var`` and ``obs`` of the real cells, of
     which new ones have the attributes alone; and ``obs["generated"]`` (bool), True for the new cells, as
     for those of an earlier augmentation. They follow the cells of `data`.
+    ``uns["chreode"]["augment"]`` : JSON of model, version, configuration, spec and seed of the fit.
+
+    Warns
+    -----
+    UserWarning
+        Of classes that are smaller than they should be, and that the model does not know.
 
     Raises
     ------
@@ -96,10 +103,7 @@ def augment(
         raise SchemaError(f"augment needs the place of {by}: Schema({by}='obs/COLUMN').")
     real = _real(cells, fitted, kept, columns)
     classes = real.obs[cells.places[columns[by]].key]
-    known = sorted({*classes}) if by in fitted.spec.sets else fitted.spec.categories[by]
-    sizes = classes.value_counts().reindex(list(known), fill_value=0)
-    wanted = (max(floor, 0) if floor is not None else sizes.max()) - sizes
-    wanted = wanted[wanted > 0]
+    wanted = _wanted(fitted, by, classes, floor)
     n = int(wanted.sum())
     refuse_what_cannot_be_kept(n, real.n_vars, None)
     before = real.obs.get("generated")
@@ -118,9 +122,32 @@ def augment(
     made.obs = made.obs.rename(
         columns={fitted.column(c): cells.places[role].key for c, role in columns.items()}
     )
-    both = anndata.concat([real, made], join="inner", merge="first")
+    both = anndata.concat([real, made], join="inner", merge="first", uns_merge="first")
     both.obs = _joined(real.obs, made.obs)
     return both
+
+
+def _wanted(fitted: FittedState, by: str, classes: pd.Series, floor: int | None) -> pd.Series:
+    """Return how many cells to add to each class that is too small."""
+    known = list(fitted.spec.categories[by])
+    if by in fitted.spec.sets:  # in whatever order their names are, they are the same class
+        control = fitted.spec.sets[by]
+        classes = classes.map(lambda value: written(members(value, control), control))
+        known = sorted({*classes})
+    sizes = classes.value_counts()
+    target = sizes.max() if floor is None else floor
+    _warn_of_unknown(by, [*sizes.index[(sizes < target) & ~sizes.index.isin(known)]])
+    wanted: pd.Series = target - sizes.reindex(known, fill_value=0)
+    return wanted[wanted > 0]
+
+
+def _warn_of_unknown(by: str, names: list[Any]) -> None:
+    """Warn of classes that are smaller than they should be, and that the model cannot fill up."""
+    if names:
+        warn(
+            f"{by}: the model does not know {listed(map(repr, names))} and adds no cells there. "
+            "Fit it on such cells too, or augment without them."
+        )
 
 
 def _joined(real: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
@@ -129,7 +156,8 @@ def _joined(real: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
     whole = real.select_dtypes([bool, np.integer]).convert_dtypes()
     lacking = {c: dtype for c, dtype in whole.dtypes.items() if c not in made}
     unknown = {c: pd.array([pd.NA] * len(made), dtype) for c, dtype in lacking.items()}
-    both = pd.concat([real.astype(lacking), made.assign(**unknown)])[real.columns]
+    made = pd.concat([made, pd.DataFrame(unknown, made.index)], axis=1)
+    both = pd.concat([real.astype(lacking), made])[real.columns]
     for name in real:
         texts = isinstance(real[name].dtype, pd.CategoricalDtype) or name in made
         if texts and both[name].dtype == object:
@@ -156,7 +184,7 @@ def _real(
     if take is not None:
         padded = sp.hstack([counts, sp.csr_matrix((counts.shape[0], 1))], format="csr")
         counts = padded[:, np.where(take < 0, counts.shape[1], take)]
-    obs = cells.data.obs.iloc[rows].copy()
+    obs = cells.obs.iloc[rows].copy()
     if not obs.columns.is_unique:
         twice = obs.columns[obs.columns.duplicated()][0]
         raise SchemaError(f"obs has several columns {twice!r}: rename all but one.")
@@ -165,12 +193,14 @@ def _real(
         column = cells.categories(role).astype(object) if known else cells.column(role)
         obs[cells.places[role].key] = column.iloc[rows].to_numpy()
     var = cells.var("counts", fitted.spec.features["counts"])
-    return AnnData(counts if schema.fractional else counts.astype(np.int64), obs=obs, var=var)
+    counts = counts if schema.fractional else counts.astype(np.int64)
+    return AnnData(counts, obs=obs, var=var, uns=uns(fitted, "augment"))
 
 
 def _unique(names: pd.Index, known: pd.Index) -> pd.Index:
     """Return the names, numbered on where some are known already, as after an earlier augmentation."""
-    if not names.isin(known).any():
-        return names
-    rounds = 1 + sum(known.str.startswith(f"{names[0]}"))
-    return names + f"_{rounds}"
+    free, rounds = names, 1
+    while free.isin(known).any():
+        rounds += 1
+        free = names + f"_{rounds}"
+    return free

@@ -5,7 +5,7 @@ Every function here is a method of `Fitted`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from .answering import (
     features,
     on_device,
     open_cells,
-    options_of,
+    settings_of,
     stream,
     uns,
     var_of,
@@ -41,12 +41,12 @@ from .answering import (
 from .conditions import (
     Conditions,
     as_mapping,
+    at_start,
     decode_conditions,
     draw_conditions,
     encode,
     shortened,
     with_conditions,
-    with_start_names,
 )
 from .state import FittedState
 
@@ -85,7 +85,8 @@ def reconstruct(
     ``uns["chreode"]["reconstruct"]`` says the scale: counts, log1p of counts per 10,000, or that of the
     `expression` of the fit.
     """
-    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    cells = Cells.of(data, schema or self.schema)
+    run, options = settings_of(self, "reconstruct", run, settings)
     decoded = [r for r in self.spec.features if r.partition("/")[0] in ("counts", "expression")]
     if role != "counts":
         decoded = [r for r in self.spec.features if r == role]
@@ -93,22 +94,26 @@ def reconstruct(
         raise SchemaError(f"This model does not decode {role!r}.{near(role, self.spec.features)}")
     if library is not None and self.scale != "counts":
         raise ConfigError(f"This {self.model.key} decodes {self.scale}; it has no library to set.")
+    if library is not None and not 0 < library < np.inf:
+        raise ConfigError(f"library={library}: expected a finite number above 0.")
     refuse_over(cells.data, into)
     source, usable = open_cells(self, "reconstruct", cells, run, to)
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
     target = encode(self, to)
 
-    more: dict[str, Any] = {} if library is None else {"library": library}
-    more |= {"role": role} if self.module.drawn else {}
+    options |= {} if library is None else {"library": library}
+    options |= {"role": role} if self.module.drawn else {}
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         with on_device(self, run) as (module, device):
             for _, batch in stream(source, usable, "reconstruct", run, device):
-                found = evaluate(module.reconstruct, batch, with_conditions(batch, target), **more)
+                found = evaluate(
+                    module.reconstruct, batch, with_conditions(batch, target), **options
+                )
                 yield {role: found.numpy()}
 
     return collect_cells(
-        chunks(), cells.data.obs.iloc[usable], {role: var_of(self, decoded[0], cells)},
+        chunks(), cells.obs.iloc[usable], {role: var_of(self, decoded[0], cells)},
         uns(self, "reconstruct", to=to), counts=False, into=into,
     )  # fmt: skip
 
@@ -133,17 +138,20 @@ def predict(
     to
         Conditions by role, covariate or obs column; a bare string means `perturbation`. ``{}`` keeps the
         cells' own conditions (posterior predictive counts); a model of time carries them to the last time
-        of the fit where none is named.
+        of the fit where none is named. From models that multiply a perturbation by its dose, cells of dose 0
+        need a dose too: ``{"perturbation": "KLF1", "dose": 10}``.
 
     Returns
     -------
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts, log1p of counts
     per 10,000 or what `expression` held for others; ``uns["chreode"]["predict"]`` says which. ``obs`` and
-    ``var`` are the cells' own, with the columns of `to` replaced; where cells are carried in time, the
-    other columns are named ``start_…``, as they are true of the start alone. From a model of several
-    kinds of counts: a MuData.
+    ``var`` are the cells' own, with the columns of `to` replaced; what these held is in ``measured_…``. Where
+    cells are carried in time,
+    ``start_time`` is their own time and the other columns are named ``start_…``, as in `trajectory`. From a
+    model of several kinds of counts: a MuData.
     """
-    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    cells = Cells.of(data, schema or self.schema)
+    run, options = settings_of(self, "predict", run, settings)
     refuse_over(cells.data, into)
     source, usable = open_cells(self, "predict", cells, run, to)
     check_output(self, len(usable), into)
@@ -155,15 +163,25 @@ def predict(
                 noise = Rng(seed).scope("noise", number)
                 yield blocks(
                     self,
-                    evaluate(module.predict, batch, with_conditions(batch, target), noise=noise),
+                    evaluate(
+                        module.predict,
+                        batch,
+                        with_conditions(batch, target),
+                        noise=noise,
+                        **options,
+                    ),
                 )
 
     moved = {**self.module.implied("predict"), **as_mapping(self, to)}
     numbers = (*self.spec.continuous, *NUMBER_ROLES)  # which the command line gives as text
     values = {self.column(k, schema): float(v) if k in numbers else v for k, v in moved.items()}
-    obs = cells.data.obs.iloc[usable].copy()
+    obs = cells.obs.iloc[usable].copy()
     if "time" in moved:
-        obs = with_start_names(obs, [*values, self.column("trajectory", schema)])
+        began = {"start_time": source.columns["time"][usable]} if "time" in source.columns else {}
+        obs = at_start(obs, [*values, self.column("trajectory", schema)], **began)
+    else:  # under which conditions each cell was measured
+        own = {f"measured_{name}": obs[name] for name in values if name in obs}
+        obs = obs.assign(**{name: v for name, v in own.items() if name not in obs})
     for name, value in values.items():
         obs[name] = value
     return collect_cells(
@@ -179,7 +197,6 @@ def generate(
     n: int,
     *,
     given: Conditions | None = None,
-    guidance: float | Mapping[str, float] = 1.0,
     seed: int = 0,
     into: str | Path | None = None,
     run: Run = Run(),
@@ -194,21 +211,22 @@ def generate(
     given
         Conditions by role, covariate or obs column, in any combination and order: one value for all
         cells, or one for each. What is left open is drawn from the training cells that agree with most of
-        it, in the proportions that all training cells have.
-    guidance
-        Weight of the conditions, for models that have one; 1 is the model as trained, 0 ignores
-        them, above 1 draws cells more typical of them. A weight per attribute (``{"label": 2}``, the
-        others 1) composes the attributes instead of giving them together.
+        it, in the proportions that all training cells have. From models that multiply a perturbation by its
+        dose, the dose of a perturbation is one of perturbed cells.
+    settings
+        Fields of `run`, and what the model offers beside, as CFGen does ``guidance``, the weight of the
+        conditions: 1 is the model as trained, 0 ignores them, above 1 draws cells more typical of them. A
+        weight per attribute (``{"label": 2}``, the others 1) composes the attributes instead of giving them
+        together.
 
     Returns
     -------
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts; ``obs`` holds
     the conditions. From a model of several kinds of counts: a MuData of such.
     """
-    run = run.with_(**settings)
     self.require("generate")
+    run, options = settings_of(self, "generate", run, settings)
     at_least("n", n, 0)
-    options = options_of(self, "generate", {"guidance": (guidance, 1.0)})
     check_output(self, n, into)
     columns = draw_conditions(self, n, given, Rng(seed).numpy("conditions"))
     size = int(np.clip(CHUNK_VALUES // max(map(len, features(self).values())), 16, 4096))
@@ -231,6 +249,6 @@ def generate(
     obs = decode_conditions(self, columns, n)
     return collect_cells(
         chunks(), obs, features(self),
-        uns(self, "generate", given=shortened(given), guidance=guidance, seed=seed),
+        uns(self, "generate", given=shortened(given), seed=seed, **options),
         counts=self.model.scale == "counts", into=into,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from ..data.align import condition_code
 from ..data.batch import CellBatch
 from ..data.horizon import plain, refuse_far
 from ..data.remember import WEIGHT
-from ..data.sets import widened
+from ..data.sets import is_amount, widened
+from ..data.source import Source
 from ..errors import ConfigError, SchemaError, counted, near, warn
 from ..schema import NUMBER_ROLES, written
 from .state import FittedState
@@ -90,14 +91,50 @@ def _coded(self: FittedState, key: str, value: Any) -> tuple[str, int | None, An
     if key in self.spec.numbers:
         seen = np.asarray(seen, np.float64)
         low, high = np.nanmin(seen), np.nanmax(seen)
+        if is_amount(self.spec, key):
+            low = min(low, 0.0)  # of nothing there is no effect: no cell need show it
         asked, first, last = plain(code, low, high)
         if low == high and not np.isclose(code, low):
             raise ConfigError(
                 f"{key}={asked}, and all training cells have {key}={first}: nothing was learned of others."
             )
         beyond = max(low - code, code - high) / ((high - low) or 1.0)
-        refuse_far(f"{key}={asked}, and training cells have {key} from {first} to {last}", beyond)
+        known = f"up to {last}" if is_amount(self.spec, key) else f"from {first} to {last}"
+        refuse_far(f"{key}={asked}, and training cells have {key} {known}", beyond)
     return name, position, code
+
+
+def refuse_no_amount(
+    self: FittedState, source: Source, rows: Int[np.ndarray, " n"], to: Conditions | str | None
+) -> None:
+    """Refuse a perturbation without a dose for cells whose own dose is 0: it would have no effect.
+
+    Raises
+    ------
+    ConfigError
+        If there are such cells.
+    """
+    asked, read = as_mapping(self, to), (*self.spec.sets, "dose")
+    codes = [condition_code(self.spec, k, v) for k, v in asked.items() if k in read]
+    if not _sets_without_dose(self, codes) or "dose" not in source.columns:
+        return
+    none = int((source.columns["dose"][rows] == 0).sum())
+    if none:
+        raise ConfigError(
+            f"{counted(none, 'cell')} with a dose of 0 would stay as they are, because a perturbation has no "
+            "effect without a dose. Give the dose too, as in "
+            f"to={ {**asked, 'dose': self.spec.numbers['dose'][1]} }."
+        )
+
+
+def _sets_without_dose(
+    self: FittedState, codes: Iterable[tuple[str, int | None, Any]]
+) -> list[str]:
+    """Return the roles of which a set is given that is not empty, but not how much there is of it."""
+    given = {name: code for name, _, code in codes}
+    if "dose" in given or not is_amount(self.spec, "dose"):
+        return []
+    return [name for name in self.spec.sets if len(given.get(name, ()))]
 
 
 def with_conditions(batch: CellBatch, target: Iterable[tuple[str, int | None, Any]]) -> CellBatch:
@@ -123,7 +160,7 @@ def draw_conditions(
     """Return the conditions of n cells: what is given, and the rest as training cells have it.
 
     They are codes, and numbers in the user's units, drawn from the cells that agree with most of the
-    categories given.
+    categories given. Where a perturbation is given without a dose, these are perturbed cells.
     """
     pool = {name: values for name, values in self.statistics.items() if name != WEIGHT}
     weight = self.statistics.get(WEIGHT, np.zeros(0))
@@ -143,6 +180,9 @@ def draw_conditions(
             elif isinstance(code, int):  # numbers hardly ever agree
                 values = pool[name] if position is None else pool[name][:, position]
                 agreeing += values == code
+        for name in _sets_without_dose(self, codes):
+            control = (pool[name] < 0).all(1)
+            agreeing[control] = -1  # its dose is none of a perturbation
         candidates = np.flatnonzero(agreeing == agreeing.max(initial=0))
         if len(candidates):
             share = weight[candidates] / weight[candidates].sum()
@@ -195,9 +235,23 @@ def decode_conditions(self: FittedState, columns: Mapping[str, np.ndarray], n: i
     return obs
 
 
-def with_start_names(obs: pd.DataFrame, kept: Sequence[str]) -> pd.DataFrame:
-    """Return a table whose columns, except those `kept`, are named ``start_…``: true of the start alone."""
-    return obs.rename(columns={name: f"start_{name}" for name in obs.columns if name not in kept})
+def at_start(obs: pd.DataFrame, kept: Collection[str], **more: np.ndarray) -> pd.DataFrame:
+    """Return a table of cells that go on in time, of what is true of their start alone.
+
+    Columns, except those `kept`, are named ``start_…``, and those of `more` are added. A name that is taken
+    has an underscore behind it, so that no column is lost.
+    """
+    taken = {*kept}
+
+    def free(name: str) -> str:
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        return name
+
+    added = {free(name): values for name, values in more.items()}
+    renamed = {name: free(f"start_{name}") for name in obs.columns if name not in kept}
+    return obs.rename(columns=renamed).assign(**added)
 
 
 def shortened(given: Conditions | None) -> dict[str, Any]:

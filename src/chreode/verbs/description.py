@@ -42,7 +42,7 @@ def line(self: FittedState) -> str:
     """Return the model, its cells and features, and what it can answer."""
     return (
         f"Fitted {type(self.model).__name__} on {counted(self.provenance['cells'], 'cell')} "
-        f"({_features(self, visible)}); it can {', '.join(self.verbs)}"
+        f"({_features(self, visible)}); it offers {', '.join(self.verbs)}"
     )
 
 
@@ -52,7 +52,7 @@ def table(self: FittedState) -> str:
     rows = {
         "cells": f"{self.provenance['cells']:,}",
         **{role: counted(len(n), what) for names, what in sizes for role, n in names.items()},
-        "state": self.provenance["state"],
+        "state": STATES[self.provenance["state"]],
         "verbs": ", ".join(self.verbs),
         "notes": "; ".join(self.provenance["notes"]),
     }

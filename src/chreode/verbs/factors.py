@@ -29,6 +29,7 @@ from .answering import (
     on_device,
     open_cells,
     refuse_slot,
+    settings_of,
     stream,
     write_provenance,
 )
@@ -125,12 +126,13 @@ def variance_explained(
     ----------
     Argelaguet et al. (2018), Molecular Systems Biology 14:e8124.
     """
-    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    cells = Cells.of(data, schema or self.schema)
+    run, options = settings_of(self, "variance_explained", run, settings)
     source, usable = open_cells(self, "variance_explained", cells, run)
     squares: dict[str, Any] = {}
     with on_device(self, run) as (module, device):
         for _, batch in stream(source, usable, "variance explained", run, device):
-            for role, part in evaluate(module.variance_explained, batch).items():
+            for role, part in evaluate(module.variance_explained, batch, **options).items():
                 squares[role] = squares.get(role, 0) + part.double().numpy()
     names = modality_names(self, list(squares))
     with np.errstate(invalid="ignore"):  # of a view that is not there

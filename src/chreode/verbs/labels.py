@@ -17,7 +17,15 @@ from ..data.cells import Cells
 from ..data.read import Data
 from ..run import Run
 from ..schema import Schema
-from .answering import evaluate, on_device, open_cells, refuse_slot, stream, write_provenance
+from .answering import (
+    evaluate,
+    on_device,
+    open_cells,
+    refuse_slot,
+    settings_of,
+    stream,
+    write_provenance,
+)
 from .state import FittedState
 
 
@@ -53,7 +61,8 @@ def classify(
     ``obs["<model>_confidence"]`` : its probability, float32.
     ``uns["chreode"]`` : under both names, JSON of model, version, configuration, spec and seed.
     """
-    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    cells = Cells.of(data, schema or self.schema)
+    run, options = settings_of(self, "classify", run, settings)
     slots = {what: f"{self.model.key}_{what}" for what in ("label", "confidence")}
     for slot in slots.values():
         refuse_slot(cells.data, slot)
@@ -62,7 +71,7 @@ def classify(
     found = np.full((len(source), len(names)), np.nan, np.float32)
     with on_device(self, run) as (module, device):
         for rows, batch in stream(source, usable, "classify", run, device):
-            found[rows] = evaluate(module.classify, batch).numpy()
+            found[rows] = evaluate(module.classify, batch, **options).numpy()
     best = np.full(len(source), -1)
     best[usable] = found[usable].argmax(1)
     table = pd.DataFrame(
@@ -75,5 +84,12 @@ def classify(
     for what, slot in slots.items():
         cells.data.obs[slot] = table[what]
         write_provenance(self, cells.data, slot)
-    taken = [f"{name} (probability)" if name in table else name for name in names]
-    return pd.concat([table, pd.DataFrame(found, index=cells.names, columns=taken)], axis=1)
+    columns = [_column(name, (*table, *names)) if name in table else name for name in names]
+    return pd.concat([table, pd.DataFrame(found, index=cells.names, columns=columns)], axis=1)
+
+
+def _column(name: str, taken: tuple[str, ...]) -> str:
+    """Return a name for the probability of a label whose own is taken."""
+    while name in taken:
+        name += " (probability)"
+    return name

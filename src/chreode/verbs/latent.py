@@ -25,6 +25,7 @@ from .answering import (
     on_device,
     open_cells,
     refuse_slot,
+    settings_of,
     stream,
     write_provenance,
 )
@@ -71,7 +72,8 @@ def embed(
     ``obsm[key_added]`` : the same.
     ``uns["chreode"][key_added]`` : JSON of model, version, configuration, spec and seed.
     """
-    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    cells = Cells.of(data, schema or self.schema)
+    run, options = settings_of(self, "embed", run, settings)
     if to is not None and not self.model.inverts:
         raise CapabilityError(
             f"{self.model.key} embeds cells under no other conditions; leave out to."
@@ -85,7 +87,7 @@ def embed(
     with on_device(self, run) as (module, device):
         for rows, batch in stream(source, usable, "embed", run, device):
             other = () if to is None else (with_conditions(batch, target),)
-            z = evaluate(module.embed, batch, *other).numpy()
+            z = evaluate(module.embed, batch, *other, **options).numpy()
             if out is None:
                 out = np.full((len(source), z.shape[1]), np.nan, np.float32)
             out[rows] = z
@@ -114,13 +116,16 @@ def posterior(
     float32, samples x cells x latent dimensions. Writes nothing.
     """
     at_least("n_samples", n_samples, 1)
-    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    cells = Cells.of(data, schema or self.schema)
+    run, options = settings_of(self, "posterior", run, settings)
     source, usable = open_cells(self, "posterior", cells, run)
     parts = []
     with on_device(self, run) as (module, device):
         for number, (_, batch) in enumerate(stream(source, usable, "posterior", run, device)):
             noise = Rng(seed).scope("noise", number)
-            parts.append(evaluate(module.posterior, batch, n_samples, noise=noise).numpy())
+            parts.append(
+                evaluate(module.posterior, batch, n_samples, noise=noise, **options).numpy()
+            )
     drawn = np.concatenate(parts, axis=1)
     out = np.full((n_samples, len(source), drawn.shape[2]), np.nan, np.float32)
     out[:, usable] = drawn
@@ -158,13 +163,16 @@ def score(
     at_least("n_samples", n_samples, 1)
     if bound not in ("elbo", "importance"):
         raise ConfigError(f"bound={bound!r}: expected 'elbo' or 'importance'.")
-    cells, run = Cells.of(data, schema or self.schema), run.with_(**settings)
+    cells = Cells.of(data, schema or self.schema)
+    run, options = settings_of(self, "score", run, settings)
     source, usable = open_cells(self, "score", cells, run)
     out = np.full(len(source), np.nan)
     with on_device(self, run) as (module, device):
         for number, (rows, batch) in enumerate(stream(source, usable, "score", run, device)):
             noise, exact = Rng(seed).scope("noise", number), bound == "importance"
             out[rows] = (
-                evaluate(module.score, batch, n_samples, exact, noise=noise).double().numpy()
+                evaluate(module.score, batch, n_samples, exact, noise=noise, **options)
+                .double()
+                .numpy()
             )
     return out

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from ..errors import CapabilityError
-from ..module import Recipe, capabilities
+from ..module import Module, Option, Recipe, capabilities
 from ..schema import Place, Schema, Spec
 
 #: Questions whose names are no verbs.
@@ -59,6 +59,10 @@ class FittedState:
         fitted_on = self.schema.expression if "expression" in self.spec.features else None
         return f"expression as in {fitted_on}" if fitted_on else self.model.scale
 
+    def verb_options(self, verb: str) -> Mapping[str, Option]:
+        """Return what more the model takes where it is asked this, by name: the weight of guidance, say."""
+        return cast(Module, self.module).verb_options(verb)
+
     def require(self, verb: str) -> None:
         """Refuse a question that the model cannot answer.
 
@@ -70,7 +74,7 @@ class FittedState:
         if verb not in self.verbs:
             lacks = f"has no {verb}" if verb in _NOUNS else f"cannot {verb}"
             raise CapabilityError(
-                f"{type(self.model).__name__} {lacks}; it can answer {', '.join(self.verbs)}."
+                f"{type(self.model).__name__} {lacks}; it offers {', '.join(self.verbs)}."
             )
 
     def column(self, condition: str, schema: Schema | None = None) -> str:

@@ -49,8 +49,8 @@ def warn_lost(spec: Spec, found: Tensor, start: Tensor, batch: CellBatch) -> Non
     if len(lost) == len(batch):
         raise BlowUpError(row, begun, start[row], name)
     warn(
-        f"The solver failed in {len(lost)} of {counted(len(batch), 'path')}. Their values are NaN from then "
-        f"on. One is {name}, which begins at time {plain(begun)[0]}.",
+        f"The solver failed in {len(lost)} of {counted(len(batch), 'path')}, with NaN from then on. "
+        f"One is {name}, which begins at time {plain(begun)[0]}.",
         ForecastWarning,
     )
 
@@ -65,8 +65,8 @@ def warn_held(spec: Spec, frame: Frame, found: Tensor, held: Tensor) -> None:
     at = np.unravel_index(int(excess.argmax()), excess.shape)
     gene = spec.features[spec.either("expression", "counts")][at[-1]]
     warn(
-        f"{n:,} of {held.numel():,} forecast values would leave the range that their gene has in the "
-        f"cells of the fit by more than {NEAR:.0%} of it, and are held at its end: the furthest is "
+        f"Of {counted(held.numel(), 'forecast value')}, {n:,} would leave the range that a gene has in the "
+        f"cells of the fit by more than {NEAR:.0%} of it. Such values are held at its end: the furthest is "
         f"{gene}, {float(found[at]):.4g} held at {float(held[at]):.4g}.",
         ForecastWarning,
     )

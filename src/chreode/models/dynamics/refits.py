@@ -11,7 +11,7 @@ import pandas as pd
 from ...compute.progress import bar
 from ...data.source import Source
 from ...errors import warn
-from ...learn.ensemble import learn_member
+from ...learn.ensemble import learn_member, record_of
 from ...learn.phase import Phase, Session, Split, Trace
 from .path import Path
 
@@ -40,16 +40,16 @@ class Refits:
         """Leave the edges of every refit in the module; after Ctrl-C those of none."""
         found: dict[str, list[Any]] = {"resampled": [], "exchanged": []}
         try:
-            self._refit(module, phase, source, split, run, found)
+            records = self._refit(module, phase, source, split, run, found)
         except KeyboardInterrupt:
             if not run.group.alone:
                 raise
             note = "interrupted in the refits; there is no confidence, and forecasts are of one fit"
             warn(f"{phase.name}: {note}.")
             module.drop_refits()
-            return Trace(pd.DataFrame(), "still improving", (note,))
+            return Trace(pd.DataFrame(), "still improving", (note,), ())
         module.keep_refits(found["resampled"], found["exchanged"])
-        return Trace(pd.DataFrame(), "rested")
+        return Trace(pd.DataFrame(), "rested", (), tuple(records[: self.n]))
 
     def _refit(
         self,
@@ -59,18 +59,22 @@ class Refits:
         split: Split,
         run: Session,
         found: dict[str, list[Any]],
-    ) -> None:
-        all_rows = replace(split, validation=split.validation[:0])
+    ) -> list[dict[str, Any]]:
+        """Fill `found`; return what is to be known of each refit, in the same order."""
+        records = []
+        learned = replace(split, validation=split.validation[:0])
         quiet = replace(run, progress=False, checkpoint=None)
         stages = [_until(stage, module) for stage in self.stages]
         with bar(2 * self.n, phase.name, run.progress) as shown:
             for how, refits in found.items():
                 for number in range(self.n):
                     session = replace(quiet, rng=run.rng.child(f"{how} {number}"))
-                    drawn, runs = _drawn(how, session, all_rows), [session] * len(stages)
-                    member, _ = learn_member(module.fresh, stages, source, split, runs, drawn)
+                    drawn, runs = _drawn(how, session, learned), [session] * len(stages)
+                    member, traces = learn_member(module.fresh, stages, source, split, runs, drawn)
                     refits.append(member)
+                    records.append(record_of(learned, traces))
                     shown.update()
+        return records
 
 
 def _drawn(how: str, run: Session, rows: Split) -> Callable[[Any, Split], tuple[Any, Split]]:

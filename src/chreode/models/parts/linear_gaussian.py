@@ -162,7 +162,7 @@ class LinearGaussian(Module):
         g, k = self.weight.shape
         if k >= min(len(rows) - 1, g):
             raise DataError(
-                f"A fit with {k} latent dimensions needs {counted(k + 2, 'cell')} and "
+                f"A fit with {counted(k, 'latent dimension')} needs {counted(k + 2, 'cell')} and "
                 f"{counted(k + 1, 'feature')}; got "
                 f"{len(rows)} x {g}."
             )
@@ -330,7 +330,7 @@ def _filled(batches: Batches) -> Batches:
     if bool((n_cells == 0).any()):
         raise DataError(
             f"No cell was measured for {counted(int((n_cells == 0).sum()), 'feature')} (the first is number "
-            f"{int(n_cells.argmin())}), so that nothing can be learned of them. Remove them."
+            f"{int(n_cells.argmin())}). Nothing can be learned there: remove such features."
         )
     mean = (total / n_cells).float()
 
