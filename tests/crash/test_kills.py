@@ -46,7 +46,7 @@ def made(tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     roles = ch.Schema(counts="layers/counts")
     ch.SCVI(max_epochs=1, n_hidden=8).fit(cells, roles).save(tmp_path / "model")
-    (tmp_path / "out.h5ad").write_text("what was there before")
+    ch.load(tmp_path / "model").generate(5, into=tmp_path / "out.h5ad")
     return tmp_path
 
 
