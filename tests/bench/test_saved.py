@@ -93,6 +93,7 @@ def read(tmp_path, found):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bench_with_anything_in_place_of_anything_is_refused_or_reported(tmp_path, kind):
     found, refused = document(kind), 0
@@ -114,6 +115,7 @@ def test_a_bench_with_anything_in_place_of_anything_is_refused_or_reported(tmp_p
     assert refused > 5 * len(paths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_of_any_size_are_drawn(tmp_path, kind):
     found = document(kind)
@@ -127,6 +129,7 @@ def test_numbers_of_any_size_are_drawn(tmp_path, kind):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bench_that_lacks_a_part_or_has_one_twice_is_refused_or_reported(tmp_path, kind):
     found = document(kind)
