@@ -81,7 +81,10 @@ def test_edges_are_printed_and_written(say, fitted):
     ("command", "said"),
     [
         ("trajectory runs/p --start path_9 -o x.h5ad", "path_9"),
-        ("trajectory runs/p --start path_1 --knockout gene_22 -o x.h5ad", "not among the 8 genes of the fit"),
+        (
+            "trajectory runs/p --start path_1 --knockout gene_22 -o x.h5ad",
+            "not among the 8 genes of the fit",
+        ),
         ("trajectory runs/p starts.h5ad -o x.csv", "h5ad"),
     ],
 )

@@ -153,10 +153,7 @@ def _fit(
     if base is not None and n_genes is not None:
         raise ConfigError("--n-genes has no use with --from: the genes are those of that fit.")
     asked, schema = configured(model, config, options, base)
-    refuse_input(output, file)
-    if from_ and from_.resolve() != output.resolve():  # a fit may replace the one it starts from
-        refuse_input(output, from_)
-    require_model_place(output)
+    require_model_place(output, file, from_)
     use_threads(threads)
     cells = Cells.of(file, schema)
     kept = chosen(cells, rows)
@@ -185,11 +182,17 @@ def _fit(
     )  # fmt: skip
 
 
-def require_model_place(output: Path) -> None:
-    """Refuse, before the work, a folder where `keep` cannot save a model."""
+def require_model_place(output: Path, *read: Path | None) -> None:
+    """Refuse, before the work, a folder where `keep` cannot save a model, or that holds what is `read`."""
     from ..fitted import refuse_to_replace
     from ..store import require_writable
 
+    for source in read:
+        # a fit may replace the one it starts from
+        if source and not (
+            (source / "model.json").is_file() and source.resolve() == output.resolve()
+        ):
+            refuse_input(output, source)
     for folder in (output, _beside(output)):
         refuse_to_replace(folder)
     require_writable(output)

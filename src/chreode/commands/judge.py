@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from cyclopts import App, Parameter
 import chreode as ch
 
 from .. import config as config_
-from ..errors import ConfigError, counted, near
+from ..errors import ConfigError, counted, near, visible
 from ..fitted import Fitted
 from ..registry import find, keys
 from ..text import shown
@@ -129,6 +130,7 @@ def integration(
         ray=ray and (threads or 1),
         device=device,
     )
+    scored = _with_input(scored, file, rows, n_genes, config)
     return _answer(scored, ["role", "bio", "batch", "total", "seeds", "note"], output, report, json)
 
 
@@ -176,6 +178,7 @@ def generation(
         device=device,
     )
     columns = ["role", "w2", "mmd", "auc", "zeros", "marker_share", "depth", "membership", "note"]
+    scored = _with_input(scored, file, rows, n_genes, config)
     return _answer(scored, columns, output, report, json)
 
 
@@ -229,6 +232,7 @@ def dynamics(
         tests={"test": _cells_of(tests, cells)}, seeds=seeds, into=into, device=device,
     )  # fmt: skip
     columns = ["role", "mse, test", "denoised, test", "denoised_r2, test", "seeds", "note"]
+    scored = _with_input(scored, file, rows, n_genes, config)
     return _answer(scored, columns, output, report, json)
 
 
@@ -273,6 +277,17 @@ def _require_places(output: Path | None, report: Path | None, into: Path | None)
         require_output(report, [".html"])
 
 
+def _with_input(
+    scored: ch.bench.Bench, file: Path, rows: str | None, n_genes: int | None, config: Path | None
+) -> ch.bench.Bench:
+    """Return a bench that says of which file, cells, genes, options and seeds it is."""
+    options = tables_of(config).get("model", {}) if config else {}
+    seeds = sorted(map(int, scored.scores["seed"].unique()))
+    given = {"file": str(file), "rows": rows, "genes": n_genes, "options": options, "seeds": seeds}
+    known = {name: visible(v) if isinstance(v, str) else v for name, v in given.items() if v}
+    return replace(scored, about={**known, **scored.about})
+
+
 def _answer(
     scored: ch.bench.Bench,
     columns: list[str],
@@ -281,6 +296,7 @@ def _answer(
     json: bool,  # noqa: FBT001 (a flag)
 ) -> Answer:
     """Write what is wanted, and return what to print."""
+    from ..report.findings import not_placed
     from ..report.generation import too_small
 
     written = [scored.save(output)] if output else []
@@ -291,12 +307,14 @@ def _answer(
     text = shown(table[columns].drop(columns=list(lacking))).to_string(
         float_format="{:z.3f}".format
     )
-    few = too_small(scored.about)
+    left = [too_small(scored.about), not_placed(scored.about)]
     notes = [
         f"There is no {name!r}: {why or 'it is undefined for these cells.'}"
         for name, why in lacking.items()
     ]
-    notes += [few] if few else []
+    notes += filter(None, left)
+    if output and not report and (scored.embeddings or scored.pairs):
+        notes.append("The JSON file has the scores alone: --report draws the pictures too.")
     return Answer(
         "\n".join([text, *notes, *(f"written to {path}" for path in written)]),
         {

@@ -27,7 +27,6 @@ from .common import (
     Threads,
     Whole,
     records,
-    refuse_input,
     require_apart,
     use_threads,
 )
@@ -107,8 +106,7 @@ def _tune(
     space = {name: span for name, span in default_space(asked).items() if name not in fixed}
     require_apart(into, output)
     if output:
-        refuse_input(output, file)
-        require_model_place(output)
+        require_model_place(output, file)
     use_threads(threads)
     judged, depth = partial(_judged, seed), model.scale != "counts"
     data = narrowed(file, schema, rows, n_genes, judged, sent=ray, depth=depth)

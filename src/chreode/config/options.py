@@ -112,12 +112,11 @@ def _checked(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) -
 
 
 def _span(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        ends = [f"of at least {low}"] * (low is not None) + [f"of at most {high}"] * (
-            high is not None
-        )
-        return " ".join(["a number", *(ends or ["that 64 bits hold"])])
-    return f"a number from {low} to {high}"
+    if low is not None and high is not None:
+        return f"a number from {low} to {high}"
+    if low is not None:
+        return f"a number of at least {low}"
+    return f"a number of at most {high}" if high is not None else "a number that 64 bits hold"
 
 
 def _as_python(value: Any) -> Any:

@@ -44,6 +44,16 @@ class Sampler(Protocol):
         ...
 
 
+def _in_order(
+    sampler: Sampler,  # noqa: ARG001 (the contract)
+    source: Source,
+    rows: Rows,
+    generator: np.random.Generator,  # noqa: ARG001 (the contract)
+) -> Sequence[Rows]:
+    """Return held-out rows in order, each once, as many at a time as fit."""
+    return source.pieces(rows)
+
+
 @dataclass(frozen=True)
 class Shuffled:
     """Every row once, in random order, in minibatches of nearly `batch_size`.
@@ -83,14 +93,7 @@ class Shuffled:
             mixed = generator.permutation(np.concatenate(window))
             yield from np.array_split(mixed, len(window))
 
-    def held_out(
-        self,
-        source: Source,
-        rows: Rows,
-        generator: np.random.Generator,  # noqa: ARG002 (the contract)
-    ) -> Sequence[Rows]:
-        """Return all rows in order, as many at a time as fit."""
-        return source.pieces(rows)
+    held_out = _in_order
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,7 @@ class Balanced:
         drawn = generator.choice(known, size=len(rows), p=weight / weight.sum())
         yield from Shuffled(self.batch_size).batches(source, drawn, epoch, generator)
 
-    def held_out(
-        self,
-        source: Source,
-        rows: Rows,
-        generator: np.random.Generator,  # noqa: ARG002 (the contract)
-    ) -> Sequence[Rows]:
-        """Return all rows in order, each once, as many at a time as fit."""
-        return source.pieces(rows)
+    held_out = _in_order
 
 
 @dataclass(frozen=True)
@@ -157,14 +153,7 @@ class FullBatch:
         """Yield positions of cells, one array per minibatch."""
         yield from [rows] * self.times
 
-    def held_out(
-        self,
-        source: Source,
-        rows: Rows,
-        generator: np.random.Generator,  # noqa: ARG002 (the contract)
-    ) -> Sequence[Rows]:
-        """Return all rows in order, as many at a time as fit."""
-        return source.pieces(rows)
+    held_out = _in_order
 
 
 @runtime_checkable

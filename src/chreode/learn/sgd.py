@@ -74,7 +74,7 @@ class SGD:
         compared with none.
     watch
         What of the history epochs are compared by, and early stopping goes by: the objective, or a term of
-        the loss. The smaller the better.
+        the loss. The smallest is the best.
     chooses
         Whether cells held out choose the weights, and can tell of overfitting. Not so where the objective
         is not all that is minimised (proximal steps), or cells held out choose later.

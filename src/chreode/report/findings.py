@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -146,6 +147,18 @@ def _of_methods(bench: ScoreTable) -> Iterator[str]:
         yield from (f"{method}: {note}." for note in notes if note not in _IN_FULL)
 
 
+def not_placed(about: Mapping[str, Any]) -> str:
+    """Return the sentence on cells that a method cannot place; "" if there are none."""
+    left = about.get("not placed", {})
+    batches = ", ".join(f"{batch} ({n:,})" for batch, n in left.items())
+    return (
+        f"Not scored: {counted(sum(left.values()), 'cell')} that a method cannot place, as they lack "
+        f"what it reads. By batch: {batches}."
+        if left
+        else ""
+    )
+
+
 def _context(bench: ScoreTable) -> Iterator[str]:
     """Say what the ceiling is, which totals cannot be compared, and which cells did not count."""
     values = bench.table()[list(bench.metrics.index)]
@@ -167,12 +180,8 @@ def _context(bench: ScoreTable) -> Iterator[str]:
         yield (
             f"No label: {unlabelled:,} of {counted(cells, 'cell')}. Scores that read labels leave them out."
         )
-    if left := bench.about.get("not placed"):
-        batches = ", ".join(f"{batch} ({n:,})" for batch, n in left.items())
-        yield (
-            f"Not scored: {counted(sum(left.values()), 'cell')} that a method cannot place, as they lack "
-            f"what it reads. By batch: {batches}."
-        )
+    if left := not_placed(bench.about):
+        yield left
     if alone := bench.about.get("untested"):
         yield f"Classes of one cell cannot be tested: {joined(alone)}."
     if bench.kind == "generation" and (few := generation.too_small(bench.about)):

@@ -146,9 +146,8 @@ def predict(
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts, log1p of counts
     per 10,000 or what `expression` held for others; ``uns["chreode"]["predict"]`` says which. ``obs`` and
     ``var`` are the cells' own, with the columns of `to` replaced; what these held is in ``measured_…``. Where
-    cells are carried in time,
-    ``start_time`` is their own time and the other columns are named ``start_…``, as in `trajectory`. From a
-    model of several kinds of counts: a MuData.
+    cells are carried in time, ``start_time`` is their own time and the other columns are named ``start_…``,
+    as in `trajectory`. From a model of several kinds of counts: a MuData.
     """
     cells = Cells.of(data, schema or self.schema)
     run, options = settings_of(self, "predict", run, settings)
