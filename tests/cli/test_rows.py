@@ -188,3 +188,26 @@ def test_generated_cells_are_of_genes_that_no_held_out_cell_has_chosen(
     assert len(held_out) > 200
     many = " ".join(map(str, range(40)))
     assert "too few: name fewer" in say(f"{line} --seeds {many}")[2]
+
+
+def test_a_bench_says_what_it_was_made_of_and_where_its_pictures_are(say, there):
+    cells = ad.read_h5ad("cells.h5ad")
+    cells.obsm["X_e"] = np.random.default_rng(0).normal(size=(cells.n_obs, 3))
+    cells.write_h5ad("e.h5ad")
+    line = "bench integration e.h5ad --counts X --batch obs/batch --label obs/cell_type --keys e --seeds 0"
+    rows = "--rows 'not missing(obs.batch)' --n-genes 30"
+    code, out, err = say(f"{line} {rows} -o b.json")
+    assert code == 0, err
+    assert "The JSON file has the scores alone: --report draws the pictures too." in out
+    about = json.loads(Path("b.json").read_text())["about"]
+    assert {k: about[k] for k in ("file", "chosen cells", "chosen genes", "seeds")} == {
+        "file": "e.h5ad", "chosen cells": "not missing(obs.batch)", "chosen genes": 30, "seeds": [0]
+    }  # fmt: skip
+    assert ch.bench.Bench.load("b.json").about == about
+    cells.obsm["X_e"][:7] = np.nan
+    cells.write_h5ad("e.h5ad")
+    code, out, _ = say(f"{line} --report b.html")
+    assert code == 0
+    assert "Not scored: 7 cells that a method cannot place" in out
+    assert "The JSON file" not in out
+    assert "e.h5ad" in Path("b.html").read_text()

@@ -122,13 +122,7 @@ def integration(
     if n_genes is not None:
         _require_genes(methods, file, data, schema)
     scored = ch.bench.integration(
-        data,
-        schema,
-        methods,
-        seeds=seeds,
-        into=into,
-        ray=ray and (threads or 1),
-        device=device,
+        data, schema, methods, seeds=seeds, into=into, ray=ray and (threads or 1), device=device
     )
     scored = _with_input(scored, file, rows, n_genes, config)
     return _answer(scored, ["role", "bio", "batch", "total", "seeds", "note"], output, report, json)
@@ -283,7 +277,9 @@ def _with_input(
     """Return a bench that says of which file, cells, genes, options and seeds it is."""
     options = tables_of(config).get("model", {}) if config else {}
     seeds = sorted(map(int, scored.scores["seed"].unique()))
-    given = {"file": str(file), "rows": rows, "genes": n_genes, "options": options, "seeds": seeds}
+    given = {
+        "file": str(file), "chosen cells": rows, "chosen genes": n_genes, "options": options, "seeds": seeds,
+    }  # fmt: skip
     known = {name: visible(v) if isinstance(v, str) else v for name, v in given.items() if v}
     return replace(scored, about={**known, **scored.about})
 
