@@ -195,6 +195,9 @@ class Model:
         )  # fmt: skip
         kernel.count_anew()
         module, traces, start_notes = self._learn(source, split, session, from_)
+        learned = module.remarks()
+        for note in learned:
+            warn(f"{self.key}: {note}.")
         return Fitted(
             model=self,
             schema=schema,
@@ -210,7 +213,7 @@ class Model:
                 "threads": torch.get_num_threads(), "kernel": kernel.used(),
                 "state": worst(t.state for t in traces),
                 "notes": [
-                    *start_notes, *self.remarks(source, split),
+                    *start_notes, *self.remarks(source, split), *learned,
                     *(note for t in traces for note in t.notes), *unfinished(phases, traces, self),
                 ],
                 **member_records(traces),

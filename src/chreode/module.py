@@ -232,6 +232,13 @@ class Module(nn.Module):
         """Return the values, in the user's units, of conditions that are meant where they are not named."""
         return {}
 
+    def remarks(self) -> list[str]:
+        """Return what a user must know of what was learned, such as that an embedding has collapsed.
+
+        Each is a clause, which becomes a note of the fit, and is warned of.
+        """
+        return []
+
     def feature_weight(self) -> dict[str, Tensor]:
         """Return, per matrix role, how much each feature matters to `embed` (non-negative)."""
         return {}

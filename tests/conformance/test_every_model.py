@@ -47,9 +47,21 @@ OTHERWISE = {
     "strength": ({"strength": 0.5}, {}),
     "strengths": ({"strengths": (0.5,)}, {}),
     "ratio": ({"ratio": 0.1}, {"strength": 1.0}),
+    "projector": ({"projector": (8,)}, {}),
+    "augment": ({"augment": ("mask",)}, {}),
+    "thin": ({"thin": 0.5}, {"augment": ("thin",)}),
+    "programmes": ({"programmes": 0.5}, {"augment": ("programmes",)}),
+    "n_programmes": ({"n_programmes": 5}, {"augment": ("programmes",)}),
+    "mix": ({"mix": 0.9}, {"augment": ("bbknn",)}),
+    "n_neighbours": ({"n_neighbours": 2}, {"augment": ("bbknn",)}),
 }
 #: Options that these cells cannot show, and the test that does.
 ELSEWHERE = {
+    **{
+        (key, "fusion"): "tests/models/test_modalities.py::test_ways_to_fuse_differ"
+        for key in KEYS
+        if "fusion" in {f.name for f in dataclasses.fields(models.find(key))}
+    },
     ("cfgen", "peaks"): "tests/models/test_cfgen.py::test_peaks_may_be_open_or_not",
     **{
         (key, "population_steps"): "tests/models/test_neuralode.py::"

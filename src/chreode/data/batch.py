@@ -24,7 +24,7 @@ class SparseRows:
     indptr
         Where each row begins in `columns` and `values`, and where the last one ends.
     columns
-        Feature of each stored value, rising within a row.
+        Feature of each stored value; rising within a row as cells are read, in any order once augmented.
     values
         What is stored, float32.
     n_features
@@ -58,14 +58,48 @@ class SparseRows:
 
     def map(self, values: Float[Tensor, " n"]) -> SparseRows:
         """Return other values at the same places, as log1p of these."""
-        other = replace(self, values=values)
-        if "cells" in self.__dict__:
-            other.__dict__["cells"] = self.cells  # not to be made again
-        return other
+        return self.moved(self.columns, values)
 
     def without(self, empty: Bool[Tensor, " b"]) -> SparseRows:
         """Return the other rows; `empty` ones store nothing."""
         return replace(self, indptr=torch.cat([self.indptr[:-1][~empty], self.indptr[-1:]]))
+
+    def permuted(self, order: Int[Tensor, " b"]) -> SparseRows:
+        """Return the rows in another order, each once."""
+        sizes = self.indptr.diff()[order]
+        indptr = torch.cat([self.indptr[:1], sizes.cumsum(0)])
+        out = replace(self, indptr=indptr)
+        cells = out.cells
+        at = (
+            torch.arange(len(cells), device=cells.device)
+            + (self.indptr[order] - indptr[:-1])[cells]
+        )
+        return out.moved(self.columns[at], self.values[at])
+
+    def beside(self, other: SparseRows) -> SparseRows:
+        """Return rows that store what both store; no entry may be in both."""
+        indptr = self.indptr + other.indptr
+        out = replace(
+            self, indptr=indptr,
+            columns=torch.empty(len(self.values) + len(other.values)).to(self.columns),
+            values=torch.empty(len(self.values) + len(other.values)).to(self.values),
+        )  # fmt: skip
+        for part, first in ((self, other.indptr[:-1]), (other, self.indptr[1:])):
+            at = torch.arange(len(part.values), device=first.device) + first[part.cells]
+            out.columns[at], out.values[at] = part.columns, part.values
+        return out
+
+    def where(self, kept: Bool[Tensor, " n"]) -> SparseRows:
+        """Return rows without the other stored values."""
+        ends = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+        return SparseRows(ends[self.indptr], self.columns[kept], self.values[kept], self.n_features)
+
+    def moved(self, columns: Int[Tensor, " n"], values: Float[Tensor, " n"]) -> SparseRows:
+        """Return as many values in each row, elsewhere."""
+        other = replace(self, columns=columns, values=values)
+        if "cells" in self.__dict__:
+            other.__dict__["cells"] = self.cells  # not to be made again
+        return other
 
     def split(self, sizes: Sequence[int]) -> list[SparseRows]:
         """Return so many rows each, without copying what is stored."""

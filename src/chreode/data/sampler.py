@@ -61,9 +61,19 @@ class Shuffled:
     The rows are cut into equal parts, so that no leftover of one or two cells upsets batch norm.
     From disk they come in blocks of neighbours, which are shuffled, and are then mixed within
     windows of many blocks: a minibatch holds cells of a whole window, and a window is read at once.
+
+    Attributes
+    ----------
+    batch_size
+        Cells of a minibatch, nearly.
+    compares
+        Whether the loss compares cells of a minibatch with each other. Held-out rows are then mixed too, and
+        come in minibatches of this size: with more cells to compare with, or with those of one batch
+        alone, the loss would be another. Else they come in order, as many at a time as fit.
     """
 
     batch_size: int
+    compares: bool = False
 
     def per_epoch(self, n_cells: int) -> int:
         """Return how many minibatches so many cells make."""
@@ -93,7 +103,13 @@ class Shuffled:
             mixed = generator.permutation(np.concatenate(window))
             yield from np.array_split(mixed, len(window))
 
-    held_out = _in_order
+    def held_out(
+        self, source: Source, rows: Rows, generator: np.random.Generator
+    ) -> Sequence[Rows]:
+        """Return the minibatches in which held-out rows are looked at."""
+        if self.compares:
+            return list(self.batches(source, rows, 0, generator))
+        return source.pieces(rows)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class SGD:
     eps
         Adam's denominator term.
     schedule
-        Constant, or cosine from `lr` to 0 over the run.
+        Constant, cosine from `lr` to 0 over the run, or step: a tenth of it after every 10 epochs.
     clip
         Largest norm of a player's gradient (None: free).
     ema
@@ -91,7 +91,7 @@ class SGD:
     weight_decay: float | Callable[[int], float] = 0.0
     decoupled: bool = False
     eps: float = 1e-8
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "step"] = "constant"
     clip: float | None = None
     ema: float | None = None
     patience: int | None = None
@@ -237,9 +237,9 @@ class _Loop:
     # one epoch
 
     def _set_lr(self) -> float:
-        share = self.epoch / self.epochs
-        factor = 0.5 * (1 + math.cos(math.pi * share)) if self.sgd.schedule == "cosine" else 1.0
-        return self.players.set_rate(factor)
+        cosine = 0.5 * (1 + math.cos(math.pi * self.epoch / self.epochs))
+        factors = {"constant": 1.0, "cosine": cosine, "step": 0.1 ** (self.epoch // 10)}
+        return self.players.set_rate(factors[self.sgd.schedule])
 
     def _train(self) -> EpochMean:
         self.root.eval()

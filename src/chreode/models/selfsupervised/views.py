@@ -1,0 +1,129 @@
+"""Two views of every cell: what is told apart and what is not is all that these models learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ...data.batch import CellBatch, SparseRows
+from ...errors import ConfigError, near
+from ...nn.augment import (
+    Augmentation,
+    Crossover,
+    Mask,
+    Mix,
+    Noise,
+    Programmes,
+    Swap,
+    Thin,
+)
+from .network import FURTHER, View
+
+#: What each augmentation of log-expression is made of, by its name in `augment`, in the order they act.
+MAKERS: dict[str, Callable[[Any], Augmentation]] = {
+    "mask": lambda o: Mask(o.mask),
+    "swap": lambda o: Swap(o.swap),
+    "crossover": lambda o: Crossover(o.crossover),
+}
+#: Those that need more than the cells of a minibatch.
+MIXING = ("mnn", "bbknn")
+NAMES = ("thin", *MIXING, "programmes", *MAKERS, "noise")
+
+
+def refuse_unknown(augment: Sequence[str]) -> None:
+    """Refuse augmentations that there are not.
+
+    Raises
+    ------
+    ConfigError
+        It names the nearest.
+    """
+    for name in augment:
+        if name in ("label", "labels", "cell_type"):
+            raise ConfigError(
+                f"augment={name!r}: cells of one label are no augmentation. It would show the answer to a "
+                "model that is to be judged by it."
+            )
+        if name not in NAMES:
+            raise ConfigError(f"There is no augmentation {name!r}.{near(name, NAMES)}")
+    if len(set(augment)) < len(augment):
+        raise ConfigError(f"augment={tuple(augment)}: an augmentation is named twice.")
+
+
+class Views(nn.Module):
+    """Draws views of cells.
+
+    Parameters
+    ----------
+    options
+        `augment`, `chance` and the strengths.
+    role
+        Matrix role of expression.
+    """
+
+    programmes: Int[Tensor, " g"]
+
+    def __init__(self, options: Any, role: str, n_features: int) -> None:
+        super().__init__()
+        self.options, self.role = options, role
+        if "programmes" in options.augment:
+            self.register_buffer("programmes", torch.zeros(n_features, dtype=torch.int64))
+
+    def plain(self, batch: CellBatch) -> View:
+        """Return the cells as they are."""
+        values: dict[str, Any] = {self.role: batch.stored_expression()}
+        for role in (r for r in FURTHER if r in batch.views):
+            values[role] = centred_log(batch, role)
+        return View(values, batch.present)
+
+    def draw(self, batch: CellBatch, partner: CellBatch | None = None) -> View:
+        """Return one augmented view."""
+        x = self._expression(batch)
+        if partner is not None:
+            x = Mix(stored(partner.stored_expression()), self.options.mix)(x, self._chosen(x))
+        if "programmes" in self.options.augment:
+            hide = Programmes(self.programmes, self.options.n_programmes, self.options.programmes)
+            x = hide(x, self._chosen(x))
+        values = {self.role: self._changed(x)}
+        for role in (r for r in FURTHER if r in batch.views):
+            values[role] = self._changed(stored(centred_log(batch, role)))
+        return View(values, batch.present)
+
+    def _expression(self, batch: CellBatch) -> SparseRows:
+        """Return log-expression, of fewer counts where these are thinned."""
+        if "thin" not in self.options.augment:
+            return stored(batch.stored_expression())
+        counts = batch.sparse("counts")
+        fewer = Thin(self.options.thin)(counts, self._chosen(counts))
+        return stored(CellBatch(batch.rows, {"counts": fewer}).stored_expression())
+
+    def _changed(self, x: SparseRows) -> SparseRows | Float[Tensor, "b g"]:
+        for name, make in MAKERS.items():
+            if name in self.options.augment:
+                x = make(self.options)(x, self._chosen(x))
+        if "noise" not in self.options.augment:
+            return x
+        return Noise(self.options.noise_share, self.options.noise_scale)(x, self._chosen(x))
+
+    def _chosen(self, x: SparseRows) -> Bool[Tensor, " b"]:
+        return torch.rand(len(x), device=x.values.device) < self.options.chance
+
+
+def stored(x: Float[Tensor, "b g"] | SparseRows) -> SparseRows:
+    """Return what is stored of rows, without their zeros."""
+    return SparseRows.of(x) if isinstance(x, Tensor) else x
+
+
+def centred_log(batch: CellBatch, role: str) -> Float[Tensor, "b p"]:
+    """Return log1p of counts less their mean over the features of the cell (centred log-ratio).
+
+    What was not measured is 0: as the cell's mean.
+    """
+    values, measured = batch.measured(role)
+    logs, known = values.log1p(), measured.expand_as(values)
+    mean = (logs * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(1)
+    return (logs - mean) * known

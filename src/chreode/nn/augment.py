@@ -1,0 +1,264 @@
+"""Augmentations: what a cell might as well have looked like. In batch, on the device, never in place.
+
+All but noise take and return sparse rows: what a gene that is not expressed would become is nothing to be
+computed. They draw from torch's global generator, which a fit seeds for every step
+(`chreode.compute.rng`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..data.batch import SparseRows
+
+#: Values that 16 random bits have: chances are multiples of one over it.
+_LEVELS = 2**16
+
+
+class Augmentation(Protocol):
+    """Changes some cells."""
+
+    def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
+        """Return new rows, in which the cells that are not `chosen` are as they were."""
+        ...
+
+
+def _bits(n: int, device: torch.device) -> Int[Tensor, " n"]:
+    """Return 16 random bits each, as whole numbers from −32,768 to 32,767; four from one draw."""
+    drawn = torch.empty(math.ceil(n / 4), dtype=torch.int64, device=device)
+    return drawn.random_(-(2**63), None).view(torch.int16)[:n]
+
+
+def _salt(device: torch.device) -> Int[Tensor, ""]:
+    """Return a random number."""
+    return torch.empty((), dtype=torch.int64, device=device).random_(-(2**63), None)
+
+
+def _mixed(number: Int[Tensor, " n"], salt: Int[Tensor, ""]) -> Int[Tensor, " n"]:
+    """Return 16 bits made of each number and a salt, as if drawn, but the same of equal numbers.
+
+    References
+    ----------
+    Steele et al. (2014), Fast splittable pseudorandom number generators, OOPSLA, figure 16 (mix64).
+    """
+    x = number + salt
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * (factor - 2**64)
+    return x >> 48
+
+
+def _heads(bits: Int[Tensor, " n"], chance: float) -> Bool[Tensor, " n"]:
+    """Return True for a share of 16 bits, rounded to a multiple of 2⁻¹⁶."""
+    below = round(chance * _LEVELS) - _LEVELS // 2
+    return bits <= below - 1 if below > -_LEVELS // 2 else torch.zeros_like(bits, dtype=torch.bool)
+
+
+def coins(chance: float, n: int, device: torch.device) -> Bool[Tensor, " n"]:
+    """Return True with this chance, each for itself.
+
+    Examples
+    --------
+    >>> [coins(p, 3, torch.device("cpu")).tolist() for p in (0.0, 1.0)]
+    [[False, False, False], [True, True, True]]
+    """
+    return _heads(_bits(n, device), chance)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Set a share of the genes of each cell to 0, each gene by a coin of its own.
+
+    Attributes
+    ----------
+    share
+        Chance of each gene.
+    """
+
+    share: float
+
+    def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
+        """Return the masked cells."""
+        hidden = coins(self.share, len(x.values), x.values.device) & chosen[x.cells]
+        return x.map(x.values.masked_fill(hidden, 0.0))
+
+
+@dataclass(frozen=True)
+class Programmes:
+    """Set whole gene programmes of each cell to 0.
+
+    Attributes
+    ----------
+    of
+        Programme of each gene, from 0.
+    n
+        Number of programmes.
+    share
+        Chance of each programme.
+
+    References
+    ----------
+    Richter et al. (2025), Delineating the effective use of self-supervised learning in single-cell
+    genomics, Nature Machine Intelligence (masking of gene programmes).
+    """
+
+    of: Int[Tensor, " g"]
+    n: int
+    share: float
+
+    def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
+        """Return the cells without these programmes."""
+        table = coins(self.share, len(x) * self.n, x.values.device).view(len(x), self.n)
+        hidden = (table & chosen[:, None])[x.cells, self.of[x.columns]]
+        return x.map(x.values.masked_fill(hidden, 0.0))
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Swap the values of pairs of genes within each cell (inner swap).
+
+    The genes are paired anew for every minibatch, and each cell swaps pairs by coins of its own. So every
+    gene has the same chance to take the value of any other.
+
+    Attributes
+    ----------
+    share
+        Chance of each gene.
+    """
+
+    share: float
+
+    def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
+        """Return the cells with swapped values."""
+        half = x.n_features // 2
+        order = torch.randperm(x.n_features, device=x.values.device)
+        partner, pair = order.clone(), order.clone()
+        partner[order] = torch.cat([order[half : 2 * half], order[:half], order[2 * half :]])
+        pair[order] = torch.arange(x.n_features, device=order.device) % max(half, 1)
+        bits = _mixed(x.cells * half + pair[x.columns], _salt(order.device))
+        swapped = _heads(bits, self.share) & chosen[x.cells]
+        return x.moved(torch.where(swapped, partner[x.columns], x.columns), x.values)
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Give a share of the genes of each cell the values of another cell of the minibatch, drawn at random.
+
+    Attributes
+    ----------
+    share
+        Chance of each gene.
+    """
+
+    share: float
+
+    def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
+        """Return the crossed cells; a cell that is alone stays as it is."""
+        if len(x) < 2:
+            return x
+        order = torch.randperm(len(x), device=x.values.device)
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)  # so none is its own
+        theirs, salt = x.permuted(other), _salt(order.device)
+        taken = [
+            _heads(_mixed(rows.cells * x.n_features + rows.columns, salt), self.share)
+            & chosen[rows.cells]
+            for rows in (x, theirs)
+        ]
+        return x.where(~taken[0]).beside(theirs.where(taken[1]))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Move each cell towards a partner: α x + (1 − α) partner.
+
+    Attributes
+    ----------
+    partner
+        A cell for each, such as a mutual nearest neighbour of another batch.
+    weight
+        α: what is left of the cell itself.
+    """
+
+    partner: SparseRows
+    weight: float
+
+    def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
+        """Return the mixed cells."""
+        share = (1 - self.weight) * chosen[:, None].to(x.values.dtype)
+        return SparseRows.of(torch.lerp(x.dense(), self.partner.dense(), share))
+
+
+@dataclass(frozen=True)
+class Thin:
+    """Thin counts to a depth that is drawn log-uniformly: each molecule is kept with the same chance.
+
+    It takes counts, and comes before what takes log-expression.
+
+    Attributes
+    ----------
+    lowest
+        Least share of a cell's molecules that is kept, above 0.
+    """
+
+    lowest: float
+
+    def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
+        """Return the thinned counts; a cell that would be left without any molecule keeps all."""
+        drawn = torch.rand(len(x), device=x.values.device)
+        kept = torch.exp(drawn * math.log(self.lowest))
+        return thinned(x, kept.where(chosen, torch.ones_like(kept)))
+
+
+def thinned(counts: SparseRows, kept: Float[Tensor, " b"]) -> SparseRows:
+    """Return counts of which each molecule was kept with the chance of its cell (binomial thinning).
+
+    Of fractional counts the rest beyond the whole part counts as one molecule with that chance. A cell that
+    would be left without any molecule keeps all.
+    """
+    whole = counts.values.floor()
+    rest = (torch.rand_like(whole) < counts.values - whole).to(whole)
+    chance = kept[counts.cells]
+    found = counts.map(torch.binomial(whole + rest, chance))
+    as_it_was = (found.sum() == 0)[counts.cells] | (chance == 1)
+    return counts.map(torch.where(as_it_was, counts.values, found.values))
+
+
+@cache
+def _normal_levels(share: float, device: torch.device) -> Float[Tensor, " levels"]:
+    """Return as many values as 16 bits have: quantiles of the normal distribution, or 0 for 1 − share."""
+    n = round(share * _LEVELS)
+    quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / max(n, 1))
+    return torch.cat([quantiles, quantiles.new_zeros(_LEVELS - n)]).float().to(device)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Add Gaussian noise to a share of the genes of each cell, expressed or not.
+
+    It takes one of 65,536 values at even quantiles: to draw from a table is several times faster than to
+    compute a normal number.
+
+    Attributes
+    ----------
+    share
+        Chance of each gene.
+    scale
+        Standard deviation, in units of log-expression.
+    """
+
+    share: float
+    scale: float
+
+    def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> Float[Tensor, "b g"]:
+        """Return the noisy cells, dense."""
+        out, noisy = x.dense(), chosen.nonzero()[:, 0]
+        at = _bits(len(noisy) * x.n_features, out.device).int() + _LEVELS // 2
+        levels = self.scale * _normal_levels(self.share, out.device)
+        return out.index_add_(0, noisy, levels.index_select(0, at).view(-1, x.n_features))
