@@ -26,6 +26,7 @@ from chreode.compute.processes import Group
 from chreode.data.align import learn_spec, open_source
 from chreode.data.batch import CellBatch, SparseRows
 from chreode.data.cells import Cells
+from chreode.data.sampler import Shuffled
 from chreode.data.simulate import simulate_cells
 from chreode.learn import Rng
 from chreode.models import scvi
@@ -82,7 +83,7 @@ def test_the_objective_is_that_of_plain_numbers(cells, options):
     term = ((1 - own) ** 2).sum() + 0.01 * (np.square(correlation).sum() - np.square(own).sum())
     assert loss.terms["joint"].item() == pytest.approx(term, rel=1e-3)
     torch.testing.assert_close(whole.mean, alone.mean, rtol=1e-5, atol=1e-6)
-    assert (thinned.mean - whole.mean).abs().mean() > 0.05
+    assert (thinned.mean - whole.mean).abs().mean() > 0.02
     kl = 0.5 * (whole.mean**2 + whole.variance - 1 - whole.variance.log()).sum(1)
     kl = kl.mean() + loss.terms.get("kl_library", 0)
     assert loss.terms["elbo"].item() == pytest.approx((likelihood.mean() - kl).item(), rel=1e-5)
@@ -154,6 +155,9 @@ def test_without_weight_it_is_the_plain_model_bit_for_bit(cells):
     plain = ended(fits[None])
     assert ended(fits[0.0]) == plain
     assert "train_joint" not in plain["history"]
+    # what compares cells sees those that are held out mixed, in minibatches of its own size
+    samplers = [ch.SCVI(joint=w).phases()[0].data for w in (None, 0.0, 100.0)]
+    assert samplers == [Shuffled(128), Shuffled(128), Shuffled(128, compares=True)]
     assert {"train_joint", "validation_joint"} <= set(fits[1e-9].history)
     assert ended(fits[1e-9])["weights"] != plain["weights"]
 
@@ -229,34 +233,37 @@ def test_thinned_cells_stay_nearer_to_where_they_were(real):
     assert elbo[None] - 0.05 * abs(elbo[None]) < elbo[100.0] < elbo[None]
 
 
-@pytest.mark.slow
-def test_without_reconstruction_the_types_are_lost(monkeypatch):
-    """The control: the term and the KL term alone hold less of what cells are."""
-    whole = scvi.SCVIModule.loss
+def types(**options):
+    """Return how often the 15 nearest cells name the type of a cell, of a dozen simulated types."""
+    cells = simulate_cells(800, 200, n_types=12, n_batches=2, batch_strength=0.3, seed=0)
+    z = ch.SCVI(max_epochs=60, **options).fit(cells, ROLES, seed=0).embed(cells)
+    return cross_val_score(KNeighborsClassifier(15), z, cells.obs["cell_type"], cv=4).mean()
 
-    def without(self, batch, step):
-        found = whole(self, batch, step)
-        likelihood = self.__dict__.pop("seen").mean()
-        objective = found.objectives["model"] + likelihood
-        return replace(found, objectives={"model": objective})
+
+@pytest.mark.slow
+def test_without_reconstruction_types_are_lost(monkeypatch):
+    """The control: the term is no objective of its own.
+
+    The ELBO of few genes is small beside a weight of 100, with which types are lost too, unlike with 1.
+    """
+    plain, little, much = (types(joint=weight) for weight in (None, 1.0, 100.0))
+    whole, likelihood = scvi.SCVIModule.loss, scvi.SCVIModule.log_likelihood
 
     def remembered(self, *args, **kwargs):
         self.__dict__["seen"] = likelihood(self, *args, **kwargs)
         return self.__dict__["seen"]
 
-    cells = simulate_cells(800, 200, n_types=8, n_batches=2, seed=0)
-    accuracy = {}
-    likelihood = scvi.SCVIModule.log_likelihood
-    for kind in ("whole", "without"):
-        if kind == "without":
-            monkeypatch.setattr(scvi.SCVIModule, "loss", without)
-            monkeypatch.setattr(scvi.SCVIModule, "log_likelihood", remembered)
-        z = ch.SCVI(max_epochs=60, joint=100.0).fit(cells, ROLES, seed=0).embed(cells)
-        z = (z - z.mean(0)) / z.std(0)
-        knn = KNeighborsClassifier(15)
-        accuracy[kind] = cross_val_score(knn, z, cells.obs["cell_type"], cv=4).mean()
-    print(accuracy)
-    assert accuracy["whole"] > accuracy["without"] + 0.1
+    def without(self, batch, step):
+        found = whole(self, batch, step)
+        objective = found.objectives["model"] + self.__dict__.pop("seen").mean()
+        return replace(found, objectives={"model": objective})
+
+    monkeypatch.setattr(scvi.SCVIModule, "log_likelihood", remembered)
+    monkeypatch.setattr(scvi.SCVIModule, "loss", without)
+    alone = types(joint=100.0)
+    assert alone < much < plain
+    assert plain - alone > 0.12
+    assert little > plain - 0.04
 
 
 # several processes

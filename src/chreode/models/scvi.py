@@ -271,10 +271,13 @@ class SCVI(Model):
 
     The fit maximises E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with w rising from 0 to 1.
 
+    With `joint`, each cell is also thinned to a depth drawn log-uniformly between 10 counts and all, and
+    the Barlow Twins loss of the states of whole and thinned cells, with λ = 0.01, is added at that weight.
+
     References
     ----------
     Lopez et al. (2018), Nature Methods 15:1053, Methods; linear decoder: Svensson et al. (2020),
-    Bioinformatics 36:3418.
+    Bioinformatics 36:3418; `joint`: Svensson (2026), bioRxiv 2026.02.11.705441, as in scvi-tools.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("counts",)
