@@ -59,5 +59,6 @@ def test_sparse_rows_round_trip_and_split():
     torch.testing.assert_close(rows.dense(), x, equal_nan=True)
     parts = rows.split([2, 3, 4])
     torch.testing.assert_close(torch.cat([p.dense() for p in parts]), x, equal_nan=True)
+    torch.testing.assert_close(SparseRows.stacked(parts).dense(), x, equal_nan=True)
     torch.testing.assert_close(rows.map(rows.values * 2).dense(), 2 * x, equal_nan=True)
     torch.testing.assert_close(rows.sum(), x.sum(1), equal_nan=True)

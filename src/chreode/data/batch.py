@@ -44,6 +44,17 @@ class SparseRows:
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return cls(indptr, columns, x[cells, columns], x.shape[1])
 
+    @classmethod
+    def stacked(cls, parts: Sequence[SparseRows]) -> SparseRows:
+        """Return the rows of all parts, one part after the other (see `split`)."""
+        sizes = torch.cat([part.indptr.diff() for part in parts])
+        return cls(
+            torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
+            torch.cat([part.columns for part in parts]),
+            torch.cat([part.values for part in parts]),
+            parts[0].n_features,
+        )
+
     def __len__(self) -> int:
         return len(self.indptr) - 1
 

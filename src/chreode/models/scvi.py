@@ -12,15 +12,17 @@ from torch import Tensor
 
 from ..compute.rng import Rng
 from ..config import config, param
-from ..data.batch import CellBatch
+from ..data.batch import CellBatch, SparseRows
 from ..data.sampler import Shuffled
 from ..data.source import Source
 from ..learn.phase import Phase
 from ..learn.sgd import SGD
+from ..losses.barlowtwins import barlow_twins
 from ..losses.evidence import evidence_bound, log_ratio_standard_normal
 from ..losses.kl import kl_normal, kl_standard_normal
 from ..model import Model
 from ..module import Loss, Step
+from ..nn.augment import thinned
 from ..nn.blocks import (
     CategoryStatistics,
     GaussianEncoder,
@@ -31,6 +33,9 @@ from ..nn.dispersion import CountMoments
 from ..schema import Spec
 from .parts.counts_decoder import WITHOUT_EXTRA_ZEROS, CountsDecoder
 
+#: Counts of the shallowest cells that `joint` makes, and its λ (scvi-tools 1.5, JointEmbeddingSCVI).
+_SHALLOWEST, _REDUNDANCY = 10, 0.01
+
 
 @dataclass(frozen=True, eq=False)
 class Latent:
@@ -39,6 +44,13 @@ class Latent:
     mean: Float[Tensor, "b z"]
     variance: Float[Tensor, "b z"]
     library: tuple[Float[Tensor, "b 1"], Float[Tensor, "b 1"]] | None
+
+    def halves(self) -> list[Latent]:
+        """Return that of the first half of the cells, and that of the second."""
+        library = (
+            zip(*(t.chunk(2) for t in self.library), strict=True) if self.library else [None] * 2
+        )
+        return [*map(Latent, self.mean.chunk(2), self.variance.chunk(2), library)]
 
 
 class SCVIModule(CountsDecoder):
@@ -98,6 +110,20 @@ class SCVIModule(CountsDecoder):
             mean, variance, self.library_encoder(*inputs) if self.library_encoder else None
         )
 
+    def encode_with_thinned(self, batch: CellBatch) -> list[Latent]:
+        """Return `encode` of the cells, and of the same cells thinned to depths drawn log-uniformly.
+
+        Both pass the encoder at once, so that batch norm learns from the depths that it will meet.
+        """
+        counts = batch.sparse("counts")
+        lowest = (_SHALLOWEST / counts.sum()).clamp(max=1)  # a cell of fewer counts keeps them all
+        kept = (torch.rand_like(lowest) * lowest.log()).exp()
+        both = SparseRows.stacked([counts, thinned(counts, kept)])
+        columns = {name: torch.cat([values] * 2) for name, values in batch.columns.items()}
+        return self.encode(
+            CellBatch(batch.rows.repeat(2), {"counts": both}, columns=columns)
+        ).halves()
+
     def log_library(self, batch: CellBatch, latent: Latent | None = None) -> Float[Tensor, "b 1"]:
         """Return the log library size: a size factor, the mean of the latent size, or the observed total."""
         if self.scaled:
@@ -108,8 +134,12 @@ class SCVIModule(CountsDecoder):
         return total.log()[:, None]
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
-        """Return the negative ELBO; the weight of the KL term of z rises to 1 over `kl_warmup`."""
-        latent = self.encode(batch)
+        """Return the negative ELBO; the weight of the KL term of z rises to 1 over `kl_warmup`.
+
+        With `joint`, the Barlow Twins loss of draws of z for the cells and for the cells thinned is added.
+        """
+        views = self.encode_with_thinned(batch) if self.options.joint else [self.encode(batch)]
+        latent, *thinner = views
         z = reparametrise(latent.mean, latent.variance)
         log_library, late = self._draw_library(batch, latent), step.progress >= WITHOUT_EXTRA_ZEROS
         reconstruction = -self.log_likelihood(z, log_library, batch, extra_zeros=late)
@@ -123,6 +153,10 @@ class SCVIModule(CountsDecoder):
         terms = {"reconstruction": lost, "kl": gap, "elbo": -(lost + gap + gap_library)}
         if self.library_encoder is not None:
             terms["kl_library"] = gap_library
+        if self.options.joint:
+            other = reparametrise(thinner[0].mean, thinner[0].variance)
+            terms["joint"] = barlow_twins(z, other, _REDUNDANCY, step.group)
+            objective = objective + self.options.joint * terms["joint"]
         return Loss({"model": objective}, terms)
 
     # what a fitted model can do
@@ -237,10 +271,13 @@ class SCVI(Model):
 
     The fit maximises E_q log p(x|z) − w KL(q(z|x) ‖ N(0, I)), with w rising from 0 to 1.
 
+    With `joint`, each cell is also thinned to a depth drawn log-uniformly between 10 counts and all, and
+    the Barlow Twins loss of the states of whole and thinned cells, with λ = 0.01, is added at that weight.
+
     References
     ----------
     Lopez et al. (2018), Nature Methods 15:1053, Methods; linear decoder: Svensson et al. (2020),
-    Bioinformatics 36:3418.
+    Bioinformatics 36:3418; `joint`: Svensson (2026), bioRxiv 2026.02.11.705441, as in scvi-tools.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("counts",)
@@ -283,6 +320,12 @@ class SCVI(Model):
         low=0,
         high=1,
     )
+    joint: float | None = param(
+        None,
+        "Weight of a term that keeps a cell in place when its counts are thinned (scvi-tools: 100); None: no "
+        "such term.",
+        low=0,
+    )
     batch_size: int = param(128, "Number of cells per minibatch.", low=2)
     max_epochs: int | None = param(
         None,
@@ -297,7 +340,7 @@ class SCVI(Model):
     )  # fmt: skip
     patience: int | None = param(
         None,
-        "Number of epochs without a better validation ELBO after which the fit stops; None: no early "
+        "Number of epochs without a better validation objective after which the fit stops; None: no early "
         "stopping.",
         low=1,
     )
@@ -317,7 +360,8 @@ class SCVI(Model):
             lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay, eps=0.01,
             ema=self.ema, patience=self.patience, keep=self.keep, settle=self.kl_warmup,
         )  # fmt: skip
-        return [Phase(learner, data=Shuffled(self.batch_size), name="SCVI", lasts="max_epochs")]
+        data = Shuffled(self.batch_size, compares=bool(self.joint))
+        return [Phase(learner, data=data, name="SCVI", lasts="max_epochs")]
 
     def reads(self, verb: str) -> tuple[str, ...]:
         """Return the roles that `verb` reads; `embed` needs no batch unless the encoder reads it."""
