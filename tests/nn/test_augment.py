@@ -61,7 +61,9 @@ def untouched(augmentation):
     before = [t.clone() for t in (x.indptr, x.columns, x.values)]
     torch.manual_seed(0)
     one = dense(augmentation(x, every(x))).clone()
-    same = all(torch.equal(a, b) for a, b in zip(before, (x.indptr, x.columns, x.values), strict=True))
+    same = all(
+        torch.equal(a, b) for a, b in zip(before, (x.indptr, x.columns, x.values), strict=True)
+    )
     two = dense(augmentation(x, every(x)))
     return same and (isinstance(augmentation, Mix) or not torch.equal(one, two))
 
@@ -305,7 +307,9 @@ def test_molecules_are_whole_and_no_cell_is_left_without_any():
     x = SparseRows.of(torch.full((3000, 2), 1.4))
     found = thinned(x, torch.full((3000,), 0.05)).dense()
     left = (found == 1.4).all(1)
-    assert ((found[~left] >= 0) & (found[~left] <= 2) & (found[~left] == found[~left].round())).all()
+    assert (
+        (found[~left] >= 0) & (found[~left] <= 2) & (found[~left] == found[~left].round())
+    ).all()
     assert (found.sum(1) > 0).all()
     # of 1.4 molecules there are 1 or 2; a cell loses all of its with the chance of two such genes
     none = (0.6 * 0.95 + 0.4 * 0.95**2) ** 2

@@ -73,9 +73,7 @@ class _Table:
         self.bits = _bits(n * width, chosen.device)
         self.starts = (chosen.cumsum(0) - 1).clamp_min_(0) * width
 
-    def __call__(
-        self, cells: Int[Tensor, " n"], columns: Int[Tensor, " n"]
-    ) -> Bool[Tensor, " n"]:
+    def __call__(self, cells: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Return the coins of these cells and columns."""
         at = self.starts.index_select(0, cells).add_(columns)
         tossed = _heads(self.bits.index_select(0, at), self.chance)
