@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pytest
@@ -37,11 +39,7 @@ def kang(path):
 def seen(request, real, _simulated):
     """Return a source with components, a split, their table and the batch of every cell."""
     if request.param == "real":
-        from glob import glob
-        from pathlib import Path
-
-        folder = Path(real("kang_pbmc_ifnb"))
-        data = kang(glob(f"{folder}/*.h5ad")[0])
+        data = kang(next(real("kang_pbmc_ifnb").glob("*.h5ad")))
         schema = ch.Schema(counts="X", batch="obs/batch")
     else:
         data, schema = _simulated, ch.Schema(counts="layers/counts", batch="obs/batch")
@@ -180,8 +178,6 @@ def test_one_batch_is_refused(seen, partner):
     rows = split.train[batch[split.train] == batch[split.train[0]]]
     with pytest.raises(DataError, match="needs cells of two batches: .* are all of"):
         partner(source, rows, rows, np.random.default_rng(0))
-    from dataclasses import replace
-
     bare = replace(source, columns={"components": source.columns["components"]})
     with pytest.raises(SchemaError, match="name batch"):
         partner(bare, split.train, rows, np.random.default_rng(0))

@@ -159,8 +159,8 @@ class SelfSupervised(Model):
             )
         if self._mixing and "batch" not in spec.categories:
             raise SchemaError(
-                f"augment: {self._mixing} mixes cells of two batches, and the schema names none. Name batch, as "
-                f"in Schema(batch='obs/donor'), or leave {self._mixing} out."
+                f"augment: {self._mixing} mixes cells of two batches, and the schema names none. Name batch, "
+                f"as in Schema(batch='obs/donor'), or leave {self._mixing} out."
             )
 
     def split(
@@ -214,7 +214,7 @@ def refuse_labels_as_batches(source: Source, rows: np.ndarray, what: str) -> Non
     names = source.spec.categories
     place, kind = names["batch"][pairs[0, 0]], names["label"][pairs[1, 0]]
     raise ConfigError(
-        f"augment: {what} mixes cells of different batches, and here each batch is one label (batch {place!r} "
-        f"is label {kind!r}). It would show labels to a model that is to be judged by them. Name another "
-        f"batch, or leave {what} out."
+        f"augment: {what} mixes cells of different batches, and here each batch is one label (batch "
+        f"{place!r} is label {kind!r}). It would show labels to a model that is to be judged by them. "
+        f"Name another batch, or leave {what} out."
     )
