@@ -154,7 +154,7 @@ def chreode(given: Prepared, lap: Callable[..., None]) -> None:
     import chreode as ch
     from chreode.losses import kernel
 
-    from .epochs import chreode_model
+    from .epochs import announcing
 
     torch.set_num_threads(given["threads"])
     task, settings = Task.load(Path(given["file"])), _settings(given)
@@ -182,8 +182,8 @@ def chreode(given: Prepared, lap: Callable[..., None]) -> None:
         lap("epoch" if begun else "set-up")
         begun.append(fit)
 
-    model = chreode_model(
-        begin, n_latent=settings.n_latent, n_hidden=settings.n_hidden, n_layers=settings.n_layers,
+    model = announcing(
+        ch.SCVI, begin, n_latent=settings.n_latent, n_hidden=settings.n_hidden, n_layers=settings.n_layers,
         dropout=settings.dropout, kl_warmup=settings.warmup,
         batch_size=settings.batch_size, max_epochs=settings.epochs, lr=settings.lr,
         weight_decay=settings.weight_decay, patience=given["patience"],

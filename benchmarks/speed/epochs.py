@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
-    from chreode.models.scvi import SCVI
-
 
 @dataclass(frozen=True)
 class _Announced:
@@ -32,16 +30,14 @@ class _Announced:
         return self.sampler.held_out(*given)
 
 
-def chreode_model(begin: Callable[[Any], None], **options: Any) -> SCVI:
-    """Return chreode's SCVI, which calls ``begin(fit)`` before each epoch.
+def announcing(model: Any, begin: Callable[[Any], None], **options: Any) -> Any:
+    """Return a model of this class that calls ``begin(fit)`` before each epoch, and has no other phases.
 
     ``fit`` has ``spec`` and ``module``, with the weights that were validated last.
     """
-    import chreode as ch
-
     fit = SimpleNamespace()
 
-    class Announcing(ch.SCVI):
+    class Announcing(model):  # type: ignore[misc]  # any model
         def build(self, spec: Any) -> Any:
             trained = super().build(spec)
             fit.spec, fit.module = spec, deepcopy(trained).eval()
@@ -55,7 +51,9 @@ def chreode_model(begin: Callable[[Any], None], **options: Any) -> SCVI:
 
         def phases(self) -> list[Any]:
             announce = lambda: begin(fit)  # noqa: E731 (one line)
-            return [replace(p, data=_Announced(p.data, announce)) for p in super().phases()]
+            return [
+                replace(p, data=_Announced(p.data, announce)) for p in super().phases() if p.data
+            ]
 
     return Announcing(**options)
 

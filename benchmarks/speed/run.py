@@ -18,7 +18,9 @@ from benchmarks.speed.harness import Case, Folders, SideError, measure, missing
 
 HERE = Path(__file__).parent
 #: In the order of the page.
-TABLES = ("training", "converged", "linear", "metrics", "disk", "likelihood", "imports")
+TABLES = (
+    "training", "converged", "linear", "metrics", "disk", "likelihood", "imports", "selfsupervised",
+)  # fmt: skip
 
 
 def table(name: str) -> ModuleType:

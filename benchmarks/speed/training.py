@@ -64,11 +64,11 @@ def chreode(given: Prepared, lap: Callable[..., None]) -> None:
     import chreode as ch
     from chreode.losses import kernel
 
-    from .epochs import chreode_model
+    from .epochs import announcing
 
     torch.set_num_threads(given["threads"])
-    model = chreode_model(
-        _Laps(lap), **ARCHITECTURE, dropout=0.1, likelihood=given["likelihood"],
+    model = announcing(
+        ch.SCVI, Laps(lap), **ARCHITECTURE, dropout=0.1, likelihood=given["likelihood"],
         batch_size=given["batch_size"], max_epochs=given["epochs"], lr=ADAM["lr"],
         weight_decay=ADAM["weight_decay"],
     )  # fmt: skip
@@ -103,12 +103,12 @@ def scvi_tools(given: Prepared, lap: Callable[..., None]) -> None:
         max_epochs=given["epochs"], accelerator="cpu", devices=1, batch_size=given["batch_size"],
         early_stopping=False, enable_progress_bar=False, plan_kwargs=ADAM,
         datasplitter_kwargs={"external_indexing": [train, rest, np.array([], int)]},
-        callbacks=[rival_callback(_Laps(lap))],
+        callbacks=[rival_callback(Laps(lap))],
     )  # fmt: skip
     lap("epoch" if given["epochs"] > 1 else "warm-up")
 
 
-class _Laps:
+class Laps:
     """Called when an epoch begins: names what came before it."""
 
     def __init__(self, lap: Callable[..., None]) -> None:

@@ -1,0 +1,211 @@
+"""Views of self-supervised models: partners, programmes, and what is refused before compute."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+import chreode as ch
+from chreode.data.align import learn_spec, open_source
+from chreode.data.cells import Cells
+from chreode.errors import ConfigError, DataError, SchemaError
+from chreode.learn import Rng
+from chreode.models.selfsupervised.options import SCSSL, SCSSL_TUNED
+from chreode.models.selfsupervised.views import Views, centred_log
+
+SCHEMA = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
+
+
+def source_of(data, schema=SCHEMA, roles=("counts", "batch", "label")):
+    cells = Cells.of(data, schema)
+    spec = learn_spec(cells, roles, np.arange(len(cells)))
+    return open_source(cells, spec, roles, {})
+
+
+def test_each_view_mixes_with_its_own_partner(cells):
+    source = source_of(cells)
+    module = ch.SimCLR(augment=("mnn",), chance=1.0, mix=0.3).build(source.spec)
+    rows = np.array([[3, 1, 4], [15, 9, 2], [6, 5, 35]])
+    (batch,) = source.minibatches([rows.T.ravel()])
+    x = source.batch(np.arange(40)).log_expression()
+    for number, view in enumerate(module.two_views(batch), 1):
+        expected = 0.3 * x[rows[:, 0]] + 0.7 * x[rows[:, number]]
+        torch.testing.assert_close(view.values["counts"].dense(), expected)
+
+
+def test_mixing_acts_on_all_that_both_have(cells):
+    cells.obsm["protein"] = np.random.default_rng(0).poisson(20, (cells.n_obs, 6)).astype(float)
+    cells.obsm["protein"][4] = np.nan
+    schema = SCHEMA.with_(protein="obsm/protein")
+    source = source_of(cells, schema, ("counts", "batch", "protein"))
+    module = ch.SimCLR(augment=("bbknn",), chance=1.0, mix=0.5).build(source.spec)
+    (batch,) = source.minibatches([np.array([0, 1, 2, 3, 5, 6])])
+    protein, x = centred_log(batch, "protein"), batch.log_expression()
+    one, two = module.two_views(batch)
+    for view, partners in ((one, slice(2, 4)), (two, slice(4, 6))):
+        expected = (protein[:2] + protein[partners]) / 2
+        torch.testing.assert_close(view.values["protein"].dense(), expected)
+        torch.testing.assert_close(view.values["counts"].dense(), (x[:2] + x[partners]) / 2)
+
+
+@pytest.mark.parametrize("name", ["mnn", "bbknn"])
+def test_a_fit_mixes_batches_and_the_same_seed_gives_the_same_bits(cells, quick, name):
+    model = quick(ch.SimCLR, augment=("mask", name), n_neighbours=3)
+    one, two = (model.fit(cells[:250], SCHEMA, seed=1, progress=False) for _ in range(2))
+    for a, b in zip(
+        one.module.state_dict().values(), two.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+    without = quick(ch.SimCLR, augment=("mask",)).fit(cells[:250], SCHEMA, seed=1, progress=False)
+    assert not torch.equal(*(next(f.module.parameters()) for f in (one, without)))
+
+
+# gene programmes
+
+
+def blocks(n_cells=400, n_genes=60, n=4, seed=0):
+    """Return counts in which genes of a programme rise and fall together, and programmes by themselves."""
+    rng = np.random.default_rng(seed)
+    of = rng.permutation(np.arange(n_genes) % n)
+    rate = np.exp(2.5 + rng.normal(0, 0.3, n_genes) + rng.normal(0, 0.8, (n_cells, n))[:, of])
+    return ad.AnnData(rng.poisson(rate).astype(np.float32)), of
+
+
+def test_programmes_are_the_genes_that_vary_together(quick):
+    data, of = blocks()
+    schema = ch.Schema(counts="X")
+    model = quick(ch.SimCLR, augment=("programmes",), n_programmes=4)
+    fitted = model.fit(data, schema, progress=False)
+    found = fitted.module.views.programmes.numpy()
+    table = np.zeros((4, 4))
+    np.add.at(table, (of, found), 1)
+    assert ((table > 0).sum(0) == 1).all()
+    assert ((table > 0).sum(1) == 1).all()
+
+
+def test_a_fit_that_goes_on_keeps_its_programmes(quick):
+    schema, model = ch.Schema(counts="X"), quick(ch.SimCLR, augment=("programmes",), n_programmes=4)
+    first = model.fit(blocks()[0], schema, progress=False)
+    other = blocks(seed=5)[0]
+    on = model.fit(other, schema, from_=first, progress=False)
+    alone = model.fit(other, schema, progress=False)
+    assert torch.equal(on.module.views.programmes, first.module.views.programmes)
+    assert not torch.equal(alone.module.views.programmes, first.module.views.programmes)
+
+
+def test_genes_that_vary_little_are_no_programme_of_their_own():
+    rng = np.random.default_rng(0)
+    way = rng.standard_normal((3, 10))
+    loadings = way[np.arange(90) % 3] * 10.0 ** rng.uniform(-3, 0, (90, 1))
+    views = Views(ch.SimCLR(augment=("programmes",), n_programmes=3), "counts", 90)
+    assert views.lacks_programmes
+    views.learn_programmes(loadings, 0)
+    assert not views.lacks_programmes
+    assert [len(set(views.programmes[i::3].tolist())) for i in range(3)] == [1, 1, 1]
+
+
+def test_programmes_do_not_see_cells_that_are_held_out(cells, quick):
+    source = source_of(cells)
+    module = quick(ch.SimCLR, augment=("programmes",)).build(source.spec)
+    seen = []
+    batches = source.batches
+    object.__setattr__(source, "batches", lambda rows: seen.append(rows) or batches(rows))
+    module.prepare(source, np.arange(100), Rng(0))
+    assert {tuple(rows) for rows in seen} == {tuple(range(100))}
+
+
+# what is refused
+
+
+def refused(error, match, data, schema, **options):
+    with pytest.raises(error, match=match):
+        ch.SimCLR(max_epochs=1, **options).fit(data, schema, progress=False)
+
+
+@pytest.mark.parametrize("name", ["mnn", "bbknn"])
+def test_batches_are_needed_where_they_are_mixed(cells, name, monkeypatch):
+    monkeypatch.setattr(ch.models.simclr.SimCLRModule, "loss", None)  # nothing is computed
+    both = f"{name} needs cells of two batches|{name} mixes cells of two batches"
+    refused(SchemaError, both, cells, SCHEMA.with_(batch=None), augment=(name,))
+    cells.obs["one"] = "a"
+    refused(DataError, both, cells, SCHEMA.with_(batch="obs/one"), augment=(name,))
+    held_out = np.flatnonzero(cells.obs.batch == cells.obs.batch.iloc[0])[:30]
+    with pytest.raises(DataError, match=both):
+        ch.SimCLR(augment=(name,)).fit(cells, SCHEMA, validation=held_out)
+
+
+@pytest.mark.parametrize("name", ["mnn", "bbknn"])
+def test_labels_are_no_batches(cells, name):
+    same = SCHEMA.with_(batch="obs/cell_type")
+    refused(ConfigError, "each batch is one label", cells, same, augment=(name,))
+    cells.obs["renamed"] = cells.obs.cell_type.astype(str).map(lambda kind: f"plate of {kind}")
+    renamed = SCHEMA.with_(batch="obs/renamed")
+    refused(ConfigError, "each batch is one label", cells, renamed, augment=(name,))
+    cells.obs["part"] = [
+        k if i % 3 else None for i, k in enumerate(cells.obs.cell_type.astype(str))
+    ]
+    some = renamed.with_(label="obs/part")
+    refused(ConfigError, "each batch is one label", cells, some, augment=(name,))
+    ch.SimCLR(max_epochs=1).fit(cells, same, progress=False)  # where nothing is mixed
+
+
+def test_expression_cannot_be_thinned(cells):
+    cells.layers["log"] = np.log1p(cells.layers["counts"].toarray())
+    schema = ch.Schema(expression="layers/log")
+    refused(ConfigError, "thin draws from counts", cells, schema, augment=("thin",))
+
+
+@pytest.mark.parametrize(
+    ("augment", "match"),
+    [
+        ("mask", r"give a tuple of names, as augment=\('mask',\)"),
+        (("maks",), "no augmentation 'maks'.*mask"),
+        (("mask", "mask"), "named twice"),
+        (("mnn", "bbknn"), "Name one"),
+        (("label",), "would show the answer"),
+        (5, "expected"),
+        ((5,), "expected a tuple of text"),
+    ],
+)
+def test_what_augment_may_be(augment, match):
+    with pytest.raises(ConfigError, match=match):
+        ch.SimCLR(augment=augment)
+
+
+def test_unknown_names_are_refused_from_files_and_the_terminal(cells, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    (tmp_path / "fit.toml").write_text('[model]\naugment = ["maks"]\n')
+    given = ["fit", "simclr", str(tmp_path / "cells.h5ad"), "--counts", "layers/counts"]
+    given += ["--output", str(tmp_path / "fit")]
+    for more in (["--augment", "maks"], ["--config", str(tmp_path / "fit.toml")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "chreode", *given, *more],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode != 0
+        assert "no augmentation 'maks'" in " ".join(done.stderr.split())
+
+
+# presets, as the facts on scSSL-Bench have them
+
+
+def test_presets_are_those_of_the_benchmark():
+    first = {
+        "augment": ("mask", "noise", "swap", "crossover"), "chance": 0.5, "mask": 0.2,
+        "noise_share": 0.8, "noise_scale": 0.2, "swap": 0.1, "crossover": 0.25, "lr": 1e-4,
+        "weight_decay": 1e-6, "schedule": "step", "batch_size": 256, "max_epochs": 100, "n_hidden": 128,
+        "n_latent": 64, "n_layers": 1,
+    }  # fmt: skip
+    tuned = {
+        **first, "augment": ("mask", "noise", "swap", "mnn"), "mask": 0.5, "noise_share": 0.3, "swap": 0.3,
+        "mix": 0.5, "n_neighbours": 3,
+    }  # fmt: skip
+    assert first == SCSSL
+    assert tuned == SCSSL_TUNED
+    model = ch.SimCLR(preset="scssl-tuned", mask=0.7)
+    assert (model.mask, model.swap, model.temperature, model.projector) == (0.7, 0.3, 0.5, (64, 64))
