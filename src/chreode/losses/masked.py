@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -33,4 +34,4 @@ def masked_error(
     total = x.new_tensor([float(hidden.sum()), float(len(x))])
     group.add([total])
     share = total[1] / max(len(x), 1) / total[0].clamp_min(1)
-    return ((found - x).square() * hidden).sum() * share
+    return torch.where(hidden, found - x, 0).square().sum() * share

@@ -22,7 +22,7 @@ class VICReg(NamedTuple):
     invariance
         Mean squared difference of the views.
     variance
-        Σ_views mean_j max(0, 1 − √(Var z_j + 10⁻⁴)).
+        mean_j max(0, 1 − √(Var z_j + 10⁻⁴)), mean over both views.
     covariance
         Σ_views Σ_j≠k Cov(z_j, z_k)² / d.
     """
@@ -38,11 +38,15 @@ def vicreg(one: Float[Tensor, "b d"], two: Float[Tensor, "b d"], group: Group = 
     They are statistics of the whole minibatch: every process returns the same values. Of a single cell,
     which has no spread, variance and covariance are 0.
 
+    They are scaled as in the code that the authors released, and as in the package lightly. So weights
+    that were chosen for these fit. In equation 6 of the paper variances of both views are added, and the
+    invariance is a sum over dimensions.
+
     References
     ----------
     Bardes et al. (2022), VICReg: variance-invariance-covariance regularization for self-supervised
-    learning, ICLR, equations 1 to 5, as its algorithm 1 scales them (invariance is a mean over
-    dimensions too).
+    learning, ICLR, equations 1 to 5; for the scales `main_vicreg.py` of
+    https://github.com/facebookresearch/vicreg, and `VICRegLoss` of lightly.
 
     Examples
     --------
@@ -59,7 +63,7 @@ def vicreg(one: Float[Tensor, "b d"], two: Float[Tensor, "b d"], group: Group = 
     for z in (a, b):
         centred = z - z.mean(0)
         spread = (centred.square().sum(0) / (len(z) - 1) + _EPS).sqrt()
-        variance = variance + F.relu(1 - spread).mean()
+        variance = variance + F.relu(1 - spread).mean() / 2
         table = centred.T @ centred / (len(z) - 1)
         off = table.square().sum() - table.diagonal().square().sum()
         covariance = covariance + off / z.shape[1]

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+
+def rising(momentum: float, progress: float) -> float:
+    """Return the momentum at a share of the run: it rises from its start to 1, as a cosine.
+
+    References
+    ----------
+    Grill et al. (2020), Bootstrap your own latent, NeurIPS, section 3.2 (τ).
+
+    Examples
+    --------
+    >>> [rising(0.9, progress) for progress in (0.0, 0.5, 1.0)]
+    [0.9, 0.95, 1.0]
+    """
+    return 1 - (1 - momentum) * (math.cos(math.pi * progress) + 1) / 2
 
 
 class Target(nn.Module):

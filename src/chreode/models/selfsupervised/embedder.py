@@ -37,6 +37,7 @@ class Embedder(Module):
 
     spread: Tensor
     rank: Tensor
+    projected: Tensor
 
     def __init__(self, options: Any, spec: Spec, *, normed: bool = False) -> None:
         super().__init__()
@@ -47,6 +48,7 @@ class Embedder(Module):
         self.views = Views(options, role, spec.n_features(role))
         self.register_buffer("spread", torch.zeros(()))
         self.register_buffer("rank", torch.zeros(()))
+        self.register_buffer("projected", torch.zeros(2))
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:
         """Learn the gene programmes that views hide, from principal components of the training rows."""
@@ -78,19 +80,30 @@ class Embedder(Module):
 
     @torch.no_grad()
     def solve(self, batches: Batches, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Look at the embedding of all training cells."""
-        embedded = torch.cat([self.embed(batch) for batch in batches()])
+        """Look at the embedding and the projections of all training cells.
+
+        The embedding ends in a batch norm, which gives every dimension its spread again: where the loss has
+        collapsed, the projections tell.
+        """
+        found = [self.network(self.views.plain(batch)) for batch in batches()]
+        embedded, projected = (torch.cat(parts) for parts in zip(*found, strict=True))
         self.spread.copy_(spread(embedded))
         self.rank.copy_(effective_rank(embedded))
+        self.projected.copy_(torch.stack([spread(projected), effective_rank(projected)]))
 
     def remarks(self) -> list[str]:
-        """Return a note where the embedding has collapsed."""
-        width = self.options.n_latent
-        if not collapsed(float(self.spread), float(self.rank), width):
-            return []
+        """Return notes where the embedding, or what the loss compares, has collapsed."""
+        looks = [("the embedding has", "distances between them say little", self.spread, self.rank)]
+        if len(self.network.projectors):
+            no_more = (
+                "the loss no longer tells cells apart, and the embedding learned little from it"
+            )
+            looks.append(("the projections have", no_more, *self.projected))
         return [
-            f"the embedding has collapsed: cells spread {float(self.spread):.2f} of the sphere and use "
-            f"{float(self.rank):.1f} of {width} dimensions, so that distances between them say little"
+            f"{what} collapsed: cells spread {float(spread):.2f} of the sphere and use {float(rank):.1f} "
+            f"dimensions, so that {so}"
+            for what, so, spread, rank in looks
+            if collapsed(float(spread), float(rank), self.options.n_latent)
         ]
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:

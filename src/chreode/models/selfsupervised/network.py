@@ -59,7 +59,7 @@ class Network(nn.Module):
     Parameters
     ----------
     options
-        `n_latent`, `n_hidden`, `n_layers` of the encoders, `projector` and `fusion`.
+        `n_latent`, `n_hidden`, `n_layers` of the encoders, `fusion`, and `projector` where there is one.
     normed
         Whether a batch norm ends the projectors.
     """
@@ -72,8 +72,9 @@ class Network(nn.Module):
         self.encoders = nn.ModuleDict(
             {role: Head(spec.n_features(role), widths, normed=True) for role in roles}
         )
+        projector = getattr(options, "projector", ())
         self.projectors = nn.ModuleDict(
-            {role: Head(options.n_latent, options.projector, normed=normed) for role in roles}
+            {role: Head(options.n_latent, projector, normed=normed) for role in roles if projector}
         )
 
     @property
@@ -92,7 +93,9 @@ class Network(nn.Module):
     def project(
         self, embedded: Mapping[str, Float[Tensor, "b z"]], view: View
     ) -> dict[str, Float[Tensor, "b p"]]:
-        """Return the projections by role."""
+        """Return the projections by role: the embedding itself where there are no projectors."""
+        if not len(self.projectors):
+            return dict(embedded)
         return {
             role: _of_those(part, embedded[role], view.present.get(role))
             for role, part in self.projectors.items()

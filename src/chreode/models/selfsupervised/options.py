@@ -33,9 +33,14 @@ SCSSL_TUNED = {
 }  # fmt: skip
 
 
+def scssl(**own: Any) -> dict[str, dict[str, Any]]:
+    """Return the presets of a model: the settings of scSSL-Bench, and `own` ones of its method."""
+    return {"default": {}, "scssl": {**SCSSL, **own}, "scssl-tuned": {**SCSSL_TUNED, **own}}
+
+
 @config
-class SelfSupervised(Model):
-    """Options, roles and phases of the self-supervised models."""
+class Encoding(Model):
+    """Options, roles and phases of all models that learn an encoder without labels."""
 
     needs: ClassVar[tuple[str, ...]] = ("expression|counts",)
     uses: ClassVar[tuple[str, ...]] = ("protein", "batch", "label")
@@ -43,9 +48,7 @@ class SelfSupervised(Model):
     partial: ClassVar[bool] = True
     extends: ClassVar[bool] = False
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "log1p CP10k"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {}, "scssl": SCSSL, "scssl-tuned": SCSSL_TUNED,
-    }  # fmt: skip
+    presets: ClassVar[dict[str, dict[str, Any]]] = scssl()
 
     preset: Literal["default", "scssl", "scssl-tuned"] = param(
         "default",
@@ -55,9 +58,6 @@ class SelfSupervised(Model):
     n_latent: int = param(64, "Number of dimensions of the embedding of each modality.", low=1)
     n_hidden: int = param(128, "Number of units in each hidden layer of the encoder.", low=1)
     n_layers: int = param(1, "Number of hidden layers of the encoder.", low=0, high=20)
-    projector: tuple[int, ...] = param(
-        (64, 64), "Widths of the projector, through which the loss sees the embedding.", low=1
-    )
     augment: tuple[str, ...] = param(
         ("mask", "noise", "swap", "crossover"),
         "Augmentations, which act in this order: thin (counts), mnn or bbknn, programmes, mask, swap, "
@@ -93,7 +93,7 @@ class SelfSupervised(Model):
         "How several modalities become one: side by side, averaged, added, or side by side and trained to "
         "find each other (clip).",
     )
-    batch_size: int = param(256, "Number of cells per minibatch.", low=2)
+    batch_size: int = param(256, "Number of cells per minibatch.", low=3)
     max_epochs: int | None = param(
         None,
         "Largest number of passes over the training cells; None: 400, and fewer above 20,000 cells.",
@@ -109,8 +109,6 @@ class SelfSupervised(Model):
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         refuse_unknown(self.augment)
-        if not self.projector:
-            raise ConfigError("projector=(): name at least one width.")
 
     @property
     def n_partners(self) -> int:
@@ -186,6 +184,43 @@ class SelfSupervised(Model):
     def reads(self, verb: str) -> tuple[str, ...]:  # noqa: ARG002 (the contract)
         """Return the roles that `verb` reads: batches and labels are of the fit alone."""
         return ("expression", "counts", "protein")
+
+
+@config
+class SelfSupervised(Encoding):
+    """Options of those that compare views of cells through a projector."""
+
+    projector: tuple[int, ...] = param(
+        (64, 64), "Widths of the projector, through which the loss sees the embedding.", low=1
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        super().__post_init__()
+        if not self.projector:
+            raise ConfigError("projector=(): name at least one width.")
+
+    def split(
+        self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
+    ) -> Split:
+        """Return `rows` to learn from, and a share of them, or those named, to validate on.
+
+        Nothing can be compared with a single cell. If a share comes to one, none is held out.
+
+        Raises
+        ------
+        ConfigError
+            If a single cell is named.
+        """
+        found = super().split(source, rows, validation, rng)
+        if len(found.validation) != 1:
+            return found
+        if found.named:
+            raise ConfigError(
+                "validation names 1 cell, and the loss compares cells. Name 2 cells or more, or none "
+                "(validation=0)."
+            )
+        return found.whole()
 
 
 def with_components(

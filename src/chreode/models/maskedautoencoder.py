@@ -1,0 +1,104 @@
+"""Masked autoencoder: hidden genes of a cell are told from those that are seen."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..config import config, param
+from ..data.batch import CellBatch, SparseRows
+from ..errors import ConfigError
+from ..losses.masked import masked_error
+from ..module import Loss, Step
+from ..nn.augment import coins
+from ..schema import Spec
+from .selfsupervised.embedder import Embedder
+from .selfsupervised.network import Head, View
+from .selfsupervised.options import Encoding, scssl
+
+
+class MaskedAutoencoderModule(Embedder):
+    """An encoder of what is seen, and a decoder of the embedding to all features of each modality."""
+
+    def __init__(self, options: Any, spec: Spec) -> None:
+        super().__init__(options, spec)
+        roles = [*self.network.encoders]
+        n_embedded = options.n_latent * (len(roles) if options.fusion == "concat" else 1)
+        self.decoders = nn.ModuleDict(
+            {r: Head(n_embedded, (*options.decoder, spec.n_features(r))) for r in roles}
+        )
+
+    def loss(self, batch: CellBatch, step: Step) -> Loss:
+        """Return the squared error of hidden features, a mean per modality."""
+        cells, *partners = batch.aligned(1 + self.options.n_partners)
+        view, truth = self.views.draw(cells, *partners[:1]), self.views.plain(cells)
+        seen, hidden = {}, {}
+        for role, values in view.values.items():
+            x = _dense(values)
+            hidden[role] = coins(self.options.mask, x.numel(), x.device).view_as(x)
+            # sums over features are then, on average, those of the whole cell
+            seen[role] = x.masked_fill(hidden[role], 0.0) / (1 - self.options.mask)
+        shown = View(seen, view.present)
+        embedded = self.network.fuse(self.network.encode(shown), shown)
+        errors = [
+            masked_error(
+                decoder(embedded), _dense(truth.values[role]),
+                hidden[role] & cells.measured(role)[1].bool(), step.group,
+            )
+            for role, decoder in self.decoders.items()
+        ]  # fmt: skip
+        return self.logged(torch.stack(errors).sum(), embedded, step)
+
+
+def _dense(x: Float[Tensor, "b g"] | SparseRows) -> Float[Tensor, "b g"]:
+    return x.dense() if isinstance(x, SparseRows) else x
+
+
+@config
+class MaskedAutoencoder(Encoding):
+    """Masked autoencoder: hidden genes of a cell are told from those that are seen.
+
+    Of each cell x a share of all genes is hidden, expressed or not. A decoder D reads what an encoder f
+    makes of the others::
+
+        mean over hidden genes g of (x_g − D(f(x seen))_g)²
+
+    References
+    ----------
+    He et al. (2022), Masked autoencoders are scalable vision learners, CVPR, section 3; Richter et al.
+    (2025), Delineating the effective use of self-supervised learning in single-cell genomics, Nature
+    Machine Intelligence (half of the genes, at random).
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = scssl(augment=(), mask=0.5)
+
+    augment: tuple[str, ...] = param(
+        (),
+        "Augmentations of what is seen, which act in this order: thin (counts), mnn or bbknn, programmes, "
+        "swap, crossover, noise.",
+    )
+    mask: float = param(
+        0.5, "Share of genes that are hidden and have to be told.", low=0.01, high=0.99
+    )
+    decoder: tuple[int, ...] = param(
+        (128,), "Number of units in each hidden layer of the decoder.", low=1
+    )
+    fusion: Literal["concat", "mean", "add"] = param(
+        "concat", "How several modalities become one: side by side, averaged or added."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        super().__post_init__()
+        if "mask" in self.augment:
+            raise ConfigError(
+                "augment names 'mask', and this model always masks. Set mask to the share of genes that "
+                "are hidden."
+            )
+
+    def build(self, spec: Spec) -> MaskedAutoencoderModule:
+        """Return the untrained tensors."""
+        return MaskedAutoencoderModule(self, spec)
