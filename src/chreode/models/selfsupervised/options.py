@@ -125,6 +125,6 @@ class SelfSupervised(Model):
             Phase(Exact(), name="reference"),
         ]
 
-    def reads(self, verb: str) -> tuple[str, ...]:  # noqa: ARG002 (the contract)
+    def reads(self, verb: str) -> tuple[str, ...]:
         """Return the roles that `verb` reads: batches and labels are of the fit alone."""
-        return ("expression", "counts", "protein")
+        return ("expression", "counts", *(("protein",) if verb != "predict" else ()))
