@@ -7,19 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...compute.rng import Rng
 from ...data.batch import CellBatch
-from ...data.source import Source
 from ...learn.exact import Batches
 from ...losses.clip import clip
 from ...module import Loss, Module, Option, Step
 from ...nn.spread import collapsed, effective_rank, spread
 from ...schema import Spec
 from .network import Network, View
-from .reference import Labelled, Paired, classify_options, refuse_few_labels
+from .reference import Labelled, Paired, classify_options
 from .views import Views
 
 
@@ -55,10 +54,6 @@ class Embedder(Module):
             **({} if labelled else {"classify": "Name the label in the fit, as in Schema(label='obs/…')."}),
             **({} if paired else {"predict": "Name protein in the fit, as in Schema(protein='adt:X')."}),
         }  # fmt: skip
-
-    def prepare(self, source: Source, rows: Int[Any, " n"], rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Refuse labels of which there are too few."""
-        refuse_few_labels(source, rows)
 
     def forward(self, *args: Any) -> Loss:
         """Return `loss`; ``fusion="clip"`` adds how badly both modalities of a cell find each other."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
+from ...compute.rng import Rng
 from ...config import config, param
 from ...data.sampler import Sampler, Shuffled
+from ...data.source import Source
 from ...errors import ConfigError
 from ...learn.exact import Exact
-from ...learn.phase import Phase
+from ...learn.phase import Phase, Split
 from ...learn.sgd import SGD
 from ...model import Model
+from .reference import refuse_too_few
 from .views import refuse_unknown
 
 #: The settings of scSSL-Bench: its optimiser, and the augmentations that it calls default and tuned.
@@ -113,6 +118,14 @@ class SelfSupervised(Model):
     def sampler(self) -> Sampler:
         """Return what draws minibatches."""
         return Shuffled(self.batch_size, compares=True)
+
+    def split(
+        self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
+    ) -> Split:
+        """Return the cells to learn from and to validate on; too few of what is needed are refused."""
+        found = super().split(source, rows, validation, rng)
+        refuse_too_few(source, found.train, self.fusion)
+        return found
 
     def phases(self) -> list[Phase]:
         """Return gradient descent, and a look at what it made of the training cells."""

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from ...data.source import Source
-from ...errors import ConfigError, DataError, counted, near
+from ...errors import ConfigError, DataError, near
 from ...metrics.classifiers import LinearProbe, NearestLabels
 from ...module import Option
 from ...schema import Spec
@@ -185,19 +185,24 @@ def evenly(
     return np.sort(order[rank < taken[codes[order]]])
 
 
-def refuse_few_labels(source: Source, rows: Int[np.ndarray, " n"]) -> None:
-    """Refuse labels of which fewer than two cells to learn from have one.
+def refuse_too_few(source: Source, rows: Int[np.ndarray, " n"], fusion: str) -> None:
+    """Refuse labels of fewer than two cells, and CLIP where no cell has both modalities.
 
     Raises
     ------
     DataError
-        If there are fewer.
+        Before anything is learned.
     """
-    n = int((source.columns["label"][rows] >= 0).sum()) if "label" in source.columns else 2
-    if n < 2:
+    if "label" in source.columns and (source.columns["label"][rows] >= 0).sum() < 2:
         raise DataError(
-            f"Of the cells to learn from, {counted(n, 'cell')} has a label, and cells are classified by two "
-            "or more. Label more cells, or name no label."
+            "Fewer than two of the cells to learn from have a label, and two are needed to classify others. "
+            "Label more cells, or leave label out of the schema."
+        )
+    both = np.logical_and.reduce([source.measured(role)[rows] for role in source.matrices])
+    if fusion == "clip" and len(source.matrices) > 1 and not both.any():
+        raise DataError(
+            "fusion='clip' learns from cells that have both modalities, and none has. Choose another fusion, "
+            "such as 'mean'."
         )
 
 
