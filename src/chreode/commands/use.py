@@ -28,6 +28,7 @@ from .common import (
     use_threads,
     with_roles,
 )
+from .spelling import suggested
 
 if TYPE_CHECKING:
     from ..fitted import Fitted
@@ -257,7 +258,7 @@ def correct(
     if fitted.module.fills:
         raise CapabilityError(
             f"{fitted.model.key} has no conditions to change. What it fills in is written by: "
-            f"chreode predict {model} {file} -o {output}"
+            f"{suggested('predict', model, file, '-o', output)}"
         )
     schema = fitted.schema.with_(**roles)
     conditions = ", ".join(f"{role} {value}" for role, value in to.items())
