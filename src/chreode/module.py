@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -149,11 +149,15 @@ class Module(nn.Module):
     `update` instead. What it can answer is found by its methods (see `CAPABILITIES`).
     """
 
-    #: Capabilities that this configuration lacks although the class has the method.
-    unable: tuple[str, ...] = ()
+    #: Capabilities that this configuration lacks although the class has the method; as a mapping, each with
+    #: a sentence that says what would give it.
+    unable: Collection[str] = ()
     #: Matrix roles of which `generate` and `predict` return counts, if not the first one's alone: they
     #: then return a tensor by role.
     drawn: tuple[str, ...] = ()
+    #: Whether `predict` fills in what was not measured (`drawn`), as expected counts: then there are no
+    #: conditions to change.
+    fills: bool = False
     #: Conditions of the fit that no question can change: a path, where any state goes its way.
     fixed: tuple[str, ...] = ()
     #: Conditions whose values it compares with those of the fit by itself.

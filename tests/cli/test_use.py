@@ -19,7 +19,6 @@ import zarr
 import chreode as ch
 from chreode import models
 from chreode.commands.app import app
-from chreode.commands.show import verbs
 from chreode.data.simulate import simulate_citeseq
 
 KEYS = models.keys()
@@ -265,11 +264,6 @@ def test_a_long_role_stands_apart_from_its_place(say, there):
     cells.write_h5ad("more.h5ad")
     say("fit scvi more.h5ad --counts X --categorical obs/condition --max-epochs 1 -o c")
     assert "categorical/condition  obs/condition\n" in say("show c")[1]
-
-
-def test_help_says_what_no_model_can(say):
-    able = [key for key in KEYS if "classify" in verbs(models.find(key))]
-    assert ("No model" in say("classify --help")[1]) == (not able)
 
 
 def test_what_to_leave_out_is_what_was_given(say, there):

@@ -56,9 +56,8 @@ COMMANDS = (
     ),
     (
         "commands.use:classify",
-        "Write the most probable label of each cell into a copy of their file. No model of this version does "
-        "so yet.",
-        "classify runs/model query.h5ad -o query.labelled.h5ad",
+        "Write the most probable label of each cell into a copy of their file.",
+        "classify runs/simclr query.h5ad -o query.labelled.h5ad",
     ),
     (
         "commands.use:generate",
@@ -69,6 +68,11 @@ COMMANDS = (
         "commands.use:correct",
         "Write cells as they would be measured under other conditions.",
         "correct runs/cfgen pbmc.h5ad --to.batch p3 -o as-p3.h5ad",
+    ),
+    (
+        "commands.use:predict",
+        "Fill in a modality that was not measured, such as protein of cells with RNA alone.",
+        "predict runs/simclr rna.h5ad --counts X -o proteins.h5ad",
     ),
     (
         "commands.use:augment",

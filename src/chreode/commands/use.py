@@ -1,10 +1,10 @@
-"""Commands for a fitted model: ``embed``, ``classify``, ``generate``, ``correct`` and ``augment``."""
+"""Commands for a fitted model, from ``embed`` and ``classify`` to ``predict`` and ``augment``."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -28,6 +28,10 @@ from .common import (
     use_threads,
     with_roles,
 )
+from .spelling import suggested
+
+if TYPE_CHECKING:
+    from ..fitted import Fitted
 
 
 @with_roles
@@ -88,12 +92,14 @@ def classify(
     *,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
     in_place: Switch = False,
+    method: str | None = None,
+    unseen: float | None = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     **roles: Any,
 ) -> Answer:
-    """Write the most probable label of each cell into a copy of their file. No model does so yet.
+    """Write the most probable label of each cell into a copy of their file.
 
     Parameters
     ----------
@@ -107,24 +113,35 @@ def classify(
         must not be there yet].
     in_place
         Write to FILE itself.
+    method
+        Of self-supervised models: neighbours (the nearest training cells), or linear (a linear probe)
+        [default: neighbours].
+    unseen
+        Of self-supervised models: novelty above which a cell is labelled unseen, from 0 to 1
+        [default: 0.99].
     """
     from ..data.collect import copy_with
     from ..data.read import read
+    from ..verbs.labels import COLUMNS
 
     target = _target(file, output, "classified", in_place=in_place)
     use_threads(threads)
     fitted = load_model(model)
-    slots = [f"{fitted.model.key}_label", f"{fitted.model.key}_confidence"]
+    fitted.require("classify")
+    options = _offered(fitted, "classify", method=method, unseen=unseen)
     data = read(file)
-    table = fitted.classify(data, schema=fitted.schema.with_(**roles), device=device)
-    label, confidence = (data.obs[slot] for slot in slots)
-    columns = dict(zip(slots, (label.array, confidence.to_numpy()), strict=True))
+    table = fitted.classify(data, schema=fitted.schema.with_(**roles), device=device, **options)
+    slots = [f"{fitted.model.key}_{what}" for what in COLUMNS if what in table]
+    columns = {
+        slots[0]: data.obs[slots[0]].array,
+        **{slot: data.obs[slot].to_numpy() for slot in slots[1:]},
+    }
     records = {slot: data.uns["chreode"][slot] for slot in slots}
     copy_with(file, data.obs_names, target, {"obs": columns}, records)
     found = table["label"].value_counts()
     found = found[found > 0]
     return Answer(
-        f"obs[{slots[0]!r}] and obs[{slots[1]!r}] written to {target}: "
+        f"{' and '.join(f'obs[{slot!r}]' for slot in slots)} written to {target}: "
         f"{', '.join(f'{n:,} {label}' for label, n in found.items())}",
         {
             "file": str(target), "keys": slots, "cells": len(table),
@@ -132,6 +149,15 @@ def classify(
         },
         json,
     )  # fmt: skip
+
+
+def _offered(fitted: Fitted, verb: str, **options: Any) -> dict[str, Any]:
+    """Return the options that are given, and refuse those that the model does not have."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in fitted.verb_options(verb):
+            raise CapabilityError(f"{fitted.model.key} has no {name}; leave it out.")
+    return given
 
 
 def _target(file: Path, output: Path | None, done: str, *, in_place: bool) -> Path:
@@ -183,9 +209,7 @@ def generate(
     require_output(output, [".h5ad", ".h5mu"])
     use_threads(threads)
     fitted = load_model(model)
-    options: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
-    if options and not fitted.verb_options("generate"):
-        raise CapabilityError(f"{fitted.model.key} has no guidance; leave it out.")
+    options = _offered(fitted, "generate", guidance=guidance)
     fitted.generate(n_cells, given=given, seed=seed, into=output, device=device, **options)
     under = ", ".join(f"{role} {value}" for role, value in (given or {}).items())
     return Answer(
@@ -231,6 +255,11 @@ def correct(
 
     use_threads(threads)
     fitted = load_model(model)
+    if fitted.module.fills:
+        raise CapabilityError(
+            f"{fitted.model.key} has no conditions to change. What it fills in is written by: "
+            f"{suggested('predict', model, file, '-o', output)}"
+        )
     schema = fitted.schema.with_(**roles)
     conditions = ", ".join(f"{role} {value}" for role, value in to.items())
     if latent:
@@ -250,6 +279,49 @@ def correct(
         written = "counts" if fitted.model.scale == "counts" else "expression"
     return Answer(
         f"{written} as of {conditions} written to {output}", {"file": str(output), "to": to}, json
+    )
+
+
+@with_roles
+def predict(
+    model: Path,
+    file: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
+    device: Device = "auto",
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Fill in a modality that was not measured, such as protein of cells with RNA alone.
+
+    Parameters
+    ----------
+    model
+        Folder of a fitted self-supervised model that has learned from protein and expression.
+    file
+        An .h5ad, .h5mu or .zarr with expression, whose features are matched by name. Roles are read
+        where the fit read them, unless you name other places.
+    output
+        The .h5ad file to write: expected counts.
+    """
+    require_output(output, [".h5ad"], file)
+    use_threads(threads)
+    fitted = load_model(model)
+    if not fitted.module.fills:
+        raise CapabilityError(
+            f"This {fitted.model.key} fills in nothing. Self-supervised models such as simclr do, if they "
+            "are fitted with --counts and --protein. For cells under other conditions: chreode correct"
+        )
+    schema = fitted.schema.with_(**roles)
+    fitted.predict(file, into=output, schema=schema, device=device)
+    sizes = {role: fitted.spec.n_features(role) for role in fitted.module.drawn}
+    filled = " and ".join(f"{role} ({counted(n, 'feature')})" for role, n in sizes.items())
+    return Answer(
+        f"expected counts of {filled} written to {output}",
+        {"file": str(output), "features": sizes},
+        json,
     )
 
 

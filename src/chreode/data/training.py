@@ -116,8 +116,14 @@ def refuse_unlearned(
     Raises
     ------
     DataError
-        If none has a label, or all are controls.
+        If none has a label, or all are controls; or if none was measured for a role that is read.
     """
+    for role in source.matrices:
+        if not source.measured(role)[rows].any():
+            raise DataError(
+                f"No cell to learn from has {role}, which {reader.key} would learn from. Leave {role} out of "
+                "the schema, or add cells that were measured for it."
+            )
     for role in (role for need in reader.needs for role in need.split("|")):
         coded = role in CATEGORY_ROLES and role in source.columns
         if coded and (source.columns[role][rows] < 0).all():

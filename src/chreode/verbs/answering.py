@@ -204,7 +204,7 @@ def _plain(value: Any) -> Any:
 
 def uns(self: FittedState, verb: str, **more: Any) -> dict[str, Any]:
     """Return the uns of new cells: where they come from, and their scale."""
-    return {"chreode": {verb: _record(self, scale=self.scale, **more)}}
+    return {"chreode": {verb: _record(self, **{"scale": self.scale, **more})}}
 
 
 def refuse_slot(data: Data, key: str) -> None:

@@ -124,14 +124,17 @@ def predict(
     self: FittedState,
     data: Data | str | Path,
     *,
-    to: Conditions | str,
+    to: Conditions | str | None = None,
     seed: int = 0,
     into: str | Path | None = None,
     schema: Schema | None = None,
     run: Run = Run(),
     **settings: Any,
 ) -> Data | Path:
-    """Return the same cells as they would be measured under other conditions.
+    """Return the same cells as they would be measured under other conditions, or what was not measured.
+
+    Self-supervised models, such as SimCLR, fill in protein from expression if they were fitted with both.
+    Other models change conditions.
 
     Parameters
     ----------
@@ -139,17 +142,23 @@ def predict(
         Conditions by role, covariate or obs column; a bare string means `perturbation`. ``{}`` keeps the
         cells' own conditions (posterior predictive counts); a model of time carries them to the last time
         of the fit where none is named. From models that multiply a perturbation by its dose, cells of dose 0
-        need a dose too: ``{"perturbation": "KLF1", "dose": 10}``.
+        need a dose too: ``{"perturbation": "KLF1", "dose": 10}``. Models that fill in a modality have no
+        conditions to change: leave it out.
 
     Returns
     -------
     A new AnnData (or the path `into`): integer counts in ``X`` for models of counts, log1p of counts
-    per 10,000 or what `expression` held for others; ``uns["chreode"]["predict"]`` says which. ``obs`` and
-    ``var`` are the cells' own, with the columns of `to` replaced; what these held is in ``measured_…``. Where
-    cells are carried in time, ``start_time`` is their own time and the other columns are named ``start_…``,
-    as in `trajectory`. From a model of several kinds of counts: a MuData.
+    per 10,000 or what `expression` held for others, and expected counts (float32, NaN where nothing is known)
+    of a modality that is filled in; ``uns["chreode"]["predict"]`` says which. ``obs`` and ``var`` are the
+    cells' own, with the columns of `to` replaced; what these held is in ``measured_…``. Where cells are
+    carried in time, ``start_time`` is their own time and the other columns are named ``start_…``, as in
+    `trajectory`. From a model of several kinds of counts: a MuData.
     """
+    self.require("predict")
+    _refuse_conditions(self, to)
     cells = Cells.of(data, schema or self.schema)
+    if self.module.fills:  # its place need not be there
+        cells = cells.narrowed({*self.spec.roles} - {*self.module.drawn})
     run, options = settings_of(self, "predict", run, settings)
     refuse_over(cells.data, into)
     source, usable = open_cells(self, "predict", cells, run, to)
@@ -183,10 +192,25 @@ def predict(
         obs = obs.assign(**{name: v for name, v in own.items() if name not in obs})
     for name, value in values.items():
         obs[name] = value
+    scale = {"scale": "counts"} if self.module.fills else {}
     return collect_cells(
-        chunks(), obs, features(self, cells),
-        uns(self, "predict", to=to, seed=seed), counts=self.model.scale == "counts", into=into,
+        chunks(), obs, features(self, cells), uns(self, "predict", to=to, seed=seed, **scale),
+        counts=self.model.scale == "counts" and not self.module.fills, into=into,
     )  # fmt: skip
+
+
+def _refuse_conditions(self: FittedState, to: Conditions | str | None) -> None:
+    """Refuse conditions for a model that has none to change, and a question without any for the others."""
+    if self.module.fills and to:
+        filled = " and ".join(self.module.drawn)
+        raise ConfigError(
+            f"{self.model.key} fills in {filled} and has no conditions to change: leave out to."
+        )
+    if not self.module.fills and to is None:
+        raise ConfigError(
+            f"{self.model.key} predicts cells under other conditions: name some, as in "
+            "to={'batch': 'p3'}. to={} keeps the cells' own."
+        )
 
 
 @settled()

@@ -5,6 +5,7 @@ Every function here is a method of `Fitted`.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from .answering import (
 )
 from .state import FittedState
 
+#: What is told of each cell besides the probabilities; the last by some models alone.
+COLUMNS = ("label", "confidence", "novelty")
+
 
 @settled()
 @checked
@@ -41,7 +45,8 @@ def classify(
 ) -> pd.DataFrame:
     """Return the most probable label of each cell, out of those of the fit.
 
-    Labels that the cells have already are not read.
+    Labels that the cells have already are not read. Some models can tell that a cell is unlike all that they
+    learned from: its label is then ``unseen`` (``unseen (new)`` where the fit has a label of that name).
 
     Parameters
     ----------
@@ -52,44 +57,59 @@ def classify(
         Where the roles live in `data`, if not where they lived in the fit.
     run
         How to compute (see `Run`); its fields may be given one by one, as ``device="cuda"``.
+    settings
+        Fields of `run`, and what the model offers beside. Self-supervised models have ``method``, the
+        ``"neighbours"`` of a cell or a ``"linear"`` probe, and ``unseen``, the novelty above which a cell is
+        called unseen (0.99).
 
     Returns
     -------
-    A row per cell: ``label``; ``confidence``, its probability; and the probability of every label, in a
-    column of its name. NaN for cells that lack the modality.
+    A row per cell: ``label``; ``confidence``, the probability of the most probable label of the fit;
+    ``novelty``, if the model can tell it; and the probability of every label, in a column of its name. NaN
+    for cells that lack the modality.
     ``obs["<model>_label"]`` : the label, categorical.
-    ``obs["<model>_confidence"]`` : its probability, float32.
-    ``uns["chreode"]`` : under both names, JSON of model, version, configuration, spec and seed.
+    ``obs["<model>_confidence"]`` : the confidence, float32.
+    ``obs["<model>_novelty"]`` : the novelty, float32, if the model can tell it: from 0 to 1, and above 0.99
+    in about one of 100 cells that are like those of the fit.
+    ``uns["chreode"]`` : under these names, JSON of model, version, configuration, spec and seed.
     """
     cells = Cells.of(data, schema or self.schema)
     run, options = settings_of(self, "classify", run, settings)
-    slots = {what: f"{self.model.key}_{what}" for what in ("label", "confidence")}
-    for slot in slots.values():
-        refuse_slot(cells.data, slot)
+    for what in COLUMNS:
+        refuse_slot(cells.data, f"{self.model.key}_{what}")
     source, usable = open_cells(self, "classify", cells, run, hidden=("label",))
     names = self.spec.categories["label"]
     found = np.full((len(source), len(names)), np.nan, np.float32)
+    novelty = np.full(len(source), np.nan, np.float32)
+    best, tells = np.full(len(source), -1), False
     with on_device(self, run) as (module, device):
         for rows, batch in stream(source, usable, "classify", run, device):
-            found[rows] = evaluate(module.classify, batch, **options).numpy()
-    best = np.full(len(source), -1)
-    best[usable] = found[usable].argmax(1)
-    table = pd.DataFrame(
-        {
-            "label": pd.Categorical.from_codes(best, list(names)),
-            "confidence": found[np.arange(len(best)), best],
-        },
-        index=cells.names,
-    )
-    for what, slot in slots.items():
+            told = evaluate(module.classify, batch, **options)
+            tells = isinstance(told, Mapping)
+            found[rows] = (told["probability"] if tells else told).numpy()
+            best[rows] = found[rows].argmax(1)
+            if tells:
+                novelty[rows] = told["novelty"].numpy()
+                best[rows[told["unseen"].numpy()]] = len(names)
+    labels = [*names, *([_free("unseen", names, "new")] if tells else [])]
+    columns: dict[str, Any] = {
+        "label": pd.Categorical.from_codes(best, labels),
+        "confidence": found.max(1),
+        **({"novelty": novelty} if tells else {}),
+    }
+    table = pd.DataFrame(columns, index=cells.names)
+    for what in table:
+        slot = f"{self.model.key}_{what}"
         cells.data.obs[slot] = table[what]
         write_provenance(self, cells.data, slot)
-    columns = [_column(name, (*table, *names)) if name in table else name for name in names]
-    return pd.concat([table, pd.DataFrame(found, index=cells.names, columns=columns)], axis=1)
+    own = [
+        _free(name, (*COLUMNS, *names), "probability") if name in table else name for name in names
+    ]
+    return pd.concat([table, pd.DataFrame(found, index=cells.names, columns=own)], axis=1)
 
 
-def _column(name: str, taken: tuple[str, ...]) -> str:
-    """Return a name for the probability of a label whose own is taken."""
+def _free(name: str, taken: Collection[str], what: str) -> str:
+    """Return a name that is not taken, with what it is behind it if need be."""
     while name in taken:
-        name += " (probability)"
+        name += f" ({what})"
     return name

@@ -73,8 +73,10 @@ class FittedState:
         """
         if verb not in self.verbs:
             lacks = f"has no {verb}" if verb in _NOUNS else f"cannot {verb}"
+            reasons = getattr(self.module, "unable", ())
+            why = f" {reasons[verb]}" if isinstance(reasons, Mapping) and verb in reasons else ""
             raise CapabilityError(
-                f"{type(self.model).__name__} {lacks}; it offers {', '.join(self.verbs)}."
+                f"{type(self.model).__name__} {lacks}; it offers {', '.join(self.verbs)}.{why}"
             )
 
     def column(self, condition: str, schema: Schema | None = None) -> str:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...compute.rng import Rng
 from ...data.batch import CellBatch
 from ...data.source import Source
 from ...learn.exact import Batches, principal
-from ...module import Loss, Module, Step
+from ...losses.clip import clip
+from ...module import Loss, Module, Option, Step
 from ...nn.spread import collapsed, effective_rank, spread
 from ...schema import Spec
 from .network import Network, View
+from .reference import Labelled, Paired, classify_options
 from .views import Views
 
 #: Principal components in which genes are grouped to programmes.
@@ -35,6 +38,7 @@ class Embedder(Module):
         Whether a batch norm ends the projector.
     """
 
+    unknown = ("paired.proteins",)
     spread: Tensor
     rank: Tensor
     projected: Tensor
@@ -49,6 +53,15 @@ class Embedder(Module):
         self.register_buffer("spread", torch.zeros(()))
         self.register_buffer("rank", torch.zeros(()))
         self.register_buffer("projected", torch.zeros(2))
+        self.role = role
+        labelled, paired = "label" in spec.categories, "protein" in spec.features
+        self.labelled = Labelled(spec, self.network.n_embedded) if labelled else None
+        self.paired = Paired(spec, options.n_latent) if paired else None
+        self.drawn, self.fills = (("protein",), True) if paired else ((), False)
+        self.unable = {
+            **({} if labelled else {"classify": "Name the label in the fit, as in Schema(label='obs/…')."}),
+            **({} if paired else {"predict": "Name protein in the fit, as in Schema(protein='adt:X')."}),
+        }  # fmt: skip
 
     def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:
         """Learn the gene programmes that views hide, from principal components of the training rows."""
@@ -58,6 +71,25 @@ class Embedder(Module):
         found = principal(lambda: source.batches(rows), k, rng)
         seed = int(rng.numpy("programmes").integers(2**31))
         self.views.learn_programmes((found.axes * found.values.sqrt()).numpy(), seed)
+
+    def forward(self, *args: Any) -> Loss:
+        """Return `loss`; ``fusion="clip"`` adds how badly both modalities of a cell find each other."""
+        batch, step = args
+        loss = self.loss(batch, step)
+        if self.network.log_scale is None:
+            return loss
+        cells = batch.aligned(1 + self.options.n_partners)[0]
+        found = self.between(self.views.draw(cells), step)
+        return replace(
+            loss, objectives={"model": loss.objectives["model"] + found}, terms={**loss.terms, "clip": found},
+        )  # fmt: skip
+
+    def between(self, view: View, step: Step) -> Float[Tensor, ""]:
+        """Return CLIP's loss of the projections of both modalities, over the cells that have both."""
+        one, two = self.network.project(self.network.encode(view), view).values()
+        both = view.having(self.network.encoders)
+        found = clip(one[both], two[both], self.network.temperature(), step.group)
+        return step.mean(found.expand(len(both)), both)  # processes have different numbers of them
 
     def two_views(self, batch: CellBatch) -> tuple[View, View]:
         """Return two views of each cell of a minibatch."""
@@ -79,17 +111,55 @@ class Embedder(Module):
         return Loss({"model": objective}, {**terms, **told}, outputs or {})
 
     @torch.no_grad()
-    def solve(self, batches: Batches, rng: Rng) -> None:  # noqa: ARG002 (the contract)
-        """Look at the embedding and the projections of all training cells.
+    def solve(self, batches: Batches, rng: Rng) -> None:
+        """Look at all training cells, and keep what later cells are compared with.
 
         The embedding ends in a batch norm, which gives every dimension its spread again: where the loss has
         collapsed, the projections tell.
         """
-        found = [self.network(self.views.plain(batch)) for batch in batches()]
+        found, columns, both = [], [], []
+        for batch in batches():
+            view = self.views.plain(batch)
+            found.append(self.network(view))
+            columns.append({name: batch[name] for name in ("label", "batch") if name in batch})
+            both.append(view.having(self.network.encoders))
         embedded, projected = (torch.cat(parts) for parts in zip(*found, strict=True))
         self.spread.copy_(spread(embedded))
         self.rank.copy_(effective_rank(embedded))
         self.projected.copy_(torch.stack([spread(projected), effective_rank(projected)]))
+        if self.labelled is not None:
+            own = {name: torch.cat([c[name] for c in columns]).cpu().numpy() for name in columns[0]}
+            generator = rng.numpy("labelled")
+            self.labelled.keep(embedded.cpu().numpy(), own["label"], own.get("batch"), generator)
+        if self.paired is not None:
+            kept = self.paired.draw(torch.cat(both), rng.numpy("paired"))
+            self._keep_pairs(self.paired, batches, kept)
+
+    def _keep_pairs(self, paired: Paired, batches: Batches, kept: Bool[Tensor, " n"]) -> None:
+        x, proteins, start = [], [], 0
+        for batch in batches():
+            here = kept[start : start + len(batch)]
+            start += len(batch)
+            x.append(self.network.encode_role(self.role, self.views.plain(batch))[here])
+            proteins.append(batch["protein"][here])
+        paired.keep(torch.cat(x), torch.cat(proteins))
+
+    def verb_options(self, verb: str) -> Mapping[str, Option]:
+        """Return the classifier, and the threshold of what is unseen."""
+        return classify_options() if verb == "classify" and self.labelled is not None else {}
+
+    def classify(self, batch: CellBatch, method: Any, unseen: float) -> dict[str, Tensor]:
+        """Return the probability of every label, how new each cell is, and which are called unseen."""
+        assert self.labelled is not None
+        x = self.embed(batch).cpu().numpy()
+        probability, novelty = map(torch.from_numpy, self.labelled.judge(x, method))
+        return {"probability": probability, "novelty": novelty, "unseen": novelty > unseen}
+
+    def predict(self, batch: CellBatch, to: CellBatch) -> dict[str, Tensor]:  # noqa: ARG002 (the contract)
+        """Return the mean of measured proteins in the training cells of nearest expression."""
+        assert self.paired is not None
+        x = self.network.encode_role(self.role, self.views.plain(batch))
+        return {"protein": self.paired.nearest_mean(x)}
 
     def remarks(self) -> list[str]:
         """Return notes where the embedding, or what the loss compares, has collapsed."""

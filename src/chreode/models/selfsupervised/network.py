@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,13 @@ class View:
 
     values: Mapping[str, Float[Tensor, "b g"] | SparseRows]
     present: Mapping[str, Bool[Tensor, " b"]] = field(default_factory=dict)
+
+    def having(self, roles: Iterable[str]) -> Bool[Tensor, " b"]:
+        """Return which cells have all of some roles."""
+        some = next(iter(self.values.values()))
+        at = some.values if isinstance(some, SparseRows) else some
+        whole = torch.ones(len(some), dtype=torch.bool, device=at.device)
+        return torch.stack([self.present.get(role, whole) for role in roles]).all(0)
 
 
 class Head(nn.Module):
@@ -77,6 +85,20 @@ class Network(nn.Module):
             {role: Head(options.n_latent, projector, normed=normed) for role in roles if projector}
         )
 
+        joins = options.fusion == "clip" and len(roles) > 1
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07))) if joins else None
+
+    def temperature(self) -> Float[Tensor, ""]:
+        """Return the learned temperature of CLIP, at least 0.01 (Radford et al. 2021, section 2.5)."""
+        assert self.log_scale is not None
+        return (-self.log_scale.clamp(max=math.log(100))).exp()
+
+    @property
+    def n_embedded(self) -> int:
+        """Width of the embedding."""
+        n = len(self.encoders) if self.options.fusion in ("concat", "clip") else 1
+        return n * int(self.options.n_latent)
+
     @property
     def n_projected(self) -> int:
         """Width of what the loss compares."""
@@ -85,10 +107,11 @@ class Network(nn.Module):
 
     def encode(self, view: View) -> dict[str, Float[Tensor, "b z"]]:
         """Return the embedding by role."""
-        return {
-            role: _of_those(part, view.values[role], view.present.get(role))
-            for role, part in self.encoders.items()
-        }
+        return {role: self.encode_role(role, view) for role in self.encoders}
+
+    def encode_role(self, role: str, view: View) -> Float[Tensor, "b z"]:
+        """Return the embedding by one role alone."""
+        return _of_those(self.encoders[role], view.values[role], view.present.get(role))
 
     def project(
         self, embedded: Mapping[str, Float[Tensor, "b z"]], view: View
@@ -110,8 +133,7 @@ class Network(nn.Module):
         total = torch.stack([*parts.values()]).sum(0)
         if self.options.fusion == "add":
             return total
-        whole = torch.ones(len(total), dtype=torch.bool, device=total.device)
-        n = torch.stack([view.present.get(role, whole) for role in parts]).sum(0)
+        n = torch.stack([view.having([role]) for role in parts]).sum(0)
         return total / n.clamp_min(1)[:, None]
 
     def forward(self, view: View) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b p"]]:
@@ -133,15 +155,16 @@ def _of_those(
     part: Any, x: Float[Tensor, "b n"] | SparseRows, present: Bool[Tensor, " b"] | None
 ) -> Float[Tensor, "b m"]:
     """Return what a part makes of the cells that are there, and 0 for the others."""
-    if present is None or bool(present.all()):
-        out: Tensor = part(x)
-        return out
-    width = part.last.weight.shape[1]
-    out = part.last.weight.new_zeros(len(x), width)
+    if present is None:
+        return part(x)
+    out = part.last.weight.new_zeros(len(x), part.last.weight.shape[1])
     norm = next(layer for layer in part.modules() if isinstance(layer, BatchNorm))
     # batch norm learns from two, which is for all processes to decide alike
     if int(cells_of_all(present.sum(), norm)) < (2 if part.training else 1):
         return out
-    those = x.without(~present) if isinstance(x, SparseRows) else x[present]
+    if bool(present.all()):
+        return part(x)
+    # an augmentation may have brought values of other cells to those that have none
+    those = x.where(present[x.cells]).without(~present) if isinstance(x, SparseRows) else x[present]
     out[present] = part(those).to(out.dtype)
     return out

@@ -18,6 +18,7 @@ from ...learn.phase import Phase, Session, Split
 from ...learn.sgd import SGD
 from ...model import Model
 from ...schema import Spec
+from .reference import refuse_too_few
 from .views import MIXING, refuse_unknown
 
 #: The settings of scSSL-Bench: its optimiser, and the augmentations that it calls default and tuned.
@@ -164,7 +165,7 @@ class Encoding(Model):
     def split(
         self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
     ) -> Split:
-        """Hold out cells, and refuse batches among which there is no cell to mix with.
+        """Hold out cells; refuse too few of a modality, and batches among which there is no cell to mix with.
 
         Raises
         ------
@@ -174,6 +175,7 @@ class Encoding(Model):
             If the cells to learn from, or those held out, are of one batch.
         """
         split = super().split(source, rows, validation, rng)
+        refuse_too_few(source, split.train, self.fusion)
         if self._mixing and "batch" in source.columns:
             refuse_labels_as_batches(source, rows, self._mixing)
             for part in (split.train, split.validation):
@@ -181,9 +183,9 @@ class Encoding(Model):
                     refuse_one_batch(source, part, self._mixing)
         return split
 
-    def reads(self, verb: str) -> tuple[str, ...]:  # noqa: ARG002 (the contract)
+    def reads(self, verb: str) -> tuple[str, ...]:
         """Return the roles that `verb` reads: batches and labels are of the fit alone."""
-        return ("expression", "counts", "protein")
+        return ("expression", "counts", *(("protein",) if verb != "predict" else ()))
 
 
 @config
