@@ -57,13 +57,22 @@ _OF_SOME: dict[str, dict[str, Rule]] = {
         "method": _text, "seed": _whole, "class": _text, "gene": _text, "cells": _number,
         "real share": _number, "fake share": _number, "off share": _number,
     },
+    "confusion": {
+        "method": _text, "seed": _whole, "classifier": _text, "type": _text, "told": _text, "cells": _whole,
+    },
+    "calibration": {
+        "method": _text, "seed": _whole, "classifier": _text, "confidence": _number, "accuracy": _number,
+        "cells": _whole,
+    },
     "sizes": {"cells": _whole},  # of a label, a batch, or both: see `_refuse_what_disagrees`
 }  # fmt: skip
 #: What is read of the provenance, where it is there.
 _ABOUT: dict[str, Rule] = {
     "cells": _whole, "unlabelled": _whole, "untested": _list_of(_text), "levels": _list_of(_text),
     "too small": _table_of(_whole), "no markers": _table_of(_whole), "not scored": _table_of(_text),
-    "not placed": _table_of(_whole),
+    "not placed": _table_of(_whole), "held out": _list_of(_text), "unseen": _list_of(_text),
+    "depths": _list_of(_number), "reference": _whole, "query": _whole, "cells of unseen types": _whole,
+    "held out by default": lambda value: isinstance(value, bool), "proteins left out": _whole,
     "schema": _table_of(lambda _: True),
 }  # fmt: skip
 _ROLES = ("baseline", "ceiling", "control", "method")
@@ -73,6 +82,7 @@ _OF_KIND: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "augmentation": ((), ()),
     "generation": (("w2", "mmd", "auc"), ("w2", "mmd", "auc")),
     "dynamics": ((), ("mse", "denoised")),
+    "probe": ((), ()),
 }
 
 
