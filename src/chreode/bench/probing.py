@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -52,6 +52,7 @@ BOTH = "in typing it reads proteins beside RNA, and baselines read RNA alone"
 _NO_COUNTS = "it embeds no other cells than those it was given for."
 
 
+@runtime_checkable
 class Classifier(Protocol):
     """A fitted classifier."""
 

@@ -92,7 +92,7 @@ def protein_scores(
         return float(counts[known] @ of_cells[known] / total) if total else float("nan")
 
     def proteins(counts: Int[np.ndarray, " n"], *, worst: bool = False) -> float:
-        found = _of_moments([counts @ part for part in products], counts.sum())
+        found = _of_moments([counts @ part for part in products], int(counts.sum()))
         found = found[~np.isnan(found)]
         if not len(found):
             return float("nan")
@@ -129,7 +129,7 @@ def _correlation(
     return _of_moments([part.sum(0) for part in (x, y, x * x, y * y, x * y)], len(x))
 
 
-def _of_moments(sums: Sequence[Float64[np.ndarray, " p"]], n: float) -> Float64[np.ndarray, " p"]:
+def _of_moments(sums: Sequence[Float64[np.ndarray, " p"]], n: int) -> Float64[np.ndarray, " p"]:
     """Return correlations from sums of x, y, x², y² and xy over n cells."""
     x, y, xx, yy, xy = (part / n for part in sums)
     spread = xx - x**2, yy - y**2

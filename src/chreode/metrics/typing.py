@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Real
 
 from ..config.arguments import checked
 from ..errors import DataError, counted
@@ -145,7 +145,7 @@ def f1(truth: Int[np.ndarray, " n"], said: Int[np.ndarray, " n"], *, worst: bool
     return Score.of(statistic, len(truth), SHARE)
 
 
-def _f1_of(confusion: Float[np.ndarray, "t t"]) -> Float[np.ndarray, " t"]:
+def _f1_of(confusion: Real[np.ndarray, "t t"]) -> Float[np.ndarray, " t"]:
     """Return the F1 of every type; NaN of those that no cell has."""
     cells, said = confusion.sum(1), confusion.sum(0)
     with np.errstate(invalid="ignore"):
@@ -168,7 +168,7 @@ def of_types(truth: Int[np.ndarray, " n"], said: Int[np.ndarray, " n"]) -> pd.Da
     hit, cells, told = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     table = pd.DataFrame(
         {
-            "f1": _f1_of(confusion.astype(float)),
+            "f1": _f1_of(confusion),
             "precision": hit / np.maximum(told, 1),
             "recall": hit / np.maximum(cells, 1),
             "cells": cells,
@@ -215,6 +215,8 @@ def _calibration_error(
     gap = right - confidence
 
     def statistic(counts: Int[np.ndarray, " n"]) -> float:
+        if not counts.any():
+            return float("nan")
         return float(np.abs(np.bincount(bins, counts * gap)).sum() / counts.sum())
 
     return Score.of(statistic, len(right), SHARE)

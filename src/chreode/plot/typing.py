@@ -183,9 +183,8 @@ def depth_curve(bench: ScoreTable, metric: str = "knn_f1", *, ax: Axes | None = 
     ConfigError
         If the bench has no such score at several depths.
     """
-    start = f"{metric}_at_"
-    thinned = [key for key in bench.metrics.index if key.startswith(start)]
-    at = {metric: 1.0, **{key: float(key.removeprefix(start)) for key in thinned}}
+    depths = [depth for depth in bench.about.get("depths", ()) if 0 < depth < 1]
+    at = {metric: 1.0, **{f"{metric}_at_{depth:g}": float(depth) for depth in depths}}
     scores = bench.scores[bench.scores["metric"].isin(at)].dropna(subset="value")
     depth = scores["metric"].map(at)
     several = depth.groupby(scores["method"]).nunique() > 1

@@ -87,22 +87,20 @@ def _best(bench: ScoreTable, key: str, task: str, called: str) -> Iterator[str]:
 
 def _unseen(bench: ScoreTable) -> Iterator[str]:
     """Say how well cells of types are marked that the reference lacks."""
-    unseen, key = bench.about.get("unseen", []), "knn_unseen_auroc"
-    if not unseen or key not in bench.metrics.index:
+    keys = ("knn_unseen_auroc", "knn_unseen_marked", "knn_known_marked")
+    unseen = bench.about.get("unseen", [])
+    if not unseen or not {*keys} <= {*bench.metrics.index}:
         return
-    table = bench.table()
-    auroc = table[key].astype(float).dropna().sort_values(ascending=False, kind="stable")
     n = bench.about.get("cells of unseen types", 0)
     text = f"The reference lacks {joined(unseen)} ({counted(n, 'query cell')}), which no classifier can name."
-    if len(auroc):
-        best = auroc.index[0]
-        marked, false = (
-            table.loc[best, name] for name in ("knn_unseen_marked", "knn_known_marked")
-        )
+    found = bench.table()[list(keys)].astype(float).dropna()
+    if len(found):
+        best = found[keys[0]].idxmax()
+        auroc, marked, false = found.loc[best]
         text += (
-            f" Their distance to the reference tells them from other cells best in {best} (AUROC "
-            f"{auroc.iloc[0]:.2f}; 0.5 is by chance): {100 * marked:.0f} % of them are marked, and "
-            f"{100 * false:.0f} % of the others."
+            f" How far cells are from the reference tells them from others best in {best} (AUROC "
+            f"{auroc:.2f}; 0.5 is by chance): {100 * marked:.0f} % of them are marked, and {100 * false:.0f} "
+            "% of the others."
         )
     yield text
 
@@ -190,12 +188,7 @@ def sections(bench: ScoreTable) -> list[Section]:
             for c in known
         )
         found.append(Section("How sure classifiers may be", text, figures=figures))
-    curves = [
-        f"{c}_f1"
-        for c in _CLASSIFIERS
-        if any(k.startswith(f"{c}_f1_at_") for k in bench.metrics.index)
-    ]
-    shown = [key for key in curves if _several(bench, key)]
+    shown = [key for key in ("knn_f1", "linear_f1") if _several(bench, key)]
     if shown:
         text = (
             "The query cells, thinned to a share of their counts: each molecule is kept by chance. Reference "
@@ -213,21 +206,25 @@ def sections(bench: ScoreTable) -> list[Section]:
 
 
 def _several(bench: ScoreTable, key: str) -> bool:
-    names = [k for k in bench.metrics.index if k == key or k.startswith(f"{key}_at_")]
+    """Return whether a row has a score at more than one depth."""
+    names = [
+        key,
+        *(f"{key}_at_{depth:g}" for depth in bench.about.get("depths", ()) if 0 < depth < 1),
+    ]
     values = bench.scores[bench.scores["metric"].isin(names)].dropna(subset="value")
     return bool((values.groupby("method")["metric"].nunique() > 1).any())
 
 
 def _confusions(bench: ScoreTable) -> Iterator[tuple[str, Axes]]:
     """Yield the matrix of the best method, of the best baseline and of the ceiling."""
-    key = "knn_f1"
-    values = (
-        bench.table()[key].astype(float) if key in bench.metrics.index else pd.Series(dtype=float)
-    )
+    drawn = {*bench.confusion.loc[bench.confusion["classifier"] == "knn", "method"]}
+    table = bench.table()
+    table = table[table.index.isin(drawn)]
+    values = table.get("knn_f1", pd.Series(dtype=float)).astype(float).dropna()
     for role in ("method", "baseline", "ceiling"):
-        rows = values.reindex(bench.methods.index[bench.methods["role"] == role]).dropna()
-        if len(rows):
-            best = rows.idxmax()
+        mine = values[table.loc[values.index, "role"] == role]
+        if len(mine):
+            best = mine.idxmax()
             said = "the ceiling" if role == "ceiling" else f"the best {role} by macro-F1"
             yield f"{best}, {said}.", confusion_matrix(bench.confusion, best)
 
