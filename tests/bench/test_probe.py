@@ -25,7 +25,7 @@ FEW = ["clisi", "silhouette_label", "ilisi", "graph_connectivity"]
 @pytest.fixture(scope="module")
 def _known():
     """Cells of four batches; type_3 is in batch_3 alone."""
-    cells = simulate_cells(600, 120, n_types=4, n_batches=4, seed=0)
+    cells = simulate_cells(600, 60, n_types=4, n_batches=4, seed=0)
     alone = (cells.obs["cell_type"] == "type_3") & (cells.obs["batch"] != "batch_3")
     cells = cells[~alone.to_numpy()].copy()
     rng, n = np.random.default_rng(0), cells.n_obs
@@ -92,14 +92,15 @@ def test_types_that_the_reference_lacks_are_marked_and_not_told(bench):
 
 def test_scores_are_those_of_scikit_learn_on_the_same_split(known, bench):
     query = (known.obs["batch"] == "batch_3").to_numpy()
-    x, y = known.obsm["X_noise"], known.obs["cell_type"].astype(str).to_numpy()
+    pca = ch.PCA(n_latent=50).fit(known, SCHEMA, rows=~query)
+    x, y = pca.embed(known), known.obs["cell_type"].astype(str).to_numpy()
     said = KNeighborsClassifier(11).fit(x[~query], y[~query]).predict(x[query])
     expected = f1_score(
         y[query], said, labels=np.unique(y[query]), average="macro", zero_division=0
     )
-    # ties of votes may be broken in another way
-    assert bench.table().loc["X_noise", "knn_f1"] == pytest.approx(expected, abs=0.05)
-    counts = bench.confusion.query("method == 'X_noise' and classifier == 'knn'")
+    # close votes may be told in another way: the most probable type is that after calibration
+    assert bench.table().loc["PCA", "knn_f1"] == pytest.approx(expected, abs=0.02)
+    counts = bench.confusion.query("method == 'PCA' and classifier == 'knn'")
     assert counts["cells"].sum() == query.sum() == bench.about["query"]
 
 
@@ -122,7 +123,14 @@ def test_baselines_ceiling_and_marks_are_there(bench):
 # the query stays unseen
 
 
-@pytest.mark.parametrize("model", [ch.SCVI(max_epochs=1, n_latent=3), ch.SimCLR(max_epochs=1)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ch.SimCLR(max_epochs=1),
+        pytest.param(ch.SCVI(max_epochs=1, n_latent=3), marks=pytest.mark.slow),
+    ],
+    ids=["simclr", "scvi"],
+)
 def test_no_fit_sees_the_query(known, model, monkeypatch):
     """With the counts of the query poisoned, what is learned is the same to the last bit."""
     learned, fit = [], Model.fit
@@ -223,6 +231,7 @@ def test_log_expression_alone_is_not_thinned(known):
 
 # a missing modality
 
+UPDATES = pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")  # of mudata
 
 CITE = ch.Schema(counts="rna:X", protein="adt:X", batch="obs/batch", label="obs/cell_type")
 
@@ -237,6 +246,7 @@ def missing(data, methods=(), schema=CITE, **options):
     return ch.bench.probe(data, schema, methods, progress=False, **asked)
 
 
+@UPDATES
 def test_proteins_are_foretold_by_neighbours_and_the_mean_profile_says_nothing_of_them(cite):
     out = missing(cite)
     table = out.table()
@@ -251,6 +261,7 @@ def test_proteins_are_foretold_by_neighbours_and_the_mean_profile_says_nothing_o
     assert any("Per cell, the mean profile of the reference correlates" in s for s in findings(out))
 
 
+@UPDATES
 def test_hidden_proteins_are_hidden(cite):
     """A model that would read proteins is fitted without, and foretells the same whatever the query has."""
     model = ch.SimCLR(max_epochs=1)
@@ -273,6 +284,7 @@ def test_hidden_proteins_are_hidden(cite):
     )
 
 
+@UPDATES
 def test_a_mosaic_uses_the_cells_that_have_both():
     data = simulate_citeseq(
         400, 60, 8, n_types=3, n_batches=4, absent={"rna": ["batch_0"], "adt": ["batch_1"]}, seed=0
@@ -291,6 +303,7 @@ def test_a_mosaic_uses_the_cells_that_have_both():
         missing(data, held_out=["batch_0"])
 
 
+@UPDATES
 def test_proteins_need_no_labels(cite):
     out = missing(cite, schema=CITE.with_(label=None), held_out=None)
     assert len(out.about["held out"]) == 2
@@ -346,7 +359,9 @@ def test_tasks_stand_in_one_table_and_a_page(whole, tmp_path):
     assert out.methods.loc["X_noise", "notes"].count("one seed: a ready-made embedding") == 1
     said = findings(out)
     assert said[0].startswith("Correction: X_oracle has the highest total")
-    assert said[1].startswith("Typing: X_oracle has the highest macro-F1 of kNN, 1.000")
+    assert said[1].startswith(
+        "Typing: X_oracle has the highest macro-F1 of kNN over shared types, 1.000"
+    )
     assert any(s.startswith("Held out as query") and "none was named" in s for s in said)
     assert any("min-max Total scales" in s for s in said)
     assert not any("average fewer metrics" in s for s in said)

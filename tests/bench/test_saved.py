@@ -20,8 +20,8 @@ KINDS = {
     "generation": ("w2", "mmd", "auc", "membership"),
     "dynamics": ("denoised, new", "denoised_r2, new", "signed"),
     "probe": (
-        "total", "scaled_total", "knn_f1", "knn_f1_at_0.5", "cell_r", "protein_r", "knn_unseen_auroc",
-        "knn_unseen_marked", "knn_known_marked",
+        "total", "scaled_total", "knn_f1", "knn_f1_at_0.5", "knn_shared_f1", "cell_r", "protein_r",
+        "knn_unseen_auroc", "knn_unseen_marked", "knn_known_marked",
     ),
 }  # fmt: skip
 

@@ -41,7 +41,7 @@ CLASSIFIERS = {
 #: Scores of typing that are told at every depth.
 AT_DEPTHS = ("f1", "accuracy")
 #: Scores that a row is compared with the baseline by, the first that both have.
-DECISIVE = {"typing": ("knn_f1", "linear_f1"), "missing": ("protein_r", "cell_r")}
+DECISIVE = {"typing": ("knn_shared_f1", "linear_shared_f1"), "missing": ("protein_r", "cell_r")}
 #: Bootstrap resamples behind each interval.
 DRAWS = 200
 _NEIGHBOURS = 11

@@ -94,8 +94,13 @@ def split(
         )
     labelled = (usable & label.notna() & batch.notna()).to_numpy()
     told = label[labelled] if typed else in_use.dropna().map(lambda _: "any")
-    sizes = in_use[told.index].value_counts().reindex(batches, fill_value=0)
+    every = [str(name) for name in batch.dropna().unique()]
+    sizes = in_use[told.index].value_counts().reindex(every, fill_value=0)
     chosen = _named(held_out, sizes) if held_out else _smallest(told, in_use[told.index])
+    if {*chosen} >= {*batches}:
+        raise ConfigError(
+            f"held_out names all {counted(len(chosen), 'batch')}, so no reference is left. Name fewer."
+        )
     of_query = in_use.isin(chosen).to_numpy()
     reference, query = (np.flatnonzero(labelled & side) for side in (~of_query, of_query))
     known, theirs = ({*label.iloc[rows]} for rows in (reference, query))
@@ -120,10 +125,6 @@ def _named(held_out: Sequence[str], sizes: pd.Series) -> list[str]:
                 f"held_out: batch {name!r} has {counted(int(sizes[name]), 'labelled cell')} that every "
                 f"method can place, and scores take {FEWEST} at the least. Hold out another one."
             )
-    if len(chosen) == len(sizes):
-        raise ConfigError(
-            f"held_out names all {counted(len(chosen), 'batch')}, so no reference is left. Name fewer."
-        )
     return chosen
 
 

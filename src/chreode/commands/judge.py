@@ -185,7 +185,7 @@ def probe(
     split = tuple(tasks) != ("correction",)
     if split and n_genes is not None and not held_out:
         raise ConfigError(
-            "--n-genes chooses genes by the reference alone: name the other batches, --held-out."
+            "--n-genes chooses genes by the reference alone: name those of the query, as in --held-out p7 p8."
         )
     unseen = partial(_of_batches, held_out if split else ())
     data = narrowed(file, schema, rows, n_genes, unseen, sent=ray)
@@ -196,7 +196,17 @@ def probe(
         seeds=seeds, into=into, ray=ray and (threads or 1), device=device,
     )  # fmt: skip
     scored = with_input(scored, file, rows, n_genes, config)
-    columns = ["role", "total", "knn_f1", "linear_f1", "cell_r", "protein_r", "seeds", "note"]
+    columns = [
+        "role",
+        "total",
+        "knn_f1",
+        "knn_shared_f1",
+        "linear_shared_f1",
+        "cell_r",
+        "protein_r",
+        "seeds",
+        "note",
+    ]
     columns = [name for name in columns if name in scored.table()]
     return answer(scored, columns, output, report, json)
 

@@ -31,7 +31,7 @@ _WIDEST = 16
 _MAIN = {
     "integration": ("total", "bio", "batch"),
     "generation": ("w2", "auc", "marker_share", "membership"),
-    "probe": ("total", "knn_f1", "linear_f1", "protein_r"),
+    "probe": ("total", "knn_shared_f1", "linear_shared_f1", "protein_r"),
     "augmentation": ("knn_rare", "logistic_rare", "knn_recall", "logistic_recall"),
 }
 #: Benches whose intervals are of resampled cells.
