@@ -25,7 +25,11 @@ from chreode.schema import ROLES
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- from the code: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Commands with others below them, and those to describe; of models one stands for all.
-BELOW = {"fit": ("scvi",), "tune": ("scvi",), "bench": ("integration", "generation", "dynamics")}
+BELOW = {
+    "fit": ("scvi",),
+    "tune": ("scvi",),
+    "bench": ("integration", "probe", "generation", "dynamics"),
+}
 
 
 def pages() -> list[Path]:

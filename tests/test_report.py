@@ -21,7 +21,7 @@ from matplotlib.image import imread
 
 import chreode as ch
 from chreode.bench import Bench
-from chreode.commands.judge import _answer
+from chreode.commands.judging import answer
 from chreode.data.horizon import ForecastWarning
 from chreode.errors import StoreError
 from chreode.metrics.table import ScoreTable
@@ -425,7 +425,7 @@ def test_numbers_of_paths_are_short_and_those_that_blow_up_are_named():
 
 def test_no_number_in_the_terminal_is_below_zero_by_rounding():
     made = bench({"PCA": -0.0001, "A": 0.5})
-    assert "-0.000" not in str(_answer(made, ["role", "total"], None, None, json=False))
+    assert "-0.000" not in str(answer(made, ["role", "total"], None, None, json=False))
 
 
 def test_cells_without_a_label_are_mentioned():
@@ -490,7 +490,7 @@ def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(made.markers, ran.markers, check_dtype=False)
     text = bench_sections(made)[0].text
     assert "fewer than 20 held-out cells: type_2 (2)" in text
-    terminal = str(_answer(made, ["role", "w2", "note"], None, None, json=False))
+    terminal = str(answer(made, ["role", "w2", "note"], None, None, json=False))
     assert "fewer than 20 held-out cells: type_2 (2)" in terminal
     assert "Types with too few cells to compare their markers: type_2 (2)." in terminal
     (note,) = made.methods.loc["shuffled labels", "notes"]

@@ -12,7 +12,7 @@ import pytest
 
 import chreode as ch
 from chreode.bench.embedded import Given, _harmony, _oracle, rows_of
-from chreode.commands.judge import _answer
+from chreode.commands.judging import answer
 from chreode.data.cells import Cells
 from chreode.learn import sgd
 from chreode.model import Model
@@ -149,7 +149,7 @@ def test_one_batch_leaves_nothing_to_correct_and_no_score_of_it(cells, schema):
     bench = ch.bench.integration(cells, schema, ["noise"], seeds=(0,), metrics=FEW[1:-1])
     assert list(bench.lacking()) == ["ilisi", "batch", "total"]
     assert np.isfinite(bench.table().loc["PCA", ["bio", "graph_connectivity"]].astype(float)).all()
-    said = str(_answer(bench, ["bio", "batch", "total", "note"], None, None, json=False))
+    said = str(answer(bench, ["bio", "batch", "total", "note"], None, None, json=False))
     assert said.split()[:3] == ["bio", "note", "method"]
     assert "There is no 'batch': no metric that compares batches is defined" in said
     found = findings(bench)

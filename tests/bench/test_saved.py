@@ -19,19 +19,26 @@ KINDS = {
     "augmentation": ("knn_rare",),
     "generation": ("w2", "mmd", "auc", "membership"),
     "dynamics": ("denoised, new", "denoised_r2, new", "signed"),
-}
+    "probe": (
+        "total", "scaled_total", "knn_f1", "knn_f1_at_0.5", "knn_shared_f1", "cell_r", "protein_r",
+        "knn_unseen_auroc", "knn_unseen_marked", "knn_known_marked",
+    ),
+}  # fmt: skip
 
 
 def document(kind):
     """Return what `Bench.save` writes, with every table that there is."""
     roles = {"PCA": "baseline", "A": "method", "B": "method", "real": "ceiling"}
-    by_class = ("mse", "denoised") if kind == "dynamics" else ("w2", "mmd", "auc")
+    of_kind = {"dynamics": ("mse", "denoised"), "probe": ("knn_f1", "protein_r")}
+    by_class = of_kind.get(kind, ("w2", "mmd", "auc"))
     return {
         "kind": kind,
         "about": {
             "cells": 20, "unlabelled": 2, "untested": ["rare"], "levels": ["new"], "data": "1f",
             "too small": {"rare": 2}, "no markers": {"rare": 2}, "not scored": {"protein": "few"},
-            "schema": {"counts": "X"},
+            "schema": {"counts": "X"}, "held out": ["p1"], "held out by default": True, "unseen": ["NK"],
+            "query": 9, "reference": 11, "cells of unseen types": 3, "depths": [1.0, 0.5],
+            "proteins left out": 1,
         },
         "scores": [
             {"index": 0, "method": m, "seed": 0, "metric": k, "value": 0.5, "low": 0.4, "high": 0.6,
@@ -57,6 +64,14 @@ def document(kind):
         "markers": [
             {"method": "A", "seed": 0, "class": "B", "gene": "CD19", "cells": 30, "real share": 1.0,
              "fake share": 0.5, "off share": 0.4}
+        ],
+        "confusion": [
+            {"method": m, "seed": 0, "classifier": "knn", "type": t, "told": "B", "cells": 5}
+            for m in roles for t in ("B", "NK")
+        ],
+        "calibration": [
+            {"method": m, "seed": 0, "classifier": "knn", "confidence": 0.8, "accuracy": 0.7, "cells": 5}
+            for m in roles
         ],
         "sizes": [{"label": "B", "batch": "p1", "cells": 30}],
     }  # fmt: skip
@@ -100,8 +115,23 @@ def test_a_bench_with_anything_in_place_of_anything_is_refused_or_reported(tmp_p
     assert bench_sections(read(tmp_path, found))
     # tables are the same in all kinds, and looked at once; free text may be any
     of_kind = {"integration": ("scores", "methods", "metrics", "markers", "sizes", "kind", "about")}
+    of_kind["probe"] = ("by_class", "confusion", "calibration", "about")
     parts = of_kind.get(kind, ("by_class", "curves"))
-    text = {"reason", "name", "group", "gene", "class", "label", "batch", "data", "counts", "index"}
+    text = {
+        "classifier",
+        "type",
+        "told",
+        "reason",
+        "name",
+        "group",
+        "gene",
+        "class",
+        "label",
+        "batch",
+        "data",
+        "counts",
+        "index",
+    }
     paths = [p for p in places(found) if p and p[0] in parts and p[-1] not in text]
     for path in paths:
         for odd in ODD:
@@ -120,6 +150,7 @@ def test_a_bench_with_anything_in_place_of_anything_is_refused_or_reported(tmp_p
 def test_numbers_of_any_size_are_drawn(tmp_path, kind):
     found = document(kind)
     rows = [*found["scores"], *found["metrics"], *found["curves"], *found["by_class"]]
+    rows += [*found["confusion"], *found["calibration"]]
     nothing = [float("nan")]
     for odd in (nothing, [float("inf"), -float("inf"), 1e300, -5, 0]):
         for row, value in zip(rows, itertools.cycle(odd), strict=False):
@@ -133,7 +164,8 @@ def test_numbers_of_any_size_are_drawn(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bench_that_lacks_a_part_or_has_one_twice_is_refused_or_reported(tmp_path, kind):
     found = document(kind)
-    for table in ("scores", "methods", "metrics", "by_class", "curves", "markers", "sizes"):
+    tables = ("scores", "methods", "metrics", "by_class", "curves", "markers", "sizes")
+    for table in (*tables, "confusion", "calibration"):
         without = {k: v for k, v in found.items() if k != table}
         for made in (without, {**found, table: []}, {**found, table: 2 * found[table]}):
             try:

@@ -26,7 +26,7 @@ from chreode.schema import ROLES as ALL_ROLES
 KEYS = models.keys()
 COMMANDS = [
     "demo", "check", "embed", "generate", "correct", "augment", "bench integration",
-    "bench generation", "report", "models", "show",
+    "bench probe", "bench generation", "report", "models", "show",
 ]  # fmt: skip
 ROLES = "--counts layers/counts --batch obs/batch"
 
@@ -71,13 +71,14 @@ def test_every_bench_is_on_the_page():
         ("bench dynamics", lambda model: "time" in model.needs),
         ("bench generation", lambda model: model.scale == "counts"),
         ("bench integration", lambda model: True),
+        ("bench probe", lambda model: True),
         *((f"fit {key}", lambda model, key=key: model.__name__.lower() == key) for key in KEYS),
     ],
 )
 def test_help_shows_the_roles_that_are_read(say, command, reads):
     found = [model for key in KEYS if reads(model := models.find(key))]
     read = {r for m in found for r in "|".join((*m.needs, *m.uses)).split("|")}
-    read |= {"batch", "label"} if command == "bench integration" else set()
+    read |= {"batch", "label"} if command in ("bench integration", "bench probe") else set()
     _, out, _ = say(f"{command} --help")
     section = out.partition("Roles: where the data lives")[2].partition("How to run")[0]
     shown = set(re.findall(r"--([a-z-]+)", section)) & {

@@ -206,6 +206,42 @@ def test_bench_and_report(say, there):
     assert "<svg" in Path("fit.html").read_text()
 
 
+@pytest.mark.slow
+def test_a_probe_is_a_table_a_file_and_a_page(say, there):
+    roles = "--counts layers/counts --batch obs/batch --label obs/cell_type"
+    line = (
+        f"bench probe cells.h5ad {roles} --tasks typing --seeds 0 --keys true_latent --models ./pca"
+    )
+    code, out, _ = say(
+        f"{line} --held-out batch_1 --depths 1 0.5 --n-genes 80 -o bench.json --report page.html --json"
+    )
+    told = json.loads(out)
+    rows = {row["method"]: row for row in told["table"]}
+    assert code == 0
+    assert [*rows] == [
+        "PCA", "Harmony", "logistic regression", "true_latent", "PCA pca", "query's own labels",
+    ]  # fmt: skip
+    assert all(
+        "given: it may know the query" in rows[n]["note"] for n in ("true_latent", "PCA pca")
+    )
+    assert rows["true_latent"]["knn_shared_f1"] > rows["Harmony"]["knn_shared_f1"] - 0.1
+    assert told["about"]["held out"] == ["batch_1"]
+    assert told["about"]["depths"] == [1.0, 0.5]
+    assert "Which types are told for which" in Path("page.html").read_text()
+    assert say("report bench.json -o again.html")[0] == 0
+    for wrong, why in (
+        ("--held-out batch1", "there is no batch 'batch1'. Did you mean 'batch_1'?"),
+        ("--held-out batch_0 batch_1", "names all 2 batches"),
+        ("--n-genes 60", "name those of the query, as in --held-out"),
+        ("--held-out batch_1 --depths 2", "depths: 2 is no share of the counts"),
+    ):
+        code, out, err = say(f"{line} {wrong}")
+        assert (code, out) == (1, "")
+        assert why in err
+    code, _, err = say(line.replace("--tasks typing", "--tasks typin"))
+    assert (code, "no task 'typin'. Did you mean 'typing'?" in err) == (1, True)
+
+
 def test_genes_that_are_left_out_are_those_of_no_fitted_model(say, there, monkeypatch):
     """It was scored without them, as of a worse model."""
     line = (

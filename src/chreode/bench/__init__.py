@@ -4,6 +4,7 @@ from .augmentation import augmentation
 from .dynamics import dynamics
 from .generation import generation
 from .integration import integration
+from .probe import probe
 from .table import Bench
 
-__all__ = ["Bench", "augmentation", "dynamics", "generation", "integration"]
+__all__ = ["Bench", "augmentation", "dynamics", "generation", "integration", "probe"]

@@ -57,7 +57,10 @@ Embed: TypeAlias = Callable[[Given, int], tuple[np.ndarray, State]]
 
 @dataclass(eq=False)
 class Method:
-    """How to embed the cells, under which seeds, and what the result depends on beside the seed."""
+    """How to embed the cells, under which seeds, and what the result depends on beside the seed.
+
+    `model` is what embeds them, fitted or not, where there is one: it can embed other cells too.
+    """
 
     name: str
     role: str
@@ -65,6 +68,7 @@ class Method:
     seeds: Sequence[int]
     about: Mapping[str, Any]
     note: str = ""
+    model: Model | Fitted | None = None
 
 
 def rows_of(cells: Cells, methods: Asked, seeds: Sequence[int], baseline: Model) -> list[Method]:
@@ -118,11 +122,10 @@ def _method(name: str, method: str | Model | Fitted, cells: Cells, seeds: Sequen
         weights = [tensor.numpy() for tensor in method.module.state_dict().values()]
         about = {"fitted": dict(method.provenance), "weights": digest(*weights)}
         remark = "one seed: a fitted model"
-        return Method(
-            name, "method", partial(_embed, method), [method.provenance["seed"]], about, remark
-        )
+        own = [method.provenance["seed"]]
+        return Method(name, "method", partial(embed_with, method), own, about, remark, method)
     about = {"model": method.key, "config": config.as_dict(method)}
-    return Method(name, "method", partial(_fit_and_embed, method), seeds, about)
+    return Method(name, "method", partial(_fit_and_embed, method), seeds, about, model=method)
 
 
 def ready(cells: Cells, table: Sequence[Method]) -> Iterator[Float[np.ndarray, "cells z"]]:
@@ -143,7 +146,8 @@ def _read_slot(key: str, given: Given, _: int) -> tuple[np.ndarray, State]:
     return _slot(Cells(opened(given.data), given.schema), key), "rested"
 
 
-def _embed(fitted: Fitted, given: Given, _: int) -> tuple[np.ndarray, State]:
+def embed_with(fitted: Fitted, given: Given, _: int) -> tuple[np.ndarray, State]:
+    """Embed all cells with a fitted model."""
     data = opened(given.data)
     schema = _where(fitted, given.schema, data)
     x = fitted.embed(shallow(data), schema=schema, run=given.run)
@@ -165,7 +169,7 @@ def _where(fitted: Fitted, named: Schema, data: Data) -> Schema:
 
 def _fit_and_embed(model: Model, given: Given, seed: int) -> tuple[np.ndarray, State]:
     data = opened(given.data)
-    return _embed(model.fit(data, given.schema, seed=seed, run=given.run), given, seed)
+    return embed_with(model.fit(data, given.schema, seed=seed, run=given.run), given, seed)
 
 
 def _harmony(given: Given, seed: int) -> tuple[np.ndarray, State]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +10,7 @@ from cyclopts import App, Parameter
 
 import chreode as ch
 
-from .. import config as config_
-from ..errors import ConfigError, counted, near, visible
-from ..fitted import Fitted
-from ..registry import find, keys
-from ..text import shown
+from ..errors import ConfigError, counted, near
 from .common import (
     RUN,
     UNREAD_ROLES,
@@ -31,16 +25,21 @@ from .common import (
     Threads,
     Whole,
     Words,
-    narrows,
-    records,
-    require_apart,
     require_output,
     use_threads,
     with_roles,
     with_roles_of_time,
 )
-from .fit import narrowed, tables_of
-from .spelling import spoken, suggested
+from .fit import narrowed
+from .judging import (
+    answer,
+    method_of,
+    model_of,
+    require_genes,
+    require_places,
+    schema_of,
+    with_input,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +63,7 @@ Scores = Annotated[
         help="Write the scores as JSON, which 'chreode report' reads.",
     ),
 ]  # fmt: skip
+Shares = Annotated[tuple[float, ...], Parameter(consume_multiple=True, show_default=False)]
 Page = Annotated[Path | None, Parameter(group=RUN, help="Write a report: one HTML file.")]
 Config = Annotated[
     Path | None,
@@ -112,20 +112,103 @@ def integration(
     seeds
         Seeds of fits and clusterings.
     """
-    _require_places(output, report, into)
+    require_places(output, report, into)
     if not (keys or models):
         raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
     use_threads(threads)
-    methods = {key: key for key in keys} | dict(_method(name, config) for name in models)
-    schema = _schema(config, roles)
+    methods = {key: key for key in keys} | dict(method_of(name, config) for name in models)
+    schema = schema_of(config, roles)
     data = narrowed(file, schema, rows, n_genes, sent=ray)
     if n_genes is not None:
-        _require_genes(methods, file, data, schema)
+        require_genes(methods, file, data, schema)
     scored = ch.bench.integration(
         data, schema, methods, seeds=seeds, into=into, ray=ray and (threads or 1), device=device
     )
-    scored = _with_input(scored, file, rows, n_genes, config)
-    return _answer(scored, ["role", "bio", "batch", "total", "seeds", "note"], output, report, json)
+    scored = with_input(scored, file, rows, n_genes, config)
+    return answer(scored, ["role", "bio", "batch", "total", "seeds", "note"], output, report, json)
+
+
+@bench.command(
+    help_epilogue="Example: chreode bench probe pbmc.h5ad --counts layers/counts --batch obs/donor --label "
+    "obs/cell_type --models simclr --held-out p7 p8 --report report.html"
+)
+@partial(with_roles, hidden=UNREAD_ROLES)
+def probe(
+    file: Path,
+    /,
+    *,
+    keys: Words = (),
+    models: Words = (),
+    held_out: Words = (),
+    tasks: Words = (),
+    depths: Shares = (),
+    seeds: Seeds = (0, 1, 2),
+    config: Config = None,
+    output: Scores = None,
+    report: Page = None,
+    into: Into = None,
+    rows: Rows = None,
+    n_genes: NGenesUnseen = None,
+    device: Device = "auto",
+    ray: Ray = False,
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Score embeddings by three tasks: correct batches, tell types of new batches, foretell proteins.
+
+    PCA, Harmony and logistic regression are always in the table, and ceilings. Types and proteins are told of
+    whole batches that no fit has seen.
+
+    Parameters
+    ----------
+    file
+        An .h5ad, .h5mu or .zarr.
+    keys
+        Slots of obsm to score. They may have been learned from the held-out batches, and are marked so.
+    models
+        Models to score: keys, which are fitted here once per seed, or folders of fitted models, which are
+        marked as slots are.
+    held_out
+        Batches to hold out, by their names in the column of --batch [default: the two smallest that can be].
+    tasks
+        Of correction, typing and missing [default: all, the last where --protein is named].
+    depths
+        Shares of the counts that types are told from too [default: 1 0.5 0.1 0.05].
+    seeds
+        Seeds of fits, clusterings and thinning.
+    """
+    require_places(output, report, into)
+    use_threads(threads)
+    methods = {key: key for key in keys} | dict(method_of(name, config) for name in models)
+    schema = schema_of(config, roles)
+    split = tuple(tasks) != ("correction",)
+    if split and n_genes is not None and not held_out:
+        raise ConfigError(
+            "--n-genes chooses genes by the reference alone: name those of the query, as in --held-out p7 p8."
+        )
+    unseen = partial(_of_batches, held_out if split else ())
+    data = narrowed(file, schema, rows, n_genes, unseen, sent=ray)
+    if n_genes is not None:
+        require_genes(methods, file, data, schema)
+    scored = ch.bench.probe(
+        data, schema, methods, held_out=held_out or None, tasks=tasks or None, depths=depths or None,
+        seeds=seeds, into=into, ray=ray and (threads or 1), device=device,
+    )  # fmt: skip
+    scored = with_input(scored, file, rows, n_genes, config)
+    columns = [
+        "role",
+        "total",
+        "knn_f1",
+        "knn_shared_f1",
+        "linear_shared_f1",
+        "cell_r",
+        "protein_r",
+        "seeds",
+        "note",
+    ]
+    columns = [name for name in columns if name in scored.table()]
+    return answer(scored, columns, output, report, json)
 
 
 @bench.command(help_epilogue=_EXAMPLE.format("generation", "cfgen"))
@@ -160,20 +243,20 @@ def generation(
     seeds
         Seeds of splits, fits and draws.
     """
-    _require_places(output, report, into)
+    require_places(output, report, into)
     use_threads(threads)
-    schema = _schema(config, roles)
+    schema = schema_of(config, roles)
     scored = ch.bench.generation(
         narrowed(file, schema, rows, n_genes, partial(_held_out, seeds)),
         schema,
-        [_model(name, config) for name in models],
+        [model_of(name, config) for name in models],
         seeds=seeds,
         into=into,
         device=device,
     )
     columns = ["role", "w2", "mmd", "auc", "zeros", "marker_share", "depth", "membership", "note"]
-    scored = _with_input(scored, file, rows, n_genes, config)
-    return _answer(scored, columns, output, report, json)
+    scored = with_input(scored, file, rows, n_genes, config)
+    return answer(scored, columns, output, report, json)
 
 
 @bench.command(
@@ -216,18 +299,18 @@ def dynamics(
     """
     from ..data.cells import Cells
 
-    _require_places(output, report, into)
+    require_places(output, report, into)
     use_threads(threads)
-    schema = _schema(config, roles)
+    schema = schema_of(config, roles)
     used = narrowed(file, schema, rows, n_genes, lambda cells, _: _cells_of(tests, cells))
     cells = Cells.of(used, schema)
     scored = ch.bench.dynamics(
-        cells.data, cells.schema, [_model(name, config) for name in models],
+        cells.data, cells.schema, [model_of(name, config) for name in models],
         tests={"test": _cells_of(tests, cells)}, seeds=seeds, into=into, device=device,
     )  # fmt: skip
     columns = ["role", "mse, test", "denoised, test", "denoised_r2, test", "seeds", "note"]
-    scored = _with_input(scored, file, rows, n_genes, config)
-    return _answer(scored, columns, output, report, json)
+    scored = with_input(scored, file, rows, n_genes, config)
+    return answer(scored, columns, output, report, json)
 
 
 def _held_out(seeds: tuple[int, ...], cells: Cells, kept: np.ndarray) -> np.ndarray:
@@ -248,6 +331,14 @@ def _held_out(seeds: tuple[int, ...], cells: Cells, kept: np.ndarray) -> np.ndar
     return found
 
 
+def _of_batches(names: tuple[str, ...], cells: Cells, kept: np.ndarray) -> np.ndarray:
+    """Return the positions of the cells to use that are of these batches."""
+    if "batch" not in cells.places:
+        raise ConfigError("--held-out names batches: name their place, as in --batch obs/donor.")
+    found: np.ndarray = kept[cells.categories("batch").iloc[kept].isin(names).to_numpy()]
+    return found
+
+
 def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> np.ndarray:
     """Return the positions of the cells of these trajectories."""
     import numpy as np
@@ -261,113 +352,6 @@ def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> np.ndarray:
         if name not in set(of):
             raise ConfigError(f"There is no trajectory {name!r}.{near(name, of.dropna().unique())}")
     return np.flatnonzero(of.isin(trajectories))
-
-
-def _require_places(output: Path | None, report: Path | None, into: Path | None) -> None:
-    require_apart(into, output, report)
-    if output:
-        require_output(output, [".json"])
-    if report:
-        require_output(report, [".html"])
-
-
-def _with_input(
-    scored: ch.bench.Bench, file: Path, rows: str | None, n_genes: int | None, config: Path | None
-) -> ch.bench.Bench:
-    """Return a bench that says of which file, cells, genes, options and seeds it is."""
-    options = tables_of(config).get("model", {}) if config else {}
-    seeds = sorted(map(int, scored.scores["seed"].unique()))
-    given = {
-        "file": str(file), "chosen cells": rows, "chosen genes": n_genes, "options": options, "seeds": seeds,
-    }  # fmt: skip
-    known = {name: visible(v) if isinstance(v, str) else v for name, v in given.items() if v}
-    return replace(scored, about={**known, **scored.about})
-
-
-def _answer(
-    scored: ch.bench.Bench,
-    columns: list[str],
-    output: Path | None,
-    report: Path | None,
-    json: bool,  # noqa: FBT001 (a flag)
-) -> Answer:
-    """Write what is wanted, and return what to print."""
-    from ..report.findings import not_placed
-    from ..report.generation import too_small
-
-    written = [scored.save(output)] if output else []
-    written += [scored.report(report)] if report else []
-    table = scored.table()
-    table["note"] = table["note"].map(spoken)
-    lacking = {name: why for name, why in scored.lacking().items() if name in columns}
-    text = shown(table[columns].drop(columns=list(lacking))).to_string(
-        float_format="{:z.3f}".format
-    )
-    left = [too_small(scored.about), not_placed(scored.about)]
-    notes = [
-        f"There is no {name!r}: {why or 'it is undefined for these cells.'}"
-        for name, why in lacking.items()
-    ]
-    notes += filter(None, left)
-    if output and not report and (scored.embeddings or scored.pairs):
-        notes.append("The JSON file has the scores alone: --report draws the pictures too.")
-    return Answer(
-        "\n".join([text, *notes, *(f"written to {path}" for path in written)]),
-        {
-            "kind": scored.kind, "about": dict(scored.about), "table": records(table),
-            "scores": records(scored.scores.set_index("method")), "files": [str(p) for p in written],
-        },
-        json,
-    )  # fmt: skip
-
-
-def _method(name: str, config: Path | None) -> tuple[str, Any]:
-    """Return the name of a row, and a model: to be fitted if `name` is a key, else that of a folder."""
-    if name not in keys() and Path(name).is_dir():
-        fitted = ch.load(name)
-        return f"{type(fitted.model).__name__} {Path(name)}", fitted
-    model = _model(name, config)
-    return type(model).__name__, model
-
-
-def _require_genes(methods: Mapping[str, Any], file: Path, data: Any, schema: ch.Schema) -> None:
-    """Refuse fitted models whose genes --n-genes leaves out: they would be scored without them.
-
-    Raises
-    ------
-    ConfigError
-        If there is one. It says how to score it all the same.
-    """
-    from ..data.cells import Cells
-
-    place = narrows(schema)
-    modality = place.modality if place else ""
-    whole, kept = (
-        {*(cells.mod[modality] if modality else cells).var_names}
-        for cells in (Cells.of(file, schema).data, data)
-    )
-    for name, fitted in methods.items():
-        if not isinstance(fitted, Fitted):
-            continue
-        genes = {*fitted.spec.features[fitted.spec.either("expression", "counts")]}
-        lost = (genes & whole) - kept
-        if lost:
-            kind, _, folder = name.partition(" ")
-            raise ConfigError(
-                f"--n-genes leaves out {len(lost):,} of the {counted(len(genes), 'gene')} of {folder}. Leave "
-                f"--n-genes out, or score what the model makes of all its genes: "
-                f"{suggested('embed', folder, file, '-o', 'embedded.h5ad')}, then bench embedded.h5ad with "
-                f"--keys X_{kind.lower()}."
-            )
-
-
-def _model(name: str, config: Path | None) -> Any:
-    return config_.from_dict(find(name), tables_of(config).get("model", {}) if config else {})
-
-
-def _schema(config: Path | None, roles: Mapping[str, Any]) -> ch.Schema:
-    configured = tables_of(config).get("schema", {}) if config else {}
-    return ch.Schema.from_dict({**configured, **roles})
 
 
 def report(

@@ -26,6 +26,10 @@ def _number(value: Any) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
 
 
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value <= 1
+
+
 def _list_of(rule: Rule) -> Rule:
     return lambda value: isinstance(value, list) and all(map(rule, value))
 
@@ -57,13 +61,22 @@ _OF_SOME: dict[str, dict[str, Rule]] = {
         "method": _text, "seed": _whole, "class": _text, "gene": _text, "cells": _number,
         "real share": _number, "fake share": _number, "off share": _number,
     },
+    "confusion": {
+        "method": _text, "seed": _whole, "classifier": _text, "type": _text, "told": _text, "cells": _whole,
+    },
+    "calibration": {
+        "method": _text, "seed": _whole, "classifier": _text, "confidence": _share, "accuracy": _share,
+        "cells": _whole,
+    },
     "sizes": {"cells": _whole},  # of a label, a batch, or both: see `_refuse_what_disagrees`
 }  # fmt: skip
 #: What is read of the provenance, where it is there.
 _ABOUT: dict[str, Rule] = {
     "cells": _whole, "unlabelled": _whole, "untested": _list_of(_text), "levels": _list_of(_text),
     "too small": _table_of(_whole), "no markers": _table_of(_whole), "not scored": _table_of(_text),
-    "not placed": _table_of(_whole),
+    "not placed": _table_of(_whole), "held out": _list_of(_text), "unseen": _list_of(_text),
+    "depths": _list_of(_share), "reference": _whole, "query": _whole, "cells of unseen types": _whole,
+    "held out by default": lambda value: isinstance(value, bool), "proteins left out": _whole,
     "schema": _table_of(lambda _: True),
 }  # fmt: skip
 _ROLES = ("baseline", "ceiling", "control", "method")
@@ -73,6 +86,7 @@ _OF_KIND: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "augmentation": ((), ()),
     "generation": (("w2", "mmd", "auc"), ("w2", "mmd", "auc")),
     "dynamics": ((), ("mse", "denoised")),
+    "probe": ((), ()),
 }
 
 
@@ -107,7 +121,7 @@ def read(path: Path) -> tuple[str, dict[str, pd.DataFrame], Mapping[str, Any]]:
     made = {}
     for name, columns in {**_OF_ALL, **_OF_SOME}.items():
         table = pd.DataFrame({**tables, **further}[name]).drop(columns="index", errors="ignore")
-        numbers = [c for c, rule in columns.items() if rule is _number and c in table]
+        numbers = [c for c, rule in columns.items() if rule in (_number, _share) and c in table]
         made[name] = table.astype(dict.fromkeys(numbers, float))
     return kind, made, about
 
@@ -149,6 +163,8 @@ def _refuse_what_disagrees(
         raise ValueError(f"a role is none of {', '.join(_ROLES)}")
     if not all(r["method"] in methods and r["metric"] in metrics for r in tables["scores"]):
         raise ValueError("scores has methods or metrics that are not listed")
+    if not all(r["method"] in methods for t in ("confusion", "calibration") for r in tables[t]):
+        raise ValueError("what classifiers said has methods that are not listed")
     needed, of_classes = _OF_KIND[kind]
     if kind == "dynamics":
         if "levels" not in about:

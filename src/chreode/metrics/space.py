@@ -26,6 +26,13 @@ def log_cp10k(counts: Sparse) -> sp.csr_matrix:
     return scaled
 
 
+def most_variable(x: sp.csr_matrix, n: int) -> Int[np.ndarray, " k"]:
+    """Return the features that vary most, in their order."""
+    square, mean = x.multiply(x).mean(0), x.mean(0)
+    variance = np.asarray(square).ravel() - np.asarray(mean).ravel() ** 2
+    return np.sort(np.argsort(-variance, kind="stable")[:n])
+
+
 @dataclass(frozen=True, eq=False)
 class Space:
     """Where clouds are compared: principal components of real cells, centred by their mean.
@@ -64,9 +71,7 @@ class Space:
                 "at the least."
             )
         x = log_cp10k(counts)
-        square, mean = x.multiply(x).mean(0), x.mean(0)
-        variance = np.asarray(square).ravel() - np.asarray(mean).ravel() ** 2
-        genes = np.sort(np.argsort(-variance, kind="stable")[:n_genes])
+        genes = most_variable(x, n_genes)
         n = min(n_components, len(genes) - 1, x.shape[0] - 1)
         solver = "covariance_eigh" if x.shape[0] > len(genes) else "full"  # the smaller side
         return cls(genes, PCA(n, svd_solver=solver).fit(x[:, genes].toarray()))

@@ -22,7 +22,7 @@ from . import saved
 #: The row that embeddings are compared with.
 BASELINE = "PCA"
 #: Tables that not every bench has.
-_FURTHER = ("by_class", "curves", "markers", "sizes")
+_FURTHER = ("by_class", "curves", "markers", "sizes", "confusion", "calibration")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class ScoreTable:
         Categories of the cells by what they are called, for pictures; not saved.
     by_class
         Scores of single classes of cells, where a bench looks at them (series, in one of
-        dynamics): method, seed, class, metric, value.
+        dynamics; proteins too, in a probe): method, seed, class, metric, value.
     curves
         What became of fits along rising strengths of a penalty, in a bench of dynamics: method, seed,
         strength, error of held-out series, share of pairs without an effect.
@@ -58,6 +58,12 @@ class ScoreTable:
     sizes
         How many cells there are of every label and batch, as far as the schema names them: label, batch,
         cells.
+    confusion
+        In a probe, how many query cells of a type were told to be of which: method, seed, classifier,
+        type, told, cells.
+    calibration
+        In a probe, how sure classifiers were of shared types, and how often right, by bins of confidence:
+        method, seed, classifier, confidence, accuracy, cells.
     pairs
         Some real and some generated cells by method (first seed), raw counts in ``X``, their class in
         ``obs["class"]`` and its type in ``obs["type"]``, for pictures; not saved.
@@ -74,6 +80,8 @@ class ScoreTable:
     curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     markers: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     sizes: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    confusion: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    calibration: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     pairs: Mapping[str, tuple[AnnData, AnnData]] = field(default_factory=dict, repr=False)
 
     def table(self) -> pd.DataFrame:

@@ -11,8 +11,12 @@ from .dynamics import edge_matrix, paths, phase_portrait, sparsity_curve
 from .generation import marker_shares, real_and_generated, zero_fractions
 from .scatter import embedding, umap_coordinates
 from .scores import score_table
+from .typing import calibration_curve, confusion_matrix, depth_curve
 
 __all__ = [
+    "calibration_curve",
+    "confusion_matrix",
+    "depth_curve",
     "dot_plot",
     "edge_matrix",
     "embedding",

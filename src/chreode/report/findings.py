@@ -12,18 +12,21 @@ from ..config.arguments import checked
 from ..errors import counted
 from ..metrics.table import BASELINE, ScoreTable
 from ..text import spelled
-from . import dynamics, generation
+from . import dynamics, generation, probe
 from .words import joined, listed
 
 #: Seeds below which the spread between fits is not known.
 _FEW_SEEDS = 3
 #: How notes begin that speak against a row which is no method.
 _FAILED = ("not run", "failed", "no ceiling")
+#: How notes begin that are told of several rows at once, or in another way.
+_OF_MANY = ("one seed", "given")
 #: The short notes of a bench, said in full.
 _IN_FULL = {
     f"not better than {BASELINE}": f"is not better than {BASELINE}: over resampled cells, its total "
     f"(without one, its mean of the bio or batch metrics) does not stay above that of {BASELINE}",
     **STATES,
+    **probe.IN_FULL,
 }
 
 
@@ -52,7 +55,12 @@ def answers(bench: ScoreTable) -> list[str]:
 
 def _leads() -> Mapping[str, Callable[[ScoreTable], Iterator[str]]]:
     """Return what says the answer of a bench whose answer is not a total."""
-    return {"generation": generation.lead, "augmentation": _rare, "dynamics": dynamics.lead}
+    return {
+        "generation": generation.lead,
+        "augmentation": _rare,
+        "dynamics": dynamics.lead,
+        "probe": probe.lead,
+    }
 
 
 def doubts(bench: ScoreTable) -> list[str]:
@@ -133,7 +141,7 @@ def _rare(bench: ScoreTable) -> Iterator[str]:
 def _of_methods(bench: ScoreTable) -> Iterator[str]:
     """Put what is noted of methods in sentences, and what failed of all rows; methods come first."""
     for method, row in bench.methods.sort_values("role", ascending=False, kind="stable").iterrows():
-        notes = [n for n in row["notes"] if not n.startswith("one seed")]
+        notes = [n for n in row["notes"] if not n.startswith(_OF_MANY)]
         if (
             row["role"] != "method"
         ):  # with which settings a baseline came out is in the table of methods
@@ -161,7 +169,10 @@ def not_placed(about: Mapping[str, Any]) -> str:
 
 def _context(bench: ScoreTable) -> Iterator[str]:
     """Say what the ceiling is, which totals cannot be compared, and which cells did not count."""
-    values = bench.table()[list(bench.metrics.index)]
+    if bench.kind == "probe":
+        yield from probe.context(bench)
+    averaged = bench.metrics.index[bench.metrics["group"].isin(["bio", "batch", "total"])]
+    values = bench.table()[list(averaged)]
     ceilings = bench.methods.index[bench.methods["role"] == "ceiling"]
     if "total" in values:
         for method in values.loc[ceilings, "total"].dropna().index:

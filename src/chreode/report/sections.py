@@ -18,7 +18,7 @@ from ..plot import embedding, score_table, umap_coordinates
 from ..plot.scatter import principal_plane
 from ..plot.scores import ranked
 from ..text import spelled
-from . import dynamics, generation
+from . import dynamics, generation, probe
 from .findings import verdict
 from .page import Section, write
 from .words import ABSENT, ENDED, best_of, duration, joined, listed, yardsticks
@@ -31,8 +31,11 @@ _WIDEST = 16
 _MAIN = {
     "integration": ("total", "bio", "batch"),
     "generation": ("w2", "auc", "marker_share", "membership"),
+    "probe": ("total", "knn_shared_f1", "linear_shared_f1", "protein_r"),
     "augmentation": ("knn_rare", "logistic_rare", "knn_recall", "logistic_recall"),
 }
+#: Benches whose intervals are of resampled cells.
+_RESAMPLED = ("integration", "probe")
 
 
 @checked
@@ -59,10 +62,10 @@ def bench_sections(bench: ScoreTable) -> list[Section]:
     """
     order = ranked(bench)
     pictures = [_embeddings(bench, order)] if bench.embeddings else []
-    of_kind = {"generation": generation, "dynamics": dynamics}.get(bench.kind)
+    of_kind = {"generation": generation, "dynamics": dynamics, "probe": probe}.get(bench.kind)
     pictures += of_kind.sections(bench) if of_kind else []
     return [
-        Section("Verdict", verdict(bench), figures=_score_tables(bench)),
+        Section("Verdict", verdict(bench), figures=_score_tables(_pictured(bench))),
         *pictures,
         Section(
             "Tables",
@@ -90,6 +93,11 @@ _SCORES = (
 )
 
 
+def _pictured(bench: ScoreTable) -> ScoreTable:
+    """Return the scores that are drawn: of a probe not all, as single depths have a picture of their own."""
+    return probe.pictured(bench) if bench.kind == "probe" else bench
+
+
 def _score_tables(bench: ScoreTable) -> tuple[tuple[str, Axes], ...]:
     """Return the picture of the scores, in as many parts as are needed to be read at the width of a page."""
     keys = bench.metrics.index
@@ -104,7 +112,7 @@ def _score_tables(bench: ScoreTable) -> tuple[tuple[str, Axes], ...]:
 def _scale(bench: ScoreTable) -> str:
     if not (bench.metrics["best"] == 1).any():
         return "in numbers"
-    spread = bench.kind == "integration" or (bench.methods["seeds"] > 1).any()
+    spread = bench.kind in _RESAMPLED or (bench.methods["seeds"] > 1).any()
     return "bars from 0 to 1" + ("; thin lines are intervals" if spread else "")
 
 
@@ -169,7 +177,8 @@ def _scores(bench: ScoreTable, order: Sequence[str]) -> list[tuple[str, pd.DataF
     order = list(role.eq("ceiling").sort_values(ascending=False, kind="stable").index)
     names = bench.metrics["name"]
     scores = bench.table().loc[order, list(names.index)].rename(columns=names).T
-    caption = "All scores. Raw means over seeds; nothing is rescaled by the other methods."
+    but = " but the min-max Total" if "scaled_total" in names.index else ""
+    caption = f"All scores. Raw means over seeds; nothing{but} is rescaled by the other methods."
     return [(f"{caption} {yardsticks(bench)}", scores), *_intervals(bench, order)]
 
 
@@ -178,7 +187,7 @@ def _intervals(bench: ScoreTable, order: Sequence[str]) -> list[tuple[str, pd.Da
     table = bench.intervals().loc[list(order)]
     table = table.where(table != "nan to nan")
     caption = "95 % intervals. From a bootstrap over cells, widened to hold every seed's."
-    if bench.kind != "integration":
+    if bench.kind not in _RESAMPLED:
         several = bench.methods.loc[list(order), "seeds"] > 1
         if not several.any():
             return []

@@ -1,0 +1,389 @@
+"""How an embedding is probed: types told and proteins foretold of cells that no fit has seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float, Float64, Int
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
+
+from ..compute.convergence import State
+from ..compute.rng import Rng
+from ..data.batch import SparseRows
+from ..data.cells import Cells
+from ..errors import CapabilityError
+from ..fitted import Fitted
+from ..metrics import proteins as of_proteins
+from ..metrics import typing as of_types
+from ..metrics.classifiers import LinearProbe, NearestLabels
+from ..metrics.score import Score, as_embedding, ends
+from ..metrics.space import log_cp10k, most_variable
+from ..nn.augment import thinned
+from .cluster import opened
+from .embedded import Given, Method, embed_with, shallow
+from .query import Split, log_expression, protein_values, rows_at, with_fewer_counts
+from .trial import Result
+
+#: Both classifiers: their key, what they are called, and what they are.
+CLASSIFIERS = {
+    "knn": ("kNN", "the 11 nearest cells of the reference"),
+    "linear": ("linear probe", "logistic regression on the embedding, or on genes"),
+}
+#: Scores of typing that are told at every depth.
+AT_DEPTHS = ("f1", "accuracy")
+#: Scores that a row is compared with the baseline by, the first that both have.
+DECISIVE = {"typing": ("knn_shared_f1", "linear_shared_f1"), "missing": ("protein_r", "cell_r")}
+#: Bootstrap resamples behind each interval.
+DRAWS = 200
+_NEIGHBOURS = 11
+#: Genes that logistic regression sees, and folds of the ceiling.
+GENES, _FOLDS = 2000, 5
+
+BOTH = "in typing it reads proteins beside RNA, and baselines read RNA alone"
+_NO_COUNTS = "it embeds no other cells than those it was given for."
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A fitted classifier."""
+
+    def judge(self, x: Any) -> tuple[Float[np.ndarray, "m c"], Float[np.ndarray, " m"] | None]:
+        """Return the probability of every type, and how new each cell looks."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Posed(Given):
+    """What every trial is given beside what a bench of integration gives.
+
+    `paired` are the reference and the query cells that have proteins, and `panel` the proteins that all of
+    them have.
+    """
+
+    parts: Split = field(kw_only=True)
+    depths: Sequence[float] = ()
+    paired: tuple[np.ndarray, np.ndarray] | None = None
+    panel: Sequence[int] = ()
+    pictured: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """All cells under a method, and what can embed others."""
+
+    x: Float[np.ndarray, "cells z"]
+    state: State
+    seconds: float
+    fitted: Fitted | None = None
+
+    def remarks(self, seed: int) -> list[str]:
+        """Return what is to be known of what was learned."""
+        return [f"{r} (seed {seed})" for r in self.fitted.module.remarks()] if self.fitted else []
+
+
+def fit_and_embed(method: Method, given: Posed, seed: int) -> Embedded:
+    """Learn from the reference alone, and embed all cells."""
+    start = time.perf_counter()
+    fitted = method.model
+    if fitted is None:
+        x, state = method.embed(given, seed)
+        return Embedded(x, state, time.perf_counter() - start)
+    if not isinstance(fitted, Fitted):
+        fitted = fitted.fit(
+            shallow(opened(given.data)), given.schema, seed=seed, rows=given.parts.fitted_on,
+            run=given.run,
+        )  # fmt: skip
+    x, state = embed_with(fitted, given, seed)
+    return Embedded(x, state, time.perf_counter() - start, fitted)
+
+
+# typing
+
+
+def judge_typing(method: Method, seed: int, given: Posed) -> Result:
+    """Classify query cells by their place among those of the reference, at every depth."""
+    found, parts = fit_and_embed(method, given, seed), given.parts
+    codes = parts.codes[parts.reference]
+    x = as_embedding(found.x[parts.reference], f"{method.name}, of the reference,")
+    batches = given.named["batch"].to_numpy()[parts.reference]
+    classifiers: dict[str, Classifier] = {
+        "knn": NearestLabels.fit(x, codes, parts.n_known, k=_NEIGHBOURS, groups=batches),
+        "linear": LinearProbe.fit(x, codes, parts.n_known, groups=batches),
+    }
+    query = as_embedding(found.x[parts.query], f"{method.name}, of the query,")
+    others = {
+        depth: partial(_embed_thinned, found.fitted, given, seed, depth) for depth in given.depths
+    }
+    row = _typed(classifiers, query, others, given)
+    row |= {"state": found.state, "seconds": found.seconds, "remarks": found.remarks(seed)}
+    if found.fitted is not None and "protein" in found.fitted.spec.features:
+        row["remarks"].append(BOTH)
+    arrays = row.pop("arrays")
+    return row, {**arrays, **_picture(found.x, given)}
+
+
+def judge_genes(seed: int, given: Posed) -> Result:
+    """Classify query cells by logistic regression on the log-expression of the reference."""
+    start, parts = time.perf_counter(), given.parts
+    cells = Cells(opened(given.data), given.schema)
+    probe = GeneProbe.fit(log_expression(cells, parts.reference), parts.codes[parts.reference])
+    seconds = time.perf_counter() - start
+    query = log_expression(cells, parts.query)
+    others: dict[float, Callable[[], Any]] = {
+        depth: partial(_thinned_expression, given, seed, depth) for depth in given.depths
+    }
+    row = _typed({"linear": probe}, query, others, given)
+    row |= {"state": "rested", "seconds": seconds, "remarks": []}
+    arrays = row.pop("arrays")
+    return row, arrays
+
+
+def judge_within(seed: int, given: Posed) -> Result:
+    """Classify query cells by other query cells: what labels of the query's own would allow."""
+    start, parts = time.perf_counter(), given.parts
+    x, truth = given.x_pca[parts.query], parts.codes[parts.query]
+    chances = np.zeros((len(x), len(parts.names)))
+    for learned, held in KFold(_FOLDS, shuffle=True, random_state=seed).split(x):
+        nearest = NearestLabels.fit(x[learned], truth[learned], len(parts.names), k=_NEIGHBOURS)
+        chances[held] = nearest.judge(x[held])[0]
+    row = _told({"knn": (truth, chances, None)}, given)
+    row |= {"state": "rested", "seconds": time.perf_counter() - start, "remarks": []}
+    arrays = row.pop("arrays")
+    return row, arrays
+
+
+@dataclass(frozen=True, eq=False)
+class GeneProbe:
+    """Multinomial logistic regression on the genes that vary most, each divided by its standard deviation.
+
+    Nothing is centred, so that sparse rows stay sparse. Probabilities are as they come, and how new a cell
+    looks is not said.
+    """
+
+    genes: Int[np.ndarray, " g"]
+    scale: Float64[np.ndarray, " g"]
+    regression: LogisticRegression
+
+    @classmethod
+    def fit(cls, x: sp.csr_matrix, codes: Int[np.ndarray, " n"]) -> GeneProbe:
+        """Choose genes, and learn, from cells with a type."""
+        genes = most_variable(x, GENES)
+        x = x[:, genes].astype(np.float64)
+        square, mean = (np.asarray(part.mean(0)).ravel() for part in (x.multiply(x), x))
+        spread = np.sqrt(np.maximum(square - mean**2, 0))
+        scale = np.where(spread > 0, spread, 1)
+        regression = LogisticRegression(max_iter=5000).fit(_divided(x, scale), codes)
+        return cls(genes, scale, regression)
+
+    def judge(self, x: sp.csr_matrix) -> tuple[Float[np.ndarray, "m c"], None]:
+        """Return the probability of every type."""
+        return self.regression.predict_proba(_divided(x[:, self.genes], self.scale)), None
+
+
+def _divided(x: sp.csr_matrix, scale: np.ndarray) -> sp.csr_matrix:
+    return sp.csr_matrix(x @ sp.diags_array(1 / scale))
+
+
+def _typed(
+    classifiers: Mapping[str, Classifier],
+    query: Any,
+    others: Mapping[float, Callable[[], Any]],
+    given: Posed,
+) -> dict[str, Any]:
+    """Return all that is told of the query, and scores of the same cells at every depth."""
+    truth = given.parts.codes[given.parts.query]
+    row = _told({key: (truth, *c.judge(query)) for key, c in classifiers.items()}, given)
+    for depth, embed in others.items():
+        try:
+            x = embed()
+        except CapabilityError as error:
+            row["scores"] += [
+                _undefined(f"{key}_{name}_at_{depth:g}", str(error))
+                for key in classifiers
+                for name in AT_DEPTHS
+            ]
+            continue
+        for key, classifier in classifiers.items():
+            found = of_types.typing_scores(truth, classifier.judge(x)[0])
+            at = {f"{key}_{name}_at_{depth:g}": found[name] for name in AT_DEPTHS}
+            row["scores"] += scored(at)[0]
+    return row
+
+
+def _told(
+    judged: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]], given: Posed
+) -> dict[str, Any]:
+    """Return scores, and tables of single types, of confusions and of calibration, by classifier."""
+    row: dict[str, list] = {"scores": [], "by_class": [], "confusion": [], "calibration": []}
+    arrays: dict[str, np.ndarray] = {}
+    names = given.parts.names
+    for key, (truth, chances, novelty) in judged.items():
+        scores = of_types.typing_scores(truth, chances, novelty)
+        rows, drawn = scored({f"{key}_{name}": score for name, score in scores.items()})
+        row["scores"] += rows
+        arrays |= {name: drawn[name] for name in DECISIVE["typing"] if name in drawn}
+        said = chances.argmax(1)
+        for code, of in of_types.of_types(truth, said).iterrows():
+            row["by_class"] += [
+                {"class": names[int(code)], "metric": f"{key}_{name}", "value": float(of[name])}
+                for name in ("f1", "precision", "recall")
+            ]
+        pairs = pd.DataFrame({"type": truth, "told": said}).value_counts(sort=False)
+        row["confusion"] += [
+            {"classifier": key, "type": names[a], "told": names[b], "cells": int(n)}
+            for (a, b), n in pairs.items()
+        ]
+        shared = truth < chances.shape[1]
+        curve = (
+            of_types.calibration(truth[shared], chances[shared]) if shared.any() else pd.DataFrame()
+        )
+        row["calibration"] += [{"classifier": key, **one} for one in curve.to_dict("records")]
+    return {**row, "arrays": arrays}
+
+
+def _thinned(seed: int, depth: float, counts: sp.csr_matrix) -> sp.csr_matrix:
+    """Return counts of which each molecule was kept with the chance `depth`."""
+    rows = SparseRows(
+        torch.from_numpy(counts.indptr.astype(np.int64)),
+        torch.from_numpy(counts.indices.astype(np.int64)),
+        torch.from_numpy(counts.data.astype(np.float32)),
+        counts.shape[1],
+    )
+    with Rng(seed).scope("thinning", round(1e6 * depth)):
+        fewer = thinned(rows, torch.full((len(rows),), depth))
+    made = sp.csr_matrix((fewer.values.numpy(), counts.indices, counts.indptr), counts.shape)
+    made.eliminate_zeros()
+    return made
+
+
+def _thinned_expression(given: Posed, seed: int, depth: float) -> sp.csr_matrix:
+    cells = Cells(opened(given.data), given.schema)
+    if "expression" in cells.places:
+        raise CapabilityError("it reads log-expression, which cannot be thinned.")
+    counts = sp.csr_matrix(rows_at(cells, "counts", given.parts.query))
+    return log_cp10k(_thinned(seed, depth, counts))
+
+
+def _embed_thinned(
+    fitted: Fitted | None, given: Posed, seed: int, depth: float
+) -> Float[np.ndarray, "m z"]:
+    """Embed the query cells with fewer counts."""
+    if fitted is None:
+        raise CapabilityError(_NO_COUNTS)
+    if not {*fitted.spec.features} <= {"counts", "protein"}:
+        raise CapabilityError("it reads more than counts, which cannot be thinned.")
+    cells = Cells(opened(given.data), given.schema)
+    fewer = partial(_thinned, seed, depth)
+    data, schema = with_fewer_counts(cells, given.parts.query, fewer)
+    return as_embedding(fitted.embed(data, schema=schema, run=given.run), "the thinned query")
+
+
+# a missing modality
+
+
+def judge_missing(method: Method, seed: int, given: Posed) -> Result:
+    """Foretell proteins of query cells by the nearest reference cells in an embedding of RNA."""
+    if isinstance(method.model, Fitted) and "protein" in method.model.spec.features:
+        raise CapabilityError("it reads the proteins that are hidden here")
+    found = fit_and_embed(method, replace(given, schema=given.schema.with_(protein=None)), seed)
+    reference, query = (found.x[rows] for rows in _paired(given))
+    row, arrays = _foretold(partial(of_proteins.by_neighbours, reference, query), given)
+    row |= {"state": found.state, "seconds": found.seconds, "remarks": found.remarks(seed)}
+    return row, {**arrays, **_picture(found.x, given)}
+
+
+def judge_mean(_: int, given: Posed) -> Result:
+    """Foretell the mean of the reference for every cell."""
+    n = len(_paired(given)[1])
+    row, arrays = _foretold(lambda values: np.tile(values.mean(0, keepdims=True), (n, 1)), given)
+    return {**row, "state": "rested", "seconds": 0.0, "remarks": []}, arrays
+
+
+def judge_measured(_: int, given: Posed) -> Result:
+    """Foretell proteins by the reference cells whose proteins are nearest to those that were measured."""
+    measured = _measured(given)
+    near = partial(of_proteins.by_neighbours, measured[0], measured[1])
+    row, arrays = _foretold(near, given)
+    return {**row, "state": "rested", "seconds": 0.0, "remarks": []}, arrays
+
+
+def _paired(given: Posed) -> tuple[np.ndarray, np.ndarray]:
+    assert given.paired is not None
+    return given.paired
+
+
+def _measured(given: Posed) -> list[Float64[np.ndarray, "_ p"]]:
+    """Return log1p of the proteins of both sides."""
+    cells = Cells(opened(given.data), given.schema)
+    return [
+        np.log1p(protein_values(cells, rows)[:, given.panel].astype(np.float64))
+        for rows in _paired(given)
+    ]
+
+
+def _foretold(
+    foretell: Callable[[np.ndarray], np.ndarray], given: Posed
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    reference, truth = _measured(given)
+    values = foretell(reference)
+    scores = of_proteins.protein_scores(truth, values)
+    parts, (known, query) = given.parts, _paired(given)
+    codes = parts.codes
+    typed = known[(codes[known] >= 0) & (codes[known] < parts.n_known)]
+    asked = codes[query] >= 0
+    if len(typed) > 1 and asked.any():
+        nearest = NearestLabels.fit(
+            reference[np.isin(known, typed)], codes[typed], parts.n_known, k=_NEIGHBOURS
+        )
+        chances = nearest.probabilities(values[asked])
+        scores["protein_f1"] = of_types.typing_scores(codes[query][asked], chances)["f1"].within(
+            asked
+        )
+    rows, drawn = scored(scores)
+    single = of_proteins.of_proteins(truth, values)
+    names = Cells(opened(given.data), given.schema).matrix("protein").names[list(given.panel)]
+    by_class = [
+        {"class": str(name), "metric": "protein_r", "value": float(r)}
+        for name, r in zip(names, single, strict=True)
+        if np.isfinite(r)
+    ]
+    kept = {name: drawn[name] for name in DECISIVE["missing"]}
+    return {"scores": rows, "by_class": by_class}, kept
+
+
+# rows of tables
+
+
+def scored(
+    scores: Mapping[str, Score],
+) -> tuple[list[dict[str, Any]], dict[str, Float[np.ndarray, " draws"]]]:
+    """Return rows of a table of scores, and their resamples, over the same cells for every method."""
+    drawn = {key: score.draws(DRAWS) for key, score in scores.items()}
+    rows = [
+        _undefined(key, score.reason)
+        if np.isnan(score.value)
+        else {
+            "metric": key, "value": float(score.value), "reason": "",
+            **dict(zip(("low", "high"), ends(drawn[key], score.span), strict=True)),
+        }
+        for key, score in scores.items()
+    ]  # fmt: skip
+    return rows, drawn
+
+
+def _undefined(metric: str, reason: str) -> dict[str, Any]:
+    nan = float("nan")
+    return {"metric": metric, "value": nan, "low": nan, "high": nan, "reason": reason}
+
+
+def _picture(x: np.ndarray, given: Posed) -> dict[str, np.ndarray]:
+    return {"embedding": x[given.cells]} if given.pictured else {}

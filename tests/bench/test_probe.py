@@ -1,0 +1,483 @@
+"""The probe: what is known comes out, the query stays unseen, and bad input is refused before any fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from sklearn.metrics import f1_score
+from sklearn.neighbors import KNeighborsClassifier
+
+import chreode as ch
+from chreode.bench import probing
+from chreode.bench.probe import GENES, GIVEN, MEAN, MEASURED, OWN, SEES
+from chreode.bench.query import split
+from chreode.data.simulate import simulate_cells, simulate_citeseq
+from chreode.model import Model
+from chreode.models.simclr import SimCLRModule
+from chreode.report import bench_sections, findings
+
+SCHEMA = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
+FEW = ["clisi", "silhouette_label", "ilisi", "graph_connectivity"]
+
+
+@pytest.fixture(scope="module")
+def _known():
+    """Cells of four batches; type_3 is in batch_3 alone."""
+    cells = simulate_cells(600, 60, n_types=4, n_batches=4, seed=0)
+    alone = (cells.obs["cell_type"] == "type_3") & (cells.obs["batch"] != "batch_3")
+    cells = cells[~alone.to_numpy()].copy()
+    rng, n = np.random.default_rng(0), cells.n_obs
+    types = pd.factorize(cells.obs["cell_type"], sort=True)[0]
+    cells.obsm["X_oracle"] = (np.eye(4)[types] * 9 + rng.normal(size=(n, 4))).astype(np.float32)
+    cells.obsm["X_noise"] = rng.normal(size=(n, 4)).astype(np.float32)
+    return cells
+
+
+@pytest.fixture
+def known(_known):
+    return _known.copy()
+
+
+def typing(cells, methods=(), schema=SCHEMA, **options):
+    asked = {
+        "held_out": ["batch_3"],
+        "tasks": ["typing"],
+        "seeds": (0,),
+        "depths": (1.0,),
+    } | options
+    return ch.bench.probe(cells, schema, methods, progress=False, **asked)
+
+
+@pytest.fixture(scope="module")
+def bench(_known):
+    before = list(_known.obsm)
+    out = typing(_known, ["oracle", "noise"])
+    assert list(_known.obsm) == before
+    return out
+
+
+def test_an_oracle_scores_one_and_noise_by_chance(bench):
+    table = bench.table()
+    shared = table[
+        ["knn_shared_f1", "knn_shared_accuracy", "linear_shared_f1", "knn_worst"]
+    ].astype(float)
+    assert (shared.loc["X_oracle"] == 1).all()
+    share = pd.Series(
+        [row["cells"] for _, row in bench.sizes.iterrows() if row["batch"] == "batch_3"]
+    )
+    assert shared.loc["X_noise", "knn_shared_accuracy"] < share.max() / share.sum() + 0.15
+    assert table.loc["X_noise", "knn_shared_f1"] < 0.5 < table.loc["PCA", "knn_shared_f1"]
+    assert table.loc[GENES, "linear_shared_f1"] > 0.7
+    assert np.isnan(table.loc[GENES, "knn_f1"])
+
+
+def test_types_that_the_reference_lacks_are_marked_and_not_told(bench):
+    table = bench.table()
+    assert bench.about["unseen"] == ["type_3"]
+    assert table.loc["X_oracle", "knn_unseen_auroc"] > 0.99
+    assert table.loc["X_oracle", "knn_unseen_marked"] > 0.9
+    assert table.loc["X_oracle", "knn_known_marked"] < 0.2
+    assert abs(table.loc["X_noise", "knn_unseen_auroc"] - 0.5) < 0.15
+    assert "type_3" not in {*bench.confusion.query("method == 'X_oracle'")["told"]}
+    cells = bench.by_class.query("`class` == 'type_3' and method == 'X_oracle'")
+    assert (cells["value"] == 0).all()
+    # three types of four are told, so that is the most there can be
+    assert table.loc["X_oracle", "knn_f1"] < 0.75
+    assert {*bench.confusion.query("method == @OWN")["told"]} > {
+        "type_3"
+    }  # the ceiling has seen it
+
+
+def test_scores_are_those_of_scikit_learn_on_the_same_split(known, bench):
+    query = (known.obs["batch"] == "batch_3").to_numpy()
+    pca = ch.PCA(n_latent=50).fit(known, SCHEMA, rows=~query)
+    x, y = pca.embed(known), known.obs["cell_type"].astype(str).to_numpy()
+    said = KNeighborsClassifier(11).fit(x[~query], y[~query]).predict(x[query])
+    expected = f1_score(
+        y[query], said, labels=np.unique(y[query]), average="macro", zero_division=0
+    )
+    # close votes may be told in another way: the most probable type is that after calibration
+    assert bench.table().loc["PCA", "knn_f1"] == pytest.approx(expected, abs=0.02)
+    counts = bench.confusion.query("method == 'PCA' and classifier == 'knn'")
+    assert counts["cells"].sum() == query.sum() == bench.about["query"]
+
+
+def test_baselines_ceiling_and_marks_are_there(bench):
+    methods = bench.methods
+    assert methods.index.tolist() == ["PCA", "Harmony", GENES, "X_oracle", "X_noise", OWN]
+    assert methods.loc[["PCA", "Harmony", GENES], "role"].eq("baseline").all()
+    assert methods.loc[OWN, "role"] == "ceiling"
+    assert GIVEN in methods.loc["X_oracle", "notes"]
+    assert SEES in methods.loc["Harmony", "notes"]
+    assert GIVEN not in methods.loc["PCA", "notes"]
+    worse = "not better than PCA in typing"
+    assert worse in methods.loc["X_noise", "notes"]
+    assert worse not in methods.loc["X_oracle", "notes"]
+    scores = bench.scores.dropna(subset="value")
+    assert (scores["low"] <= scores["value"] + 1e-9).all()
+    assert (scores["high"] >= scores["value"] - 1e-9).all()
+
+
+# the query stays unseen
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ch.SimCLR(max_epochs=1),
+        pytest.param(ch.SCVI(max_epochs=1, n_latent=3), marks=pytest.mark.slow),
+    ],
+    ids=["simclr", "scvi"],
+)
+def test_no_fit_sees_the_query(known, model, monkeypatch):
+    """With the counts of the query poisoned, what is learned is the same to the last bit."""
+    learned, fit = [], Model.fit
+
+    def recorded(self, *args, **options):
+        fitted = fit(self, *args, **options)
+        learned.append(fitted.module.state_dict())
+        return fitted
+
+    monkeypatch.setattr(Model, "fit", recorded)
+    typing(known, [model])
+    clean, learned[:] = [*learned], []
+    poisoned = known.copy()
+    query = np.flatnonzero(known.obs["batch"] == "batch_3")
+    counts = sp.lil_matrix(poisoned.layers["counts"])
+    counts[query] = np.random.default_rng(1).poisson(50, (len(query), known.n_vars))
+    poisoned.layers["counts"] = sp.csr_matrix(counts)
+    poisoned.obs["cell_type"] = poisoned.obs["cell_type"].astype(str)
+    poisoned.obs.loc[poisoned.obs_names[query], "cell_type"] = "type_0"
+    typing(poisoned, [model])
+    assert len(clean) == len(learned) == 2  # principal components, and the model
+    for one, other in zip(clean, learned, strict=True):
+        assert all((one[name] == other[name]).all() for name in one)
+    # the control: a fit of all cells is another one
+    both = [model.fit(cells, SCHEMA, seed=0).module.state_dict() for cells in (known, poisoned)]
+    assert not all((both[0][name] == both[1][name]).all() for name in both[0])
+
+
+def test_genes_scales_and_calibration_are_of_the_reference(known, monkeypatch):
+    seen = []
+    for name in ("NearestLabels", "LinearProbe", "GeneProbe"):
+        learn = getattr(probing, name).fit.__func__
+
+        def watched(cls, x, codes, *args, learn=learn, **options):
+            seen.append((cls.__name__, len(codes), options.get("groups")))
+            return learn(cls, x, codes, *args, **options)
+
+        monkeypatch.setattr(getattr(probing, name), "fit", classmethod(watched))
+    typing(known)
+    n = int((known.obs["batch"] != "batch_3").sum())
+    own = [part for part in seen if part[1] != n]
+    assert {name for name, *_ in seen} == {"NearestLabels", "LinearProbe", "GeneProbe"}
+    assert len(own) == probing._FOLDS  # of the ceiling, which is the query's own
+    groups = [g for name, size, g in seen if size == n and name != "GeneProbe"]
+    assert all({*g} == {"batch_0", "batch_1", "batch_2"} for g in groups)
+
+
+def test_an_embedding_of_labels_is_marked_as_given(known):
+    """Nothing tells a leak from a good embedding but where it comes from."""
+    types = pd.factorize(known.obs["cell_type"])[0]
+    known.obsm["X_leak"] = np.eye(4, dtype=np.float32)[types] + 0.01 * known.obsm["X_noise"]
+    fitted = ch.PCA(n_latent=3).fit(known, SCHEMA)
+    out = typing(known, {"leak": "X_leak", "mine": fitted, "new": ch.PCA(n_latent=3)})
+    assert out.table().loc["leak", "knn_shared_f1"] == 1
+    marked = out.methods.index[out.methods["notes"].map(lambda notes: GIVEN in notes)]
+    assert marked.tolist() == ["leak", "mine"]
+    assert any(s.startswith("What leak and mine learned from is not known") for s in findings(out))
+
+
+# depths
+
+
+def test_fewer_counts_are_harder_and_the_same_seed_thins_the_same(known):
+    options = {"depths": (1.0, 0.3, 0.02), "seeds": (0, 1)}
+    one, two = (typing(known, {"PCA 5": ch.PCA(n_latent=5)}, **options) for _ in range(2))
+    pd.testing.assert_frame_equal(one.scores, two.scores)
+    table = one.table()
+    for row, key in (("PCA", "knn_f1"), ("PCA 5", "linear_f1"), (GENES, "linear_f1")):
+        whole, some, few = (table.loc[row, f"{key}{at}"] for at in ("", "_at_0.3", "_at_0.02"))
+        assert whole >= some - 0.05
+        assert some > few + 0.1
+    mine = one.scores.query("method == 'PCA 5' and metric == 'linear_f1_at_0.02'")["value"]
+    assert mine.nunique() == 2  # seeds thin anew
+    harmony = one.scores.query("method == 'Harmony' and metric == 'knn_f1_at_0.3'")
+    assert "embeds no other cells" in harmony["reason"].item()
+    assert one.about["depths"] == [1.0, 0.3, 0.02]
+
+
+def test_thinning_keeps_each_molecule_by_chance(known):
+    counts = sp.csr_matrix(known.layers["counts"])
+    fewer = probing._thinned(0, 0.1, counts)
+    assert (fewer.toarray() <= counts.toarray()).all()
+    n = counts.sum()
+    assert fewer.sum() / n == pytest.approx(0.1, abs=5 * np.sqrt(0.09 / n))
+    assert (fewer != probing._thinned(1, 0.1, counts)).nnz
+
+
+def test_log_expression_alone_is_not_thinned(known):
+    known.X = np.log1p(known.layers["counts"].toarray())
+    schema = ch.Schema(expression="X", batch="obs/batch", label="obs/cell_type")
+    out = typing(known, schema=schema, depths=None)
+    assert out.about["depths"] == [1.0]
+    with pytest.raises(ch.SchemaError, match="depths thins counts: name their place"):
+        typing(known, schema=schema, depths=(1, 0.5))
+    both = typing(known, schema=SCHEMA.with_(expression="X"), depths=(0.5,))
+    assert both.lacking()["linear_f1_at_0.5"].startswith("it reads")
+
+
+# a missing modality
+
+UPDATES = pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")  # of mudata
+
+CITE = ch.Schema(counts="rna:X", protein="adt:X", batch="obs/batch", label="obs/cell_type")
+
+
+@pytest.fixture(scope="module")
+def cite():
+    return simulate_citeseq(400, 100, 12, n_types=3, n_batches=3, seed=0)
+
+
+def missing(data, methods=(), schema=CITE, **options):
+    asked = {"held_out": ["batch_2"], "tasks": ["missing"], "seeds": (0,)} | options
+    return ch.bench.probe(data, schema, methods, progress=False, **asked)
+
+
+@UPDATES
+def test_proteins_are_foretold_by_neighbours_and_the_mean_profile_says_nothing_of_them(cite):
+    out = missing(cite)
+    table = out.table()
+    assert table.index.tolist() == ["PCA", "Harmony", MEAN, MEASURED]
+    assert table.loc[MEAN, "cell_r"] > 0.3
+    assert np.isnan(table.loc[MEAN, "protein_r"])
+    assert table.loc[MEASURED, "protein_r"] > table.loc["PCA", "protein_r"] > 0.1
+    assert table.loc["PCA", "protein_f1"] > table.loc[MEAN, "protein_f1"]
+    single = out.by_class.query("method == 'PCA' and metric == 'protein_r'")
+    assert len(single) == out.about["proteins"] == 12
+    assert table.loc["PCA", "worst_protein"] == pytest.approx(single["value"].min())
+    assert any("Per cell, the mean profile of the reference correlates" in s for s in findings(out))
+
+
+@UPDATES
+def test_hidden_proteins_are_hidden(cite):
+    """A model that would read proteins is fitted without, and foretells the same whatever the query has."""
+    model = ch.SimCLR(max_epochs=1)
+    out = missing(cite, [model])
+    other = cite.copy()
+    query = (other["adt"].obs["batch"] == "batch_2").to_numpy()
+    counts = other["adt"].X.toarray()
+    rng = np.random.default_rng(0)
+    counts[query] = rng.permuted(counts[query], axis=0)
+    other.mod["adt"].X = sp.csr_matrix(counts)
+    again = missing(other, [model])
+    # what is foretold is the same, so that types told from it are; how right it is, is not
+    key = "protein_f1"
+    assert out.table().loc["SimCLR", key] == again.table().loc["SimCLR", key]
+    assert abs(again.table().loc["SimCLR", "protein_r"]) < 0.1 < out.table().loc["PCA", "protein_r"]
+    fitted = ch.SimCLR(max_epochs=1).fit(cite, CITE)
+    refused = missing(cite, {"both": fitted})
+    assert refused.methods.loc["both", "notes"][-1].startswith(
+        "failed in missing protein: it reads the"
+    )
+
+
+@UPDATES
+def test_a_mosaic_uses_the_cells_that_have_both():
+    data = simulate_citeseq(
+        400, 60, 8, n_types=3, n_batches=4, absent={"rna": ["batch_0"], "adt": ["batch_1"]}, seed=0
+    )
+    out = missing(data, held_out=["batch_3"], tasks=("typing", "missing"), depths=(0.5,))
+    sizes = data.obs["batch"].value_counts()
+    assert out.about["reference with protein"] == sizes["batch_2"]
+    assert out.about["query with protein"] == out.about["query"] == sizes["batch_3"]
+    assert out.about["reference"] == sizes["batch_1"] + sizes["batch_2"]
+    assert out.about["not placed"] == {"batch_0": sizes["batch_0"]}
+    with pytest.raises(ch.DataError, match="No query cell has RNA and protein"):
+        missing(data, held_out=["batch_1"])
+    with pytest.raises(ch.DataError, match="No reference cell has RNA and protein"):
+        missing(data[data.obs["batch"].isin(["batch_1", "batch_2"])].copy(), held_out=["batch_2"])
+    with pytest.raises(ch.DataError, match="batch 'batch_0' has 0 labelled cells"):
+        missing(data, held_out=["batch_0"])
+
+
+@UPDATES
+def test_proteins_need_no_labels(cite):
+    out = missing(cite, schema=CITE.with_(label=None), held_out=None)
+    assert len(out.about["held out"]) == 2
+    assert "protein_f1" not in out.metrics.index
+    assert np.isfinite(out.table().loc["PCA", "protein_r"])
+
+
+# correction, and all tasks as one
+
+
+@pytest.fixture(scope="module")
+def whole(_known, tmp_path_factory):
+    out = ch.bench.probe(
+        _known,
+        SCHEMA,
+        keys=["oracle", "noise"],
+        seeds=(0,),
+        metrics=FEW,
+        depths=(1, 0.5),
+        progress=False,
+    )
+    alone = ch.bench.integration(
+        _known, SCHEMA, ["oracle", "noise"], seeds=(0,), metrics=FEW, progress=False
+    )
+    return out, alone
+
+
+@pytest.mark.slow
+def test_correction_is_the_bench_of_integration_with_the_scaled_total_beside(whole):
+    out, alone = whole
+    mine, theirs = out.table(), alone.table()
+    columns = [*FEW, "bio", "batch", "total"]
+    pd.testing.assert_frame_equal(
+        mine.loc[theirs.index, columns].astype(float), theirs[columns].astype(float)
+    )
+    rows = theirs.index[theirs["role"] != "ceiling"]
+    raw = theirs.loc[rows, FEW].astype(float)
+    scaled = (raw - raw.min()) / (raw.max() - raw.min())
+    expected = 0.3 * (scaled["clisi"] + scaled["silhouette_label"])
+    expected += 0.2 * (scaled["ilisi"] + scaled["graph_connectivity"])
+    np.testing.assert_allclose(mine.loc[rows, "scaled_total"].astype(float), expected)
+    assert np.isnan(mine.loc["label oracle", "scaled_total"])
+    assert out.embeddings.keys() == alone.embeddings.keys()
+
+
+@pytest.mark.slow
+def test_tasks_stand_in_one_table_and_a_page(whole, tmp_path):
+    out, _ = whole
+    assert out.about["tasks"] == ["correction", "typing"]
+    assert out.about["held out by default"]
+    smallest = out.sizes.groupby("batch")["cells"].sum().nsmallest(2).index
+    assert {*out.about["held out"]} == {*smallest}
+    assert out.methods.loc["X_noise", "notes"].count("one seed: a ready-made embedding") == 1
+    said = findings(out)
+    assert said[0].startswith("Correction: X_oracle has the highest total")
+    assert said[1].startswith(
+        "Typing: X_oracle has the highest macro-F1 of kNN over shared types, 1.000"
+    )
+    assert any(s.startswith("Held out as query") and "none was named" in s for s in said)
+    assert any("min-max Total scales" in s for s in said)
+    assert not any("average fewer metrics" in s for s in said)
+    headings = [section.heading for section in bench_sections(out)]
+    assert headings == [
+        "Verdict", "Embeddings", "Which types are told for which", "How sure classifiers may be",
+        "Fewer counts", "Tables",
+    ]  # fmt: skip
+    (caption, first), *_ = bench_sections(out)[-1].tables
+    assert caption.startswith("The main scores")
+    assert first.shape[1] <= 5
+    page = out.report(tmp_path / "page.html").read_text()
+    assert "<h1>Probe bench</h1>" in page
+    again = ch.bench.Bench.load(out.save(tmp_path / "bench.json"))
+    pd.testing.assert_frame_equal(again.table(), out.table(), check_dtype=False)
+    for name in ("confusion", "calibration", "by_class"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(out, name), check_dtype=False)
+    assert "Which types" in again.report(tmp_path / "again.html").read_text()
+
+
+def test_it_goes_on_where_it_was_cut_off(known, tmp_path, monkeypatch):
+    options = {"into": tmp_path / "run"}
+    one = typing(known, ["noise"], **options)
+    monkeypatch.setattr(probing, "_told", None)  # nothing is judged again
+    two = typing(known, ["noise"], **options)
+    pd.testing.assert_frame_equal(one.scores, two.scores)
+    with pytest.raises(ch.StoreError, match="results of another run"):
+        typing(known, ["noise"], held_out=["batch_2"], **options)
+
+
+def test_collapse_is_in_the_notes_with_its_seed(known, monkeypatch):
+    monkeypatch.setattr(SimCLRModule, "remarks", lambda self: ["the embedding has collapsed"])
+    with pytest.warns(UserWarning, match="collapsed"):
+        out = typing(known, [ch.SimCLR(max_epochs=1)], seeds=(0, 1))
+    notes = out.methods.loc["SimCLR", "notes"]
+    assert [n for n in notes if "collapsed" in n] == [
+        f"the embedding has collapsed (seed {s})" for s in (0, 1)
+    ]
+    assert any("SimCLR: the embedding has collapsed" in s for s in findings(out))
+
+
+def test_a_row_that_fails_in_a_task_says_so(known):
+    known.obsm["X_flat"] = np.zeros((known.n_obs, 3), np.float32)
+    out = typing(known, ["flat"])
+    assert any(
+        n.startswith("failed in typing: ") and "collapsed" in n
+        for n in out.methods.loc["X_flat", "notes"]
+    )
+    assert np.isnan(out.table().loc["X_flat", "knn_f1"])
+    assert any(s.startswith("X_flat: failed in typing") for s in findings(out))
+
+
+# bad input
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    begun = []
+    monkeypatch.setattr(Model, "fit", lambda self, *_, **__: begun.append(self))
+    return begun
+
+
+def test_bad_input_is_refused_before_any_fit(known, fits):
+    one = known[known.obs["batch"] == "batch_0"].copy()
+    few = known.copy()
+    few.obs["cell_type"] = few.obs["cell_type"].astype(object)
+    few.obs.loc[few.obs_names[(few.obs["batch"] == "batch_3").to_numpy()][9:], "cell_type"] = None
+    two = known[known.obs["cell_type"].isin(["type_0", "type_3"])].copy()
+    every = [f"batch_{i}" for i in range(4)]
+    for cells, schema, options, kind, said in (
+        (known, SCHEMA.with_(label=None), {}, ch.SchemaError, "bench.probe needs label: Schema"),
+        (known, SCHEMA.with_(batch=None), {}, ch.SchemaError, "bench.probe needs batch: Schema"),
+        (known, SCHEMA.with_(counts=None), {}, ch.SchemaError, "needs counts or expression"),
+        (one, SCHEMA, {}, ch.DataError, "The cells are of 1 batch: a query is a whole batch"),
+        (known, SCHEMA, {"held_out": ["batch3"]}, ch.ConfigError, "no batch 'batch3'. Did you mean 'batch"),
+        (known, SCHEMA, {"held_out": every}, ch.ConfigError, "names all 4 batches, so no reference"),
+        (two, SCHEMA, {}, ch.DataError, "The reference without batch_3 has 1 type, and"),
+        (few, SCHEMA, {}, ch.DataError, "batch 'batch_3' has 9 labelled cells"),
+        (known, SCHEMA, {"tasks": ["typin"]}, ch.ConfigError, "no task 'typin'. Did you mean 'typing'"),
+        (known, SCHEMA, {"tasks": []}, ch.ConfigError, "tasks is empty"),
+        (known, SCHEMA, {"tasks": ["missing"]}, ch.SchemaError, "'missing' needs protein: Schema"),
+        (known, SCHEMA, {"depths": (1, 0)}, ch.ConfigError, "depths: 0 is no share of the counts"),
+        (known, SCHEMA, {"seeds": ()}, ch.ConfigError, "There are no seeds"),
+        (known, SCHEMA, {"keys": ["oracel"]}, ch.SchemaError, "no obsm.'oracel'"),
+        (known, SCHEMA, {"metrics": ["x"], "tasks": None}, ch.ConfigError, "no metric 'x'"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=said):
+            typing(cells, [ch.SCVI()], schema=schema, **options)
+    assert fits == []
+
+
+def test_cells_without_a_label_are_left_out_and_counted(known):
+    known.obs["cell_type"] = known.obs["cell_type"].astype(object)
+    query = known.obs_names[(known.obs["batch"] == "batch_3").to_numpy()]
+    other = known.obs_names[(known.obs["batch"] == "batch_0").to_numpy()]
+    known.obs.loc[query[:5].append(other[:7]), "cell_type"] = None
+    out = typing(known)
+    assert out.about["unlabelled"] == 12
+    assert out.about["query"] == len(query) - 5
+    assert (
+        out.confusion.query("method == 'PCA' and classifier == 'knn'")["cells"].sum()
+        == len(query) - 5
+    )
+    assert any(s.startswith("No label: 12 of") for s in findings(out))
+
+
+def test_the_smallest_batches_that_can_be_are_held_out():
+    batch = pd.Series(np.repeat(["tiny", "odd", "small", "mid", "big"], [5, 20, 30, 40, 90]))
+    label = pd.Series(np.resize(["A", "B"], 185))
+    label[batch == "odd"] = "C"  # no type that others have
+
+    def held_out(keep):
+        some = batch.isin(keep).to_numpy()
+        return split(label, batch, some, None).held_out
+
+    assert held_out(batch.unique()) == ("small", "mid")
+    assert held_out(["small", "big"]) == ("small",)
+    with pytest.raises(ch.ConfigError, match="No batch can be the query"):
+        held_out(["odd", "big"])
