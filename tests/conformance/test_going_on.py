@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from conformance.test_every_model import _other_value, over_time
+from conformance.test_every_model import _other_value, needed
 
 import chreode as ch
 from chreode import models
@@ -21,9 +21,7 @@ def old(fitted_once):
     roles = {"batch": "obs/batch", "label": "obs/cell_type", "categorical": ("obs/plate",)}
 
     def fit(cls):
-        schema = ch.Schema(
-            counts="layers/counts", **roles, continuous=("obs/age",), **over_time(cls)
-        )
+        schema = ch.Schema(counts="layers/counts", **{**roles, **needed(cls)}, continuous=("obs/age",))
         return fitted_once(cls, schema), schema
 
     return fit

@@ -77,21 +77,25 @@ class Views(nn.Module):
         """Return the cells as they are."""
         values: dict[str, Any] = {self.role: batch.stored_expression()}
         for role in (r for r in FURTHER if r in batch.views):
-            values[role] = centred_log(batch, role)
+            values[role] = further(batch, role)
         return View(values, batch.present)
 
     def draw(self, batch: CellBatch, partner: CellBatch | None = None) -> View:
         """Return one augmented view."""
         x = self._expression(batch)
         if partner is not None:
-            x = Mix(stored(partner.stored_expression()), self.options.mix)(x, self._chosen(x))
+            x = self.mixed(x, stored(partner.stored_expression()))
         if "programmes" in self.options.augment:
             hide = Programmes(self.programmes, self.options.n_programmes, self.options.programmes)
             x = hide(x, self._chosen(x))
         values = {self.role: self._changed(x)}
         for role in (r for r in FURTHER if r in batch.views):
-            values[role] = self._changed(stored(centred_log(batch, role)))
+            values[role] = self._changed(stored(further(batch, role)))
         return View(values, batch.present)
+
+    def mixed(self, x: SparseRows, partner: SparseRows) -> SparseRows:
+        """Return cells of which some were moved towards a partner."""
+        return Mix(partner, self.options.mix)(x, self._chosen(x))
 
     def _expression(self, batch: CellBatch) -> SparseRows:
         """Return log-expression, of fewer counts where these are thinned."""
@@ -116,6 +120,14 @@ class Views(nn.Module):
 def stored(x: Float[Tensor, "b g"] | SparseRows) -> SparseRows:
     """Return what is stored of rows, without their zeros."""
     return SparseRows.of(x) if isinstance(x, Tensor) else x
+
+
+def further(batch: CellBatch, role: str) -> Float[Tensor, "b p"] | SparseRows:
+    """Return proteins as centred log-ratios, and of peaks which are open: 1."""
+    if role == "protein":
+        return centred_log(batch, role)
+    counts = batch.sparse(role)
+    return counts.map((counts.values > 0).to(counts.values))
 
 
 def centred_log(batch: CellBatch, role: str) -> Float[Tensor, "b p"]:
