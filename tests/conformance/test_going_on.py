@@ -21,7 +21,9 @@ def old(fitted_once):
     roles = {"batch": "obs/batch", "label": "obs/cell_type", "categorical": ("obs/plate",)}
 
     def fit(cls):
-        schema = ch.Schema(counts="layers/counts", **{**roles, **needed(cls)}, continuous=("obs/age",))
+        schema = ch.Schema(
+            counts="layers/counts", **{**roles, **needed(cls)}, continuous=("obs/age",)
+        )
         return fitted_once(cls, schema), schema
 
     return fit
