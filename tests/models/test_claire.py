@@ -9,13 +9,14 @@ import torch.nn.functional as F
 
 import chreode as ch
 from chreode.compute.rng import Rng
-from chreode.data.batch import SparseRows
+from chreode.data.batch import CellBatch, SparseRows
 from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
 from chreode.data.training import open_training
 from chreode.learn.phase import Session, Split
-from chreode.metrics.neighbours import exact_neighbours
+from chreode.metrics.neighbours import exact_neighbours, neighbours_by_group
 from chreode.models import claire
+from chreode.models.selfsupervised.options import with_components
 from chreode.module import Step
 
 SCHEMA = ch.Schema(counts="layers/counts", batch="obs/batch")
@@ -50,7 +51,7 @@ def brute(z, batch, k):
         for other in np.unique(batch[batch > batch[i]]):
             for j in nearest(i, np.flatnonzero(batch == other)):
                 if i in nearest(j, np.flatnonzero(batch == batch[i])):
-                    found.add((i, j))
+                    found.add((min(i, j), max(i, j)))
     return found
 
 
@@ -58,7 +59,7 @@ def brute(z, batch, k):
 def test_pairs_are_mutual_nearest_neighbours(k):
     rng = np.random.default_rng(0)
     z, batch = rng.normal(size=(90, 4)), rng.integers(3, size=90)
-    pairs = claire.mutual_pairs(z, batch, k)
+    pairs = claire.mutual_pairs(neighbours_by_group(z, batch, k), batch)
     assert {tuple(pair) for pair in pairs.tolist()} == brute(z, batch, k)
     assert len(pairs) == len(np.unique(pairs, axis=0))
 
@@ -81,23 +82,17 @@ def test_partners_are_what_they_are_called(opened):
         assert all(p in near[c] for c, p in zip(cell, part, strict=True))
     assert (batch[positive] != batch[kept.train]).all()
     assert all(c in mutual[p] for c, p in zip(kept.train, positive, strict=True))
+    z = claire.unit(
+        with_components(module, opened, split, Session(Rng(0)))[0].columns["components"]
+    )
+    for cell in kept.train[:50]:
+        others = split.train[(batch[split.train] == batch[cell]) & (split.train != cell)]
+        far = np.linalg.norm(z[others] - z[cell], axis=1)
+        assert set(near[cell]) == set(others[np.argsort(far)[:6]])
     # those held out have partners of their own
     held = claire.Positives()(source, kept.validation, kept.validation, np.random.default_rng(0))
     assert set(held.ravel()) <= set(split.validation)
     assert set(drawn.ravel()) <= set(split.train)
-
-
-def test_neighbours_within_a_batch_are_the_nearest():
-    rng = np.random.default_rng(0)
-    z, batch, rows = rng.normal(size=(60, 3)), rng.integers(2, size=60), np.arange(0, 60, 2)
-    found = claire._near(z, batch, rows, 4)
-    for cell, near in zip(rows, found, strict=True):
-        others = np.array([r for r in rows if r != cell and batch[r] == batch[cell]])
-        far = np.linalg.norm(z[others] - z[cell], axis=1)
-        assert set(near) == set(others[np.argsort(far)[:4]])
-    alone = claire._near(z, np.arange(60), rows, 4)
-    np.testing.assert_array_equal(alone[:, 0], rows)
-    assert (alone[:, 1:] == -1).all()
 
 
 @pytest.mark.parametrize("least", [0.5, 1.0])
@@ -105,7 +100,10 @@ def test_a_cell_is_moved_by_one_share_of_its_own(least):
     torch.manual_seed(0)
     x, y = torch.rand(2000, 5) + 1, torch.rand(2000, 5) + 3
     views = claire.MixedViews(ch.CLAIRE(mix=least), "expression", 5)
-    found = views.mixed(SparseRows.of(x), SparseRows.of(y)).dense()
+    partner = CellBatch(torch.arange(2000), {"expression": y})
+    chosen = torch.zeros(2000, dtype=torch.bool)
+    rows = SparseRows.of(x), SparseRows.of(y)
+    found = views._mixed(*rows, "expression", partner, chosen).dense()
     share = (found - y) / (x - y)
     torch.testing.assert_close(share, share[:, :1].expand(-1, 5), rtol=0, atol=1e-4)
     assert share.min() >= least - 1e-4
@@ -177,8 +175,8 @@ def test_batches_mix_better_than_without_pairs_or_with_wrong_ones(cells, monkeyp
     right = agreement(ch.CLAIRE(**FEW).fit(cells, SCHEMA, progress=False), cells)
     plain = claire.mutual_pairs
 
-    def shuffled(z, batch, k):
-        pairs = plain(z, batch, k)
+    def shuffled(near, batch):
+        pairs = plain(near, batch)
         return np.column_stack([pairs[:, 0], np.random.default_rng(0).permutation(pairs[:, 1])])
 
     monkeypatch.setattr(claire, "mutual_pairs", shuffled)

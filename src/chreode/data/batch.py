@@ -67,32 +67,27 @@ class SparseRows:
     def permuted(self, order: Int[Tensor, " b"]) -> SparseRows:
         """Return the rows in another order, each once."""
         sizes = self.indptr.diff()[order]
-        indptr = torch.cat([self.indptr[:1], sizes.cumsum(0)])
-        out = replace(self, indptr=indptr)
-        cells = out.cells
-        at = (
-            torch.arange(len(cells), device=cells.device)
-            + (self.indptr[order] - indptr[:-1])[cells]
-        )
-        return out.moved(self.columns[at], self.values[at])
+        indptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        at = _shifted(sizes, self.indptr[order] - indptr[:-1], len(self.values))
+        columns, values = self.columns.index_select(0, at), self.values.index_select(0, at)
+        return SparseRows(indptr, columns, values, self.n_features)
 
     def beside(self, other: SparseRows) -> SparseRows:
         """Return rows that store what both store; no entry may be in both."""
-        indptr = self.indptr + other.indptr
-        out = replace(
-            self, indptr=indptr,
-            columns=torch.empty(len(self.values) + len(other.values)).to(self.columns),
-            values=torch.empty(len(self.values) + len(other.values)).to(self.values),
-        )  # fmt: skip
-        for part, first in ((self, other.indptr[:-1]), (other, self.indptr[1:])):
-            at = torch.arange(len(part.values), device=first.device) + first[part.cells]
-            out.columns[at], out.values[at] = part.columns, part.values
-        return out
+        n = len(self.values) + len(other.values)
+        columns, values = self.columns.new_empty(n), self.values.new_empty(n)
+        for part, shift in ((self, other.indptr[:-1]), (other, self.indptr[1:])):
+            at = _shifted(part.indptr.diff(), shift, len(part.values))
+            columns.scatter_(0, at, part.columns)
+            values.scatter_(0, at, part.values)
+        return SparseRows(self.indptr + other.indptr, columns, values, self.n_features)
 
     def where(self, kept: Bool[Tensor, " n"]) -> SparseRows:
         """Return rows without the other stored values."""
         ends = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
-        return SparseRows(ends[self.indptr], self.columns[kept], self.values[kept], self.n_features)
+        at = kept.nonzero()[:, 0]
+        columns, values = self.columns.index_select(0, at), self.values.index_select(0, at)
+        return SparseRows(ends[self.indptr], columns, values, self.n_features)
 
     def moved(self, columns: Int[Tensor, " n"], values: Float[Tensor, " n"]) -> SparseRows:
         """Return as many values in each row, elsewhere."""
@@ -122,7 +117,7 @@ class SparseRows:
     def dense(self) -> Float[Tensor, "b g"]:
         """Return the block with its zeros."""
         out = self.values.new_zeros(len(self), self.n_features)
-        out.view(-1)[self.cells * self.n_features + self.columns] = self.values
+        out.view(-1).scatter_(0, self.cells * self.n_features + self.columns, self.values)
         return out
 
     def to(self, device: str | torch.device) -> SparseRows:
@@ -131,6 +126,12 @@ class SparseRows:
             t.to(device, non_blocking=True) for t in (self.indptr, self.columns, self.values)
         )
         return SparseRows(indptr, columns, values, self.n_features)
+
+
+def _shifted(sizes: Int[Tensor, " b"], by: Int[Tensor, " b"], n: int) -> Int[Tensor, " n"]:
+    """Return the places 0 … n − 1, those of each row shifted by its own number."""
+    shifts = torch.repeat_interleave(by, sizes, output_size=n)
+    return shifts.add_(torch.arange(n, device=by.device))
 
 
 @dataclass(frozen=True, eq=False)

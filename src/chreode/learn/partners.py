@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.sampler import Rows
+from ..data.sampler import Drawn, Rows
 from ..data.source import Source
 from ..errors import DataError, SchemaError, counted
-from ..metrics.neighbours import exact_neighbours
+from ..metrics.neighbours import exact_neighbours, neighbours_by_group
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +50,160 @@ class NearestNeighbours:
         return known[drawn]
 
     def _search(self, source: Source, rows: Rows) -> tuple[Rows, np.ndarray]:
-        if self.column not in source.columns:
-            raise SchemaError(
-                f"There is no embedding {self.column!r} among the columns of the source: give the phase a "
-                "view that puts it there, such as components(50)."
-            )
+        x = _embedding(source, self.column)
         known = np.unique(rows)
         if len(known) < 2:
             raise DataError(
                 "A single cell has no neighbours. Hold out more cells, or none (validation=0)."
             )
         k = min(self.k, len(known) - 1)
-        return known, exact_neighbours(source.columns[self.column][known], k).indices
+        return known, exact_neighbours(x[known], k).indices
+
+
+@dataclass(frozen=True, eq=False)
+class MutualNeighbours:
+    """Two cells for each anchor: a near one of its own batch, and a mutual nearest neighbour in another.
+
+    The first is one of the k nearest of its batch. The second is one of all cells of other batches that are
+    among the k nearest there of the anchor, which is itself among the k nearest of them in its own batch.
+    Both are drawn at random, each with the same chance. Where there is none, the anchor stands in for it: a
+    cell whose like was not seen in any other batch is mixed with none. (A near cell's mutual neighbour could
+    stand in as well, but that is how types that one batch alone has would be mixed with others.)
+
+    Every pair of cells is compared, in chunks. It takes a minute or two for 100,000 cells on two cores, and
+    memory for cells x batches x k row numbers.
+
+    Attributes
+    ----------
+    k
+        Neighbours to look at in each batch.
+    column
+        See `NearestNeighbours`.
+
+    References
+    ----------
+    Haghverdi et al. (2018), Batch effects in single-cell RNA-sequencing data are corrected by matching
+    mutual nearest neighbors, Nature Biotechnology 36:421.
+    """
+
+    k: int = 5
+    column: str = "components"
+    _kept: list[Any] = field(default_factory=list, repr=False)
+
+    def __call__(
+        self, source: Source, rows: Rows, anchors: Rows, generator: np.random.Generator
+    ) -> Drawn:
+        """Return both cells for each anchor among `rows`.
+
+        Raises
+        ------
+        SchemaError
+            If batches are not known, or the source has no such column.
+        DataError
+            If there is one batch only, or the embedding is not finite.
+        """
+        known, *tables = _once(self._kept, source, rows, self._search)
+        at = np.searchsorted(known, anchors)
+        drawn = [_one_of(table[at], generator) for table in tables]
+        return np.stack([known[np.where(cell < 0, at, cell)] for cell in drawn], 1)
+
+    def _search(self, source: Source, rows: Rows) -> tuple[Rows, np.ndarray, np.ndarray]:
+        known, batch, near = _near_by_batch(source, rows, self.column, self.k, "mnn")
+        itself = np.arange(len(known))
+        own, mutual = near[itself, batch], np.full_like(near, -1)
+        for other in range(near.shape[1]):
+            there = near[:, other]
+            back = near[there, batch[:, None]]  # of -1 too, which is taken out again
+            found = (back == itself[:, None, None]).any(2) & (there >= 0)
+            found &= (batch != other)[:, None]
+            mutual[:, other] = np.where(found, there, -1)
+        return known, own, mutual.reshape(len(known), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchBalanced:
+    """Two cells for each anchor, each one of the k nearest of a batch that was drawn at random.
+
+    The anchor's own batch is drawn as often as any other, and the anchor itself is left out. Time and memory
+    are those of `MutualNeighbours`.
+
+    Attributes
+    ----------
+    k
+        Neighbours to look at in each batch.
+    column
+        See `NearestNeighbours`.
+
+    References
+    ----------
+    Polański et al. (2020), BBKNN: fast batch alignment of single cell transcriptomes, Bioinformatics
+    36:964 (its neighbours; partners are drawn from them here).
+    """
+
+    k: int = 5
+    column: str = "components"
+    _kept: list[Any] = field(default_factory=list, repr=False)
+
+    def __call__(
+        self, source: Source, rows: Rows, anchors: Rows, generator: np.random.Generator
+    ) -> Drawn:
+        """Return two cells for each anchor among `rows`; raises what `MutualNeighbours` does."""
+        known, near = _once(self._kept, source, rows, self._search)
+        some = near[np.searchsorted(known, anchors)]
+        drawn = [_one_of(_one_of(some, generator), generator) for _ in range(2)]
+        return known[np.stack(drawn, 1)]
+
+    def _search(self, source: Source, rows: Rows) -> tuple[Rows, np.ndarray]:
+        known, _, near = _near_by_batch(source, rows, self.column, self.k, "bbknn")
+        return known, near
+
+
+def _near_by_batch(
+    source: Source, rows: Rows, column: str, k: int, what: str
+) -> tuple[Rows, np.ndarray, np.ndarray]:
+    """Return the distinct rows, their batches from 0, and places among them of the nearest in each batch."""
+    x, known = _embedding(source, column), np.unique(rows)
+    refuse_one_batch(source, known, what)
+    batch = np.unique(source.columns["batch"][known], return_inverse=True)[1].ravel()
+    return known, batch, neighbours_by_group(x[known], batch, k)
+
+
+def refuse_one_batch(source: Source, rows: Rows, what: str) -> None:
+    """Refuse to look for cells of other batches where there are none.
+
+    Raises
+    ------
+    SchemaError
+        If batches are not known.
+    DataError
+        If all rows are of one batch.
+    """
+    if "batch" not in source.columns:
+        raise SchemaError(
+            f"{what} needs cells of two batches, and which cell is of which is not known: name batch, as in "
+            "Schema(batch='obs/donor')."
+        )
+    if len(names := np.unique(source.columns["batch"][rows])) < 2:
+        only = "".join(f" {source.spec.categories['batch'][code]!r}" for code in names)
+        raise DataError(
+            f"{what} needs cells of two batches: {counted(len(rows), 'cell')} to learn from, or held out "
+            f"together, are all of{only}. Name other cells, or leave {what} out of the augmentations."
+        )
+
+
+def _one_of(table: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return one of the last axis, each that is not -1 with the same chance; -1 where all are."""
+    at = np.where(table < 0, -1.0, generator.random(table.shape)).argmax(-1)
+    return np.take_along_axis(table, at[..., None], -1)[..., 0]
+
+
+def _embedding(source: Source, column: str) -> np.ndarray:
+    if column not in source.columns:
+        raise SchemaError(
+            f"There is no embedding {column!r} among the columns of the source: give the phase a "
+            "view that puts it there, such as components(50)."
+        )
+    return source.columns[column]
 
 
 @dataclass(frozen=True, eq=False)

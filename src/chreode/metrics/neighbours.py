@@ -132,13 +132,69 @@ def exact_neighbours(x: Float[np.ndarray, "b z"], k: int = 90) -> Neighbours:
     return Neighbours(indices, distances)
 
 
+@checked
+def neighbours_by_group(
+    x: Float[np.ndarray, "b z"], group: Int[np.ndarray, " b"], k: int
+) -> Int[np.ndarray, "b groups k"]:
+    """Find the `k` nearest other cells of each cell in every group, by brute force.
+
+    Parameters
+    ----------
+    x
+        Embedding; Euclidean distances.
+    group
+        Group of each cell, from 0.
+    k
+        Number of neighbours in each group.
+
+    Returns
+    -------
+    Row numbers of the neighbours, nearest first; -1 where a group has no more cells.
+
+    Raises
+    ------
+    DataError
+        See `as_embedding`.
+
+    Examples
+    --------
+    >>> x = np.array([[0.0], [1.0], [3.0]])
+    >>> neighbours_by_group(x, np.array([0, 1, 1]), k=2).tolist()
+    [[[-1, -1], [1, 2]], [[0, -1], [2, -1]], [[0, -1], [1, -1]]]
+    """
+    x = as_embedding(x)
+    indices = np.full((len(x), int(group.max()) + 1, k), -1)
+    for number in range(indices.shape[1]):
+        mine = group == number
+        among = np.flatnonzero(mine)
+        for cells, n in ((among, len(among) - 1), (np.flatnonzero(~mine), len(among))):
+            if n > 0:
+                _fill(indices[:, number, : min(k, n)], x, cells, among)
+    return indices
+
+
+def _fill(
+    indices: Int[np.ndarray, "b k"],
+    x: Float64[np.ndarray, "b z"],
+    cells: Int[np.ndarray, " r"],
+    among: Int[np.ndarray, " m"],
+) -> None:
+    """Write the nearest others of some cells `among` all into their rows."""
+    nearest = _search(x, among, indices.shape[1])
+
+    def search(chunk: slice) -> None:
+        indices[cells[chunk]] = nearest(cells[chunk])[0]
+
+    in_threads(search, chunks(len(cells), max(16, 2**20 // len(among))))  # 8 MB of distances
+
+
 def _search(
     x: Float64[np.ndarray, "b z"], among: Int[np.ndarray, " m"], k: int
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Give a function from some cells to the `k` nearest others `among` all, and the distances."""
     # in random order, so that `_least` is quick whatever the order of cells
     among = np.random.default_rng(0).permutation(among)
-    column = np.empty(len(x), dtype=np.int64)
+    column = np.full(len(x), -1)
     column[among] = np.arange(len(among))
     x = x - x.mean(axis=0)  # keeps the products, and so their rounding, small
     left = np.column_stack([x, np.ones(len(x))])
@@ -148,7 +204,8 @@ def _search(
         cells: Int[np.ndarray, " r"],
     ) -> tuple[Int[np.ndarray, "r k"], Float64[np.ndarray, "r k"]]:
         squares = left[cells] @ right  # less the cell's squared norm, which changes no order
-        squares[np.arange(len(cells)), column[cells]] = np.inf
+        own = column[cells]
+        squares[np.flatnonzero(own >= 0), own[own >= 0]] = np.inf
         found = among[_least(squares, k)]
         distances = np.linalg.norm(x[found] - x[cells, None], axis=2)
         order = np.argsort(distances, axis=1, kind="stable")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
 from ..compute.rng import Rng
 from ..config import config, param
@@ -19,28 +18,28 @@ from ..data.batch import CellBatch, SparseRows
 from ..data.sampler import Drawn, Paired, Rows, Sampler
 from ..data.source import Source
 from ..errors import ConfigError, DataError, counted
-from ..learn.components import components
 from ..learn.exact import Exact
 from ..learn.phase import Phase, Session, Split, Trace
 from ..learn.sgd import MIN_CELLS, SGD, default_epochs
 from ..losses.infonce import info_nce
+from ..metrics.neighbours import neighbours_by_group
 from ..module import Loss, Module, Step
 from ..schema import Spec
 from .moco import MoCo, MoCoModule
-from .selfsupervised.options import scssl
+from .selfsupervised.options import scssl, with_components
 from .selfsupervised.views import Views
-
-#: Principal components in which neighbours are sought.
-_COMPONENTS = 50
 
 
 class MixedViews(Views):
     """Views of cells that were moved towards a neighbour, each by a share of its own."""
 
-    def mixed(self, x: SparseRows, partner: SparseRows) -> SparseRows:
-        """Return λ x + (1 − λ) partner, with λ of each cell even between `mix` and 1."""
-        share = (1 - self.options.mix) * torch.rand(len(x), 1, device=x.values.device)
-        return SparseRows.of(torch.lerp(x.dense(), partner.dense(), share))
+    def _mixed(
+        self, own: SparseRows, theirs: SparseRows, role: str, partner: CellBatch, mixed: Tensor
+    ) -> SparseRows:
+        """Return λ own + (1 − λ) theirs, with λ of each cell even between `mix` and 1."""
+        share = (1 - self.options.mix) * torch.rand(len(own), device=own.values.device)
+        share = share * partner.present.get(role, torch.ones_like(mixed))
+        return SparseRows.of(torch.lerp(own.dense(), theirs.dense(), share[:, None]))
 
 
 class CLAIREModule(MoCoModule):
@@ -65,7 +64,7 @@ class CLAIREModule(MoCoModule):
 class Positives:
     """Draws for each cell a neighbour of its batch, a positive of another batch, and a neighbour of that.
 
-    They are drawn from the columns ``near`` and ``mutual``, as `constructed` puts them there.
+    They are drawn from the columns ``near`` and ``mutual``, where `Constructed` puts them.
     """
 
     def __call__(
@@ -118,16 +117,18 @@ class Constructed:
         DataError
             If so few training cells have a mutual neighbour that none can learn.
         """
-        k = min(_COMPONENTS, len(split.train) - 1, source.spec.n_features(module.views.role))
-        seen, _ = components(k)(module, source, split, run)
-        z, batch = unit(seen.columns["components"]), source.columns["batch"]
-        parts = [split.train, split.validation]
-        pairs = [rows[mutual_pairs(z[rows], batch[rows], self.n_mutual)] for rows in parts]
+        seen, _ = with_components(module, source, split, run)
+        batch, near = source.columns["batch"], np.full((len(source), self.n_neighbours), -1)
+        parts, pairs = [split.train, split.validation], [np.empty((0, 2), np.int64)] * 2
+        for number, rows in ((i, part) for i, part in enumerate(parts) if len(part)):
+            z, own = unit(seen.columns["components"][rows]), batch[rows]
+            found = neighbours_by_group(z, own, max(self.n_neighbours, self.n_mutual))
+            pairs[number] = rows[mutual_pairs(found[..., : self.n_mutual], own)]
+            close = found[np.arange(len(rows)), own, : self.n_neighbours]
+            near[rows] = np.where(close < 0, -1, rows[close])
+            near[rows, 0] = np.where(close[:, 0] < 0, rows, near[rows, 0])  # alone in its batch
         if self.refined:
             pairs = _refined(pairs, _embedded(module, source, parts, run))
-        near = np.full((len(source), self.n_neighbours), -1)
-        for rows in parts:
-            near[rows] = _near(z, batch, rows, self.n_neighbours)
         mutual = _listed(np.concatenate(pairs), len(source))
         train, held_out = map(np.unique, pairs)
         if len(train) < MIN_CELLS:
@@ -146,9 +147,14 @@ def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
 
 
 def mutual_pairs(
-    z: Float[np.ndarray, "n d"], batch: Int[np.ndarray, " n"], k: int
+    near: Int[np.ndarray, "n batches k"], batch: Int[np.ndarray, " n"]
 ) -> Int[np.ndarray, "pairs 2"]:
-    """Return positions of cells of two batches that are each among the k nearest of the other.
+    """Return positions of cells of two batches that are each among the nearest of the other.
+
+    Parameters
+    ----------
+    near
+        Positions of the nearest cells in each batch (see `neighbours_by_group`).
 
     References
     ----------
@@ -157,41 +163,18 @@ def mutual_pairs(
 
     Examples
     --------
-    >>> z = np.array([[0.0], [1.0], [0.1], [5.0]])
-    >>> mutual_pairs(z, np.array([0, 0, 1, 1]), k=1).tolist()
+    >>> batch = np.array([0, 0, 1, 1])
+    >>> near = neighbours_by_group(np.array([[0.0], [1.0], [0.1], [5.0]]), batch, k=1)
+    >>> mutual_pairs(near, batch).tolist()
     [[0, 2]]
     """
-    found = [np.empty((0, 2), np.int64)]
-    for one, two in combinations(np.unique(batch), 2):
-        a, b = np.flatnonzero(batch == one), np.flatnonzero(batch == two)
-        forth, back = _nearest(z[a], z[b], k), _nearest(z[b], z[a], k)
-        i, at = np.arange(len(a)).repeat(forth.shape[1]), forth.ravel()
-        both = (back[at] == i[:, None]).any(1)
-        found.append(np.column_stack([a[i[both]], b[at[both]]]))
-    return np.concatenate(found)
-
-
-def _nearest(
-    of: Float[np.ndarray, "a d"], among: Float[np.ndarray, "b d"], k: int
-) -> Int[np.ndarray, "a k"]:
-    search = NearestNeighbors(n_neighbors=min(k, len(among)), algorithm="brute").fit(among)
-    found: np.ndarray = search.kneighbors(of, return_distance=False)
-    return found
-
-
-def _near(
-    z: Float[np.ndarray, "cells d"], batch: Int[np.ndarray, " cells"], rows: Rows, k: int
-) -> Int[np.ndarray, "n k"]:
-    """Return the k nearest other cells of each one's batch among `rows`, or itself where there is none."""
-    found = np.full((len(rows), k), -1)
-    found[:, 0] = rows
-    for one in np.unique(batch[rows]):
-        at = np.flatnonzero(batch[rows] == one)
-        if len(at) > 1:
-            search = NearestNeighbors(n_neighbors=min(k, len(at) - 1), algorithm="brute")
-            near = search.fit(z[rows[at]]).kneighbors(return_distance=False)
-            found[at, : near.shape[1]] = rows[at[near]]
-    return found
+    cell = np.arange(len(near))[:, None, None]
+    back = near[near, batch[:, None, None]]  # of -1 too, which is taken out again
+    mutual = (
+        (back == cell[..., None]).any(3) & (near > cell) & (batch[near] != batch[:, None, None])
+    )
+    at, _, _ = found = np.nonzero(mutual)
+    return np.column_stack([at, near[found]])
 
 
 def _listed(pairs: Int[np.ndarray, "pairs 2"], n: int) -> Int[np.ndarray, "n most"]:

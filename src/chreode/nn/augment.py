@@ -36,24 +36,6 @@ def _bits(n: int, device: torch.device) -> Int[Tensor, " n"]:
     return drawn.random_(-(2**63), None).view(torch.int16)[:n]
 
 
-def _salt(device: torch.device) -> Int[Tensor, ""]:
-    """Return a random number."""
-    return torch.empty((), dtype=torch.int64, device=device).random_(-(2**63), None)
-
-
-def _mixed(number: Int[Tensor, " n"], salt: Int[Tensor, ""]) -> Int[Tensor, " n"]:
-    """Return 16 bits made of each number and a salt, as if drawn, but the same of equal numbers.
-
-    References
-    ----------
-    Steele et al. (2014), Fast splittable pseudorandom number generators, OOPSLA, figure 16 (mix64).
-    """
-    x = number + salt
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * (factor - 2**64)
-    return x >> 48
-
-
 def _heads(bits: Int[Tensor, " n"], chance: float) -> Bool[Tensor, " n"]:
     """Return True for a share of 16 bits, rounded to a multiple of 2⁻¹⁶."""
     below = round(chance * _LEVELS) - _LEVELS // 2
@@ -71,6 +53,33 @@ def coins(chance: float, n: int, device: torch.device) -> Bool[Tensor, " n"]:
     return _heads(_bits(n, device), chance)
 
 
+class _Table:
+    """A coin for every chosen cell and every column, to be looked up.
+
+    Parameters
+    ----------
+    chance
+        That a coin is heads.
+    chosen
+        Cells that toss; all coins of the others are tails.
+    width
+        Number of columns.
+    """
+
+    def __init__(self, chance: float, chosen: Bool[Tensor, " b"], width: int) -> None:
+        self.chance, self.chosen = chance, chosen
+        # to count them would make the host wait for a card, where coins are cheap
+        n = max(int(chosen.sum()), 1) if chosen.device.type == "cpu" else len(chosen)
+        self.bits = _bits(n * width, chosen.device)
+        self.starts = (chosen.cumsum(0) - 1).clamp_min_(0) * width
+
+    def __call__(self, cells: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Return the coins of these cells and columns."""
+        at = self.starts.index_select(0, cells).add_(columns)
+        tossed = _heads(self.bits.index_select(0, at), self.chance)
+        return tossed.logical_and_(self.chosen.index_select(0, cells))
+
+
 @dataclass(frozen=True)
 class Mask:
     """Set a share of the genes of each cell to 0, each gene by a coin of its own.
@@ -85,7 +94,7 @@ class Mask:
 
     def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
         """Return the masked cells."""
-        hidden = coins(self.share, len(x.values), x.values.device) & chosen[x.cells]
+        hidden = coins(self.share, len(x.values), chosen.device) & chosen.index_select(0, x.cells)
         return x.map(x.values.masked_fill(hidden, 0.0))
 
 
@@ -114,8 +123,8 @@ class Programmes:
 
     def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
         """Return the cells without these programmes."""
-        table = coins(self.share, len(x) * self.n, x.values.device).view(len(x), self.n)
-        hidden = (table & chosen[:, None])[x.cells, self.of[x.columns]]
+        coin = _Table(self.share, chosen, self.n)
+        hidden = coin(x.cells, self.of.index_select(0, x.columns))
         return x.map(x.values.masked_fill(hidden, 0.0))
 
 
@@ -137,13 +146,15 @@ class Swap:
     def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
         """Return the cells with swapped values."""
         half = x.n_features // 2
-        order = torch.randperm(x.n_features, device=x.values.device)
+        if not half:
+            return x
+        order = torch.randperm(x.n_features, device=chosen.device)
         partner, pair = order.clone(), order.clone()
         partner[order] = torch.cat([order[half : 2 * half], order[:half], order[2 * half :]])
-        pair[order] = torch.arange(x.n_features, device=order.device) % max(half, 1)
-        bits = _mixed(x.cells * half + pair[x.columns], _salt(order.device))
-        swapped = _heads(bits, self.share) & chosen[x.cells]
-        return x.moved(torch.where(swapped, partner[x.columns], x.columns), x.values)
+        pair[order] = torch.arange(len(order), device=order.device) % half  # an odd one: itself
+        swapped = _Table(self.share, chosen, half)(x.cells, pair.index_select(0, x.columns))
+        columns = torch.where(swapped, partner.index_select(0, x.columns), x.columns)
+        return x.moved(columns, x.values)
 
 
 @dataclass(frozen=True)
@@ -162,16 +173,13 @@ class Crossover:
         """Return the crossed cells; a cell that is alone stays as it is."""
         if len(x) < 2:
             return x
-        order = torch.randperm(len(x), device=x.values.device)
-        other = torch.empty_like(order)
-        other[order] = order.roll(1)  # so none is its own
-        theirs, salt = x.permuted(other), _salt(order.device)
-        taken = [
-            _heads(_mixed(rows.cells * x.n_features + rows.columns, salt), self.share)
-            & chosen[rows.cells]
-            for rows in (x, theirs)
-        ]
-        return x.where(~taken[0]).beside(theirs.where(taken[1]))
+        order = torch.randperm(len(x), device=chosen.device)
+        other, taker = order.clone(), order.clone()
+        other[order], taker[order] = order.roll(1), order.roll(-1)  # in a ring: none is its own
+        coin = _Table(self.share, chosen, x.n_features)
+        taken = coin(x.cells, x.columns)
+        given = coin(taker.index_select(0, x.cells), x.columns)
+        return x.where(~taken).beside(x.where(given).permuted(other))
 
 
 @dataclass(frozen=True)
@@ -259,6 +267,6 @@ class Noise:
     def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> Float[Tensor, "b g"]:
         """Return the noisy cells, dense."""
         out, noisy = x.dense(), chosen.nonzero()[:, 0]
-        at = _bits(len(noisy) * x.n_features, out.device).int() + _LEVELS // 2
+        at = _bits(len(noisy) * x.n_features, out.device).int().add_(_LEVELS // 2)
         levels = self.scale * _normal_levels(self.share, out.device)
         return out.index_add_(0, noisy, levels.index_select(0, at).view(-1, x.n_features))

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...compute.rng import Rng
 from ...data.batch import CellBatch
-from ...learn.exact import Batches
+from ...data.source import Source
+from ...learn.exact import Batches, principal
 from ...module import Loss, Module, Step
 from ...nn.spread import collapsed, effective_rank, spread
 from ...schema import Spec
 from .network import Network, View
 from .views import Views
+
+#: Principal components in which genes are grouped to programmes.
+COMPONENTS = 50
 
 
 class Embedder(Module):
@@ -36,6 +41,7 @@ class Embedder(Module):
 
     def __init__(self, options: Any, spec: Spec, *, normed: bool = False) -> None:
         super().__init__()
+        options.refuse_form(spec)
         self.options, self.spec = options, spec
         role = spec.either("expression", "counts")
         self.network = Network(options, spec, normed=normed)
@@ -44,10 +50,19 @@ class Embedder(Module):
         self.register_buffer("rank", torch.zeros(()))
         self.register_buffer("projected", torch.zeros(2))
 
+    def prepare(self, source: Source, rows: np.ndarray, rng: Rng) -> None:
+        """Learn the gene programmes that views hide, from principal components of the training rows."""
+        if not self.views.lacks_programmes:
+            return
+        k = min(COMPONENTS, len(rows) - 1, len(self.views.programmes))
+        found = principal(lambda: source.batches(rows), k, rng)
+        seed = int(rng.numpy("programmes").integers(2**31))
+        self.views.learn_programmes((found.axes * found.values.sqrt()).numpy(), seed)
+
     def two_views(self, batch: CellBatch) -> tuple[View, View]:
         """Return two views of each cell of a minibatch."""
         cells, *partners = batch.aligned(1 + self.options.n_partners)
-        first, second = (partners * 2)[:2] if partners else (None, None)
+        first, second = partners or (None, None)
         return self.views.draw(cells, first), self.views.draw(cells, second)
 
     def logged(

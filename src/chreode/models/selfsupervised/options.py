@@ -8,14 +8,17 @@ import numpy as np
 
 from ...compute.rng import Rng
 from ...config import config, param
-from ...data.sampler import Sampler, Shuffled
+from ...data.sampler import Paired, Sampler, Shuffled
 from ...data.source import Source
-from ...errors import ConfigError
+from ...errors import ConfigError, SchemaError
+from ...learn.components import components
 from ...learn.exact import Exact
-from ...learn.phase import Phase, Split
+from ...learn.partners import BatchBalanced, MutualNeighbours, refuse_one_batch
+from ...learn.phase import Phase, Session, Split
 from ...learn.sgd import SGD
 from ...model import Model
-from .views import refuse_unknown
+from ...schema import Spec
+from .views import MIXING, refuse_unknown
 
 #: The settings of scSSL-Bench: its optimiser, and the augmentations that it calls default and tuned.
 SCSSL: dict[str, Any] = {
@@ -81,7 +84,7 @@ class Encoding(Model):
         50, "programmes: number of gene programmes, learned by k-means.", low=2
     )
     mix: float = param(
-        0.5, "mnn, bbknn: weight of the cell itself, beside its neighbour in another batch.",
+        0.5, "mnn, bbknn: weight of the cell itself, beside its neighbour.",
         low=0, high=1,
     )  # fmt: skip
     n_neighbours: int = param(5, "mnn, bbknn: number of nearest cells of each batch.", low=1)
@@ -109,12 +112,19 @@ class Encoding(Model):
 
     @property
     def n_partners(self) -> int:
-        """Cells that the sampler draws beside each."""
-        return 0
+        """Cells that the sampler draws beside each: one for either view, where cells are mixed."""
+        return 2 if self._mixing else 0
+
+    @property
+    def _mixing(self) -> str | None:
+        return next((name for name in MIXING if name in self.augment), None)
 
     def sampler(self) -> Sampler:
         """Return what draws minibatches."""
-        return Shuffled(self.batch_size, compares=True)
+        if self._mixing is None:
+            return Shuffled(self.batch_size, compares=True)
+        partner = MutualNeighbours if self._mixing == "mnn" else BatchBalanced
+        return Paired(self.batch_size, partner(self.n_neighbours))
 
     def phases(self) -> list[Phase]:
         """Return gradient descent, and a look at what it made of the training cells."""
@@ -123,9 +133,53 @@ class Encoding(Model):
         )  # fmt: skip
         name = type(self).__name__
         return [
-            Phase(learner, data=self.sampler(), name=name, lasts="max_epochs"),
+            Phase(
+                learner, data=self.sampler(), name=name, lasts="max_epochs",
+                view=with_components if self._mixing else None,
+            ),
             Phase(Exact(), name="reference"),
-        ]
+        ]  # fmt: skip
+
+    def refuse_form(self, spec: Spec) -> None:
+        """Refuse augmentations of what the schema does not name.
+
+        Raises
+        ------
+        ConfigError
+            If counts are to be thinned and there are none.
+        SchemaError
+            If cells of other batches are asked for, and no batch is named.
+        """
+        if "thin" in self.augment and spec.either("expression", "counts") == "expression":
+            raise ConfigError(
+                "augment: thin draws from counts, and the schema names expression. Name counts in its place, "
+                "or leave thin out."
+            )
+        if self._mixing and "batch" not in spec.categories:
+            raise SchemaError(
+                f"augment: {self._mixing} mixes cells of two batches, and the schema names none. Name batch, as "
+                f"in Schema(batch='obs/donor'), or leave {self._mixing} out."
+            )
+
+    def split(
+        self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
+    ) -> Split:
+        """Hold out cells, and refuse batches among which there is no cell to mix with.
+
+        Raises
+        ------
+        ConfigError
+            If batches are the labels.
+        DataError
+            If the cells to learn from, or those held out, are of one batch.
+        """
+        split = super().split(source, rows, validation, rng)
+        if self._mixing and "batch" in source.columns:
+            refuse_labels_as_batches(source, rows, self._mixing)
+            for part in (split.train, split.validation):
+                if len(part):
+                    refuse_one_batch(source, part, self._mixing)
+        return split
 
     def reads(self, verb: str) -> tuple[str, ...]:  # noqa: ARG002 (the contract)
         """Return the roles that `verb` reads: batches and labels are of the fit alone."""
@@ -167,3 +221,35 @@ class SelfSupervised(Encoding):
                 "(validation=0)."
             )
         return found.whole()
+
+
+def with_components(
+    module: Any, source: Source, split: Split, run: Session
+) -> tuple[Source, Split]:
+    """Return the view of a phase in which neighbours are sought in 50 principal components, or in all."""
+    role = source.spec.either("expression", "counts")
+    k = min(50, len(split.train) - 1, source.spec.n_features(role))
+    return components(k)(module, source, split, run)
+
+
+def refuse_labels_as_batches(source: Source, rows: np.ndarray, what: str) -> None:
+    """Refuse to mix cells by batches that tell the same cells apart as the labels do.
+
+    Raises
+    ------
+    ConfigError
+        It says which batch is which label.
+    """
+    if "label" not in source.columns:
+        return
+    batch, label = (source.columns[role][rows] for role in ("batch", "label"))
+    pairs = np.unique(np.stack([batch, label])[:, label >= 0], axis=1)
+    if pairs.shape[1] < 2 or any(len(np.unique(codes)) < pairs.shape[1] for codes in pairs):
+        return
+    names = source.spec.categories
+    place, kind = names["batch"][pairs[0, 0]], names["label"][pairs[1, 0]]
+    raise ConfigError(
+        f"augment: {what} mixes cells of different batches, and here each batch is one label (batch {place!r} "
+        f"is label {kind!r}). It would show labels to a model that is to be judged by them. Name another "
+        f"batch, or leave {what} out."
+    )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ...data.batch import CellBatch, SparseRows
@@ -42,6 +44,8 @@ def refuse_unknown(augment: Sequence[str]) -> None:
     ConfigError
         It names the nearest.
     """
+    if isinstance(augment, str):
+        raise ConfigError(f"augment={augment!r}: give a tuple of names, as augment=({augment!r},).")
     for name in augment:
         if name in ("label", "labels", "cell_type"):
             raise ConfigError(
@@ -52,6 +56,10 @@ def refuse_unknown(augment: Sequence[str]) -> None:
             raise ConfigError(f"There is no augmentation {name!r}.{near(name, NAMES)}")
     if len(set(augment)) < len(augment):
         raise ConfigError(f"augment={tuple(augment)}: an augmentation is named twice.")
+    if all(name in augment for name in MIXING):
+        raise ConfigError(
+            f"augment={tuple(augment)}: a cell is mixed by mnn or by bbknn. Name one."
+        )
 
 
 class Views(nn.Module):
@@ -71,31 +79,46 @@ class Views(nn.Module):
         super().__init__()
         self.options, self.role = options, role
         if "programmes" in options.augment:
-            self.register_buffer("programmes", torch.zeros(n_features, dtype=torch.int64))
+            self.register_buffer("programmes", torch.full((n_features,), -1))  # not known yet
 
     def plain(self, batch: CellBatch) -> View:
         """Return the cells as they are."""
         values: dict[str, Any] = {self.role: batch.stored_expression()}
         for role in (r for r in FURTHER if r in batch.views):
-            values[role] = further(batch, role)
+            values[role] = as_read(batch, role)
         return View(values, batch.present)
 
     def draw(self, batch: CellBatch, partner: CellBatch | None = None) -> View:
-        """Return one augmented view."""
+        """Return one augmented view; where cells are mixed with a partner, all that both have is."""
         x = self._expression(batch)
+        further = {r: stored(as_read(batch, r)) for r in FURTHER if r in batch.views}
         if partner is not None:
-            x = self.mixed(x, stored(partner.stored_expression()))
+            mixed = self._chosen(x)
+            x = self._mixed(x, stored(partner.stored_expression()), self.role, partner, mixed)
+            for role, own in further.items():
+                theirs = stored(as_read(partner, role))
+                further[role] = self._mixed(own, theirs, role, partner, mixed)
         if "programmes" in self.options.augment:
             hide = Programmes(self.programmes, self.options.n_programmes, self.options.programmes)
             x = hide(x, self._chosen(x))
-        values = {self.role: self._changed(x)}
-        for role in (r for r in FURTHER if r in batch.views):
-            values[role] = self._changed(stored(further(batch, role)))
+        values = {role: self._changed(some) for role, some in {self.role: x, **further}.items()}
         return View(values, batch.present)
 
-    def mixed(self, x: SparseRows, partner: SparseRows) -> SparseRows:
-        """Return cells of which some were moved towards a partner."""
-        return Mix(partner, self.options.mix)(x, self._chosen(x))
+    @property
+    def lacks_programmes(self) -> bool:
+        """Whether gene programmes are asked for, and are still to be learned."""
+        return "programmes" in self.options.augment and bool((self.programmes < 0).any())
+
+    def learn_programmes(self, loadings: Float[np.ndarray, "g k"], seed: int) -> None:
+        """Group genes that vary together, by k-means of their loadings.
+
+        These are scaled to length 1: else all genes that vary little would be one programme.
+        """
+        length = np.linalg.norm(loadings, axis=1, keepdims=True)
+        turned = loadings / np.where(length > 0, length, 1)
+        n = min(self.options.n_programmes, len(np.unique(turned, axis=0)))
+        found = KMeans(n, n_init=3, random_state=seed).fit(turned).labels_
+        self.programmes.copy_(torch.from_numpy(found))
 
     def _expression(self, batch: CellBatch) -> SparseRows:
         """Return log-expression, of fewer counts where these are thinned."""
@@ -113,6 +136,12 @@ class Views(nn.Module):
             return x
         return Noise(self.options.noise_share, self.options.noise_scale)(x, self._chosen(x))
 
+    def _mixed(
+        self, own: SparseRows, theirs: SparseRows, role: str, partner: CellBatch, mixed: Tensor
+    ) -> SparseRows:
+        """Mix what the partners have measured."""
+        return Mix(theirs, self.options.mix)(own, mixed & partner.present.get(role, mixed))
+
     def _chosen(self, x: SparseRows) -> Bool[Tensor, " b"]:
         return torch.rand(len(x), device=x.values.device) < self.options.chance
 
@@ -122,7 +151,7 @@ def stored(x: Float[Tensor, "b g"] | SparseRows) -> SparseRows:
     return SparseRows.of(x) if isinstance(x, Tensor) else x
 
 
-def further(batch: CellBatch, role: str) -> Float[Tensor, "b p"] | SparseRows:
+def as_read(batch: CellBatch, role: str) -> Float[Tensor, "b p"] | SparseRows:
     """Return proteins as centred log-ratios, and of peaks which are open: 1."""
     if role == "protein":
         return centred_log(batch, role)
