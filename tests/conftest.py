@@ -13,7 +13,7 @@ import torch
 
 import chreode as ch
 from chreode import models
-from chreode.data.simulate import simulate_cells
+from chreode.data.simulate import simulate_cells, simulate_citeseq
 from chreode.learn import analogs
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -53,12 +53,14 @@ def _simulated() -> ad.AnnData:
     cells.obs["age"] = [float(20 + i % 30) for i in range(cells.n_obs)]
     cells.obs["day"] = [float(i % 17) for i in range(cells.n_obs)]
     cells.obs["donor"] = [f"donor{i // 2 % 3}" for i in range(cells.n_obs)]
+    stained = simulate_citeseq(500, 300, 15, n_types=4, n_batches=3, seed=0)  # the same cells
+    cells.obsm["protein"] = stained["adt"].X.toarray()
     return cells
 
 
 @pytest.fixture
 def cells(_simulated: ad.AnnData) -> ad.AnnData:
-    """500 cells x 300 genes, 4 types, 3 batches, two further covariates, time; a fresh copy."""
+    """500 cells x 300 genes, 4 types, 3 batches, two further covariates, time, 15 proteins; a fresh copy."""
     return _simulated.copy()
 
 

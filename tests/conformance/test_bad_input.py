@@ -32,8 +32,8 @@ def model(request, quick):
 
 @pytest.fixture
 def schema(schema):
-    """With the roles of time: a model that has no use for them looks at them all the same."""
-    return schema.with_(time="obs/day", trajectory="obs/donor")
+    """With time and proteins: a model that has no use for them looks at them all the same."""
+    return schema.with_(time="obs/day", trajectory="obs/donor", protein="obsm/protein")
 
 
 @pytest.fixture

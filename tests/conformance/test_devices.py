@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from conformance.devices import OtherDevice, is_there
-from conformance.test_every_model import over_time
+from conformance.test_every_model import needed
 
 import chreode as ch
 from chreode import models
@@ -85,7 +85,7 @@ def test_a_fit_mixes_no_devices(cls, options, quick, cells, schema, fit_there):
     few = cells[:120, :40].copy()
     if cls.__name__ == "SCVI" and options.get("likelihood") == "zinb":
         few.obs["size"] = 1.0
-    schema = schema.with_(**over_time(cls))
+    schema = schema.with_(**needed(cls))
     fitted = fit_there(quick(cls, **options), few, schema)
     assert np.isfinite(fitted.embed(few)).all()
     answers = asked(fitted, few, ch.Run(device="cuda", progress=False))
@@ -144,7 +144,7 @@ def test_a_card_learns_what_the_cpu_learns(cls, precision, quick, cells, schema)
     Four steps on pieces of courses that were drawn anew tell nothing, so dynamics are held to what comes
     before.
     """
-    schema = schema.with_(**over_time(cls))
+    schema = schema.with_(**needed(cls))
     fits = {
         device: quick(cls).fit(
             cells, schema, validation=0, device=device, precision=precision, progress=False
@@ -157,7 +157,7 @@ def test_a_card_learns_what_the_cpu_learns(cls, precision, quick, cells, schema)
         if "train_objective" in fitted.history
     }
     if ends:
-        known = slice(None, -1 if over_time(cls) else None)
+        known = slice(None, -1 if "time" in cls.needs else None)
         np.testing.assert_allclose(ends["cuda"][known], ends["cpu"][known], rtol=0.05)
     else:
         here, there = (fitted.embed(cells) for fitted in fits.values())

@@ -49,6 +49,12 @@ OTHERWISE = {
     "ratio": ({"ratio": 0.1}, {"strength": 1.0}),
     "projector": ({"projector": (8,)}, {}),
     "augment": ({"augment": ("swap",)}, {}),
+    "chance": ({"chance": 0.25}, {"augment": ("mask",)}),
+    "mask": ({"mask": 0.5}, {"augment": ("mask",)}),
+    "swap": ({"swap": 0.5}, {"augment": ("swap",)}),
+    "crossover": ({"crossover": 0.5}, {"augment": ("crossover",)}),
+    "noise_scale": ({"noise_scale": 0.1}, {"augment": ("noise",)}),
+    "noise_share": ({"noise_share": 0.4}, {"augment": ("noise",)}),
     "queue": ({"queue": 40}, {}),
     "decoder": ({"decoder": (24,)}, {}),
     "thin": ({"thin": 0.5}, {"augment": ("thin",)}),
@@ -79,15 +85,17 @@ def cls(request):
     return models.find(request.param)
 
 
-def over_time(cls):
-    """Return the roles of time, if the model needs them."""
-    needed = "time" in cls.needs
-    return {"time": "obs/day", "trajectory": "obs/donor"} if needed else {}
+def needed(cls):
+    """Return the roles that the model needs besides counts: of time, proteins, batches."""
+    roles = {"time": "obs/day", "trajectory": "obs/donor"} if "time" in cls.needs else {}
+    if any("protein" in need.split("|") for need in cls.needs):
+        roles["protein"] = "obsm/protein"
+    return roles | ({"batch": "obs/batch"} if "batch" in cls.needs else {})
 
 
 @pytest.fixture
 def schema(cls, schema):
-    return schema.with_(**over_time(cls))
+    return schema.with_(**needed(cls))
 
 
 @pytest.fixture
@@ -191,7 +199,7 @@ def test_a_query_is_matched_by_gene_name(fitted, cells):
     extra = cells[:, :40].copy()
     extra.var_names = [f"unheard{i}" for i in range(40)]
     query = ad.concat([cells[:, order], extra], axis=1)
-    query.obs = cells.obs
+    query.obs, query.obsm = cells.obs, cells.obsm
     np.testing.assert_allclose(fitted.embed(query), z, atol=1e-4, rtol=1e-3)
 
 
@@ -212,8 +220,12 @@ def test_missing_genes_are_reported_and_too_many_refused(fitted, cells):
 def test_one_batch_or_none(cls, model, cells, schema):
     cells = cells[:, :100].copy()
     one = cells[cells.obs["batch"] == cells.obs["batch"].iloc[0]].copy()
-    assert np.isfinite(model.fit(one, schema).embed(one)).all()
-    bare = ch.Schema(counts="layers/counts", **over_time(cls))
+    if "batch" in cls.needs:
+        with pytest.raises(ch.DataError, match="are of one batch"):
+            model.fit(one, schema)
+    else:
+        assert np.isfinite(model.fit(one, schema).embed(one)).all()
+    bare = ch.Schema(counts="layers/counts", **needed(cls))
     assert np.isfinite(model.fit(cells, bare).embed(cells)).all()
 
 
@@ -272,7 +284,7 @@ def test_every_option_changes_something(cls, name, quick, cells, schema, unchang
     if "expression" in cls.tolerates:  # where nothing is missing, EM may have nothing left to do
         few.layers["holed"] = np.log1p(few.layers["counts"].toarray())
         few.layers["holed"][::3, ::3] = np.nan
-        schema = ch.Schema(expression="layers/holed", **over_time(cls))
+        schema = ch.Schema(expression="layers/holed", **needed(cls))
     if (cls, str(both)) not in unchanged:
         unchanged[cls, str(both)] = quick(cls, **both).fit(few, schema)
     a = unchanged[cls, str(both)]
@@ -361,10 +373,13 @@ def test_real_cells(cls, quick, real):
         data = mudata.read_h5mu(path)
     schema = ch.Schema(counts="rna:X", batch="rna:obs/batch", label="rna:obs/celltype")
     schema = schema.with_(batch="obs/batch", label="obs/celltype")
+    lacking = data.obsmap["rna"].ravel() == 0
+    assert lacking.sum() == 400
+    if "protein" in needed(cls):
+        schema = schema.with_(protein="adt:X")
+        lacking &= data.obsmap["adt"].ravel() == 0
     fitted = quick(cls).fit(data, schema)
     z = fitted.embed(data)
-    lacking = data.obsmap["rna"].ravel() == 0
     assert z.shape == (1600, 5)
     assert np.isnan(z[lacking]).all()
     assert np.isfinite(z[~lacking]).all()
-    assert lacking.sum() == 400

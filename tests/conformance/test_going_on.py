@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from conformance.test_every_model import _other_value, over_time
+from conformance.test_every_model import _other_value, needed
 
 import chreode as ch
 from chreode import models
@@ -22,7 +22,7 @@ def old(fitted_once):
 
     def fit(cls):
         schema = ch.Schema(
-            counts="layers/counts", **roles, continuous=("obs/age",), **over_time(cls)
+            counts="layers/counts", **{**roles, **needed(cls)}, continuous=("obs/age",)
         )
         return fitted_once(cls, schema), schema
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from conformance.test_every_model import over_time
+from conformance.test_every_model import needed
 
 from chreode import models
 from chreode.learn import SGD
@@ -21,8 +22,8 @@ def test_warm_ups_are_over_when_the_learner_says_so(cls, quick, cells, schema, m
     plain, seen = sgd_module._Loop.run_epoch, set()
 
     def run_epoch(self):
-        pieces = self.source.pieces(self.split.train)
-        batch = next(iter(self.source.minibatches(pieces, self.run.device)))
+        drawn = self.sampler.held_out(self.source, self.split.train, np.random.default_rng(0))
+        batch = next(self._minibatches(drawn))
         values = []
         self.target.eval()
         for progress in (self.sgd.settle, 0.5 * (1 + self.sgd.settle), 1.0):
@@ -35,5 +36,5 @@ def test_warm_ups_are_over_when_the_learner_says_so(cls, quick, cells, schema, m
 
     monkeypatch.setattr(sgd_module._Loop, "run_epoch", run_epoch)
     few = cells[:100, :30].copy()
-    quick(cls).fit(few, schema.with_(**over_time(cls)), seed=0)
+    quick(cls).fit(few, schema.with_(**needed(cls)), seed=0)
     assert seen

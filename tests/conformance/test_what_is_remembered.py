@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from conformance.test_every_model import needed
 
 import chreode as ch
 from chreode import models
@@ -29,8 +30,7 @@ def cls(request):
 
 @pytest.fixture
 def roles(cls, schema):
-    timed = {"time": "obs/day", "trajectory": "obs/donor"} if "time" in cls.needs else {}
-    return schema.with_(**timed)
+    return schema.with_(**needed(cls))
 
 
 def source(batch: np.ndarray) -> Source:

@@ -16,7 +16,7 @@ from ...nn.blocks import MLP, BatchNorm, Linear, cells_of_all
 from ...schema import Spec
 
 #: Matrix roles besides expression or counts that may have an encoder.
-FURTHER = ("protein",)
+FURTHER = ("protein", "accessibility")
 
 
 @dataclass(frozen=True, eq=False)

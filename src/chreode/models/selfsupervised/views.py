@@ -87,18 +87,18 @@ class Views(nn.Module):
         """Return the cells as they are."""
         values: dict[str, Any] = {self.role: batch.stored_expression()}
         for role in (r for r in FURTHER if r in batch.views):
-            values[role] = centred_log(batch, role)
+            values[role] = as_read(batch, role)
         return View(values, batch.present)
 
     def draw(self, batch: CellBatch, partner: CellBatch | None = None) -> View:
         """Return one augmented view; where cells are mixed with a partner, all that both have is."""
         x = self._expression(batch)
-        further = {r: stored(centred_log(batch, r)) for r in FURTHER if r in batch.views}
+        further = {r: stored(as_read(batch, r)) for r in FURTHER if r in batch.views}
         if partner is not None:
             mixed = self._chosen(x)
             x = self._mixed(x, stored(partner.stored_expression()), self.role, partner, mixed)
             for role, own in further.items():
-                theirs = stored(centred_log(partner, role))
+                theirs = stored(as_read(partner, role))
                 further[role] = self._mixed(own, theirs, role, partner, mixed)
         if "programmes" in self.options.augment:
             hide = Programmes(self.programmes, self.options.n_programmes, self.options.programmes)
@@ -151,6 +151,14 @@ class Views(nn.Module):
 def stored(x: Float[Tensor, "b g"] | SparseRows) -> SparseRows:
     """Return what is stored of rows, without their zeros."""
     return SparseRows.of(x) if isinstance(x, Tensor) else x
+
+
+def as_read(batch: CellBatch, role: str) -> Float[Tensor, "b p"] | SparseRows:
+    """Return proteins as centred log-ratios, and of peaks which are open: 1."""
+    if role == "protein":
+        return centred_log(batch, role)
+    counts = batch.sparse(role)
+    return counts.map((counts.values > 0).to(counts.values))
 
 
 def centred_log(batch: CellBatch, role: str) -> Float[Tensor, "b p"]:

@@ -1,0 +1,352 @@
+"""CLAIRE: cells of two batches that are each other's nearest are each other's positives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from ..compute.rng import Rng
+from ..config import config, param
+from ..data.batch import CellBatch, SparseRows
+from ..data.sampler import Drawn, Paired, Rows, Sampler
+from ..data.source import Source
+from ..errors import ConfigError, DataError, counted
+from ..learn.exact import Exact
+from ..learn.phase import Phase, Session, Split, Trace
+from ..learn.sgd import MIN_CELLS, SGD, default_epochs
+from ..losses.infonce import info_nce
+from ..metrics.neighbours import neighbours_by_group
+from ..module import Loss, Module, Step
+from ..schema import Spec
+from .moco import MoCo, MoCoModule
+from .selfsupervised.options import scssl, with_components
+from .selfsupervised.views import Views
+
+
+class MixedViews(Views):
+    """Views of cells that were moved towards a neighbour, each by a share of its own."""
+
+    def _mixed(
+        self, own: SparseRows, theirs: SparseRows, role: str, partner: CellBatch, mixed: Tensor
+    ) -> SparseRows:
+        """Return λ own + (1 − λ) theirs, with λ of each cell even between `mix` and 1."""
+        share = (1 - self.options.mix) * torch.rand(len(own), device=own.values.device)
+        share = share * partner.present.get(role, torch.ones_like(mixed))
+        return SparseRows.of(torch.lerp(own.dense(), theirs.dense(), share[:, None]))
+
+
+class CLAIREModule(MoCoModule):
+    """MoCo, with cells of different batches as each other's positives."""
+
+    def __init__(self, options: Any, spec: Spec) -> None:
+        super().__init__(options, spec)
+        self.views = MixedViews(options, self.views.role, spec.n_features(self.views.role))
+
+    def loss(self, batch: CellBatch, step: Step) -> Loss:
+        """Return the mean InfoNCE of both directions: of cells and of their positives."""
+        cell, near, positive, near_positive = batch.aligned(4)
+        views = self.views.draw(cell, near), self.views.draw(positive, near_positive)
+        (embedded, one), (_, two) = map(self.network, views)
+        (_, slow_one), (_, slow_two) = map(self.slow, views)
+        both = torch.cat([slow_two, slow_one])
+        objective = info_nce(torch.cat([one, two]), both, self.queue.held, self.options.temperature)
+        return self.logged(objective, embedded, step, {"keys": F.normalize(both, dim=1)})
+
+
+@dataclass(frozen=True)
+class Positives:
+    """Draws for each cell a neighbour of its batch, a positive of another batch, and a neighbour of that.
+
+    They are drawn from the columns ``near`` and ``mutual``, where `Constructed` puts them.
+    """
+
+    def __call__(
+        self,
+        source: Source,
+        rows: Rows,  # noqa: ARG002 (the contract)
+        anchors: Rows,
+        generator: np.random.Generator,
+    ) -> Drawn:
+        """Return positions of cells, shape (b, 3)."""
+
+        def drawn(name: str, cells: Rows) -> Rows:
+            table = source.columns[name][cells]
+            at = generator.integers((table >= 0).sum(1))
+            found: Rows = np.take_along_axis(table, at[:, None], 1)[:, 0]
+            return found
+
+        positives = drawn("mutual", anchors)
+        return np.column_stack([drawn("near", anchors), positives, drawn("near", positives)])
+
+
+@dataclass(frozen=True)
+class Constructed:
+    """The view of a phase in which each cell has neighbours of its batch and mutual ones of others.
+
+    Cells without a mutual neighbour are not learned from. Training cells and those held out have
+    neighbours among themselves alone.
+
+    Attributes
+    ----------
+    n_neighbours
+        Nearest cells of the own batch.
+    n_mutual
+        Cells of two batches are mutual neighbours if each is among so many nearest of the other.
+    refined
+        Whether pairs are left out that the network, as it is by then, finds unlike.
+    """
+
+    n_neighbours: int
+    n_mutual: int
+    refined: bool = False
+
+    def __call__(
+        self, module: Any, source: Source, split: Split, run: Session
+    ) -> tuple[Source, Split]:
+        """Return the source with the columns ``near`` and ``mutual``, and the cells that have these.
+
+        Raises
+        ------
+        DataError
+            If so few training cells have a mutual neighbour that none can learn.
+        """
+        seen, _ = with_components(module, source, split, run)
+        batch, near = source.columns["batch"], np.full((len(source), self.n_neighbours), -1)
+        parts, pairs = [split.train, split.validation], [np.empty((0, 2), np.int64)] * 2
+        for number, rows in ((i, part) for i, part in enumerate(parts) if len(part)):
+            z, own = unit(seen.columns["components"][rows]), batch[rows]
+            found = neighbours_by_group(z, own, max(self.n_neighbours, self.n_mutual))
+            pairs[number] = rows[mutual_pairs(found[..., : self.n_mutual], own)]
+            close = found[np.arange(len(rows)), own, : self.n_neighbours]
+            near[rows] = np.where(close < 0, -1, rows[close])
+            near[rows, 0] = np.where(close[:, 0] < 0, rows, near[rows, 0])  # alone in its batch
+        if self.refined:
+            pairs = _refined(pairs, _embedded(module, source, parts, run))
+        mutual = _listed(np.concatenate(pairs), len(source))
+        train, held_out = map(np.unique, pairs)
+        if len(train) < MIN_CELLS:
+            raise DataError(
+                f"Only {counted(len(train), 'training cell')} of {len(split.train)} have a mutual nearest "
+                f"neighbour in another batch, and learning needs {MIN_CELLS}. Give more cells, or raise "
+                f"n_mutual (now {self.n_mutual})."
+            )
+        columns = {**source.columns, "near": near, "mutual": mutual}
+        return replace(source, columns=columns), Split(train, held_out, split.named)
+
+
+def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Return rows of length 1; those of length 0 stay."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(x.dtype).tiny)
+
+
+def mutual_pairs(
+    near: Int[np.ndarray, "n batches k"], batch: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, "pairs 2"]:
+    """Return positions of cells of two batches that are each among the nearest of the other.
+
+    Parameters
+    ----------
+    near
+        Positions of the nearest cells in each batch (see `neighbours_by_group`).
+
+    References
+    ----------
+    Haghverdi et al. (2018), Batch effects in single-cell RNA-sequencing data are corrected by matching
+    mutual nearest neighbors, Nature Biotechnology 36:421.
+
+    Examples
+    --------
+    >>> batch = np.array([0, 0, 1, 1])
+    >>> near = neighbours_by_group(np.array([[0.0], [1.0], [0.1], [5.0]]), batch, k=1)
+    >>> mutual_pairs(near, batch).tolist()
+    [[0, 2]]
+    """
+    cell = np.arange(len(near))[:, None, None]
+    back = near[near, batch[:, None, None]]  # of -1 too, which is taken out again
+    mutual = (
+        (back == cell[..., None]).any(3) & (near > cell) & (batch[near] != batch[:, None, None])
+    )
+    at, _, _ = found = np.nonzero(mutual)
+    return np.column_stack([at, near[found]])
+
+
+def _listed(pairs: Int[np.ndarray, "pairs 2"], n: int) -> Int[np.ndarray, "n most"]:
+    """Return the partners of each cell, and -1 behind the last."""
+    cells, partners = np.concatenate([pairs, pairs[:, ::-1]]).T
+    order = np.argsort(cells, kind="stable")
+    cells, partners = cells[order], partners[order]
+    place = np.arange(len(cells)) - np.searchsorted(cells, cells)
+    table = np.full((n, place.max(initial=0) + 1), -1)
+    table[cells, place] = partners
+    return table
+
+
+@torch.no_grad()
+def _embedded(
+    module: Any, source: Source, parts: list[Rows], run: Session
+) -> Float[np.ndarray, "cells z"]:
+    """Return the embedding of some cells, of length 1, and NaN for the others."""
+    module.eval()
+    rows = np.sort(np.concatenate(parts))
+    found = torch.cat([module.embed(batch).cpu() for batch in source.batches(rows, run.device)])
+    table = np.full((len(source), found.shape[1]), np.nan)
+    table[rows] = unit(found.double().numpy())
+    return table
+
+
+def _refined(
+    pairs: list[Int[np.ndarray, "_ 2"]], embedded: Float[np.ndarray, "cells z"]
+) -> list[Int[np.ndarray, "_ 2"]]:
+    """Leave out the pairs that the network finds unlike; the first ones say which these are."""
+    cosines = [(embedded[found[:, 0]] * embedded[found[:, 1]]).sum(1) for found in pairs]
+    return [found[alike(cosines[0], c)] for found, c in zip(pairs, cosines, strict=True)]
+
+
+def alike(
+    known: Float[np.ndarray, " n"], cosines: Float[np.ndarray, " m"]
+) -> Bool[np.ndarray, " m"]:
+    """Return which cosines belong to the higher of two Gaussians that are mixed in the known ones.
+
+    Examples
+    --------
+    >>> known = np.r_[np.linspace(0.8, 0.95, 40), np.linspace(0.0, 0.3, 10)]
+    >>> alike(known, np.array([0.1, 0.7, 0.9])).tolist()
+    [False, True, True]
+    """
+    if len(np.unique(known)) < 2 or not len(cosines):
+        return np.ones(len(cosines), bool)
+    mixture = GaussianMixture(2, random_state=0).fit(known[:, None])
+    high = int(mixture.means_.argmax())
+    return (mixture.predict(cosines[:, None]) == high) | (cosines >= mixture.means_.max())
+
+
+class Begun(SGD):
+    """Gradient descent that another stage goes on from: that it was still improving says nothing."""
+
+    def learn(
+        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
+    ) -> Trace:
+        """Train in place."""
+        return replace(super().learn(module, phase, source, split, run), state="rested")
+
+
+@config
+class CLAIRE(MoCo):
+    """CLAIRE: cells of two batches that are each other's nearest are each other's positives.
+
+    Cells x and y of two batches are a pair if each is among the `n_mutual` nearest cells of the other's
+    batch in principal components. Each is moved towards a neighbour of its own batch, x', y'::
+
+        a = λ x + (1 − λ) x',   b = μ y + (1 − μ) y',   λ, μ ~ U(mix, 1)
+
+    and the query of each finds the key of the other among keys of earlier cells (see `MoCo`). Later, pairs
+    that the network itself finds unlike are left out: cosines of all pairs are a mixture of two Gaussians,
+    and those of the higher one stay. No label is read.
+
+    References
+    ----------
+    Yan et al. (2023), CLAIRE: contrastive learning-based batch correction framework for better balance
+    between batch mixing and preservation of cellular heterogeneity, Bioinformatics 39:btad099.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = scssl(augment=(), mix=0.5, n_neighbours=10)
+    needs: ClassVar[tuple[str, ...]] = ("expression|counts", "batch")
+    uses: ClassVar[tuple[str, ...]] = ("protein", "label")
+
+    augment: tuple[str, ...] = param(
+        (),
+        "Augmentations, beside moving a cell towards a neighbour, which act in this order: thin (counts), "
+        "programmes, mask, swap, crossover, noise.",
+    )
+    mix: float = param(
+        0.5, "Least weight of the cell itself where it is moved towards a neighbour of its batch.",
+        low=0, high=1,
+    )  # fmt: skip
+    n_neighbours: int = param(
+        10, "Number of nearest cells of its batch that it may be moved to.", low=1
+    )
+    n_mutual: int = param(
+        5,
+        "Number of nearest cells of another batch among which each of a pair must be the other.",
+        low=1,
+    )
+    refine: float = param(
+        0.05, "Share of the run after which pairs that look unlike are left out; 1: never.",
+        low=0, high=1,
+    )  # fmt: skip
+    temperature: float = param(0.07, "Temperature τ of the loss.", low=1e-3)
+    momentum: float = param(
+        0.999, "Momentum of the slow copy at the start; it rises to 1 as a cosine.", low=0, high=1
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        super().__post_init__()
+        for name in ("mnn", "bbknn"):
+            if name in self.augment:
+                raise ConfigError(
+                    f"augment={name!r}: CLAIRE pairs cells of different batches by itself. Leave it out."
+                )
+
+    def build(self, spec: Spec) -> CLAIREModule:
+        """Return the untrained tensors."""
+        return CLAIREModule(self, spec)
+
+    def split(
+        self, source: Source, rows: np.ndarray, validation: float | np.ndarray, rng: Rng
+    ) -> Split:
+        """Return `rows` to learn from, and a share of them, or those named, to validate on.
+
+        Raises
+        ------
+        DataError
+            If all cells to learn from are of one batch.
+        """
+        found = super().split(source, rows, validation, rng)
+        codes = np.unique(source.columns["batch"][found.train])
+        if len(codes) < 2:
+            name = source.spec.categories["batch"][codes[0]]
+            raise DataError(
+                f"All {counted(len(found.train), 'cell')} to learn from are of one batch ({name}), and "
+                "CLAIRE pairs cells of different batches. Give cells of two batches or more, or take CLEAR."
+            )
+        return found
+
+    def sampler(self) -> Sampler:
+        """Return what draws minibatches."""
+        return Paired(self.batch_size, Positives())
+
+    def phases(self) -> list[Phase]:
+        """Return gradient descent on all pairs, then on those that are left, and a look at the outcome."""
+
+        def epochs(n: int) -> int:
+            return self.max_epochs or default_epochs(n)
+
+        def first(n: int) -> int:
+            return max(1, round(self.refine * epochs(n)))
+
+        def rest(n: int) -> int:
+            return max(1, epochs(n) - first(n))
+
+        refines = self.refine < 1 and self.max_epochs != 1
+        view = Constructed(self.n_neighbours, self.n_mutual)
+        begun = Begun(lr=self.lr, max_epochs=first, weight_decay=self.weight_decay, keep="last")
+        learner = SGD(
+            lr=self.lr, max_epochs=rest if refines else epochs, weight_decay=self.weight_decay,
+            schedule=self.schedule,
+        )  # fmt: skip
+        return [
+            *([Phase(begun, data=self.sampler(), name="all pairs", view=view)] if refines else []),
+            Phase(
+                learner, data=self.sampler(), name="CLAIRE", view=replace(view, refined=refines),
+                lasts="max_epochs",
+            ),
+            Phase(Exact(), name="reference"),
+        ]  # fmt: skip
