@@ -49,8 +49,9 @@ OTHERWISE = {
     "ratio": ({"ratio": 0.1}, {"strength": 1.0}),
     "projector": ({"projector": (8,)}, {}),
     "augment": ({"augment": ("swap",)}, {}),
-    "chance": ({"chance": 0.25}, {"augment": ("mask",)}),
+    "chance": ({"chance": 0.9}, {"augment": ("swap",)}),
     "mask": ({"mask": 0.5}, {"augment": ("mask",)}),
+    ("maskedautoencoder", "mask"): ({"mask": 0.25}, {}),
     "swap": ({"swap": 0.5}, {"augment": ("swap",)}),
     "crossover": ({"crossover": 0.5}, {"augment": ("crossover",)}),
     "noise_scale": ({"noise_scale": 0.1}, {"augment": ("noise",)}),
@@ -245,8 +246,9 @@ def _other_value(cls, field):
     hint, value = _hints(cls)[field.name], field.default
     if field.name == "solver" and "time" in cls.needs:
         return {"solver": "tsit5"}, {}
-    if field.name in OTHERWISE:
-        return OTHERWISE[field.name]
+    for name in ((cls.__name__.lower(), field.name), field.name):
+        if name in OTHERWISE:
+            return OTHERWISE[name]
     if typing.get_origin(hint) is typing.Literal:
         return {field.name: next(v for v in typing.get_args(hint) if v != value)}, {}
     if isinstance(value, bool):

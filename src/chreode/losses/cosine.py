@@ -21,7 +21,7 @@ def negative_cosine(found: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -
     --------
     >>> import torch
     >>> one = torch.tensor([[2.0, 0.0]])
-    >>> negative_cosine(one, torch.tensor([[1.0, 1.0]])).item()  # −cos 45°
-    -0.7071...
+    >>> round(negative_cosine(one, torch.tensor([[1.0, 1.0]])).item(), 4)  # −cos 45°
+    -0.7071
     """
     return -F.cosine_similarity(found, target.detach(), dim=1).mean()

@@ -8,12 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch, SparseRows
 from ..errors import ConfigError
+from ..learn.exact import Batches
 from ..losses.masked import masked_error
 from ..module import Loss, Step
 from ..nn.augment import coins
+from ..nn.blocks import BatchNorm
 from ..schema import Spec
 from .selfsupervised.embedder import Embedder
 from .selfsupervised.network import Head, View
@@ -39,8 +42,7 @@ class MaskedAutoencoderModule(Embedder):
         for role, values in view.values.items():
             x = _dense(values)
             hidden[role] = coins(self.options.mask, x.numel(), x.device).view_as(x)
-            # sums over features are then, on average, those of the whole cell
-            seen[role] = x.masked_fill(hidden[role], 0.0) / (1 - self.options.mask)
+            seen[role] = x.masked_fill(hidden[role], 0.0)
         shown = View(seen, view.present)
         embedded = self.network.fuse(self.network.encode(shown), shown)
         errors = [
@@ -51,6 +53,29 @@ class MaskedAutoencoderModule(Embedder):
             for role, decoder in self.decoders.items()
         ]  # fmt: skip
         return self.logged(torch.stack(errors).sum(), embedded, step)
+
+    @torch.no_grad()
+    def solve(self, batches: Batches, rng: Rng) -> None:
+        """Let the batch norms of the encoders normalise by whole cells, as `embed` shows them; look at all.
+
+        They learned from cells of which genes were hidden, which have other means and variances.
+        """
+        norms = [part for part in self.network.encoders.modules() if isinstance(part, BatchNorm)]
+        for norm in norms:  # in the order in which cells go through them
+            sums: list[Tensor] = []
+
+            def add(_: Any, inputs: tuple[Tensor], sums: list[Tensor] = sums) -> None:
+                x = inputs[0].double()
+                sums.append(torch.stack([torch.ones_like(x), x, x.square()]).sum(1))
+
+            handle = norm.register_forward_pre_hook(add)
+            for batch in batches():
+                self.network.encode(self.views.plain(batch))
+            handle.remove()
+            n, total, squares = torch.stack(sums).sum(0)
+            norm.get_buffer("running_mean").copy_(total / n)
+            norm.get_buffer("running_var").copy_(squares / n - (total / n).square())
+        super().solve(batches, rng)
 
 
 def _dense(x: Float[Tensor, "b g"] | SparseRows) -> Float[Tensor, "b g"]:

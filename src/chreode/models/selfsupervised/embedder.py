@@ -170,8 +170,8 @@ class Embedder(Module):
             )
             looks.append(("the projections have", no_more, *self.projected))
         return [
-            f"{what} collapsed: cells spread {float(spread):.2f} of the sphere and use {float(rank):.1f} "
-            f"dimensions, so that {so}"
+            f"{what} collapsed: cells spread {float(spread):.2f} of the sphere, with an effective rank of "
+            f"{float(rank):.1f}, so that {so}"
             for what, so, spread, rank in looks
             if collapsed(float(spread), float(rank), self.options.n_latent)
         ]
