@@ -204,8 +204,8 @@ def test_fewer_counts_are_harder_and_the_same_seed_thins_the_same(known):
         assert some > few + 0.1
     mine = one.scores.query("method == 'PCA 5' and metric == 'linear_f1_at_0.02'")["value"]
     assert mine.nunique() == 2  # seeds thin anew
-    harmony = one.scores.query("method == 'Harmony' and metric == 'knn_f1_at_0.3'")
-    assert "embeds no other cells" in harmony["reason"].item()
+    harmony = one.scores.query("method == 'Harmony' and metric == 'knn_f1_at_0.3'")["reason"]
+    assert harmony.str.contains("embeds no other cells").all()
     assert one.about["depths"] == [1.0, 0.3, 0.02]
 
 
