@@ -204,8 +204,8 @@ def test_fewer_counts_are_harder_and_the_same_seed_thins_the_same(known):
         assert some > few + 0.1
     mine = one.scores.query("method == 'PCA 5' and metric == 'linear_f1_at_0.02'")["value"]
     assert mine.nunique() == 2  # seeds thin anew
-    harmony = one.scores.query("method == 'Harmony' and metric == 'knn_f1_at_0.3'")
-    assert "embeds no other cells" in harmony["reason"].item()
+    harmony = one.scores.query("method == 'Harmony' and metric == 'knn_f1_at_0.3'")["reason"]
+    assert harmony.str.contains("embeds no other cells").all()
     assert one.about["depths"] == [1.0, 0.3, 0.02]
 
 
@@ -438,7 +438,7 @@ def test_bad_input_is_refused_before_any_fit(known, fits):
         (one, SCHEMA, {}, ch.DataError, "The cells are of 1 batch: a query is a whole batch"),
         (known, SCHEMA, {"held_out": ["batch3"]}, ch.ConfigError, "no batch 'batch3'. Did you mean 'batch"),
         (known, SCHEMA, {"held_out": every}, ch.ConfigError, "names all 4 batches, so no reference"),
-        (two, SCHEMA, {}, ch.DataError, "The reference without batch_3 has 1 type, and"),
+        (two, SCHEMA, {}, ch.DataError, "The reference has 1 type without batch_3, and"),
         (few, SCHEMA, {}, ch.DataError, "batch 'batch_3' has 9 labelled cells"),
         (known, SCHEMA, {"tasks": ["typin"]}, ch.ConfigError, "no task 'typin'. Did you mean 'typing'"),
         (known, SCHEMA, {"tasks": []}, ch.ConfigError, "tasks is empty"),

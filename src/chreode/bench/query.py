@@ -106,7 +106,7 @@ def split(
     known, theirs = ({*label.iloc[rows]} for rows in (reference, query))
     if typed and len(known) < 2:
         raise DataError(
-            f"The reference without {listed(chosen)} has {counted(len(known), 'type')}, and a classifier "
+            f"The reference has {counted(len(known), 'type')} without {listed(chosen)}, and a classifier "
             "tells two at the least. Hold out other batches."
         )
     names = (*sorted(known), *sorted(theirs - known))

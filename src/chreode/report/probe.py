@@ -253,8 +253,6 @@ def tables(bench: ScoreTable) -> Iterator[tuple[str, pd.DataFrame]]:
         table = means.loc[key, order].dropna(axis=1, how="all").rename_axis(None, axis=1)
         first = table.mean(axis=1).sort_values(kind="stable").index
         best = best_of(bench, [key]) if key in bench.metrics.index else "1 is best."
-        cut = f" Shown are the {_ROWS} lowest of {len(table):,}." if len(table) > _ROWS else ""
-        yield (
-            f"{caption} Means over seeds, the lowest first. {best}{cut} {yardsticks(bench)}",
-            table.loc[first[:_ROWS]],
-        )
+        cut = [f"Shown are the {_ROWS} lowest of {len(table):,}."] if len(table) > _ROWS else []
+        said = [caption, "Means over seeds, the lowest first.", best, *cut, yardsticks(bench)]
+        yield " ".join(said), table.loc[first[:_ROWS]]
