@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...compute.rng import Rng
 from ...data.batch import CellBatch
+from ...errors import counted
 from ...learn.exact import Batches
 from ...losses.clip import clip
 from ...module import Loss, Module, Option, Step
@@ -140,12 +141,13 @@ class Embedder(Module):
 
     def remarks(self) -> list[str]:
         """Return a note where the embedding has collapsed."""
-        width = self.options.n_latent
+        width = self.network.n_embedded
         if not collapsed(float(self.spread), float(self.rank), width):
             return []
         return [
             f"the embedding has collapsed: cells spread {float(self.spread):.2f} of the sphere and use "
-            f"{float(self.rank):.1f} of {width} dimensions, so that distances between them say little"
+            f"{float(self.rank):.1f} of {counted(width, 'dimension')}, so that distances between them say "
+            "little"
         ]
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
