@@ -208,8 +208,8 @@ def _refuse_conditions(self: FittedState, to: Conditions | str | None) -> None:
         )
     if not self.module.fills and to is None:
         raise ConfigError(
-            f"{self.model.key} predicts cells under other conditions: name some, as in "
-            "to={'batch': 'p3'}. to={} keeps the cells' own."
+            f"Say under which conditions {self.model.key} is to predict, as in to={{'batch': 'p3'}}. to={{}} "
+            "keeps the cells' own."
         )
 
 

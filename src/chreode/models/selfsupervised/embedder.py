@@ -163,17 +163,19 @@ class Embedder(Module):
 
     def remarks(self) -> list[str]:
         """Return notes where the embedding, or what the loss compares, has collapsed."""
-        looks = [("the embedding has", "distances between them say little", self.spread, self.rank)]
-        if len(self.network.projectors):
+        network = self.network
+        looks = [("the embedding has", "distances between them say little",
+                  network.n_embedded, self.spread, self.rank)]
+        if len(network.projectors):
             no_more = (
                 "the loss no longer tells cells apart, and the embedding learned little from it"
             )
-            looks.append(("the projections have", no_more, *self.projected))
+            looks.append(("the projections have", no_more, network.n_projected, *self.projected))
         return [
             f"{what} collapsed: cells spread {float(spread):.2f} of the sphere, with an effective rank of "
             f"{float(rank):.1f}, so that {so}"
-            for what, so, spread, rank in looks
-            if collapsed(float(spread), float(rank), self.options.n_latent)
+            for what, so, width, spread, rank in looks
+            if collapsed(float(spread), float(rank), width)
         ]
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:
