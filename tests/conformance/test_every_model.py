@@ -62,6 +62,11 @@ OTHERWISE = {
     "n_programmes": ({"n_programmes": 5}, {"augment": ("programmes",)}),
     "mix": ({"mix": 0.9}, {"augment": ("bbknn",)}),
     "n_neighbours": ({"n_neighbours": 2}, {"augment": ("bbknn",)}),
+    # of one model alone
+    ("claire", "mix"): ({"mix": 0.9}, {}),
+    ("claire", "n_neighbours"): ({"n_neighbours": 2}, {}),
+    ("claire", "refine"): ({"refine": 1.0}, {}),
+    ("claire", "schedule"): ({"schedule": "constant"}, {"lr": 1e-5}),
 }
 #: Options that these cells cannot show, and the test that does.
 ELSEWHERE = {
@@ -245,8 +250,9 @@ def _other_value(cls, field):
     hint, value = _hints(cls)[field.name], field.default
     if field.name == "solver" and "time" in cls.needs:
         return {"solver": "tsit5"}, {}
-    if field.name in OTHERWISE:
-        return OTHERWISE[field.name]
+    for known in ((cls.__name__.lower(), field.name), field.name):
+        if known in OTHERWISE:
+            return OTHERWISE[known]
     if typing.get_origin(hint) is typing.Literal:
         return {field.name: next(v for v in typing.get_args(hint) if v != value)}, {}
     if isinstance(value, bool):
