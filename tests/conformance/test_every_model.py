@@ -63,6 +63,11 @@ OTHERWISE = {
     "n_programmes": ({"n_programmes": 5}, {"augment": ("programmes",)}),
     "mix": ({"mix": 0.9}, {"augment": ("bbknn",)}),
     "n_neighbours": ({"n_neighbours": 2}, {"augment": ("bbknn",)}),
+    # of one model alone
+    ("claire", "mix"): ({"mix": 0.9}, {}),
+    ("claire", "n_neighbours"): ({"n_neighbours": 2}, {}),
+    ("claire", "refine"): ({"refine": 1.0}, {}),
+    ("claire", "schedule"): ({"schedule": "constant"}, {"lr": 1e-5}),
 }
 #: Options that these cells cannot show, and the test that does.
 ELSEWHERE = {

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import pytest
 import torch
+from conformance.test_every_model import needed
 
 import chreode as ch
 from chreode import errors, models, store
@@ -30,9 +31,8 @@ def model(request, quick):
 
 @pytest.fixture
 def roles(model, schema):
-    """Return the roles of the simulated cells, with those of time if the model needs them."""
-    timed = {"time": "obs/day", "trajectory": "obs/donor"}
-    return schema.with_(**timed) if "time" in model.needs else schema
+    """Return the roles of the simulated cells that the model needs."""
+    return schema.with_(**needed(type(model)))
 
 
 def tree(folder):
@@ -192,13 +192,12 @@ def test_what_follows_a_setting_of_the_users_still_follows_it(cells, schema):
 def test_fits_at_once_in_several_threads_are_those_of_one(schema, cells, quick):
     """Each has the numbers of a fit alone, and the generators of the process stay as they were."""
     keys = ("scvi", "vae", "nmf", "neuralode", "scvi")
-    timed = schema.with_(time="obs/day", trajectory="obs/donor")
     todo = [quick(models.find(key)) for key in keys]
     small = cells[:150, :50].copy()
 
     def fit(model):
-        needs = timed if "time" in model.needs else schema
-        fitted = model.fit(small.copy(), needs, progress=False)
+        roles = schema.with_(**needed(type(model)))
+        fitted = model.fit(small.copy(), roles, progress=False)
         return fitted, fitted.embed(small.copy())
 
     alone = [fit(model) for model in todo]

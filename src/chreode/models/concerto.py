@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from ..nn.blocks import BatchNorm, Linear
 from ..schema import Spec
 from .selfsupervised.embedder import Embedder
 from .selfsupervised.network import Network
-from .selfsupervised.options import SelfSupervised
+from .selfsupervised.options import SelfSupervised, scssl
 from .selfsupervised.views import stored
 
 #: Stands for minus infinity where a gene is not expressed, and leaves cells without any at 0, not NaN.
@@ -113,7 +113,8 @@ class ConcertoModule(Embedder):
     def __init__(self, options: Any, spec: Spec) -> None:
         super().__init__(options, spec)
         self.student = self.network
-        for head in self.student.encoders.values():
+        heads: Any = self.student.encoders
+        for head in heads.values():
             head.trunk.dropout = options.dropout
         self.network = Teacher(options, spec)
 
@@ -149,6 +150,8 @@ class Concerto(SelfSupervised):
     framework for contrastive learning of visual representations, ICML, equation 1.
     """
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = scssl(augment=())
+
     augment: tuple[str, ...] = param(
         (),
         "Augmentations, beside dropout, which act in this order: thin (counts), mnn or bbknn, programmes, "
@@ -160,6 +163,11 @@ class Concerto(SelfSupervised):
     )  # fmt: skip
     n_attention: int = param(
         32, "Number of dimensions in which the teacher compares genes with its context.", low=1
+    )
+    max_epochs: int | None = param(
+        100,
+        "Largest number of passes over the training cells; None: 400, and fewer above 20,000 cells.",
+        low=1,
     )
     temperature: float = param(0.1, "Temperature τ of the loss.", low=1e-3)
 

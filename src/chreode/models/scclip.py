@@ -48,10 +48,11 @@ class ScCLIPModule(Embedder):
 
     def loss(self, batch: CellBatch, step: Step) -> Loss:
         """Return the mean of both cross-entropies, over cells that have both kinds of measurements."""
-        view = self.views.draw(batch)
+        cells, *partners = batch.aligned(1 + self.options.n_partners)
+        view = self.views.draw(cells, *partners[:1])
         placed = self.network.encode(view)
         one, two = placed.values()
-        both = torch.ones(len(batch), dtype=torch.bool, device=batch.rows.device)
+        both = torch.ones(len(cells), dtype=torch.bool, device=cells.rows.device)
         for role in placed:
             both = both & view.present.get(role, both)
         factor = self.scale.clamp(max=_LARGEST).exp()
