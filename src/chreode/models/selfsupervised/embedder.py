@@ -164,8 +164,15 @@ class Embedder(Module):
     def remarks(self) -> list[str]:
         """Return notes where the embedding, or what the loss compares, has collapsed."""
         network = self.network
-        looks = [("the embedding has", "distances between them say little",
-                  network.n_embedded, self.spread, self.rank)]
+        looks = [
+            (
+                "the embedding has",
+                "distances between them say little",
+                network.n_embedded,
+                self.spread,
+                self.rank,
+            )
+        ]
         if len(network.projectors):
             no_more = (
                 "the loss no longer tells cells apart, and the embedding learned little from it"
