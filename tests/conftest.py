@@ -15,13 +15,16 @@ import chreode as ch
 from chreode import models
 from chreode.data.simulate import simulate_cells, simulate_citeseq
 from chreode.learn import analogs
+from chreode.models.selfsupervised.options import Encoding
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-#: Models that differ from the plain neural ODE by a penalty or a field alone.
+#: Of models of one family, one stands for all in the fast run: what they share is most of them.
+FAMILIES = {"neuralode": ch.NeuralODE, "simclr": Encoding}
 KIN = {
     key
     for key in models.keys()  # noqa: SIM118 (a function)
-    if issubclass(models.find(key), ch.NeuralODE) and key != "neuralode"
+    for first, family in FAMILIES.items()
+    if issubclass(models.find(key), family) and key != first
 }
 
 
