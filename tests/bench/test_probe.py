@@ -81,6 +81,10 @@ def test_types_that_the_reference_lacks_are_marked_and_not_told(bench):
     assert table.loc["X_oracle", "knn_known_marked"] < 0.2
     assert abs(table.loc["X_noise", "knn_unseen_auroc"] - 0.5) < 0.15
     assert "type_3" not in {*bench.confusion.query("method == 'X_oracle'")["told"]}
+    # the ceiling is scored on the same cells as the others: those of shared types
+    sizes = bench.calibration.query("classifier == 'knn'").groupby("method")["cells"].sum()
+    assert OWN in sizes.index
+    assert sizes.nunique() == 1
     cells = bench.by_class.query("`class` == 'type_3' and method == 'X_oracle'")
     assert (cells["value"] == 0).all()
     # three types of four are told, so that is the most there can be
@@ -214,7 +218,7 @@ def test_thinning_keeps_each_molecule_by_chance(known):
     fewer = probing._thinned(0, 0.1, counts)
     assert (fewer.toarray() <= counts.toarray()).all()
     n = counts.sum()
-    assert fewer.sum() / n == pytest.approx(0.1, abs=5 * np.sqrt(0.09 / n))
+    assert fewer.sum() / n == pytest.approx(0.1, abs=float(5 * np.sqrt(0.09 / n)))
     assert (fewer != probing._thinned(1, 0.1, counts)).nnz
 
 

@@ -227,7 +227,8 @@ def _told(
     arrays: dict[str, np.ndarray] = {}
     names = given.parts.names
     for key, (truth, chances, novelty) in judged.items():
-        scores = of_types.typing_scores(truth, chances, novelty)
+        n_known = given.parts.n_known
+        scores = of_types.typing_scores(truth, chances, novelty, n_shared=n_known)
         rows, drawn = scored({f"{key}_{name}": score for name, score in scores.items()})
         row["scores"] += rows
         arrays |= {name: drawn[name] for name in DECISIVE["typing"] if name in drawn}
@@ -242,7 +243,7 @@ def _told(
             {"classifier": key, "type": names[a], "told": names[b], "cells": int(n)}
             for (a, b), n in pairs.items()
         ]
-        shared = truth < chances.shape[1]
+        shared = truth < n_known
         curve = (
             of_types.calibration(truth[shared], chances[shared]) if shared.any() else pd.DataFrame()
         )

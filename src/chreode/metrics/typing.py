@@ -42,8 +42,10 @@ METRICS: Mapping[str, tuple[str, float, str]] = {
 @checked
 def typing_scores(
     truth: Int[np.ndarray, " n"],
-    probabilities: Float[np.ndarray, "n c"],
+    probabilities: Float[np.ndarray, "_ c"],
     novelty: Float[np.ndarray, " n"] | None = None,
+    *,
+    n_shared: int | None = None,
 ) -> dict[str, Score]:
     r"""Score what a classifier says of query cells; the keys are those of `METRICS`.
 
@@ -63,6 +65,8 @@ def typing_scores(
     novelty
         How new each cell looks, from 0 to 1, such that of cells like the reference a share α is above
         1 − α.
+    n_shared
+        Number of types that the reference has, where there are probabilities of others too (default: c).
 
     Returns
     -------
@@ -90,7 +94,8 @@ def typing_scores(
             f"Got {counted(len(truth), 'type')} and probabilities of {counted(n, 'cell')}: expected one type "
             "for each, and finite probabilities."
         )
-    said, shared = probabilities.argmax(1), truth < n_known
+    said = probabilities.argmax(1)
+    shared = truth < (n_known if n_shared is None else n_shared)
     right = (said == truth).astype(float)
     found = {
         "f1": f1(truth, said),
@@ -129,8 +134,8 @@ def f1(truth: Int[np.ndarray, " n"], said: Int[np.ndarray, " n"], *, worst: bool
 
     Examples
     --------
-    >>> f1(np.array([0, 0, 1]), np.array([0, 1, 1])).value.round(3)
-    np.float64(0.667)
+    >>> round(f1(np.array([0, 0, 1]), np.array([0, 1, 1])).value, 3)
+    0.667
     """
     size = int(max(truth.max(initial=0), said.max(initial=0))) + 1
     pairs = truth * size + said

@@ -69,7 +69,7 @@ def confusion_matrix(
     told = [
         name for name in sorted({*table.columns}) if name in largest or name not in table.index
     ][:_MOST]
-    known = {*confusion["told"]}
+    known = {*mine["told"]}
     types = sorted(largest, key=lambda name: (name not in known, name))
     shares = table.div(table.sum(axis=1), axis=0).reindex(index=types, columns=told, fill_value=0.0)
     size = 0.34
