@@ -133,15 +133,16 @@ def _of_those(
     part: Any, x: Float[Tensor, "b n"] | SparseRows, present: Bool[Tensor, " b"] | None
 ) -> Float[Tensor, "b m"]:
     """Return what a part makes of the cells that are there, and 0 for the others."""
-    if present is None or bool(present.all()):
-        out: Tensor = part(x)
-        return out
-    width = part.last.weight.shape[1]
-    out = part.last.weight.new_zeros(len(x), width)
+    if present is None:
+        return part(x)
+    out = part.last.weight.new_zeros(len(x), part.last.weight.shape[1])
     norm = next(layer for layer in part.modules() if isinstance(layer, BatchNorm))
     # batch norm learns from two, which is for all processes to decide alike
     if int(cells_of_all(present.sum(), norm)) < (2 if part.training else 1):
         return out
-    those = x.without(~present) if isinstance(x, SparseRows) else x[present]
+    if bool(present.all()):
+        return part(x)
+    # an augmentation may have brought values of other cells to those that have none
+    those = x.where(present[x.cells]).without(~present) if isinstance(x, SparseRows) else x[present]
     out[present] = part(those).to(out.dtype)
     return out
