@@ -67,7 +67,6 @@ OTHERWISE = {
     ("claire", "mix"): ({"mix": 0.9}, {}),
     ("claire", "n_neighbours"): ({"n_neighbours": 2}, {}),
     ("claire", "refine"): ({"refine": 1.0}, {}),
-    ("claire", "schedule"): ({"schedule": "constant"}, {"lr": 1e-5}),
 }
 #: Options that these cells cannot show, and the test that does.
 ELSEWHERE = {
@@ -76,6 +75,7 @@ ELSEWHERE = {
         for key in KEYS
         if "fusion" in {f.name for f in dataclasses.fields(models.find(key))}
     },
+    ("claire", "schedule"): "tests/models/test_claire.py::test_the_rate_falls_after_the_refinement",
     ("cfgen", "peaks"): "tests/models/test_cfgen.py::test_peaks_may_be_open_or_not",
     **{
         (key, "population_steps"): "tests/models/test_neuralode.py::"

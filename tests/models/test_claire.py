@@ -161,6 +161,16 @@ def test_refining_leaves_more_right_pairs(cells, monkeypatch):
     assert len(never.history.query("phase == 'CLAIRE'")) == 2
 
 
+def test_the_rate_falls_after_the_refinement(cells):
+    for schedule, last in (("constant", 1e-3), ("cosine", 0.25e-3)):
+        how = {"max_epochs": 4, "refine": 0.25, "batch_size": 128, "schedule": schedule}
+        history = ch.CLAIRE(**how).fit(cells, SCHEMA, progress=False).history
+        rates = history.groupby("phase", sort=False)["lr"].apply(list)
+        assert rates["all pairs"] == [1e-3]
+        assert rates["CLAIRE"][0] == 1e-3
+        assert rates["CLAIRE"][2] == pytest.approx(last)
+
+
 def agreement(fitted, cells):
     """Return the share of neighbours of the same type, and of another batch."""
     z = fitted.embed(cells, progress=False)
