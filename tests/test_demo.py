@@ -28,7 +28,9 @@ def bench_of(**totals: float) -> Bench:
         {"role": [roles.get(m, "method") for m in totals], "seeds": 1, "notes": [[]] * len(totals)},
         index=pd.Index(totals, name="method"),
     )
-    metrics = pd.DataFrame({"name": ["total"]}, index=pd.Index(["total"], name="metric"))
+    metrics = pd.DataFrame(
+        {"name": ["total"], "group": "total"}, index=pd.Index(["total"], name="metric")
+    )
     return Bench("integration", pd.DataFrame(scores), methods, metrics, {})
 
 

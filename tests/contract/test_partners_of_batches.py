@@ -176,7 +176,7 @@ def test_minibatches_hold_both_partners(seen):
 def test_one_batch_is_refused(seen, partner):
     source, split, _, batch = seen
     rows = split.train[batch[split.train] == batch[split.train[0]]]
-    with pytest.raises(DataError, match="needs cells of two batches: .* are all of"):
+    with pytest.raises(DataError, match="Cells of two batches are needed for .* come from"):
         partner(source, rows, rows, np.random.default_rng(0))
     bare = replace(source, columns={"components": source.columns["components"]})
     with pytest.raises(SchemaError, match="name batch"):

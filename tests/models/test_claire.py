@@ -215,5 +215,5 @@ def test_mixing_is_not_asked_for_twice():
 
 def test_too_few_pairs_are_told(cells):
     few = cells[:40].copy()
-    with pytest.raises(ch.DataError, match="have a mutual nearest neighbour.*raise n_mutual"):
+    with pytest.raises(ch.DataError, match="A mutual nearest neighbour.*raise n_mutual"):
         ch.CLAIRE(n_mutual=1).fit(few[:14].copy(), SCHEMA, progress=False)

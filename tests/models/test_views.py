@@ -130,7 +130,7 @@ def refused(error, match, data, schema, **options):
 @pytest.mark.parametrize("name", ["mnn", "bbknn"])
 def test_batches_are_needed_where_they_are_mixed(cells, name, monkeypatch):
     monkeypatch.setattr(ch.models.simclr.SimCLRModule, "loss", None)  # nothing is computed
-    both = f"{name} needs cells of two batches|{name} mixes cells of two batches"
+    both = f"Cells of two batches are (needed|mixed) (for|by) {name}|cells of two batches are mixed by {name}"
     refused(SchemaError, both, cells, SCHEMA.with_(batch=None), augment=(name,))
     cells.obs["one"] = "a"
     refused(DataError, both, cells, SCHEMA.with_(batch="obs/one"), augment=(name,))
@@ -163,7 +163,7 @@ def test_expression_cannot_be_thinned(cells):
 @pytest.mark.parametrize(
     ("augment", "match"),
     [
-        ("mask", r"give a tuple of names, as augment=\('mask',\)"),
+        ("mask", r"expected a tuple of text, got text. Write \('mask',\)"),
         (("maks",), "no augmentation 'maks'.*mask"),
         (("mask", "mask"), "named twice"),
         (("mnn", "bbknn"), "Name one"),

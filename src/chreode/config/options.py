@@ -28,7 +28,11 @@ def param(default: Any, doc: str, *, low: float | None = None, high: float | Non
 # Without field specifiers every field has a default for a type checker, as `param` demands.
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass that refuses wrong names and values at once."""
+    """Make `cls` a frozen, keyword-only dataclass that refuses wrong names and values at once.
+
+    What values may not be together says a method `validate`, if there is one: it is called with each value
+    checked.
+    """
     data_cls: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     plain_init = data_cls.__init__
     presets = getattr(cls, "presets", {})
@@ -46,6 +50,8 @@ def config(cls: type[T]) -> type[T]:
         for field in dataclasses.fields(data_cls):
             value = _checked(cls.__name__, field, hints[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        if hasattr(self, "validate"):
+            self.validate()
 
     data_cls.__init__ = checked_init
     return data_cls
@@ -97,6 +103,8 @@ def _checked(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) -
         names = [part for part in typing.get_args(hint) if isinstance(part, str)]
         suggestion = near(value, names) if names and isinstance(value, str) else ""
         got = "" if names else f", got {kind(value)}"
+        if isinstance(value, str) and typing.get_origin(hint) is tuple:
+            suggestion = f" Write ({value!r},)."
         raise ConfigError(
             f"{owner}({field.name}={value!r}): expected {worded(hint)}{got}.{suggestion} "
             f"{field.metadata['doc']}"

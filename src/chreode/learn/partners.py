@@ -180,14 +180,15 @@ def refuse_one_batch(source: Source, rows: Rows, what: str) -> None:
     """
     if "batch" not in source.columns:
         raise SchemaError(
-            f"{what} needs cells of two batches, and which cell is of which is not known: name batch, as in "
-            "Schema(batch='obs/donor')."
+            f"Cells of two batches are needed for {what}, and it is not known which cell is of which: name "
+            "batch, as in Schema(batch='obs/donor')."
         )
     if len(names := np.unique(source.columns["batch"][rows])) < 2:
         only = "".join(f" {source.spec.categories['batch'][code]!r}" for code in names)
         raise DataError(
-            f"{what} needs cells of two batches: {counted(len(rows), 'cell')} to learn from, or held out "
-            f"together, are all of{only}. Name other cells, or leave {what} out of the augmentations."
+            f"Cells of two batches are needed for {what}: {counted(len(rows), 'cell')} to learn from, or "
+            f"held out together, come from{only} alone. Name other cells, or leave {what} "
+            "out of the augmentations."
         )
 
 

@@ -133,9 +133,9 @@ class Constructed:
         train, held_out = map(np.unique, pairs)
         if len(train) < MIN_CELLS:
             raise DataError(
-                f"Only {counted(len(train), 'training cell')} of {len(split.train)} have a mutual nearest "
-                f"neighbour in another batch, and learning needs {MIN_CELLS}. Give more cells, or raise "
-                f"n_mutual (now {self.n_mutual})."
+                f"A mutual nearest neighbour in another batch was found for "
+                f"{counted(len(train), 'cell')} out of {len(split.train)} to learn from, and learning needs {MIN_CELLS}. Give more cells, or "
+                f"raise n_mutual (now {self.n_mutual})."
             )
         columns = {**source.columns, "near": near, "mutual": mutual}
         return replace(source, columns=columns), Split(train, held_out, split.named)
@@ -286,9 +286,9 @@ class CLAIRE(MoCo):
         0.999, "Momentum of the slow copy at the start; it rises to 1 as a cosine.", low=0, high=1
     )
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         """Refuse what cannot be."""
-        super().__post_init__()
+        super().validate()
         for name in ("mnn", "bbknn"):
             if name in self.augment:
                 raise ConfigError(

@@ -115,9 +115,9 @@ class MaskedAutoencoder(Encoding):
         "concat", "How several modalities become one: side by side, averaged or added."
     )
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         """Refuse what cannot be."""
-        super().__post_init__()
+        super().validate()
         if "mask" in self.augment:
             raise ConfigError(
                 "augment names 'mask', and this model always masks. Set mask to the share of genes that "

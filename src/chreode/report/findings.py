@@ -171,8 +171,7 @@ def _context(bench: ScoreTable) -> Iterator[str]:
     """Say what the ceiling is, which totals cannot be compared, and which cells did not count."""
     if bench.kind == "probe":
         yield from probe.context(bench)
-    averaged = bench.metrics.index[bench.metrics["group"].isin(["bio", "batch", "total"])]
-    values = bench.table()[list(averaged)]
+    values = bench.table()[list(bench.metrics.index)]
     ceilings = bench.methods.index[bench.methods["role"] == "ceiling"]
     if "total" in values:
         for method in values.loc[ceilings, "total"].dropna().index:
@@ -180,7 +179,8 @@ def _context(bench: ScoreTable) -> Iterator[str]:
                 f"The ceiling, {method}, has {values.loc[method, 'total']:z.3f}: what its labels alone "
                 "would score. A total above it mixes batches better."
             )
-        partial = values.drop(index=ceilings).dropna(how="all").isna()
+        averaged = bench.metrics.index[bench.metrics["group"].isin(["bio", "batch", "total"])]
+        partial = values[list(averaged)].drop(index=ceilings).dropna(how="all").isna()
         if len(partial.drop_duplicates()) > 1:
             fewer = partial.index[partial.sum(axis=1) > partial.sum(axis=1).min()]
             yield (

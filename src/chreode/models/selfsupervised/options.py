@@ -107,7 +107,7 @@ class Encoding(Model):
         "Learning rate over the run: constant, falling to 0 as a cosine, or a tenth after every 10 epochs.",
     )
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         """Refuse what cannot be."""
         refuse_unknown(self.augment)
 
@@ -158,8 +158,8 @@ class Encoding(Model):
             )
         if self._mixing and "batch" not in spec.categories:
             raise SchemaError(
-                f"augment: {self._mixing} mixes cells of two batches, and the schema names none. Name batch, "
-                f"as in Schema(batch='obs/donor'), or leave {self._mixing} out."
+                f"augment: cells of two batches are mixed by {self._mixing}, and the schema names none. Name "
+                f"batch, as in Schema(batch='obs/donor'), or leave {self._mixing} out."
             )
 
     def split(
@@ -196,9 +196,9 @@ class SelfSupervised(Encoding):
         (64, 64), "Widths of the projector, through which the loss sees the embedding.", low=1
     )
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         """Refuse what cannot be."""
-        super().__post_init__()
+        super().validate()
         if not self.projector:
             raise ConfigError("projector=(): name at least one width.")
 
@@ -251,7 +251,7 @@ def refuse_labels_as_batches(source: Source, rows: np.ndarray, what: str) -> Non
     names = source.spec.categories
     place, kind = names["batch"][pairs[0, 0]], names["label"][pairs[1, 0]]
     raise ConfigError(
-        f"augment: {what} mixes cells of different batches, and here each batch is one label (batch "
+        f"augment: cells of different batches are mixed by {what}, and here each batch is one label (batch "
         f"{place!r} is label {kind!r}). It would show labels to a model that is to be judged by them. "
         f"Name another batch, or leave {what} out."
     )

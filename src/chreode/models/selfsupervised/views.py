@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,18 +36,14 @@ MIXING = ("mnn", "bbknn")
 NAMES = ("thin", *MIXING, "programmes", *MAKERS, "noise")
 
 
-def refuse_unknown(augment: Any) -> None:
-    """Refuse augmentations that there are not; what is no tuple of names is refused as an option.
+def refuse_unknown(augment: Sequence[str]) -> None:
+    """Refuse augmentations that there are not.
 
     Raises
     ------
     ConfigError
         It names the nearest.
     """
-    if isinstance(augment, str):
-        raise ConfigError(f"augment={augment!r}: give a tuple of names, as augment=({augment!r},).")
-    if not isinstance(augment, tuple) or not all(isinstance(name, str) for name in augment):
-        return
     for name in augment:
         if name in ("label", "labels", "cell_type"):
             raise ConfigError(
