@@ -133,9 +133,9 @@ class Constructed:
         train, held_out = map(np.unique, pairs)
         if len(train) < MIN_CELLS:
             raise DataError(
-                f"A mutual nearest neighbour in another batch was found for "
-                f"{counted(len(train), 'cell')} out of {len(split.train)} to learn from, and learning needs {MIN_CELLS}. Give more cells, or "
-                f"raise n_mutual (now {self.n_mutual})."
+                "A mutual nearest neighbour in another batch was found for "
+                f"{counted(len(train), 'cell')} out of {len(split.train)} to learn from, and learning "
+                f"needs {MIN_CELLS}. Give more cells, or raise n_mutual (now {self.n_mutual})."
             )
         columns = {**source.columns, "near": near, "mutual": mutual}
         return replace(source, columns=columns), Split(train, held_out, split.named)
