@@ -53,7 +53,9 @@ def current(page: Path) -> str:
 
 def models_table(page: Path) -> str:
     """Return a row per registered model, with a link to its page."""
-    return _table(("model", "what it is", "needs", "offers, by default"), _model_rows(page))
+    return _table(
+        ("model", "what it is", "needs", "offers (if label or protein is named)"), _model_rows(page)
+    )
 
 
 def _model_rows(page: Path) -> Iterator[tuple[str, ...]]:
@@ -62,7 +64,9 @@ def _model_rows(page: Path) -> Iterator[tuple[str, ...]]:
         link = os.path.relpath(ROOT / "docs" / "models" / f"{key}.md", page.parent)
         about = (inspect.getdoc(model) or "").partition("\n")[0]
         needs = ", ".join(need.replace("|", " or ") for need in model.needs)
-        yield f"[{model.__name__}]({link})", about, needs, ", ".join(verbs(model))
+        always = verbs(model, uses=False)
+        offers = ", ".join(verb if verb in always else f"({verb})" for verb in verbs(model))
+        yield f"[{model.__name__}]({link})", about, needs, offers
 
 
 def options_table(_: Path, key: str) -> str:

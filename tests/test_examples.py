@@ -35,6 +35,14 @@ def generate(said: str) -> None:
     assert numbers(r"add up to ([\d,]+)", said) == [10_000]
 
 
+def type_new_cells(said: str) -> None:
+    assert numbers(r"known types of the new batch: (\d+)%", said)[0] > 75
+    known, unknown = numbers(r"median: ([\d.]+) of known types, ([\d.]+) of the type", said)
+    assert known < unknown
+    for row in ("PCA +baseline", "logistic regression +baseline", "SimCLR +method", "ceiling"):
+        assert re.search(row, said)
+
+
 def query_mapping(said: str) -> None:
     assert "never saw 'batch_2'" in said
     assert "batches known now: batch_0, batch_1, batch_2" in said

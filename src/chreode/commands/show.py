@@ -43,18 +43,24 @@ def _described(model: type[Model]) -> dict[str, Any]:
     }
 
 
-def verbs(model: type[Model]) -> list[str]:
-    """Return what a model can answer by default: it is built on a made-up spec, without memory."""
+def verbs(model: type[Model], *, uses: bool = True) -> list[str]:
+    """Return what a model can answer by default: it is built on a made-up spec, without memory.
+
+    Parameters
+    ----------
+    uses
+        Whether all roles that it can use are named, such as label, or those alone that it needs.
+    """
     import torch
 
     from ..module import capabilities
 
     with torch.device("meta"):
-        return capabilities(model().build(_tiny_spec(model)))
+        return capabilities(model().build(_tiny_spec(model, uses=uses)))
 
 
-def _tiny_spec(model: type[Model]) -> Spec:
-    roles = (*(need.partition("|")[0] for need in model.needs), *model.uses)
+def _tiny_spec(model: type[Model], *, uses: bool) -> Spec:
+    roles = (*(need.partition("|")[0] for need in model.needs), *(model.uses if uses else ()))
     names = [f"{r}/{i}" if r == "views" else r for r in roles for i in range(1 + (r == "views"))]
     categories = {r: ("a", "b") for r in roles if r in CATEGORY_ROLES}
     return Spec(
