@@ -1,0 +1,107 @@
+"""Options of every method, tried on the stimulated cells of Kang: as many, for the same time, for all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import chreode as ch
+from chreode import config
+
+from ..common import Row
+from ..speed.ratios import markdown
+from .fits import budgeted
+from .tasks import DEVELOPMENT, development, prepare
+
+#: Another seed than those of the tables.
+SEED = 5
+#: Seconds of a fit while options are tried.
+SECONDS = 30.0
+_MASKS: list[dict[str, Any]] = [
+    {"augment": ("mask",), "mask": 0.2}, {"augment": ("mask",), "mask": 0.5},
+    {"augment": ("mask", "bbknn"), "mask": 0.2},
+]  # fmt: skip
+
+
+def _with_masks(*own: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**masks, **options} for masks in _MASKS for options in own]
+
+
+_TEMPERATURE = {"temperature": 0.5}, {"temperature": 0.2}
+_RATE = {"lr": 1e-3}, {"lr": 3e-4}
+#: Six sets of options for each method.
+GRID: dict[str, list[dict[str, Any]]] = {
+    "scVI": [
+        {}, {"n_latent": 30}, {"n_layers": 2}, {"n_layers": 2, "n_latent": 30},
+        {"dispersion": "gene-batch"}, {"encode_covariates": True},
+    ],
+    "scVI, joint": [
+        {"joint": weight, "n_latent": n} for weight in (1.0, 10.0, 100.0) for n in (10, 30)
+    ],
+    "SimCLR": _with_masks(*_TEMPERATURE),
+    "MoCo": _with_masks(*_TEMPERATURE),
+    "SimSiam": _with_masks(*_RATE),
+    "NNCLR": _with_masks(*_TEMPERATURE),
+    "BYOL": _with_masks({"momentum": 0.996}, {"momentum": 0.95}),
+    "VICReg": _with_masks(*_RATE),
+    "Barlow Twins": _with_masks({"redundancy": 5e-3}, {"redundancy": 5e-2}),
+    "masked autoencoder": [
+        {"mask": share, "n_latent": n} for share in (0.25, 0.5, 0.75) for n in (64, 16)
+    ],
+    "CLEAR": [{"temperature": t, "momentum": m} for t in (0.2, 0.5, 0.1) for m in (0.999, 0.95)],
+    "CLAIRE": [
+        {"refine": refine, "momentum": m} for refine in (True, False) for m in (0.999, 0.99, 0.9)
+    ],
+    "Concerto": [{"temperature": t, "lr": lr} for t in (0.1, 0.2, 0.5) for lr in (1e-3, 3e-4)],
+}  # fmt: skip
+
+
+def cases() -> list[Row]:
+    return [{"method": m, "options": options} for m, tried in GRID.items() for options in tried]
+
+
+def measure(case: Row, data: Path, kept: Path) -> Row:
+    from .methods import CLASSES
+
+    cells, schema, task = prepare(DEVELOPMENT[0], data)
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in case["options"].items()}
+    model = CLASSES[case["method"]](**options)
+    rows = np.arange(cells.n_obs)
+    model, budget = budgeted(model, cells, schema, rows, kept / "epochs", SECONDS)
+    bench = ch.bench.probe(
+        cells, schema, {"it": model}, held_out=task.held_out, tasks=task.tasks, seeds=(SEED,),
+        depths=(1,), progress=False,
+    )  # fmt: skip
+    table = bench.table().loc["it"]
+    scores = {
+        k: float(table[k]) for k in ("bio", "batch", "total", "knn_shared_f1", "linear_shared_f1")
+    }
+    return {
+        **development({"task": DEVELOPMENT[0]}), **budget, "config": config.as_dict(model),
+        "scores": scores, "note": table["note"], "chosen by": (scores["total"] + scores["knn_shared_f1"]) / 2,
+    }  # fmt: skip
+
+
+def best(rows: list[Row]) -> dict[str, dict[str, Any]]:
+    """Return the options of each method whose mean of total and macro-F1 is the highest."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        name = row["case"]["method"]
+        if name not in found or row["chosen by"] > found[name]["chosen by"]:
+            found[name] = row
+    return {name: row["case"]["options"] for name, row in found.items()}
+
+
+def render(rows: list[Row]) -> list[str]:
+    """Return every set of options that was tried; what was chosen is bold."""
+    chosen = best(rows)
+    lines = []
+    for row in rows:
+        name, options = row["case"]["method"], row["case"]["options"]
+        mark = "**" if chosen[name] == options else ""
+        told = ", ".join(f"{k}={v!r}" for k, v in options.items()) or "default"
+        values = (row["scores"]["total"], row["scores"]["knn_shared_f1"], row["chosen by"])
+        lines.append((name, f"{mark}{told}{mark}", *(f"{value:.3f}" for value in values)))
+    return markdown(("method", "options", "total", "macro-F1, kNN", "mean of both"), lines)
