@@ -98,8 +98,8 @@ def haematopoiesis(said: str) -> None:
 SHOWN = {
     show.__name__: show
     for show in (
-        integrate, generate, query_mapping, type_new_cells, factors, select_genes_and_check, attributes, multiome,
-        motion_capture, haematopoiesis,
+        integrate, generate, query_mapping, type_new_cells, factors, select_genes_and_check, attributes,
+        multiome, motion_capture, haematopoiesis,
     )
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Fits of one minute: as many epochs as go into it, by a short fit on the same cells."""
+"""Fits of forty seconds: as many epochs as go into it, by a short fit on the same cells."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ from chreode.version import code_hash
 from ..common import Row, Stopwatch
 
 #: Time of a fit on a core of its own.
-SECONDS = 60.0
+SECONDS = 40.0
 #: Epochs beyond which none is expected to gain: the default of all models here.
 MOST = 400
 _SHORT = 3
 
 
 def budgeted(
-    model: Any, data: Data, schema: ch.Schema, rows: np.ndarray, folder: Path
+    model: Any,
+    data: Data,
+    schema: ch.Schema,
+    rows: np.ndarray,
+    folder: Path,
+    seconds: float = SECONDS,
 ) -> tuple[Any, Row]:
     """Return the model with the epochs that fit, and what an epoch costs; `folder` remembers it."""
     about = {
@@ -40,13 +45,10 @@ def budgeted(
             short = dataclasses.replace(model, max_epochs=_SHORT)
             history = short.fit(data, schema, rows=rows, progress=False).history
         # what else runs on the machine is not the model's cost, and the first epoch loads and compiles
-        seconds = watch.own() * float(history["seconds"].iloc[1:_SHORT].median())
+        epoch = watch.own() * float(history["seconds"].iloc[1:_SHORT].median())
         folder.mkdir(parents=True, exist_ok=True)
         with store.aside(place) as made:
-            made.write_text(json.dumps(seconds))
-    seconds = json.loads(place.read_text())
-    epochs = max(1, min(MOST, int(SECONDS / seconds)))
-    return dataclasses.replace(model, max_epochs=epochs), {
-        "epochs": epochs,
-        "epoch_seconds": seconds,
-    }
+            made.write_text(json.dumps(epoch))
+    epoch = json.loads(place.read_text())
+    epochs = max(1, min(MOST, int(seconds / epoch)))
+    return dataclasses.replace(model, max_epochs=epochs), {"epochs": epochs, "epoch_seconds": epoch}

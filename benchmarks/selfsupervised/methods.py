@@ -23,15 +23,18 @@ CONTROLS = "controls"
 PAIRED = ("ScCLIP",)
 
 
+#: The models, by the names of their rows.
+CLASSES: dict[str, Any] = {
+    "scVI": ch.SCVI, "scVI, joint": ch.SCVI, "SimCLR": ch.SimCLR, "MoCo": ch.MoCo,
+    "SimSiam": ch.SimSiam, "NNCLR": ch.NNCLR, "BYOL": ch.BYOL, "VICReg": ch.VICReg,
+    "Barlow Twins": ch.BarlowTwins, "masked autoencoder": ch.MaskedAutoencoder, "CLEAR": ch.CLEAR,
+    "CLAIRE": ch.CLAIRE, "Concerto": ch.Concerto, "ScCLIP": ch.ScCLIP,
+}  # fmt: skip
+
+
 def models() -> dict[str, Any]:
     """Return the models by the names of their rows, with the options that were chosen on other cells."""
-    named = {
-        "scVI": ch.SCVI, "scVI, joint": ch.SCVI, "SimCLR": ch.SimCLR, "MoCo": ch.MoCo,
-        "SimSiam": ch.SimSiam, "NNCLR": ch.NNCLR, "BYOL": ch.BYOL, "VICReg": ch.VICReg,
-        "Barlow Twins": ch.BarlowTwins, "masked autoencoder": ch.MaskedAutoencoder, "CLEAR": ch.CLEAR,
-        "CLAIRE": ch.CLAIRE, "Concerto": ch.Concerto, "ScCLIP": ch.ScCLIP,
-    }  # fmt: skip
-    return {name: cls(**TUNED.get(name, {})) for name, cls in named.items()}
+    return {name: cls(**TUNED.get(name, {})) for name, cls in CLASSES.items()}
 
 
 def cases() -> list[Row]:

@@ -52,7 +52,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
     ],
     "CLEAR": [{"temperature": t, "momentum": m} for t in (0.2, 0.5, 0.1) for m in (0.999, 0.95)],
     "CLAIRE": [
-        {"refine": refine, "momentum": m} for refine in (True, False) for m in (0.999, 0.99, 0.9)
+        {"refine": share, "momentum": m} for share in (0.5, 1.0) for m in (0.999, 0.99, 0.9)
     ],
     "Concerto": [{"temperature": t, "lr": lr} for t in (0.1, 0.2, 0.5) for lr in (1e-3, 3e-4)],
 }  # fmt: skip
