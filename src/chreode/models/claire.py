@@ -26,7 +26,7 @@ from ..metrics.neighbours import neighbours_by_group
 from ..module import Loss, Module, Step
 from ..schema import Spec
 from .moco import MoCo, MoCoModule
-from .selfsupervised.options import scssl, with_components
+from .selfsupervised.options import refuse_labels_as_batches, scssl, with_components
 from .selfsupervised.views import Views
 
 
@@ -310,6 +310,7 @@ class CLAIRE(MoCo):
             If all cells to learn from are of one batch.
         """
         found = super().split(source, rows, validation, rng)
+        refuse_labels_as_batches(source, rows, "CLAIRE")
         codes = np.unique(source.columns["batch"][found.train])
         if len(codes) < 2:
             name = source.spec.categories["batch"][codes[0]]
@@ -318,6 +319,11 @@ class CLAIRE(MoCo):
                 "CLAIRE pairs cells of different batches. Give cells of two batches or more, or take CLEAR."
             )
         return found
+
+    @property
+    def n_partners(self) -> int:
+        """Cells that the sampler draws beside each (see `Positives`)."""
+        return 3
 
     def sampler(self) -> Sampler:
         """Return what draws minibatches."""
@@ -330,7 +336,7 @@ class CLAIRE(MoCo):
             return self.max_epochs or default_epochs(n)
 
         def first(n: int) -> int:
-            return max(1, round(self.refine * epochs(n)))
+            return min(max(1, round(self.refine * epochs(n))), max(1, epochs(n) - 1))
 
         def rest(n: int) -> int:
             return max(1, epochs(n) - first(n))

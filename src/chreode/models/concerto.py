@@ -87,7 +87,9 @@ class Attending(nn.Module):
 
     def forward(self, x: Float[Tensor, "b g"] | SparseRows) -> Float[Tensor, "b z"]:
         """Return the embedding."""
-        h = self.pooled(self.attention(stored(x)))
+        x = stored(x)
+        x = x.where(x.values != 0)  # a zero is no expression, stored or not
+        h = self.pooled(self.attention(x))
         found: Tensor = self.norm(self.last(F.dropout(h, self.dropout, self.training)))
         return found
 

@@ -108,10 +108,10 @@ class ScCLIP(Encoding):
         ("mask",),
         "Augmentations, which act in this order: thin (counts), programmes, mask, swap, crossover, noise.",
     )
-    fusion: Literal["concat", "mean", "add", "clip"] = param(
+    fusion: Literal["concat", "mean", "add"] = param(
         "mean",
         "How the places of a cell become its embedding: averaged over what it has, added, or side by side "
-        "(concat, clip).",
+        "(concat).",
     )
     temperature: float = param(
         0.37, "Temperature τ of the loss at the start; it is learned, and at least 0.01.", low=0.01
@@ -141,7 +141,3 @@ class ScCLIP(Encoding):
                 "take a model of one of them."
             )
         return split
-
-    def reads(self, verb: str) -> tuple[str, ...]:  # noqa: ARG002 (the contract)
-        """Return the roles that `verb` reads: batches and labels are of the fit alone."""
-        return ("expression", "counts", "protein", "accessibility")

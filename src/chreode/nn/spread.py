@@ -42,6 +42,8 @@ def effective_rank(h: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     2.0
     """
     h = h.detach().double()
+    if not bool(h.isfinite().all()):  # the learner says what is wrong with it
+        return h.new_full((), torch.nan, dtype=torch.float32)
     centred = h - h.mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()
     total = values.sum()
@@ -50,12 +52,17 @@ def effective_rank(h: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     return torch.where(total > 0, rank, torch.zeros_like(rank)).to(torch.float32)
 
 
-def collapsed(spread: float, rank: float, width: int) -> bool:
+def collapsed(spread: float, rank: float, largest: int) -> bool:
     """Return whether so little is left of an embedding that its distances say nothing.
+
+    Parameters
+    ----------
+    largest
+        Rank that it could have: its width, or one less than there are cells.
 
     Examples
     --------
     >>> collapsed(0.01, 30.0, 64), collapsed(0.9, 1.5, 64), collapsed(0.9, 1.5, 5), collapsed(0.9, 20.0, 64)
     (True, True, False, False)
     """
-    return spread < 0.1 or rank < 1 + 0.05 * (width - 1)
+    return spread < 0.1 or rank < 1 + 0.1 * (largest - 1)

@@ -42,6 +42,7 @@ class Embedder(Module):
     spread: Tensor
     rank: Tensor
     projected: Tensor
+    n_seen: Tensor
 
     def __init__(self, options: Any, spec: Spec, *, normed: bool = False) -> None:
         super().__init__()
@@ -53,6 +54,7 @@ class Embedder(Module):
         self.register_buffer("spread", torch.zeros(()))
         self.register_buffer("rank", torch.zeros(()))
         self.register_buffer("projected", torch.zeros(2))
+        self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64))
         self.role = role
         labelled, paired = "label" in spec.categories, "protein" in spec.features
         self.labelled = Labelled(spec, self.network.n_embedded) if labelled else None
@@ -70,7 +72,8 @@ class Embedder(Module):
         k = min(COMPONENTS, len(rows) - 1, len(self.views.programmes))
         found = principal(lambda: source.batches(rows), k, rng)
         seed = int(rng.numpy("programmes").integers(2**31))
-        self.views.learn_programmes((found.axes * found.values.sqrt()).numpy(), seed)
+        loadings = found.axes * found.values.clamp_min(0).sqrt()
+        self.views.learn_programmes(loadings.numpy(), seed)
 
     def forward(self, *args: Any) -> Loss:
         """Return `loss`; ``fusion="clip"`` adds how badly both modalities of a cell find each other."""
@@ -124,6 +127,7 @@ class Embedder(Module):
             columns.append({name: batch[name] for name in ("label", "batch") if name in batch})
             both.append(view.having(self.network.encoders))
         embedded, projected = (torch.cat(parts) for parts in zip(*found, strict=True))
+        self.n_seen.fill_(len(embedded))
         self.spread.copy_(spread(embedded))
         self.rank.copy_(effective_rank(embedded))
         self.projected.copy_(torch.stack([spread(projected), effective_rank(projected)]))
@@ -182,7 +186,7 @@ class Embedder(Module):
             f"{what} collapsed: cells spread {float(spread):.2f} of the sphere, with an effective rank of "
             f"{float(rank):.1f}, so that {so}"
             for what, so, width, spread, rank in looks
-            if collapsed(float(spread), float(rank), width)
+            if collapsed(float(spread), float(rank), min(width, int(self.n_seen) - 1))
         ]
 
     def embed(self, batch: CellBatch) -> Float[Tensor, "b z"]:

@@ -18,6 +18,7 @@ from ...learn.phase import Phase, Session, Split
 from ...learn.sgd import SGD
 from ...model import Model
 from ...schema import Spec
+from .network import FURTHER
 from .reference import refuse_too_few
 from .views import MIXING, refuse_unknown
 
@@ -178,14 +179,20 @@ class Encoding(Model):
         refuse_too_few(source, split.train, self.fusion)
         if self._mixing and "batch" in source.columns:
             refuse_labels_as_batches(source, rows, self._mixing)
-            for part in (split.train, split.validation):
-                if len(part):
-                    refuse_one_batch(source, part, self._mixing)
+            refuse_one_batch(source, split.train, self._mixing)
+            if (
+                len(split.validation)
+                and not split.named
+                and _of_one_batch(source, split.validation)
+            ):
+                return split.whole()  # by chance, where few are held out
+            if len(split.validation):
+                refuse_one_batch(source, split.validation, self._mixing)
         return split
 
     def reads(self, verb: str) -> tuple[str, ...]:
         """Return the roles that `verb` reads: batches and labels are of the fit alone."""
-        return ("expression", "counts", *(("protein",) if verb != "predict" else ()))
+        return ("expression", "counts", *(FURTHER if verb != "predict" else ()))
 
 
 @config
@@ -223,6 +230,10 @@ class SelfSupervised(Encoding):
                 "(validation=0)."
             )
         return found.whole()
+
+
+def _of_one_batch(source: Source, rows: np.ndarray) -> bool:
+    return len(np.unique(source.columns["batch"][rows])) < 2
 
 
 def with_components(
