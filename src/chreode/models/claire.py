@@ -346,7 +346,7 @@ class CLAIRE(MoCo):
         begun = Begun(lr=self.lr, max_epochs=first, weight_decay=self.weight_decay, keep="last")
         learner = SGD(
             lr=self.lr, max_epochs=rest if refines else epochs, weight_decay=self.weight_decay,
-            schedule=self.schedule,
+            schedule=self.schedule, keep=self.keeps,
         )  # fmt: skip
         return [
             *([Phase(begun, data=self.sampler(), name="all pairs", view=view)] if refines else []),

@@ -181,7 +181,8 @@ class Embedder(Module):
             no_more = (
                 "the loss no longer tells cells apart, and the embedding learned little from it"
             )
-            looks.append(("the projections have", no_more, network.n_projected, *self.projected))
+            width = min(network.n_projected, network.n_embedded)
+            looks.append(("the projections have", no_more, width, *self.projected))
         return [
             f"{what} collapsed: cells spread {float(spread):.2f} of the sphere, with an effective rank of "
             f"{float(rank):.1f}, so that {so}"

@@ -42,7 +42,15 @@ def scssl(**own: Any) -> dict[str, dict[str, Any]]:
 
 @config
 class Encoding(Model):
-    """Options, roles and phases of all models that learn an encoder without labels."""
+    """Options, roles and phases of all models that learn an encoder without labels.
+
+    Class attributes
+    ----------------
+    keeps
+        Weights to keep of a fit that overfitted: those of its best epoch or its last (see `SGD`).
+    """
+
+    keeps: ClassVar[Literal["best", "last"]] = "best"
 
     needs: ClassVar[tuple[str, ...]] = ("expression|counts",)
     uses: ClassVar[tuple[str, ...]] = ("protein", "batch", "label")
@@ -132,6 +140,7 @@ class Encoding(Model):
         """Return gradient descent, and a look at what it made of the training cells."""
         learner = SGD(
             lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay, schedule=self.schedule,
+            keep=self.keeps,
         )  # fmt: skip
         name = type(self).__name__
         return [
@@ -197,7 +206,13 @@ class Encoding(Model):
 
 @config
 class SelfSupervised(Encoding):
-    """Options of those that compare views of cells through a projector."""
+    """Options of those that compare views of cells through a projector.
+
+    What they compare with moves: a queue fills, a slow copy follows, and cells that all lie together are easy
+    to foretell. So the lowest objective may be that of the first epoch, and the last weights are kept.
+    """
+
+    keeps: ClassVar[Literal["best", "last"]] = "last"
 
     projector: tuple[int, ...] = param(
         (64, 64), "Widths of the projector, through which the loss sees the embedding.", low=1
