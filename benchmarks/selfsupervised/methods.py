@@ -100,8 +100,8 @@ COLUMNS = {
         "knn_worst": "worst type", "knn_unseen_auroc": "unseen, AUROC", "knn_f1_at_0.1": "F1 at 10 %",
     },
     "missing": {
-        "cell_pearson": "Pearson per cell", "protein_pearson": "Pearson per protein",
-        "protein_worst": "worst protein",
+        "cell_r": "Pearson per cell", "protein_r": "Pearson per protein",
+        "worst_protein": "worst protein",
     },
 }  # fmt: skip
 

@@ -43,8 +43,18 @@ def test_the_mean_profile_does_well_per_cell_and_says_nothing_of_a_protein():
     scores = protein_scores(measured, np.tile(measured.mean(0), (120, 1)))
     assert scores["cell_r"].value > 0.8
     for key in ("protein_r", "worst_protein"):
-        assert np.isnan(scores[key].value)
-        assert "is the same in every cell" in scores[key].reason
+        assert scores[key].value == 0
+
+
+def test_to_foretell_nothing_of_a_hard_protein_does_not_pay():
+    """It counts as 0: all methods are averaged over the same proteins."""
+    measured, foretold = pair()
+    silent = foretold.copy()
+    silent[:, 0] = 1.0
+    value = protein_scores(measured, silent)["protein_r"].value
+    single = of_proteins(measured, foretold)
+    assert value == pytest.approx(single[1:].sum() / len(single))
+    assert of_proteins(measured, silent)[0] == 0
 
 
 @pytest.mark.parametrize("level", [0.0, 1e4])

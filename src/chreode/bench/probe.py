@@ -20,6 +20,7 @@ from ..data.cells import Cells
 from ..data.read import Data
 from ..errors import ConfigError, SchemaError, near
 from ..fitted import Fitted
+from ..metrics.integration import chosen
 from ..metrics.table import BASELINE
 from ..model import Model
 from ..registry import find
@@ -40,7 +41,7 @@ from .probing import (
     judge_typing,
     judge_within,
 )
-from .query import category, expression_role, proteins, split
+from .query import category, expression_role, proteins, refuse_unknown, split
 from .sizes import cell_counts
 from .table import Bench
 from .trial import Result, Trial
@@ -139,6 +140,8 @@ def probe(
     sent = portable(data) if ray else None
     run, cells = run_of_trials(run, settings), Cells.of(data, schema)
     wanted = _tasks(tasks, cells)
+    chosen(metrics)
+    _refuse_names(methods, keys)
     asked = (
         {**methods, **{k: k for k in keys}} if isinstance(methods, Mapping) else [*methods, *keys]
     )
@@ -147,7 +150,7 @@ def probe(
     if {*wanted} - {"correction"}:
         posed = _posed(cells, table, wanted, rows, held_out, _depths(depths, cells), run)
     elif held_out:
-        category(cells, "batch")
+        refuse_unknown(held_out, category(cells, "batch").dropna().unique())
     parts = {}
     if "correction" in wanted:
         parts["correction"] = integration(
@@ -165,6 +168,23 @@ def probe(
                 folder = None if into is None else Path(into) / task
                 parts[task] = _judged(task, table, seeds, given, about, folder, ray)
     return joined(parts, cell_counts(cells, cells.positions(rows)))
+
+
+def _refuse_names(methods: Any, keys: Sequence[str]) -> None:
+    """Refuse names of rows that are taken: by rows of the bench's own, or by a key.
+
+    Raises
+    ------
+    ConfigError
+        If there is one.
+    """
+    for name in methods if isinstance(methods, Mapping) else ():
+        if name in (GENES, MEAN, OWN, MEASURED):
+            raise ConfigError(f"methods: {name!r} is a row of the bench: name yours otherwise.")
+        if name in keys:
+            raise ConfigError(
+                f"methods and keys both name {name!r}: give each row a name of its own."
+            )
 
 
 def _tasks(tasks: Sequence[str] | None, cells: Cells) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from .trial import Outcome
 #: The tasks, and what each is called in a note.
 TASKS = {"correction": "correction", "typing": "typing", "missing": "missing protein"}
 _SCALED = (
-    "0.6 bio + 0.4 batch of ten metrics, each scaled from the worst row to the best: the Total of "
+    "0.6 bio + 0.4 batch of up to ten metrics, each scaled from the worst row to the best: the Total of "
     "scSSL-Bench, which depends on the other rows"
 )
 _TABLES = ("by_class", "confusion", "calibration")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,11 +115,23 @@ def split(
     return Split(tuple(chosen), fitted_on, reference, query, names, len(known), codes)
 
 
+def refuse_unknown(held_out: Sequence[str], known: Collection[str]) -> None:
+    """Refuse batches that there are not.
+
+    Raises
+    ------
+    ConfigError
+        It names the nearest.
+    """
+    for name in map(str, held_out):
+        if name not in known:
+            raise ConfigError(f"held_out: there is no batch {name!r}.{near(name, known)}")
+
+
 def _named(held_out: Sequence[str], sizes: pd.Series) -> list[str]:
     chosen = [*dict.fromkeys(map(str, held_out))]
+    refuse_unknown(chosen, sizes.index)
     for name in chosen:
-        if name not in sizes:
-            raise ConfigError(f"held_out: there is no batch {name!r}.{near(name, sizes.index)}")
         if sizes[name] < FEWEST:
             raise DataError(
                 f"held_out: batch {name!r} has {counted(int(sizes[name]), 'labelled cell')} that every "

@@ -70,8 +70,8 @@ class MutualNeighbours:
     cell whose like was not seen in any other batch is mixed with none. (A near cell's mutual neighbour could
     stand in as well, but that is how types that one batch alone has would be mixed with others.)
 
-    Every pair of cells is compared, in chunks. It takes a minute or two for 100,000 cells on two cores, and
-    memory for cells x batches x k row numbers.
+    Every pair of cells is compared, in chunks, so that time grows with the square of their number. Memory
+    holds cells x batches x k row numbers.
 
     Attributes
     ----------

@@ -68,8 +68,9 @@ def protein_scores(
 ) -> dict[str, Score]:
     """Correlate measured with foretold values, per cell and per protein; the keys are those of `METRICS`.
 
-    Both are in the same units, such as log1p of counts. Where one side is constant there is no correlation:
-    such cells, and such proteins, are left out of the mean.
+    Both are in the same units, such as log1p of counts. Cells and proteins whose measured values are constant
+    are left out of the mean. Where it is the foretold values that are constant, nothing was foretold: they
+    count as 0, so that all methods are averaged over the same cells and proteins.
 
     Returns
     -------
@@ -103,8 +104,8 @@ def protein_scores(
         "protein_r": Score.of(proteins, n, _RANGE),
         "worst_protein": Score.of(lambda counts: proteins(counts, worst=True), n, _RANGE),
     }
-    same = "what is foretold, or was measured, is the same in every cell."
-    flat = "what is foretold, or was measured, is the same for every protein."
+    same = "what was measured is the same in every cell."
+    flat = "what was measured is the same for every protein."
     return {
         key: Score.undefined(flat if key == "cell_r" else same, n)
         if np.isnan(score.value)
@@ -117,7 +118,7 @@ def protein_scores(
 def of_proteins(
     measured: Float[np.ndarray, "n p"], foretold: Float[np.ndarray, "n p"]
 ) -> Float64[np.ndarray, " p"]:
-    """Return the correlation over cells of each protein; NaN where one side is constant."""
+    """Return the correlation over cells of each protein: NaN where it was measured the same in all."""
     x, y = measured.astype(np.float64), foretold.astype(np.float64)
     return _correlation(x, y)
 
@@ -130,9 +131,10 @@ def _correlation(
 
 
 def _of_moments(sums: Sequence[Float64[np.ndarray, " p"]], n: int) -> Float64[np.ndarray, " p"]:
-    """Return correlations from sums of x, y, x², y² and xy over n cells."""
+    """Return correlations from sums over n cells: NaN of a constant x, 0 of a constant y."""
     x, y, xx, yy, xy = (part / n for part in sums)
     spread = xx - x**2, yy - y**2
-    known = (spread[0] > _CONSTANT * xx) & (spread[1] > _CONSTANT * yy)
+    measured, told = spread[0] > _CONSTANT * xx, spread[1] > _CONSTANT * yy
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(known, (xy - x * y) / np.sqrt(spread[0] * spread[1]), np.nan)
+        found = (xy - x * y) / np.sqrt(spread[0] * spread[1])
+    return np.where(measured, np.where(told, found, 0.0), np.nan)

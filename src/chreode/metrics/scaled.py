@@ -16,7 +16,7 @@ BATCH = ("graph_connectivity", "kbet", "ilisi", "pcr_comparison", "silhouette_ba
 def scaled_totals(scores: pd.DataFrame) -> pd.Series:
     """Return 0.6 bio + 0.4 batch of metrics that are scaled to 0 for the worst row and 1 for the best.
 
-    A metric that is the same in every row, or that a row lacks, is left out.
+    A metric that is the same in every row, or that a row lacks, is left out. So is a row that lacks all.
 
     Parameters
     ----------
@@ -38,10 +38,12 @@ def scaled_totals(scores: pd.DataFrame) -> pd.Series:
     {'A': 0.4, 'B': 0.6}
     """
     table = scores.astype(float)
+    table = table.dropna(how="all")  # a row that failed has none
     spread = table.max() - table.min()
     table = table.loc[:, table.notna().all() & (spread > 0)]
     scaled = (table - table.min()) / (table.max() - table.min())
     parts = [scaled[[key for key in keys if key in scaled]] for keys in (BIO, BATCH)]
     if any(part.shape[1] == 0 for part in parts):
         return pd.Series(np.nan, index=scores.index)
-    return 0.6 * parts[0].mean(axis=1) + 0.4 * parts[1].mean(axis=1)
+    totals = 0.6 * parts[0].mean(axis=1) + 0.4 * parts[1].mean(axis=1)
+    return totals.reindex(scores.index)

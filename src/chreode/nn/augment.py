@@ -218,7 +218,7 @@ class Thin:
     lowest: float
 
     def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
-        """Return the thinned counts; a cell that would be left without any molecule keeps all."""
+        """Return the thinned counts; a cell that would be left without any molecule keeps one."""
         drawn = torch.rand(len(x), device=x.values.device)
         kept = torch.exp(drawn * math.log(self.lowest))
         return thinned(x, kept.where(chosen, torch.ones_like(kept)))
@@ -228,14 +228,20 @@ def thinned(counts: SparseRows, kept: Float[Tensor, " b"]) -> SparseRows:
     """Return counts of which each molecule was kept with the chance of its cell (binomial thinning).
 
     Of fractional counts the rest beyond the whole part counts as one molecule with that chance. A cell that
-    would be left without any molecule keeps all.
+    would be left without any molecule keeps one, each of its own with the same chance.
     """
     whole = counts.values.floor()
     rest = (torch.rand_like(whole) < counts.values - whole).to(whole)
     chance = kept[counts.cells]
     found = counts.map(torch.binomial(whole + rest, chance))
-    as_it_was = (found.sum() == 0)[counts.cells] | (chance == 1)
-    return counts.map(torch.where(as_it_was, counts.values, found.values))
+    empty = (found.sum() == 0) & (counts.sum() > 0)
+    left = found.values
+    if bool(empty.any()):
+        # the first of events that come at the rates of the counts is of each gene with its share of them
+        wait = torch.empty_like(left).exponential_() / counts.values
+        first = torch.segment_reduce(wait, "min", offsets=counts.indptr, unsafe=True)
+        left = torch.where(empty[counts.cells], (wait == first[counts.cells]).to(left), left)
+    return counts.map(torch.where(chance == 1, counts.values, left))
 
 
 @cache
