@@ -83,12 +83,15 @@ def every_model(distributed: bool) -> dict[str, object]:
     cells, found = CELLS.copy(), {}
     cells.obs["day"] = [float(i % 20) for i in range(200)]
     cells.obs["donor"] = [f"donor{i // 20}" for i in range(200)]
+    cells.obsm["protein"] = np.random.default_rng(2).poisson(3.0, (200, 6)).astype(np.float32)
     for key in registry.keys():  # noqa: SIM118 (a function)
         cls = registry.find(key)
         over_time = {"time": "obs/day", "trajectory": "obs/donor"} if "time" in cls.needs else {}
+        two = any("protein" in need for need in cls.needs)
+        further = over_time | ({"protein": "obsm/protein"} if two else {})
         names = {field.name for field in dataclasses.fields(cls)}
         model = cls(**{k: v for k, v in few.items() if k in names})
-        fitted = model.fit(cells, SCHEMA.with_(**over_time), distributed=distributed)
+        fitted = model.fit(cells, SCHEMA.with_(**further), distributed=distributed)
         found[key] = ended(fitted)
     return found
 
