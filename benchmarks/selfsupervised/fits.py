@@ -1,4 +1,4 @@
-"""Fits of forty seconds: as many epochs as go into it, by a short fit on the same cells."""
+"""Fits of thirty seconds: as many epochs as go into it, by a short fit on the same cells."""
 
 from __future__ import annotations
 
@@ -20,19 +20,14 @@ from chreode.version import code_hash
 from ..common import Row, Stopwatch
 
 #: Time of a fit on a core of its own.
-SECONDS = 40.0
+SECONDS = 30.0
 #: Epochs beyond which none is expected to gain: the default of all models here.
 MOST = 400
 _SHORT = 3
 
 
 def budgeted(
-    model: Any,
-    data: Data,
-    schema: ch.Schema,
-    rows: np.ndarray,
-    folder: Path,
-    seconds: float = SECONDS,
+    model: Any, data: Data, schema: ch.Schema, rows: np.ndarray, folder: Path
 ) -> tuple[Any, Row]:
     """Return the model with the epochs that fit, and what an epoch costs; `folder` remembers it."""
     about = {
@@ -50,5 +45,5 @@ def budgeted(
         with store.aside(place) as made:
             made.write_text(json.dumps(epoch))
     epoch = json.loads(place.read_text())
-    epochs = max(1, min(MOST, int(seconds / epoch)))
+    epochs = max(1, min(MOST, int(SECONDS / epoch)))
     return dataclasses.replace(model, max_epochs=epochs), {"epochs": epochs, "epoch_seconds": epoch}

@@ -17,8 +17,6 @@ from .tasks import DEVELOPMENT, development, prepare
 
 #: Another seed than those of the tables.
 SEED = 5
-#: Seconds of a fit while options are tried.
-SECONDS = 30.0
 _MASKS: list[dict[str, Any]] = [
     {"augment": ("mask",), "mask": 0.2}, {"augment": ("mask",), "mask": 0.5},
     {"augment": ("mask", "bbknn"), "mask": 0.2},
@@ -69,7 +67,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in case["options"].items()}
     model = CLASSES[case["method"]](**options)
     rows = np.arange(cells.n_obs)
-    model, budget = budgeted(model, cells, schema, rows, kept / "epochs", SECONDS)
+    model, budget = budgeted(model, cells, schema, rows, kept / "epochs")
     bench = ch.bench.probe(
         cells, schema, {"it": model}, held_out=task.held_out, tasks=task.tasks, seeds=(SEED,),
         depths=(1,), progress=False,

@@ -55,6 +55,8 @@ def effective_rank(h: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
 def collapsed(spread: float, rank: float, largest: int) -> bool:
     """Return whether so little is left of an embedding that its distances say nothing.
 
+    Few dimensions alone are no collapse: cells may differ in few ways. Less than two are a line.
+
     Parameters
     ----------
     largest
@@ -62,7 +64,7 @@ def collapsed(spread: float, rank: float, largest: int) -> bool:
 
     Examples
     --------
-    >>> collapsed(0.01, 30.0, 64), collapsed(0.9, 1.5, 64), collapsed(0.9, 1.5, 5), collapsed(0.9, 20.0, 64)
+    >>> collapsed(0.01, 30.0, 64), collapsed(0.9, 1.5, 64), collapsed(0.9, 1.5, 5), collapsed(0.9, 6.0, 64)
     (True, True, False, False)
     """
-    return spread < 0.1 or rank < 1 + 0.1 * (largest - 1)
+    return spread < 0.1 or rank < min(2, 1 + 0.1 * (largest - 1))
