@@ -67,4 +67,4 @@ def collapsed(spread: float, rank: float, largest: int) -> bool:
     >>> collapsed(0.01, 30.0, 64), collapsed(0.9, 1.5, 64), collapsed(0.9, 1.5, 5), collapsed(0.9, 6.0, 64)
     (True, True, False, False)
     """
-    return spread < 0.1 or rank < min(2, 1 + 0.1 * (largest - 1))
+    return spread < 0.2 or rank < min(2, 1 + 0.1 * (largest - 1))
