@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import chreode as ch
 from chreode import config
+from chreode.metrics.scaled import scaled_totals
 from chreode.version import code_hash
 
-from ..common import Row, spread, still_improving
+from ..common import Row, folded, spread, still_improving
 from ..speed.ratios import markdown
 from .fits import budgeted
 from .tasks import SEEDS, TASKS, development, prepare
@@ -49,15 +51,20 @@ def cases() -> list[Row]:
 
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
+    name = case["method"]
+    return probed(case, name, None if name == CONTROLS else models()[name], data, kept)
+
+
+def probed(case: Row, name: str, model: Any, data: Path, kept: Path) -> Row:
+    """Return what the bench says of a model on a task; of the rows beside it where there is no model."""
     cells, schema, task = prepare(case["task"], data)
     batch = cells.obs[schema.batch.removeprefix("obs/")].astype(str)
     reference = np.flatnonzero(~batch.isin(task.held_out).to_numpy())
     methods, budget = {}, {}
-    if case["method"] != CONTROLS:
-        model = models()[case["method"]]
+    if model is not None:
         where = schema.with_(protein=None) if "missing" in task.tasks else schema
         model, budget = budgeted(model, cells, where, reference, kept / "epochs")
-        methods = {case["method"]: model}
+        methods = {name: model}
     # a folder per task and seed: the rows beside the methods are judged once
     folder = kept / "bench" / code_hash() / f"{case['task']}-{case['seed']}"
     bench = ch.bench.probe(
@@ -67,7 +74,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     chosen = bench.methods["role"].eq("method") == bool(methods)
     return {
         **development(case), "data": bench.about["data"], "threads": bench.about["threads"], **budget,
-        "config": config.as_dict(next(iter(methods.values()))) if methods else {},
+        "config": config.as_dict(model) if methods else {},
         "methods": {name: _told(bench, name) for name in bench.methods.index[chosen]},
     }  # fmt: skip
 
@@ -90,14 +97,31 @@ def _told(bench: Any, name: str) -> Row:
     }  # fmt: skip
 
 
-# the table
+# the tables
 
-#: Columns of each task: metric, its heading.
+#: Tables of the first screen: heading, tasks and metrics (their columns).
+SHORT = {
+    "Batch correction: total (0.6 bio + 0.4 batch)": [
+        (task, "total", task) for task in ("kang-ctrl", "lines", "mop", "tusi", "midas")
+    ],
+    "Typing of cells of two held-out batches: neighbours": [
+        ("kang-ctrl, two donors", "knn_shared_f1", "Kang: macro-F1"),
+        ("kang-ctrl, two donors", "knn_worst", "worst type"),
+        ("mop, two libraries", "knn_shared_f1", "mop: macro-F1"),
+        ("mop, two libraries", "knn_worst", "worst type"),
+    ],
+    "Missing protein: Pearson correlation": [
+        ("midas, p4", "cell_r", "midas: per cell"), ("midas, p4", "protein_r", "per protein"),
+        ("cite", "cell_r", "CITE-seq: per cell"), ("cite", "protein_r", "per protein"),
+    ],
+}  # fmt: skip
+#: Columns of each task where all is shown: metric, its heading.
 COLUMNS = {
-    "correction": {"bio": "bio", "batch": "batch", "total": "total"},
+    "correction": {"bio": "bio", "batch": "batch", "total": "total", "scaled": "min-max Total"},
     "typing": {
         "knn_shared_f1": "macro-F1, kNN", "linear_shared_f1": "macro-F1, linear",
-        "knn_worst": "worst type", "knn_unseen_auroc": "unseen, AUROC", "knn_f1_at_0.1": "F1 at 10 %",
+        "knn_worst": "worst type", "knn_unseen_auroc": "unseen, AUROC",
+        "knn_f1_at_0.1": "F1 at 10 %", "knn_f1_at_0.05": "F1 at 5 %",
     },
     "missing": {
         "cell_r": "Pearson per cell", "protein_r": "Pearson per protein",
@@ -107,27 +131,82 @@ COLUMNS = {
 
 
 def render(rows: list[Row]) -> list[str]:
-    """Return a table per task: raw scores, means over seeds with the lowest and the highest."""
+    """Return a table per question: means over seeds, the best method bold; all scores of all tasks folded."""
+    found = by_task(rows)
     lines: list[str] = []
-    for name, task in TASKS.items():
-        here = [row for row in rows if row["case"]["task"] == name]
-        if not here:
-            continue
-        lines += [f"### {name}", "", *_table(here, COLUMNS[task.tasks[0]]), ""]
+    for heading, columns in SHORT.items():
+        lines += [f"**{heading}.**", "", *_short(found, columns), ""]
+    for task, methods in found.items():
+        full = _full(methods, COLUMNS[TASKS[task].tasks[0]])
+        lines += [*folded(f"{task}: all scores, mean (lowest to highest of three seeds)", full), ""]
     return lines
 
 
-def _table(rows: list[Row], columns: dict[str, str]) -> list[str]:
-    found: dict[str, list[Row]] = {}
+def by_task(rows: list[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Return what each row of each task says, a list over seeds; min-max Totals are of all rows of a task."""
+    found: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
+        of = found.setdefault(row["case"]["task"], {})
         for name, told in row["methods"].items():
-            found.setdefault(name, []).append({**told, "epochs": row.get("epochs")})
+            scores = {metric: value for metric, (value, *_) in told["scores"].items()}
+            scores.pop("scaled_total", None)  # it was of the few rows of one run
+            of.setdefault(name, []).append({**told, "scores": scores, "epochs": row.get("epochs")})
+    for methods in found.values():
+        means = {name: _means(of) for name, of in methods.items() if of[0]["role"] != "ceiling"}
+        for name, total in scaled_totals(pd.DataFrame(means).T).items():
+            for told in methods[str(name)]:
+                told["scores"]["scaled"] = float(total)
+    return found
+
+
+def _means(of: list[Row]) -> dict[str, float]:
+    """Return the mean over seeds of every score that all of them have."""
+    scores = pd.DataFrame([told["scores"] for told in of])
+    return scores.dropna(axis=1).mean().to_dict()
+
+
+def _short(
+    found: dict[str, dict[str, list[Row]]], columns: list[tuple[str, str, str]]
+) -> list[str]:
+    means = {
+        task: {name: _means(of) for name, of in found.get(task, {}).items()} for task, *_ in columns
+    }
+    names = dict.fromkeys(name for task, *_ in columns for name in means[task])
+    table = pd.DataFrame(
+        [[means[task].get(name, {}).get(metric, np.nan) for task, metric, _ in columns] for name in names],
+        index=list(names), dtype=float,
+    )  # fmt: skip
+    roles = {name: of[0]["role"] for methods in found.values() for name, of in methods.items()}
+    best = table[[roles[name] != "ceiling" for name in table.index]].max()
+    lines = [
+        (_named(name, roles[name]), *(_shown(value, value == best[k]) for k, value in row.items()))
+        for name, row in table.iterrows()
+    ]
+    return markdown(("method", *(heading for *_, heading in columns)), lines)
+
+
+def _named(name: str, role: str) -> str:
+    return name if role == "method" else f"{name} ({role})"
+
+
+def _shown(value: float, best: bool) -> str:
+    told = "–" if np.isnan(value) else f"{value:.3f}"
+    return f"**{told}**" if best else told
+
+
+def _full(methods: dict[str, list[Row]], columns: dict[str, str]) -> list[str]:
     lines = []
-    for name, of in found.items():
-        values = [
-            spread([row["scores"].get(metric, [np.nan])[0] for row in of]) for metric in columns
-        ]
+    for name, of in methods.items():
+        values = [spread([told["scores"].get(metric, np.nan) for told in of]) for metric in columns]
         notes = ["still improving"] if any(map(still_improving, of)) else []
-        role = "" if of[0]["role"] == "method" else f" ({of[0]['role']})"
-        lines.append((f"{name}{role}", *values, "; ".join(notes)))
-    return markdown(("method", *columns.values(), "note"), lines)
+        notes += [note for told in of for note in told["note"].split("; ") if "collapsed" in note]
+        epochs = of[0]["epochs"]
+        lines.append(
+            (
+                _named(name, of[0]["role"]),
+                *values,
+                str(epochs or ""),
+                "; ".join(dict.fromkeys(notes)),
+            )
+        )
+    return markdown(("method", *columns.values(), "epochs", "note"), lines)
