@@ -9,6 +9,7 @@ import numpy as np
 
 import chreode as ch
 from chreode import config
+from chreode.version import code_hash
 
 from ..common import Row
 from ..speed.ratios import markdown
@@ -62,7 +63,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     model, budget = budgeted(model, cells, schema, rows, kept / "epochs")
     bench = ch.bench.probe(
         cells, schema, {"it": model}, held_out=task.held_out, tasks=task.tasks, seeds=(SEED,),
-        depths=(1,), progress=False,
+        depths=(1,), into=kept / "bench" / code_hash() / "tuning", progress=False,
     )  # fmt: skip
     table = bench.table().loc["it"]
     scores = {
