@@ -34,7 +34,8 @@ class Step:
     index
         Steps taken so far.
     progress
-        Share of the planned run, 0 to 1; 1 in validation, so that a warm-up never flatters it.
+        Share of the planned run, 0 to 1, or of all stages where these say so (`SGD.span`); 1 in
+        validation, so that a warm-up never flatters it.
     rate
         What the optimiser multiplies the gradient of each entry of a parameter by, which is how far its
         proximal steps go; 0 in validation.

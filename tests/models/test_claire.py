@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,13 @@ import torch.nn.functional as F
 
 import chreode as ch
 from chreode.compute.rng import Rng
-from chreode.data.batch import CellBatch, SparseRows
+from chreode.data.batch import CellBatch
 from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
 from chreode.data.training import open_training
 from chreode.learn.phase import Session, Split
 from chreode.metrics.neighbours import exact_neighbours, neighbours_by_group
-from chreode.models import claire
+from chreode.models import claire, moco
 from chreode.models.selfsupervised.options import with_components
 from chreode.module import Step
 
@@ -100,10 +102,8 @@ def test_a_cell_is_moved_by_one_share_of_its_own(least):
     torch.manual_seed(0)
     x, y = torch.rand(2000, 5) + 1, torch.rand(2000, 5) + 3
     views = claire.MixedViews(ch.CLAIRE(mix=least), "expression", 5)
-    partner = CellBatch(torch.arange(2000), {"expression": y})
-    chosen = torch.zeros(2000, dtype=torch.bool)
-    rows = SparseRows.of(x), SparseRows.of(y)
-    found = views._mixed(*rows, "expression", partner, chosen).dense()
+    batches = (CellBatch(torch.arange(2000), {"expression": part}) for part in (x, y))
+    found = views.draw(*batches).values["expression"].dense()
     share = (found - y) / (x - y)
     torch.testing.assert_close(share, share[:, :1].expand(-1, 5), rtol=0, atol=1e-4)
     assert share.min() >= least - 1e-4
@@ -199,10 +199,10 @@ def test_batches_mix_better_than_without_pairs_or_with_wrong_ones(cells, monkeyp
 def test_one_batch_is_refused_before_any_compute(cells, monkeypatch):
     monkeypatch.setattr(ch.CLAIRE, "_learn", lambda *_: pytest.fail("compute began"))
     one = cells[cells.obs["batch"] == "batch_0"].copy()
-    with pytest.raises(ch.DataError, match=r"of one batch \(batch_0\).*or take CLEAR"):
+    with pytest.raises(ch.DataError, match=r"come from 'batch_0' alone.*or take CLEAR"):
         ch.CLAIRE().fit(one, SCHEMA)
     rows = np.flatnonzero(cells.obs["batch"] == "batch_0")
-    with pytest.raises(ch.DataError, match="of one batch"):
+    with pytest.raises(ch.DataError, match="come from 'batch_0' alone"):
         ch.CLAIRE().fit(cells, SCHEMA, rows=rows)
     with pytest.raises(ch.SchemaError, match="needs batch"):
         ch.CLAIRE().fit(cells, ch.Schema(counts="layers/counts"))
@@ -217,3 +217,39 @@ def test_too_few_pairs_are_told(cells):
     few = cells[:40].copy()
     with pytest.raises(ch.DataError, match="A mutual nearest neighbour.*raise n_mutual"):
         ch.CLAIRE(n_mutual=1).fit(few[:14].copy(), SCHEMA, progress=False)
+
+
+def test_pairs_that_the_refinement_leaves_out_are_not_said_to_be_not_found():
+    """And what the message says to do helps."""
+    few = simulate_cells(60, 80, n_types=4, n_batches=2, batch_strength=0.6, seed=0)[:18].copy()
+    how = {"seed": 0, "validation": 0, "progress": False}
+    with pytest.raises(
+        ch.DataError, match=r"left out.* unlike\. \d of these cells are left.*refine=1"
+    ):
+        ch.CLAIRE(max_epochs=4, refine=0.5, n_mutual=2).fit(few, SCHEMA, **how)
+    ch.CLAIRE(max_epochs=2, refine=1.0, n_mutual=2).fit(few, SCHEMA, **how)
+
+
+@pytest.mark.parametrize("refine", [0.0, 0.25, 1.0])
+def test_the_momentum_rises_once_over_both_stages(cells, monkeypatch, refine):
+    seen, plain = [], moco.rising
+    monkeypatch.setattr(moco, "rising", lambda *given: seen.append(plain(*given)) or seen[-1])
+    how = {"max_epochs": 4, "batch_size": 128, "momentum": 0.9, "refine": refine}
+    ch.CLAIRE(**how).fit(cells[:400].copy(), SCHEMA, progress=False)
+    assert seen[0] == pytest.approx(0.9)
+    assert seen[-1] > 0.99
+    assert (np.diff(seen) >= 0).all()
+    if refine == 0.25:  # it goes on from where the first epoch of four led
+        assert min(seen, key=lambda m: abs(m - plain(0.9, 0.25))) == pytest.approx(plain(0.9, 0.25))
+
+
+def test_memory_of_the_pairs_grows_with_the_neighbours_and_not_with_their_square():
+    rng, most = np.random.default_rng(0), []
+    z, batch = rng.normal(size=(800, 5)), rng.integers(4, size=800)
+    for k in (10, 40):
+        near = neighbours_by_group(z, batch, k)
+        tracemalloc.start()
+        claire.mutual_pairs(near, batch)
+        most.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert most[1] < 6 * most[0]  # 16 times with the square

@@ -117,6 +117,40 @@ def test_no_cell_with_both_is_refused_before_any_compute(monkeypatch):
         ch.ScCLIP().fit(apart, CITE)
 
 
+def test_held_out_cells_hold_pairs_that_can_be_told_apart(monkeypatch):
+    """Without two pairs in one minibatch their objective is 0, and the best there can be."""
+    absent = {"adt": ["batch_1"]}
+    half = simulate_citeseq(120, 40, 8, n_batches=2, absent=absent, seed=0)
+    both, rna = (np.flatnonzero(half.obs["batch"] == name) for name in ("batch_0", "batch_1"))
+    model, how = ch.ScCLIP(max_epochs=1, batch_size=20), {"progress": False}
+    told = model.fit(half, CITE, validation=both[:2], **how)
+    assert told.history["validation_objective"].min() > 0
+    # 30 cells make two minibatches, each of which may hold one of two pairs
+    assert model.fit(half, CITE, validation=np.r_[rna[:27], both[:3]], **how)
+    monkeypatch.setattr(ch.ScCLIP, "_learn", lambda *_: pytest.fail("compute began"))
+    for named, match in (
+        (rna[:30], "30 cells, of which 0 have both counts and protein.*Name 3"),
+        (both[:1], "1 cell, of which 1 has both.*Name 2"),
+        (np.r_[rna[:28], both[:2]], "30 cells, of which 2 have both.*Name 3"),
+    ):
+        with pytest.raises(ch.DataError, match=match):
+            model.fit(half, CITE, validation=named)
+
+
+def test_cells_are_held_out_by_chance_only_if_they_hold_pairs():
+    absent = {"adt": ["batch_1", "batch_2", "batch_3", "batch_4"]}
+    few = simulate_citeseq(100, 40, 8, n_batches=5, absent=absent, seed=0)
+    held_out = set()
+    for seed in range(12):
+        found = ch.ScCLIP(max_epochs=1).fit(few, CITE, seed=seed, validation=0.05, progress=False)
+        n = found.provenance["validation_cells"]
+        held_out.add(n)
+        assert n + found.provenance["cells"] == 100
+        if n:
+            assert found.history["validation_objective"].min() > 0
+    assert held_out == {0, 5}
+
+
 @pytest.fixture(scope="module")
 def multiome():
     return simulate_multiome(900, 200, 1500, n_types=6, seed=0)

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from chreode.data.batch import SparseRows
+from chreode.nn import augment
 from chreode.nn.augment import Crossover, Mask, Mix, Noise, Programmes, Swap, Thin, coins, thinned
 
 
@@ -234,6 +235,52 @@ def test_a_crossover_takes_genes_of_one_other_cell():
         assert within(int(changed.sum()), int(seen.sum()), share)
     at = torch.stack(givers)
     assert stats.chisquare(np.bincount((at - torch.arange(b)).flatten() % b)[1:]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("n_present", [0, 1, 2, 250])
+def test_cells_cross_with_those_alone_that_have_genes(n_present):
+    """One without any would give its taker zeros."""
+    torch.manual_seed(0)
+    present = torch.zeros(300, dtype=torch.bool)
+    present[torch.randperm(300)[:n_present]] = True
+    before = cells(density=1.0) * present[:, None]
+    x = SparseRows.of(before)
+    after = Crossover(1.0, present)(x, present).dense()
+    assert (after[~present] == 0).all()
+    at, giver = present.nonzero()[:, 0], (after[present] - 1).long() // 60
+    assert (giver == giver[:, :1]).all()  # all genes of one cell
+    assert torch.equal(giver[:, 0].sort().values, at)
+    assert n_present == 1 or (giver[:, 0] != at).all()
+    same = [
+        Crossover(0.4, p)(SparseRows.of(cells()), every(cells())).dense()
+        for p in (None, every(cells()))
+        if torch.manual_seed(1)
+    ]
+    assert torch.equal(*same)
+
+
+def test_a_host_does_not_wait_for_a_card_to_count():
+    """Where values are not known, as on the meta device, nothing can be made of how many there are."""
+    x, chosen = SparseRows.of(cells()), every(cells()).to("meta")
+    x = x.to("meta")
+    of = PROGRAMMES.of.to("meta")
+    for augmentation in (Mask(0.2), Programmes(of, 7, 0.3), Swap(0.3), Noise(0.8, 0.2)):
+        assert dense(augmentation(x, chosen)).shape == (300, 60)
+    with pytest.raises(
+        NotImplementedError, match="nonzero"
+    ):  # a control: its comment says why it has to
+        Crossover(0.2, chosen)(x, chosen)
+
+
+def test_noise_of_a_card_is_that_of_the_chosen_cells(monkeypatch):
+    """What is drawn there for all cells is added to the chosen ones alone."""
+    x, chosen = SparseRows.of(cells(80, 50)), torch.arange(80) % 3 == 0
+    noise = Noise(0.8, 0.2)
+    monkeypatch.setattr(augment, "_waits", lambda _: True)
+    torch.manual_seed(0)
+    added = noise(x, chosen) - x.dense()
+    assert (added[~chosen] == 0).all()
+    assert within(int((added[chosen] != 0).sum()), int(chosen.sum()) * 50, 0.8)
 
 
 def test_crossed_genes_are_independent():

@@ -11,20 +11,23 @@ import numpy as np
 from ..data.sampler import Drawn, Rows
 from ..data.source import Source
 from ..errors import DataError, SchemaError, counted
-from ..metrics.neighbours import exact_neighbours, neighbours_by_group
+from ..metrics.neighbours import exact_neighbours, mutual_neighbours, neighbours_by_group
 
 
 @dataclass(frozen=True, eq=False)
-class NearestNeighbours:
-    """One of the nearest cells of each anchor in an embedding, at random; never the anchor itself.
+class _Neighbours:
+    """Cells near each anchor in an embedding, sought once among all rows of a split that have a place in it.
+
+    An anchor that has none, such as a cell without expression, stands for itself.
 
     Attributes
     ----------
     k
-        Neighbours to draw from.
+        Neighbours to look at: of all cells, or of each batch.
     column
         Column of the source that holds the embedding, which the phase's view has put there, as
-        `chreode.learn.components.components` does with principal components of the training rows.
+        `chreode.learn.components.components` does with principal components of the training rows. NaN: a
+        cell has no place.
     """
 
     k: int = 5
@@ -33,35 +36,77 @@ class NearestNeighbours:
 
     def __call__(
         self, source: Source, rows: Rows, anchors: Rows, generator: np.random.Generator
-    ) -> Rows:
-        """Return a neighbour of each anchor among `rows`.
+    ) -> Drawn:
+        """Return the partners of each anchor among `rows`.
 
         Raises
         ------
         SchemaError
-            If the source has no such column.
+            If the source has no such column, or batches are looked at and not known.
         DataError
-            If there is no other cell, or the embedding is not finite.
+            If there is no other cell, or no other batch, or the embedding is not finite.
         """
-        known, near = _once(self._kept, source, rows, self._search)
-        drawn = near[
-            np.searchsorted(known, anchors), generator.integers(near.shape[1], size=len(anchors))
-        ]
-        return known[drawn]
+        known, *tables = _once(self._kept, source, rows, self._search)
+        at = np.searchsorted(known, anchors).clip(max=len(known) - 1)
+        drawn = self._draw([table[at] for table in tables], generator)
+        drawn[known[at] != anchors] = -1
+        found: Drawn = np.where(
+            drawn < 0, np.expand_dims(anchors, [*range(1, drawn.ndim)]), known[drawn]
+        )
+        return found
 
-    def _search(self, source: Source, rows: Rows) -> tuple[Rows, np.ndarray]:
-        x = _embedding(source, self.column)
+    def _placed(self, source: Source, rows: Rows) -> Rows:
+        """Return the distinct rows that have a place."""
+        if self.column not in source.columns:
+            raise SchemaError(
+                f"There is no embedding {self.column!r} among the columns of the source: give the phase a "
+                "view that puts it there, such as components(50)."
+            )
         known = np.unique(rows)
+        found: Rows = known[~np.isnan(source.columns[self.column][known]).all(1)]
+        return found
+
+    def _by_batch(
+        self, source: Source, rows: Rows, what: str
+    ) -> tuple[Rows, np.ndarray, np.ndarray]:
+        """Return placed rows, their batches from 0, and places among them of the nearest in each batch."""
+        known = self._placed(source, rows)
+        refuse_one_batch(source, rows, known, what)
+        batch = np.unique(source.columns["batch"][known], return_inverse=True)[1].ravel()
+        near = neighbours_by_group(source.columns[self.column][known], batch, self.k)
+        return known, batch, near
+
+    def _search(self, source: Source, rows: Rows) -> tuple[np.ndarray, ...]:
+        """Return the placed rows, and tables of places among them with a row for each."""
+        raise NotImplementedError
+
+    def _draw(self, tables: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+        """Return places of partners, -1 where there is none; the tables have a row for each anchor."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class NearestNeighbours(_Neighbours):
+    """One of the k nearest cells of each anchor in an embedding, at random; never the anchor itself."""
+
+    def _search(self, source: Source, rows: Rows) -> tuple[np.ndarray, ...]:
+        known = self._placed(source, rows)
         if len(known) < 2:
             raise DataError(
                 "A single cell has no neighbours. Hold out more cells, or none (validation=0)."
             )
         k = min(self.k, len(known) - 1)
-        return known, exact_neighbours(x[known], k).indices
+        return known, exact_neighbours(source.columns[self.column][known], k).indices
+
+    def _draw(self, tables: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+        (near,) = tables
+        at = generator.integers(near.shape[1], size=len(near))
+        drawn: np.ndarray = near[np.arange(len(near)), at]
+        return drawn
 
 
 @dataclass(frozen=True, eq=False)
-class MutualNeighbours:
+class MutualNeighbours(_Neighbours):
     """Two cells for each anchor: a near one of its own batch, and a mutual nearest neighbour in another.
 
     The first is one of the k nearest of its batch. The second is one of all cells of other batches that are
@@ -73,66 +118,27 @@ class MutualNeighbours:
     Every pair of cells is compared, in chunks, so that time grows with the square of their number. Memory
     holds cells x batches x k row numbers.
 
-    Attributes
-    ----------
-    k
-        Neighbours to look at in each batch.
-    column
-        See `NearestNeighbours`.
-
     References
     ----------
     Haghverdi et al. (2018), Batch effects in single-cell RNA-sequencing data are corrected by matching
     mutual nearest neighbors, Nature Biotechnology 36:421.
     """
 
-    k: int = 5
-    column: str = "components"
-    _kept: list[Any] = field(default_factory=list, repr=False)
+    def _search(self, source: Source, rows: Rows) -> tuple[np.ndarray, ...]:
+        known, batch, near = self._by_batch(source, rows, "mnn")
+        mutual = mutual_neighbours(near, batch)
+        return known, near[np.arange(len(known)), batch], mutual.reshape(len(known), -1)
 
-    def __call__(
-        self, source: Source, rows: Rows, anchors: Rows, generator: np.random.Generator
-    ) -> Drawn:
-        """Return both cells for each anchor among `rows`.
-
-        Raises
-        ------
-        SchemaError
-            If batches are not known, or the source has no such column.
-        DataError
-            If there is one batch only, or the embedding is not finite.
-        """
-        known, *tables = _once(self._kept, source, rows, self._search)
-        at = np.searchsorted(known, anchors)
-        drawn = [_one_of(table[at], generator) for table in tables]
-        return np.stack([known[np.where(cell < 0, at, cell)] for cell in drawn], 1)
-
-    def _search(self, source: Source, rows: Rows) -> tuple[Rows, np.ndarray, np.ndarray]:
-        known, batch, near = _near_by_batch(source, rows, self.column, self.k, "mnn")
-        itself = np.arange(len(known))
-        own, mutual = near[itself, batch], np.full_like(near, -1)
-        for other in range(near.shape[1]):
-            there = near[:, other]
-            back = near[there, batch[:, None]]  # of -1 too, which is taken out again
-            found = (back == itself[:, None, None]).any(2) & (there >= 0)
-            found &= (batch != other)[:, None]
-            mutual[:, other] = np.where(found, there, -1)
-        return known, own, mutual.reshape(len(known), -1)
+    def _draw(self, tables: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+        return np.stack([_one_of(table, generator) for table in tables], 1)
 
 
 @dataclass(frozen=True, eq=False)
-class BatchBalanced:
+class BatchBalanced(_Neighbours):
     """Two cells for each anchor, each one of the k nearest of a batch that was drawn at random.
 
     The anchor's own batch is drawn as often as any other, and the anchor itself is left out. Time and memory
     are those of `MutualNeighbours`.
-
-    Attributes
-    ----------
-    k
-        Neighbours to look at in each batch.
-    column
-        See `NearestNeighbours`.
 
     References
     ----------
@@ -140,55 +146,50 @@ class BatchBalanced:
     36:964 (its neighbours; partners are drawn from them here).
     """
 
-    k: int = 5
-    column: str = "components"
-    _kept: list[Any] = field(default_factory=list, repr=False)
-
-    def __call__(
-        self, source: Source, rows: Rows, anchors: Rows, generator: np.random.Generator
-    ) -> Drawn:
-        """Return two cells for each anchor among `rows`; raises what `MutualNeighbours` does."""
-        known, near = _once(self._kept, source, rows, self._search)
-        some = near[np.searchsorted(known, anchors)]
-        drawn = [_one_of(_one_of(some, generator), generator) for _ in range(2)]
-        return known[np.stack(drawn, 1)]
-
-    def _search(self, source: Source, rows: Rows) -> tuple[Rows, np.ndarray]:
-        known, _, near = _near_by_batch(source, rows, self.column, self.k, "bbknn")
+    def _search(self, source: Source, rows: Rows) -> tuple[np.ndarray, ...]:
+        known, _, near = self._by_batch(source, rows, "bbknn")
         return known, near
 
-
-def _near_by_batch(
-    source: Source, rows: Rows, column: str, k: int, what: str
-) -> tuple[Rows, np.ndarray, np.ndarray]:
-    """Return the distinct rows, their batches from 0, and places among them of the nearest in each batch."""
-    x, known = _embedding(source, column), np.unique(rows)
-    refuse_one_batch(source, known, what)
-    batch = np.unique(source.columns["batch"][known], return_inverse=True)[1].ravel()
-    return known, batch, neighbours_by_group(x[known], batch, k)
+    def _draw(self, tables: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+        (near,) = tables
+        return np.stack([_one_of(_one_of(near, generator), generator) for _ in range(2)], 1)
 
 
-def refuse_one_batch(source: Source, rows: Rows, what: str) -> None:
+def refuse_one_batch(
+    source: Source, rows: Rows, known: Rows, what: str, instead: str | None = None
+) -> None:
     """Refuse to look for cells of other batches where there are none.
+
+    Parameters
+    ----------
+    known
+        Those of the rows that can be compared.
+    what, instead
+        What they are needed for, and what can be done without them (None: leave it out of the augmentations).
 
     Raises
     ------
     SchemaError
         If batches are not known.
     DataError
-        If all rows are of one batch.
+        If all that can be compared are of one batch.
     """
     if "batch" not in source.columns:
         raise SchemaError(
             f"Cells of two batches are needed for {what}, and it is not known which cell is of which: name "
             "batch, as in Schema(batch='obs/donor')."
         )
-    if len(names := np.unique(source.columns["batch"][rows])) < 2:
-        only = "".join(f" {source.spec.categories['batch'][code]!r}" for code in names)
+    if len(names := np.unique(source.columns["batch"][known])) < 2:
+        n, some = counted(len(rows), "cell"), "to learn from, or held out together"
+        only = "".join(f" from {source.spec.categories['batch'][code]!r} alone" for code in names)
+        if len(known) == len(rows):
+            found = f"{n} {some}, come{only}"
+        else:
+            those = f"those with expression come{only}" if only else "none has expression"
+            found = f"of {n} {some}, {those}"
         raise DataError(
-            f"Cells of two batches are needed for {what}: {counted(len(rows), 'cell')} to learn from, or "
-            f"held out together, come from{only} alone. Name other cells, or leave {what} "
-            "out of the augmentations."
+            f"Cells of two batches are needed for {what}: {found}. Name other cells, or "
+            f"{instead or f'leave {what} out of the augmentations'}."
         )
 
 
@@ -196,15 +197,6 @@ def _one_of(table: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Return one of the last axis, each that is not -1 with the same chance; -1 where all are."""
     at = np.where(table < 0, -1.0, generator.random(table.shape)).argmax(-1)
     return np.take_along_axis(table, at[..., None], -1)[..., 0]
-
-
-def _embedding(source: Source, column: str) -> np.ndarray:
-    if column not in source.columns:
-        raise SchemaError(
-            f"There is no embedding {column!r} among the columns of the source: give the phase a "
-            "view that puts it there, such as components(50)."
-        )
-    return source.columns[column]
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,6 +75,9 @@ class SGD:
     watch
         What of the history epochs are compared by, and early stopping goes by: the objective, or a term of
         the loss. The smallest is the best.
+    span
+        Shares of the whole fit at which it begins and ends, where it is one of several stages:
+        `Step.progress` rises from one to the other.
     chooses
         Whether cells held out choose the weights, and can tell of overfitting. Not so where the objective
         is not all that is minimised (proximal steps), or cells held out choose later.
@@ -98,6 +101,7 @@ class SGD:
     keep: Literal["best", "last"] = "best"
     settle: float = 0.0
     watch: str = "objective"
+    span: tuple[float, float] = (0.0, 1.0)
     chooses: bool = True
 
     def learn(
@@ -255,7 +259,7 @@ class _Loop:
         mean = EpochMean("train", group)
         with self.run.rng.scope("noise"):
             for rows, batch in zip(joint, mine, strict=True):
-                progress, n = self.index / self.steps, _anchors(batch, rows)
+                progress, n = self._progress(), _anchors(batch, rows)
                 step = Step(self.run.rng, self.index, progress, self.players.rate, group)
                 own = () if group.alone else (group.rank,)
                 self.run.rng.seed_global("noise", self.index, *own)
@@ -277,6 +281,10 @@ class _Loop:
         if not all(bool(p.isfinite().all()) for p in self.target.parameters()):
             raise self._failure(loss, batch)
         return mean
+
+    def _progress(self) -> float:
+        begins, ends = self.sgd.span
+        return begins + (ends - begins) * self.index / self.steps
 
     def _failure(self, loss: Loss, batch: Any) -> FitError:
         where = (

@@ -173,6 +173,40 @@ def neighbours_by_group(
     return indices
 
 
+@checked
+def mutual_neighbours(
+    near: Int[np.ndarray, "b groups k"], group: Int[np.ndarray, " b"]
+) -> Int[np.ndarray, "b groups k"]:
+    """Keep the neighbours in other groups that have the cell among their own: -1 stands for all others.
+
+    Parameters
+    ----------
+    near
+        Row numbers of the nearest cells in each group (see `neighbours_by_group`).
+    group
+        Group of each cell, from 0.
+
+    References
+    ----------
+    Haghverdi et al. (2018), Batch effects in single-cell RNA-sequencing data are corrected by matching
+    mutual nearest neighbors, Nature Biotechnology 36:421.
+
+    Examples
+    --------
+    >>> group = np.array([0, 0, 1, 1])
+    >>> near = neighbours_by_group(np.array([[0.0], [1.0], [0.1], [5.0]]), group, k=1)
+    >>> mutual_neighbours(near, group)[:, :, 0].tolist()
+    [[-1, 2], [-1, -1], [0, -1], [-1, -1]]
+    """
+    found, cell = np.full_like(near, -1), np.arange(len(near))[:, None]
+    for other, place in np.ndindex(near.shape[1:]):  # all at once, memory would grow with k²
+        there = near[:, other, place]
+        back = near[there, group]  # of -1 too, which is taken out again
+        mutual = (back == cell).any(1) & (there >= 0) & (group != other)
+        found[mutual, other, place] = there[mutual]
+    return found
+
+
 def _fill(
     indices: Int[np.ndarray, "b k"],
     x: Float64[np.ndarray, "b z"],

@@ -18,11 +18,13 @@ from ..data.batch import CellBatch, SparseRows
 from ..data.sampler import Drawn, Paired, Rows, Sampler
 from ..data.source import Source
 from ..errors import ConfigError, DataError, counted
+from ..learn.components import having_expression
 from ..learn.exact import Exact
+from ..learn.partners import refuse_one_batch
 from ..learn.phase import Phase, Session, Split, Trace
 from ..learn.sgd import MIN_CELLS, SGD, default_epochs
 from ..losses.infonce import info_nce
-from ..metrics.neighbours import neighbours_by_group
+from ..metrics.neighbours import mutual_neighbours, neighbours_by_group
 from ..module import Loss, Module, Step
 from ..schema import Spec
 from .moco import MoCo, MoCoModule
@@ -34,11 +36,14 @@ class MixedViews(Views):
     """Views of cells that were moved towards a neighbour, each by a share of its own."""
 
     def _mixed(
-        self, own: SparseRows, theirs: SparseRows, role: str, partner: CellBatch, mixed: Tensor
+        self,
+        own: SparseRows,
+        theirs: SparseRows,
+        both: Bool[Tensor, " b"],
+        mixed: Tensor,  # noqa: ARG002 (all are)
     ) -> SparseRows:
         """Return λ own + (1 − λ) theirs, with λ of each cell even between `mix` and 1."""
-        share = (1 - self.options.mix) * torch.rand(len(own), device=own.values.device)
-        share = share * partner.present.get(role, torch.ones_like(mixed))
+        share = (1 - self.options.mix) * torch.rand(len(own), device=own.values.device) * both
         return SparseRows.of(torch.lerp(own.dense(), theirs.dense(), share[:, None]))
 
 
@@ -90,8 +95,8 @@ class Positives:
 class Constructed:
     """The view of a phase in which each cell has neighbours of its batch and mutual ones of others.
 
-    Cells without a mutual neighbour are not learned from. Training cells and those held out have
-    neighbours among themselves alone.
+    Cells without a mutual neighbour are not learned from, and cells without expression have none. Training
+    cells and those held out have neighbours among themselves alone.
 
     Attributes
     ----------
@@ -115,11 +120,12 @@ class Constructed:
         Raises
         ------
         DataError
-            If so few training cells have a mutual neighbour that none can learn.
+            If so few training cells have a mutual neighbour, or one that is left, that none can learn.
         """
         seen, _ = with_components(module, source, split, run)
         batch, near = source.columns["batch"], np.full((len(source), self.n_neighbours), -1)
-        parts, pairs = [split.train, split.validation], [np.empty((0, 2), np.int64)] * 2
+        parts = [having_expression(source, rows) for rows in (split.train, split.validation)]
+        pairs = [np.empty((0, 2), np.int64)] * 2
         for number, rows in ((i, part) for i, part in enumerate(parts) if len(part)):
             z, own = unit(seen.columns["components"][rows]), batch[rows]
             found = neighbours_by_group(z, own, max(self.n_neighbours, self.n_mutual))
@@ -127,18 +133,28 @@ class Constructed:
             close = found[np.arange(len(rows)), own, : self.n_neighbours]
             near[rows] = np.where(close < 0, -1, rows[close])
             near[rows, 0] = np.where(close[:, 0] < 0, rows, near[rows, 0])  # alone in its batch
+        n = len(np.unique(pairs[0]))
+        self._refuse_few(n, len(split.train))
         if self.refined:
             pairs = _refined(pairs, _embedded(module, source, parts, run))
         mutual = _listed(np.concatenate(pairs), len(source))
         train, held_out = map(np.unique, pairs)
         if len(train) < MIN_CELLS:
             raise DataError(
-                "A mutual nearest neighbour in another batch was found for "
-                f"{counted(len(train), 'cell')} out of {len(split.train)} to learn from, and learning "
-                f"needs {MIN_CELLS}. Give more cells, or raise n_mutual (now {self.n_mutual})."
+                f"{counted(n, 'cell')} had a mutual nearest neighbour in another batch. CLAIRE then left out "
+                f"pairs that look unlike. {len(train)} of these cells are left, and learning needs "
+                f"{MIN_CELLS}. Set refine=1 to keep all pairs, or give more cells."
             )
         columns = {**source.columns, "near": near, "mutual": mutual}
         return replace(source, columns=columns), Split(train, held_out, split.named)
+
+    def _refuse_few(self, n: int, n_train: int) -> None:
+        if n < MIN_CELLS:
+            raise DataError(
+                f"A mutual nearest neighbour in another batch was found for {counted(n, 'cell')} out of "
+                f"{n_train} to learn from, and learning needs {MIN_CELLS}. Give more cells, or raise "
+                f"n_mutual (now {self.n_mutual})."
+            )
 
 
 def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -156,11 +172,6 @@ def mutual_pairs(
     near
         Positions of the nearest cells in each batch (see `neighbours_by_group`).
 
-    References
-    ----------
-    Haghverdi et al. (2018), Batch effects in single-cell RNA-sequencing data are corrected by matching
-    mutual nearest neighbors, Nature Biotechnology 36:421.
-
     Examples
     --------
     >>> batch = np.array([0, 0, 1, 1])
@@ -168,13 +179,9 @@ def mutual_pairs(
     >>> mutual_pairs(near, batch).tolist()
     [[0, 2]]
     """
-    cell = np.arange(len(near))[:, None, None]
-    back = near[near, batch[:, None, None]]  # of -1 too, which is taken out again
-    mutual = (
-        (back == cell[..., None]).any(3) & (near > cell) & (batch[near] != batch[:, None, None])
-    )
-    at, _, _ = found = np.nonzero(mutual)
-    return np.column_stack([at, near[found]])
+    mutual = mutual_neighbours(near, batch)
+    at = np.nonzero(mutual > np.arange(len(near))[:, None, None])  # of each pair one
+    return np.column_stack([at[0], mutual[at]])
 
 
 def _listed(pairs: Int[np.ndarray, "pairs 2"], n: int) -> Int[np.ndarray, "n most"]:
@@ -307,17 +314,18 @@ class CLAIRE(MoCo):
         Raises
         ------
         DataError
-            If all cells to learn from are of one batch.
+            If all cells with expression are of one batch, or none of them has what else is read.
         """
         found = super().split(source, rows, validation, rng)
         refuse_labels_as_batches(source, rows, "CLAIRE")
-        codes = np.unique(source.columns["batch"][found.train])
-        if len(codes) < 2:
-            name = source.spec.categories["batch"][codes[0]]
-            raise DataError(
-                f"All {counted(len(found.train), 'cell')} to learn from are of one batch ({name}), and "
-                "CLAIRE pairs cells of different batches. Give cells of two batches or more, or take CLEAR."
-            )
+        compared = having_expression(source, found.train)
+        refuse_one_batch(source, found.train, compared, "CLAIRE", "take CLEAR")
+        for role in source.matrices:
+            if not source.measured(role)[compared].any():
+                raise DataError(
+                    f"No cell to learn from has both expression and {role}, and CLAIRE learns from no cell "
+                    f"without expression. Leave {role} out of the schema, or take CLEAR."
+                )
         return found
 
     @property
@@ -343,10 +351,13 @@ class CLAIRE(MoCo):
 
         refines = self.refine < 1 and self.max_epochs != 1
         view = Constructed(self.n_neighbours, self.n_mutual)
-        begun = Begun(lr=self.lr, max_epochs=first, weight_decay=self.weight_decay, keep="last")
+        begins = self.refine if refines else 0.0
+        begun = Begun(
+            lr=self.lr, max_epochs=first, weight_decay=self.weight_decay, keep="last", span=(0.0, begins),
+        )  # fmt: skip
         learner = SGD(
             lr=self.lr, max_epochs=rest if refines else epochs, weight_decay=self.weight_decay,
-            schedule=self.schedule, keep=self.keeps,
+            schedule=self.schedule, keep=self.keeps, span=(begins, 1.0),
         )  # fmt: skip
         return [
             *([Phase(begun, data=self.sampler(), name="all pairs", view=view)] if refines else []),

@@ -129,15 +129,26 @@ class ScCLIP(Encoding):
         Raises
         ------
         DataError
-            If fewer than two cells to learn from have both kinds of measurements.
+            If fewer than two cells to learn from have both kinds of measurements; or of cells that are named
+            to validate on, no more than there are minibatches of them, as each may then hold a single one.
         """
         split = super().split(source, rows, validation, rng)
         one, two = source.matrices
-        n = int((source.measured(one) & source.measured(two))[split.train].sum())
+        both = source.measured(one) & source.measured(two)
+        n, n_held_out = (int(both[some].sum()) for some in (split.train, split.validation))
         if n < 2:
             raise DataError(
                 f"{counted(n, 'cell')} of {len(split.train)} to learn from {'has' if n == 1 else 'have'} "
                 f"both {one} and {two}, and ScCLIP learns from such cells alone. Give cells with both, or "
                 "take a model of one of them."
             )
-        return split
+        least = 1 + self.sampler().n_batches(source, split.validation)
+        if not len(split.validation) or n_held_out >= least:
+            return split
+        if split.named:
+            raise DataError(
+                f"validation names {counted(len(split.validation), 'cell')}, of which {n_held_out} "
+                f"{'has' if n_held_out == 1 else 'have'} both {one} and {two}. ScCLIP compares such cells. "
+                f"Name {least} of them or more, or none (validation=0)."
+            )
+        return split.whole()  # by chance, where few are held out

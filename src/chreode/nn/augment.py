@@ -42,6 +42,11 @@ def _heads(bits: Int[Tensor, " n"], chance: float) -> Bool[Tensor, " n"]:
     return bits <= below - 1 if below > -_LEVELS // 2 else torch.zeros_like(bits, dtype=torch.bool)
 
 
+def _waits(device: torch.device) -> bool:
+    """Return whether the host waits for what it counts on a device; random numbers are cheap on such."""
+    return device.type != "cpu"
+
+
 def coins(chance: float, n: int, device: torch.device) -> Bool[Tensor, " n"]:
     """Return True with this chance, each for itself.
 
@@ -68,8 +73,7 @@ class _Table:
 
     def __init__(self, chance: float, chosen: Bool[Tensor, " b"], width: int) -> None:
         self.chance, self.chosen = chance, chosen
-        # to count them would make the host wait for a card, where coins are cheap
-        n = max(int(chosen.sum()), 1) if chosen.device.type == "cpu" else len(chosen)
+        n = len(chosen) if _waits(chosen.device) else max(int(chosen.sum()), 1)
         self.bits = _bits(n * width, chosen.device)
         self.starts = (chosen.cumsum(0) - 1).clamp_min_(0) * width
 
@@ -165,21 +169,39 @@ class Crossover:
     ----------
     share
         Chance of each gene.
+    present
+        Cells that have genes to give (None: all).
     """
 
     share: float
+    present: Bool[Tensor, " b"] | None = None
 
     def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> SparseRows:
         """Return the crossed cells; a cell that is alone stays as it is."""
         if len(x) < 2:
             return x
-        order = torch.randperm(len(x), device=chosen.device)
-        other, taker = order.clone(), order.clone()
-        other[order], taker[order] = order.roll(1), order.roll(-1)  # in a ring: none is its own
+        other, taker = _ring(len(x), self.present, chosen.device)
         coin = _Table(self.share, chosen, x.n_features)
         taken = coin(x.cells, x.columns)
         given = coin(taker.index_select(0, x.cells), x.columns)
+        # How much is stored depends on the coins, and a host waits for a card to know it. It would not wait
+        # if all genes were stored, but all that follows would then go through every gene that is 0.
         return x.where(~taken).beside(x.where(given).permuted(other))
+
+
+def _ring(
+    n: int, present: Bool[Tensor, " n"] | None, device: torch.device
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Return who comes before and after each in a ring at random; one that is not present is alone."""
+    order, at = torch.randperm(n, device=device), torch.arange(n, device=device)
+    last: Tensor | int = n - 1
+    if present is not None:
+        order = order[present[order].int().argsort(descending=True, stable=True)]
+        last = present.sum() - 1  # stays a tensor: a host that asks for the number waits for a card
+    alone, before, after = at > last, at.clone(), at.clone()
+    before[order] = order[torch.where(alone, at, torch.where(at == 0, last, at - 1))]
+    after[order] = order[torch.where(alone, at, torch.where(at == last, 0, at + 1))]
+    return before, after
 
 
 @dataclass(frozen=True)
@@ -272,7 +294,14 @@ class Noise:
 
     def __call__(self, x: SparseRows, chosen: Bool[Tensor, " b"]) -> Float[Tensor, "b g"]:
         """Return the noisy cells, dense."""
-        out, noisy = x.dense(), chosen.nonzero()[:, 0]
-        at = _bits(len(noisy) * x.n_features, out.device).int().add_(_LEVELS // 2)
-        levels = self.scale * _normal_levels(self.share, out.device)
-        return out.index_add_(0, noisy, levels.index_select(0, at).view(-1, x.n_features))
+        out = x.dense()
+        if _waits(out.device):
+            every = self._drawn(len(x), x.n_features, out.device)
+            return out.add_(every.masked_fill_(~chosen[:, None], 0.0))
+        noisy = chosen.nonzero()[:, 0]
+        return out.index_add_(0, noisy, self._drawn(len(noisy), x.n_features, out.device))
+
+    def _drawn(self, n: int, n_features: int, device: torch.device) -> Float[Tensor, "n g"]:
+        at = _bits(n * n_features, device).int().add_(_LEVELS // 2)
+        levels = self.scale * _normal_levels(self.share, device)
+        return levels.index_select(0, at).view(n, n_features)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...compute.rng import Rng
 from ...data.batch import CellBatch
 from ...data.source import Source
+from ...learn.components import having_expression
 from ...learn.exact import Batches, principal
 from ...losses.clip import clip
 from ...module import Loss, Module, Option, Step
@@ -69,6 +70,7 @@ class Embedder(Module):
         """Learn the gene programmes that views hide, from principal components of the training rows."""
         if not self.views.lacks_programmes:
             return
+        rows = having_expression(source, rows)
         k = min(COMPONENTS, len(rows) - 1, len(self.views.programmes))
         found = principal(lambda: source.batches(rows), k, rng)
         seed = int(rng.numpy("programmes").integers(2**31))

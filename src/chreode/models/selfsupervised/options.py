@@ -11,7 +11,7 @@ from ...config import config, param
 from ...data.sampler import Paired, Sampler, Shuffled
 from ...data.source import Source
 from ...errors import ConfigError, SchemaError
-from ...learn.components import components
+from ...learn.components import components, having_expression
 from ...learn.exact import Exact
 from ...learn.partners import BatchBalanced, MutualNeighbours, refuse_one_batch
 from ...learn.phase import Phase, Session, Split
@@ -185,18 +185,21 @@ class Encoding(Model):
             If the cells to learn from, or those held out, are of one batch.
         """
         split = super().split(source, rows, validation, rng)
-        refuse_too_few(source, split.train, self.fusion)
+        refuse_too_few(source, split.train, self)
         if self._mixing and "batch" in source.columns:
             refuse_labels_as_batches(source, rows, self._mixing)
-            refuse_one_batch(source, split.train, self._mixing)
+            train, held_out = (
+                having_expression(source, r) for r in (split.train, split.validation)
+            )
+            refuse_one_batch(source, split.train, train, self._mixing)
             if (
                 len(split.validation)
                 and not split.named
-                and _of_one_batch(source, split.validation)
+                and len(np.unique(source.columns["batch"][held_out])) < 2
             ):
                 return split.whole()  # by chance, where few are held out
             if len(split.validation):
-                refuse_one_batch(source, split.validation, self._mixing)
+                refuse_one_batch(source, split.validation, held_out, self._mixing)
         return split
 
     def reads(self, verb: str) -> tuple[str, ...]:
@@ -247,16 +250,12 @@ class SelfSupervised(Encoding):
         return found.whole()
 
 
-def _of_one_batch(source: Source, rows: np.ndarray) -> bool:
-    return len(np.unique(source.columns["batch"][rows])) < 2
-
-
 def with_components(
     module: Any, source: Source, split: Split, run: Session
 ) -> tuple[Source, Split]:
     """Return the view of a phase in which neighbours are sought in 50 principal components, or in all."""
     role = source.spec.either("expression", "counts")
-    k = min(50, len(split.train) - 1, source.spec.n_features(role))
+    k = min(50, len(having_expression(source, split.train)) - 1, source.spec.n_features(role))
     return components(k)(module, source, split, run)
 
 
@@ -270,6 +269,7 @@ def refuse_labels_as_batches(source: Source, rows: np.ndarray, what: str) -> Non
     """
     if "label" not in source.columns:
         return
+    rows = having_expression(source, rows)  # no others are mixed
     batch, label = (source.columns[role][rows] for role in ("batch", "label"))
     pairs = np.unique(np.stack([batch, label])[:, label >= 0], axis=1)
     if pairs.shape[1] < 2 or any(len(np.unique(codes)) < pairs.shape[1] for codes in pairs):

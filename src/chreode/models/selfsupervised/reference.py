@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...data.source import Source
 from ...errors import ConfigError, DataError, near
+from ...learn.components import having_expression
 from ...metrics.classifiers import LinearProbe, NearestLabels
 from ...module import Option
 from ...schema import Spec
@@ -189,8 +190,8 @@ def evenly(
     return np.sort(order[rank < taken[codes[order]]])
 
 
-def refuse_too_few(source: Source, rows: Int[np.ndarray, " n"], fusion: str) -> None:
-    """Refuse labels of fewer than two cells, and CLIP where no cell has both modalities.
+def refuse_too_few(source: Source, rows: Int[np.ndarray, " n"], options: Any) -> None:
+    """Refuse labels or gene programmes of fewer than two cells, and CLIP where no cell has both modalities.
 
     Raises
     ------
@@ -202,8 +203,13 @@ def refuse_too_few(source: Source, rows: Int[np.ndarray, " n"], fusion: str) -> 
             "Fewer than two of the cells to learn from have a label, and two are needed to classify others. "
             "Label more cells, or leave label out of the schema."
         )
+    if "programmes" in options.augment and len(having_expression(source, rows)) < 2:
+        raise DataError(
+            "Fewer than two of the cells to learn from have expression, and gene programmes are learned from "
+            "such cells. Give more, or leave programmes out of the augmentations."
+        )
     both = np.logical_and.reduce([source.measured(role)[rows] for role in source.matrices])
-    if fusion == "clip" and len(source.matrices) > 1 and not both.any():
+    if options.fusion == "clip" and len(source.matrices) > 1 and not both.any():
         raise DataError(
             "fusion='clip' learns from cells that have both modalities, and none has. Choose another fusion, "
             "such as 'mean'."

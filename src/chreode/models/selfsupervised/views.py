@@ -25,11 +25,12 @@ from ...nn.augment import (
 )
 from .network import FURTHER, View
 
-#: What each augmentation of log-expression is made of, by its name in `augment`, in the order they act.
-MAKERS: dict[str, Callable[[Any], Augmentation]] = {
-    "mask": lambda o: Mask(o.mask),
-    "swap": lambda o: Swap(o.swap),
-    "crossover": lambda o: Crossover(o.crossover),
+#: What each augmentation of log-expression is made of, by its name in `augment`, in the order they act:
+#: options, and which cells have what is to be augmented.
+MAKERS: dict[str, Callable[[Any, Tensor], Augmentation]] = {
+    "mask": lambda o, _: Mask(o.mask),
+    "swap": lambda o, _: Swap(o.swap),
+    "crossover": lambda o, present: Crossover(o.crossover, present),
 }
 #: Those that need more than the cells of a minibatch.
 MIXING = ("mnn", "bbknn")
@@ -81,26 +82,25 @@ class Views(nn.Module):
 
     def plain(self, batch: CellBatch) -> View:
         """Return the cells as they are."""
-        values: dict[str, Any] = {self.role: batch.stored_expression()}
-        for role in (r for r in FURTHER if r in batch.views):
-            values[role] = as_read(batch, role)
-        return View(values, batch.present)
+        return View({role: as_read(batch, role) for role in self._roles(batch)}, batch.present)
 
     def draw(self, batch: CellBatch, partner: CellBatch | None = None) -> View:
-        """Return one augmented view; where cells are mixed with a partner, all that both have is."""
-        x = self._expression(batch)
-        further = {r: stored(as_read(batch, r)) for r in FURTHER if r in batch.views}
+        """Return one augmented view; where cells are mixed with a partner, all that both have is.
+
+        What a cell lacks is not augmented, and no other cell takes it for zeros.
+        """
+        values = {r: self._read(batch, r) for r in self._roles(batch)}
+        having = {role: batch.present.get(role, batch.rows >= 0) for role in values}
         if partner is not None:
-            mixed = self._chosen(x)
-            x = self._mixed(x, stored(partner.stored_expression()), self.role, partner, mixed)
-            for role, own in further.items():
-                theirs = stored(as_read(partner, role))
-                further[role] = self._mixed(own, theirs, role, partner, mixed)
+            mixed = self._chosen(batch.rows >= 0)
+            for role, own in values.items():
+                both = having[role] & partner.present.get(role, having[role])
+                values[role] = self._mixed(own, stored(as_read(partner, role)), both, mixed)
         if "programmes" in self.options.augment:
             hide = Programmes(self.programmes, self.options.n_programmes, self.options.programmes)
-            x = hide(x, self._chosen(x))
-        values = {role: self._changed(some) for role, some in {self.role: x, **further}.items()}
-        return View(values, batch.present)
+            values[self.role] = hide(values[self.role], self._chosen(having[self.role]))
+        found = {role: self._changed(some, having[role]) for role, some in values.items()}
+        return View(found, batch.present)
 
     @property
     def lacks_programmes(self) -> bool:
@@ -118,30 +118,39 @@ class Views(nn.Module):
         found = KMeans(n, n_init=3, random_state=seed).fit(turned).labels_
         self.programmes.copy_(torch.from_numpy(found))
 
-    def _expression(self, batch: CellBatch) -> SparseRows:
-        """Return log-expression, of fewer counts where these are thinned."""
-        if "thin" not in self.options.augment:
-            return stored(batch.stored_expression())
+    def _roles(self, batch: CellBatch) -> list[str]:
+        return [self.role, *(role for role in FURTHER if role in batch.views)]
+
+    def _read(self, batch: CellBatch, role: str) -> SparseRows:
+        """Return what is stored of a role, of fewer counts where these are thinned."""
+        if role != self.role or "thin" not in self.options.augment:
+            return stored(as_read(batch, role))
         counts = batch.sparse("counts")
-        fewer = Thin(self.options.thin)(counts, self._chosen(counts))
+        chosen = self._chosen(batch.present.get(role, batch.rows >= 0))
+        fewer = Thin(self.options.thin)(counts, chosen)
         return stored(CellBatch(batch.rows, {"counts": fewer}).stored_expression())
 
-    def _changed(self, x: SparseRows) -> SparseRows | Float[Tensor, "b g"]:
+    def _changed(
+        self, x: SparseRows, present: Bool[Tensor, " b"]
+    ) -> SparseRows | Float[Tensor, "b g"]:
         for name, make in MAKERS.items():
             if name in self.options.augment:
-                x = make(self.options)(x, self._chosen(x))
+                x = make(self.options, present)(x, self._chosen(present))
         if "noise" not in self.options.augment:
             return x
-        return Noise(self.options.noise_share, self.options.noise_scale)(x, self._chosen(x))
+        noise = Noise(self.options.noise_share, self.options.noise_scale)
+        return noise(x, self._chosen(present))
 
     def _mixed(
-        self, own: SparseRows, theirs: SparseRows, role: str, partner: CellBatch, mixed: Tensor
+        self, own: SparseRows, theirs: SparseRows, both: Bool[Tensor, " b"], mixed: Tensor
     ) -> SparseRows:
-        """Mix what the partners have measured."""
-        return Mix(theirs, self.options.mix)(own, mixed & partner.present.get(role, mixed))
+        """Mix the chosen cells, of what they and their partners both have."""
+        return Mix(theirs, self.options.mix)(own, mixed & both)
 
-    def _chosen(self, x: SparseRows) -> Bool[Tensor, " b"]:
-        return torch.rand(len(x), device=x.values.device) < self.options.chance
+    def _chosen(self, present: Bool[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        """Return the cells that get an augmentation: each that is there by a coin of its own."""
+        drawn = torch.rand(len(present), device=present.device)
+        return (drawn < self.options.chance) & present
 
 
 def stored(x: Float[Tensor, "b g"] | SparseRows) -> SparseRows:
@@ -150,7 +159,9 @@ def stored(x: Float[Tensor, "b g"] | SparseRows) -> SparseRows:
 
 
 def as_read(batch: CellBatch, role: str) -> Float[Tensor, "b p"] | SparseRows:
-    """Return proteins as centred log-ratios, and of peaks which are open: 1."""
+    """Return log-expression, proteins as centred log-ratios, and of peaks which are open: 1."""
+    if role in ("expression", "counts"):
+        return batch.stored_expression()
     if role == "protein":
         return centred_log(batch, role)
     counts = batch.sparse(role)
