@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import chreode as ch
 from chreode.compute.rng import Rng
@@ -68,6 +69,19 @@ def batch_of(cells):
 
     x = torch.from_numpy(cells.layers["counts"][:40].toarray())
     return CellBatch(torch.arange(40), {"counts": x})
+
+
+def test_the_loss_compares_teacher_and_student(cells, fitted):
+    module, batch = fitted.module, batch_of(cells)
+    with torch.no_grad():
+        view = module.views.plain(batch)
+        z = [F.normalize(net(view)[1]).double().numpy() for net in (module.network, module.student)]
+    every, total = np.concatenate(z), []
+    for i in range(80):
+        logits = every @ every[i] / 0.1
+        others = np.delete(logits, i)
+        total.append(np.log(np.exp(others).sum()) - logits[(i + 40) % 80])
+    assert objective(module, batch) == pytest.approx(np.mean(total), rel=1e-5)
 
 
 def test_dropout_alone_tells_the_views_apart(cells, fitted):
