@@ -68,13 +68,11 @@ def test_a_whole_fit_agrees_with_one_process(found, model):
 
 
 def test_every_model_ends_with_the_same_bits(found):
-    (alone,), (first, second) = found["alone"], found["distributed"]
+    first, second = found["distributed"]
     assert set(first["every"]) == set(ch.models.keys())
     for key, one in first["every"].items():
         assert one == second["every"][key], key
         assert np.isfinite([v for of in one["weights"].values() for v in of if of == of]).any(), key
-        lengths = [len(f["every"][key]["history"]["epoch"]) for f in (alone, first)]
-        assert len(set(lengths)) == 1, key
 
 
 @pytest.mark.parametrize("lacking", ["few", "half", "most"])

@@ -77,6 +77,11 @@ def test_the_cosine_schedule_falls(source):
     assert lr.iloc[-1] < 0.002
 
 
+def test_the_step_schedule_is_a_tenth_after_every_ten_epochs(source):
+    lr = learn(Quadratic(), source, schedule="step", max_epochs=25).history["lr"]
+    np.testing.assert_allclose(lr, np.repeat([5e-2, 5e-3, 5e-4], [10, 10, 5]))
+
+
 def test_clipping_bounds_the_gradient(source):
     module = Quadratic()
     norms = []

@@ -1,6 +1,6 @@
-"""Two processes over gloo have loss and gradient of the joint minibatch, for every loss that gathers.
+"""Two processes over gloo have loss and gradient of the joint minibatch: losses that gather, and models.
 
-Run by torchrun, this file is what each process does: ``test_two_processes.py FOLDER KIND``.
+Run by torchrun, this file is what each process does: ``test_two_processes.py FOLDER``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import chreode as ch
 from chreode.compute.processes import Group
 from chreode.compute.rng import Rng
 from chreode.data.align import learn_spec, open_source
+from chreode.data.batch import CellBatch
 from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
 from chreode.losses.barlowtwins import barlow_twins
@@ -32,6 +33,7 @@ from chreode.losses.sphere import uniformity
 from chreode.losses.vicreg import vicreg
 from chreode.module import Step
 from chreode.nn.blocks import share_statistics
+from chreode.schema import Spec
 
 COUNTS = ch.Schema(counts="layers/counts")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -56,6 +58,12 @@ FULL = {
     "SimCLR": {}, "MoCo": {"queue": 50}, "SimSiam": {}, "NNCLR": {"queue": 50}, "BYOL": {},
     "VICReg": {}, "BarlowTwins": {}, "MaskedAutoencoder": {},
 }  # fmt: skip
+#: Further models in one step, with options without anything drawn, which would be drawn otherwise in every
+#: process.
+ONCE = {
+    "CLEAR": {}, "CLAIRE": {"mix": 1.0}, "Concerto": {"dropout": 0.0}, "ScCLIP": {}
+}  # fmt: skip
+N = 22
 
 
 def gradients(group, *, gathered=True):
@@ -131,33 +139,71 @@ def hide_by_place(module):
     maskedautoencoder.coins = lambda share, n, device: torch.arange(n, device=device) % 40 % 3 == 0
 
 
-def main():
-    """Write what this process found to FOLDER/RANK.json."""
-    torch.set_num_threads(1)
-    folder, kind = sys.argv[1:]
-    group = Group.join() if kind == "distributed" else Group()
-    found = {
+def one_step(group, name):
+    """Return loss, gradient and, of those with one, the queue after a step of 22 cells."""
+    torch.set_default_dtype(torch.float64)
+    features = {"counts": tuple(f"g{i}" for i in range(30))}
+    if name == "ScCLIP":
+        features["protein"] = tuple(f"p{i}" for i in range(5))
+    spec = Spec(tuple(features), features, n_cells=N)
+    with Rng(0).scope("init"):
+        module = getattr(ch, name)(n_latent=6, augment=(), **ONCE[name]).build(spec).double()
+    share_statistics(module, among_processes=not group.alone)
+    rows = group.share(np.arange(N))
+    r = np.random.default_rng(0)
+    # cells beyond the first are partners
+    of_each = [r.poisson(2.0, (N, 30 if k < 4 else 5)).astype(float) for k in range(5)]
+    several = 4 if name == "CLAIRE" else 1
+    views = {"counts": np.concatenate([table[rows] for table in of_each[:several]])}
+    present = {}
+    if name == "ScCLIP":  # most cells of the second process lack proteins
+        views["protein"] = of_each[4][rows]
+        present["protein"] = torch.from_numpy((np.arange(N) < 13)[rows])
+    tensors = {role: torch.from_numpy(table) for role, table in views.items()}
+    batch = CellBatch(torch.arange(len(rows) * several), tensors, present)
+    step = Step(Rng(0), 0, 0.0, group=group)
+    loss = module.train()(batch, step)
+    objective = loss.objectives["model"] * (len(rows) / N)
+    weights = [p for p in module.parameters() if p.requires_grad]
+    values = [objective.detach(), *torch.autograd.grad(objective, weights)]
+    group.add(values)
+    if loss.outputs:
+        outputs = {k: v.detach() for k, v in loss.outputs.items()}
+        module.after_step(Step(Rng(0), 0, 0.0, group=group, outputs=outputs))
+        # of CLAIRE both keys of the first process come before those of the second
+        values.append(module.queue.held.sort(0).values)
+    torch.set_default_dtype(torch.float32)
+    return torch.cat([v.flatten() for v in values]).tolist()
+
+
+def told(group):
+    """Return what a process finds, by name."""
+    return {
         "joint": gradients(group), "own": gradients(group, gathered=False),
         **{name: steps(group, name) for name in FULL},
+        **{name: one_step(group, name) for name in ONCE},
     }  # fmt: skip
-    Path(folder, f"{group.rank}.json").write_text(json.dumps(found))
-    if kind == "distributed":
-        dist.destroy_process_group()
+
+
+def main():
+    """Write what this process found to FOLDER/RANK.json, and what one finds alone to FOLDER/alone.json."""
+    torch.set_num_threads(1)
+    group = Group.join()
+    Path(sys.argv[1], f"{group.rank}.json").write_text(json.dumps(told(group)))
+    if group.rank == 0:
+        Path(sys.argv[1], "alone.json").write_text(json.dumps(told(Group())))
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What one process found, and what each of two found."""
-    folders = {}
-    for kind, launcher in {"alone": [sys.executable], "distributed": TORCHRUN}.items():
-        folders[kind] = tmp_path_factory.mktemp(kind)
-        command = [*launcher, __file__, str(folders[kind]), kind]
-        done = subprocess.run(command, env=QUIET, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        kind: [json.loads(file.read_text()) for file in sorted(folder.iterdir())]
-        for kind, folder in folders.items()
-    }
+    folder = tmp_path_factory.mktemp("found")
+    command = [*TORCHRUN, __file__, str(folder)]
+    done = subprocess.run(command, env=QUIET, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    read = {file.stem: json.loads(file.read_text()) for file in folder.iterdir()}
+    return {"alone": [read.pop("alone")], "distributed": [read[rank] for rank in sorted(read)]}
 
 
 @pytest.mark.slow
@@ -189,6 +235,17 @@ def test_models_learn_in_two_processes_what_they_learn_in_one(found, name):
     queue = [part for part in alone[name] if part.endswith(".at")]
     assert [alone[name][part] for part in queue] == [[float(3 * 41 % 50)]] * len(queue)
     assert bool(queue) == ("queue" in FULL[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONCE)
+def test_a_step_of_these_is_that_of_the_joint_minibatch(found, name):
+    (alone,), both = found["alone"], found["distributed"]
+    expected = np.array(alone[name])
+    for one in both:
+        np.testing.assert_allclose(
+            one[name], expected, rtol=1e-9, atol=1e-11 * np.abs(expected).max()
+        )
 
 
 if __name__ == "__main__":

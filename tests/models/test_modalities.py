@@ -234,6 +234,7 @@ def ranks(fitted, cells):
     return float((likeness > likeness.diagonal()[:, None]).float().mean())
 
 
+@pytest.mark.usefixtures("without_types")
 @pytest.mark.slow
 def test_modalities_find_each_other_by_clip_alone(whole):
     held, rest = np.arange(0, 300, 3), np.setdiff1d(np.arange(300), np.arange(0, 300, 3))
@@ -335,6 +336,7 @@ def test_protein_is_not_read_where_it_is_filled_in(mosaic, fitted, tmp_path):
     np.testing.assert_array_equal(again.predict(bare).X, expected)
 
 
+@pytest.mark.usefixtures("without_types")
 @pytest.mark.slow
 def test_held_out_proteins_are_found_and_shuffled_ones_are_not(whole):
     held = np.arange(0, 300, 3)

@@ -126,6 +126,7 @@ def test_keys_of_moco_are_those_of_the_slow_copy_without_a_gradient(some):
     assert all(p.grad is not None for p in module.network.parameters())
 
 
+@pytest.mark.usefixtures("without_types")
 @pytest.mark.slow
 def test_without_earlier_keys_moco_does_not_spread_cells(some, monkeypatch):
     """Negatives that are random directions push nothing apart: uniformity of projections tells."""
@@ -143,6 +144,7 @@ def test_without_earlier_keys_moco_does_not_spread_cells(some, monkeypatch):
     assert spread_out < uniformity(projections(without, some)) - 0.5
 
 
+@pytest.mark.usefixtures("without_types")
 @pytest.mark.slow
 def test_shuffled_neighbours_teach_nnclr_nothing(some, monkeypatch):
     """The neighbour of some other cell finds its prediction no better than by chance, ln(cells)."""
@@ -183,6 +185,7 @@ def without_stop_gradient(monkeypatch, model):
     monkeypatch.setattr(byol.BYOLModule, "__init__", init)
 
 
+@pytest.mark.usefixtures("without_types")
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [ch.SimSiam, ch.BYOL])
 def test_without_stop_gradient_it_collapses_and_says_so(some, monkeypatch, model):

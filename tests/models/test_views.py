@@ -12,11 +12,14 @@ import torch
 
 import chreode as ch
 from chreode.data.align import learn_spec, open_source
+from chreode.data.batch import CellBatch
 from chreode.data.cells import Cells
 from chreode.errors import ConfigError, DataError, SchemaError
 from chreode.learn import Rng
 from chreode.models.selfsupervised.options import SCSSL, SCSSL_TUNED
 from chreode.models.selfsupervised.views import Views, centred_log
+from chreode.nn.augment import Thin
+from chreode.schema import Spec
 
 SCHEMA = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
 
@@ -189,6 +192,47 @@ def test_unknown_names_are_refused_from_files_and_the_terminal(cells, tmp_path):
         )  # fmt: skip
         assert done.returncode != 0
         assert "no augmentation 'maks'" in " ".join(done.stderr.split())
+
+
+# what each view is made of
+
+
+def test_a_thinned_view_is_the_log_expression_of_thinned_counts(cells):
+    batch = source_of(cells).batch(np.arange(40))
+    views = Views(ch.SimCLR(augment=("thin",), thin=0.02, chance=0.5), "counts", cells.n_vars)
+    torch.manual_seed(3)
+    found = views.draw(batch).values["counts"].dense()
+    torch.manual_seed(3)
+    chosen = torch.rand(40) < 0.5
+    fewer = Thin(0.02)(batch.sparse("counts"), chosen).dense()
+    expected = torch.log1p(1e4 * fewer / fewer.sum(1, keepdim=True))
+    torch.testing.assert_close(found, expected)
+    depth, kept = batch["counts"].sum(1), fewer.sum(1)
+    assert (kept[~chosen] == depth[~chosen]).all()
+    assert (kept[chosen] < depth[chosen]).all()
+    assert (kept / depth).min() < 0.1  # below which the default never goes
+
+
+@pytest.mark.parametrize("model", [ch.SimCLR(augment=("bbknn",), chance=1.0, mix=0.5), ch.CLAIRE()])
+def test_a_partner_without_a_modality_gives_nothing_of_it(model):
+    """What it lacks stands as 0 in its batch, which is no value to move towards."""
+    spec = Spec(("counts", "protein"), {"counts": tuple("abcd"), "protein": tuple("pqr")},
+        {"batch": ("one", "two")}, n_cells=12)  # fmt: skip
+    views = model.build(spec).views
+    torch.manual_seed(0)
+    there = torch.tensor([True, True, True, False, True, False])
+    both = CellBatch(
+        torch.arange(12),
+        {"counts": torch.rand(12, 4) + 1, "protein": 5 + 9 * torch.rand(12, 3)},
+        {"protein": torch.cat([torch.ones(6, dtype=torch.bool), there])},
+    )
+    both["protein"][6:][~there] = 0
+    own, partner = both.aligned(2)
+    found, plain = views.draw(own, partner), views.plain(own)
+    moved = (found.values["protein"].dense() - plain.values["protein"]).abs().max(1).values > 1e-3
+    assert moved.tolist() == there.tolist()
+    changed = found.values["counts"].dense() - plain.values["counts"].dense()
+    assert (changed.abs().max(1).values > 1e-3).all()
 
 
 # presets, as the facts on scSSL-Bench have them
