@@ -139,19 +139,53 @@ def test_batches_are_needed_where_they_are_mixed(cells, name, monkeypatch):
         ch.SimCLR(augment=(name,)).fit(cells, SCHEMA, validation=held_out)
 
 
-@pytest.mark.parametrize("name", ["mnn", "bbknn"])
-def test_labels_are_no_batches(cells, name):
+#: A batch for each label, the same by other names, several batches for each, and labels of some cells alone.
+LEAKS = {
+    "same": ("cell_type", "cell_type"),
+    "renamed": ("plate", "cell_type"),
+    "several": ("sorted", "cell_type"),
+    "several, some labels": ("sorted", "part"),
+}
+#: Several labels in each batch, one batch of several, and labels that one batch alone has.
+DESIGNS = {"crossed": "cell_type", "a batch of two": "paired", "nested": "own"}
+
+
+@pytest.fixture
+def designs(cells):
+    kind, i = cells.obs.cell_type.astype(str), np.arange(cells.n_obs)
+    cells.obs["plate"] = [f"plate of {k}" for k in kind]
+    cells.obs["sorted"] = [f"{k}, day {n % 2}" for k, n in zip(kind, i, strict=True)]
+    cells.obs["part"] = [k if n % 3 else None for k, n in zip(kind, i, strict=True)]
+    cells.obs["paired"] = [b if n % 5 else "other" for b, n in zip(cells.obs.batch, i, strict=True)]
+    cells.obs["own"] = [f"{b}, {k}" for b, k in zip(cells.obs.batch, kind, strict=True)]
+    return cells
+
+
+@pytest.mark.parametrize("mixed_by", ["mnn", "bbknn", "CLAIRE"])
+@pytest.mark.parametrize("leak", LEAKS)
+def test_labels_are_no_batches(designs, leak, mixed_by, monkeypatch):
+    monkeypatch.setattr("chreode.model.run_phases", lambda *_: pytest.fail("compute began"))
+    batch, label = LEAKS[leak]
+    schema = SCHEMA.with_(batch=f"obs/{batch}", label=f"obs/{label}")
+    model = ch.CLAIRE() if mixed_by == "CLAIRE" else ch.SimCLR(augment=(mixed_by,))
+    said = f"mixed by {mixed_by}, and here every batch holds one label alone.*do without {mixed_by}"
+    with pytest.raises(ConfigError, match=said):
+        model.fit(designs, schema, progress=False)
+
+
+@pytest.mark.parametrize("label", DESIGNS.values(), ids=DESIGNS)
+@pytest.mark.parametrize("mixed_by", ["mnn", "bbknn", "CLAIRE"])
+def test_labels_that_share_a_batch_may_be_in_one_batch_alone(designs, label, mixed_by, quick):
+    options = {} if mixed_by == "CLAIRE" else {"augment": (mixed_by,)}
+    model = quick(ch.CLAIRE if mixed_by == "CLAIRE" else ch.SimCLR, **options, max_epochs=1)
+    model.fit(designs, SCHEMA.with_(label=f"obs/{label}"), progress=False)
+
+
+def test_labels_may_be_batches_where_nothing_is_mixed(designs, quick):
     same = SCHEMA.with_(batch="obs/cell_type")
-    refused(ConfigError, "each batch is one label", cells, same, augment=(name,))
-    cells.obs["renamed"] = cells.obs.cell_type.astype(str).map(lambda kind: f"plate of {kind}")
-    renamed = SCHEMA.with_(batch="obs/renamed")
-    refused(ConfigError, "each batch is one label", cells, renamed, augment=(name,))
-    cells.obs["part"] = [
-        k if i % 3 else None for i, k in enumerate(cells.obs.cell_type.astype(str))
-    ]
-    some = renamed.with_(label="obs/part")
-    refused(ConfigError, "each batch is one label", cells, some, augment=(name,))
-    ch.SimCLR(max_epochs=1).fit(cells, same, progress=False)  # where nothing is mixed
+    quick(ch.SimCLR, max_epochs=1).fit(designs, same, progress=False)
+    alone = SCHEMA.with_(batch="obs/plate", label=None)  # nobody knows what these are
+    quick(ch.SimCLR, augment=("mnn",), max_epochs=1).fit(designs, alone, progress=False)
 
 
 def test_expression_cannot_be_thinned(cells):

@@ -253,14 +253,14 @@ def use_threads(threads: int | None) -> None:
 
 
 def load_model(folder: Path) -> Fitted:
-    """Load a fitted model, and warn if it had not converged."""
+    """Load a fitted model, and warn if it was still improving, or had overfitted."""
     import chreode as ch
 
-    from ..compute.convergence import STATES
+    from ..compute.convergence import DOUBTFUL, STATES
 
     fitted = ch.load(folder)
     state, notes = (fitted.provenance[name] for name in ("state", "notes"))
-    if state != "rested":
+    if state in DOUBTFUL:
         stages = (
             [n for n in notes if n.startswith("the stage")] if state == "still improving" else []
         )
