@@ -17,6 +17,7 @@ from chreode.errors import ConfigError, DataError, SchemaError
 from chreode.learn import Rng
 from chreode.models.selfsupervised.options import SCSSL, SCSSL_TUNED
 from chreode.models.selfsupervised.views import Views, centred_log
+from chreode.module import Step
 
 SCHEMA = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
 
@@ -63,6 +64,26 @@ def test_a_fit_mixes_batches_and_the_same_seed_gives_the_same_bits(cells, quick,
         assert torch.equal(a, b)
     without = quick(ch.SimCLR, augment=("mask",)).fit(cells[:250], SCHEMA, seed=1, progress=False)
     assert not torch.equal(*(next(f.module.parameters()) for f in (one, without)))
+
+
+@pytest.mark.parametrize("cls", [ch.SimCLR, ch.MoCo, ch.VICReg])
+def test_added_and_averaged_modalities_have_the_same_angles(cells, cls):
+    """Of all cells, those without protein too; VICReg, which sees lengths, is the control."""
+    cells.obsm["protein"] = np.random.default_rng(0).poisson(20, (cells.n_obs, 6)).astype(float)
+    source = source_of(cells, SCHEMA.with_(protein="obsm/protein"), ("counts", "batch", "protein"))
+    found = {}
+    for fusion in ("add", "mean"):
+        torch.manual_seed(0)
+        module = cls(augment=(), fusion=fusion).build(source.spec)
+        (batch,) = source.minibatches([np.arange(64)])
+        batch.present["protein"] = torch.arange(64) % 3 > 0
+        loss = module.loss(batch, Step(Rng(0), 0, 0.0)).objectives["model"]
+        module.eval()
+        found[fusion] = loss, module.embed(batch)
+    same = torch.isclose(*(loss for loss, _ in found.values()), rtol=1e-5)
+    assert bool(same) == (cls is not ch.VICReg)
+    lengths = found["add"][1].norm(dim=1) / found["mean"][1].norm(dim=1)
+    torch.testing.assert_close(lengths, 1.0 + (torch.arange(64) % 3 > 0))
 
 
 # gene programmes
