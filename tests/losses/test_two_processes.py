@@ -5,16 +5,10 @@ Run by torchrun, this file is what each process does: ``test_two_processes.py FO
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
+from two_processes import found_by, tell
 
 import chreode as ch
 from chreode.compute.processes import Group
@@ -34,11 +28,6 @@ from chreode.module import Step
 from chreode.nn.blocks import share_statistics
 
 COUNTS = ch.Schema(counts="layers/counts")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-SOURCES = str(Path(ch.__file__).parents[1])
-QUIET = {
-    **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": SOURCES
-}  # fmt: skip
 BANK = torch.from_numpy(np.random.default_rng(9).normal(size=(8, 5)))
 LOSSES = {
     "nt_xent": lambda a, b, group: nt_xent(a, b, 0.3, group),
@@ -131,33 +120,18 @@ def hide_by_place(module):
     maskedautoencoder.coins = lambda share, n, device: torch.arange(n, device=device) % 40 % 3 == 0
 
 
-def main():
-    """Write what this process found to FOLDER/RANK.json."""
-    torch.set_num_threads(1)
-    folder, kind = sys.argv[1:]
-    group = Group.join() if kind == "distributed" else Group()
-    found = {
+def find(group):
+    """Return what this process finds."""
+    return {
         "joint": gradients(group), "own": gradients(group, gathered=False),
         **{name: steps(group, name) for name in FULL},
     }  # fmt: skip
-    Path(folder, f"{group.rank}.json").write_text(json.dumps(found))
-    if kind == "distributed":
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What one process found, and what each of two found."""
-    folders = {}
-    for kind, launcher in {"alone": [sys.executable], "distributed": TORCHRUN}.items():
-        folders[kind] = tmp_path_factory.mktemp(kind)
-        command = [*launcher, __file__, str(folders[kind]), kind]
-        done = subprocess.run(command, env=QUIET, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        kind: [json.loads(file.read_text()) for file in sorted(folder.iterdir())]
-        for kind, folder in folders.items()
-    }
+    return found_by(__file__, tmp_path_factory)
 
 
 @pytest.mark.slow
@@ -192,4 +166,4 @@ def test_models_learn_in_two_processes_what_they_learn_in_one(found, name):
 
 
 if __name__ == "__main__":
-    main()
+    tell(find)
