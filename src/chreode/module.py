@@ -165,6 +165,9 @@ class Module(nn.Module):
     compares: tuple[str, ...] = ()
     #: Its own buffers in which NaN means that something is not known; anywhere else it is a fault.
     unknown: tuple[str, ...] = ()
+    #: Its own submodules that hold training cells, such as labelled ones to classify by: a fit that goes on
+    #: from this one begins them anew, as it may have other cells, or another number of them.
+    of_cells: tuple[str, ...] = ()
 
     def prepare(self, source: Source, rows: Any, rng: Rng) -> None:
         """Take statistics of the training rows when a phase begins: priors, scales; on the CPU."""

@@ -76,7 +76,12 @@ def test_missing_genes_are_one_line_on_stderr(say, there):
 
 @pytest.mark.parametrize(
     ("state", "said"),
-    [("still improving", "was still improving"), ("overfitted", "best epoch"), ("rested", "")],
+    [
+        ("still improving", "was still improving"),
+        ("overfitted", "best epoch"),
+        ("moving target", ""),
+        ("rested", ""),
+    ],
 )
 @pytest.mark.parametrize(
     "line",

@@ -5,20 +5,15 @@ Run by torchrun, this file is what each process does: ``test_gather.py FOLDER KI
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import ClassVar
 
 import anndata
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from two_processes import found_by, tell
 
 import chreode as ch
 from chreode.compute.processes import Group
@@ -32,11 +27,6 @@ from chreode.module import Loss, Module, Step
 from chreode.nn.blocks import MLP, share_statistics
 
 COUNTS = ch.Schema(counts="X")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-SOURCES = str(Path(ch.__file__).parents[1])
-QUIET = {
-    **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": SOURCES
-}  # fmt: skip
 
 
 def blood(path, n_cells=600, n_genes=300):
@@ -126,48 +116,31 @@ def ended(fitted):
     return {"history": history.to_dict("list"), "weights": weights}
 
 
-def main():
-    """Write what this process found to FOLDER/RANK.json."""
+def find(group, cells, screened):
+    """Return what this process finds of the cells of two files."""
     from test_partners import SCREEN, Response, screen
     from test_players import FEW, Hidden, labelled
     from test_targets_and_queues import MoCo
 
-    torch.set_num_threads(1)
-    folder, kind, cells, screened = sys.argv[1:]
-    distributed = kind == "distributed"
-    group = Group.join() if distributed else Group()
-    data, how = blood(cells), {"validation": 1 / 6, "distributed": distributed, "progress": False}
-    found = {
+    how = {"validation": 1 / 6, "distributed": not group.alone, "progress": False}
+    data = blood(cells)
+    return {
         "joint": gradient(group, data), "own": gradient(group, data, gathered=False), "pieces": pieces(group),
         "SimCLR": ended(SimCLR().fit(data, COUNTS, **how)), "MoCo": ended(MoCo().fit(data, COUNTS, **how)),
         "Response": ended(Response(max_epochs=8).fit(screen(screened), SCREEN, **how)),
         # of three labelled cells most shares of a minibatch have none
         "Hidden": ended(Hidden(every=2).fit(labelled(cells, 3), FEW, **how)),
     }  # fmt: skip
-    Path(folder, f"{group.rank}.json").write_text(json.dumps(found))
-    if distributed:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(real, tmp_path_factory):
     """What one process found, and what each of two found."""
-    folders = {}
     files = [
         real("pbmc3k/pbmc3k_2700.h5ad"),
         real("papalexi_eccite_crispr/papalexi_20729x299.h5ad"),
     ]
-    for kind, launcher in {"alone": [sys.executable], "distributed": TORCHRUN}.items():
-        folders[kind] = tmp_path_factory.mktemp(kind)
-        command = [*launcher, __file__, folders[kind], kind, *files]
-        done = subprocess.run(
-            list(map(str, command)), env=QUIET, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        kind: [json.loads(file.read_text()) for file in sorted(folder.iterdir())]
-        for kind, folder in folders.items()
-    }
+    return found_by(__file__, tmp_path_factory, *files)
 
 
 @pytest.mark.slow
@@ -234,4 +207,4 @@ def test_halves_of_held_out_cells_find_each_other(real):
 
 
 if __name__ == "__main__":
-    main()
+    tell(find)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,6 +159,41 @@ def test_the_best_weights_are_kept_where_a_fit_overfits(source):
     # and without them nobody can tell
     alone = learn(Overfits(), source, Split(SPLIT.train, SPLIT.train[:0]), max_epochs=60)
     assert alone.state != "overfitted"
+
+
+class Moves(Overfits):
+    """What it is compared with moves, which is not to be seen in its objective."""
+
+    def loss(self, batch, step):
+        return replace(super().loss(batch, step), terms={"some_spread": self.w.detach()})
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_of_a_moving_target_no_epoch_is_the_best(source, patience):
+    module, fixed = Moves(), Moves()
+    options = {"max_epochs": 30, "patience": patience}
+    assert learn(fixed, source, **options).state == "overfitted"
+    trace = learn(module, source, **options, comparable=False)
+    assert trace.state == "moving target"
+    assert len(trace.history) == 30
+    last = trace.history["validation_some_spread"].iloc[-1]
+    assert module.w.item() == pytest.approx(last)
+    assert module.w.item() > fixed.w.item() + 0.2
+    said = f"at the end of fit: some spread {last:.3g} (in minibatches of cells held out)"
+    assert trace.notes == (said,)
+
+
+def test_of_a_moving_target_ctrl_c_keeps_the_last_epoch(source):
+    class CutOff(Moves):
+        def after_step(self, step):
+            if step.progress > 0.9:
+                raise KeyboardInterrupt
+
+    module = CutOff()
+    with pytest.warns(UserWarning, match="the weights of epoch 8 are kept"):
+        trace = learn(module, source, max_epochs=10, comparable=False)
+    assert trace.state == "still improving"
+    assert module.w.item() == pytest.approx(trace.history["validation_some_spread"].iloc[-1])
 
 
 class WarmsUp(Quadratic):

@@ -1,4 +1,4 @@
-"""One word of three for how a fit stood when it stopped, whatever the noise."""
+"""One word of four for how a fit stood when it stopped, whatever the noise."""
 
 from __future__ import annotations
 
@@ -96,6 +96,7 @@ def test_short_and_broken_runs():
 def test_the_worst_of_several_is_told():
     assert worst(["rested", "overfitted", "still improving"]) == "still improving"
     assert worst(["rested", "overfitted"]) == "overfitted"
+    assert worst(["rested", "moving target", "rested"]) == "moving target"
     assert worst([]) == "rested"
 
 

@@ -5,16 +5,10 @@ Run by torchrun, this file is what each process does: ``test_two_processes.py FO
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
+from two_processes import found_by, tell
 
 import chreode as ch
 from chreode.compute.processes import Group
@@ -36,11 +30,6 @@ from chreode.nn.blocks import share_statistics
 from chreode.schema import Spec
 
 COUNTS = ch.Schema(counts="layers/counts")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-SOURCES = str(Path(ch.__file__).parents[1])
-QUIET = {
-    **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": SOURCES
-}  # fmt: skip
 BANK = torch.from_numpy(np.random.default_rng(9).normal(size=(8, 5)))
 LOSSES = {
     "nt_xent": lambda a, b, group: nt_xent(a, b, 0.3, group),
@@ -176,8 +165,8 @@ def one_step(group, name):
     return torch.cat([v.flatten() for v in values]).tolist()
 
 
-def told(group):
-    """Return what a process finds, by name."""
+def find(group):
+    """Return what this process finds."""
     return {
         "joint": gradients(group), "own": gradients(group, gathered=False),
         **{name: steps(group, name) for name in FULL},
@@ -185,25 +174,10 @@ def told(group):
     }  # fmt: skip
 
 
-def main():
-    """Write what this process found to FOLDER/RANK.json, and what one finds alone to FOLDER/alone.json."""
-    torch.set_num_threads(1)
-    group = Group.join()
-    Path(sys.argv[1], f"{group.rank}.json").write_text(json.dumps(told(group)))
-    if group.rank == 0:
-        Path(sys.argv[1], "alone.json").write_text(json.dumps(told(Group())))
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What one process found, and what each of two found."""
-    folder = tmp_path_factory.mktemp("found")
-    command = [*TORCHRUN, __file__, str(folder)]
-    done = subprocess.run(command, env=QUIET, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    read = {file.stem: json.loads(file.read_text()) for file in folder.iterdir()}
-    return {"alone": [read.pop("alone")], "distributed": [read[rank] for rank in sorted(read)]}
+    return found_by(__file__, tmp_path_factory)
 
 
 @pytest.mark.slow
@@ -249,4 +223,4 @@ def test_a_step_of_these_is_that_of_the_joint_minibatch(found, name):
 
 
 if __name__ == "__main__":
-    main()
+    tell(find)

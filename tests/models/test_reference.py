@@ -218,3 +218,29 @@ def test_a_file_of_two_cells_of_one_type(cells):
         table = one.classify(ad.AnnData(cells.X[40:80], var=cells.var), method=method)
         assert (table["label"] == "B").all()
         assert (table["B"] == 1).all()
+
+
+@pytest.mark.parametrize("n", [100, 150, 240])
+def test_a_fit_goes_on_with_other_cells_and_keeps_these_alone(cells, n):
+    stained = cells.copy()
+    stained.obsm["protein"] = np.random.default_rng(0).poisson(9, (400, 5)).astype(float)
+    schema = SCHEMA.with_(protein="obsm/protein")
+    first = fit(stained[:150].copy(), schema)
+    others = stained[150 : 150 + n].copy()
+    others.obs.loc[others.obs_names[60:], "cell_type"] = None
+    still = ch.SimCLR(**QUICK, lr=0.0)
+    on = still.fit(others, schema, from_=first, validation=0, progress=False)
+    for name, weight in on.module.named_parameters():
+        assert weight.equal(first.module.get_parameter(name)), name
+    kept = on.module.labelled
+    assert sorted(kept.codes[kept.codes >= 0].tolist()) == sorted(
+        pd.Categorical(others.obs["cell_type"][:60], categories=on.spec.categories["label"]).codes
+    )
+    assert np.array_equal(on.module.paired.proteins.numpy(), others.obsm["protein"])
+
+
+def test_what_a_model_keeps_of_its_cells_must_be_named(cells, monkeypatch):
+    first = fit(cells[:150].copy())
+    monkeypatch.setattr(type(first.module), "of_cells", ())
+    with pytest.raises(ch.CapabilityError, match="cannot learn categories"):
+        first.model.fit(cells[:100].copy(), SCHEMA, from_=first, progress=False)

@@ -5,21 +5,16 @@ Run by torchrun, this file is what each process does: ``test_scvi_joint.py FOLDE
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from scipy import sparse, stats
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
+from two_processes import found_by, tell
 
 import chreode as ch
 from chreode.compute.processes import Group
@@ -34,11 +29,6 @@ from chreode.module import Step
 from chreode.nn.blocks import share_statistics
 
 ROLES = ch.Schema(counts="layers/counts", batch="obs/batch")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-SOURCES = str(Path(ch.__file__).parents[1])
-QUIET = {
-    **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": SOURCES
-}  # fmt: skip
 
 
 def made(cells, rows=None, **options):
@@ -288,39 +278,23 @@ def gradient(group, *, gathered=True):
     return {**named, "term": loss.terms["joint"].item()}
 
 
-def main():
-    """Write what this process found to FOLDER/RANK.json; without noise, as each process draws its own."""
-    torch.set_num_threads(1)
-    folder, kind = sys.argv[1:]
-    distributed = kind == "distributed"
-    group = Group.join() if distributed else Group()
+def find(group):
+    """Return what this process finds; without noise, as each process draws its own."""
     scvi.reparametrise = lambda mean, variance: mean + 0 * variance
     scvi.thinned = lambda counts, kept: counts.map((counts.values / 3).ceil() + 0 * kept.sum())
     cells = simulate_cells(200, 40, n_types=3, n_batches=2, seed=0)
-    how = {"validation": 0.2, "distributed": distributed, "progress": False}
+    how = {"validation": 0.2, "distributed": not group.alone, "progress": False}
     model = ch.SCVI(max_epochs=6, batch_size=40, dropout=0.0, joint=100.0)
-    found = {
+    return {
         "joint": gradient(group), "own": gradient(group, gathered=False),
         "fit": ended(model.fit(cells, ROLES, **how)),
     }  # fmt: skip
-    Path(folder, f"{group.rank}.json").write_text(json.dumps(found))
-    if distributed:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What one process found, and what each of two found."""
-    folders = {}
-    for kind, launcher in {"alone": [sys.executable], "distributed": TORCHRUN}.items():
-        folders[kind] = tmp_path_factory.mktemp(kind)
-        command = [*launcher, __file__, str(folders[kind]), kind]
-        done = subprocess.run(command, env=QUIET, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        kind: [json.loads(file.read_text()) for file in sorted(folder.iterdir())]
-        for kind, folder in folders.items()
-    }
+    return found_by(__file__, tmp_path_factory)
 
 
 @pytest.mark.slow
@@ -348,4 +322,4 @@ def test_whole_fits_of_two_processes_agree(found):
 
 
 if __name__ == "__main__":
-    main()
+    tell(find)

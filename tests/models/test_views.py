@@ -18,6 +18,7 @@ from chreode.errors import ConfigError, DataError, SchemaError
 from chreode.learn import Rng
 from chreode.models.selfsupervised.options import SCSSL, SCSSL_TUNED
 from chreode.models.selfsupervised.views import Views, centred_log
+from chreode.module import Step
 from chreode.nn.augment import Thin
 from chreode.schema import Spec
 
@@ -66,6 +67,26 @@ def test_a_fit_mixes_batches_and_the_same_seed_gives_the_same_bits(cells, quick,
         assert torch.equal(a, b)
     without = quick(ch.SimCLR, augment=("mask",)).fit(cells[:250], SCHEMA, seed=1, progress=False)
     assert not torch.equal(*(next(f.module.parameters()) for f in (one, without)))
+
+
+@pytest.mark.parametrize("cls", [ch.SimCLR, ch.MoCo, ch.VICReg])
+def test_added_and_averaged_modalities_have_the_same_angles(cells, cls):
+    """Of all cells, those without protein too; VICReg, which sees lengths, is the control."""
+    cells.obsm["protein"] = np.random.default_rng(0).poisson(20, (cells.n_obs, 6)).astype(float)
+    source = source_of(cells, SCHEMA.with_(protein="obsm/protein"), ("counts", "batch", "protein"))
+    found = {}
+    for fusion in ("add", "mean"):
+        torch.manual_seed(0)
+        module = cls(augment=(), fusion=fusion).build(source.spec)
+        (batch,) = source.minibatches([np.arange(64)])
+        batch.present["protein"] = torch.arange(64) % 3 > 0
+        loss = module.loss(batch, Step(Rng(0), 0, 0.0)).objectives["model"]
+        module.eval()
+        found[fusion] = loss, module.embed(batch)
+    same = torch.isclose(*(loss for loss, _ in found.values()), rtol=1e-5)
+    assert bool(same) == (cls is not ch.VICReg)
+    lengths = found["add"][1].norm(dim=1) / found["mean"][1].norm(dim=1)
+    torch.testing.assert_close(lengths, 1.0 + (torch.arange(64) % 3 > 0))
 
 
 # gene programmes
@@ -142,19 +163,53 @@ def test_batches_are_needed_where_they_are_mixed(cells, name, monkeypatch):
         ch.SimCLR(augment=(name,)).fit(cells, SCHEMA, validation=held_out)
 
 
-@pytest.mark.parametrize("name", ["mnn", "bbknn"])
-def test_labels_are_no_batches(cells, name):
+#: A batch for each label, the same by other names, several batches for each, and labels of some cells alone.
+LEAKS = {
+    "same": ("cell_type", "cell_type"),
+    "renamed": ("plate", "cell_type"),
+    "several": ("sorted", "cell_type"),
+    "several, some labels": ("sorted", "part"),
+}
+#: Several labels in each batch, one batch of several, and labels that one batch alone has.
+DESIGNS = {"crossed": "cell_type", "a batch of two": "paired", "nested": "own"}
+
+
+@pytest.fixture
+def designs(cells):
+    kind, i = cells.obs.cell_type.astype(str), np.arange(cells.n_obs)
+    cells.obs["plate"] = [f"plate of {k}" for k in kind]
+    cells.obs["sorted"] = [f"{k}, day {n % 2}" for k, n in zip(kind, i, strict=True)]
+    cells.obs["part"] = [k if n % 3 else None for k, n in zip(kind, i, strict=True)]
+    cells.obs["paired"] = [b if n % 5 else "other" for b, n in zip(cells.obs.batch, i, strict=True)]
+    cells.obs["own"] = [f"{b}, {k}" for b, k in zip(cells.obs.batch, kind, strict=True)]
+    return cells
+
+
+@pytest.mark.parametrize("mixed_by", ["mnn", "bbknn", "CLAIRE"])
+@pytest.mark.parametrize("leak", LEAKS)
+def test_labels_are_no_batches(designs, leak, mixed_by, monkeypatch):
+    monkeypatch.setattr("chreode.model.run_phases", lambda *_: pytest.fail("compute began"))
+    batch, label = LEAKS[leak]
+    schema = SCHEMA.with_(batch=f"obs/{batch}", label=f"obs/{label}")
+    model = ch.CLAIRE() if mixed_by == "CLAIRE" else ch.SimCLR(augment=(mixed_by,))
+    said = f"mixed by {mixed_by}, and here every batch holds one label alone.*do without {mixed_by}"
+    with pytest.raises(ConfigError, match=said):
+        model.fit(designs, schema, progress=False)
+
+
+@pytest.mark.parametrize("label", DESIGNS.values(), ids=DESIGNS)
+@pytest.mark.parametrize("mixed_by", ["mnn", "bbknn", "CLAIRE"])
+def test_labels_that_share_a_batch_may_be_in_one_batch_alone(designs, label, mixed_by, quick):
+    options = {} if mixed_by == "CLAIRE" else {"augment": (mixed_by,)}
+    model = quick(ch.CLAIRE if mixed_by == "CLAIRE" else ch.SimCLR, **options, max_epochs=1)
+    model.fit(designs, SCHEMA.with_(label=f"obs/{label}"), progress=False)
+
+
+def test_labels_may_be_batches_where_nothing_is_mixed(designs, quick):
     same = SCHEMA.with_(batch="obs/cell_type")
-    refused(ConfigError, "each batch is one label", cells, same, augment=(name,))
-    cells.obs["renamed"] = cells.obs.cell_type.astype(str).map(lambda kind: f"plate of {kind}")
-    renamed = SCHEMA.with_(batch="obs/renamed")
-    refused(ConfigError, "each batch is one label", cells, renamed, augment=(name,))
-    cells.obs["part"] = [
-        k if i % 3 else None for i, k in enumerate(cells.obs.cell_type.astype(str))
-    ]
-    some = renamed.with_(label="obs/part")
-    refused(ConfigError, "each batch is one label", cells, some, augment=(name,))
-    ch.SimCLR(max_epochs=1).fit(cells, same, progress=False)  # where nothing is mixed
+    quick(ch.SimCLR, max_epochs=1).fit(designs, same, progress=False)
+    alone = SCHEMA.with_(batch="obs/plate", label=None)  # nobody knows what these are
+    quick(ch.SimCLR, augment=("mnn",), max_epochs=1).fit(designs, alone, progress=False)
 
 
 def test_expression_cannot_be_thinned(cells):

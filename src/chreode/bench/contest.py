@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .. import config
-from ..compute.convergence import worst
+from ..compute.convergence import DOUBTFUL, worst
 from ..compute.progress import bar
 from ..compute.threads import pinned
 from ..model import Model
@@ -126,5 +126,5 @@ def _summary(row: Contestant, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "method": row.name, "role": row.role, "seeds": len(done), "state": state,
         "seconds": float(np.mean([outcome.row["seconds"] for outcome in done] or [np.nan])),
-        "notes": [*dict.fromkeys(filter(None, [*notes, state if state != "rested" else ""]))],
+        "notes": [*dict.fromkeys(filter(None, [*notes, state if state in DOUBTFUL else ""]))],
     }  # fmt: skip

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from ..compute.convergence import worst
+from ..compute.convergence import DOUBTFUL, worst
 from ..compute.progress import bar
 from ..compute.settings import settled
 from ..compute.threads import pinned
@@ -260,7 +260,7 @@ def _summary(
         better = next((apart for apart in paired if np.isfinite(apart).any()), None)
         if better is not None and np.nanquantile(better, 0.025) <= 0:
             notes.append(f"not better than {BASELINE}")
-        if state != "rested":
+        if state in DOUBTFUL:
             notes.append(state)
     return {
         "method": method.name, "role": method.role, "seeds": len(done), "state": state,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..compute.convergence import worst
+from ..compute.convergence import DOUBTFUL, worst
 from ..metrics import proteins as of_proteins
 from ..metrics import typing as of_types
 from ..metrics.scaled import scaled_totals
@@ -112,7 +112,7 @@ def _summary(
                 if np.nanquantile(apart, 0.025) <= 0:
                     notes.append(f"not better than {BASELINE} in {TASKS[task]}")
                 break
-        notes += [state] if state != "rested" else []
+        notes += [state] if state in DOUBTFUL else []
     return {
         "method": row.name, "role": row.role, "seeds": len(done), "state": state,
         "seconds": float(np.mean([o.row["seconds"] for o in done] or [np.nan])), "notes": notes,

@@ -110,6 +110,7 @@ Threads = Annotated[
         validator=Number(gte=1, lte=1024), group=RUN, help="Number of CPU threads [default: all]."
     ),
 ]
+Output = Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     Parameter(group=RUN, help="Where to compute; auto uses CUDA, else MPS, else the CPU."),
@@ -252,15 +253,16 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def load_model(folder: Path) -> Fitted:
-    """Load a fitted model, and warn if it had not converged."""
+def load_model(folder: Path, threads: int | None = None) -> Fitted:
+    """Set the number of threads and load a model; warn if it was still improving, or had overfitted."""
     import chreode as ch
 
-    from ..compute.convergence import STATES
+    from ..compute.convergence import DOUBTFUL, STATES
 
+    use_threads(threads)
     fitted = ch.load(folder)
     state, notes = (fitted.provenance[name] for name in ("state", "notes"))
-    if state != "rested":
+    if state in DOUBTFUL:
         stages = (
             [n for n in notes if n.startswith("the stage")] if state == "still improving" else []
         )

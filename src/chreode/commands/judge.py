@@ -33,9 +33,8 @@ from .common import (
 from .fit import narrowed
 from .judging import (
     answer,
-    method_of,
     model_of,
-    require_genes,
+    posed,
     require_places,
     schema_of,
     with_input,
@@ -116,11 +115,7 @@ def integration(
     if not (keys or models):
         raise ConfigError("Name what to score: --keys X_pca X_scvi, or --models scvi runs/scvi.")
     use_threads(threads)
-    methods = {key: key for key in keys} | dict(method_of(name, config) for name in models)
-    schema = schema_of(config, roles)
-    data = narrowed(file, schema, rows, n_genes, sent=ray)
-    if n_genes is not None:
-        require_genes(methods, file, data, schema)
+    data, schema, methods = posed(file, roles, config, (keys, models), (rows, n_genes), sent=ray)
     scored = ch.bench.integration(
         data, schema, methods, seeds=seeds, into=into, ray=ray and (threads or 1), device=device
     )
@@ -180,17 +175,15 @@ def probe(
     """
     require_places(output, report, into)
     use_threads(threads)
-    methods = {key: key for key in keys} | dict(method_of(name, config) for name in models)
-    schema = schema_of(config, roles)
     split = tuple(tasks) != ("correction",)
     if split and n_genes is not None and not held_out:
         raise ConfigError(
             "--n-genes chooses genes by the reference alone: name those of the query, as in --held-out p7 p8."
         )
     unseen = partial(_of_batches, held_out if split else ())
-    data = narrowed(file, schema, rows, n_genes, unseen, sent=ray)
-    if n_genes is not None:
-        require_genes(methods, file, data, schema)
+    data, schema, methods = posed(
+        file, roles, config, (keys, models), (rows, n_genes), unseen, sent=ray
+    )
     scored = ch.bench.probe(
         data, schema, methods, held_out=held_out or None, tasks=tasks or None, depths=depths or None,
         seeds=seeds, into=into, ray=ray and (threads or 1), device=device,

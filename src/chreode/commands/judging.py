@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import chreode as ch
 
@@ -15,8 +15,13 @@ from ..fitted import Fitted
 from ..registry import find, keys
 from ..text import shown
 from .common import Answer, narrows, records, require_apart, require_output
-from .fit import tables_of
+from .fit import narrowed, tables_of
 from .spelling import spoken, suggested
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.cells import Cells
 
 
 def require_places(output: Path | None, report: Path | None, into: Path | None) -> None:
@@ -85,6 +90,39 @@ def method_of(name: str, config: Path | None) -> tuple[str, Any]:
         return f"{type(fitted.model).__name__} {Path(name)}", fitted
     model = model_of(name, config)
     return type(model).__name__, model
+
+
+def posed(
+    file: Path,
+    roles: Mapping[str, Any],
+    config: Path | None,
+    scored: tuple[Sequence[str], Sequence[str]],
+    cells: tuple[str | None, int | None],
+    judged: Callable[[Cells, np.ndarray], np.ndarray] | None = None,
+    *,
+    sent: bool = False,
+) -> tuple[Any, ch.Schema, dict[str, Any]]:
+    """Return cells, schema and the methods that a bench of embeddings scores.
+
+    Parameters
+    ----------
+    scored
+        Slots of obsm, and models (see `method_of`).
+    cells
+        What ``--rows`` and ``--n-genes`` say; `judged` and `sent` are those of `narrowed`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model, no cell is chosen, or genes of a fitted model are left out.
+    """
+    keys, models = scored
+    methods = {key: key for key in keys} | dict(method_of(name, config) for name in models)
+    schema = schema_of(config, roles)
+    data = narrowed(file, schema, *cells, judged, sent=sent)
+    if cells[1] is not None:
+        require_genes(methods, file, data, schema)
+    return data, schema, methods
 
 
 def require_genes(methods: Mapping[str, Any], file: Path, data: Any, schema: ch.Schema) -> None:

@@ -12,16 +12,15 @@ from .. import store
 from ..errors import counted
 from ..text import shown, spreadsheet
 from .common import (
-    RUN,
     Answer,
     Device,
     Json,
+    Output,
     Threads,
     Whole,
     load_model,
     records,
     require_output,
-    use_threads,
     with_roles_of_time,
 )
 
@@ -32,7 +31,7 @@ def trajectory(
     file: Path | None = None,
     /,
     *,
-    output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
+    output: Output,
     times: Annotated[tuple[float, ...], Parameter(consume_multiple=True, show_default=False)] = (),
     start: str | None = None,
     knockout: str | None = None,
@@ -59,8 +58,7 @@ def trajectory(
         Genes that are knocked out from the start, such as GATA1 or GATA1+SPI1.
     """
     require_output(output, [".h5ad"], file)
-    use_threads(threads)
-    fitted = load_model(model)
+    fitted = load_model(model, threads)
     to = None if knockout is None else {"knockout": knockout}
     schema = None if file is None else fitted.schema.with_(**roles)
     fitted.trajectory(
@@ -77,7 +75,7 @@ def rank(
     model: Path,
     /,
     *,
-    output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
+    output: Output | None = None,
     n: Annotated[Whole, Parameter(name=("--n", "-n"), validator=Number(gte=1))] = 20,
     json: Json = False,
 ) -> Answer:

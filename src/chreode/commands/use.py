@@ -19,13 +19,13 @@ from .common import (
     Conditions,
     Device,
     Json,
+    Output,
     Seed,
     Switch,
     Threads,
     Whole,
     load_model,
     require_output,
-    use_threads,
     with_roles,
 )
 from .spelling import suggested
@@ -40,7 +40,7 @@ def embed(
     file: Path,
     /,
     *,
-    output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
+    output: Output | None = None,
     in_place: Switch = False,
     key_added: Annotated[str | None, Parameter(group=RUN)] = None,
     device: Device = "auto",
@@ -69,8 +69,7 @@ def embed(
     from ..data.read import read
 
     target = _target(file, output, "embedded", in_place=in_place)
-    use_threads(threads)
-    fitted = load_model(model)
+    fitted = load_model(model, threads)
     key = key_added or f"X_{fitted.model.key}"
     data = read(file)
     z = fitted.embed(data, key_added=key, schema=fitted.schema.with_(**roles), device=device)
@@ -90,7 +89,7 @@ def classify(
     file: Path,
     /,
     *,
-    output: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RUN)] = None,
+    output: Output | None = None,
     in_place: Switch = False,
     method: str | None = None,
     unseen: float | None = None,
@@ -125,8 +124,7 @@ def classify(
     from ..verbs.labels import COLUMNS
 
     target = _target(file, output, "classified", in_place=in_place)
-    use_threads(threads)
-    fitted = load_model(model)
+    fitted = load_model(model, threads)
     fitted.require("classify")
     options = _offered(fitted, "classify", method=method, unseen=unseen)
     data = read(file)
@@ -207,8 +205,7 @@ def generate(
 
     at_least("n", n_cells, 1)
     require_output(output, [".h5ad", ".h5mu"])
-    use_threads(threads)
-    fitted = load_model(model)
+    fitted = load_model(model, threads)
     options = _offered(fitted, "generate", guidance=guidance)
     fitted.generate(n_cells, given=given, seed=seed, into=output, device=device, **options)
     under = ", ".join(f"{role} {value}" for role, value in (given or {}).items())
@@ -226,7 +223,7 @@ def correct(
     /,
     *,
     to: Conditions,
-    output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
+    output: Output,
     latent: Switch = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -253,8 +250,7 @@ def correct(
     from ..data.collect import copy_with
     from ..data.read import read
 
-    use_threads(threads)
-    fitted = load_model(model)
+    fitted = load_model(model, threads)
     if fitted.module.fills:
         raise CapabilityError(
             f"{fitted.model.key} has no conditions to change. What it fills in is written by: "
@@ -288,7 +284,7 @@ def predict(
     file: Path,
     /,
     *,
-    output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
+    output: Output,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -307,8 +303,7 @@ def predict(
         The .h5ad file to write: expected counts.
     """
     require_output(output, [".h5ad"], file)
-    use_threads(threads)
-    fitted = load_model(model)
+    fitted = load_model(model, threads)
     if not fitted.module.fills:
         raise CapabilityError(
             f"This {fitted.model.key} fills in nothing. Self-supervised models such as simclr do, if they "
@@ -331,7 +326,7 @@ def augment(
     file: Path,
     /,
     *,
-    output: Annotated[Path, Parameter(name=("--output", "-o"), group=RUN)],
+    output: Output,
     by: str = "label",
     floor: Whole | None = None,
     seed: Seed = 0,
@@ -360,8 +355,7 @@ def augment(
     from ..data.collect import storable, writable
 
     require_output(output, [".h5ad"], file)
-    use_threads(threads)
-    fitted = load_model(model)
+    fitted = load_model(model, threads)
     schema = fitted.schema.with_(**roles)
     cells = ch.augment(file, fitted, by=by, floor=floor, seed=seed, schema=schema, device=device)
     cells.obs = storable(cells.obs)

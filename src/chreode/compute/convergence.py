@@ -1,4 +1,4 @@
-"""How a fit stood when it stopped: one word of three."""
+"""How a fit stood when it stopped: one word of four."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
-State: TypeAlias = Literal["still improving", "overfitted", "rested"]
+State: TypeAlias = Literal["still improving", "overfitted", "moving target", "rested"]
 
 #: What each word means, in a sentence that begins with the fit; what matters most comes first.
 STATES: dict[str, str] = {
     "still improving": "was still improving when it stopped: train it for longer before you judge it",
     "overfitted": "had been better on the validation cells before it stopped: the weights of its best "
     "epoch are kept, unless the model was set to keep the last",
+    "moving target": "followed a target that moves as it learns: its objective tells neither whether it had "
+    "converged nor whether it overfitted, and its last weights are kept",
     "rested": "had converged when it stopped",
 }
+#: Those that a reader must know of before relying on a fit.
+DOUBTFUL: tuple[State, ...] = ("still improving", "overfitted")
 #: Share of what was gained after the first tenth which counts as nothing.
 SHARE = 0.005
 #: Epochs of noise from which its size can be estimated.

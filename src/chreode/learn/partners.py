@@ -10,8 +10,9 @@ import numpy as np
 
 from ..data.sampler import Drawn, Rows
 from ..data.source import Source
-from ..errors import DataError, SchemaError, counted
+from ..errors import ConfigError, DataError, SchemaError, counted
 from ..metrics.neighbours import exact_neighbours, mutual_neighbours, neighbours_by_group
+from .components import having_expression
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +192,34 @@ def refuse_one_batch(
             f"Cells of two batches are needed for {what}: {found}. Name other cells, or "
             f"{instead or f'leave {what} out of the augmentations'}."
         )
+
+
+def refuse_labels_as_batches(source: Source, rows: Rows, what: str) -> None:
+    """Refuse to mix cells by batches each of which holds one label alone: one batch of each, or several.
+
+    Partners from the own batch would then have the own label, and those from another batch mostly another
+    one. Labels that occur in one batch alone are no leak, as its other labels are drawn like them.
+
+    Raises
+    ------
+    ConfigError
+        It names a batch and its label.
+    """
+    if "label" not in source.columns:
+        return
+    rows = having_expression(source, rows)  # no others are mixed
+    batch, label = (source.columns[role][rows] for role in ("batch", "label"))
+    pairs = np.unique(np.stack([batch, label])[:, label >= 0], axis=1)
+    n_batches, n_labels = (len(np.unique(codes)) for codes in pairs)
+    if n_labels < 2 or n_batches < pairs.shape[1]:
+        return
+    names = source.spec.categories
+    place, kind = names["batch"][pairs[0, 0]], names["label"][pairs[1, 0]]
+    raise ConfigError(
+        f"Cells of different batches are mixed by {what}, and here every batch holds one label alone: batch "
+        f"{place!r} holds {kind!r}. This would show labels to a model that is to be judged by them. Name as "
+        f"batch what holds cells of several labels, or do without {what}."
+    )
 
 
 def _one_of(table: np.ndarray, generator: np.random.Generator) -> np.ndarray:

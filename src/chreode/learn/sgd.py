@@ -19,7 +19,16 @@ from ..compute.memory import keep_freed_memory
 from ..compute.progress import bar
 from ..data.sampler import Sampler
 from ..data.source import Source
-from ..errors import BlowUpError, ConfigError, DataError, FitError, StoreError, counted, warn
+from ..errors import (
+    BlowUpError,
+    ConfigError,
+    DataError,
+    FitError,
+    StoreError,
+    counted,
+    listed,
+    warn,
+)
 from ..losses import kernel
 from ..module import Loss, Module, Step
 from ..nn.blocks import share_statistics
@@ -81,6 +90,11 @@ class SGD:
     chooses
         Whether cells held out choose the weights, and can tell of overfitting. Not so where the objective
         is not all that is minimised (proximal steps), or cells held out choose later.
+    comparable
+        Whether the objective is the same function of the weights in every epoch. Not so where cells are
+        compared with what moves as the model learns: a slow copy, a queue, or an output that is held still
+        for a step. Then no epoch is the best, the last weights are left, the fit never stops early, and its
+        objective tells nothing of how it stood (`moving target`).
 
     Notes
     -----
@@ -103,6 +117,7 @@ class SGD:
     watch: str = "objective"
     span: tuple[float, float] = (0.0, 1.0)
     chooses: bool = True
+    comparable: bool = True
 
     def learn(
         self, module: Module, phase: Phase, source: Source, split: Split, run: Session
@@ -147,6 +162,8 @@ class SGD:
             else:
                 passed = self.patience is not None or loop.state() == "overfitted"
                 loop.finish(keep_best=passed and self.keep == "best")
+                if not self.comparable and (terms := loop.terms()):
+                    loop.notes.append(f"at the end of {phase.name}: {terms}")
             finally:
                 share_statistics(module, among_processes=False)
         return Trace(pd.DataFrame(loop.log), loop.state(), tuple(loop.notes))
@@ -222,7 +239,9 @@ class _Loop:
         self.target.eval()
 
     def _comparable(self, row: Mapping[str, float]) -> float | None:
-        """Return the objective by which epochs are compared; None while it is not yet the final one."""
+        """Return the objective by which epochs are compared; None if it is not, or not yet, the final one."""
+        if not self.sgd.comparable:
+            return None
         if f"validation_{self.sgd.watch}" in row:
             return row[f"validation_{self.sgd.watch}"]
         settled = row["epoch"] >= self.sgd.settle * self.epochs
@@ -232,11 +251,24 @@ class _Loop:
         """Return how the fit stood when it stopped."""
         if not self.stopped and self.epoch < self.epochs:  # after Ctrl-C
             return "still improving"
+        if not self.sgd.comparable:
+            return "moving target"
         known = [(row, v) for row in self.log if (v := self._comparable(row)) is not None]
         warm_up = sum(row["epoch"] < self.sgd.settle * self.epochs for row, _ in known)
         held_out = self.sgd.chooses and len(self.split.validation) > 0
         found = state_of([v for _, v in known], held_out=held_out, warm_up=warm_up)
         return "rested" if self.stopped and found == "still improving" else found
+
+    def terms(self) -> str:
+        """Return in words what the last epoch logged beside objectives."""
+        part, cells = ("validation", "held out") if self.held_out else ("train", "learned from")
+        logged = {n.partition("_"): value for n, value in self.log[-1].items()}
+        told = [
+            f"{name.replace('_', ' ')} {value:.3g}"
+            for (of, _, name), value in logged.items()
+            if of == part and not name.endswith("objective")
+        ]
+        return f"{listed(told)} (in minibatches of cells {cells})" if told else ""
 
     # one epoch
 

@@ -12,7 +12,7 @@ from ..verbs.state import FittedState
 
 
 def continue_from(module: Module, from_: FittedState, *, mapping: bool, extends: bool) -> None:
-    """Copy the parameters of a fit of the same model.
+    """Copy the tensors of a fit of the same model, but for those of its training cells (`of_cells`).
 
     Parameters
     ----------
@@ -26,7 +26,8 @@ def continue_from(module: Module, from_: FittedState, *, mapping: bool, extends:
     CapabilityError
         If it cannot, and shall.
     """
-    old, own = from_.module.state_dict(), module.state_dict()
+    own, cells = module.state_dict(), tuple(f"{name}." for name in module.of_cells)
+    old = {n: t for n, t in from_.module.state_dict().items() if not n.startswith(cells)}
     fresh = {name for name, _ in module.named_parameters() if name not in old}
     kept = {name: t for name, t in old.items() if not _goes_on(own[name], t)}
     formed_alike = all(own[name].shape == t.shape for name, t in kept.items())

@@ -55,6 +55,7 @@ class BYOL(SelfSupervised):
     equations 1 and 2.
     """
 
+    comparable: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = scssl(
         projector=(256, 64), predictor=256, momentum=0.996
     )

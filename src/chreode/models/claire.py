@@ -20,15 +20,15 @@ from ..data.source import Source
 from ..errors import ConfigError, DataError, counted
 from ..learn.components import having_expression
 from ..learn.exact import Exact
-from ..learn.partners import refuse_one_batch
-from ..learn.phase import Phase, Session, Split, Trace
+from ..learn.partners import refuse_labels_as_batches, refuse_one_batch
+from ..learn.phase import Phase, Session, Split
 from ..learn.sgd import MIN_CELLS, SGD, default_epochs
 from ..losses.infonce import info_nce
 from ..metrics.neighbours import mutual_neighbours, neighbours_by_group
-from ..module import Loss, Module, Step
+from ..module import Loss, Step
 from ..schema import Spec
 from .moco import MoCo, MoCoModule
-from .selfsupervised.options import refuse_labels_as_batches, scssl, with_components
+from .selfsupervised.options import scssl, with_components
 from .selfsupervised.views import Views
 
 
@@ -234,16 +234,6 @@ def alike(
     return (mixture.predict(cosines[:, None]) == high) | (cosines >= mixture.means_.max())
 
 
-class Begun(SGD):
-    """Gradient descent that another stage goes on from: that it was still improving says nothing."""
-
-    def learn(
-        self, module: Module, phase: Phase, source: Source, split: Split, run: Session
-    ) -> Trace:
-        """Train in place."""
-        return replace(super().learn(module, phase, source, split, run), state="rested")
-
-
 @config
 class CLAIRE(MoCo):
     """CLAIRE: cells of two batches that are each other's nearest are each other's positives.
@@ -313,6 +303,8 @@ class CLAIRE(MoCo):
 
         Raises
         ------
+        ConfigError
+            If every batch holds one label alone.
         DataError
             If all cells with expression are of one batch, or none of them has what else is read.
         """
@@ -352,13 +344,11 @@ class CLAIRE(MoCo):
         refines = self.refine < 1 and self.max_epochs != 1
         view = Constructed(self.n_neighbours, self.n_mutual)
         begins = self.refine if refines else 0.0
-        begun = Begun(
-            lr=self.lr, max_epochs=first, weight_decay=self.weight_decay, keep="last", span=(0.0, begins),
-        )  # fmt: skip
         learner = SGD(
             lr=self.lr, max_epochs=rest if refines else epochs, weight_decay=self.weight_decay,
-            schedule=self.schedule, keep=self.keeps, span=(begins, 1.0),
+            schedule=self.schedule, comparable=self.comparable, span=(begins, 1.0),
         )  # fmt: skip
+        begun = replace(learner, max_epochs=first, schedule="constant", span=(0.0, begins))
         return [
             *([Phase(begun, data=self.sampler(), name="all pairs", view=view)] if refines else []),
             Phase(

@@ -56,6 +56,7 @@ class MoCo(SelfSupervised):
     and 2, and algorithm 1.
     """
 
+    comparable: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = scssl(
         projector=(64, 64), temperature=0.5, queue=None, momentum=0.996
     )

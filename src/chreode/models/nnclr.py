@@ -58,6 +58,7 @@ class NNCLR(SelfSupervised):
     visual representations, ICCV, equations 2 to 4.
     """
 
+    comparable: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = scssl(
         projector=(64, 64), predictor=64, temperature=0.5, queue=None
     )

@@ -45,6 +45,7 @@ class SimSiam(SelfSupervised):
     Chen & He (2021), Exploring simple siamese representation learning, CVPR, equations 1 to 4.
     """
 
+    comparable: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = scssl(projector=(64, 32), predictor=16)
 
     projector: tuple[int, ...] = param(

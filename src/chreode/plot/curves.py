@@ -25,7 +25,8 @@ def history(fitted: FittedState | pd.DataFrame) -> Figure:
     ----------
     fitted
         A fitted model, or its `history`: one row per epoch, with columns ``train_…`` and
-        ``validation_…``. A dot marks the epoch of the lowest validation objective.
+        ``validation_…``. A dot marks the epoch of the lowest validation objective, but not of a model
+        whose target moves, as its objectives cannot be compared.
 
     Raises
     ------
@@ -40,6 +41,7 @@ def history(fitted: FittedState | pd.DataFrame) -> Figure:
     >>> history(log).axes[0].get_title()
     'objective'
     """
+    moves = isinstance(fitted, FittedState) and fitted.provenance["state"] == "moving target"
     table = fitted.history if isinstance(fitted, FittedState) else fitted
     phases = table.groupby("phase", sort=False) if "phase" in table else [("fit", table)]
     require_columns(table, ["epoch"], "the history of a fit")
@@ -53,7 +55,7 @@ def history(fitted: FittedState | pd.DataFrame) -> Figure:
     grid = panels(figure, len(rows), wide)
     for line, (phase, (epochs, logged)) in zip(grid, rows.items(), strict=True):
         for ax, quantity in zip(line, logged, strict=False):
-            _draw(ax, epochs, quantity)
+            _draw(ax, epochs, quantity, dotted=not moves)
         for ax in line[len(logged) :]:
             ax.set_visible(False)
         if len(rows) > 1:
@@ -70,7 +72,7 @@ def _logged(rows: pd.DataFrame) -> list[str]:
     return sorted(names, key=lambda name: name != "objective")
 
 
-def _draw(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
+def _draw(ax: Axes, rows: pd.DataFrame, quantity: str, *, dotted: bool) -> None:
     done = rows["epoch"].to_numpy() + 1
     for part, colour in _COLOURS.items():
         values = rows.get(f"{part}_{quantity}")
@@ -78,7 +80,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
             continue
         few = "o" if len(rows) < 10 else None  # a line through one point shows nothing
         ax.plot(done, values, color=colour, linewidth=1.4, marker=few, markersize=3, label=part)
-        if part == "validation" and quantity == "objective":
+        if dotted and part == "validation" and quantity == "objective":
             lowest = int(np.nanargmin(values))
             ax.plot(done[lowest], values.iloc[lowest], "o", color=colour, markersize=6)
     ax.set_title(picture(quantity.replace("_", " ")), fontsize="medium")

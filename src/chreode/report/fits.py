@@ -49,10 +49,11 @@ def fit_sections(fitted: FittedState, data: AnnData | None = None) -> list[Secti
 def _training(fitted: FittedState) -> Section:
     if not any(c.startswith("train_") for c in fitted.history):
         return Section("Training", "Solved in closed form: there is no training curve.")
-    caption = (
-        "Per epoch, over the cells learned from and the cells held out; the dot is the lowest."
-    )
-    return Section("Training", figures=((caption, history(fitted)),))
+    caption = "Per epoch, over the cells learned from and the cells held out"
+    if fitted.provenance["state"] == "moving target":
+        end = "The objectives of two epochs cannot be compared, as the target moves."
+        return Section("Training", figures=((f"{caption}. {end}", history(fitted)),))
+    return Section("Training", figures=((f"{caption}; the dot is the lowest.", history(fitted)),))
 
 
 def _configuration(fitted: FittedState) -> Section:

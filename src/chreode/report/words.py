@@ -15,6 +15,7 @@ ABSENT = "–"
 ENDED: dict[State, str] = {
     "still improving": "the fit was still improving",
     "overfitted": "the fit overfitted",
+    "moving target": "not known: its target moves",
     "rested": "the fit converged",
 }
 

@@ -36,8 +36,8 @@ class FittedState:
     statistics
         Conditions and depths of training cells, from which `generate` draws.
     provenance
-        Model, version, configuration, spec, seed, and the state of the fit: *still improving*, *overfitted*
-        or *rested* (see `compute.convergence`).
+        Model, version, configuration, spec, seed, and the state of the fit: *still improving*,
+        *overfitted*, *moving target* or *rested* (see `compute.convergence`).
     """
 
     model: Recipe

@@ -40,6 +40,7 @@ class Embedder(Module):
     """
 
     unknown = ("paired.proteins",)
+    of_cells = ("labelled", "paired")
     spread: Tensor
     rank: Tensor
     projected: Tensor

@@ -13,7 +13,12 @@ from ...data.source import Source
 from ...errors import ConfigError, SchemaError
 from ...learn.components import components, having_expression
 from ...learn.exact import Exact
-from ...learn.partners import BatchBalanced, MutualNeighbours, refuse_one_batch
+from ...learn.partners import (
+    BatchBalanced,
+    MutualNeighbours,
+    refuse_labels_as_batches,
+    refuse_one_batch,
+)
 from ...learn.phase import Phase, Session, Split
 from ...learn.sgd import SGD
 from ...model import Model
@@ -48,9 +53,12 @@ class Encoding(Model):
     ----------------
     keeps
         Weights to keep of a fit that overfitted: those of its best epoch or its last (see `SGD`).
+    comparable
+        Whether the objectives of two epochs can be compared (see `SGD`).
     """
 
     keeps: ClassVar[Literal["best", "last"]] = "best"
+    comparable: ClassVar[bool] = True
 
     needs: ClassVar[tuple[str, ...]] = ("expression|counts",)
     uses: ClassVar[tuple[str, ...]] = ("protein", "batch", "label")
@@ -140,7 +148,7 @@ class Encoding(Model):
         """Return gradient descent, and a look at what it made of the training cells."""
         learner = SGD(
             lr=self.lr, max_epochs=self.max_epochs, weight_decay=self.weight_decay, schedule=self.schedule,
-            keep=self.keeps,
+            keep=self.keeps, comparable=self.comparable,
         )  # fmt: skip
         name = type(self).__name__
         return [
@@ -180,7 +188,7 @@ class Encoding(Model):
         Raises
         ------
         ConfigError
-            If batches are the labels.
+            If every batch holds one label alone.
         DataError
             If the cells to learn from, or those held out, are of one batch.
         """
@@ -257,27 +265,3 @@ def with_components(
     role = source.spec.either("expression", "counts")
     k = min(50, len(having_expression(source, split.train)) - 1, source.spec.n_features(role))
     return components(k)(module, source, split, run)
-
-
-def refuse_labels_as_batches(source: Source, rows: np.ndarray, what: str) -> None:
-    """Refuse to mix cells by batches that tell the same cells apart as the labels do.
-
-    Raises
-    ------
-    ConfigError
-        It says which batch is which label.
-    """
-    if "label" not in source.columns:
-        return
-    rows = having_expression(source, rows)  # no others are mixed
-    batch, label = (source.columns[role][rows] for role in ("batch", "label"))
-    pairs = np.unique(np.stack([batch, label])[:, label >= 0], axis=1)
-    if pairs.shape[1] < 2 or any(len(np.unique(codes)) < pairs.shape[1] for codes in pairs):
-        return
-    names = source.spec.categories
-    place, kind = names["batch"][pairs[0, 0]], names["label"][pairs[1, 0]]
-    raise ConfigError(
-        f"augment: cells of different batches are mixed by {what}, and here each batch is one label (batch "
-        f"{place!r} is label {kind!r}). It would show labels to a model that is to be judged by them. "
-        f"Name another batch, or leave {what} out."
-    )

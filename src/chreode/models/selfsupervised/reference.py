@@ -84,8 +84,6 @@ class Labelled(nn.Module):
             "bias": probe.bias, "whiten": probe.whiten, "centres": probe.centres,
             "probe_spacing": probe.spacing,
         }  # fmt: skip
-        for buffer in (self.codes, self.near_spacing, self.probe_spacing):
-            buffer.fill_(-1)  # of a fit that this one goes on from
         for name, value in found.items():
             values, buffer = torch.as_tensor(value), getattr(self, name)
             (buffer[: len(values)] if values.ndim else buffer).copy_(values)
@@ -140,7 +138,6 @@ class Paired(nn.Module):
     def keep(self, x: Float[Tensor, "n z"], proteins: Float[Tensor, "n p"]) -> None:
         """Keep cells, as many as there is room for."""
         for buffer, values in ((self.x, x), (self.proteins, proteins)):
-            buffer.zero_()  # of a fit that this one goes on from
             buffer[: len(x)] = values
         self.n.fill_(len(x))
 
