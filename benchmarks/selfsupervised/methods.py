@@ -142,6 +142,21 @@ def render(rows: list[Row]) -> list[str]:
     return lines
 
 
+#: Tasks and metrics of the table on a model's page.
+OWN = [
+    ("lines", "total", "lines: total"), ("kang-ctrl, two donors", "knn_shared_f1", "Kang: macro-F1"),
+    ("mop, two libraries", "knn_shared_f1", "mop: macro-F1"), ("midas", "total", "midas: total"),
+    ("midas, p4", "protein_r", "midas: Pearson per protein"),
+]  # fmt: skip
+
+
+def of_model(rows: list[Row], name: str) -> list[str]:
+    """Return the table of a model's page: its row, beside those that users would else take."""
+    found = by_task(rows)
+    beside = ("PCA", "scVI", name)
+    return _short({task: {k: of[k] for k in beside if k in of} for task, of in found.items()}, OWN)
+
+
 def by_task(rows: list[Row]) -> dict[str, dict[str, list[Row]]]:
     """Return what each row of each task says, a list over seeds; min-max Totals are of all rows of a task."""
     found: dict[str, dict[str, list[Row]]] = {}

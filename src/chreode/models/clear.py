@@ -25,6 +25,11 @@ class CLEAR(MoCo):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = scssl()
 
+    augment: tuple[str, ...] = param(
+        ("mask", "noise", "swap", "crossover"),
+        "Augmentations, which act in this order: thin (counts), mnn or bbknn, programmes, mask, swap, "
+        "crossover, noise.",
+    )
     noise_scale: float = param(0.5, "noise: standard deviation, in units of log-expression.", low=0)
     batch_size: int = param(512, "Number of cells per minibatch.", low=3)
     temperature: float = param(0.2, "Temperature τ of the loss.", low=1e-3)

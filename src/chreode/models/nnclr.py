@@ -64,7 +64,7 @@ class NNCLR(SelfSupervised):
     )
 
     predictor: int = param(64, "Number of units in the hidden layer of the predictor.", low=1)
-    temperature: float = param(0.5, "Temperature τ of the loss.", low=1e-3)
+    temperature: float = param(0.2, "Temperature τ of the loss.", low=1e-3)
     queue: int | None = param(
         None,
         "Number of earlier cells among which neighbours are sought; None: 2,048, and at most half of the "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from ..config import config, param
 from ..data.batch import CellBatch
 from ..losses.ntxent import nt_xent
 from ..module import Loss, Step
 from ..schema import Spec
 from .selfsupervised.embedder import Embedder
-from .selfsupervised.options import SelfSupervised
+from .selfsupervised.options import SelfSupervised, scssl
 
 
 class SimCLRModule(Embedder):
@@ -36,7 +38,9 @@ class SimCLR(SelfSupervised):
     equation 1.
     """
 
-    temperature: float = param(0.5, "Temperature τ of the loss.", low=1e-3)
+    presets: ClassVar[dict[str, dict[str, Any]]] = scssl(temperature=0.5)
+
+    temperature: float = param(0.2, "Temperature τ of the loss.", low=1e-3)
 
     def build(self, spec: Spec) -> SimCLRModule:
         """Return the untrained tensors."""

@@ -77,7 +77,7 @@ class Encoding(Model):
     n_hidden: int = param(128, "Number of units in each hidden layer of the encoder.", low=1)
     n_layers: int = param(1, "Number of hidden layers of the encoder.", low=0, high=20)
     augment: tuple[str, ...] = param(
-        ("mask", "noise", "swap", "crossover"),
+        ("mask",),
         "Augmentations, which act in this order: thin (counts), mnn or bbknn, programmes, mask, swap, "
         "crossover, noise.",
     )
