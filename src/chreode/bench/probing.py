@@ -106,6 +106,23 @@ def fit_and_embed(method: Method, given: Posed, seed: int) -> Embedded:
     return Embedded(x, state, time.perf_counter() - start, fitted)
 
 
+def _both_sides(
+    method: Method, found: Embedded, reference: np.ndarray, query: np.ndarray
+) -> list[Float64[np.ndarray, "_ z"]]:
+    """Return the coordinates of both sides.
+
+    Raises
+    ------
+    DataError
+        If one of them is not finite or has collapsed.
+    """
+    sides = {"reference": reference, "query": query}
+    return [
+        as_embedding(found.x[rows], f"{method.name}, of the {name},")
+        for name, rows in sides.items()
+    ]
+
+
 # typing
 
 
@@ -113,13 +130,12 @@ def judge_typing(method: Method, seed: int, given: Posed) -> Result:
     """Classify query cells by their place among those of the reference, at every depth."""
     found, parts = fit_and_embed(method, given, seed), given.parts
     codes = parts.codes[parts.reference]
-    x = as_embedding(found.x[parts.reference], f"{method.name}, of the reference,")
+    x, query = _both_sides(method, found, parts.reference, parts.query)
     batches = given.named["batch"].to_numpy()[parts.reference]
     classifiers: dict[str, Classifier] = {
         "knn": NearestLabels.fit(x, codes, parts.n_known, k=_NEIGHBOURS, groups=batches),
         "linear": LinearProbe.fit(x, codes, parts.n_known, groups=batches),
     }
-    query = as_embedding(found.x[parts.query], f"{method.name}, of the query,")
     others = {
         depth: partial(_embed_thinned, found.fitted, given, seed, depth) for depth in given.depths
     }
@@ -244,6 +260,10 @@ def _told(
             for (a, b), n in pairs.items()
         ]
         shared = truth < n_known
+        row["by_class"] += [
+            {"class": names[int(code)], "metric": f"{key}_shared_f1", "value": float(f1)}
+            for code, f1 in of_types.of_types(truth[shared], said[shared])["f1"].items()
+        ]
         curve = (
             of_types.calibration(truth[shared], chances[shared]) if shared.any() else pd.DataFrame()
         )
@@ -297,7 +317,7 @@ def judge_missing(method: Method, seed: int, given: Posed) -> Result:
     if isinstance(method.model, Fitted) and "protein" in method.model.spec.features:
         raise CapabilityError("it reads the proteins that are hidden here")
     found = fit_and_embed(method, replace(given, schema=given.schema.with_(protein=None)), seed)
-    reference, query = (found.x[rows] for rows in _paired(given))
+    reference, query = _both_sides(method, found, *_paired(given))
     row, arrays = _foretold(partial(of_proteins.by_neighbours, reference, query), given)
     row |= {"state": found.state, "seconds": found.seconds, "remarks": found.remarks(seed)}
     return row, {**arrays, **_picture(found.x, given)}
