@@ -107,19 +107,12 @@ def fit_and_embed(method: Method, given: Posed, seed: int) -> Embedded:
 
 
 def _both_sides(
-    method: Method, found: Embedded, reference: np.ndarray, query: np.ndarray
+    method: Method, found: Embedded, *sides: Int[np.ndarray, " _"]
 ) -> list[Float64[np.ndarray, "_ z"]]:
-    """Return the coordinates of both sides.
-
-    Raises
-    ------
-    DataError
-        If one of them is not finite or has collapsed.
-    """
-    sides = {"reference": reference, "query": query}
+    """Return the coordinates of the reference and of the query, none of which may have collapsed."""
     return [
         as_embedding(found.x[rows], f"{method.name}, of the {name},")
-        for name, rows in sides.items()
+        for name, rows in zip(("reference", "query"), sides, strict=True)
     ]
 
 
@@ -159,8 +152,7 @@ def judge_genes(seed: int, given: Posed) -> Result:
     }
     row = _typed({"linear": probe}, query, others, given)
     row |= {"state": "rested", "seconds": seconds, "remarks": []}
-    arrays = row.pop("arrays")
-    return row, arrays
+    return row, row.pop("arrays")
 
 
 def judge_within(seed: int, given: Posed) -> Result:
@@ -173,8 +165,7 @@ def judge_within(seed: int, given: Posed) -> Result:
         chances[held] = nearest.judge(x[held])[0]
     row = _told({"knn": (truth, chances, None)}, given)
     row |= {"state": "rested", "seconds": time.perf_counter() - start, "remarks": []}
-    arrays = row.pop("arrays")
-    return row, arrays
+    return row, row.pop("arrays")
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,14 +232,13 @@ def _told(
     """Return scores, and tables of single types, of confusions and of calibration, by classifier."""
     row: dict[str, list] = {"scores": [], "by_class": [], "confusion": [], "calibration": []}
     arrays: dict[str, np.ndarray] = {}
-    names = given.parts.names
+    names, n_known = given.parts.names, given.parts.n_known
     for key, (truth, chances, novelty) in judged.items():
-        n_known = given.parts.n_known
         scores = of_types.typing_scores(truth, chances, novelty, n_shared=n_known)
         rows, drawn = scored({f"{key}_{name}": score for name, score in scores.items()})
         row["scores"] += rows
         arrays |= {name: drawn[name] for name in DECISIVE["typing"] if name in drawn}
-        said = chances.argmax(1)
+        said, shared = chances.argmax(1), truth < n_known
         for code, of in of_types.of_types(truth, said).iterrows():
             row["by_class"] += [
                 {"class": names[int(code)], "metric": f"{key}_{name}", "value": float(of[name])}
@@ -259,7 +249,6 @@ def _told(
             {"classifier": key, "type": names[a], "told": names[b], "cells": int(n)}
             for (a, b), n in pairs.items()
         ]
-        shared = truth < n_known
         row["by_class"] += [
             {"class": names[int(code)], "metric": f"{key}_shared_f1", "value": float(f1)}
             for code, f1 in of_types.of_types(truth[shared], said[shared])["f1"].items()
