@@ -21,7 +21,7 @@ KINDS = {
     "dynamics": ("denoised, new", "denoised_r2, new", "signed"),
     "probe": (
         "total", "scaled_total", "knn_f1", "knn_f1_at_0.5", "knn_shared_f1", "cell_r", "protein_r",
-        "knn_unseen_auroc", "knn_unseen_marked", "knn_known_marked",
+        "knn_unseen_auroc", "knn_unseen_found",
     ),
 }  # fmt: skip
 
@@ -29,7 +29,7 @@ KINDS = {
 def document(kind):
     """Return what `Bench.save` writes, with every table that there is."""
     roles = {"PCA": "baseline", "A": "method", "B": "method", "real": "ceiling"}
-    of_kind = {"dynamics": ("mse", "denoised"), "probe": ("knn_f1", "protein_r")}
+    of_kind = {"dynamics": ("mse", "denoised"), "probe": ("knn_f1", "knn_shared_f1", "protein_r")}
     by_class = of_kind.get(kind, ("w2", "mmd", "auc"))
     return {
         "kind": kind,
@@ -38,7 +38,7 @@ def document(kind):
             "too small": {"rare": 2}, "no markers": {"rare": 2}, "not scored": {"protein": "few"},
             "schema": {"counts": "X"}, "held out": ["p1"], "held out by default": True, "unseen": ["NK"],
             "query": 9, "reference": 11, "cells of unseen types": 3, "depths": [1.0, 0.5],
-            "proteins left out": 1,
+            "proteins left out": 1, "query with protein": 5, "reference with protein": 6,
         },
         "scores": [
             {"index": 0, "method": m, "seed": 0, "metric": k, "value": 0.5, "low": 0.4, "high": 0.6,

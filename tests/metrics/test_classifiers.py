@@ -45,6 +45,18 @@ def brute_force(x, codes, n_labels, k, groups):
     return votes, np.array([np.sort(d)[:n].mean() for d, n in zip(distances, fewer, strict=True)])
 
 
+def of_others(x, codes, groups):
+    """Mahalanobis distance of each cell to the nearest mean of the types in the other groups."""
+    found = np.zeros(len(x))
+    for g in np.unique(groups):
+        held, learned, y = x[groups == g], x[groups != g], codes[groups != g]
+        means = np.stack([learned[y == c].mean(0) for c in np.unique(y)])
+        within = np.cov((learned - means[y]).T, bias=True)
+        distances = cdist(held, means, "mahalanobis", VI=np.linalg.inv(within))
+        found[groups == g] = distances.min(1)
+    return found
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_neighbours_are_those_of_brute_force(grouped):
     x, codes, groups = overlapping(300, 0)
@@ -92,6 +104,43 @@ def test_novelty_of_the_probe_is_the_distance_to_the_nearest_mean():
     assert len(fitted.spacing) == 400
 
 
+def test_novelty_of_the_probe_is_a_rank_among_cells_that_it_has_not_learned_from():
+    x, codes, groups = overlapping(60, 0)  # so few that it matters
+    fitted, expected = LinearProbe.fit(x, codes, 3, groups=groups), of_others(x, codes, groups)
+    np.testing.assert_allclose(fitted.spacing, np.sort(expected), rtol=1e-6)
+    own = cdist(x @ fitted.whiten, fitted.centres).min(1)
+    assert np.abs(np.sort(own) - fitted.spacing).max() > 0.1
+
+
+def test_a_direction_without_spread_counts_as_a_thousandth_of_the_widest():
+    """One along it is as far as 1,000 standard deviations of the widest: large, and finite."""
+    x = np.column_stack([3 * np.random.default_rng(0).normal(size=200), np.zeros(200)])
+    codes = (x[:, 0] > 0).astype(int)
+    within = np.sqrt(np.mean([x[codes == c, 0].var() for c in codes]))
+    fitted = LinearProbe.fit(x, codes, 2)
+    lengths = np.linalg.norm(np.eye(2) @ fitted.whiten, axis=1)
+    np.testing.assert_allclose(lengths, [1 / within, 1 / (1e-3 * within)], rtol=1e-6)
+
+
+@BOTH
+def test_cells_that_stand_for_several_count_so_often_in_novelty_and_nowhere_else(classifier):
+    x, codes, groups = overlapping(120, 0)
+    often, new = np.array([9, 1, 4])[codes], overlapping(50, 1)[0]
+    fitted = classifier.fit(x, codes, 3, groups=groups, sample_weight=often)
+    plain = classifier.fit(x, codes, 3, groups=groups)
+    np.testing.assert_array_equal(fitted.probabilities(new), plain.probabilities(new))
+    if classifier is NearestLabels:
+        own, far = (
+            brute_force(x, codes, 3, 11, groups)[1],
+            np.sort(cdist(new, x), 1)[:, :11].mean(1),
+        )
+    else:
+        own, far = of_others(x, codes, groups), cdist(new @ plain.whiten, plain.centres).min(1)
+    expected = (own < far[:, None]) @ often / often.sum()
+    np.testing.assert_allclose(fitted.novelty(new), expected, atol=2 / 120)
+    assert np.abs(plain.novelty(new) - expected).max() > 0.05
+
+
 def test_probabilities_are_calibrated_where_plain_votes_are_not():
     x, codes, _ = overlapping(1500, 0, n_labels=4, apart=0.5)
     new, truth, _ = overlapping(4000, 1, n_labels=4, apart=0.5)
@@ -121,6 +170,24 @@ def test_groups_make_the_calibration_hold_in_new_batches():
     assert kstest(across.novelty(new), "uniform").statistic < 0.2
     probe = LinearProbe.fit(x, codes, 3, groups=groups)
     assert calibration_error(probe.probabilities(new), truth) < 0.05
+
+
+@pytest.mark.parametrize(("shift", "against"), [(0, 0.02), (3, 0.5)])
+def test_where_batches_differ_more_than_types_the_commonest_is_told_against_all_votes(
+    shift, against
+):
+    rng = np.random.default_rng(0)
+    codes, groups = (rng.random(600) < 0.1).astype(int), rng.integers(4, size=600)
+    x = rng.normal(size=(600, 2)) / 2
+    x[:, 0] += 3 * codes + shift * groups
+    old = groups != 2
+    fitted = NearestLabels.fit(x[old], codes[old], 2, groups=groups[old])
+    votes = KNeighborsClassifier(11).fit(x[old], codes[old]).predict_proba(x[~old])
+    told = fitted.probabilities(x[~old]).argmax(1)
+    overturned = told != votes.argmax(1)
+    assert overturned.mean() > against if shift else overturned.mean() < against
+    assert (told[votes[:, 1] == 1] == (0 if shift else 1)).all()
+    assert (votes[:, 1] == 1).any()
 
 
 def test_an_overconfident_probe_is_cooled():

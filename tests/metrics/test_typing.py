@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    precision_recall_fscore_support,
+    roc_auc_score,
+    roc_curve,
+)
 
 import chreode as ch
 from chreode.metrics.typing import BINS, METRICS, calibration, f1, of_types, typing_scores
@@ -20,6 +26,12 @@ def told(n=400, known=4, unseen=2, sure=2.0, seed=0):
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     novelty = (rng.uniform(size=n) * np.where(mine, 1, 0.5) + np.where(mine, 0, 0.5)).round(2)
     return truth, chances, novelty
+
+
+def found_at_5_percent(novelty, shared):
+    """By scikit-learn's ROC curve, straight between its points."""
+    false, found, _ = roc_curve(~shared, novelty, drop_intermediate=False)
+    return np.interp(0.05, false, found)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -39,8 +51,7 @@ def test_they_are_those_of_scikit_learn(seed):
         "shared_accuracy": accuracy_score(truth[shared], said[shared]),
         "worst": f1_score(truth[shared], said[shared], average=None).min(),
         "unseen_auroc": roc_auc_score(~shared, novelty),
-        "unseen_marked": (novelty[~shared] > 0.95).mean(),
-        "known_marked": (novelty[shared] > 0.95).mean(),
+        "unseen_found": found_at_5_percent(novelty, shared),
     }
     for key, value in expected.items():
         assert scores[key] == pytest.approx(value, abs=1e-12), key
@@ -60,6 +71,25 @@ def test_a_resample_is_the_score_of_these_cells():
     low, high = scores["accuracy"].interval(500)
     error = np.sqrt(scores["accuracy"].value * (1 - scores["accuracy"].value) / 150)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.2)
+
+
+def test_unseen_cells_are_found_where_one_known_cell_of_20_is_marked():
+    """Whatever the scale of novelty; by hand, with and without ties."""
+    chances = np.full((40, 1), 1.0)
+    truth = np.repeat([0, 1], 20)
+    known = np.linspace(0, 0.19, 20)  # one of 20 is above 0.185
+
+    def found(unseen, monotone=lambda x: x):
+        novelty = monotone(np.concatenate([known, np.resize(unseen, 20)]))
+        return typing_scores(truth, chances, novelty)["unseen_found"].value
+
+    assert found([0.185, 0.175]) == found([0.185, 0.175], lambda x: x**3 - 9) == 0.5
+    assert found([0.185]) == found([0.5]) == 1
+    assert found([0.175]) == 0
+    assert found([0.18]) == 0  # as new as a known cell of which only the next is marked
+    tied = typing_scores(truth, chances, np.full(40, 0.99))
+    assert tied["unseen_found"].value == pytest.approx(0.05)  # nothing tells them apart
+    assert tied["unseen_auroc"].value == 0.5
 
 
 def test_calibration_error_is_what_it_is_by_hand():
@@ -101,13 +131,18 @@ def test_single_types_are_those_of_scikit_learn():
 def test_what_cannot_be_scored_says_why():
     truth, chances, novelty = told(unseen=0)
     scores = typing_scores(truth, chances, novelty)
-    for key in ("unseen_auroc", "unseen_marked"):
+    for key in ("unseen_auroc", "unseen_found"):
         assert np.isnan(scores[key].value)
         assert "every type of the query is in the reference" in scores[key].reason
-    assert np.isfinite(scores["known_marked"].value)
     alone = typing_scores(np.full(400, 9), chances, novelty)
     assert "no query cell is of a type" in alone["shared_f1"].reason
     assert alone["accuracy"].value == alone["f1"].value == 0
     assert "unseen_auroc" not in typing_scores(truth, chances)
     with pytest.raises(ch.DataError, match="expected one type for each"):
         typing_scores(truth[:-1], chances)
+    holed = np.where(np.arange(400) == 7, np.nan, novelty)
+    for wrong in (novelty[:-1], holed, np.where(np.isnan(holed), np.inf, holed)):
+        with pytest.raises(
+            ch.DataError, match=r"novelties of 400 cells: expected one for each, all finite"
+        ):
+            typing_scores(truth, chances, wrong)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -78,15 +80,22 @@ def test_it_answers_as_the_classifiers_of_its_embedding(cells, fitted, method, g
         assert np.abs(alone.judge(z)[1] - by.judge(z)[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("method", ["neighbours", "linear"])
-def test_a_type_that_was_left_out_is_unseen(method):
-    """More often than others are; how often depends on where the embedding puts what it never saw."""
+@pytest.fixture(scope="module")
+def without_type_0():
+    """A fit on half of the cells, without those of a type; the other half; and its types."""
     cells = simulate_cells(900, 300, n_types=5, n_batches=3, batch_strength=0.1, depth=2000, seed=1)
     types = cells.obs["cell_type"].astype(str).to_numpy()
     half = np.arange(900) % 2 == 0
-    named = fit(cells[half & (types != "type_0")].copy(), max_epochs=25)
-    query = cells[~half].copy()
-    truth, table = types[~half], named.classify(query, method=method, unseen=0.95)
+    named = fit(cells[half & (types != "type_0")].copy(), max_epochs=15)
+    return named, cells[~half].copy(), types[~half]
+
+
+@pytest.mark.parametrize("method", ["neighbours", "linear"])
+def test_a_type_that_was_left_out_is_unseen(without_type_0, method):
+    """More often than others are; how often depends on where the embedding puts what it never saw."""
+    named, query, truth = without_type_0
+    query = query.copy()
+    table = named.classify(query, method=method, unseen=0.95)
     assert roc_auc_score(truth == "type_0", table["novelty"]) > 0.8
     new = (table["label"] == "unseen").to_numpy()
     assert new[truth == "type_0"].mean() > 0.15
@@ -124,6 +133,27 @@ def test_a_label_that_is_called_unseen_keeps_its_name(cells):
     marked = table["label"] == "unseen (new)"
     assert marked.equals(table["novelty"] > 0.5)
     assert (table["label"] == "unseen").any()
+
+
+@pytest.mark.parametrize("method", ["neighbours", "linear"])
+@pytest.mark.parametrize("wide", [2.0, 0.5])
+def test_of_many_cells_novelty_is_a_rank_among_all_that_have_a_label(monkeypatch, method, wide):
+    """Though as many of each type are kept, and the common one spreads otherwise."""
+    monkeypatch.setattr(reference, "LARGEST", 1000)
+    rng = np.random.default_rng(0)
+
+    def draw():
+        codes = rng.choice(10, 8000, p=[0.82] + [0.02] * 9)
+        spread = np.where(codes == 0, wide, 1)[:, None]
+        return (8 * np.eye(10)[codes] + spread * rng.normal(size=(8000, 10))).astype("f4"), codes
+
+    kept = Labelled(Spec(("label",), {}, {"label": tuple("abcdefghij")}, n_cells=8000), 10)
+    kept.keep(*draw(), None, np.random.default_rng(0))
+    assert int((kept.codes >= 0).sum()) == 1000
+    novelty = kept.judge(draw()[0], method)[1]
+    # 113 of the common type are kept, which tells 0.1 to 0.03; drawn evenly it would be over 0.4 or 0.02
+    assert np.mean(novelty > 0.9) == pytest.approx(0.1, abs=0.05)
+    assert np.mean(novelty > 0.5) == pytest.approx(0.5, abs=0.15)
 
 
 def test_of_many_cells_rare_types_are_whole_and_shares_stay_true(monkeypatch):
@@ -167,6 +197,26 @@ def test_what_cannot_be_asked_is_said(cells, fitted):
         ch.CapabilityError, match=r"cannot classify; it offers embed\. Name the label"
     ):
         bare.classify(cells.copy())
+
+
+@pytest.mark.parametrize(("n", "few"), [(99, True), (100, False)])
+def test_too_few_labelled_cells_to_call_any_unseen_are_told_before_compute(cells, fitted, n, few):
+    kept, x = copy.deepcopy(fitted), np.random.default_rng(0).normal(size=(n, 8))
+    kept.module.labelled.keep(x, np.arange(n) % 4, None, np.random.default_rng(0))
+    far = kept.module.labelled.judge(np.full((1, 8), 1e6), "neighbours")[1]
+    assert (far <= 0.99).all() == few
+    for unseen in (1, 0.98):  # 1 asks for none
+        kept.classify(cells.copy(), unseen=unseen)
+    if not few:
+        kept.classify(cells.copy())
+        return
+    kept.module.embed = lambda _: pytest.fail("compute began")
+    said = (
+        r"unseen=0.99: no cell can be called unseen, because novelty is a rank among 99 labelled training "
+        r"cells, 0.99 at the most\. Give a lower unseen"
+    )
+    with pytest.raises(UserWarning, match=said):  # here warnings are errors
+        kept.classify(cells.copy())
 
 
 def test_one_label_is_refused_before_compute(cells, monkeypatch):
@@ -215,7 +265,8 @@ def test_a_file_of_two_cells_of_one_type(cells):
     two.obs["cell_type"] = pd.Series(["B", "B"] + [np.nan] * 38, two.obs_names, dtype=object)
     one = fit(two, ch.Schema(counts="X", label="obs/cell_type"))
     for method in ("neighbours", "linear"):
-        table = one.classify(ad.AnnData(cells.X[40:80], var=cells.var), method=method)
+        with pytest.warns(UserWarning, match="no cell can be called unseen"):
+            table = one.classify(ad.AnnData(cells.X[40:80], var=cells.var), method=method)
         assert (table["label"] == "B").all()
         assert (table["B"] == 1).all()
 

@@ -228,7 +228,9 @@ def _posed(
 ) -> tuple[Posed, dict[str, Any]]:
     """Return what is asked, before any fit, and what is to be known of it."""
     role, batch = expression_role(cells), category(cells, "batch")
-    label = cells.categories("label") if "label" in cells.places else batch.map(lambda _: None)
+    named = "label" in cells.places
+    label = cells.categories("label") if named else batch.map(lambda _: None)
+    unlabelled = label.isna().to_numpy() & named  # without the role nothing reads labels
     label, batch = (values.reset_index(drop=True) for values in (label, batch))
     usable = np.zeros(len(cells), bool)
     usable[cells.positions(rows)] = True
@@ -245,7 +247,7 @@ def _posed(
         "held out": [*parts.held_out], "unseen": [*parts.unseen], "rows": digest(np.flatnonzero(placed)),
         "reference": len(parts.reference), "query": len(parts.query),
         "cells of unseen types": int((parts.codes[parts.query] >= parts.n_known).sum()),
-        "cells": int(placed.sum()), "unlabelled": int((placed & label.isna().to_numpy()).sum()),
+        "cells": int(placed.sum()), "unlabelled": int((placed & unlabelled).sum()),
         "labels": len(parts.names), "batches": int(batch[placed].nunique()),
         "not placed": {str(b): int(n) for b, n in batch[usable & ~placed].value_counts().items()},
         "depths": [*depths], "draws": DRAWS,

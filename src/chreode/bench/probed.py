@@ -20,6 +20,13 @@ from .trial import Outcome
 
 #: The tasks, and what each is called in a note.
 TASKS = {"correction": "correction", "typing": "typing", "missing": "missing protein"}
+#: How a note on a row begins that failed in a task.
+_FAILED = {
+    task: f"failed in {TASKS[task]}, so that it has no {score}: "
+    for task, score in (
+        ("correction", "total"), ("typing", "macro-F1"), ("missing", "correlation per protein"),
+    )
+}  # fmt: skip
 _SCALED = (
     "0.6 bio + 0.4 batch of up to ten metrics, each scaled from the worst row to the best: the Total of "
     "scSSL-Bench, which depends on the other rows"
@@ -99,7 +106,7 @@ def _summary(
     state = worst(outcome.row["state"] for outcome in done)
     failed = dict.fromkeys(o.note.removeprefix("failed: ") for o in mine if o.failed)
     notes = [*row.note.split("; ")] if row.note else []
-    notes += [f"failed in {TASKS[task]}: {why}" for why in failed]
+    notes += [_FAILED[task] + why for why in failed]
     notes += dict.fromkeys(remark for o in done for remark in o.row["remarks"])
     if row.role == "method" and done:
         base = [o for o in outcomes.get(BASELINE, {}).values() if not o.failed]
@@ -182,7 +189,7 @@ def _corrected(bench: Bench) -> Bench:
     renamed = {f"not better than {BASELINE}": f"not better than {BASELINE} in {task}"}
 
     def told(note: str) -> str:
-        return renamed.get(note, note.replace("failed: ", f"failed in {task}: ", 1))
+        return renamed.get(note, note.replace("failed: ", _FAILED["correction"], 1))
 
     scores = (
         pd.concat([bench.scores, pd.DataFrame(scaled)], ignore_index=True)

@@ -106,6 +106,16 @@ def fit_and_embed(method: Method, given: Posed, seed: int) -> Embedded:
     return Embedded(x, state, time.perf_counter() - start, fitted)
 
 
+def _both_sides(
+    method: Method, found: Embedded, *sides: Int[np.ndarray, " _"]
+) -> list[Float64[np.ndarray, "_ z"]]:
+    """Return the coordinates of the reference and of the query, none of which may have collapsed."""
+    return [
+        as_embedding(found.x[rows], f"{method.name}, of the {name},")
+        for name, rows in zip(("reference", "query"), sides, strict=True)
+    ]
+
+
 # typing
 
 
@@ -113,13 +123,12 @@ def judge_typing(method: Method, seed: int, given: Posed) -> Result:
     """Classify query cells by their place among those of the reference, at every depth."""
     found, parts = fit_and_embed(method, given, seed), given.parts
     codes = parts.codes[parts.reference]
-    x = as_embedding(found.x[parts.reference], f"{method.name}, of the reference,")
+    x, query = _both_sides(method, found, parts.reference, parts.query)
     batches = given.named["batch"].to_numpy()[parts.reference]
     classifiers: dict[str, Classifier] = {
         "knn": NearestLabels.fit(x, codes, parts.n_known, k=_NEIGHBOURS, groups=batches),
         "linear": LinearProbe.fit(x, codes, parts.n_known, groups=batches),
     }
-    query = as_embedding(found.x[parts.query], f"{method.name}, of the query,")
     others = {
         depth: partial(_embed_thinned, found.fitted, given, seed, depth) for depth in given.depths
     }
@@ -143,8 +152,7 @@ def judge_genes(seed: int, given: Posed) -> Result:
     }
     row = _typed({"linear": probe}, query, others, given)
     row |= {"state": "rested", "seconds": seconds, "remarks": []}
-    arrays = row.pop("arrays")
-    return row, arrays
+    return row, row.pop("arrays")
 
 
 def judge_within(seed: int, given: Posed) -> Result:
@@ -157,8 +165,7 @@ def judge_within(seed: int, given: Posed) -> Result:
         chances[held] = nearest.judge(x[held])[0]
     row = _told({"knn": (truth, chances, None)}, given)
     row |= {"state": "rested", "seconds": time.perf_counter() - start, "remarks": []}
-    arrays = row.pop("arrays")
-    return row, arrays
+    return row, row.pop("arrays")
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,14 +232,13 @@ def _told(
     """Return scores, and tables of single types, of confusions and of calibration, by classifier."""
     row: dict[str, list] = {"scores": [], "by_class": [], "confusion": [], "calibration": []}
     arrays: dict[str, np.ndarray] = {}
-    names = given.parts.names
+    names, n_known = given.parts.names, given.parts.n_known
     for key, (truth, chances, novelty) in judged.items():
-        n_known = given.parts.n_known
         scores = of_types.typing_scores(truth, chances, novelty, n_shared=n_known)
         rows, drawn = scored({f"{key}_{name}": score for name, score in scores.items()})
         row["scores"] += rows
         arrays |= {name: drawn[name] for name in DECISIVE["typing"] if name in drawn}
-        said = chances.argmax(1)
+        said, shared = chances.argmax(1), truth < n_known
         for code, of in of_types.of_types(truth, said).iterrows():
             row["by_class"] += [
                 {"class": names[int(code)], "metric": f"{key}_{name}", "value": float(of[name])}
@@ -243,7 +249,10 @@ def _told(
             {"classifier": key, "type": names[a], "told": names[b], "cells": int(n)}
             for (a, b), n in pairs.items()
         ]
-        shared = truth < n_known
+        row["by_class"] += [
+            {"class": names[int(code)], "metric": f"{key}_shared_f1", "value": float(f1)}
+            for code, f1 in of_types.of_types(truth[shared], said[shared])["f1"].items()
+        ]
         curve = (
             of_types.calibration(truth[shared], chances[shared]) if shared.any() else pd.DataFrame()
         )
@@ -297,7 +306,7 @@ def judge_missing(method: Method, seed: int, given: Posed) -> Result:
     if isinstance(method.model, Fitted) and "protein" in method.model.spec.features:
         raise CapabilityError("it reads the proteins that are hidden here")
     found = fit_and_embed(method, replace(given, schema=given.schema.with_(protein=None)), seed)
-    reference, query = (found.x[rows] for rows in _paired(given))
+    reference, query = _both_sides(method, found, *_paired(given))
     row, arrays = _foretold(partial(of_proteins.by_neighbours, reference, query), given)
     row |= {"state": found.state, "seconds": found.seconds, "remarks": found.remarks(seed)}
     return row, {**arrays, **_picture(found.x, given)}

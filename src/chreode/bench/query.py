@@ -96,7 +96,10 @@ def split(
     told = label[labelled] if typed else in_use.dropna().map(lambda _: "any")
     every = [str(name) for name in batch.dropna().unique()]
     sizes = in_use[told.index].value_counts().reindex(every, fill_value=0)
-    chosen = _named(held_out, sizes) if held_out else _smallest(told, in_use[told.index])
+    what = "labelled cell" if typed else "cell"
+    chosen = (
+        _named(held_out, sizes, what) if held_out else _smallest(told, in_use[told.index], what)
+    )
     if {*chosen} >= {*batches}:
         raise ConfigError(
             f"held_out names all {counted(len(chosen), 'batch')}, so no reference is left. Name fewer."
@@ -128,19 +131,19 @@ def refuse_unknown(held_out: Sequence[str], known: Collection[str]) -> None:
             raise ConfigError(f"held_out: there is no batch {name!r}.{near(name, known)}")
 
 
-def _named(held_out: Sequence[str], sizes: pd.Series) -> list[str]:
+def _named(held_out: Sequence[str], sizes: pd.Series, what: str) -> list[str]:
     chosen = [*dict.fromkeys(map(str, held_out))]
     refuse_unknown(chosen, sizes.index)
     for name in chosen:
         if sizes[name] < FEWEST:
             raise DataError(
-                f"held_out: batch {name!r} has {counted(int(sizes[name]), 'labelled cell')} that every "
+                f"held_out: batch {name!r} has {counted(int(sizes[name]), what)} that every "
                 f"method can place, and scores take {FEWEST} at the least. Hold out another one."
             )
     return chosen
 
 
-def _smallest(label: pd.Series, batch: pd.Series) -> list[str]:
+def _smallest(label: pd.Series, batch: pd.Series, what: str) -> list[str]:
     """Return the smallest batches that can be a query, two at the most, such that a reference is left."""
     table = pd.crosstab(batch, label)
     least = min(2, table.shape[1])
@@ -152,9 +155,10 @@ def _smallest(label: pd.Series, batch: pd.Series) -> list[str]:
         if table.loc[name].sum() >= FEWEST and shared.sum() >= least and len(chosen) < _BATCHES:
             chosen.append(str(name))
     if not chosen:
+        shared = " and two types that other batches have too" if least > 1 else ""
         raise ConfigError(
-            f"No batch can be the query: none has {counted(FEWEST, 'labelled cell')} and two types that "
-            "other batches have too. Give cells of more batches, or leave typing out of tasks."
+            f"No batch can be the query: none has {counted(FEWEST, what)}{shared}. Give cells of more "
+            "batches, or ask for correction alone."
         )
     return chosen
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Shaped
+from jaxtyping import Bool, Float, Float64, Int, Real, Shaped
 from scipy.optimize import minimize_scalar
 from scipy.spatial.distance import cdist
 from scipy.special import log_softmax, softmax
@@ -32,11 +32,11 @@ class NearestLabels:
     other groups, or by all other cells where there are no groups. Cells of a type that no other group has
     are not judged: nothing could tell them.
 
-    Novelty is the rank of a cell's mean distance to its k nearest among those of the judged cells. New cells
-    that are drawn as these were have novelties spread evenly from 0 to 1: a share α of them lies above 1 − α.
-    This is approximate, because the judged cells are neighbours of each other. It is true of all cells
-    together and not of each type: types that are rare or spread widely look newer. How new an unseen type
-    looks depends on how far it lies from the others.
+    Novelty is the share of the judged cells that lie nearer to their k nearest than a cell does, by the mean
+    distance. It is a rank among reference cells and promises no rate for new cells, not even for those of the
+    same types: coordinates that were learned from the reference place other cells in another way. Types that
+    are rare or spread widely look newer. How new an unseen type looks depends on how far it lies from the
+    others. Of n judged cells, novelty is n / (n + 1) at the most.
 
     Attributes
     ----------
@@ -81,6 +81,7 @@ class NearestLabels:
         *,
         k: int = 11,
         groups: Shaped[np.ndarray, " n"] | None = None,
+        sample_weight: Real[np.ndarray, " n"] | None = None,
     ) -> NearestLabels:
         """Keep the reference, and calibrate on its cells.
 
@@ -90,6 +91,9 @@ class NearestLabels:
             Label of each cell, from 0.
         groups
             Batch of each cell. With two or more that share a type, what is calibrated is true of a new batch.
+        sample_weight
+            How many cells each one stands for, where types were drawn unevenly (default: 1). Novelty is then
+            the share of all these cells; nothing else reads it.
 
         Raises
         ------
@@ -115,7 +119,8 @@ class NearestLabels:
         least = 1 / (len(x) + 1)  # so many cells cannot say more (the rule of succession)
         best = minimize_scalar(log_loss, bounds=(least, 1 - least), method="bounded").x
         weight = best if judged.any() else least
-        return cls(x, codes, n_labels, float(weight), np.sort(distances[judged]), k)
+        spacing = _spacing(distances, np.flatnonzero(judged), sample_weight)
+        return cls(x, codes, n_labels, float(weight), spacing, k)
 
     def probabilities(self, x: Float[np.ndarray, "m z"]) -> Float64[np.ndarray, "m c"]:
         """Return the probability of every label."""
@@ -144,9 +149,9 @@ class LinearProbe:
     regression has not learned: those of other groups, in five parts, or any cells where there are no groups.
     Cells of a type that is in no other part are not judged.
 
-    Novelty is the rank of a cell's distance to the nearest mean of a type, in standard deviations within
-    types (Mahalanobis distance), among those of the judged cells. It promises what that of
-    `NearestLabels` does.
+    Novelty is the share of the judged cells that lie nearer to the nearest mean of a type than a cell does,
+    in standard deviations within types (Mahalanobis distance). It promises no more than that of
+    `NearestLabels`.
 
     Attributes
     ----------
@@ -187,32 +192,34 @@ class LinearProbe:
         n_labels: int,
         *,
         groups: Shaped[np.ndarray, " n"] | None = None,
+        sample_weight: Real[np.ndarray, " n"] | None = None,
     ) -> LinearProbe:
         """Learn the regression, and calibrate it; parameters and errors as those of `NearestLabels.fit`."""
         _refuse(x, codes, n_labels)
         groups, _ = _left_out(codes, groups)
         n_folds = min(FOLDS, len(np.unique(groups)))
-        logits, spacing, truth = [], [], []
+        logits, judged, distances = [], [], np.zeros(len(x))
         for learned, held in GroupKFold(n_folds).split(x, codes, groups):
             held = held[np.isin(codes[held], codes[learned])]
             if not len(held):
                 continue
             part = cls._learned(x[learned], codes[learned], n_labels)
             logits.append(part._logits(x[held]))
-            spacing.append(part._distance(x[held]))
-            truth.append(codes[held])
+            distances[held] = part._distance(x[held])
+            judged.append(held)
         whole = cls._learned(x, codes, n_labels)
-        if not truth:
+        if not judged:
             return whole
-        every, own = np.concatenate(logits), np.concatenate(truth)
+        every, rows = np.concatenate(logits), np.concatenate(judged)
+        own = np.arange(len(rows)), codes[rows]
 
         def log_loss(inverse: float) -> float:
-            return float(-log_softmax(inverse * every, 1)[np.arange(len(own)), own].sum())
+            return float(-log_softmax(inverse * every, 1)[own].sum())
 
         inverse = minimize_scalar(log_loss, bounds=(1e-3, 10), method="bounded").x
         return cls(
             inverse * whole.weights, inverse * whole.bias, whole.known, whole.whiten, whole.centres,
-            np.sort(np.concatenate(spacing)),
+            _spacing(distances, rows, sample_weight),
         )  # fmt: skip
 
     @classmethod
@@ -312,6 +319,19 @@ def _shares(votes: Int[np.ndarray, "m k"], n_labels: int) -> Float64[np.ndarray,
     flat = votes + n_labels * np.arange(len(votes))[:, None]
     counts = np.bincount(flat.ravel(), minlength=n_labels * len(votes))
     return counts.reshape(-1, n_labels) / votes.shape[1]
+
+
+def _spacing(
+    distances: Float[np.ndarray, " n"],
+    judged: Int[np.ndarray, " j"],
+    sample_weight: Real[np.ndarray, " n"] | None,
+) -> Float[np.ndarray, " j"]:
+    """Return the distances of the judged cells, rising: by weight, as many as there are."""
+    n = len(judged)
+    if sample_weight is None or not n:
+        return np.sort(distances[judged])
+    at, weights = (np.arange(n) + 0.5) / n, sample_weight[judged]
+    return np.quantile(distances[judged], at, weights=weights, method="inverted_cdf")
 
 
 def _rank(

@@ -76,6 +76,7 @@ _ABOUT: dict[str, Rule] = {
     "too small": _table_of(_whole), "no markers": _table_of(_whole), "not scored": _table_of(_text),
     "not placed": _table_of(_whole), "held out": _list_of(_text), "unseen": _list_of(_text),
     "depths": _list_of(_share), "reference": _whole, "query": _whole, "cells of unseen types": _whole,
+    "reference with protein": _whole, "query with protein": _whole,
     "held out by default": lambda value: isinstance(value, bool), "proteins left out": _whole,
     "schema": _table_of(lambda _: True),
 }  # fmt: skip

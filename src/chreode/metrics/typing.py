@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float64, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 
 from ..config.arguments import checked
 from ..errors import DataError, counted
@@ -14,7 +14,7 @@ from .score import SHARE, Score
 
 #: Bins of confidence, of equal width, in a calibration curve.
 BINS = 10
-#: Share of known cells that may be marked as of an unseen type.
+#: Share of query cells of shared types that are marked as new where cells of unseen types are looked for.
 FALSE_RATE = 0.05
 #: Name, best value and meaning of every score.
 METRICS: Mapping[str, tuple[str, float, str]] = {
@@ -29,12 +29,10 @@ METRICS: Mapping[str, tuple[str, float, str]] = {
     "unseen_auroc": (
         "unseen types, AUROC", 1.0, "how often a cell of an unseen type looks newer than one of a shared type"
     ),
-    "unseen_marked": (
-        "unseen types marked", 1.0,
-        "share of cells of unseen types that look newer than 95 % of the reference"
-    ),
-    "known_marked": (
-        "known types marked", 0.0, "share of cells of shared types that look so new too; 0.05 by chance"
+    "unseen_found": (
+        "unseen types, found at 5 %", 1.0,
+        "share of cells of unseen types that are marked as new where 5 % of those of shared types are; "
+        "0.05 by chance"
     ),
 }  # fmt: skip
 
@@ -43,7 +41,7 @@ METRICS: Mapping[str, tuple[str, float, str]] = {
 def typing_scores(
     truth: Int[np.ndarray, " n"],
     probabilities: Float[np.ndarray, "_ c"],
-    novelty: Float[np.ndarray, " n"] | None = None,
+    novelty: Float[np.ndarray, " _"] | None = None,
     *,
     n_shared: int | None = None,
 ) -> dict[str, Score]:
@@ -56,6 +54,10 @@ def typing_scores(
     The calibration error is :math:`\sum_b n_b / n \, |a_b - c_b|` over bins of the confidence, which is the
     largest probability of a cell, with accuracy a_b and mean confidence c_b.
 
+    Cells of unseen types are found by a limit of novelty above which 5 % of the query cells of shared types
+    lie. This needs the truth, so that it judges the order of cells and no limit that a user could set. Of
+    cells that tie with the limit, as large a share is marked as gives 5 %.
+
     Parameters
     ----------
     truth
@@ -63,8 +65,7 @@ def typing_scores(
     probabilities
         Of every type of the reference.
     novelty
-        How new each cell looks, from 0 to 1, such that of cells like the reference a share α is above
-        1 − α.
+        How new each cell looks; only the order of cells counts.
     n_shared
         Number of types that the reference has, where there are probabilities of others too (default: c).
 
@@ -75,11 +76,12 @@ def typing_scores(
     Raises
     ------
     DataError
-        If lengths differ, or probabilities are not finite.
+        If lengths differ, or probabilities or novelties are not finite.
 
     References
     ----------
-    Guo et al. (2017), On calibration of modern neural networks, ICML, equation 3.
+    Guo et al. (2017), On calibration of modern neural networks, ICML, equation 3. Fawcett (2006), An
+    introduction to ROC analysis, Pattern Recognition Letters 27:861, sections 5 to 7.
 
     Examples
     --------
@@ -94,6 +96,11 @@ def typing_scores(
             f"Got {counted(len(truth), 'type')} and probabilities of {counted(n, 'cell')}: expected one type "
             "for each, and finite probabilities."
         )
+    if novelty is not None and (len(novelty) != n or not np.isfinite(novelty).all()):
+        raise DataError(
+            f"Got {counted(len(novelty), 'novelty')} of {counted(n, 'cell')}: expected one for "
+            "each, all finite."
+        )
     said = probabilities.argmax(1)
     shared = truth < (n_known if n_shared is None else n_shared)
     right = (said == truth).astype(float)
@@ -106,24 +113,17 @@ def typing_scores(
         "ece": _calibration_error(probabilities[shared], right[shared]),
     }
     if novelty is not None:
-        marked = (novelty > 1 - FALSE_RATE).astype(float)
         found |= {
-            "unseen_auroc": _auroc(novelty, ~shared),
-            "unseen_marked": _mean(marked[~shared]),
-            "known_marked": _mean(marked[shared]),
+            "unseen_auroc": _of_curve(novelty, ~shared, np.trapezoid),
+            "unseen_found": _of_curve(novelty, ~shared, _at_false_rate),
         }
-    nothing = Score.undefined("no query cell is of a type that the reference has.", n)
+    new, known = ("unseen_auroc", "unseen_found"), ("shared_f1", "shared_accuracy", "worst", "ece")
+    why, without = "every type of the query is in the reference.", [*new] if shared.all() else []
     if not shared.any():
-        named = ("shared_f1", "shared_accuracy", "worst", "ece", "known_marked", "unseen_auroc")
-        return {**found, **{key: nothing for key in named if key in found}}
-    if novelty is not None and shared.all():
-        none = Score.undefined("every type of the query is in the reference.", n)
-        found |= {"unseen_auroc": none, "unseen_marked": none}
-    kept = {"unseen_marked": ~shared, **dict.fromkeys(
-        ("shared_f1", "shared_accuracy", "worst", "ece", "known_marked"), shared
-    )}  # fmt: skip
+        why, without = "no query cell is of a type that the reference has.", [*known, *new]
+    nothing = Score.undefined(why, n)
     return {
-        key: score.within(kept[key]) if key in kept and not score.reason else score
+        key: nothing if key in without else score.within(shared) if key in known else score
         for key, score in found.items()
     }
 
@@ -168,7 +168,7 @@ def of_types(truth: Int[np.ndarray, " n"], said: Int[np.ndarray, " n"]) -> pd.Da
     >>> of_types(np.array([0, 0, 1]), np.array([0, 1, 1])).loc[1].round(3).tolist()
     [0.667, 0.5, 1.0, 1.0]
     """
-    size = int(max(truth.max(), said.max())) + 1
+    size = int(max(truth.max(initial=0), said.max(initial=0))) + 1
     confusion = np.bincount(truth * size + said, minlength=size**2).reshape(size, size)
     hit, cells, told = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     table = pd.DataFrame(
@@ -234,17 +234,27 @@ def _mean(values: Float[np.ndarray, " n"]) -> Score:
     return Score.of(statistic, len(values), SHARE)
 
 
-def _auroc(values: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> Score:
-    """Return how often a positive has a larger value than a negative, a tie counting as half."""
-    at = np.unique(values, return_inverse=True)[1].ravel()
+def _at_false_rate(found: Float[np.ndarray, " p"], false: Float[np.ndarray, " p"]) -> float:
+    return float(np.interp(FALSE_RATE, false, found))
 
-    def of(counts: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " v"]:
-        return np.bincount(at, counts)
+
+def _of_curve(
+    values: Float[np.ndarray, " n"],
+    positive: Bool[np.ndarray, " n"],
+    of: Callable[[Float[np.ndarray, " p"], Float[np.ndarray, " p"]], float],
+) -> Score:
+    """Return a statistic of the ROC curve: shares of positives, and of others, that have the largest values.
+
+    A tie of both is a slope. So it counts as half in the area, which is how often a positive is larger.
+    """
+    at = np.unique(-values, return_inverse=True)[1].ravel()
 
     def statistic(counts: Int[np.ndarray, " n"]) -> float:
-        above, below = of(counts * positive), of(counts * ~positive)
-        pairs = above.sum() * below.sum()
-        won = (above * (below.cumsum() - below / 2)).sum()
-        return float(won / pairs) if pairs else float("nan")
+        passed = [
+            np.append(0, np.bincount(at, counts * side).cumsum()) for side in (positive, ~positive)
+        ]
+        if not all(side[-1] for side in passed):
+            return float("nan")
+        return float(of(*(side / side[-1] for side in passed)))
 
     return Score.of(statistic, len(values), SHARE)

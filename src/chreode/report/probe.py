@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -88,30 +89,30 @@ def _best(bench: ScoreTable, key: str, task: str, called: str) -> Iterator[str]:
 
 def _unseen(bench: ScoreTable) -> Iterator[str]:
     """Say how well cells of types are marked that the reference lacks."""
-    keys = ("knn_unseen_auroc", "knn_unseen_marked", "knn_known_marked")
+    keys = ("knn_unseen_auroc", "knn_unseen_found")
     unseen = bench.about.get("unseen", [])
     if not unseen or not {*keys} <= {*bench.metrics.index}:
         return
     n = bench.about.get("cells of unseen types", 0)
     text = f"The reference lacks {joined(unseen)} ({counted(n, 'query cell')}), which no classifier can name."
-    found = bench.table()[list(keys)].astype(float).dropna()
-    if len(found):
-        best = found[keys[0]].idxmax()
-        auroc, marked, false = found.loc[best]
+    values = bench.table()[list(keys)].astype(float).dropna()
+    if len(values):
+        best = values[keys[0]].idxmax()
+        auroc, found = values.loc[best]
         text += (
             f" How far cells are from the reference tells them from others best in {best} (AUROC "
-            f"{auroc:.2f}; 0.5 is by chance): {100 * marked:.0f} % of them are marked, and {100 * false:.0f} "
-            "% of the others."
+            f"{auroc:.2f}; 0.5 is by chance): with a limit that marks 5 % of the others as new, "
+            f"{100 * found:.0f} % of them are marked."
         )
     yield text
 
 
 def _worst(bench: ScoreTable) -> Iterator[str]:
     """Name the type that the best method tells worst, and the protein that it foretells worst."""
-    table, unseen = bench.table(), bench.about.get("unseen", [])
+    table = bench.table()
     table = table[table["role"] == "method"]
     for key, what in (
-        ("knn_f1", "type {}, with an F1 of"),
+        ("knn_shared_f1", "type {}, with an F1 of"),
         ("protein_r", "protein {}, with a correlation of"),
     ):
         values = table.get(key, pd.Series(dtype=float)).astype(float).dropna()
@@ -119,7 +120,7 @@ def _worst(bench: ScoreTable) -> Iterator[str]:
             continue
         best = values.idxmax()
         means = bench.of_classes()[best].dropna()
-        means = means.get(key, pd.Series(dtype=float)).drop(unseen, errors="ignore")
+        means = means.get(key, pd.Series(dtype=float))
         if len(means) and means.min() < 1:
             yield f"{best} does worst at the {what.format(means.idxmin())} {means.min():z.2f}."
 
@@ -133,8 +134,7 @@ def context(bench: ScoreTable) -> Iterator[str]:
         ) else ""  # fmt: skip
         yield (
             f"Held out as query, and seen by no fit of a model here: {joined(held_out)} "
-            f"({counted(about.get('query', 0), 'labelled cell')}; the reference has "
-            f"{about.get('reference', 0):,}).{chosen}"
+            f"({'; '.join(_sizes(about))}).{chosen}"
         )
     given = [
         name
@@ -153,6 +153,14 @@ def context(bench: ScoreTable) -> Iterator[str]:
         )
     if left := about.get("proteins left out", 0):
         yield f"Left out: {counted(left, 'protein')} that some cells with proteins were not measured for."
+
+
+def _sizes(about: Mapping[str, Any]) -> Iterator[str]:
+    """Say how many cells of both sides the tasks read."""
+    for noun, more in (("labelled cell", ""), ("cell", " with protein")):
+        query, reference = (about.get(side + more, 0) for side in ("query", "reference"))
+        if query:
+            yield f"{counted(query, noun)}{more}, and {reference:,} in the reference"
 
 
 def pictured(bench: ScoreTable) -> ScoreTable:

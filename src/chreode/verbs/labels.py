@@ -60,7 +60,7 @@ def classify(
     settings
         Fields of `run`, and what the model offers beside. Self-supervised models have ``method``, the
         ``"neighbours"`` of a cell or a ``"linear"`` probe, and ``unseen``, the novelty above which a cell is
-        called unseen (0.99).
+        called unseen (0.99). With fewer than 100 labelled cells in the fit none is, and a warning says so.
 
     Returns
     -------
@@ -69,8 +69,9 @@ def classify(
     for cells that lack the modality.
     ``obs["<model>_label"]`` : the label, categorical.
     ``obs["<model>_confidence"]`` : the confidence, float32.
-    ``obs["<model>_novelty"]`` : the novelty, float32, if the model can tell it: from 0 to 1, and above 0.99
-    in about one of 100 cells that are like those of the fit.
+    ``obs["<model>_novelty"]`` : the novelty, float32, if the model can tell it: the share of labelled cells
+    of the fit that lie nearer to their nearest cells (or to the mean of a type, by a linear probe) than this
+    cell does. How many new cells of the same types are above a limit is not known beforehand.
     ``uns["chreode"]`` : under these names, JSON of model, version, configuration, spec and seed.
     """
     cells = Cells.of(data, schema or self.schema)

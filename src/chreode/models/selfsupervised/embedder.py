@@ -153,7 +153,9 @@ class Embedder(Module):
 
     def verb_options(self, verb: str) -> Mapping[str, Option]:
         """Return the classifier, and the threshold of what is unseen."""
-        return classify_options() if verb == "classify" and self.labelled is not None else {}
+        return (
+            {} if self.labelled is None or verb != "classify" else classify_options(self.labelled)
+        )
 
     def classify(self, batch: CellBatch, method: Any, unseen: float) -> dict[str, Tensor]:
         """Return the probability of every label, how new each cell is, and which are called unseen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from ...data.source import Source
-from ...errors import ConfigError, DataError, near
+from ...errors import ConfigError, DataError, counted, near, warn
 from ...learn.components import having_expression
 from ...metrics.classifiers import LinearProbe, NearestLabels
 from ...module import Option
@@ -30,7 +31,7 @@ class Labelled(nn.Module):
     """Embedding and label of training cells, and both classifiers of them.
 
     Where more than `LARGEST` cells are labelled, as many of each type are drawn, and rare types are whole.
-    Probabilities are then weighed so that they are those of all labelled cells.
+    Probabilities and novelty are then weighed so that they are those of all labelled cells.
 
     Parameters
     ----------
@@ -75,11 +76,14 @@ class Labelled(nn.Module):
         n_labels = len(self.bias)
         there = np.bincount(codes[labelled], minlength=n_labels)
         kept = np.bincount(codes[rows], minlength=n_labels)
-        given: dict[str, Any] = {"groups": None if groups is None else groups[rows]}
+        shares = there / np.maximum(kept, 1)
+        given: dict[str, Any] = {
+            "groups": None if groups is None else groups[rows], "sample_weight": shares[codes[rows]],
+        }  # fmt: skip
         nearest = NearestLabels.fit(x[rows], codes[rows], n_labels, **given)
         probe = LinearProbe.fit(x[rows], codes[rows], n_labels, **given)
         found: dict[str, Any] = {
-            "x": nearest.x, "codes": nearest.codes, "shares": there / np.maximum(kept, 1),
+            "x": nearest.x, "codes": nearest.codes, "shares": shares,
             "weight": nearest.weight, "near_spacing": nearest.spacing, "weights": probe.weights,
             "bias": probe.bias, "whiten": probe.whiten, "centres": probe.centres,
             "probe_spacing": probe.spacing,
@@ -87,6 +91,11 @@ class Labelled(nn.Module):
         for name, value in found.items():
             values, buffer = torch.as_tensor(value), getattr(self, name)
             (buffer[: len(values)] if values.ndim else buffer).copy_(values)
+
+    @property
+    def n_compared(self) -> int:
+        """Return the number of cells that novelty is a rank among, by either classifier."""
+        return min(int((kept >= 0).sum()) for kept in (self.near_spacing, self.probe_spacing))
 
     def judge(
         self, x: Float[np.ndarray, "m z"], method: Literal["neighbours", "linear"]
@@ -213,11 +222,13 @@ def refuse_too_few(source: Source, rows: Int[np.ndarray, " n"], options: Any) ->
         )
 
 
-def classify_options() -> dict[str, Option]:
+def classify_options(labelled: Labelled) -> dict[str, Option]:
     """Return what `classify` takes by name."""
     return {
         "method": Option("neighbours", "By the nearest training cells, or by a linear probe.", _method),
-        "unseen": Option(0.99, "Novelty above which a cell is called unseen; 1: none is.", _threshold),
+        "unseen": Option(
+            0.99, "Novelty above which a cell is called unseen; 1: none is.", partial(_threshold, labelled)
+        ),
     }  # fmt: skip
 
 
@@ -229,8 +240,16 @@ def _method(value: Any) -> str:
     return str(value)
 
 
-def _threshold(value: Any) -> float:
+def _threshold(labelled: Labelled, value: Any) -> float:
+    """Return the limit, and warn where no cell can be above it."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and 0 <= value <= 1):
         raise ConfigError(f"unseen={value!r}: expected a number from 0 to 1.")
-    return float(value)
+    n, unseen = labelled.n_compared, float(value)
+    if n / (n + 1) <= unseen < 1:
+        warn(
+            f"unseen={unseen:g}: no cell can be called unseen, because novelty is a rank among "
+            f"{counted(n, 'labelled training cell')}, {n / (n + 1):.3g} at the most. Give a lower unseen, or "
+            "fit on more labelled cells."
+        )
+    return unseen
