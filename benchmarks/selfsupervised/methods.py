@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ import pandas as pd
 import chreode as ch
 from chreode import config
 from chreode.metrics.scaled import scaled_totals
+from chreode.models.selfsupervised.views import MIXING
 from chreode.version import code_hash
 
-from ..common import Row, folded, spread, still_improving
+from ..common import Row, folded, read, spread, still_improving
 from ..speed.ratios import markdown
+from . import tuning
 from .fits import budgeted
 from .tasks import SEEDS, TASKS, development, prepare
-from .tuned import TUNED
 
 #: Rows that need no model of the caller.
 CONTROLS = "controls"
 #: ScCLIP needs two modalities.
 PAIRED = ("ScCLIP",)
+#: The reference of this task is one batch: CLAIRE cannot learn from it, and nothing is mixed in.
+ALONE = "cite"
 
 
 #: The models, by the names of their rows.
@@ -34,25 +38,34 @@ CLASSES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def models() -> dict[str, Any]:
-    """Return the models by the names of their rows, with the options that were chosen on other cells."""
-    return {name: cls(**TUNED.get(name, {})) for name, cls in CLASSES.items()}
+def models(task: str) -> dict[str, Any]:
+    """Return the models of a task by the names of their rows, with the options chosen on other cells."""
+    tuned = tuning.best(read(Path(tuning.__file__).with_name("tuning.jsonl")))
+    found = {name: cls(**tuning.of(tuned.get(name, {}))) for name, cls in CLASSES.items()}
+    if task != "midas":
+        found = {name: model for name, model in found.items() if name not in PAIRED}
+    if task == ALONE:
+        found.pop("CLAIRE")
+        for name, model in found.items():
+            if hasattr(model, "augment"):
+                views = tuple(view for view in model.augment if view not in MIXING)
+                found[name] = replace(model, augment=views)
+    return found
 
 
 def cases() -> list[Row]:
     tasks = [task for task in TASKS if not development({"task": task})["development"]]
     return [
         {"task": task, "method": method, "seed": seed}
-        for method in (CONTROLS, *models())
-        for task in tasks
         for seed in SEEDS
-        if method not in PAIRED or task == "midas"
+        for task in tasks
+        for method in (CONTROLS, *models(task))
     ]
 
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
     name = case["method"]
-    return probed(case, name, None if name == CONTROLS else models()[name], data, kept)
+    return probed(case, name, None if name == CONTROLS else models(case["task"])[name], data, kept)
 
 
 def probed(case: Row, name: str, model: Any, data: Path, kept: Path) -> Row:

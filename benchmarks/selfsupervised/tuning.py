@@ -57,8 +57,7 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
     from .methods import CLASSES
 
     cells, schema, task = prepare(DEVELOPMENT[0], data)
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in case["options"].items()}
-    model = CLASSES[case["method"]](**options)
+    model = CLASSES[case["method"]](**of(case["options"]))
     rows = np.arange(cells.n_obs)
     model, budget = budgeted(model, cells, schema, rows, kept / "epochs")
     bench = ch.bench.probe(
@@ -73,6 +72,11 @@ def measure(case: Row, data: Path, kept: Path) -> Row:
         **development({"task": DEVELOPMENT[0]}), **budget, "config": config.as_dict(model),
         "scores": scores, "note": table["note"], "chosen by": (scores["total"] + scores["knn_shared_f1"]) / 2,
     }  # fmt: skip
+
+
+def of(kept: dict[str, Any]) -> dict[str, Any]:
+    """Return options as a model takes them; a row keeps tuples as lists."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
 
 
 def best(rows: list[Row]) -> dict[str, dict[str, Any]]:
