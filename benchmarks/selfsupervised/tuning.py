@@ -19,7 +19,7 @@ from .tasks import DEVELOPMENT, development, prepare
 #: Another seed than those of the tables.
 SEED = 5
 _VIEWS: list[dict[str, Any]] = [
-    {"augment": ("mask",), "mask": 0.2}, {"augment": ("mask", "bbknn"), "mask": 0.2},
+    {"augment": ["mask"], "mask": 0.2}, {"augment": ["mask", "bbknn"], "mask": 0.2},
 ]  # fmt: skip
 
 

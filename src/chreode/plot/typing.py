@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -185,7 +186,8 @@ def depth_curve(bench: ScoreTable, metric: str = "knn_f1", *, ax: Axes | None = 
     """
     depths = [depth for depth in bench.about.get("depths", ()) if 0 < depth < 1]
     at = {metric: 1.0, **{f"{metric}_at_{depth:g}": float(depth) for depth in depths}}
-    scores = bench.scores[bench.scores["metric"].isin(at)].dropna(subset="value")
+    drawn = bench.scores["metric"].isin(at) & np.isfinite(bench.scores["value"].astype(float))
+    scores = bench.scores[drawn]
     depth = scores["metric"].map(at)
     several = depth.groupby(scores["method"]).nunique() > 1
     if not several.any():
