@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -220,7 +221,8 @@ def _several(bench: ScoreTable, key: str) -> bool:
         key,
         *(f"{key}_at_{depth:g}" for depth in bench.about.get("depths", ()) if 0 < depth < 1),
     ]
-    values = bench.scores[bench.scores["metric"].isin(names)].dropna(subset="value")
+    finite = np.isfinite(bench.scores["value"].astype(float))
+    values = bench.scores[bench.scores["metric"].isin(names) & finite]
     return bool((values.groupby("method")["metric"].nunique() > 1).any())
 
 
@@ -259,7 +261,7 @@ def tables(bench: ScoreTable) -> Iterator[tuple[str, pd.DataFrame]]:
         if key not in means.index.get_level_values("metric"):
             continue
         table = means.loc[key, order].dropna(axis=1, how="all").rename_axis(None, axis=1)
-        first = table.mean(axis=1).sort_values(kind="stable").index
+        first = table.where(np.isfinite(table)).mean(axis=1).sort_values(kind="stable").index
         best = best_of(bench, [key]) if key in bench.metrics.index else "1 is best."
         cut = [f"Shown are the {_ROWS} lowest of {len(table):,}."] if len(table) > _ROWS else []
         said = [caption, "Means over seeds, the lowest first.", best, *cut, yardsticks(bench)]
