@@ -227,7 +227,7 @@ def test_one_batch_or_none(cls, model, cells, schema):
     cells = cells[:, :100].copy()
     one = cells[cells.obs["batch"] == cells.obs["batch"].iloc[0]].copy()
     if "batch" in cls.needs:
-        with pytest.raises(ch.DataError, match="are of one batch"):
+        with pytest.raises(ch.DataError, match="two batches are needed"):
             model.fit(one, schema)
     else:
         assert np.isfinite(model.fit(one, schema).embed(one)).all()

@@ -86,7 +86,8 @@ def without_type_0():
     cells = simulate_cells(900, 300, n_types=5, n_batches=3, batch_strength=0.1, depth=2000, seed=1)
     types = cells.obs["cell_type"].astype(str).to_numpy()
     half = np.arange(900) % 2 == 0
-    named = fit(cells[half & (types != "type_0")].copy(), max_epochs=15)
+    views = {"augment": ("mask", "noise", "swap", "crossover"), "temperature": 0.5}
+    named = fit(cells[half & (types != "type_0")].copy(), max_epochs=15, **views)
     return named, cells[~half].copy(), types[~half]
 
 

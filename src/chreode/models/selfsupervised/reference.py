@@ -88,6 +88,8 @@ class Labelled(nn.Module):
             "bias": probe.bias, "whiten": probe.whiten, "centres": probe.centres,
             "probe_spacing": probe.spacing,
         }  # fmt: skip
+        for unused in (self.codes, self.near_spacing, self.probe_spacing):
+            unused.fill_(-1)
         for name, value in found.items():
             values, buffer = torch.as_tensor(value), getattr(self, name)
             (buffer[: len(values)] if values.ndim else buffer).copy_(values)
