@@ -212,7 +212,7 @@ def test_a_batch_may_be_new_to_the_older_fit(pbmc, scvi):
 
 @pytest.mark.slow
 def test_the_command_writes_columns_into_a_copy(pbmc, fitted, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("chreode.commands.use.load_model", lambda _: fitted)
+    monkeypatch.setattr("chreode.commands.use.load_model", lambda *_: fitted)
     monkeypatch.chdir(tmp_path)
     query = pbmc[::20].copy()
     del query.obs["known"]

@@ -166,7 +166,7 @@ def test_edges_are_the_other_form_of_the_same_answer(pbmc):
 
 
 def test_the_command_prints_either_form(pbmc, panel, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("chreode.commands.paths.load_model", lambda _: panel)
+    monkeypatch.setattr("chreode.commands.paths.load_model", lambda *_: panel)
     assert main(["rank", "run", "-n", "3", "-o", str(tmp_path / "panel.csv"), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [row["feature"] for row in shown] == panel.rank()["feature"][:3].tolist()
