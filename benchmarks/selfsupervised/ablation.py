@@ -11,16 +11,17 @@ from ..common import Row, folded, spread
 from ..speed.ratios import markdown
 from .methods import by_task, probed
 from .tasks import SEEDS
+from .tuning import of
 
-_FOUR = ("mask", "noise", "swap", "crossover")
+_FOUR = ["mask", "noise", "swap", "crossover"]
 #: Strengths are those of scSSL-Bench where it has the augmentation.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "none": {"augment": ()},
-    **{name: {"augment": (name,)} for name in (*_FOUR, "programmes", "thin", "mnn", "bbknn")},
-    "mask, half of the genes": {"augment": ("mask",), "mask": 0.5},
-    **{f"mask + {name}": {"augment": ("mask", name)} for name in ("thin", "mnn", "bbknn")},
+    "none": {"augment": []},
+    **{name: {"augment": [name]} for name in (*_FOUR, "programmes", "thin", "mnn", "bbknn")},
+    "mask, half of the genes": {"augment": ["mask"], "mask": 0.5},
+    **{f"mask + {name}": {"augment": ["mask", name]} for name in ("thin", "mnn", "bbknn")},
     "mask + noise + swap + crossover": {"augment": _FOUR},
-    **{f"mask, {n} dimensions": {"augment": ("mask",), "n_latent": n} for n in (16, 256)},
+    **{f"mask, {n} dimensions": {"augment": ["mask"], "n_latent": n} for n in (16, 256)},
 }
 #: Batches that differ much, whose labels no clustering made; and donors that no fit has seen.
 CORRECTION, TYPING = "lines", "kang-ctrl, two donors"
@@ -28,15 +29,15 @@ CORRECTION, TYPING = "lines", "kang-ctrl, two donors"
 
 def cases() -> list[Row]:
     return [
-        {"task": task, "views": name, "seed": seed}
+        {"task": task, "views": name, "seed": seed, "options": options}
         for task in (CORRECTION, TYPING)
-        for name in VARIANTS
+        for name, options in VARIANTS.items()
         for seed in SEEDS
     ]
 
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
-    return probed(case, case["views"], ch.SimCLR(**VARIANTS[case["views"]]), data, kept)
+    return probed(case, case["views"], ch.SimCLR(**of(case["options"])), data, kept)
 
 
 #: Task, metric, heading.
@@ -66,11 +67,11 @@ def render(rows: list[Row]) -> list[str]:
             ],
         )
 
-    def ranges(of: list[Row], metric: str) -> str:
-        return spread([told["scores"].get(metric, float("nan")) for told in of])
+    def ranges(rows: list[Row], metric: str) -> str:
+        return spread([told["scores"].get(metric, float("nan")) for told in rows])
 
-    def mean(of: list[Row], metric: str) -> str:
-        return ranges(of, metric).partition(" ")[0]
+    def mean(rows: list[Row], metric: str) -> str:
+        return ranges(rows, metric).partition(" ")[0]
 
     return [
         *table(mean),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,17 @@ from chreode.metrics.scaled import scaled_totals
 from chreode.models.selfsupervised.views import MIXING
 from chreode.version import code_hash
 
-from ..common import Row, folded, read, spread, still_improving
+from ..common import Row, folded, spread, still_improving
 from ..speed.ratios import markdown
+from ..tables import shown
 from . import tuning
 from .fits import budgeted
 from .tasks import SEEDS, TASKS, development, prepare
 
 #: Rows that need no model of the caller.
 CONTROLS = "controls"
-#: ScCLIP needs two modalities.
-PAIRED = ("ScCLIP",)
+#: It needs two modalities, which the cells lack on which options were chosen: it has its defaults.
+PAIRED = "ScCLIP"
 #: The reference of this task is one batch: CLAIRE cannot learn from it, and nothing is mixed in.
 ALONE = "cite"
 
@@ -38,34 +38,36 @@ CLASSES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def models(task: str) -> dict[str, Any]:
-    """Return the models of a task by the names of their rows, with the options chosen on other cells."""
-    tuned = tuning.best(read(Path(tuning.__file__).with_name("tuning.jsonl")))
-    found = {name: cls(**tuning.of(tuned.get(name, {}))) for name, cls in CLASSES.items()}
-    if task != "midas":
-        found = {name: model for name, model in found.items() if name not in PAIRED}
+def options(task: str) -> dict[str, dict[str, Any]]:
+    """Return what was chosen on other cells for each model that a task has, by the names of rows."""
+    found: dict[str, dict[str, Any]] = {**tuning.best(shown("selfsupervised", "tuning")[0])}
+    if task == "midas":
+        found[PAIRED] = {}
     if task == ALONE:
         found.pop("CLAIRE")
-        for name, model in found.items():
-            if hasattr(model, "augment"):
-                views = tuple(view for view in model.augment if view not in MIXING)
-                found[name] = replace(model, augment=views)
+        found = {
+            name: {**of, "augment": [view for view in of["augment"] if view not in MIXING]}
+            if "augment" in of else of
+            for name, of in found.items()
+        }  # fmt: skip
     return found
 
 
 def cases() -> list[Row]:
+    """Return a case for each task, method and seed; other options are another case."""
     tasks = [task for task in TASKS if not development({"task": task})["development"]]
     return [
-        {"task": task, "method": method, "seed": seed}
+        {"task": task, "method": method, "seed": seed, "options": of}
         for seed in SEEDS
         for task in tasks
-        for method in (CONTROLS, *models(task))
+        for method, of in {CONTROLS: {}, **options(task)}.items()
     ]
 
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
     name = case["method"]
-    return probed(case, name, None if name == CONTROLS else models(case["task"])[name], data, kept)
+    model = None if name == CONTROLS else CLASSES[name](**tuning.of(case["options"]))
+    return probed(case, name, model, data, kept)
 
 
 def probed(case: Row, name: str, model: Any, data: Path, kept: Path) -> Row:
@@ -177,7 +179,6 @@ def by_task(rows: list[Row]) -> dict[str, dict[str, list[Row]]]:
         of = found.setdefault(row["case"]["task"], {})
         for name, told in row["methods"].items():
             scores = {metric: value for metric, (value, *_) in told["scores"].items()}
-            scores.pop("scaled_total", None)  # it was of the few rows of one run
             of.setdefault(name, []).append({**told, "scores": scores, "epochs": row.get("epochs")})
     for methods in found.values():
         means = {name: _means(of) for name, of in methods.items() if of[0]["role"] != "ceiling"}

@@ -15,13 +15,17 @@ from benchmarks.tables import shown, write
 DOCS = ROOT / "docs"
 
 
+def pages() -> dict[str, Path]:
+    """Return the page of every self-supervised model, by the name of its row."""
+    of = {name: cls().key for name, cls in CLASSES.items() if not name.startswith("scVI")}
+    return {name: DOCS / "models" / f"{key}.md" for name, key in of.items()}
+
+
 def main() -> None:
     write("selfsupervised", TABLES, DOCS / "selfsupervised.md")
     rows, _ = shown("selfsupervised", "methods")
-    for name, cls in CLASSES.items():
-        if not name.startswith("scVI"):
-            text = "\n".join(of_model(rows, name))
-            write_section(DOCS / "models" / f"{cls.key}.md", "bench", text)
+    for name, page in pages().items():
+        write_section(page, "bench", "\n".join(of_model(rows, name)))
 
 
 if __name__ == "__main__":

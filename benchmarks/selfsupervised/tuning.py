@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ GRID: dict[str, list[dict[str, Any]]] = {
         *({"mask": share} for share in (0.25, 0.5, 0.75)), {"mask": 0.5, "n_latent": 16},
     ],
     "CLEAR": [{"temperature": t, "momentum": m} for t in (0.2, 0.5) for m in (0.999, 0.95)],
-    "CLAIRE": [{"refine": share, "momentum": m} for share in (0.5, 1.0) for m in (0.999, 0.9)],
+    "CLAIRE": [
+        *({"refine": share} for share in (0.05, 0.5, 1.0)), {"refine": 0.5, "momentum": 0.9},
+    ],
     "Concerto": [{"temperature": t, "lr": lr} for t in (0.1, 0.2) for lr in (1e-3, 3e-4)],
 }  # fmt: skip
 
@@ -80,7 +83,18 @@ def of(kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def best(rows: list[Row]) -> dict[str, dict[str, Any]]:
-    """Return the options of each method whose mean of total and macro-F1 is the highest."""
+    """Return the options of each method whose mean of total and macro-F1 is the highest.
+
+    Raises
+    ------
+    ValueError
+        If not every set of options was tried, or a score is missing.
+    """
+    asked = cases()
+    rows = [row for row in rows if row["case"] in asked and math.isfinite(row["chosen by"])]
+    missing = [case for case in asked if case not in [row["case"] for row in rows]]
+    if missing:
+        raise ValueError(f"Measure these first: {missing}")
     found: dict[str, Row] = {}
     for row in rows:
         name = row["case"]["method"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from benchmarks.selfsupervised import ablation, fits, methods, tasks, tuning
+from benchmarks.selfsupervised import ablation, fits, methods, table, tasks, tuning
 
 import chreode as ch
 from chreode.data.simulate import simulate_cells
@@ -49,11 +49,14 @@ def test_only_the_query_has_the_types_that_are_to_be_unseen(cells, tmp_path, mon
     assert found.n_obs == cells.n_obs - ((cells.obs["cell_type"] == kind) & ~query).sum()
 
 
-def test_nothing_is_reported_on_the_cells_that_options_were_chosen_on():
+def test_nothing_is_reported_on_the_cells_that_options_were_chosen_on(monkeypatch):
+    monkeypatch.setattr(
+        tuning, "best", lambda _: {name: of[-1] for name, of in tuning.GRID.items()}
+    )
     reported = {case["task"] for table in (methods, ablation) for case in table.cases()}
     assert not reported & set(tasks.DEVELOPMENT)
     assert len({len(tried) for tried in tuning.GRID.values()}) == 1
-    assert set(tuning.GRID) == set(methods.CLASSES) - set(methods.PAIRED)
+    assert set(tuning.GRID) == set(methods.CLASSES) - {methods.PAIRED}
 
 
 def test_as_many_epochs_as_go_into_the_time_are_remembered(cells, tmp_path, monkeypatch):
@@ -100,12 +103,77 @@ def test_the_ablation_names_every_view_once():
     assert sum(line.startswith("| none |") for line in lines) == 2
 
 
-def test_the_options_with_the_best_mean_of_both_tasks_are_chosen():
+def test_cells_of_one_batch_are_not_mixed_and_two_modalities_are_for_scclip(monkeypatch):
+    chosen = {name: of[-1] for name, of in tuning.GRID.items()}
+    monkeypatch.setattr(tuning, "best", lambda _: chosen)
+    assert chosen["SimSiam"]["augment"] == ["mask", "bbknn"]
+    alone = methods.options("cite")
+    assert set(alone) == set(chosen) - {"CLAIRE"}
+    assert alone["SimSiam"] == {**chosen["SimSiam"], "augment": ["mask"]}
+    assert methods.options("midas") == {**chosen, "ScCLIP": {}}
+    assert methods.options("lines") == chosen
+    for case in methods.cases():  # as a model takes them
+        if case["method"] != methods.CONTROLS:
+            methods.CLASSES[case["method"]](**tuning.of(case["options"]))
+
+
+def test_the_options_with_the_best_mean_of_both_tasks_are_chosen(monkeypatch):
+    """Those that no grid has are out; where one was not tried, or has no score, none is chosen."""
+    monkeypatch.setattr(tuning, "GRID", {"A": [{"x": 0}, {"x": 1}, {"x": 2}]})
     rows = [
         {
             "case": {"method": "A", "options": {"x": k}}, "chosen by": value,
             "scores": {"total": value, "knn_shared_f1": value},
-        } for k, value in enumerate((0.5, 0.9, 0.7))
+        } for k, value in enumerate((0.5, 0.9, 0.7, 0.99))
     ]  # fmt: skip
     assert tuning.best(rows) == {"A": {"x": 1}}
-    assert sum("**" in line for line in tuning.render(rows)) == 1
+    assert sum("**" in line for line in tuning.render(rows[:3])) == 1
+    with pytest.raises(ValueError, match="Measure these first: .*'x': 2"):
+        tuning.best(rows[:2])
+    with pytest.raises(ValueError, match="'x': 1"):
+        tuning.best([rows[0], {**rows[1], "chosen by": float("nan")}, rows[2]])
+
+
+def test_every_model_has_a_page_with_room_for_its_row():
+    for name, page in table.pages().items():
+        assert page.read_text(encoding="utf-8").count("<!-- bench: begin -->") == 1, name
+    assert len(table.pages()) == 12
+
+
+def test_a_method_learns_for_its_time_from_the_reference_alone(cells, tmp_path, monkeypatch):
+    held_out = str(cells.obs["batch"].unique()[0])
+    prepared(cells, tmp_path, monkeypatch, held_out=(held_out,))
+    monkeypatch.setattr(fits, "SECONDS", 1e-9)
+    told = []
+    plain = methods.budgeted
+
+    def seen(model, data, schema, rows, folder):
+        told.append(set(data.obs["batch"].astype(str).iloc[rows]))
+        return plain(model, data, schema, rows, folder)
+
+    monkeypatch.setattr(methods, "budgeted", seen)
+    case = {"task": "toy", "method": "SimCLR", "seed": 0, "options": {"augment": ["mask"]}}
+    row = methods.measure(case, tmp_path, tmp_path)
+    assert told == [set(cells.obs["batch"].astype(str)) - {held_out}]
+    assert row["epochs"] == 1
+    assert row["config"]["max_epochs"] == 1
+    assert set(row["methods"]) == {"SimCLR"}
+    assert {"knn_shared_f1", "linear_shared_f1", "knn_worst"} <= set(
+        row["methods"]["SimCLR"]["scores"]
+    )
+    beside = methods.measure(
+        {**case, "method": methods.CONTROLS, "options": {}}, tmp_path, tmp_path
+    )
+    assert "PCA" in beside["methods"]
+    assert "SimCLR" not in beside["methods"]
+    assert beside["config"] == {}
+
+
+def test_others_on_the_machine_cost_a_method_no_epoch(cells, tmp_path, monkeypatch):
+    """Its own share of a core is what its epochs are reckoned by."""
+    rows = np.arange(cells.n_obs)
+    monkeypatch.setattr(fits.Stopwatch, "own", lambda _: 0.25)
+    _, told = fits.budgeted(ch.SimCLR(augment=()), cells, SCHEMA, rows, tmp_path / "a")
+    monkeypatch.setattr(fits.Stopwatch, "own", lambda _: 1.0)
+    _, whole = fits.budgeted(ch.SimCLR(augment=()), cells, SCHEMA, rows, tmp_path / "b")
+    assert told["epoch_seconds"] < 0.8 * whole["epoch_seconds"]
