@@ -143,7 +143,10 @@ class NearestLabels:
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """Labels by multinomial logistic regression on standardised coordinates.
+    """Labels by multinomial logistic regression, with scikit-learn's L2 penalty (C = 1).
+
+    Coordinates are centred and divided by one number, such that their mean variance is 1. Each divided by its
+    own deviation would raise the noise of small principal components to the size of the large ones.
 
     The logits are divided by the temperature that has the least log loss on reference cells of which the
     regression has not learned: those of other groups, in five parts, or any cells where there are no groups.
@@ -228,12 +231,12 @@ class LinearProbe:
         x = x.astype(np.float64)
         names, at = np.unique(codes, return_inverse=True)
         weights, bias = np.zeros((x.shape[1], n_labels)), np.zeros(n_labels)
-        mean, scale = x.mean(0), x.std(0)
-        scale = np.where(scale > 1e-12 * np.abs(x).max(initial=1), scale, 1)
+        mean, scale = x.mean(0), float(np.sqrt(x.var(0).mean()))
+        scale = scale if scale > 1e-12 * np.abs(x).max(initial=1) else 1.0
         if len(names) > 1:
             found = LogisticRegression(max_iter=5000).fit((x - mean) / scale, at)
             seen = names if len(names) > 2 else names[1:]  # of two labels it has one logit
-            weights[:, seen] = found.coef_.T / scale[:, None]
+            weights[:, seen] = found.coef_.T / scale
             bias[seen] = found.intercept_ - mean @ weights[:, seen]
         means = np.stack([x[at == i].mean(0) for i in range(len(names))])
         spread = x - means[at]
