@@ -20,6 +20,7 @@ from ..tables import shown
 from . import tuning
 from .fits import budgeted
 from .tasks import SEEDS, TASKS, development, prepare
+from .tuning import CLASSES
 
 #: Rows that need no model of the caller.
 CONTROLS = "controls"
@@ -27,15 +28,6 @@ CONTROLS = "controls"
 PAIRED = "ScCLIP"
 #: The reference of this task is one batch: CLAIRE cannot learn from it, and nothing is mixed in.
 ALONE = "cite"
-
-
-#: The models, by the names of their rows.
-CLASSES: dict[str, Any] = {
-    "scVI": ch.SCVI, "scVI, joint": ch.SCVI, "SimCLR": ch.SimCLR, "MoCo": ch.MoCo,
-    "SimSiam": ch.SimSiam, "NNCLR": ch.NNCLR, "BYOL": ch.BYOL, "VICReg": ch.VICReg,
-    "Barlow Twins": ch.BarlowTwins, "masked autoencoder": ch.MaskedAutoencoder, "CLEAR": ch.CLEAR,
-    "CLAIRE": ch.CLAIRE, "Concerto": ch.Concerto, "ScCLIP": ch.ScCLIP,
-}  # fmt: skip
 
 
 def options(task: str) -> dict[str, dict[str, Any]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import ROOT, write_section
-from benchmarks.selfsupervised.methods import CLASSES, of_model
+from benchmarks.selfsupervised.methods import of_model
 from benchmarks.selfsupervised.run import TABLES
+from benchmarks.selfsupervised.tuning import CLASSES
 from benchmarks.tables import shown, write
 
 DOCS = ROOT / "docs"
@@ -23,9 +24,9 @@ def pages() -> dict[str, Path]:
 
 def main() -> None:
     write("selfsupervised", TABLES, DOCS / "selfsupervised.md")
-    rows, _ = shown("selfsupervised", "methods")
+    rows, waiting = shown("selfsupervised", "methods")
     for name, page in pages().items():
-        write_section(page, "bench", "\n".join(of_model(rows, name)))
+        write_section(page, "bench", "\n".join([*of_model(rows, name), "", waiting]).strip())
 
 
 if __name__ == "__main__":

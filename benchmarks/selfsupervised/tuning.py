@@ -17,6 +17,13 @@ from ..speed.ratios import markdown
 from .fits import budgeted
 from .tasks import DEVELOPMENT, development, prepare
 
+#: The models, by the names of their rows.
+CLASSES: dict[str, Any] = {
+    "scVI": ch.SCVI, "scVI, joint": ch.SCVI, "SimCLR": ch.SimCLR, "MoCo": ch.MoCo,
+    "SimSiam": ch.SimSiam, "NNCLR": ch.NNCLR, "BYOL": ch.BYOL, "VICReg": ch.VICReg,
+    "Barlow Twins": ch.BarlowTwins, "masked autoencoder": ch.MaskedAutoencoder, "CLEAR": ch.CLEAR,
+    "CLAIRE": ch.CLAIRE, "Concerto": ch.Concerto, "ScCLIP": ch.ScCLIP,
+}  # fmt: skip
 #: Another seed than those of the tables.
 SEED = 5
 _VIEWS: list[dict[str, Any]] = [
@@ -57,8 +64,6 @@ def cases() -> list[Row]:
 
 
 def measure(case: Row, data: Path, kept: Path) -> Row:
-    from .methods import CLASSES
-
     cells, schema, task = prepare(DEVELOPMENT[0], data)
     model = CLASSES[case["method"]](**of(case["options"]))
     rows = np.arange(cells.n_obs)
