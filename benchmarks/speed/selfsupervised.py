@@ -17,6 +17,7 @@ from .ratios import laps, mark, markdown, named, ratio, spread
 SCSSL = ("mask", "noise", "swap", "crossover")
 REFERENCE = Side("reference", "reference", rival=True)
 PLAIN = Side("no augmentation", "chreode", options={"augment": []})
+DEFAULT = Side("mask, the default", "chreode", options={"augment": ["mask"]})
 ALL = Side("all four", "chreode", options={"augment": list(SCSSL)})
 FURTHER = (*SCSSL, "thin", "programmes", "bbknn", "mnn")
 LIGHTLY = "lightly==1.6.0"
@@ -32,7 +33,7 @@ def cases(quick: bool) -> list[Case]:
             "selfsupervised", name, sides, settings, epochs * data["cells"] * len(sides) * 2e-4 + 60
         )
         for name, sides in (
-            ("beside a reference", (PLAIN, ALL, REFERENCE)),
+            ("beside a reference", (PLAIN, DEFAULT, ALL, REFERENCE)),
             ("each alone", (PLAIN, *each)),
         )
     ]
