@@ -602,7 +602,7 @@ def test_times_seeds_states_and_zeros_are_in_words(tmp_path):
     assert table["seeds"].unique().tolist() == ["three seeds"]
     assert table.loc["B", "note"] == "slow"  # and how its fit ended has a column
     assert table.loc[["A", "B", "PCA"], "fit"].tolist() == [
-        "the fit converged", "the fit was still improving", "–",
+        "the fit had stopped improving", "the fit was still improving", "–",
     ]  # fmt: skip
     assert table["time for one seed"].to_dict() == {
         "PCA": "under 0.1 s", "A": "under 0.1 s", "B": "75 s", "oracle": "–",
@@ -677,7 +677,7 @@ def test_a_fit_is_reported_with_its_curves(cells, schema):
 
 def test_a_fit_in_closed_form_has_no_curve(cells, schema):
     model, training, _ = fit_sections(ch.PCA(n_latent=3).fit(cells, schema))
-    assert model.text.startswith("It had converged when it stopped.")
+    assert model.text.startswith("It had stopped improving when it ended.")
     assert not training.figures
     assert "closed form" in training.text
 

@@ -401,7 +401,11 @@ def test_a_depth_is_a_finite_number_above_0(fitted, cells, library):
 
 @pytest.mark.parametrize(
     ("state", "said"),
-    [("rested", "had converged"), ("overfitted", "best epoch"), ("still improving", "longer")],
+    [
+        ("rested", "had stopped improving"),
+        ("overfitted", "best epoch"),
+        ("still improving", "longer"),
+    ],
 )
 def test_a_notebook_shows_a_fit_in_words_and_as_text(fitted, state, said):
     notes = ["<script>alert(1)</script>"]

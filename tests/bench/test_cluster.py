@@ -132,6 +132,7 @@ def test_a_trial_that_always_dies_is_a_row_and_is_tried_again_next_time(tmp_path
     assert [o.row["value"] for o in done.values()] == [1, 3, 2]
 
 
+@pytest.mark.slow
 def test_errors_come_back_as_rows():
     def wrong(error, _):
         raise error

@@ -277,6 +277,7 @@ def test_an_embedding_of_labels_is_marked_as_given(known):
 # depths
 
 
+@pytest.mark.slow
 def test_fewer_counts_are_harder_and_the_same_seed_thins_the_same(known):
     depths, mine = (1.0, 0.3, 0.02), {"PCA 5": ch.PCA(n_latent=5)}
     one = typing(known, mine, depths=depths)

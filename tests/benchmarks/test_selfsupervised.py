@@ -140,6 +140,7 @@ def test_every_model_has_a_page_with_room_for_its_row():
     assert len(table.pages()) == 12
 
 
+@pytest.mark.slow
 def test_a_method_learns_for_its_time_from_the_reference_alone(cells, tmp_path, monkeypatch):
     held_out = str(cells.obs["batch"].unique()[0])
     prepared(cells, tmp_path, monkeypatch, held_out=(held_out,))

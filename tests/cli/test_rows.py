@@ -190,6 +190,7 @@ def test_generated_cells_are_of_genes_that_no_held_out_cell_has_chosen(
     assert "too few: name fewer" in say(f"{line} --seeds {many}")[2]
 
 
+@pytest.mark.slow
 def test_a_bench_says_what_it_was_made_of_and_where_its_pictures_are(say, there):
     cells = ad.read_h5ad("cells.h5ad")
     cells.obsm["X_e"] = np.random.default_rng(0).normal(size=(cells.n_obs, 3))

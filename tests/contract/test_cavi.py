@@ -93,6 +93,7 @@ def test_it_is_the_plain_algorithm_however_cells_are_streamed(monkeypatch, chunk
     assert np.ptp(expected[2:]) > 1e-2 * abs(expected[-1])
 
 
+@pytest.mark.slow
 def test_it_agrees_with_factor_analysis_and_switches_off_what_is_not_there():
     cells, z = simulated(800, seed=1)
     fitted = Factors(n_factors=6, tol=1e-6, max_epochs=2000).fit(cells, X)

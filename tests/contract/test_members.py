@@ -95,6 +95,7 @@ def test_factors_that_all_restarts_find_are_told_from_noise(restarts):
     np.testing.assert_allclose(mixed[:-1], confidence, atol=0.1)
 
 
+@pytest.mark.slow
 def test_only_cells_drawn_anew_tell_factors_from_noise():
     """Restarts on the same noise agree on its directions; on other draws of the cells they do not."""
     cells, _ = simulated(300, 40, 3, seed=2)
@@ -314,6 +315,7 @@ def test_a_member_says_what_it_learned_from_and_how_it_stood(tmp_path, monkeypat
         ch.load(tmp_path / "broken")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [Mean(), ch.PCA(n_latent=2), Factors(n_factors=2, max_epochs=2)])
 def test_cells_that_are_named_to_validate_on_are_never_learned_from(model):
     cells, _ = simulated(200, 5)

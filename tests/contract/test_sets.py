@@ -123,6 +123,7 @@ def controls(cells, n=50):
     return cells[(cells.obs["perturbation"] == "control").to_numpy()][:n].copy()
 
 
+@pytest.mark.slow
 def test_doubles_never_seen_are_the_sum_of_their_arms(norman, fitted):
     """Against the mean of training, and against ridge regression, which has the same optimum."""
     doubles, y = held_out(norman), log_expression(norman)
@@ -332,6 +333,7 @@ def test_a_query_brings_names_of_its_own(norman):
         Additive().fit(query, ROLES.with_(control="ctrl"), from_=old)
 
 
+@pytest.mark.slow
 def test_vectors_of_names_are_summed_and_asked_for_without_a_cell(norman, tmp_path, monkeypatch):
     """A name whose vector is the sum of two others' does what both do; no cell was ever of it."""
     doubles, r = held_out(norman), np.random.default_rng(0)

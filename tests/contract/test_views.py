@@ -45,6 +45,7 @@ def patients(real):
     return parts_of(real("cll_multiomics/cll.h5mu"))
 
 
+@pytest.mark.slow
 def test_the_elbo_of_patients_who_lack_views_rises(patients):
     data = joined(patients)
     fitted = Factors(n_factors=8, max_epochs=60).fit(data, CLL)

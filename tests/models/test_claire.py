@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,10 @@ def test_partners_are_what_they_are_called(opened):
         others = split.train[(batch[split.train] == batch[cell]) & (split.train != cell)]
         far = np.linalg.norm(z[others] - z[cell], axis=1)
         assert set(near[cell]) == set(others[np.argsort(far)[:6]])
+    # the only cell of its batch is its own neighbour
+    rare = replace(opened, columns={**opened.columns, "batch": np.where(rows == 5, 2, batch)})
+    alone = view(module, rare, split, Session(Rng(0), progress=False))[0].columns["near"]
+    assert alone[5].tolist() == [5, -1, -1, -1, -1, -1]
     # those held out have partners of their own
     held = claire.Positives()(source, kept.validation, kept.validation, np.random.default_rng(0))
     assert set(held.ravel()) <= set(split.validation)
@@ -141,6 +146,7 @@ def test_pairs_that_look_unlike_go_and_be_they_more(wrong):
     assert kept[1000:].mean() < 0.05
 
 
+@pytest.mark.slow
 def test_refining_leaves_more_right_pairs(cells, monkeypatch):
     plain, seen = claire._refined, []
 
@@ -163,10 +169,10 @@ def test_refining_leaves_more_right_pairs(cells, monkeypatch):
 
 def test_the_rate_falls_after_the_refinement(cells):
     for schedule, last in (("constant", 1e-3), ("cosine", 0.25e-3)):
-        how = {"max_epochs": 4, "refine": 0.25, "batch_size": 128, "schedule": schedule}
+        how = {"max_epochs": 5, "refine": 0.4, "batch_size": 128, "schedule": schedule}
         history = ch.CLAIRE(**how).fit(cells, SCHEMA, progress=False).history
         rates = history.groupby("phase", sort=False)["lr"].apply(list)
-        assert rates["all pairs"] == [1e-3]
+        assert rates["all pairs"] == [1e-3, 1e-3]
         assert rates["CLAIRE"][0] == 1e-3
         assert rates["CLAIRE"][2] == pytest.approx(last)
 
@@ -180,6 +186,7 @@ def agreement(fitted, cells):
     return same["cell_type"], 1 - same["batch"]
 
 
+@pytest.mark.slow
 def test_batches_mix_better_than_without_pairs_or_with_wrong_ones(cells, monkeypatch):
     clear = agreement(ch.CLEAR(**FEW).fit(cells, SCHEMA, progress=False), cells)
     right = agreement(ch.CLAIRE(**FEW).fit(cells, SCHEMA, progress=False), cells)
@@ -206,6 +213,23 @@ def test_one_batch_is_refused_before_any_compute(cells, monkeypatch):
         ch.CLAIRE().fit(cells, SCHEMA, rows=rows)
     with pytest.raises(ch.SchemaError, match="needs batch"):
         ch.CLAIRE().fit(cells, ch.Schema(counts="layers/counts"))
+
+
+def test_cells_to_validate_on_have_pairs_too_or_are_refused(cells):
+    def fit(cells, validation):
+        fitted = ch.CLAIRE(n_mutual=1, max_epochs=2, refine=0.5).fit(
+            cells, SCHEMA, validation=validation, progress=False
+        )
+        return fitted.provenance["validation_cells"], "validation_objective" in fitted.history
+
+    batch = cells.obs["batch"].to_numpy()
+    one, other = np.flatnonzero(batch == "batch_0"), np.flatnonzero(batch == "batch_1")
+    with pytest.raises(ch.DataError, match=r"held out together, come from 'batch_0' alone.*validation=0"):
+        fit(cells, one[:40])
+    assert fit(cells, np.sort(np.concatenate([one[:30], other[:30]]))) == (60, True)
+    assert fit(cells, np.array([one[0], other[0]])) == (2, True)  # each other's nearest, if far apart
+    few = cells[np.r_[one, other[:40]]].copy()
+    assert fit(few, 0.003) == (0, False)  # the one that was drawn is learned from
 
 
 def test_mixing_is_not_asked_for_twice():

@@ -51,6 +51,7 @@ def test_the_loss_is_the_formula(cells):
     np.testing.assert_allclose(found.outputs["keys"].numpy(), k, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_types")
 def test_a_frozen_copy_teaches_less(cells, monkeypatch):
     right = agreement(ch.CLEAR(**FEW).fit(cells, SCHEMA, progress=False), cells)

@@ -77,6 +77,7 @@ def test_every_gene_is_hidden_with_the_same_chance(some, monkeypatch):
     assert (share - 0.3).abs().max() < 5 * math.sqrt(0.21 / 480)
 
 
+@pytest.mark.slow
 def test_hidden_genes_are_told_better_than_by_their_means(monkeypatch):
     """And if the cell that is to be told is another one, they are not."""
     cells = simulate_linear_gaussian(600, 40, 2, noise=0.3, seed=0)

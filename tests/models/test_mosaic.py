@@ -187,3 +187,13 @@ def test_a_mosaic_is_learned_from(augment):
         .history["train_objective"]
         .dropna()
     ).all()
+
+
+def test_batches_without_rna_do_not_hide_that_the_others_are_labels():
+    """Cells without RNA are mixed with none, so that their batch may hold what it likes."""
+    data = mosaic(rna=[2])
+    kind = data.obs["batch"].astype(str).str.replace("batch", "label").to_numpy(copy=True)
+    kind[(data.obs["batch"] == "batch_2").to_numpy() & (ROWS % 2 == 0)] = "label_0"
+    data.obs["kind"] = kind
+    with pytest.raises(ch.ConfigError, match="every batch holds one label alone: batch 'batch_0'"):
+        ch.CLAIRE().fit(data, SCHEMA.with_(label="obs/kind"), progress=False)

@@ -163,6 +163,7 @@ def of_peaks(multiome):
     )
 
 
+@pytest.mark.slow
 def test_right_pairs_are_found_and_shuffled_ones_stay_at_chance(multiome, of_peaks):
     """Of 180 held-out cells in minibatches of 90: ln 90 is chance."""
     shuffled = simulate_multiome(900, 200, 1500, n_types=6, seed=0)

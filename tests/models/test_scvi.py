@@ -59,6 +59,7 @@ def test_the_elbo_is_a_bound_that_importance_weighting_tightens(trained, cells):
     assert many - elbo < 30
 
 
+@pytest.mark.slow
 def test_score_is_the_elbo_of_the_paper(trained, cells):
     """Recompute E log p(x|z) − KL from the formula, with the same draws."""
     few = cells[:20].copy()

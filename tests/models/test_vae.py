@@ -110,6 +110,7 @@ def test_it_bends_where_probabilistic_pca_cannot():
     np.testing.assert_allclose(new.std(0), cells.X.std(0), rtol=0.3)
 
 
+@pytest.mark.slow
 def test_features_that_a_query_lacks_count_as_average(linear, gaussian):
     query = gaussian[:, 4:].copy()
     filled = gaussian.copy()

@@ -16,7 +16,7 @@ STATES: dict[str, str] = {
     "epoch are kept, unless the model was set to keep the last",
     "moving target": "followed a target that moves as it learns: its objective tells neither whether it had "
     "converged nor whether it overfitted, and its last weights are kept",
-    "rested": "had converged when it stopped",
+    "rested": "had stopped improving when it ended",
 }
 #: Those that a reader must know of before relying on a fit.
 DOUBTFUL: tuple[State, ...] = ("still improving", "overfitted")

@@ -175,7 +175,7 @@ class SeriesSource(Source):
             tuple(str(names[s]) for s in series), times, values, weight, times[:, 0], values[:, 0]
         ), series
 
-    def first_and_last(self, rows: np.ndarray) -> Float[Tensor, 2]:
+    def first_and_last(self, rows: np.ndarray) -> Float[Tensor, " 2"]:
         """Return the first and the last time of these cells, which means of many do not reach."""
         times = self._times(rows)
         return torch.tensor([times.min(), times.max()], dtype=torch.float32)

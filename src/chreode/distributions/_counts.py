@@ -24,18 +24,18 @@ _SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 _SLOPES = tuple(-(2 * i + 1) * c for i, c in enumerate(_SERIES))
 
 
-def poisson(rate: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def poisson(rate: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
     """Draw Poisson counts from torch's global generator; NaN where the rate is NaN, which torch refuses."""
     known = rate >= 0
     return torch.poisson(rate.where(known, 0)).where(known, torch.nan)
 
 
-def broadcast(*tensors: Shaped[Tensor, ...]) -> tuple[Shaped[Tensor, ...], ...]:
+def broadcast(*tensors: Shaped[Tensor, " ..."]) -> tuple[Shaped[Tensor, " ..."], ...]:
     """Views of `tensors` in their common shape."""
     return tuple(torch.broadcast_tensors(*tensors))
 
 
-def nonzeros(x: Shaped[Tensor, ...], shape: torch.Size) -> Int[Tensor, " n"]:
+def nonzeros(x: Shaped[Tensor, " ..."], shape: torch.Size) -> Int[Tensor, " n"]:
     """Flat positions of what is not 0 in `x` broadcast to `shape`."""
     return x.bool().expand(shape).flatten().nonzero().squeeze(1)
 
@@ -49,12 +49,14 @@ def smallest_mean(dtype: torch.dtype) -> float:
     return limits.tiny / limits.eps
 
 
-def log_ratio(difference: Float[Tensor, ...], smaller: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def log_ratio(
+    difference: Float[Tensor, " ..."], smaller: Float[Tensor, " ..."]
+) -> Float[Tensor, " ..."]:
     """Return log(a/b) from a − b and min(a, b); log1p of a positive number never cancels."""
     return torch.log1p(difference.abs() / smaller).copysign(difference)
 
 
-def stirling_error(n: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def stirling_error(n: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
     """Return δ(n) = log Γ(n+1) − [(n+½) log n − n + ½ log 2π] for n > 0."""
     small = n.clamp(max=_SERIES_FROM)
     direct = torch.lgamma(small + 1) - (small + 0.5) * small.log() + small
@@ -63,7 +65,7 @@ def stirling_error(n: Float[Tensor, ...]) -> Float[Tensor, ...]:
     return torch.where(n < _SERIES_FROM, direct - 0.5 * math.log(2 * math.pi), series)
 
 
-def digamma_minus_log(n: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def digamma_minus_log(n: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
     """Return ψ(n) − log n for n > 0, which falls like −1/(2n)."""
     small = n.clamp(max=_SERIES_FROM)
     direct = torch.digamma(small) - small.log()
@@ -73,7 +75,7 @@ def digamma_minus_log(n: Float[Tensor, ...]) -> Float[Tensor, ...]:
     return torch.where(n < _SERIES_FROM, direct, series)
 
 
-def _polynomial(coefficients: Sequence[float], y: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def _polynomial(coefficients: Sequence[float], y: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
     """Evaluate Σᵢ cᵢ yⁱ by Horner's rule."""
     total = torch.full_like(y, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):

@@ -16,17 +16,17 @@ class Distribution(Protocol):
     """
 
     @property
-    def mean(self) -> Float[Tensor, ...]:
+    def mean(self) -> Float[Tensor, " ..."]:
         """Expected value, in the units of the data."""
 
     @property
-    def variance(self) -> Float[Tensor, ...]:
+    def variance(self) -> Float[Tensor, " ..."]:
         """Variance, in the squared units of the data."""
 
-    def log_prob(self, x: Shaped[Tensor, ...]) -> Float[Tensor, ...]:
+    def log_prob(self, x: Shaped[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Natural logarithm of the density or probability of each entry of `x`."""
 
-    def sample(self) -> Float[Tensor, ...]:
+    def sample(self) -> Float[Tensor, " ..."]:
         """Draw once per entry of the broadcast parameters, from torch's global generator.
 
         Seed that generator first; no gradient flows through a draw.

@@ -28,23 +28,23 @@ class Bernoulli:
     tensor([0.5000, 0.5000])
     """
 
-    logits: Float[Tensor, ...]
+    logits: Float[Tensor, " ..."]
 
     @property
-    def mean(self) -> Float[Tensor, ...]:
+    def mean(self) -> Float[Tensor, " ..."]:
         """Probability of a 1."""
         return torch.sigmoid(self.logits)
 
     @property
-    def variance(self) -> Float[Tensor, ...]:
+    def variance(self) -> Float[Tensor, " ..."]:
         """Variance of the indicator."""
         return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
 
-    def log_prob(self, x: Shaped[Tensor, ...]) -> Float[Tensor, ...]:
+    def log_prob(self, x: Shaped[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Return the log-probability of each entry of `x`: 0 and 1 of any dtype, or booleans."""
         return logsigmoid((2 * x - 1) * self.logits)
 
     @torch.no_grad()
-    def sample(self) -> Float[Tensor, ...]:
+    def sample(self) -> Float[Tensor, " ..."]:
         """Draw zeros and ones from torch's global generator, which callers seed."""
         return torch.bernoulli(self.mean)

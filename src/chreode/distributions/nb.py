@@ -50,25 +50,25 @@ class NegativeBinomial:
     tensor([0.2500, 0.2500])
     """
 
-    mu: Float[Tensor, ...]
-    theta: Float[Tensor, ...]
+    mu: Float[Tensor, " ..."]
+    theta: Float[Tensor, " ..."]
 
     @property
-    def mean(self) -> Float[Tensor, ...]:
+    def mean(self) -> Float[Tensor, " ..."]:
         """Expected count."""
         return self.mu
 
     @property
-    def variance(self) -> Float[Tensor, ...]:
+    def variance(self) -> Float[Tensor, " ..."]:
         """Variance of the count."""
         return self.mu + self.mu.square() / self.theta
 
-    def log_prob(self, x: Num[Tensor, ...]) -> Float[Tensor, ...]:
+    def log_prob(self, x: Num[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Return the log-probability of each raw count in `x`."""
         return _LogProb.apply(x, self.mu, self.theta)  # type: ignore[no-untyped-call]  # torch's own
 
     @torch.no_grad()
-    def sample(self) -> Float[Tensor, ...]:
+    def sample(self) -> Float[Tensor, " ..."]:
         """Draw counts from torch's global generator, which callers seed."""
         mu, theta = broadcast(self.mu, self.theta)
         noise = torch.distributions.Gamma(theta, theta, validate_args=False).sample()
@@ -80,8 +80,8 @@ class _LogProb(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Num[Tensor, ...], mu: Float[Tensor, ...], theta: Float[Tensor, ...]
-    ) -> Float[Tensor, ...]:
+        ctx: Any, x: Num[Tensor, " ..."], mu: Float[Tensor, " ..."], theta: Float[Tensor, " ..."]
+    ) -> Float[Tensor, " ..."]:
         full = broadcast(x, mu, theta, stirling_error(theta))
         shape = full[0].shape
         at = nonzeros(x, shape)
@@ -100,8 +100,8 @@ class _LogProb(Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, gradient: Float[Tensor, ...]
-    ) -> tuple[None, Float[Tensor, ...], Float[Tensor, ...]]:
+        ctx: Any, gradient: Float[Tensor, " ..."]
+    ) -> tuple[None, Float[Tensor, " ..."], Float[Tensor, " ..."]]:
         mu, theta, out, at, k, m, t, fit = ctx.saved_tensors
         total = mu + theta
         by_mu = (-theta / total).expand(out.shape).contiguous()

@@ -41,26 +41,26 @@ class NegativeBinomialMixture:
     tensor(5.)
     """
 
-    mu_background: Float[Tensor, ...]
-    mu_foreground: Float[Tensor, ...]
-    theta: Float[Tensor, ...]
-    logits: Float[Tensor, ...]
+    mu_background: Float[Tensor, " ..."]
+    mu_foreground: Float[Tensor, " ..."]
+    theta: Float[Tensor, " ..."]
+    logits: Float[Tensor, " ..."]
 
     @property
-    def mean(self) -> Float[Tensor, ...]:
+    def mean(self) -> Float[Tensor, " ..."]:
         """Expected count over background and foreground."""
         weight = torch.sigmoid(self.logits)
         return torch.lerp(self.mu_foreground, self.mu_background, weight)
 
     @property
-    def variance(self) -> Float[Tensor, ...]:
+    def variance(self) -> Float[Tensor, " ..."]:
         """Variance of the count: within the two, and between them."""
         background, foreground = self._parts()
         weight, rest = torch.sigmoid(self.logits), torch.sigmoid(-self.logits)
         between = weight * rest * (self.mu_background - self.mu_foreground).square()
         return weight * background.variance + rest * foreground.variance + between
 
-    def log_prob(self, x: Num[Tensor, ...]) -> Float[Tensor, ...]:
+    def log_prob(self, x: Num[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Return the log-probability of each raw count in `x`."""
         background, foreground = self._parts()
         return torch.logaddexp(
@@ -69,7 +69,7 @@ class NegativeBinomialMixture:
         )
 
     @torch.no_grad()
-    def sample(self) -> Float[Tensor, ...]:
+    def sample(self) -> Float[Tensor, " ..."]:
         """Draw counts from torch's global generator, which callers seed."""
         low, high, theta, logits = broadcast(
             self.mu_background, self.mu_foreground, self.theta, self.logits

@@ -32,25 +32,25 @@ class Normal:
     tensor([-0.9189, -1.4189])
     """
 
-    loc: Float[Tensor, ...]
-    scale: Float[Tensor, ...]
+    loc: Float[Tensor, " ..."]
+    scale: Float[Tensor, " ..."]
 
     @property
-    def mean(self) -> Float[Tensor, ...]:
+    def mean(self) -> Float[Tensor, " ..."]:
         """Expected value."""
         return self.loc
 
     @property
-    def variance(self) -> Float[Tensor, ...]:
+    def variance(self) -> Float[Tensor, " ..."]:
         """Square of `scale`."""
         return self.scale.square()
 
-    def log_prob(self, x: Num[Tensor, ...]) -> Float[Tensor, ...]:
+    def log_prob(self, x: Num[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Return the log-density at each entry of `x`."""
         z = (x - self.loc) / self.scale
         return -0.5 * (z.square() + math.log(2 * math.pi)) - self.scale.log()
 
     @torch.no_grad()
-    def sample(self) -> Float[Tensor, ...]:
+    def sample(self) -> Float[Tensor, " ..."]:
         """Draw values from torch's global generator, which callers seed."""
         return torch.normal(*broadcast(self.loc, self.scale))

@@ -44,24 +44,24 @@ class Poisson:
     tensor([0.3679, 0.3679, 0.1839])
     """
 
-    rate: Float[Tensor, ...]
+    rate: Float[Tensor, " ..."]
 
     @property
-    def mean(self) -> Float[Tensor, ...]:
+    def mean(self) -> Float[Tensor, " ..."]:
         """Expected count."""
         return self.rate
 
     @property
-    def variance(self) -> Float[Tensor, ...]:
+    def variance(self) -> Float[Tensor, " ..."]:
         """Variance of the count."""
         return self.rate
 
-    def log_prob(self, x: Num[Tensor, ...]) -> Float[Tensor, ...]:
+    def log_prob(self, x: Num[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Return the log-probability of each raw count in `x`."""
         return _LogProb.apply(x, self.rate)  # type: ignore[no-untyped-call]  # torch's own
 
     @torch.no_grad()
-    def sample(self) -> Float[Tensor, ...]:
+    def sample(self) -> Float[Tensor, " ..."]:
         """Draw counts from torch's global generator, which callers seed."""
         return poisson(self.rate)
 
@@ -70,7 +70,9 @@ class _LogProb(Function):
     """Log-probability at 0 everywhere, then Loader's saddle-point form at the counts above 0."""
 
     @staticmethod
-    def forward(ctx: Any, x: Num[Tensor, ...], rate: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Num[Tensor, " ..."], rate: Float[Tensor, " ..."]
+    ) -> Float[Tensor, " ..."]:
         ctx.save_for_backward(x, rate)
         full = broadcast(x, rate)
         at = nonzeros(x, full[0].shape)
@@ -84,7 +86,7 @@ class _LogProb(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, ...]) -> tuple[None, Float[Tensor, ...]]:
+    def backward(ctx: Any, gradient: Float[Tensor, " ..."]) -> tuple[None, Float[Tensor, " ..."]]:
         x, rate = ctx.saved_tensors
         by_rate = (x / rate.clamp(min=smallest_mean(rate.dtype))).sub_(1)
         return None, by_rate.mul(gradient).sum_to_size(rate.shape)

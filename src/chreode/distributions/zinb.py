@@ -37,29 +37,29 @@ class ZeroInflatedNegativeBinomial:
     tensor([0.7500, 0.1250])
     """
 
-    mu: Float[Tensor, ...]
-    theta: Float[Tensor, ...]
-    logits: Float[Tensor, ...]
+    mu: Float[Tensor, " ..."]
+    theta: Float[Tensor, " ..."]
+    logits: Float[Tensor, " ..."]
 
     @property
-    def mean(self) -> Float[Tensor, ...]:
+    def mean(self) -> Float[Tensor, " ..."]:
         """Expected count, extra zeros included."""
         return torch.sigmoid(-self.logits) * self.mu
 
     @property
-    def variance(self) -> Float[Tensor, ...]:
+    def variance(self) -> Float[Tensor, " ..."]:
         """Variance of the count, extra zeros included."""
         within = NegativeBinomial(self.mu, self.theta).variance
         between = torch.sigmoid(self.logits) * self.mu.square()
         return torch.sigmoid(-self.logits) * (within + between)
 
-    def log_prob(self, x: Num[Tensor, ...]) -> Float[Tensor, ...]:
+    def log_prob(self, x: Num[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Return the log-probability of each raw count in `x`."""
         counted = NegativeBinomial(self.mu, self.theta).log_prob(x)
         return _Inflate.apply(x, counted, self.logits)  # type: ignore[no-untyped-call]  # torch's own
 
     @torch.no_grad()
-    def sample(self) -> Float[Tensor, ...]:
+    def sample(self) -> Float[Tensor, " ..."]:
         """Draw counts from torch's global generator, which callers seed."""
         mu, theta, logits = broadcast(self.mu, self.theta, self.logits)
         return NegativeBinomial(mu, theta).sample() * torch.bernoulli(torch.sigmoid(-logits))
@@ -73,8 +73,11 @@ class _Inflate(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Num[Tensor, ...], counted: Float[Tensor, ...], logits: Float[Tensor, ...]
-    ) -> Float[Tensor, ...]:
+        ctx: Any,
+        x: Num[Tensor, " ..."],
+        counted: Float[Tensor, " ..."],
+        logits: Float[Tensor, " ..."],
+    ) -> Float[Tensor, " ..."]:
         extra = torch.where(x.bool(), -torch.inf, logits)
         ctx.save_for_backward(extra - counted, logits)
         ctx.shape = counted.shape
@@ -84,8 +87,8 @@ class _Inflate(Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, gradient: Float[Tensor, ...]
-    ) -> tuple[None, Float[Tensor, ...], Float[Tensor, ...]]:
+        ctx: Any, gradient: Float[Tensor, " ..."]
+    ) -> tuple[None, Float[Tensor, " ..."], Float[Tensor, " ..."]]:
         log_odds, logits = ctx.saved_tensors
         is_extra = torch.sigmoid(log_odds)  # posterior probability: 0 for a count above 0
         by_counted = (1 - is_extra).mul_(gradient)

@@ -162,8 +162,7 @@ class SGD:
             else:
                 passed = self.patience is not None or loop.state() == "overfitted"
                 loop.finish(keep_best=passed and self.keep == "best")
-                if not self.comparable and (terms := loop.terms()):
-                    loop.notes.append(f"at the end of {phase.name}: {terms}")
+                loop.tell_end(phase.name)
             finally:
                 share_statistics(module, among_processes=False)
         return Trace(pd.DataFrame(loop.log), loop.state(), tuple(loop.notes))
@@ -258,6 +257,18 @@ class _Loop:
         held_out = self.sgd.chooses and len(self.split.validation) > 0
         found = state_of([v for _, v in known], held_out=held_out, warm_up=warm_up)
         return "rested" if self.stopped and found == "still improving" else found
+
+    def tell_end(self, stage: str) -> None:
+        """Note what the state of a fit that ran to its end does not tell."""
+        if not self.sgd.comparable and (terms := self.terms()):
+            self.notes.append(f"at the end of {stage}: {terms}")
+        # steps of no length change nothing, so that every such fit comes to rest, wherever it is
+        falls = self.sgd.schedule == "cosine" and not self.stopped
+        if falls and self.state() == "rested":
+            self.notes.append(
+                f"the learning rate of {stage} fell to 0, and so its objective had to level off: only a fit "
+                "of more epochs shows whether they would lower it"
+            )
 
     def terms(self) -> str:
         """Return in words what the last epoch logged beside objectives."""

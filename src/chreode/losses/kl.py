@@ -32,11 +32,11 @@ def kl_standard_normal(
 
 
 def kl_normal(
-    mu_q: Float[Tensor, ...],
-    scale_q: Float[Tensor, ...],
-    mu_p: Float[Tensor, ...],
-    scale_p: Float[Tensor, ...],
-) -> Float[Tensor, ...]:
+    mu_q: Float[Tensor, " ..."],
+    scale_q: Float[Tensor, " ..."],
+    mu_p: Float[Tensor, " ..."],
+    scale_p: Float[Tensor, " ..."],
+) -> Float[Tensor, " ..."]:
     """Return KL(N(mu_q, scale_q²) ‖ N(mu_p, scale_p²)), element by element; arguments broadcast.
 
     Parameters

@@ -95,8 +95,9 @@ class Positives:
 class Constructed:
     """The view of a phase in which each cell has neighbours of its batch and mutual ones of others.
 
-    Cells without a mutual neighbour are not learned from, and cells without expression have none. Training
-    cells and those held out have neighbours among themselves alone.
+    Cells without a mutual neighbour are neither learned from nor validated on, and cells without expression
+    have none. Training cells and those held out have neighbours among themselves alone, of which the nearest
+    two of two batches are always mutual.
 
     Attributes
     ----------
@@ -306,10 +307,17 @@ class CLAIRE(MoCo):
         ConfigError
             If every batch holds one label alone.
         DataError
-            If all cells with expression are of one batch, or none of them has what else is read.
+            If all cells with expression are of one batch, of those to learn from or those named to validate
+            on; or none of them has what else is read.
         """
         found = super().split(source, rows, validation, rng)
         refuse_labels_as_batches(source, rows, "CLAIRE")
+        if len(found.validation):
+            held_out = having_expression(source, found.validation)
+            if found.named:
+                refuse_one_batch(source, found.validation, held_out, "CLAIRE", "give validation=0")
+            elif len(np.unique(source.columns["batch"][held_out])) < 2:
+                found = found.whole()  # too few were drawn to be each other's positives
         compared = having_expression(source, found.train)
         refuse_one_batch(source, found.train, compared, "CLAIRE", "take CLEAR")
         for role in source.matrices:

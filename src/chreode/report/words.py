@@ -16,7 +16,7 @@ ENDED: dict[State, str] = {
     "still improving": "the fit was still improving",
     "overfitted": "the fit overfitted",
     "moving target": "not known: its target moves",
-    "rested": "the fit converged",
+    "rested": "the fit had stopped improving",
 }
 
 

@@ -51,7 +51,7 @@ class Frame(nn.Module):
         self,
         values: Float[Tensor, "s t g"],
         weight: Float[Tensor, "s t g"],
-        clock: Float[Tensor, 2],
+        clock: Float[Tensor, " 2"],
     ) -> None:
         """Take centres and scales of series, and the first and the last time of their cells."""
         self.known.fill_(True)
