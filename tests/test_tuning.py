@@ -250,6 +250,12 @@ def test_scores_of_different_things_are_not_compared(cells, schema, model, optio
     assert option not in default_space(model)
 
 
+def test_a_model_without_a_score_needs_an_objective(cells, schema, monkeypatch):
+    monkeypatch.setattr("chreode.model.run_phases", lambda *_: pytest.fail("a fit began"))
+    with pytest.raises(ch.CapabilityError, match="simclr has no score.*Give an objective"):
+        ch.tune(ch.SimCLR(), cells, schema, trials=1, progress=False)
+
+
 def test_a_cell_named_for_both_is_refused(search):
     with pytest.raises(ch.ConfigError, match="share 5 cells"):
         search(distance, 1, validation=np.arange(20), test=np.arange(15, 40))
@@ -301,7 +307,10 @@ def test_a_model_that_cannot_be_judged_as_given_ends_it(search):
     with pytest.raises(
         ch.FitError, match="pca, as given, failed: PCA cannot score; it offers embed"
     ):
-        search(None, model=ch.PCA(n_latent=5), space={"n_latent": (2, 10)})
+        search(
+            lambda fitted, cells: -fitted.score(cells).mean(), model=ch.PCA(n_latent=5),
+            space={"n_latent": (2, 10)},
+        )  # fmt: skip
     with pytest.raises(ch.FitError, match="the objective is nan"):
         search(lambda *_: np.nan)
 

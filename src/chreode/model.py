@@ -18,6 +18,7 @@ from .compute.rng import Rng
 from .compute.settings import settled
 from .compute.threads import pinned
 from .config.arguments import checked
+from .data.align import learn_spec
 from .data.cells import Cells
 from .data.holdout import hold_out
 from .data.read import Data
@@ -40,7 +41,7 @@ from .learn.phase import (
 )
 from .learn.start import continue_from, start_part_from
 from .losses import kernel
-from .module import Module
+from .module import Module, capabilities
 from .run import Run
 from .schema import MATRIX_ROLES, Schema, Spec
 from .verbs.state import FittedState
@@ -66,6 +67,8 @@ class Model:
         Whether a fit that starts from another one (`from_`) can learn categories that are new to it.
     inverts
         Whether `predict` first asks what a cell was under its own conditions, which are then read.
+    comparable
+        Whether the objectives of two epochs can be compared (see `SGD`).
     sets
         Roles that are read as sets of names, as ``A+B``, in any combination.
     starts_from
@@ -82,6 +85,7 @@ class Model:
     partial: ClassVar[bool] = False
     scale: ClassVar[Literal["counts", "log1p CP10k"]] = "counts"
     inverts: ClassVar[bool] = False
+    comparable: ClassVar[bool] = True
     extends: ClassVar[bool] = True
     sets: ClassVar[tuple[str, ...]] = ()
     starts_from: ClassVar[Mapping[str, str]] = {}
@@ -102,6 +106,12 @@ class Model:
     def reads(self, verb: str) -> tuple[str, ...]:  # noqa: ARG002 (subclasses read it)
         """Return the roles that `verb` reads (by default all that the model knows)."""
         return (*(r for need in self.needs for r in need.split("|")), *self.uses)
+
+    def verbs(self, cells: Cells, rows: np.ndarray) -> list[str]:
+        """Return the questions that a fit of some cells could answer."""
+        spec = learn_spec(cells, self._roles(cells.schema), rows, sets=self.sets)
+        with torch.device("meta"):  # of which no tensor takes memory
+            return capabilities(self.build(spec))
 
     @property
     def key(self) -> str:

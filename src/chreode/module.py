@@ -269,6 +269,7 @@ class Recipe(Protocol):
     partial: ClassVar[bool]
     scale: ClassVar[Literal["counts", "log1p CP10k"]]
     inverts: ClassVar[bool]
+    comparable: ClassVar[bool]
 
     @property
     def key(self) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -22,6 +23,7 @@ from chreode.metrics.classifiers import NearestLabels
 from chreode.metrics.proteins import by_neighbours
 from chreode.metrics.typing import typing_scores
 from chreode.model import Model
+from chreode.models.selfsupervised.network import View
 from chreode.models.simclr import SimCLRModule
 from chreode.report import bench_sections, findings
 
@@ -382,6 +384,34 @@ def test_hidden_proteins_are_hidden(cite):
     key = "protein_f1"
     assert out.table().loc["SimCLR", key] == again.table().loc["SimCLR", key]
     assert abs(again.table().loc["SimCLR", "protein_r"]) < 0.1 < out.table().loc["PCA", "protein_r"]
+
+
+@UPDATES
+def test_a_model_of_both_learns_from_proteins_of_the_reference_and_sees_none_of_the_query(cite):
+    """What is scored is what `predict` fills in by RNA alone, whatever proteins the query has."""
+    model = ch.ScCLIP(n_latent=8, n_hidden=16, max_epochs=15)
+    out, key = missing(cite, [model]), "protein_f1"
+    assert out.methods.loc["ScCLIP", "notes"][0].startswith(
+        "it learned from the proteins of the ref"
+    )
+    query = (cite.obs["batch"] == "batch_2").to_numpy()
+    proteins = np.log1p(cite["adt"].X.toarray().astype(float))
+    fitted = model.fit(cite, CITE, seed=0, rows=np.flatnonzero(~query), progress=False)
+    x = np.log1p(1e4 * (c := cite["rna"].X.toarray()) / c.sum(1, keepdims=True))
+    with torch.no_grad():
+        z = fitted.module.network.encode_role("counts", View({"counts": torch.tensor(x).float()}))
+    told = by_neighbours(z[~query].numpy(), z[query].numpy(), proteins[~query])
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(told.T, proteins[query].T, strict=True)]
+    assert out.table().loc["ScCLIP", "protein_r"] == pytest.approx(np.mean(r), abs=1e-3)
+    other, shuffled = cite.copy(), cite["adt"].X.toarray()
+    shuffled[query] = np.random.default_rng(0).permuted(shuffled[query], axis=0)
+    other.mod["adt"].X = sp.csr_matrix(shuffled)
+    assert missing(other, [model]).table().loc["ScCLIP", key] == out.table().loc["ScCLIP", key]
+    with_log = cite.copy()
+    with_log["rna"].layers["log"] = sp.csr_matrix(x)
+    log = CITE.with_(counts=None, expression="rna:layers/log")
+    refused = missing(with_log, [model], schema=log).methods.loc["ScCLIP", "notes"][-1]
+    assert "it cannot do without proteins, which are hidden beside counts alone" in refused
 
 
 @UPDATES

@@ -9,6 +9,8 @@ from chreode import models
 from chreode.bench.contest import Contestant, Outcome, _summary
 from chreode.data.simulate import simulate_cells
 from chreode.learn import SGD
+from chreode.learn.sgd import _Loop
+from chreode.models.selfsupervised.options import Encoding
 from chreode.nn.queue import Queue
 from chreode.nn.target import Target
 from chreode.plot import history
@@ -42,7 +44,25 @@ def test_models_with_a_target_or_a_queue_say_that_objectives_cannot_be_compared(
 
 def test_no_model_that_has_one_is_left_out():
     of_views = {models.find(key) for key in models.keys()}  # noqa: SIM118 (a function)
-    assert {c for c in of_views if hasattr(c, "comparable")} == {*MOVING, *SIMPLE}
+    assert {c for c in of_views if issubclass(c, Encoding)} == {*MOVING, *SIMPLE}
+    assert {c for c in of_views if not c.comparable} == {*MOVING}
+
+
+def test_a_fit_that_was_cut_off_has_no_lowest_objective_either(cells, monkeypatch):
+    plain = _Loop.run_epoch
+
+    def cut(loop):
+        if loop.epoch == 2:
+            raise KeyboardInterrupt
+        return plain(loop)
+
+    monkeypatch.setattr(_Loop, "run_epoch", cut)
+    quick = {"n_latent": 4, "n_hidden": 8, "batch_size": 60, "max_epochs": 4}
+    with pytest.warns(UserWarning, match="Ctrl-C ends that one too|interrupted in epoch 2"):
+        fitted = ch.MoCo(**quick).fit(cells, SCHEMA, progress=False)
+    assert fitted.provenance["state"] == "still improving"
+    assert len(history(fitted).axes[0].lines) == 2
+    assert "cannot be compared" in fit_sections(fitted)[1].figures[0][0]
 
 
 def test_card_report_and_picture_agree_on_a_moving_target(fits):

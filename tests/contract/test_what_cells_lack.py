@@ -207,7 +207,7 @@ def test_every_verb_refuses_cells_of_which_none_can_be_used(parts, verb):
 
 def test_values_of_cells_that_are_not_read_are_not_judged(parts):
     rna, adt = parts
-    adt.X[3] = np.nan
+    adt.X[3, 0] = np.nan
     whole, rest = joined(rna, adt), np.arange(20) != 3
     with pytest.raises(ch.DataError, match="protein holds NaN"):
         fit(Both(), whole, PARTS)

@@ -224,10 +224,15 @@ def test_cells_to_validate_on_have_pairs_too_or_are_refused(cells):
 
     batch = cells.obs["batch"].to_numpy()
     one, other = np.flatnonzero(batch == "batch_0"), np.flatnonzero(batch == "batch_1")
-    with pytest.raises(ch.DataError, match=r"held out together, come from 'batch_0' alone.*validation=0"):
+    with pytest.raises(
+        ch.DataError, match=r"held out together, come from 'batch_0' alone.*validation=0"
+    ):
         fit(cells, one[:40])
     assert fit(cells, np.sort(np.concatenate([one[:30], other[:30]]))) == (60, True)
-    assert fit(cells, np.array([one[0], other[0]])) == (2, True)  # each other's nearest, if far apart
+    assert fit(cells, np.array([one[0], other[0]])) == (
+        2,
+        True,
+    )  # each other's nearest, if far apart
     few = cells[np.r_[one, other[:40]]].copy()
     assert fit(few, 0.003) == (0, False)  # the one that was drawn is learned from
 

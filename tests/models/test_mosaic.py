@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.decomposition import PCA
@@ -197,3 +198,33 @@ def test_batches_without_rna_do_not_hide_that_the_others_are_labels():
     data.obs["kind"] = kind
     with pytest.raises(ch.ConfigError, match="every batch holds one label alone: batch 'batch_0'"):
         ch.CLAIRE().fit(data, SCHEMA.with_(label="obs/kind"), progress=False)
+
+
+def test_cells_whose_proteins_are_all_nan_have_none():
+    """A batch that was not stained is a batch without proteins."""
+    data = mosaic(adt=[1])
+    cells, stained = data["rna"].copy(), data["adt"]
+    cells.obs = data.obs.loc[cells.obs_names]
+    values = pd.DataFrame(np.nan, cells.obs_names, stained.var_names)
+    values.loc[stained.obs_names] = stained.layers["counts"].toarray()
+    cells.obsm["protein"] = values
+    schema = ch.Schema(counts="layers/counts", protein="obsm/protein", batch="obs/batch")
+    model = ch.SimCLR(fusion="mean", max_epochs=2, n_latent=6, n_hidden=12)
+    one, two = model.fit(data, SCHEMA, progress=False), model.fit(cells, schema, progress=False)
+    names = data.obs_names.get_indexer(cells.obs_names)
+    np.testing.assert_allclose(two.embed(cells), one.embed(data)[names], atol=1e-5)
+    filled = two.predict(cells[cells.obs["batch"] == "batch_1"].copy())
+    assert np.isfinite(filled.X).all()
+
+
+def test_no_cell_that_is_stained_is_left_out():
+    cells = mosaic()["rna"].copy()
+    values = np.random.default_rng(0).poisson(3.0, (300, 5)).astype(float)
+    values[::2, 1:] = np.nan
+    cells.obsm["protein"] = values
+    roles = ch.Schema(counts="layers/counts", protein="obsm/protein")
+    assert Cells.of(cells, roles).rows("protein") is None
+    values[7] = np.nan
+    at = Cells.of(cells, roles).rows("protein")
+    assert np.flatnonzero(at != np.arange(300)).tolist() == [7]
+    assert at[7] == -1

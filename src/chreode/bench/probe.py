@@ -30,14 +30,12 @@ from .cluster import portable
 from .digest import digest, provenance
 from .embedded import HARMONY, Given, Method, ready, rows_of, shallow
 from .integration import integration
+from .missing import judge_mean, judge_measured, judge_missing
 from .probed import TASKS, joined, judged
 from .probing import (
     DRAWS,
     Posed,
     judge_genes,
-    judge_mean,
-    judge_measured,
-    judge_missing,
     judge_typing,
     judge_within,
 )

@@ -1,10 +1,10 @@
-"""How an embedding is probed: types told and proteins foretold of cells that no fit has seen."""
+"""How an embedding is probed: types told of cells that no fit has seen, and what tasks have in common."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +22,6 @@ from ..data.batch import SparseRows
 from ..data.cells import Cells
 from ..errors import CapabilityError
 from ..fitted import Fitted
-from ..metrics import proteins as of_proteins
 from ..metrics import typing as of_types
 from ..metrics.classifiers import LinearProbe, NearestLabels
 from ..metrics.score import Score, as_embedding, ends
@@ -30,7 +29,7 @@ from ..metrics.space import log_cp10k, most_variable
 from ..nn.augment import thinned
 from .cluster import opened
 from .embedded import Given, Method, embed_with, shallow
-from .query import Split, log_expression, protein_values, rows_at, with_fewer_counts
+from .query import Split, log_expression, rows_at, with_fewer_counts
 from .trial import Result
 
 #: Both classifiers: their key, what they are called, and what they are.
@@ -44,7 +43,7 @@ AT_DEPTHS = ("f1", "accuracy")
 DECISIVE = {"typing": ("knn_shared_f1", "linear_shared_f1"), "missing": ("protein_r", "cell_r")}
 #: Bootstrap resamples behind each interval.
 DRAWS = 200
-_NEIGHBOURS = 11
+NEIGHBOURS = 11
 #: Genes that logistic regression sees, and folds of the ceiling.
 GENES, _FOLDS = 2000, 5
 
@@ -106,7 +105,7 @@ def fit_and_embed(method: Method, given: Posed, seed: int) -> Embedded:
     return Embedded(x, state, time.perf_counter() - start, fitted)
 
 
-def _both_sides(
+def both_sides(
     method: Method, found: Embedded, *sides: Int[np.ndarray, " _"]
 ) -> list[Float64[np.ndarray, "_ z"]]:
     """Return the coordinates of the reference and of the query, none of which may have collapsed."""
@@ -123,10 +122,10 @@ def judge_typing(method: Method, seed: int, given: Posed) -> Result:
     """Classify query cells by their place among those of the reference, at every depth."""
     found, parts = fit_and_embed(method, given, seed), given.parts
     codes = parts.codes[parts.reference]
-    x, query = _both_sides(method, found, parts.reference, parts.query)
+    x, query = both_sides(method, found, parts.reference, parts.query)
     batches = given.named["batch"].to_numpy()[parts.reference]
     classifiers: dict[str, Classifier] = {
-        "knn": NearestLabels.fit(x, codes, parts.n_known, k=_NEIGHBOURS, groups=batches),
+        "knn": NearestLabels.fit(x, codes, parts.n_known, k=NEIGHBOURS, groups=batches),
         "linear": LinearProbe.fit(x, codes, parts.n_known, groups=batches),
     }
     others = {
@@ -137,7 +136,7 @@ def judge_typing(method: Method, seed: int, given: Posed) -> Result:
     if found.fitted is not None and "protein" in found.fitted.spec.features:
         row["remarks"].append(BOTH)
     arrays = row.pop("arrays")
-    return row, {**arrays, **_picture(found.x, given)}
+    return row, {**arrays, **picture(found.x, given)}
 
 
 def judge_genes(seed: int, given: Posed) -> Result:
@@ -161,7 +160,7 @@ def judge_within(seed: int, given: Posed) -> Result:
     x, truth = given.x_pca[parts.query], parts.codes[parts.query]
     chances = np.zeros((len(x), len(parts.names)))
     for learned, held in KFold(_FOLDS, shuffle=True, random_state=seed).split(x):
-        nearest = NearestLabels.fit(x[learned], truth[learned], len(parts.names), k=_NEIGHBOURS)
+        nearest = NearestLabels.fit(x[learned], truth[learned], len(parts.names), k=NEIGHBOURS)
         chances[held] = nearest.judge(x[held])[0]
     row = _told({"knn": (truth, chances, None)}, given)
     row |= {"state": "rested", "seconds": time.perf_counter() - start, "remarks": []}
@@ -298,79 +297,6 @@ def _embed_thinned(
     return as_embedding(fitted.embed(data, schema=schema, run=given.run), "the thinned query")
 
 
-# a missing modality
-
-
-def judge_missing(method: Method, seed: int, given: Posed) -> Result:
-    """Foretell proteins of query cells by the nearest reference cells in an embedding of RNA."""
-    if isinstance(method.model, Fitted) and "protein" in method.model.spec.features:
-        raise CapabilityError("it reads the proteins that are hidden here")
-    found = fit_and_embed(method, replace(given, schema=given.schema.with_(protein=None)), seed)
-    reference, query = _both_sides(method, found, *_paired(given))
-    row, arrays = _foretold(partial(of_proteins.by_neighbours, reference, query), given)
-    row |= {"state": found.state, "seconds": found.seconds, "remarks": found.remarks(seed)}
-    return row, {**arrays, **_picture(found.x, given)}
-
-
-def judge_mean(_: int, given: Posed) -> Result:
-    """Foretell the mean of the reference for every cell."""
-    n = len(_paired(given)[1])
-    row, arrays = _foretold(lambda values: np.tile(values.mean(0, keepdims=True), (n, 1)), given)
-    return {**row, "state": "rested", "seconds": 0.0, "remarks": []}, arrays
-
-
-def judge_measured(_: int, given: Posed) -> Result:
-    """Foretell proteins by the reference cells whose proteins are nearest to those that were measured."""
-    measured = _measured(given)
-    near = partial(of_proteins.by_neighbours, measured[0], measured[1])
-    row, arrays = _foretold(near, given)
-    return {**row, "state": "rested", "seconds": 0.0, "remarks": []}, arrays
-
-
-def _paired(given: Posed) -> tuple[np.ndarray, np.ndarray]:
-    assert given.paired is not None
-    return given.paired
-
-
-def _measured(given: Posed) -> list[Float64[np.ndarray, "_ p"]]:
-    """Return log1p of the proteins of both sides."""
-    cells = Cells(opened(given.data), given.schema)
-    return [
-        np.log1p(protein_values(cells, rows)[:, given.panel].astype(np.float64))
-        for rows in _paired(given)
-    ]
-
-
-def _foretold(
-    foretell: Callable[[np.ndarray], np.ndarray], given: Posed
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    reference, truth = _measured(given)
-    values = foretell(reference)
-    scores = of_proteins.protein_scores(truth, values)
-    parts, (known, query) = given.parts, _paired(given)
-    codes = parts.codes
-    typed = known[(codes[known] >= 0) & (codes[known] < parts.n_known)]
-    asked = codes[query] >= 0
-    if len(typed) > 1 and asked.any():
-        nearest = NearestLabels.fit(
-            reference[np.isin(known, typed)], codes[typed], parts.n_known, k=_NEIGHBOURS
-        )
-        chances = nearest.probabilities(values[asked])
-        scores["protein_f1"] = of_types.typing_scores(codes[query][asked], chances)["f1"].within(
-            asked
-        )
-    rows, drawn = scored(scores)
-    single = of_proteins.of_proteins(truth, values)
-    names = Cells(opened(given.data), given.schema).matrix("protein").names[list(given.panel)]
-    by_class = [
-        {"class": str(name), "metric": "protein_r", "value": float(r)}
-        for name, r in zip(names, single, strict=True)
-        if np.isfinite(r)
-    ]
-    kept = {name: drawn[name] for name in DECISIVE["missing"]}
-    return {"scores": rows, "by_class": by_class}, kept
-
-
 # rows of tables
 
 
@@ -396,5 +322,6 @@ def _undefined(metric: str, reason: str) -> dict[str, Any]:
     return {"metric": metric, "value": nan, "low": nan, "high": nan, "reason": reason}
 
 
-def _picture(x: np.ndarray, given: Posed) -> dict[str, np.ndarray]:
+def picture(x: np.ndarray, given: Posed) -> dict[str, np.ndarray]:
+    """Return the coordinates that are drawn, if this task draws them."""
     return {"embedding": x[given.cells]} if given.pictured else {}

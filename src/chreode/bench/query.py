@@ -253,6 +253,13 @@ def protein_values(cells: Cells, rows: np.ndarray) -> Float[np.ndarray, "n p"]:
     return np.asarray(values.toarray() if sp.issparse(values) else values, np.float32)
 
 
+def without_proteins(cells: Cells, rows: np.ndarray) -> tuple[AnnData, Schema]:
+    """Return some cells with their counts, as if no protein of theirs had been measured."""
+    made, schema = with_fewer_counts(cells, rows, lambda counts: counts)
+    made.obsm["protein"].loc[:] = np.nan
+    return made, schema
+
+
 def with_fewer_counts(
     cells: Cells, rows: np.ndarray, fewer: Callable[[sp.csr_matrix], sp.csr_matrix]
 ) -> tuple[AnnData, Schema]:

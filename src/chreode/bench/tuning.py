@@ -19,7 +19,7 @@ from ..data.cells import Cells
 from ..data.check import findings, require
 from ..data.holdout import hold_out, named_cells
 from ..data.read import Data
-from ..errors import ConfigError, counted
+from ..errors import CapabilityError, ConfigError, counted
 from ..fitted import Fitted
 from ..model import Model
 from ..run import Run
@@ -109,7 +109,8 @@ def tune(
     FitError
         If the model as given cannot be fitted or judged.
     CapabilityError
-        If optuna, or Ray where it is asked for, is not installed.
+        If the model has no `score` and no `objective` is given; or if optuna, or Ray where it is asked for,
+        is not installed.
     StoreError
         If `into` holds results of other data, settings or versions.
     KeyboardInterrupt
@@ -132,6 +133,11 @@ def tune(
         raise ConfigError(
             f"{model.key} with another {other[0]} scores something else, so trials cannot be compared by "
             f"their score. Leave {other[0]} out of the space, or give an objective."
+        )
+    if objective is None and "score" not in model.verbs(cells, train):
+        raise CapabilityError(
+            f"{model.key} has no score by which trials could be compared. Give an objective: a function of a "
+            "fitted model and of cells that it has not learned from, whose lowest value is the best."
         )
     objective = objective or nats_per_cell
     with pinned(int(ray) or run.threads or torch.get_num_threads()):

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float64, Int
 from ..errors import SchemaError, listed
 from ..schema import MATRIX_ROLES, Place, Schema
 from . import places
+from .look import rows_of_nan
 from .read import Data, read
 from .rows import rows_where
 from .source import Matrix
@@ -106,8 +107,20 @@ class Cells:
         return found
 
     def rows(self, role: str) -> Int[np.ndarray, " cells"] | None:
-        """Return the row of each cell in a role's matrix (-1: none), or None where rows are the cells."""
-        return places.where(self.data, self.places[role])
+        """Return the row of each cell in a role's matrix (-1: none), or None where rows are the cells.
+
+        A cell of which no protein was measured, NaN in all, has no row of proteins.
+        """
+        at = places.where(self.data, self.places[role])
+        if role != "protein":
+            return at
+        key = f"rows of {self.places[role]}"
+        if key not in self._found:
+            values = self.matrix(role).matrix
+            blank = rows_of_nan(values, np.arange(values.shape[0]))
+            self._found[key] = _without(at, blank, len(self))
+        found: Int[np.ndarray, " cells"] | None = self._found[key]
+        return found
 
     def var(self, role: str, names: Sequence[str]) -> pd.DataFrame:
         """Return the ``var`` of a role's features, in the order of `names`; empty where there is none."""
@@ -239,3 +252,13 @@ def _positions(names: pd.Index, rows: Any, name: str) -> Int[np.ndarray, " n"]:
 
 def _in_other_order(index: pd.Index, names: pd.Index) -> bool:
     return not index.equals(names) and bool(index.isin(names).all()) and index.is_unique
+
+
+def _without(
+    at: Int[np.ndarray, " cells"] | None, blank: Int[np.ndarray, " k"], n: int
+) -> Int[np.ndarray, " cells"] | None:
+    """Return the rows of cells, of which those that hold nothing are none."""
+    if not len(blank):
+        return at
+    found = np.arange(n) if at is None else at
+    return np.where(np.isin(found, blank), -1, found)

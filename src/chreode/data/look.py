@@ -145,6 +145,15 @@ def any_nan(
     return any(bool(np.isnan(stored_values(block)).any()) for block in blocks)
 
 
+def rows_of_nan(values: Any, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
+    """Return which of some rows of a matrix hold NaN alone."""
+    found = [rows[:0]]
+    for some, block in _blocks(values, rows) if values.dtype.kind == "f" else ():
+        dense = block.toarray() if sp.issparse(block) else np.asarray(block)
+        found.append(some[np.isnan(dense).all(1)])
+    return np.concatenate(found)
+
+
 def stored_values(block: Any) -> Shaped[np.ndarray, " n"]:
     """Return what is stored of some rows, flat: all but the zeros of a sparse matrix."""
     return block.data if sp.issparse(block) else np.asarray(block).ravel()

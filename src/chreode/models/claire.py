@@ -312,14 +312,14 @@ class CLAIRE(MoCo):
         """
         found = super().split(source, rows, validation, rng)
         refuse_labels_as_batches(source, rows, "CLAIRE")
+        compared = having_expression(source, found.train)
+        refuse_one_batch(source, found.train, compared, "CLAIRE", "take CLEAR")
         if len(found.validation):
             held_out = having_expression(source, found.validation)
             if found.named:
                 refuse_one_batch(source, found.validation, held_out, "CLAIRE", "give validation=0")
             elif len(np.unique(source.columns["batch"][held_out])) < 2:
                 found = found.whole()  # too few were drawn to be each other's positives
-        compared = having_expression(source, found.train)
-        refuse_one_batch(source, found.train, compared, "CLAIRE", "take CLEAR")
         for role in source.matrices:
             if not source.measured(role)[compared].any():
                 raise DataError(

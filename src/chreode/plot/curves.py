@@ -41,7 +41,7 @@ def history(fitted: FittedState | pd.DataFrame) -> Figure:
     >>> history(log).axes[0].get_title()
     'objective'
     """
-    moves = isinstance(fitted, FittedState) and fitted.provenance["state"] == "moving target"
+    comparable = not isinstance(fitted, FittedState) or fitted.model.comparable
     table = fitted.history if isinstance(fitted, FittedState) else fitted
     phases = table.groupby("phase", sort=False) if "phase" in table else [("fit", table)]
     require_columns(table, ["epoch"], "the history of a fit")
@@ -55,7 +55,7 @@ def history(fitted: FittedState | pd.DataFrame) -> Figure:
     grid = panels(figure, len(rows), wide)
     for line, (phase, (epochs, logged)) in zip(grid, rows.items(), strict=True):
         for ax, quantity in zip(line, logged, strict=False):
-            _draw(ax, epochs, quantity, dotted=not moves)
+            _draw(ax, epochs, quantity, dotted=comparable)
         for ax in line[len(logged) :]:
             ax.set_visible(False)
         if len(rows) > 1:

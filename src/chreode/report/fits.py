@@ -50,7 +50,7 @@ def _training(fitted: FittedState) -> Section:
     if not any(c.startswith("train_") for c in fitted.history):
         return Section("Training", "Solved in closed form: there is no training curve.")
     caption = "Per epoch, over the cells learned from and the cells held out"
-    if fitted.provenance["state"] == "moving target":
+    if not fitted.model.comparable:
         end = "The objectives of two epochs cannot be compared, as the target moves."
         return Section("Training", figures=((f"{caption}. {end}", history(fitted)),))
     return Section("Training", figures=((f"{caption}; the dot is the lowest.", history(fitted)),))

@@ -53,12 +53,9 @@ class Encoding(Model):
     ----------------
     keeps
         Weights to keep of a fit that overfitted: those of its best epoch or its last (see `SGD`).
-    comparable
-        Whether the objectives of two epochs can be compared (see `SGD`).
     """
 
     keeps: ClassVar[Literal["best", "last"]] = "best"
-    comparable: ClassVar[bool] = True
 
     needs: ClassVar[tuple[str, ...]] = ("expression|counts",)
     uses: ClassVar[tuple[str, ...]] = ("protein", "batch", "label")
