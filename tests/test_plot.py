@@ -654,3 +654,9 @@ def test_legends_stay_inside_their_picture(moved):
     ax = plot.phase_portrait(fitted, cells)
     rendered(ax.figure)
     assert ax.get_legend().get_window_extent().x1 <= ax.figure.bbox.x1
+
+
+def test_numbers_on_dark_fields_are_white():
+    row = {"method": "PCA", "classifier": "knn", "type": "B", "told": "B", "cells": 9}
+    ax = ch.plot.confusion_matrix(pd.DataFrame([row, {**row, "told": "T", "cells": 1}]), "PCA")
+    assert [text.get_color() == "white" for text in ax.texts] == [True, False]

@@ -640,3 +640,24 @@ def test_the_smallest_batches_that_can_be_are_held_out():
     assert held_out(["small", "big"]) == ("small",)
     with pytest.raises(ch.ConfigError, match="No batch can be the query"):
         held_out(["odd", "big"])
+
+
+def test_few_query_cells_have_no_ceiling_and_a_word(known):
+    few = known[:400].copy()
+    few.obs["batch"] = np.where(np.arange(400) < 388, "old", "new")
+    out = typing(few, held_out=["new"])
+    note = out.methods.loc[OWN, "notes"][-1]
+    assert note.startswith("failed in typing")
+    assert "of 12 query cells the 11 nearest are too many" in note
+    said = " ".join(findings(out))
+    assert "The query has 12 cells, so that a single one moves scores by 0.08 or more" in said
+    assert "The reference is a single batch" in said
+    assert "single batch" not in " ".join(findings(typing(known, held_out=["batch_3"])))
+
+
+def test_a_model_that_is_named_is_asked_for(known):
+    for name in ("SimCLR", "simclr"):
+        with pytest.raises(ch.SchemaError, match=r"Did you mean the model chreode\.SimCLR\(\)"):
+            typing(known, [name])
+    with pytest.raises(ch.ArgumentError, match=r"SimCLR is a class: call it, as in SimCLR\(\)\."):
+        typing(known, [ch.SimCLR])

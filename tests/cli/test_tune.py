@@ -93,7 +93,7 @@ def test_it_says_how_to_fit_the_best(say, there):
             1,
             "no option to search; give fewer options",
         ),
-        ("tune pca cells.h5ad --counts X", 1, "PCA cannot score"),
+        ("tune pca cells.h5ad --counts X", 1, "pca has no score"),
         ("tune ppca cells.h5ad --counts layers/count", 1, "Did you mean 'counts'?"),
         ("tune ppca cells.h5ad --counts X --trials 0", 2, "--trials"),
         ("tune ppca cells.h5ad --counts X --into thesis", 1, "holds no results"),

@@ -23,7 +23,7 @@ from ..errors import CapabilityError, SchemaError, counted, near
 from ..fitted import Fitted
 from ..metrics.table import BASELINE
 from ..model import Model
-from ..registry import find
+from ..registry import find, keys
 from ..run import Run
 from ..schema import Place, Schema
 from .cluster import opened
@@ -107,7 +107,9 @@ def _method(name: str, method: str | Model | Fitted, cells: Cells, seeds: Sequen
         data = cells.data
         key = next((k for k in (method, f"X_{method}") if k in data.obsm), None)
         if key is None:
-            raise SchemaError(f"There is no obsm[{method!r}].{near(method, data.obsm)}")
+            named = next((k for k in keys() if method in (k, find(k).__name__)), None)
+            made = f" Did you mean the model chreode.{find(named).__name__}()?" if named else ""
+            raise SchemaError(f"There is no obsm[{method!r}].{made or near(method, data.obsm)}")
         about: dict[str, Any] = {"obsm": key, "values": digest(_slot(cells, key))}
         remark = "one seed: a ready-made embedding"
         return Method(

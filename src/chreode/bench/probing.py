@@ -20,7 +20,7 @@ from ..compute.convergence import State
 from ..compute.rng import Rng
 from ..data.batch import SparseRows
 from ..data.cells import Cells
-from ..errors import CapabilityError
+from ..errors import CapabilityError, counted
 from ..fitted import Fitted
 from ..metrics import typing as of_types
 from ..metrics.classifiers import LinearProbe, NearestLabels
@@ -155,9 +155,19 @@ def judge_genes(seed: int, given: Posed) -> Result:
 
 
 def judge_within(seed: int, given: Posed) -> Result:
-    """Classify query cells by other query cells: what labels of the query's own would allow."""
+    """Classify query cells by other query cells: what labels of the query's own would allow.
+
+    Raises
+    ------
+    CapabilityError
+        If there are so few that their nearest ones are most of them.
+    """
     start, parts = time.perf_counter(), given.parts
     x, truth = given.x_pca[parts.query], parts.codes[parts.query]
+    if len(x) < 4 * NEIGHBOURS:
+        raise CapabilityError(
+            f"of {counted(len(x), 'query cell')} the {NEIGHBOURS} nearest are too many to tell one's type"
+        )
     chances = np.zeros((len(x), len(parts.names)))
     for learned, held in KFold(_FOLDS, shuffle=True, random_state=seed).split(x):
         nearest = NearestLabels.fit(x[learned], truth[learned], len(parts.names), k=NEIGHBOURS)

@@ -56,6 +56,7 @@ def answer(
     """Write what is wanted, and return what to print."""
     from ..report.findings import not_placed
     from ..report.generation import too_small
+    from ..report.probe import held_out
 
     written = [scored.save(output)] if output else []
     written += [scored.report(report)] if report else []
@@ -70,7 +71,7 @@ def answer(
         f"There is no {name!r}: {why or 'it is undefined for these cells.'}"
         for name, why in lacking.items()
     ]
-    notes += filter(None, left)
+    notes += [*filter(None, left), *held_out(scored.about)]
     if output and not report and (scored.embeddings or scored.pairs):
         notes.append("The JSON file has the scores alone: --report draws the pictures too.")
     return Answer(

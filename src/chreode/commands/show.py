@@ -97,7 +97,11 @@ def show(model: Path, /, *, json: Json = False) -> Answer:
         f"{', …' if len(names) > 8 else ''}"
         for role, names in sizes["categories"].items()
     ]
-    last = fitted.history.tail(3).dropna(axis="columns", how="all")  # of other phases
+    history = fitted.history
+    learned = [c for c in history if c.startswith(("train_", "validation_"))]
+    # a stage in closed form has none of these
+    history = history.dropna(subset=learned, how="all") if learned else history
+    last = history.tail(3).dropna(axis="columns", how="all")  # of other phases
     tail = shown(last.map(lambda v: f"{v:.4g}" if isinstance(v, float) else v))
     text = "\n".join(
         [spoken(fitted.card(plain=True)), "Roles", *roles, *(["", "Categories", *groups] if groups else []),
@@ -107,7 +111,7 @@ def show(model: Path, /, *, json: Json = False) -> Answer:
         text,
         {
             **fitted.provenance, "schema": fitted.schema.as_dict(), **sizes,
-            "verbs": fitted.verbs, "history": records(fitted.history.tail(3)),
+            "verbs": fitted.verbs, "history": records(history.tail(3)),
         },
         json,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, SupportsIndex
 
 from cyclopts import Parameter
 
@@ -31,6 +31,8 @@ from .common import (
 from .spelling import suggested
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..fitted import Fitted
 
 
@@ -65,6 +67,8 @@ def embed(
     key_added
         Slot of obsm [default: X_MODEL].
     """
+    import numpy as np
+
     from ..data.collect import copy_with
     from ..data.read import read
 
@@ -77,7 +81,7 @@ def embed(
     copy_with(file, data.obs_names, target, {"obsm": {key: z}}, records)
     return Answer(
         f"obsm[{key!r}] written to {target}: {counted(z.shape[0], 'cell')} x "
-        f"{counted(z.shape[1], 'dimension')}",
+        f"{counted(z.shape[1], 'dimension')}{_left_out(np.isnan(z).all(1).sum())}",
         {"file": str(target), "key": key, "cells": z.shape[0], "n_latent": z.shape[1]},
         json,
     )
@@ -138,15 +142,34 @@ def classify(
     copy_with(file, data.obs_names, target, {"obs": columns}, records)
     found = table["label"].value_counts()
     found = found[found > 0]
+    told = f"{', '.join(f'{n:,} {label}' for label, n in found.items())}"
     return Answer(
-        f"{' and '.join(f'obs[{slot!r}]' for slot in slots)} written to {target}: "
-        f"{', '.join(f'{n:,} {label}' for label, n in found.items())}",
+        f"{' and '.join(f'obs[{slot!r}]' for slot in slots)} written to {target}: {told}"
+        f"{_left_out(table['label'].isna().sum())}{_unseen(fitted, table, options)}",
         {
             "file": str(target), "keys": slots, "cells": len(table),
             "labels": {str(label): int(n) for label, n in found.items()},
         },
         json,
     )  # fmt: skip
+
+
+def _unseen(fitted: Fitted, table: pd.DataFrame, options: dict[str, Any]) -> str:
+    """Say how many cells are called unseen, and what would call more of them so; "" where none can be."""
+    if "novelty" not in table:
+        return ""
+    limit = options.get("unseen", fitted.verb_options("classify")["unseen"].default)
+    n = int((~table["label"].isin([*fitted.spec.categories["label"], None])).sum())
+    return (
+        f"\n{counted(n, 'cell')} of {len(table):,} {'is' if n == 1 else 'are'} called unseen, at a novelty "
+        f"above {limit:g}. A lower limit (--unseen) marks more cells, also of known types."
+    )
+
+
+def _left_out(n: SupportsIndex) -> str:
+    """Say how many cells lack what the model reads; "" where none does."""
+    lacks = "lacks" if n == 1 else "lack"
+    return f"; {counted(n, 'cell')} {lacks} what the model reads and got NaN" if n else ""
 
 
 def _offered(fitted: Fitted, verb: str, **options: Any) -> dict[str, Any]:
@@ -302,6 +325,11 @@ def predict(
     output
         The .h5ad file to write: expected counts.
     """
+    import numpy as np
+
+    from ..data.look import rows_of_nan
+    from ..data.read import read
+
     require_output(output, [".h5ad"], file)
     fitted = load_model(model, threads)
     if not fitted.module.fills:
@@ -311,10 +339,12 @@ def predict(
         )
     schema = fitted.schema.with_(**roles)
     fitted.predict(file, into=output, schema=schema, device=device)
+    made = read(output).X
+    lacking = len(rows_of_nan(made, np.arange(made.shape[0])))
     sizes = {role: fitted.spec.n_features(role) for role in fitted.module.drawn}
     filled = " and ".join(f"{role} ({counted(n, 'feature')})" for role, n in sizes.items())
     return Answer(
-        f"expected counts of {filled} written to {output}",
+        f"expected counts of {filled} written to {output}{_left_out(lacking)}",
         {"file": str(output), "features": sizes},
         json,
     )

@@ -145,7 +145,15 @@ def _refuse(owner: str, name: str, value: Any, hint: Any) -> None:
     if expected:
         shown = visible(repr(value))
         shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-        raise ArgumentError(f"{owner}({name}={shown}): expected {expected}.")
+        raise ArgumentError(f"{owner}({name}={shown}): expected {expected}.{_uncalled(value)}")
+
+
+def _uncalled(value: Any) -> str:
+    """Say how a class is made what was expected, where one was given."""
+    held = value.values() if isinstance(value, Mapping) else value
+    some = list(held)[:20] if isinstance(value, (Mapping, list, tuple)) else [value]
+    name = next((v.__name__ for v in some if isinstance(v, type)), "")
+    return f" {name} is a class: call it, as in {name}()." if name else ""
 
 
 @functools.cache

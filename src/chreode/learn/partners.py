@@ -93,9 +93,10 @@ class NearestNeighbours(_Neighbours):
     def _search(self, source: Source, rows: Rows) -> tuple[np.ndarray, ...]:
         known = self._placed(source, rows)
         if len(known) < 2:
-            raise DataError(
-                "A single cell has no neighbours. Hold out more cells, or none (validation=0)."
-            )
+            n, left = counted(len(rows), "cell"), "none" if len(known) == 0 else "a single one"
+            lacking = f"Of {n} to learn from, or held out together, {left} has expression, and it takes two."
+            alone = "A single cell has no neighbours." if len(rows) < 2 else lacking
+            raise DataError(f"{alone} Hold out more cells, or none (validation=0).")
         k = min(self.k, len(known) - 1)
         return known, exact_neighbours(source.columns[self.column][known], k).indices
 

@@ -23,6 +23,8 @@ _WIDE, _HIGH = 0.88, 0.5
 _COLUMN, _LINE, _NAME, _NAMES, _HEAD = 0.5, 0.14, 0.2, 1.75, 1.1
 #: Letters in a line of a name, and of a name: it is never longer unless a user made it so.
 _LETTERS, _LONGEST = 22, 66
+#: Lines of notes under a name at the most.
+_LINES = 4
 _GROUPS = (PALETTE[2], PALETTE[0], PALETTE[1], *PALETTE[3:])
 
 
@@ -49,6 +51,8 @@ def score_table(bench: ScoreTable, *, ax: Axes | None = None) -> Axes:
     contest = scores[bench.methods.loc[methods, "role"].isin(["method", "baseline"])]
     places = {metric: _places(contest[metric], metrics.loc[metric, "best"]) for metric in scores}
     off = (contest - metrics["best"]).abs().round(places)  # as shown
+    alike = (off.count() > 1) & (off.nunique() == 1)
+    off.loc[:, alike] = float("nan")  # none of those that are all the same is the best
     group = dict(zip(metrics["group"].unique(), _GROUPS, strict=False))
     left = _columns(metrics)
     notes = [_note(bench, method) for method in methods]
@@ -110,7 +114,9 @@ def _note(bench: ScoreTable, method: str) -> str:
     row = bench.methods.loc[method]
     start = row["role"] if row["role"] != "method" else spelled(row["seeds"], "seed")
     said = any(note.startswith("one seed") for note in row["notes"])
-    return textwrap.fill("; ".join([*([] if said else [start]), *row["notes"]]), 31)
+    text = "; ".join([*([] if said else [start]), *row["notes"]])
+    # a longer one would stretch all rows; the table of methods has it whole
+    return textwrap.fill(text, 31, max_lines=_LINES, placeholder=" …")
 
 
 def _header(

@@ -16,6 +16,8 @@ from .style import GREY, PALETTE, axes, bare, require_columns, short
 
 #: Types in a confusion matrix at the most.
 _MOST = 30
+#: Share from which the colour of its field is dark.
+_DARK = 0.6
 _MARKERS = "osD^vP*X<>"
 #: From nothing to a colour, on any background.
 _SHARES = LinearSegmentedColormap.from_list(
@@ -80,7 +82,10 @@ def confusion_matrix(
         ((y, x) for y in range(len(types)) for x in range(len(told))), shares.to_numpy().ravel(), strict=True
     ):  # fmt: skip
         if share >= 0.05:
-            ax.text(x + 0.5, y + 0.5, f"{share:.2f}", ha="center", va="center", fontsize=6)
+            ax.text(
+                x + 0.5, y + 0.5, f"{share:.2f}", ha="center", va="center", fontsize=6,
+                color="white" if share > _DARK else None,
+            )  # fmt: skip
     ax.set_xticks(
         [x + 0.5 for x in range(len(told))], [picture(short(t, 18)) for t in told], rotation=90
     )

@@ -37,6 +37,8 @@ IN_FULL = {
     )
 }  # fmt: skip
 _CLASSIFIERS = {"knn": "kNN", "linear": "the linear probe"}
+#: Query cells below which a single one decides much.
+_FEW = 50
 #: Single proteins or types in a table at the most.
 _ROWS = 40
 
@@ -126,17 +128,33 @@ def _worst(bench: ScoreTable) -> Iterator[str]:
             yield f"{best} does worst at the {what.format(means.idxmin())} {means.min():z.2f}."
 
 
+def held_out(about: Mapping[str, Any]) -> Iterator[str]:
+    """Say which batches are the query, and whether the reference is of one batch or the query small."""
+    names = about.get("held out", ())
+    if not names:
+        return
+    chosen = " They were chosen as the smallest ones that can be: none was named."
+    yield (
+        f"Held out as query, and seen by no fit of a model here: {joined(names)} "
+        f"({'; '.join(_sizes(about))}).{chosen if about.get('held out by default') else ''}"
+    )
+    if about["batches"] - len(names) == 1:
+        yield (
+            "The reference is a single batch, so that no model could learn what batches have in common. "
+            "Hold out fewer batches (held_out), or give cells of more."
+        )
+    n = about["query"] or about.get("query with protein", 0)
+    if n < _FEW:
+        yield (
+            f"The query has {counted(n, 'cell')}, so that a single one moves scores by {1 / max(n, 1):.2f} "
+            "or more. Hold out batches of more cells."
+        )
+
+
 def context(bench: ScoreTable) -> Iterator[str]:
     """Say what was held out, how rows may be compared, and what was not scored."""
     about = bench.about
-    if held_out := about.get("held out"):
-        chosen = " They were chosen as the smallest ones that can be: none was named." if about.get(
-            "held out by default"
-        ) else ""  # fmt: skip
-        yield (
-            f"Held out as query, and seen by no fit of a model here: {joined(held_out)} "
-            f"({'; '.join(_sizes(about))}).{chosen}"
-        )
+    yield from held_out(about)
     given = [
         name
         for name, notes in bench.methods["notes"].items()
@@ -178,7 +196,8 @@ def sections(bench: ScoreTable) -> list[Section]:
             Section(
                 "Which types are told for which",
                 "Query cells of every type, by what their 11 nearest cells of the reference (kNN) say. "
-                "Types that the reference lacks are never told.",
+                "(never told) stands after types that no cell was told to be of; those that the reference "
+                "lacks are among them.",
                 figures=tuple(_confusions(bench)),
             )
         )

@@ -88,8 +88,7 @@ def bench_sections(bench: ScoreTable) -> list[Section]:
 # pictures
 
 _SCORES = (
-    "Raw scores, {}. Grey rows are baselines, the last is the ceiling; "
-    "bold is the best method or baseline of a column."
+    "Raw scores, {}. Grey rows are baselines{}; bold is the best method or baseline of a column."
 )
 
 
@@ -102,7 +101,14 @@ def _score_tables(bench: ScoreTable) -> tuple[tuple[str, Axes], ...]:
     """Return the picture of the scores, in as many parts as are needed to be read at the width of a page."""
     keys = bench.metrics.index
     parts = np.array_split(np.arange(len(keys)), -(-len(keys) // _WIDEST))
-    captions = [_SCORES.format(_scale(bench)), *["Raw scores, further metrics."] * (len(parts) - 1)]
+    ceilings = bench.methods.index[bench.methods["role"] == "ceiling"]
+    last = f", and the last {'are ceilings' if len(ceilings) > 1 else 'is the ceiling'}" * bool(
+        len(ceilings)
+    )
+    captions = [
+        _SCORES.format(_scale(bench), last),
+        *["Raw scores, further metrics."] * (len(parts) - 1),
+    ]
     return tuple(
         (caption, score_table(replace(bench, metrics=bench.metrics.iloc[part])))
         for caption, part in zip(captions, parts, strict=True)
