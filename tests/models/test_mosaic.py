@@ -228,3 +228,14 @@ def test_no_cell_that_is_stained_is_left_out():
     at = Cells.of(cells, roles).rows("protein")
     assert np.flatnonzero(at != np.arange(300)).tolist() == [7]
     assert at[7] == -1
+
+
+def test_a_cell_that_alone_has_rna_has_no_neighbours(placed):
+    lacking, one = np.flatnonzero(~placed.measured("counts"))[:4], np.array([0])
+    rng, partner = np.random.default_rng(0), NearestNeighbours(4)
+    with pytest.raises(ch.DataError, match="Of 5 cells to learn from.*a single one has expression"):
+        partner(placed, np.union1d(one, lacking), one, rng)
+    with pytest.raises(ch.DataError, match="Of 4 cells to learn from.*none has expression"):
+        partner(placed, lacking, lacking, rng)
+    with pytest.raises(ch.DataError, match="A single cell has no neighbours"):
+        partner(placed, one, one, rng)
