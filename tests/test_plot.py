@@ -331,6 +331,23 @@ def test_controls_and_ceilings_are_never_bold():
     assert weight["0.80"] == weight["0.90"] == "normal"
 
 
+def test_where_all_are_alike_none_is_bold():
+    ax = plot.score_table(bench({"A": [0.0, 0.3, 0.3, 0.3], "B": [0.0, 0.2, 0.2, 0.2]}))
+    weights = [text.get_fontweight() for text in ax.texts if text.get_text() == "0.00"]
+    assert weights == ["normal"] * 2
+    assert "bold" in [text.get_fontweight() for text in ax.texts if text.get_text() == "0.30"]
+
+
+def test_a_long_note_stretches_no_picture():
+    plain = bench({"A": [0.4] * 4, "B": [0.5] * 4})
+    methods = plain.methods.copy()
+    methods["notes"] = [["one of many words " * 40], []]
+    ax = plot.score_table(dataclasses.replace(plain, methods=methods))
+    note = next(text.get_text() for text in ax.texts if "many words" in text.get_text())
+    assert note.count("\n") == 3
+    assert note.endswith("…")
+
+
 def test_names_of_methods_are_whole_and_their_notes_are_below():
     name = "replayed training cells of an earlier run"
     ax = plot.score_table(bench({name: [0.4] * 4, "PCA": [0.5] * 4}, {name: "control"}))

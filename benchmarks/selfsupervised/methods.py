@@ -26,6 +26,7 @@ from .tuning import CLASSES
 CONTROLS = "controls"
 #: It needs two modalities, which the cells lack on which options were chosen: it has its defaults.
 PAIRED = "ScCLIP"
+WITH_PROTEINS = ("midas", "midas, p4", "cite")
 #: The reference of this task is one batch: CLAIRE cannot learn from it, and nothing is mixed in.
 ALONE = "cite"
 
@@ -33,7 +34,7 @@ ALONE = "cite"
 def options(task: str) -> dict[str, dict[str, Any]]:
     """Return what was chosen on other cells for each model that a task has, by the names of rows."""
     found: dict[str, dict[str, Any]] = {**tuning.best(shown("selfsupervised", "tuning")[0])}
-    if task == "midas":
+    if task in WITH_PROTEINS:
         found[PAIRED] = {}
     if task == ALONE:
         found.pop("CLAIRE")
@@ -69,7 +70,8 @@ def probed(case: Row, name: str, model: Any, data: Path, kept: Path) -> Row:
     reference = np.flatnonzero(~batch.isin(task.held_out).to_numpy())
     methods, budget = {}, {}
     if model is not None:
-        where = schema.with_(protein=None) if "missing" in task.tasks else schema
+        hidden = "missing" in task.tasks and name != PAIRED
+        where = schema.with_(protein=None) if hidden else schema
         model, budget = budgeted(model, cells, where, reference, kept / "epochs")
         methods = {name: model}
     # a folder per task and seed: the rows beside the methods are judged once

@@ -409,6 +409,8 @@ def test_a_model_of_both_learns_from_proteins_of_the_reference_and_sees_none_of_
     assert missing(other, [model]).table().loc["ScCLIP", key] == out.table().loc["ScCLIP", key]
     with_log = cite.copy()
     with_log["rna"].layers["log"] = sp.csr_matrix(x)
+    both = missing(with_log, [model], schema=CITE.with_(expression="rna:layers/log"))
+    assert both.table().loc["ScCLIP", "protein_r"] == out.table().loc["ScCLIP", "protein_r"]
     log = CITE.with_(counts=None, expression="rna:layers/log")
     refused = missing(with_log, [model], schema=log).methods.loc["ScCLIP", "notes"][-1]
     assert "it cannot do without proteins, which are hidden beside counts alone" in refused
@@ -650,7 +652,7 @@ def test_few_query_cells_have_no_ceiling_and_a_word(known):
     assert note.startswith("failed in typing")
     assert "of 12 query cells the 11 nearest are too many" in note
     said = " ".join(findings(out))
-    assert "The query has 12 cells, so that a single one moves scores by 0.08 or more" in said
+    assert "The query has 12 cells with a label, so that a single one moves scores by 0.08" in said
     assert "The reference is a single batch" in said
     assert "single batch" not in " ".join(findings(typing(known, held_out=["batch_3"])))
 

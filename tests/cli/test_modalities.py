@@ -66,10 +66,14 @@ def test_classify_takes_what_the_model_offers(say, both):
     code, out, _ = say("classify simclr cells.h5mu -o b.h5mu --method linear --unseen 0.5")
     assert code == 0
     assert "obs['simclr_novelty'] written to b.h5mu" in out
-    assert "unseen" in out
     linear = ch.load("simclr").classify(cells, method="linear", unseen=0.5)
     with mudata.set_options(pull_on_update=False):
         assert mudata.read_h5mu("b.h5mu").obs["simclr_label"].tolist() == linear["label"].tolist()
+    n = int((linear["label"] == "unseen").sum())
+    assert f"\n{n} cells of 200 are called unseen, at a novelty above 0.5. A lower limit" in out
+    _, out, _ = say("show simclr")
+    assert "train_objective" in out
+    assert "nan" not in out
 
 
 def test_predict_fills_in_protein(say, both):
@@ -104,3 +108,30 @@ def test_what_a_model_cannot_do_is_said(say, both, line, said):
     assert (code, out) == (1, "")
     assert said in err
     assert not [*both.glob("x.*")]
+
+
+def test_cells_that_lack_what_is_read_are_counted(say, both):
+    """In the words of all verbs that leave NaN for them."""
+    with mudata.set_options(pull_on_update=False):
+        whole = mudata.read_h5mu("cells.h5mu")
+        some = mudata.MuData({"rna": whole["rna"][:170].copy(), "adt": whole["adt"][:180].copy()})
+        for column in ("batch", "cell_type"):
+            some.obs[column] = whole.obs[column]
+        some.write("some.h5mu")
+    code, out, err = say("predict simclr some.h5mu -o proteins.h5ad")
+    assert code == 0, err
+    assert (
+        "written to proteins.h5ad; without what the model reads: 10 cells, which are left out"
+        in out
+    )
+    values = whole["adt"].X.toarray().astype(np.float32)
+    values[150:] = np.nan
+    with mudata.set_options(pull_on_update=False):
+        stained = ad.AnnData(values, whole["adt"].obs, whole["adt"].var)
+        few = mudata.MuData({"rna": whole["rna"][:170].copy(), "adt": stained})
+        few.obs["batch"] = whole.obs["batch"]
+        few.write("few.h5mu")
+    for verb in ("embed", "classify"):
+        code, out, err = say(f"{verb} simclr few.h5mu -o {verb}.h5mu")
+        assert code == 0, err
+        assert "; without what the model reads: 30 cells, which got NaN" in out

@@ -217,6 +217,10 @@ def test_a_probe_is_a_table_a_file_and_a_page(say, there):
     line = (
         f"bench probe cells.h5ad {roles} --tasks typing --seeds 0 --keys true_latent --models ./pca"
     )
+    assert (
+        "Held out as query, and seen by no fit of a model here: batch_"
+        in say(f"{line} --depths 1")[1]
+    )
     code, out, _ = say(
         f"{line} --held-out batch_1 --depths 1 0.5 --n-genes 80 -o bench.json --report page.html --json"
     )

@@ -90,3 +90,19 @@ def test_a_bench_has_nothing_against_a_moving_target():
     for state, notes in (("moving target", []), ("overfitted", ["overfitted"])):
         done = Outcome({"state": state, "seconds": 1.0})
         assert _summary(row, [done])["notes"] == notes
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_a_rate_that_fell_says_why_the_objective_levels_off(cells, schedule, monkeypatch):
+    monkeypatch.setattr(_Loop, "state", lambda _: "rested")
+
+    def said(epochs, schedule=schedule):
+        model = ch.SimCLR(
+            n_latent=4, n_hidden=8, batch_size=120, max_epochs=epochs, schedule=schedule
+        )
+        notes = model.fit(cells, SCHEMA, progress=False).provenance["notes"]
+        return [note for note in notes if "had to level off" in note]
+
+    assert "the learning rate of SimCLR fell to" in said(25)[0]
+    assert not said(4)
+    assert not said(25, "constant")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -215,6 +216,23 @@ def test_cells_whose_proteins_are_all_nan_have_none():
     np.testing.assert_allclose(two.embed(cells), one.embed(data)[names], atol=1e-5)
     filled = two.predict(cells[cells.obs["batch"] == "batch_1"].copy())
     assert np.isfinite(filled.X).all()
+
+
+def test_cells_of_which_nothing_was_measured_are_not_learned_from():
+    """They stand among the proteins, which are all NaN there, and have no RNA."""
+    data = mosaic(rna=[2])
+    rna, adt = data["rna"].copy(), data["adt"].copy()
+    counts = adt.layers["counts"].toarray().astype(np.float32)
+    counts[(adt.obs["batch"] == "batch_2").to_numpy()] = np.nan
+    adt.layers["counts"] = counts
+    with mudata.set_options(pull_on_update=False):
+        both = mudata.MuData({"rna": rna, "adt": adt})
+    both.obs["batch"] = data.obs["batch"]
+    left = (data.obs["batch"] != "batch_2").to_numpy()
+    assert (Cells.of(both, SCHEMA).measured() == left).all()
+    fitted = ch.SimCLR(max_epochs=1).fit(both, SCHEMA, validation=0, progress=False)
+    assert fitted.provenance["cells"] == left.sum() == 200
+    assert (np.isfinite(fitted.embed(both)).all(1) == left).all()
 
 
 def test_no_cell_that_is_stained_is_left_out():

@@ -69,8 +69,9 @@ def _taught_proteins(model: Model, given: Posed, seed: int) -> Embedded:
     if "counts" not in cells.places:
         raise CapabilityError("it cannot do without proteins, which are hidden beside counts alone")
     fitted = model.fit(
-        shallow(cells.data), given.schema, seed=seed, rows=given.parts.fitted_on, run=given.run
-    )
+        shallow(cells.data), given.schema.with_(expression=None), seed=seed, rows=given.parts.fitted_on,
+        run=given.run,
+    )  # fmt: skip
     rows = np.union1d(given.cells, np.concatenate(_paired(given)))
     data, schema = without_proteins(cells, rows)
     found = fitted.embed(data, schema=schema, run=given.run)

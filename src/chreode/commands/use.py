@@ -166,10 +166,9 @@ def _unseen(fitted: Fitted, table: pd.DataFrame, options: dict[str, Any]) -> str
     )
 
 
-def _left_out(n: SupportsIndex) -> str:
-    """Say how many cells lack what the model reads; "" where none does."""
-    lacks = "lacks" if n == 1 else "lack"
-    return f"; {counted(n, 'cell')} {lacks} what the model reads and got NaN" if n else ""
+def _left_out(n: SupportsIndex, what: str = "NaN") -> str:
+    """Say how many cells lack what the model reads, and what became of them; "" where none does."""
+    return f"; {counted(n, 'cell')} without what the model reads: {what}" if n else ""
 
 
 def _offered(fitted: Fitted, verb: str, **options: Any) -> dict[str, Any]:
@@ -325,9 +324,6 @@ def predict(
     output
         The .h5ad file to write: expected counts.
     """
-    import numpy as np
-
-    from ..data.look import rows_of_nan
     from ..data.read import read
 
     require_output(output, [".h5ad"], file)
@@ -338,13 +334,13 @@ def predict(
             "are fitted with --counts and --protein. For cells under other conditions: chreode correct"
         )
     schema = fitted.schema.with_(**roles)
-    fitted.predict(file, into=output, schema=schema, device=device)
-    made = read(output).X
-    lacking = len(rows_of_nan(made, np.arange(made.shape[0])))
+    data = read(file)
+    fitted.predict(data, into=output, schema=schema, device=device)
+    without = _left_out(data.n_obs - read(output).n_obs, "left out")
     sizes = {role: fitted.spec.n_features(role) for role in fitted.module.drawn}
     filled = " and ".join(f"{role} ({counted(n, 'feature')})" for role, n in sizes.items())
     return Answer(
-        f"expected counts of {filled} written to {output}{_left_out(lacking)}",
+        f"expected counts of {filled} written to {output}{without}",
         {"file": str(output), "features": sizes},
         json,
     )

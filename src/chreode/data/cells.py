@@ -182,11 +182,11 @@ class Cells:
 
     def measured(self) -> Bool[np.ndarray, " cells"]:
         """Return which cells have a row in a matrix that the schema names (all, where it names none)."""
-        matrices = [p for r, p in self.schema.places() if r.partition("/")[0] in MATRIX_ROLES]
-        known = [p for p in matrices if p.modality in getattr(self.data, "mod", {})]
+        matrices = {r: p for r, p in self.places.items() if r.partition("/")[0] in MATRIX_ROLES}
+        known = [r for r, p in matrices.items() if p.modality in getattr(self.data, "mod", {})]
         if len(known) < len(matrices) or not matrices:
             return np.ones(len(self), bool)
-        rows = [places.where(self.data, place) for place in known]
+        rows = [self.rows(role) for role in known]
         return np.any([np.ones(len(self), bool) if at is None else at >= 0 for at in rows], axis=0)
 
     def positions(self, rows: Any, name: str = "rows") -> Int[np.ndarray, " n"]:

@@ -40,6 +40,8 @@ from .players import Players
 
 #: Cells that a fit by minibatches needs at the least: batch norm and a split must make sense.
 MIN_CELLS = 10
+#: Share of the first learning rate at which steps move little.
+_SMALL = 0.05
 
 
 def default_epochs(n_cells: int) -> int:
@@ -262,12 +264,13 @@ class _Loop:
         """Note what the state of a fit that ran to its end does not tell."""
         if not self.sgd.comparable and (terms := self.terms()):
             self.notes.append(f"at the end of {stage}: {terms}")
-        # steps of no length change nothing, so that every such fit comes to rest, wherever it is
-        falls = self.sgd.schedule == "cosine" and not self.stopped
-        if falls and self.state() == "rested":
+        # Steps of no length change nothing, so that every such fit comes to rest, wherever it is. Where
+        # nothing is chosen by the objective (dynamics), rounds of fits tell whether one has.
+        fell = self.log[-1]["lr"] < _SMALL * self.log[0]["lr"]
+        if fell and self.sgd.chooses and not self.stopped and self.state() == "rested":
             self.notes.append(
-                f"the learning rate of {stage} fell to 0, and so its objective had to level off: only a fit "
-                "of more epochs shows whether they would lower it"
+                f"the learning rate of {stage} fell to {self.log[-1]['lr']:.2g}, and so its objective had to "
+                "level off: only a fit of more epochs shows whether they would lower it"
             )
 
     def terms(self) -> str:

@@ -72,7 +72,8 @@ _OF_SOME: dict[str, dict[str, Rule]] = {
 }  # fmt: skip
 #: What is read of the provenance, where it is there.
 _ABOUT: dict[str, Rule] = {
-    "cells": _whole, "unlabelled": _whole, "untested": _list_of(_text), "levels": _list_of(_text),
+    "cells": _whole, "batches": _whole, "unlabelled": _whole,
+    "untested": _list_of(_text), "levels": _list_of(_text),
     "too small": _table_of(_whole), "no markers": _table_of(_whole), "not scored": _table_of(_text),
     "not placed": _table_of(_whole), "held out": _list_of(_text), "unseen": _list_of(_text),
     "depths": _list_of(_share), "reference": _whole, "query": _whole, "cells of unseen types": _whole,

@@ -212,9 +212,13 @@ def _embedded(
 def _refined(
     pairs: list[Int[np.ndarray, "_ 2"]], embedded: Float[np.ndarray, "cells z"]
 ) -> list[Int[np.ndarray, "_ 2"]]:
-    """Leave out the pairs that the network finds unlike; the first ones say which these are."""
+    """Leave out the pairs that the network finds unlike; the first ones say which these are.
+
+    Of those held out all stay if none would be left, so that there is something to validate on.
+    """
     cosines = [(embedded[found[:, 0]] * embedded[found[:, 1]]).sum(1) for found in pairs]
-    return [found[alike(cosines[0], c)] for found, c in zip(pairs, cosines, strict=True)]
+    train, held_out = (found[alike(cosines[0], c)] for found, c in zip(pairs, cosines, strict=True))
+    return [train, held_out if len(held_out) else pairs[1]]
 
 
 def alike(

@@ -138,17 +138,20 @@ def held_out(about: Mapping[str, Any]) -> Iterator[str]:
         f"Held out as query, and seen by no fit of a model here: {joined(names)} "
         f"({'; '.join(_sizes(about))}).{chosen if about.get('held out by default') else ''}"
     )
-    if about["batches"] - len(names) == 1:
+    if about.get("batches", 0) - len(names) == 1:
         yield (
             "The reference is a single batch, so that no model could learn what batches have in common. "
             "Hold out fewer batches (held_out), or give cells of more."
         )
-    n = about["query"] or about.get("query with protein", 0)
-    if n < _FEW:
-        yield (
-            f"The query has {counted(n, 'cell')}, so that a single one moves scores by {1 / max(n, 1):.2f} "
-            "or more. Hold out batches of more cells."
-        )
+    for task, key, more in (
+        ("typing", "query", " with a label"),
+        ("missing", "query with protein", " with protein"),
+    ):
+        if task in about.get("tasks", ()) and 0 < (n := about.get(key, _FEW)) < _FEW:
+            yield (
+                f"The query has {counted(n, 'cell')}{more}, so that a single one moves scores by {1 / n:.2f} "
+                "or more. Hold out batches of more cells."
+            )
 
 
 def context(bench: ScoreTable) -> Iterator[str]:
