@@ -514,6 +514,7 @@ def test_paths_are_drawn_over_what_was_observed(moving):
         plot.paths(fitted, cells, ["pray"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are held at its end")
 def test_paths_have_the_band_of_their_refits_and_are_dashed_without_a_gene():
     how = ch.simulate.Sampling(n_trajectories=3, n_times=15)
@@ -651,6 +652,7 @@ def test_labels_and_cells_must_be_as_many():
             draw(counts, counts[:0])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are held at its end")
 def test_legends_stay_inside_their_picture(moved):
     fitted, cells = moved

@@ -473,6 +473,7 @@ def test_every_modality_of_generated_cells_has_a_verdict_of_its_own():
     assert alone.startswith("No method beats the baselines: mixture")
 
 
+@pytest.mark.slow
 def test_a_bench_of_generation_names_what_means_hide(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)  # slow, as are forests
     monkeypatch.setattr(ch.metrics.generation, "real_or_fake", lambda *_, **__: 0.5)
@@ -693,6 +694,7 @@ def moving():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*are held at its end")
 def test_a_fit_of_time_is_reported_with_paths_edges_and_a_knock_out(moving):
     cells, (alone, refitted) = moving
@@ -800,6 +802,7 @@ def browse(page, tmp_path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_browser_shows_it_without_complaint(hostile, tmp_path):
     done = browse(hostile, tmp_path, "--dump-dom")
@@ -811,6 +814,7 @@ def test_a_browser_shows_it_without_complaint(hostile, tmp_path):
         assert f">{heading}</h2>" in done.stdout
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_a_browser_draws_it_in_light_and_dark(hostile, tmp_path, scheme):

@@ -81,6 +81,7 @@ def wicked(cells) -> ad.AnnData:
     return out
 
 
+@pytest.mark.slow
 def test_commands_and_pages_show_names_visibly(wicked, tmp_path, capsys):
     wicked.write_h5ad(tmp_path / "a.h5ad")
     schema = ch.Schema(

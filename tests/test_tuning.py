@@ -70,6 +70,7 @@ def test_options_that_were_chosen_are_not_searched():
     }
 
 
+@pytest.mark.slow
 def test_any_option_can_be_searched_in_a_range_or_a_list(search):
     space = {"n_latent": [5, 10], "tol": (1e-7, 1e-3), "max_epochs": (100, 500)}
     table = search(distance, 6, space=space).trials
@@ -119,6 +120,7 @@ def test_the_search_finds_an_optimum_and_beats_what_was_given(search):
     assert tuned.trials["objective"][11:].median() < tuned.trials["objective"][1:11].median()
 
 
+@pytest.mark.slow
 def test_it_says_when_nothing_was_better(search):
     tuned = search(lambda fitted, _: abs(fitted.model.n_latent - 10))
     assert tuned.best == ch.PPCA()
@@ -150,6 +152,7 @@ def test_one_seed_is_one_search(search):
 # what it looks at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [ch.PPCA(), ch.VAE(max_epochs=2)])
 def test_nothing_sees_the_test_cells_and_no_fit_what_it_is_judged_on(search, cells, model):
     judged, learned = [], []
@@ -181,6 +184,7 @@ def test_rows_can_be_named(search, cells):
     assert judged[-1] == cells.obs_names[190:200].tolist()
 
 
+@pytest.mark.slow
 def test_the_default_objective_is_what_held_out_cells_cost(cells, schema):
     small = cells[:200, :60].copy()
     rows = {"test": np.arange(180, 200), "validation": np.arange(160, 180)}
@@ -261,6 +265,7 @@ def test_a_cell_named_for_both_is_refused(search):
         search(distance, 1, validation=np.arange(20), test=np.arange(15, 40))
 
 
+@pytest.mark.slow
 def test_a_mudata(quick):
     with mudata.set_options(pull_on_update=False):
         data = simulate_citeseq(120, 40, 8, seed=0)

@@ -143,6 +143,7 @@ def test_every_row_is_judged_at_every_level(bench):
     assert set(bench.curves["method"]) == {"PathReg"}
 
 
+@pytest.mark.slow
 def test_scores_are_called_as_the_docs_call_them(cells):
     part = cells.obs["part"].eq("new").to_numpy()
     edges = pd.DataFrame({"source": ["a"], "target": ["b"], "sign": [1]})

@@ -168,6 +168,7 @@ def test_of_few_cells_harmony_says_what_it_lacks():
         _harmony(given, 0)
 
 
+@pytest.mark.slow
 def test_fitted_models_are_judged_as_they_are(cells, schema, quick):
     fitted = quick(ch.SCVI).fit(cells, schema, seed=7)
     table = ch.bench.integration(cells, schema, [fitted], metrics=["ilisi"])
@@ -266,6 +267,7 @@ def test_data_on_disk_is_the_same_data(cells, schema, quick, tmp_path):
         assert sorted(data.obsm) == sorted(cells.obsm)
 
 
+@pytest.mark.slow
 def test_cells_that_lack_the_modality_are_left_out(real, quick):
     import warnings
 
@@ -321,6 +323,7 @@ def test_no_interval_leaves_the_range_of_its_metric(cells):
     assert (out["high"] >= out["value"] - 1e-9)[defined].all()
 
 
+@pytest.mark.slow
 def test_a_fitted_model_reads_the_roles_that_are_named(cells):
     """And by another batch than that of its fit it can be judged."""
     fitted = ch.SCVI(max_epochs=1, n_latent=3).fit(

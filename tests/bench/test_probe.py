@@ -76,6 +76,7 @@ def bench(_known):
     return out
 
 
+@pytest.mark.slow
 def test_an_oracle_scores_one_and_noise_by_chance(bench):
     table = bench.table()
     shared = table[
@@ -264,6 +265,7 @@ def test_genes_scales_and_calibration_are_of_the_reference(known, monkeypatch):
     assert all({*g} == {"batch_0", "batch_1", "batch_2"} for g in groups)
 
 
+@pytest.mark.slow
 def test_an_embedding_of_labels_is_marked_as_given(known):
     """Nothing tells a leak from a good embedding but where it comes from."""
     types = pd.factorize(known.obs["cell_type"])[0]
@@ -309,6 +311,7 @@ def test_thinning_keeps_each_molecule_by_chance(known):
     assert (fewer != probing._thinned(1, 0.1, counts)).nnz
 
 
+@pytest.mark.slow
 def test_log_expression_alone_is_not_thinned(known):
     known.X = np.log1p(known.layers["counts"].toarray())
     schema = ch.Schema(expression="X", batch="obs/batch", label="obs/cell_type")
@@ -365,6 +368,7 @@ def test_proteins_are_foretold_by_neighbours_and_the_mean_profile_says_nothing_o
     assert any("Per cell, the mean profile of the reference correlates" in s for s in findings(out))
 
 
+@pytest.mark.slow
 @UPDATES
 def test_hidden_proteins_are_hidden(cite):
     """A model that would read proteins is fitted without, and foretells the same whatever the query has."""
@@ -386,6 +390,7 @@ def test_hidden_proteins_are_hidden(cite):
     assert abs(again.table().loc["SimCLR", "protein_r"]) < 0.1 < out.table().loc["PCA", "protein_r"]
 
 
+@pytest.mark.slow
 @UPDATES
 def test_a_model_of_both_learns_from_proteins_of_the_reference_and_sees_none_of_the_query(cite):
     """What is scored is what `predict` fills in by RNA alone, whatever proteins the query has."""
@@ -416,6 +421,7 @@ def test_a_model_of_both_learns_from_proteins_of_the_reference_and_sees_none_of_
     assert "it cannot do without proteins, which are hidden beside counts alone" in refused
 
 
+@pytest.mark.slow
 @UPDATES
 def test_a_mosaic_uses_the_cells_that_have_both():
     data = simulate_citeseq(
@@ -553,6 +559,7 @@ def test_it_goes_on_where_it_was_cut_off(known, tmp_path, monkeypatch):
         typing(known, ["noise"], held_out=["batch_2"], **options)
 
 
+@pytest.mark.slow
 def test_collapse_is_in_the_notes_with_its_seed(known, monkeypatch):
     monkeypatch.setattr(SimCLRModule, "remarks", lambda self: ["the embedding has collapsed"])
     with pytest.warns(UserWarning, match="collapsed"):
@@ -644,6 +651,7 @@ def test_the_smallest_batches_that_can_be_are_held_out():
         held_out(["odd", "big"])
 
 
+@pytest.mark.slow
 def test_few_query_cells_have_no_ceiling_and_a_word(known):
     few = known[:400].copy()
     few.obs["batch"] = np.where(np.arange(400) < 388, "old", "new")

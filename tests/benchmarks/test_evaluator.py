@@ -87,6 +87,7 @@ def default(task):
     return model.fit(fit_chreode.as_anndata(task), ch.Schema(counts="X", batch="obs/batch"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fitted", "default"])
 def test_agrees_with_chreodes_own_score(task, name, request):
     fitted = request.getfixturevalue(name)

@@ -108,7 +108,7 @@ def test_cells_of_one_batch_are_not_mixed_and_two_modalities_are_for_scclip(monk
     monkeypatch.setattr(tuning, "best", lambda _: chosen)
     assert chosen["SimSiam"]["augment"] == ["mask", "bbknn"]
     alone = methods.options("cite")
-    assert set(alone) == set(chosen) - {"CLAIRE"}
+    assert set(alone) == set(chosen) - {"CLAIRE"} | {"ScCLIP"}
     assert alone["SimSiam"] == {**chosen["SimSiam"], "augment": ["mask"]}
     assert methods.options("midas") == {**chosen, "ScCLIP": {}}
     assert methods.options("lines") == chosen

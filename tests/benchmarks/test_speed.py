@@ -54,6 +54,7 @@ def test_interval_draws_laps_that_followed_each_other_together():
     assert apart.low < 2 < 4 < apart.high
 
 
+@pytest.mark.slow
 def test_interval_holds_the_true_ratio_as_often_as_it_says():
     rng = np.random.default_rng(0)
     held = 0
@@ -107,6 +108,7 @@ def test_workers_take_turns_until_all_have_ended():
     assert order == ["a0", "b0", "a1", "b1", "a2"]
 
 
+@pytest.mark.slow
 def test_a_row_tells_of_every_lap_of_every_process(tmp_path):
     case = replace(CASE, repeats=2)
     said = []

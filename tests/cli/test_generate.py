@@ -30,6 +30,7 @@ def test_a_preset_fills_in_what_is_not_given(say, there):
     assert (fitted.conditioning, fitted.solver, fitted.kl) == ("additive", "dopri5", 0.5)
 
 
+@pytest.mark.slow
 def test_generate_weighs_conditions(say, there, model):
     code, out, _ = say(
         "generate cfgen -n 20 --given.label type_1 --guidance 2 --seed 3 -o new.h5ad"

@@ -28,6 +28,7 @@ def fitted(say, there):
     return cells
 
 
+@pytest.mark.slow
 def test_trajectories_are_forecast_by_their_names(say, there, monkeypatch):
     cells = GeneNetwork.random(8).simulate(Sampling(n_trajectories=4, n_times=8), seed=0)
     cells.write_h5ad("paths.h5ad")

@@ -72,6 +72,7 @@ def test_what_is_given_is_not_searched(say, there):
     assert told["folder"] is None
 
 
+@pytest.mark.slow
 def test_it_says_how_to_fit_the_best(say, there):
     threads = torch.get_num_threads()  # on which the bits depend
     more = f"--n-genes 50 --trials 3 --threads {threads} -o best"

@@ -356,6 +356,7 @@ def test_what_is_replaced_is_told(say, there, line, made):
     assert "replaced" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "mine"),
     [
@@ -397,6 +398,7 @@ def test_what_chreode_did_not_write_is_never_replaced(say, there, line, mine):
         assert "move this file away" not in say(line)[2]
 
 
+@pytest.mark.slow
 def test_reports_and_scores_replace_their_own(say, there):
     for _ in range(2):
         assert say("report scvi -o page.html")[0] == 0
@@ -472,6 +474,7 @@ def test_augment_reads_roles_elsewhere_and_keeps_the_columns_of_real_cells(say, 
     assert new.obs["barcode"][new.obs["generated"]].isna().all()
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_no_zarr_is_not_replaced_by_one(say, there):
     cells = ad.read_h5ad("cells.h5ad")
     with warnings.catch_warnings():

@@ -237,6 +237,7 @@ def test_mapping_learns_nothing_of_a_gene_that_the_query_lacks(quick, cells, sch
     assert 0.5 < after / before < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["scvi", "cfgen"])
 def test_numbers_far_from_any_training_cell_are_told(quick, cells, schema, key):
     """Ages of the cells are 20 to 49."""
@@ -255,6 +256,7 @@ def test_numbers_far_from_any_training_cell_are_told(quick, cells, schema, key):
                 verb(far)
 
 
+@pytest.mark.slow
 def test_paths_of_cells_that_lack_a_gene_begin_at_its_average(quick, cells, schema):
     timed = schema.with_(time="obs/day", trajectory="obs/donor")
     fitted = quick(ch.PathReg).fit(cells, timed)

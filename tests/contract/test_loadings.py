@@ -36,6 +36,7 @@ def test_one_table_is_as_it_was(cells, schema):
     assert json.loads(cells.uns["chreode"]["pca_loadings"])["model"] == "pca"
 
 
+@pytest.mark.slow
 def test_every_view_has_its_table_and_its_slot(fitted, patients):  # noqa: F811
     """Modalities stand in another order here, and so do the features of one, of which some are new."""
     other = patients["Drugs"].iloc[:, ::-1].assign(new=0.0)
@@ -125,6 +126,7 @@ def test_a_written_file_keeps_them(fitted, patients, tmp_path):  # noqa: F811
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [16, 4096])
 def test_variance_explained_is_that_of_whole_matrices(fitted, patients, monkeypatch, chunk):  # noqa: F811
     """1 − Σ(x − x̂)² / Σ(x − mean)² in NumPy, over what was measured, however cells are streamed."""

@@ -92,6 +92,7 @@ def test_a_bench_has_nothing_against_a_moving_target():
         assert _summary(row, [done])["notes"] == notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
 def test_a_rate_that_fell_says_why_the_objective_levels_off(cells, schedule, monkeypatch):
     monkeypatch.setattr(_Loop, "state", lambda _: "rested")

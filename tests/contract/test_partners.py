@@ -221,6 +221,7 @@ class Neighbourly(Model):
         return [Phase(sgd, data=Paired(100, partner), view=components(10))]
 
 
+@pytest.mark.slow
 def test_neighbours_tell_cells_apart_and_any_cells_do_not(pbmc):
     chance = np.log(100)
     ended = {
@@ -233,6 +234,7 @@ def test_neighbours_tell_cells_apart_and_any_cells_do_not(pbmc):
     assert ended[True].min() > chance - 0.05
 
 
+@pytest.mark.slow
 def test_held_out_cells_are_paired_with_each_other_and_alike_in_every_epoch(pbmc):
     fitted = Neighbourly().fit(pbmc, ch.Schema(counts="X"), validation=0.4, progress=False)
     learned, looked_at = (

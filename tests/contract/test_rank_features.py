@@ -116,6 +116,7 @@ def log_expression(cells):
     return np.log1p(x * 1e4 / x.sum(1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_scikit_learn_and_name_the_markers(pbmc, panel):
     table = panel.rank()
     assert table.columns.tolist() == ["feature", "score", "confidence"]

@@ -305,6 +305,7 @@ def test_of_a_name_that_no_training_cell_has_it_is_said(small):
     fitted.predict(controls(cells), to="KLF1+TGFBR2")
 
 
+@pytest.mark.slow
 def test_a_query_brings_names_of_its_own(norman):
     """What is known stays so bit by bit; SET, which has no single arm, is told from SET+KLF1."""
     names = norman.obs["perturbation"]

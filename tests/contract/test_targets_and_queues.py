@@ -212,6 +212,7 @@ def test_the_target_takes_no_gradient_and_learns_as_published(pbmc, monkeypatch)
     assert modes == [False] * 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [BYOL(), BYOL(statistics="followed"), MoCo()], ids=str)
 def test_a_fit_that_was_cut_off_goes_on_with_the_same_bits(pbmc, model, tmp_path, monkeypatch):
     plain, ends = sgd._Loop.run_epoch, []

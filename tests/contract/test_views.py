@@ -58,6 +58,7 @@ def test_the_elbo_of_patients_who_lack_views_rises(patients):
     assert np.isfinite(z).all()
 
 
+@pytest.mark.slow
 def test_a_view_that_lacks_is_one_that_is_all_nan(patients):
     """Both say that nothing was measured; reading zeros for a patient who lacks a view would not."""
     names = joined(patients).obs_names
@@ -99,6 +100,7 @@ def test_the_other_views_tell_of_the_one_that_lacks(patients):
     assert left(np.roll(true.index, 7)) > alone
 
 
+@pytest.mark.slow
 def test_entries_within_a_view_are_imputed(patients):
     """A fifth of what drugs do is taken away; factors guess it better than the mean of the drug does."""
     rng, drugs = np.random.default_rng(1), patients["Drugs"]
@@ -146,6 +148,7 @@ def test_what_was_measured_is_told_of_each_entry():
     assert not values.isnan().any()
 
 
+@pytest.mark.slow
 def test_a_query_may_lack_features_of_a_view(patients):
     data = joined(patients)
     fitted = Factors(n_factors=4, max_epochs=20).fit(data, CLL)

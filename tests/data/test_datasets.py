@@ -85,6 +85,7 @@ def kept(cache):
     return sorted(path.name for path in cache.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_one_download_serves_later_calls_without_index(index, tmp_path, caplog, capfd):
     caplog.set_level(logging.INFO, logger="chreode")
     cache = tmp_path / "cache"
@@ -162,6 +163,7 @@ def test_one_wrong_file_keeps_them_all_out(index, tmp_path, monkeypatch):
     assert kept(tmp_path / "cache") == []
 
 
+@pytest.mark.slow
 def test_a_file_above_the_limit_is_refused(index, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "_MAX_BYTES", 1000)
     with pytest.raises(StoreError, match="not the file that was published"):

@@ -116,6 +116,7 @@ def test_rows_are_those_in_memory(stored, pattern):
         assert found.has_canonical_format
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -555,6 +556,7 @@ def parts(cells, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_several_files_are_one(cells, parts, schema):
     there = ch.open(parts)
     assert there.obs_names.tolist() == cells.obs_names.tolist()
@@ -569,6 +571,7 @@ def test_several_files_are_one(cells, parts, schema):
     np.testing.assert_array_equal(fitted.embed(there), fitted.embed(cells))
 
 
+@pytest.mark.slow
 def test_files_with_other_features_are_refused_or_cut_to_what_they_share(cells, parts, tmp_path):
     fewer = write(cells[:50, 10:].copy(), tmp_path / "fewer.h5ad")
     for order in ([parts[0], fewer], [fewer, parts[0]]):

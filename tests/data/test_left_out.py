@@ -114,6 +114,7 @@ def test_what_anndata_wrote_and_a_copy_lost_is_no_zeros(written, how, part, tmp_
         (tmp_path / "aside").rename(piece)
 
 
+@pytest.mark.slow
 def test_a_modality_of_zeros_left_out_has_a_remedy_that_helps(tmp_path):
     path, new = tmp_path / "a.zarr", tmp_path / "new.h5mu"
     parts = {"a": ad.AnnData(np.zeros((N, G), "f4")), "b": ad.AnnData(np.ones((N, G), "f4"))}

@@ -103,6 +103,7 @@ def damage(data, content):
     }[kind]
 
 
+@pytest.mark.slow
 @examples(100)
 @given(data=st.data(), name=st.sampled_from(READ))
 def test_damaged_bytes(model, folder, data, name):
@@ -164,6 +165,7 @@ def changed(data, info, hows=("set", "set", "remove", "add")):
     return info
 
 
+@pytest.mark.slow
 @examples(150)
 @given(data=st.data(), forged=st.booleans())
 def test_absurd_descriptions(model, folder, data, forged):
@@ -200,6 +202,7 @@ TENSORS = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @examples(100)
 @given(data=st.data())
 def test_forged_tensors(model, folder, data):

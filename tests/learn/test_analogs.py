@@ -36,6 +36,7 @@ def test_the_analog_follows_those_that_begin_alike(n):
     assert error("analog", train, new) < 0.05 * error("time itself", train, new)
 
 
+@pytest.mark.slow
 def test_starts_that_tell_nothing_are_not_followed():
     # what rises and what falls begins at one place: nothing is lost by asking where
     train, new = fans(14, 0, apart=0.0, noise=0.3), fans(4, 1, apart=0.0, noise=0.3)

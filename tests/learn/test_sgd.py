@@ -54,6 +54,7 @@ def state(fitted):
     return {k: v.clone() for k, v in fitted.module.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_it_minimises(source):
     module = Quadratic()
     trace = learn(module, source, max_epochs=200)
@@ -282,6 +283,7 @@ def _stop_after(monkeypatch, epochs, error):
     monkeypatch.setattr(sgd_module._Loop, "run_epoch", run_epoch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"patience": 2, "kl_warmup": 0.0}, {"latent_library": True}]
 )
@@ -309,6 +311,7 @@ def test_a_checkpoint_of_another_fit_is_refused(cells, schema, tmp_path):
         ch.SCVI(max_epochs=2).fit(cells, schema, checkpoint=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_best_so_far_and_says_so(cells, schema, monkeypatch):
     three = ch.SCVI(max_epochs=8, patience=8).fit(cells, schema)
     _stop_after(monkeypatch, 3, KeyboardInterrupt())

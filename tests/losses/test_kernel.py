@@ -30,6 +30,7 @@ def needs_a_compiler():
         pytest.skip("no kernel: there is no C compiler")
 
 
+@pytest.mark.slow
 def test_it_is_built_once_where_others_cannot_write(fresh, monkeypatch):
     needs_a_compiler()
     (built,) = fresh.rglob("*.so")
@@ -40,6 +41,7 @@ def test_it_is_built_once_where_others_cannot_write(fresh, monkeypatch):
     assert [f.stat().st_mtime_ns for f in fresh.rglob("*.so")] == [before]
 
 
+@pytest.mark.slow
 def test_a_folder_that_others_can_write_to_is_not_used(fresh):
     needs_a_compiler()
     kernel._library.cache_clear()
@@ -47,6 +49,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(fresh):
     assert not kernel.available()
 
 
+@pytest.mark.slow
 def test_a_place_that_everybody_can_write_to_is_not_used(fresh):
     fresh.mkdir()
     fresh.chmod(0o777)

@@ -119,6 +119,7 @@ def brute_widths(x, groups):
     return widths
 
 
+@pytest.mark.slow
 @given(
     cells=st.lists(
         st.tuples(*[st.integers(-2, 2)] * 2, st.integers(0, 3), st.integers(0, 2)),

@@ -80,6 +80,7 @@ def test_manifold_of_equal_shifted_and_collapsed_clouds(rng):
     assert point.coverage < 0.1
 
 
+@pytest.mark.slow
 def test_a_forest_tells_real_from_fake_only_if_they_differ(rng):
     x, y = rng.normal(size=(2, 300, 5))
     assert m.real_or_fake(x, y) == pytest.approx(0.5, abs=0.07)

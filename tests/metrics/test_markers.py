@@ -37,6 +37,7 @@ def test_markers_are_what_sets_types_apart():
     assert [*map(list, found.values())] == [[0], [1, 2]]
 
 
+@pytest.mark.slow
 def test_real_cells_are_level():
     """Over forty pairs of samples of the same cells, hardly one is off by any statistic."""
     worst = []

@@ -83,6 +83,7 @@ def test_rounding_does_not_choose_among_cells_far_from_the_origin():
     check(np.concatenate([rng.normal(size=(300, 6)), [[1e3] * 6]]), 20)  # an outlier
 
 
+@pytest.mark.slow
 @given(
     values=st.integers(1, 4).flatmap(
         lambda r: st.lists(

@@ -167,6 +167,7 @@ def test_refining_leaves_more_right_pairs(cells, monkeypatch):
     assert len(never.history.query("phase == 'CLAIRE'")) == 2
 
 
+@pytest.mark.slow
 def test_the_rate_falls_after_the_refinement(cells):
     for schedule, last in (("constant", 1e-3), ("cosine", 0.25e-3)):
         how = {"max_epochs": 5, "refine": 0.4, "batch_size": 128, "schedule": schedule}
@@ -215,6 +216,7 @@ def test_one_batch_is_refused_before_any_compute(cells, monkeypatch):
         ch.CLAIRE().fit(cells, ch.Schema(counts="layers/counts"))
 
 
+@pytest.mark.slow
 def test_cells_to_validate_on_have_pairs_too_or_are_refused(cells):
     def fit(cells, validation):
         fitted = ch.CLAIRE(n_mutual=1, max_epochs=2, refine=0.5).fit(

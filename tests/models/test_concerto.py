@@ -71,6 +71,7 @@ def batch_of(cells):
     return CellBatch(torch.arange(40), {"counts": x})
 
 
+@pytest.mark.slow
 def test_the_loss_compares_teacher_and_student(cells, fitted):
     module, batch = fitted.module, batch_of(cells)
     with torch.no_grad():

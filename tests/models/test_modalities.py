@@ -80,6 +80,7 @@ def parts_of(fitted, cells):
     return found
 
 
+@pytest.mark.slow
 def test_ways_to_fuse_differ(fitted, mosaic):
     """Side by side, mean over what is there, sum; what a cell lacks is 0."""
     found = {f: fitted[f].embed(mosaic) for f in FUSIONS}
@@ -214,6 +215,7 @@ def test_clip_of_none_or_one_is_nothing(joining, n_both):
     assert all(bool(g.isfinite().all()) for g in grads)
 
 
+@pytest.mark.slow
 def test_clip_is_added_to_the_objective_of_the_model(whole):
     history = ch.SimCLR(fusion="clip", **QUICK).fit(whole, SCHEMA, progress=False).history
     first = history.iloc[0]

@@ -75,6 +75,7 @@ def test_a_known_velocity_is_found(oscillator):
     assert edges["x", "y"] < -3
 
 
+@pytest.mark.slow
 @WANDERS
 @pytest.mark.parametrize("name", [*SPARSE, "NeuralODE", "SecondOrderNODE"])
 def test_every_model_answers(name, paths, tmp_path):
@@ -123,6 +124,7 @@ def test_edges_of_a_network_are_better_than_chance(network, paths):
     assert edge_precision(weights, network.signs)["signed_lift"] > 3
 
 
+@pytest.mark.slow
 @WANDERS
 def test_what_is_knocked_out_is_gone_and_stays_so(paths):
     fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
@@ -138,6 +140,7 @@ def test_what_is_knocked_out_is_gone_and_stays_so(paths):
     np.testing.assert_allclose(at_end.X, last.X, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_confidence_among_thousands_of_genes():
     n = 4100
     spec = Spec(("expression", "time"), {"expression": tuple(map(str, range(n)))}, {}, {})
@@ -174,6 +177,7 @@ def test_the_same_seed_is_the_same_fit(paths):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_whole_trajectories_are_held_out(paths):
     fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
     assert fitted.provenance["validation_cells"] == 20
@@ -266,6 +270,7 @@ def test_cells_in_any_order_are_the_same_series(paths):
     )
 
 
+@pytest.mark.slow
 def test_a_blow_up_names_the_series_and_keeps_its_last_good_state(paths):
     fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
     with torch.no_grad():
@@ -277,6 +282,7 @@ def test_a_blow_up_names_the_series_and_keeps_its_last_good_state(paths):
     assert np.isfinite(np.asarray(caught.value.state)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "error", "said"),
     [
@@ -309,6 +315,7 @@ def test_bad_series_are_refused(paths):
         ch.NeuralODE(**FEW).fit(paths, ch.Schema(expression="X"), progress=False)
 
 
+@pytest.mark.slow
 def test_another_set_of_genes_is_refused_or_matched_by_name(paths):
     fitted = ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
     turned = paths[:5, ::-1].copy()
@@ -326,6 +333,7 @@ def course(paths):
     return ch.NeuralODE(**FEW).fit(paths, SCHEMA, seed=0, progress=False)
 
 
+@pytest.mark.slow
 @WANDERS
 @pytest.mark.parametrize("times", [[8.0], [-3.0, 1.0]])
 def test_times_beyond_those_of_the_fit_are_told(course, paths, times):
@@ -364,6 +372,7 @@ def test_times_that_are_no_numbers_are_told_in_words(course, times, got):
         course.trajectory(start="path_0", times=times)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unit", "zero"), [(1.0, 0.0), (86400.0, 1_700_000_000.0)])
 def test_the_span_that_is_told_is_that_of_the_cells_in_the_users_unit(network, unit, zero):
     """Of 150 times in a row two each are averaged: the means begin later and end earlier."""
@@ -386,6 +395,7 @@ def steep(paths):
     return fitted
 
 
+@pytest.mark.slow
 def test_values_stay_in_the_range_of_their_gene_and_that_is_told(steep, paths):
     with pytest.warns(ForecastWarning, match="held at its end"):
         found = steep.trajectory(paths[paths.obs["time"] == 0].copy(), times=[5.0]).X
@@ -410,6 +420,7 @@ def test_of_several_paths_those_that_blow_up_are_lost(course, paths):
     np.testing.assert_allclose(found[[0, 2]], alone, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_entries_not_measured_are_left_out():
     data = simulate_system("predators", Sampling(n_trajectories=10, n_times=30), seed=0)
     data.X[np.random.default_rng(0).random(data.X.shape) < 0.3] = np.nan

@@ -39,6 +39,7 @@ def fitted(cells):
     return fit(cells)
 
 
+@pytest.mark.slow
 def test_labels_are_read_by_the_reference_alone(cells, fitted):
     other = cells.copy()
     other.obs["cell_type"] = np.random.default_rng(0).permutation(other.obs["cell_type"])
@@ -91,6 +92,7 @@ def without_type_0():
     return named, cells[~half].copy(), types[~half]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["neighbours", "linear"])
 def test_a_type_that_was_left_out_is_unseen(without_type_0, method):
     """More often than others are; how often depends on where the embedding puts what it never saw."""

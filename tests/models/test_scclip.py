@@ -137,6 +137,7 @@ def test_held_out_cells_hold_pairs_that_can_be_told_apart(monkeypatch):
             model.fit(half, CITE, validation=named)
 
 
+@pytest.mark.slow
 def test_cells_are_held_out_by_chance_only_if_they_hold_pairs():
     absent = {"adt": ["batch_1", "batch_2", "batch_3", "batch_4"]}
     few = simulate_citeseq(100, 40, 8, n_batches=5, absent=absent, seed=0)

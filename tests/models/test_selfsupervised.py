@@ -271,6 +271,7 @@ def history_rows(fitted, cells):
     return fitted.model.split(source, np.arange(cells.n_obs), 0.1, Rng(0)).validation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", MODELS)
 def test_labels_leave_no_trace(cls, some):
     """Nor do batches, as no augmentation mixes them here."""

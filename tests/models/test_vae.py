@@ -122,6 +122,7 @@ def test_features_that_a_query_lacks_count_as_average(linear, gaussian):
     assert observed > linear.score(filled, n_samples=50, bound="elbo").mean()  # 16 terms, not 20
 
 
+@pytest.mark.slow
 def test_silent_genes_do_not_blow_up(cells, schema):
     counts = cells.layers["counts"].toarray()
     counts[:, 5] = 0

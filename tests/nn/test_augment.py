@@ -192,6 +192,7 @@ def test_a_swap_keeps_the_values_of_each_cell_and_pairs_genes():
                 assert after[cell, at[float(value)]] == before[cell, gene]
 
 
+@pytest.mark.slow
 def test_every_gene_swaps_with_every_other_alike():
     torch.manual_seed(0)
     b, g, share, rounds = 60, 10, 0.3, 1500

@@ -180,6 +180,7 @@ def test_generated_cells_have_the_density_of_the_model(model):
     np.testing.assert_allclose(np.cov(new.T), covariance, atol=0.05 * spread.max() ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [ch.PPCA(n_latent=3), ch.FactorAnalysis(n_factors=3)])
 def test_predicted_cells_are_a_second_measurement(model):
     cells = uneven(2000, 8, 3)

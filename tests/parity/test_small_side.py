@@ -113,6 +113,7 @@ def test_too_few_cells_are_told(counts, way):
         ch.PCA(n_latent=20).fit(counts[:10].copy(), COUNTS)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_data_and_the_answer():
     """200 cells x 6,000 genes: genes squared would be 288 MB."""
     cells = ad.AnnData(sp.random(200, 6000, density=0.05, format="csr", dtype=np.float32, rng=0))
