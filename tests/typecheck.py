@@ -15,8 +15,8 @@ from typing import Any, get_args, get_type_hints
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-# an int passes for a float, as in Python's own numeric tower
-_check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+# An int passes for a float, as in Python's own numeric tower. What is raised is a TypeError, as jaxtyping's is.
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
 _jaxtyped = jaxtyping.jaxtyped
 
 
