@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-# An int passes for a float, as in Python's own numeric tower. What is raised is a TypeError, as jaxtyping's is.
+# An int passes for a float, as in Python's own numeric tower. TypeErrors are raised, as jaxtyping's are.
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
 _jaxtyped = jaxtyping.jaxtyped
 

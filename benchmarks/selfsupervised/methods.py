@@ -200,7 +200,8 @@ def _short(
         index=list(names), dtype=float,
     )  # fmt: skip
     roles = {name: of[0]["role"] for methods in found.values() for name, of in methods.items()}
-    best = table[[roles[name] != "ceiling" for name in table.index]].max()
+    contest = table[[roles[name] != "ceiling" for name in table.index]]
+    best = contest.max().where(contest.nunique() > 1)  # of equals none is
     lines = [
         (_named(name, roles[name]), *(_shown(value, value == best[k]) for k, value in row.items()))
         for name, row in table.iterrows()
