@@ -113,11 +113,12 @@ SHORT = {
     "Batch correction: total (0.6 bio + 0.4 batch)": [
         (task, "total", task) for task in ("kang-ctrl", "lines", "mop", "tusi", "midas")
     ],
-    "Typing of cells of two held-out batches: neighbours": [
-        ("kang-ctrl, two donors", "knn_shared_f1", "Kang: macro-F1"),
+    "Typing of cells of two held-out batches: macro-F1": [
+        ("kang-ctrl, two donors", "knn_shared_f1", "Kang: neighbours"),
+        ("kang-ctrl, two donors", "linear_shared_f1", "linear"),
         ("kang-ctrl, two donors", "knn_worst", "worst type"),
-        ("mop, two libraries", "knn_shared_f1", "mop: macro-F1"),
-        ("mop, two libraries", "knn_worst", "worst type"),
+        ("mop, two libraries", "knn_shared_f1", "mop: neighbours"),
+        ("mop, two libraries", "linear_shared_f1", "linear"),
     ],
     "Missing protein: Pearson correlation": [
         ("midas, p4", "cell_r", "midas: per cell"), ("midas, p4", "protein_r", "per protein"),
