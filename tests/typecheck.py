@@ -1,7 +1,7 @@
 """Types and shapes are checked in tests: by jaxtyping where a shape is named, by beartype alone elsewhere.
 
 jaxtyping checks arguments twice, so that names of axes hold for what is returned. Most functions name no
-shape, and for them one check, of a tenth of the time, finds the same.
+shape, and for them one check finds the same.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from .probing import (
     fit_and_embed,
     picture,
     scored,
-)  # fmt: skip
+)
 from .query import protein_values, without_proteins
 from .trial import Result
 
