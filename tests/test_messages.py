@@ -101,13 +101,15 @@ def disagreements(template: ast.expr) -> list[str]:
     return [found for n, rule in rules.items() for found in re.findall(rule, filled(template, n))]
 
 
-SENTENCES = [(place, node) for place, node in texts() if filled(node, 1).count(" ") > 2]
+@pytest.fixture(scope="module")
+def sentences() -> list[tuple[str, ast.expr]]:
+    return [(place, node) for place, node in texts() if filled(node, 1).count(" ") > 2]
 
 
-def test_texts_have_whole_spaces():
+def test_texts_have_whole_spaces(sentences):
     wrong = [
         (place, found[0])
-        for place, node in SENTENCES
+        for place, node in sentences
         if (
             found := re.findall(
                 r"(?<=\w)  +\w+|\w+ [,;.](?= |$)|[a-z][,;][A-Za-z]\w*|\b(?!ch\b|pandas\b)[a-z]+\.[A-Z]\w+",
@@ -118,9 +120,9 @@ def test_texts_have_whole_spaces():
     assert not wrong
 
 
-def test_numbers_agree_with_their_nouns_and_verbs():
+def test_numbers_agree_with_their_nouns_and_verbs(sentences):
     """`counted(n, "cell")` does; "1 cells", "1 of 20 cells are" and "2 class" do not."""
-    wrong = [(place, found) for place, node in SENTENCES if (found := disagreements(node))]
+    wrong = [(place, found) for place, node in sentences if (found := disagreements(node))]
     assert not wrong, f"{len(wrong)}: " + "\n".join(map(str, wrong))
 
 
