@@ -121,7 +121,7 @@ def test_cells_that_lack_what_is_read_are_counted(say, both):
         some.write("some.h5mu")
     code, out, err = say("predict simclr some.h5mu -o proteins.h5ad")
     assert code == 0, err
-    assert "written to proteins.h5ad; 10 cells without what the model reads: left out" in out
+    assert "10 cells of 180 without what the model reads: left out." in err
     values = whole["adt"].X.toarray().astype(np.float32)
     values[150:] = np.nan
     with mudata.set_options(pull_on_update=False):

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from chreode.errors import DataError
-from chreode.metrics.classifiers import LinearProbe, NearestLabels
+from chreode.metrics.classifiers import HeldOut, LinearProbe, NearestLabels
 
 BOTH = pytest.mark.parametrize("classifier", [NearestLabels, LinearProbe])
 
@@ -170,6 +170,35 @@ def test_groups_make_the_calibration_hold_in_new_batches():
     assert kstest(across.novelty(new), "uniform").statistic < 0.2
     probe = LinearProbe.fit(x, codes, 3, groups=groups)
     assert calibration_error(probe.probabilities(new), truth) < 0.05
+
+
+@pytest.mark.parametrize("n_batches", [None, 4])
+@pytest.mark.parametrize("classifier", [NearestLabels, LinearProbe])
+def test_cells_held_out_tell_how_far_new_cells_lie_where_the_reference_was_learned_from(
+    classifier, n_batches
+):
+    cells = in_batches(3000, n_batches or 1, 0)
+    (x, codes, groups), (held_x, held_codes, held_groups) = zip(
+        *((v[:1500], v[1500:2500]) for v in cells), strict=True
+    )
+    new = in_batches(3000, 200, 1)[0] if n_batches else cells[0][2500:]
+    noise = np.random.default_rng(2).normal(size=x.shape)
+    farther = x + (0.2 if n_batches else 0.5) * noise  # as views push cells apart
+    own = groups if n_batches else None
+    held = HeldOut(held_x, held_codes, held_groups if n_batches else None)
+    right = classifier.fit(farther, codes, 3, groups=own, held_out=held)
+    assert kstest(right.novelty(new), "uniform").statistic < (0.2 if n_batches else 0.1)
+    without = classifier.fit(farther, codes, 3, groups=own)
+    # by cells of the same batches, where there are others
+    wrong = classifier.fit(farther, codes, 3, held_out=held._replace(groups=None))
+    wrong = wrong if n_batches else without
+    assert kstest(wrong.novelty(new), "uniform").statistic > 0.4
+    few = HeldOut(*(None if v is None else v[:19] for v in held))
+    np.testing.assert_array_equal(
+        classifier.fit(farther, codes, 3, groups=own, held_out=few).spacing, without.spacing
+    )
+    # probabilities stay as they are
+    np.testing.assert_array_equal(right.probabilities(new), without.probabilities(new))
 
 
 @pytest.mark.parametrize(("shift", "against"), [(0, 0.02), (3, 0.5)])

@@ -104,6 +104,8 @@ def classify(
 ) -> Answer:
     """Write the most probable label of each cell into a copy of their file.
 
+    Give cells that the model was not fitted on: one of its own cells is its own nearest neighbour.
+
     Parameters
     ----------
     model
@@ -117,11 +119,11 @@ def classify(
     in_place
         Write to FILE itself.
     method
-        Of self-supervised models: neighbours (the nearest training cells), or linear (a linear probe)
-        [default: neighbours].
+        Of self-supervised models: neighbours (the nearest training cells, calibrated, so that a rare type
+        may lose to a common one against their majority), or linear (a linear probe) [default: neighbours].
     unseen
         Of self-supervised models: novelty above which a cell is labelled unseen, from 0 to 1
-        [default: 0.99].
+        [default: 0.95].
     """
     from ..data.collect import copy_with
     from ..data.read import read
@@ -166,9 +168,9 @@ def _unseen(fitted: Fitted, table: pd.DataFrame, options: dict[str, Any]) -> str
     )
 
 
-def _left_out(n: SupportsIndex, what: str = "NaN") -> str:
-    """Say how many cells lack what the model reads, and what became of them; "" where none does."""
-    return f"; {counted(n, 'cell')} without what the model reads: {what}" if n else ""
+def _left_out(n: SupportsIndex) -> str:
+    """Say how many cells lack what the model reads; "" where none does."""
+    return f"; {counted(n, 'cell')} without what the model reads: NaN" if n else ""
 
 
 def _offered(fitted: Fitted, verb: str, **options: Any) -> dict[str, Any]:
@@ -324,8 +326,6 @@ def predict(
     output
         The .h5ad file to write: expected counts.
     """
-    from ..data.read import read
-
     require_output(output, [".h5ad"], file)
     fitted = load_model(model, threads)
     if not fitted.module.fills:
@@ -334,13 +334,11 @@ def predict(
             "are fitted with --counts and --protein. For cells under other conditions: chreode correct"
         )
     schema = fitted.schema.with_(**roles)
-    data = read(file)
-    fitted.predict(data, into=output, schema=schema, device=device)
-    without = _left_out(data.n_obs - read(output).n_obs, "left out")
+    fitted.predict(file, into=output, schema=schema, device=device)
     sizes = {role: fitted.spec.n_features(role) for role in fitted.module.drawn}
     filled = " and ".join(f"{role} ({counted(n, 'feature')})" for role, n in sizes.items())
     return Answer(
-        f"expected counts of {filled} written to {output}{without}",
+        f"expected counts of {filled} written to {output}",
         {"file": str(output), "features": sizes},
         json,
     )

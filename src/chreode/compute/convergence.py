@@ -12,8 +12,7 @@ State: TypeAlias = Literal["still improving", "overfitted", "moving target", "re
 #: What each word means, in a sentence that begins with the fit; what matters most comes first.
 STATES: dict[str, str] = {
     "still improving": "was still improving when it stopped: train it for longer before you judge it",
-    "overfitted": "had been better on the validation cells before it stopped: the weights of its best "
-    "epoch are kept, unless the model was set to keep the last",
+    "overfitted": "had been better on the validation cells before it stopped",
     "moving target": "followed a target that moves as it learns: its objective tells neither whether it had "
     "converged nor whether it overfitted, and its last weights are kept",
     "rested": "had stopped improving when it ended",

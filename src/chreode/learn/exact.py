@@ -29,6 +29,24 @@ from .phase import Phase, Session, Split, Trace
 
 Batches = Callable[[], Iterator[CellBatch]]
 
+
+@dataclass(frozen=True)
+class FitBatches:
+    """The training cells of a fit in minibatches, as often as it is called, and its validation cells."""
+
+    source: Source
+    split: Split
+    device: str
+
+    def __call__(self) -> Iterator[CellBatch]:
+        """Return the training cells."""
+        return self.source.batches(self.split.train, self.device)
+
+    def held_out(self) -> Iterator[CellBatch]:
+        """Return the validation cells, of which there may be none."""
+        return self.source.batches(self.split.validation, self.device)
+
+
 #: Features up to which their covariance is held: one pass over the cells, 72 MB.
 FEATURES_SQUARED = 3000
 #: Cells up to which their inner products are held, where there are more features than that.
@@ -54,7 +72,7 @@ class Exact:
         start = time.perf_counter()
         target = phase.target(module)
         with torch.no_grad():
-            converged = target.solve(lambda: source.batches(split.train, run.device), run.rng)
+            converged = target.solve(FitBatches(source, split, run.device), run.rng)
         history = pd.DataFrame({"epoch": [0], "seconds": [time.perf_counter() - start]})
         return Trace(history, "still improving" if converged is False else "rested")
 

@@ -14,6 +14,9 @@ from ..errors import ConfigError, DataError, SchemaError, counted
 from ..metrics.neighbours import exact_neighbours, mutual_neighbours, neighbours_by_group
 from .components import having_expression
 
+#: Share of a batch up to which a label does not count as one that the batch holds.
+_FEW = 0.05
+
 
 @dataclass(frozen=True, eq=False)
 class _Neighbours:
@@ -196,7 +199,7 @@ def refuse_one_batch(
 
 
 def refuse_labels_as_batches(source: Source, rows: Rows, what: str) -> None:
-    """Refuse to mix cells by batches each of which holds one label alone: one batch of each, or several.
+    """Refuse to mix cells by batches each of which holds one label (nearly) alone, in one batch or several.
 
     Partners from the own batch would then have the own label, and those from another batch mostly another
     one. Labels that occur in one batch alone are no leak, as its other labels are drawn like them.
@@ -210,16 +213,17 @@ def refuse_labels_as_batches(source: Source, rows: Rows, what: str) -> None:
         return
     rows = having_expression(source, rows)  # no others are mixed
     batch, label = (source.columns[role][rows] for role in ("batch", "label"))
-    pairs = np.unique(np.stack([batch, label])[:, label >= 0], axis=1)
+    pairs, n = np.unique(np.stack([batch, label])[:, label >= 0], axis=1, return_counts=True)
+    pairs = pairs[:, n > _FEW * np.bincount(pairs[0], n)[pairs[0]]] if len(n) else pairs
     n_batches, n_labels = (len(np.unique(codes)) for codes in pairs)
     if n_labels < 2 or n_batches < pairs.shape[1]:
         return
     names = source.spec.categories
     place, kind = names["batch"][pairs[0, 0]], names["label"][pairs[1, 0]]
     raise ConfigError(
-        f"Cells of different batches are mixed by {what}, and here every batch holds one label alone: batch "
-        f"{place!r} holds {kind!r}. This would show labels to a model that is to be judged by them. Name as "
-        f"batch what holds cells of several labels, or do without {what}."
+        f"Cells of different batches are mixed by {what}, and here every batch holds one label, alone or "
+        f"nearly so: batch {place!r} holds {kind!r}. This would show labels to a model that is to be judged by "
+        f"them. Name as batch what holds cells of several labels, or do without {what}."
     )
 
 

@@ -162,8 +162,14 @@ class SGD:
                 warn(f"{phase.name}: {loop.notes[-1]}.")
                 loop.finish(keep_best=True)
             else:
-                passed = self.patience is not None or loop.state() == "overfitted"
+                overfitted = loop.state() == "overfitted"
+                passed = self.patience is not None or overfitted
                 loop.finish(keep_best=passed and self.keep == "best")
+                if overfitted:
+                    loop.notes.append(
+                        f"{phase.name} had its best objective in epoch {loop.best_epoch} of {loop.epochs}, "
+                        f"and the weights of {'that' if self.keep == 'best' else 'the last'} epoch are kept"
+                    )
                 loop.tell_end(phase.name)
             finally:
                 share_statistics(module, among_processes=False)

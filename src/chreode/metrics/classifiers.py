@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Real, Shaped
@@ -18,6 +19,24 @@ from ..errors import DataError, counted
 
 #: Parts into which the linear probe leaves cells out.
 FOLDS = 5
+#: Cells held out from which novelty is a rank among them.
+ENOUGH = 20
+
+
+class HeldOut(NamedTuple):
+    """Labelled cells that the coordinates of the reference were not learned from.
+
+    Attributes
+    ----------
+    x, codes
+        Coordinates, and the label of each cell, as those of the reference.
+    groups
+        Batch of each cell, if the reference has batches.
+    """
+
+    x: Float[np.ndarray, "h z"]
+    codes: Int[np.ndarray, " h"]
+    groups: Shaped[np.ndarray, " h"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +51,12 @@ class NearestLabels:
     other groups, or by all other cells where there are no groups. Cells of a type that no other group has
     are not judged: nothing could tell them.
 
-    Novelty is the share of the judged cells that lie nearer to their k nearest than a cell does, by the mean
-    distance. It is a rank among reference cells and promises no rate for new cells, not even for those of the
-    same types: coordinates that were learned from the reference place other cells in another way. Types that
-    are rare or spread widely look newer. How new an unseen type looks depends on how far it lies from the
-    others. Of n judged cells, novelty is n / (n + 1) at the most.
+    Novelty is the share of some cells that lie nearer to their k nearest than a cell does, by the mean
+    distance: of the cells held out where there are `ENOUGH`, else of the judged ones. Coordinates that were
+    learned from the reference place its cells in another way than new ones, often farther from each other, so
+    that a rank among them says little. One among cells held out is near to uniform for new cells of the same
+    types and of like batches. Types that are rare or spread widely look newer. How new an unseen type looks
+    depends on how far it lies from the others. Among n cells, novelty is n / (n + 1) at the most.
 
     Attributes
     ----------
@@ -45,7 +65,7 @@ class NearestLabels:
     weight
         The weight w of the shares.
     spacing
-        Mean distance of the judged cells to their k nearest, rising.
+        Mean distance to their k nearest of the cells that novelty is a rank among, rising.
     k
         Number of neighbours; all reference cells where there are fewer.
 
@@ -82,6 +102,7 @@ class NearestLabels:
         k: int = 11,
         groups: Shaped[np.ndarray, " n"] | None = None,
         sample_weight: Real[np.ndarray, " n"] | None = None,
+        held_out: HeldOut | None = None,
     ) -> NearestLabels:
         """Keep the reference, and calibrate on its cells.
 
@@ -94,6 +115,8 @@ class NearestLabels:
         sample_weight
             How many cells each one stands for, where types were drawn unevenly (default: 1). Novelty is then
             the share of all these cells; nothing else reads it.
+        held_out
+            Cells that novelty is a rank among, if `ENOUGH` are of a type that another batch has.
 
         Raises
         ------
@@ -101,15 +124,14 @@ class NearestLabels:
             With fewer than two cells, values that are not finite, or codes out of range.
         """
         _refuse(x, codes, n_labels)
+        batches = groups
         groups, judged = _left_out(codes, groups)
         shares, distances = np.zeros((len(x), n_labels)), np.zeros(len(x))
         for held, others in _by_group(groups):
             alone = held is others
             found, distance = _nearest(x[others], None if alone else x[held], k)
             shares[held] = _shares(codes[others[found]], n_labels)
-            # among fewer cells the nearest lie farther: as far as fewer of all would
-            fewer = max(1, round(distance.shape[1] * len(others) / len(x)))
-            distances[held] = distance[:, :fewer].mean(1)
+            distances[held] = _mean_distance(distance, len(others) / len(x))
         own = np.arange(len(x))[judged], codes[judged]
         voted, usual = shares[own], (np.bincount(codes, minlength=n_labels) / len(x))[codes[judged]]
 
@@ -119,7 +141,12 @@ class NearestLabels:
         least = 1 / (len(x) + 1)  # so many cells cannot say more (the rule of succession)
         best = minimize_scalar(log_loss, bounds=(least, 1 - least), method="bounded").x
         weight = best if judged.any() else least
-        spacing = _spacing(distances, np.flatnonzero(judged), sample_weight)
+        new = []
+        if held_out is not None:
+            for held, others in _compared(codes, batches if _grouped(groups) else None, held_out):
+                distance = _nearest(x[others], held_out.x[held], k)[1]
+                new.append(_mean_distance(distance, len(others) / len(x)))
+        spacing = _spacing(distances, np.flatnonzero(judged), sample_weight, new)
         return cls(x, codes, n_labels, float(weight), spacing, k)
 
     def probabilities(self, x: Float[np.ndarray, "m z"]) -> Float64[np.ndarray, "m c"]:
@@ -152,9 +179,8 @@ class LinearProbe:
     regression has not learned: those of other groups, in five parts, or any cells where there are no groups.
     Cells of a type that is in no other part are not judged.
 
-    Novelty is the share of the judged cells that lie nearer to the nearest mean of a type than a cell does,
-    in standard deviations within types (Mahalanobis distance). It promises no more than that of
-    `NearestLabels`.
+    Novelty is the share of some cells that lie nearer to the nearest mean of a type than a cell does, in
+    standard deviations within types (Mahalanobis distance): of the same cells as that of `NearestLabels`.
 
     Attributes
     ----------
@@ -165,7 +191,7 @@ class LinearProbe:
     whiten, centres
         ``x @ whiten`` has a covariance of 1 within types, and there the types have their means.
     spacing
-        Distance of the judged cells to the nearest mean, rising.
+        Distance to the nearest mean of the cells that novelty is a rank among, rising.
 
     References
     ----------
@@ -196,12 +222,18 @@ class LinearProbe:
         *,
         groups: Shaped[np.ndarray, " n"] | None = None,
         sample_weight: Real[np.ndarray, " n"] | None = None,
+        held_out: HeldOut | None = None,
     ) -> LinearProbe:
         """Learn the regression, and calibrate it; parameters and errors as those of `NearestLabels.fit`."""
         _refuse(x, codes, n_labels)
+        batches = groups
         groups, _ = _left_out(codes, groups)
         n_folds = min(FOLDS, len(np.unique(groups)))
-        logits, judged, distances = [], [], np.zeros(len(x))
+        logits, judged, new, distances = [], [], [], np.zeros(len(x))
+        whole = cls._learned(x, codes, n_labels)
+        by_batch = _grouped(groups)
+        if held_out is not None and not by_batch:
+            new.append(whole._distance(held_out.x[np.isin(held_out.codes, codes)]))
         for learned, held in GroupKFold(n_folds).split(x, codes, groups):
             held = held[np.isin(codes[held], codes[learned])]
             if not len(held):
@@ -210,7 +242,12 @@ class LinearProbe:
             logits.append(part._logits(x[held]))
             distances[held] = part._distance(x[held])
             judged.append(held)
-        whole = cls._learned(x, codes, n_labels)
+            if held_out is not None and by_batch:
+                assert batches is not None  # as cells are left out by them
+                assert held_out.groups is not None
+                other = np.isin(held_out.groups, np.delete(batches, learned))
+                known = np.isin(held_out.codes, codes[learned])
+                new.append(part._distance(held_out.x[other & known]))
         if not judged:
             return whole
         every, rows = np.concatenate(logits), np.concatenate(judged)
@@ -222,7 +259,7 @@ class LinearProbe:
         inverse = minimize_scalar(log_loss, bounds=(1e-3, 10), method="bounded").x
         return cls(
             inverse * whole.weights, inverse * whole.bias, whole.known, whole.whiten, whole.centres,
-            _spacing(distances, rows, sample_weight),
+            _spacing(distances, rows, sample_weight, new),
         )  # fmt: skip
 
     @classmethod
@@ -296,12 +333,40 @@ def _left_out(
     return (at, judged) if groups is None or judged.any() else _left_out(codes, None)
 
 
+def _grouped(groups: Int[np.ndarray, " n"]) -> bool:
+    """Return whether cells are left out by batches, and not each alone."""
+    return bool(groups.max() + 1 < len(groups))
+
+
+def _compared(
+    codes: Int[np.ndarray, " n"], batches: Shaped[np.ndarray, " n"] | None, held_out: HeldOut
+) -> Iterator[tuple[Int[np.ndarray, " h"], Int[np.ndarray, " o"]]]:
+    """Yield cells held out, and the reference cells of other batches, if those have their type."""
+    if batches is None or held_out.groups is None:
+        yield np.flatnonzero(np.isin(held_out.codes, codes)), np.arange(len(codes))
+        return
+    for batch in np.unique(held_out.groups):
+        others = np.flatnonzero(batches != batch)
+        mine = (held_out.groups == batch) & np.isin(held_out.codes, codes[others])
+        if mine.any():
+            yield np.flatnonzero(mine), others
+
+
+def _mean_distance(distance: Float[np.ndarray, "m k"], share: float) -> Float64[np.ndarray, " m"]:
+    """Return the mean distance to the nearest, of which only a share was there to be found.
+
+    Among fewer cells the nearest lie farther: as far as fewer of all would.
+    """
+    fewer = max(1, round(distance.shape[1] * share))
+    return distance[:, :fewer].mean(1).astype(np.float64)
+
+
 def _by_group(
     groups: Int[np.ndarray, " n"],
 ) -> Iterator[tuple[Int[np.ndarray, " h"], Int[np.ndarray, " o"]]]:
     """Yield the cells of each group, and those of the others; all at once if each is alone."""
     cells = np.arange(len(groups))
-    if groups.max() + 1 == len(groups):
+    if not _grouped(groups):
         yield cells, cells
         return
     for group in range(groups.max() + 1):
@@ -328,8 +393,14 @@ def _spacing(
     distances: Float[np.ndarray, " n"],
     judged: Int[np.ndarray, " j"],
     sample_weight: Real[np.ndarray, " n"] | None,
-) -> Float[np.ndarray, " j"]:
-    """Return the distances of the judged cells, rising: by weight, as many as there are."""
+    new: Sequence[Float[np.ndarray, " _"]],
+) -> Float[np.ndarray, " _"]:
+    """Return the distances that novelty is a rank among, rising: of enough new cells, or of the judged ones.
+
+    Those of the judged cells are drawn by weight, as many as there are.
+    """
+    if sum(map(len, new)) >= ENOUGH:
+        return np.sort(np.concatenate(new))
     n = len(judged)
     if sample_weight is None or not n:
         return np.sort(distances[judged])

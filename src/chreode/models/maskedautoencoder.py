@@ -12,7 +12,7 @@ from ..compute.rng import Rng
 from ..config import config, param
 from ..data.batch import CellBatch, SparseRows
 from ..errors import ConfigError
-from ..learn.exact import Batches
+from ..learn.exact import FitBatches
 from ..losses.masked import masked_error
 from ..module import Loss, Step
 from ..nn.augment import coins
@@ -55,7 +55,7 @@ class MaskedAutoencoderModule(Embedder):
         return self.logged(torch.stack(errors).sum(), embedded, step)
 
     @torch.no_grad()
-    def solve(self, batches: Batches, rng: Rng) -> None:
+    def solve(self, batches: FitBatches, rng: Rng) -> None:
         """Let the batch norms of the encoders normalise by whole cells, as `embed` shows them; look at all.
 
         They learned from cells of which genes were hidden, which have other means and variances.

@@ -104,10 +104,6 @@ class ScCLIP(Encoding):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = scssl(augment=("mask",), fusion="mean")
 
-    augment: tuple[str, ...] = param(
-        ("mask",),
-        "Augmentations, which act in this order: thin (counts), programmes, mask, swap, crossover, noise.",
-    )
     fusion: Literal["concat", "mean", "add"] = param(
         "mean",
         "How the places of a cell become its embedding: averaged over what it has, added, or side by side "

@@ -217,7 +217,7 @@ def _sizes(bench: ScoreTable) -> list[tuple[str, pd.DataFrame]]:
     ).loc[types.index]
     both = both.rename_axis(index="type", columns=None)
     both = both if both.shape[1] <= both.shape[0] else both.T.rename_axis("batch")
-    caption = "Cells per donor (batch) and type. 0: the donor has none of this type."
+    caption = "Cells per batch and type. 0: the batch has none of this type."
     return [("Cells per type. And the number of batches that have it.", types), (caption, both)]
 
 

@@ -23,7 +23,7 @@ from ..data.cells import Cells
 from ..data.collect import refuse_what_cannot_be_kept
 from ..data.read import Data
 from ..data.source import Source
-from ..errors import ConfigError, DataError, SchemaError
+from ..errors import ConfigError, DataError, SchemaError, counted, warn
 from ..run import Run
 from ..schema import MATRIX_ROLES, Schema
 from .conditions import Conditions, as_mapping, refuse_no_amount
@@ -129,6 +129,13 @@ def open_cells(
     refuse_missing(source, usable, self.model.tolerates, self.model.key)
     refuse_no_amount(self, source, usable, to)
     return source, usable
+
+
+def tell_left_out(source: Source, usable: np.ndarray) -> None:
+    """Warn of cells that the answer lacks, as nothing that the model reads was measured in them."""
+    n = len(source) - len(usable)
+    if n:
+        warn(f"{counted(n, 'cell')} of {len(source):,} without what the model reads: left out.")
 
 
 def _refuse_unnamed(self: FittedState, schema: Schema, roles: Collection[str]) -> None:

@@ -60,7 +60,7 @@ def classify(
     settings
         Fields of `run`, and what the model offers beside. Self-supervised models have ``method``, the
         ``"neighbours"`` of a cell or a ``"linear"`` probe, and ``unseen``, the novelty above which a cell is
-        called unseen (0.99). With fewer than 100 labelled cells in the fit none is, and a warning says so.
+        called unseen (0.95). Give cells that are not of the fit: one of its own cells is its own nearest.
 
     Returns
     -------
@@ -69,10 +69,10 @@ def classify(
     for cells that lack the modality.
     ``obs["<model>_label"]`` : the label, categorical.
     ``obs["<model>_confidence"]`` : the confidence, float32.
-    ``obs["<model>_novelty"]`` : the novelty, float32, if the model can tell it: the share of labelled cells
-    of the fit that lie nearer to their nearest cells (or to the mean of a type, by a linear probe) than this
-    cell does. How many new cells of the same types are above a limit is not known beforehand.
-    ``uns["chreode"]`` : under these names, JSON of model, version, configuration, spec and seed.
+    ``obs["<model>_novelty"]`` : the novelty, float32, if the model can tell it: the share of labelled
+    validation cells of the fit that lie nearer to its training cells (or to the mean of a type, by a linear
+    probe) than this cell does. With fewer than 20 of them it is the share of labelled training cells.
+    ``uns["chreode"]`` : under these names, JSON of model, version, configuration, spec, seed and `settings`.
     """
     cells = Cells.of(data, schema or self.schema)
     run, options = settings_of(self, "classify", run, settings)
@@ -102,7 +102,7 @@ def classify(
     for what in table:
         slot = f"{self.model.key}_{what}"
         cells.data.obs[slot] = table[what]
-        write_provenance(self, cells.data, slot)
+        write_provenance(self, cells.data, slot, **options)
     own = [
         _free(name, (*COLUMNS, *names), "probability") if name in table else name for name in names
     ]

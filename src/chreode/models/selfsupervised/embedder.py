@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...compute.rng import Rng
 from ...data.batch import CellBatch
 from ...data.source import Source
 from ...learn.components import having_expression
-from ...learn.exact import Batches, principal
+from ...learn.exact import FitBatches, principal
 from ...losses.clip import clip
+from ...metrics.classifiers import HeldOut
 from ...module import Loss, Module, Option, Step
 from ...nn.spread import collapsed, effective_rank, spread
 from ...schema import Spec
@@ -117,32 +118,50 @@ class Embedder(Module):
         return Loss({"model": objective}, {**terms, **told}, outputs or {})
 
     @torch.no_grad()
-    def solve(self, batches: Batches, rng: Rng) -> None:
+    def solve(self, batches: FitBatches, rng: Rng) -> None:
         """Look at all training cells, and keep what later cells are compared with.
 
         The embedding ends in a batch norm, which gives every dimension its spread again: where the loss has
         collapsed, the projections tell.
         """
-        found, columns, both = [], [], []
-        for batch in batches():
-            view = self.views.plain(batch)
-            found.append(self.network(view))
-            columns.append({name: batch[name] for name in ("label", "batch") if name in batch})
-            both.append(view.having(self.network.encoders))
-        embedded, projected = (torch.cat(parts) for parts in zip(*found, strict=True))
+        embedded, projected, both, own = self._look(batches())
         self.n_seen.fill_(len(embedded))
         self.spread.copy_(spread(embedded))
         self.rank.copy_(effective_rank(embedded))
         self.projected.copy_(torch.stack([spread(projected), effective_rank(projected)]))
         if self.labelled is not None:
-            own = {name: torch.cat([c[name] for c in columns]).cpu().numpy() for name in columns[0]}
+            held_out = None
+            if len(batches.split.validation):
+                x, _, _, theirs = self._look(batches.held_out())
+                held_out = HeldOut(x.cpu().numpy(), theirs["label"], theirs.get("batch"))
             generator = rng.numpy("labelled")
-            self.labelled.keep(embedded.cpu().numpy(), own["label"], own.get("batch"), generator)
+            self.labelled.keep(
+                embedded.cpu().numpy(), own["label"], own.get("batch"), generator, held_out
+            )
         if self.paired is not None:
-            kept = self.paired.draw(torch.cat(both), rng.numpy("paired"))
+            kept = self.paired.draw(both, rng.numpy("paired"))
             self._keep_pairs(self.paired, batches, kept)
 
-    def _keep_pairs(self, paired: Paired, batches: Batches, kept: Bool[Tensor, " n"]) -> None:
+    def _look(
+        self, batches: Iterable[CellBatch]
+    ) -> tuple[
+        Float[Tensor, "n z"],
+        Float[Tensor, "n p"],
+        Bool[Tensor, " n"],
+        dict[str, Int[np.ndarray, " n"]],
+    ]:
+        """Return embedding and projection, which cells have every modality, and their labels and batches."""
+        found, columns, both = [], [], []
+        for batch in batches:
+            view = self.views.plain(batch)
+            found.append(self.network(view))
+            columns.append({name: batch[name] for name in ("label", "batch") if name in batch})
+            both.append(view.having(self.network.encoders))
+        embedded, projected = (torch.cat(parts) for parts in zip(*found, strict=True))
+        own = {name: torch.cat([c[name] for c in columns]).cpu().numpy() for name in columns[0]}
+        return embedded, projected, torch.cat(both), own
+
+    def _keep_pairs(self, paired: Paired, batches: FitBatches, kept: Bool[Tensor, " n"]) -> None:
         x, proteins, start = [], [], 0
         for batch in batches():
             here = kept[start : start + len(batch)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...data.source import Source
 from ...errors import ConfigError, DataError, counted, near, warn
 from ...learn.components import having_expression
-from ...metrics.classifiers import LinearProbe, NearestLabels
+from ...metrics.classifiers import HeldOut, LinearProbe, NearestLabels
 from ...module import Option
 from ...schema import Spec
 
@@ -69,8 +69,12 @@ class Labelled(nn.Module):
         codes: Int[np.ndarray, " n"],
         groups: Int[np.ndarray, " n"] | None,
         generator: np.random.Generator,
+        held_out: HeldOut | None = None,
     ) -> None:
-        """Keep labelled cells (those whose code is not below 0), and learn from them."""
+        """Keep labelled cells (those whose code is not below 0), and learn from them.
+
+        Of labelled cells held out, as many as there is room for say how far new cells lie.
+        """
         labelled = np.flatnonzero(codes >= 0)
         rows = labelled[evenly(codes[labelled], len(self.codes), generator)]
         n_labels = len(self.bias)
@@ -80,6 +84,12 @@ class Labelled(nn.Module):
         given: dict[str, Any] = {
             "groups": None if groups is None else groups[rows], "sample_weight": shares[codes[rows]],
         }  # fmt: skip
+        if held_out is not None:
+            new = generator.permutation(np.flatnonzero(held_out.codes >= 0))[: len(self.codes)]
+            groups = held_out.groups
+            given["held_out"] = HeldOut(
+                held_out.x[new], held_out.codes[new], None if groups is None else groups[new]
+            )
         nearest = NearestLabels.fit(x[rows], codes[rows], n_labels, **given)
         probe = LinearProbe.fit(x[rows], codes[rows], n_labels, **given)
         found: dict[str, Any] = {
@@ -229,7 +239,7 @@ def classify_options(labelled: Labelled) -> dict[str, Option]:
     return {
         "method": Option("neighbours", "By the nearest training cells, or by a linear probe.", _method),
         "unseen": Option(
-            0.99, "Novelty above which a cell is called unseen; 1: none is.", partial(_threshold, labelled)
+            0.95, "Novelty above which a cell is called unseen; 1: none is.", partial(_threshold, labelled)
         ),
     }  # fmt: skip
 
@@ -251,7 +261,7 @@ def _threshold(labelled: Labelled, value: Any) -> float:
     if n / (n + 1) <= unseen < 1:
         warn(
             f"unseen={unseen:g}: no cell can be called unseen, because novelty is a rank among "
-            f"{counted(n, 'labelled training cell')}, {n / (n + 1):.3g} at the most. Give a lower unseen, or "
+            f"{counted(n, 'labelled cell')}, {n / (n + 1):.3g} at the most. Give a lower unseen, or "
             "fit on more labelled cells."
         )
     return unseen
