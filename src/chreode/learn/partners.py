@@ -222,8 +222,8 @@ def refuse_labels_as_batches(source: Source, rows: Rows, what: str) -> None:
     place, kind = names["batch"][pairs[0, 0]], names["label"][pairs[1, 0]]
     raise ConfigError(
         f"Cells of different batches are mixed by {what}, and here every batch holds one label, alone or "
-        f"nearly so: batch {place!r} holds {kind!r}. This would show labels to a model that is to be judged by "
-        f"them. Name as batch what holds cells of several labels, or do without {what}."
+        f"nearly so: batch {place!r} holds {kind!r}. This would show labels to a model that is to be judged "
+        f"by them. Name as batch what holds cells of several labels, or do without {what}."
     )
 
 

@@ -154,8 +154,8 @@ def predict(
     per 10,000 or what `expression` held for others, and expected counts (float32, NaN where nothing is known)
     of a modality that is filled in; ``uns["chreode"]["predict"]`` says which. ``obs`` and ``var`` are the
     cells' own, with the columns of `to` replaced; what these held is in ``measured_…``. Cells without what
-    the model reads are left out, and a warning counts them. Where cells are carried in time, ``start_time`` is
-    their own time and the other columns are named ``start_…``, as in `trajectory`. From a model of several
+    the model reads are left out, and a warning counts them. Where cells are carried in time, ``start_time``
+    is their own time and the other columns are named ``start_…``, as in `trajectory`. From a model of several
     kinds of counts: a MuData.
     """
     self.require("predict")
