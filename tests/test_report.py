@@ -621,7 +621,7 @@ def test_cells_are_counted_by_type_and_by_donor(cells, schema, tmp_path):
     )
     made = Bench.load(found.save(tmp_path / "b.json"))
     counted = pd.crosstab(cells.obs["cell_type"], cells.obs["batch"])
-    shown = tables(made)["Cells per donor (batch) and type"]
+    shown = tables(made)["Cells per batch and type"]
     assert shown.to_dict() == counted.to_dict()
     types = tables(made)["Cells per type"]
     assert types["cells"].is_monotonic_decreasing

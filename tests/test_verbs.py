@@ -403,7 +403,7 @@ def test_a_depth_is_a_finite_number_above_0(fitted, cells, library):
     ("state", "said"),
     [
         ("rested", "had stopped improving"),
-        ("overfitted", "best epoch"),
+        ("overfitted", "had been better on the validation cells"),
         ("still improving", "longer"),
     ],
 )

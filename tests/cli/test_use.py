@@ -78,7 +78,7 @@ def test_missing_genes_are_one_line_on_stderr(say, there):
     ("state", "said"),
     [
         ("still improving", "was still improving"),
-        ("overfitted", "best epoch"),
+        ("overfitted", "had been better on the validation cells"),
         ("moving target", ""),
         ("rested", ""),
     ],

@@ -30,6 +30,7 @@ from chreode.nn.blocks import share_statistics
 from chreode.schema import Spec
 
 SCHEMA = ch.Schema(counts="rna:X", protein="adt:X", batch="obs/batch", label="obs/cell_type")
+LEFT_OUT = pytest.mark.filterwarnings("ignore:.*without what the model reads")
 FUSIONS = ("concat", "mean", "add", "clip")
 QUICK = {"n_latent": 6, "n_hidden": 32, "projector": (16, 8), "max_epochs": 3, "batch_size": 64}
 
@@ -297,6 +298,7 @@ def proteins(cells):
     return x.toarray() if sp.issparse(x) else np.asarray(x)
 
 
+@LEFT_OUT
 def test_protein_is_the_mean_of_the_nearest_by_expression(mosaic, fitted, monkeypatch):
     one = fitted["concat"]
     rna, has_rna = parts_of(one, mosaic)["counts"]
@@ -322,6 +324,7 @@ def test_protein_is_the_mean_of_the_nearest_by_expression(mosaic, fitted, monkey
     np.testing.assert_array_equal(one.predict(mosaic).X, found.X)
 
 
+@LEFT_OUT
 def test_protein_is_not_read_where_it_is_filled_in(mosaic, fitted, tmp_path):
     one = fitted["mean"]
     expected = one.predict(mosaic).X
@@ -389,6 +392,7 @@ def test_a_modality_that_no_training_cell_has_is_refused(mosaic, no_compute):
         ch.SimCLR(fusion="clip", **QUICK).fit(mosaic, SCHEMA, rows=apart)
 
 
+@LEFT_OUT
 def test_without_any_pair_nothing_can_be_filled_in(mosaic):
     apart = np.isin(mosaic.obs["batch"], ["batch_1", "batch_2"])
     fitted = ch.SimCLR(fusion="mean", **QUICK).fit(mosaic, SCHEMA, rows=apart, progress=False)

@@ -17,6 +17,8 @@ from chreode.compute.rng import Rng
 from chreode.data.align import open_source
 from chreode.data.cells import Cells
 from chreode.data.simulate import simulate_cells
+from chreode.learn.exact import FitBatches
+from chreode.learn.phase import Split
 from chreode.losses.sphere import uniformity
 from chreode.models import byol, moco, nnclr, simsiam
 from chreode.module import Step
@@ -208,6 +210,17 @@ def test_without_stop_gradient_it_collapses_and_says_so(some, monkeypatch, model
     assert ended[1] < ended[0] < -0.3
 
 
+class One(FitBatches):
+    """A single minibatch of training cells, and none held out."""
+
+    def __init__(self, batch):
+        object.__setattr__(self, "batch", batch)
+        object.__setattr__(self, "split", Split(np.arange(len(batch)), np.arange(0)))
+
+    def __call__(self):
+        return iter([self.batch])
+
+
 def test_the_last_batch_norm_does_not_hide_a_collapse(some):
     """It gives each dimension a spread of 1, whatever little is left; all dimensions as one tell."""
     fitted = ch.SimCLR(**QUICK).fit(some, COUNTS)
@@ -221,7 +234,7 @@ def test_the_last_batch_norm_does_not_hide_a_collapse(some):
             module.network(module.views.plain(batch))
         module.eval()
         embedded = module.embed(batch)
-        module.solve(lambda: iter([batch]), Rng(0))
+        module.solve(One(batch), Rng(0))
     assert embedded.std(0).min() > 0.9
     (note,) = [n for n in module.remarks() if n.startswith("the embedding has collapsed")]
     assert "an effective rank of 1." in note
@@ -233,7 +246,7 @@ def test_projections_that_are_one_place_are_noted(some):
     with torch.no_grad():
         module.network.projectors["counts"].last.weight.zero_()
     fitted = ch.SimCLR(**QUICK).fit(some, COUNTS)
-    module.solve(lambda: iter([batch_of(fitted, some)]), Rng(0))
+    module.solve(One(batch_of(fitted, some)), Rng(0))
     (note,) = module.remarks()
     assert note.startswith("the projections have collapsed: cells spread 0.00")
 

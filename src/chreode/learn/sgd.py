@@ -167,7 +167,7 @@ class SGD:
                 loop.finish(keep_best=passed and self.keep == "best")
                 if overfitted:
                     loop.notes.append(
-                        f"{phase.name} had its best objective in epoch {loop.best_epoch} of {loop.epochs}, "
+                        f"{phase.name} had its best objective in epoch {loop.best_epoch} of {loop.epoch}, "
                         f"and the weights of {'that' if self.keep == 'best' else 'the last'} epoch are kept"
                     )
                 loop.tell_end(phase.name)

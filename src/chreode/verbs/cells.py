@@ -83,7 +83,7 @@ def reconstruct(
     Returns
     -------
     A new AnnData with float32 in ``X`` and the cells' ``obs`` and ``var`` (or the path `into`). Cells
-    without what the model reads are left out, and a warning counts them.
+    without what the model reads are left out.
     ``uns["chreode"]["reconstruct"]`` says the scale: counts, log1p of counts per 10,000, or that of the
     `expression` of the fit.
     """
@@ -101,7 +101,6 @@ def reconstruct(
     refuse_over(cells.data, into)
     source, usable = open_cells(self, "reconstruct", cells, run, to)
     refuse_what_cannot_be_kept(len(usable), self.spec.n_features(decoded[0]), into)
-    tell_left_out(source, usable)
     target = encode(self, to)
 
     options |= {} if library is None else {"library": library}
@@ -154,9 +153,9 @@ def predict(
     per 10,000 or what `expression` held for others, and expected counts (float32, NaN where nothing is known)
     of a modality that is filled in; ``uns["chreode"]["predict"]`` says which. ``obs`` and ``var`` are the
     cells' own, with the columns of `to` replaced; what these held is in ``measured_…``. Cells without what
-    the model reads are left out, and a warning counts them. Where cells are carried in time, ``start_time``
-    is their own time and the other columns are named ``start_…``, as in `trajectory`. From a model of several
-    kinds of counts: a MuData.
+    the model reads are left out; where a modality is filled in, a warning counts them. Where cells are
+    carried in time, ``start_time`` is their own time and the other columns are named ``start_…``, as in
+    `trajectory`. From a model of several kinds of counts: a MuData.
     """
     self.require("predict")
     _refuse_conditions(self, to)
@@ -167,7 +166,8 @@ def predict(
     refuse_over(cells.data, into)
     source, usable = open_cells(self, "predict", cells, run, to)
     check_output(self, len(usable), into)
-    tell_left_out(source, usable)
+    if self.module.fills:
+        tell_left_out(source, usable)
     target = encode(self, to)
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
