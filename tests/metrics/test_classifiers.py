@@ -197,8 +197,43 @@ def test_cells_held_out_tell_how_far_new_cells_lie_where_the_reference_was_learn
     np.testing.assert_array_equal(
         classifier.fit(farther, codes, 3, groups=own, held_out=few).spacing, without.spacing
     )
+    # cells of a type that the reference lacks (elsewhere) tell nothing; a batch held out whole does
+    alien = HeldOut(held.x + 9, np.full(len(held.x), 3), held.groups)
+    apart = HeldOut(held.x, held.codes, None if own is None else held.groups + 9)
+    for other, n in ((alien, 0), (apart, len(held.x))):
+        parts = zip(held, other, strict=True)
+        both = HeldOut(*(None if a is None else np.concatenate([a, b]) for a, b in parts))
+        found = classifier.fit(farther, codes, 4, groups=own, held_out=both)
+        assert len(found.spacing) == len(held.x) + n
+    if n_batches:  # a type that its own batch alone has
+        only = held._replace(codes=np.where(held.groups == 0, 3, held.codes))
+        own_type = np.where(groups == 0, 3, codes)
+        found = classifier.fit(farther, own_type, 4, groups=own, held_out=only)
+        assert len(found.spacing) == (held.groups > 0).sum()
     # probabilities stay as they are
     np.testing.assert_array_equal(right.probabilities(new), without.probabilities(new))
+
+
+def test_distances_of_cells_held_out_are_those_to_other_batches():
+    cells = in_batches(600, 4, 0)
+    (x, codes, groups), held = (
+        tuple(v[part] for v in cells) for part in (slice(400), slice(400, None))
+    )
+    found = NearestLabels.fit(x, codes, 3, groups=groups, held_out=HeldOut(*held)).spacing
+    expected = []
+    for one, _, batch in zip(*held, strict=True):
+        far = np.sort(np.linalg.norm(x[groups != batch] - one, axis=1))
+        expected.append(far[: round(11 * (groups != batch).mean())].mean())
+    np.testing.assert_allclose(found, np.sort(expected), rtol=1e-9)
+    probe = LinearProbe.fit(x, codes, 3, groups=groups, held_out=HeldOut(*held)).spacing
+    expected = []
+    for batch in range(4):
+        others, theirs = x[groups != batch], codes[groups != batch]
+        means = np.stack([others[theirs == c].mean(0) for c in range(3)])
+        inverse = np.linalg.inv(np.cov((others - means[theirs]).T, bias=True))
+        mine = held[0][held[2] == batch]
+        expected += [*cdist(mine, means, "mahalanobis", VI=inverse).min(1)]
+    np.testing.assert_allclose(probe, np.sort(expected), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("shift", "against"), [(0, 0.02), (3, 0.5)])

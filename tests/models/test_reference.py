@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import anndata as ad
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import chreode as ch
 from chreode.data.simulate import simulate_cells
-from chreode.metrics.classifiers import LinearProbe, NearestLabels
+from chreode.metrics.classifiers import HeldOut, LinearProbe, NearestLabels
 from chreode.model import Model
 from chreode.models.selfsupervised import reference
 from chreode.models.selfsupervised.reference import Labelled, evenly
@@ -189,9 +190,35 @@ def test_novelty_is_a_rank_among_the_cells_that_the_fit_validates_on(cells):
     expected = (mean[named] < mean[:, None]).sum(1) / (len(named) + 1)
     found = own.classify(cells.copy())["novelty"].to_numpy()[named]
     np.testing.assert_allclose(found, expected[named], atol=1.5 / len(named))
+    told = cells.copy()
+    own.classify(told, method="linear", unseen=0.5)
+    record = json.loads(told.uns["chreode"]["simclr_label"])
+    assert (record["method"], record["unseen"]) == ("linear", 0.5)
     # of few cells held out little can be said: training cells stand in for them
     few = ch.SimCLR(max_epochs=2).fit(cells, s, validation=named[:19])
     assert few.module.labelled.n_compared == n - 19
+
+
+def test_cells_held_out_are_compared_with_those_of_other_batches():
+    cells = simulate_cells(300, 50, n_batches=3, seed=0)
+    s, named = ch.Schema(counts="X", batch="obs/batch", label="obs/cell_type"), np.arange(0, 300, 3)
+    fitted = ch.SimCLR(max_epochs=2).fit(cells, s, validation=named)
+    x, codes = fitted.embed(cells.copy()), pd.Categorical(cells.obs.cell_type).codes
+    batch, train = cells.obs.batch.astype(str).to_numpy(), np.delete(np.arange(300), named)
+    expected = NearestLabels.fit(
+        x[train], codes[train], 5, groups=batch[train],
+        held_out=HeldOut(x[named], codes[named], batch[named]),
+    ).spacing  # fmt: skip
+    found = fitted.module.labelled.near_spacing.numpy()
+    np.testing.assert_allclose(found[found >= 0], expected, rtol=1e-4)
+
+
+def test_of_many_cells_held_out_as_many_are_compared_as_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(reference, "LARGEST", 60)
+    x, codes = np.random.default_rng(0).normal(size=(300, 3)), np.arange(300) % 3
+    kept = Labelled(Spec(("label",), {}, {"label": tuple("abc")}, n_cells=200), 3)
+    kept.keep(x[:200], codes[:200], None, np.random.default_rng(0), HeldOut(x[200:], codes[200:]))
+    assert kept.n_compared == 60
 
 
 @pytest.mark.parametrize("most", [1, 7, 40, 99, 100, 1000])

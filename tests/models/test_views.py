@@ -170,7 +170,12 @@ LEAKS = {
     "some cells moved": ("impure", "cell_type"),
 }
 #: Several labels in each batch, one batch of several, and labels that one batch alone has.
-DESIGNS = {"crossed": "cell_type", "a batch of two": "paired", "nested": "own"}
+DESIGNS = {
+    "crossed": "cell_type",
+    "a batch of two": "paired",
+    "nested": "own",
+    "many small": "fine",
+}
 
 
 @pytest.fixture
@@ -180,6 +185,9 @@ def designs(cells):
     cells.obs["sorted"] = [f"{k}, day {n % 2}" for k, n in zip(kind, i, strict=True)]
     kinds = np.unique(kind)
     cells.obs["impure"] = [k if n % 40 else kinds[n % 3] for k, n in zip(kind, i, strict=True)]
+    cells.obs["fine"] = [
+        f"{b} {n % 40 if n % 3 else 0}" for b, n in zip(cells.obs.batch, i, strict=True)
+    ]
     cells.obs["part"] = [k if n % 3 else None for k, n in zip(kind, i, strict=True)]
     cells.obs["paired"] = [b if n % 5 else "other" for b, n in zip(cells.obs.batch, i, strict=True)]
     cells.obs["own"] = [f"{b}, {k}" for b, k in zip(cells.obs.batch, kind, strict=True)]
@@ -200,6 +208,7 @@ def test_labels_are_no_batches(designs, leak, mixed_by, monkeypatch):
         model.fit(designs, schema, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:.*all cells are held out")
 @pytest.mark.parametrize("label", DESIGNS.values(), ids=DESIGNS)
 @pytest.mark.parametrize("mixed_by", ["mnn", "bbknn", "CLAIRE"])
 def test_labels_that_share_a_batch_may_be_in_one_batch_alone(designs, label, mixed_by, quick):

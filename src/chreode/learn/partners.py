@@ -14,7 +14,7 @@ from ..errors import ConfigError, DataError, SchemaError, counted
 from ..metrics.neighbours import exact_neighbours, mutual_neighbours, neighbours_by_group
 from .components import having_expression
 
-#: Share of a batch up to which a label does not count as one that the batch holds.
+#: Share of other labels up to which a batch holds one label nearly alone.
 _FEW = 0.05
 
 
@@ -213,13 +213,14 @@ def refuse_labels_as_batches(source: Source, rows: Rows, what: str) -> None:
         return
     rows = having_expression(source, rows)  # no others are mixed
     batch, label = (source.columns[role][rows] for role in ("batch", "label"))
-    pairs, n = np.unique(np.stack([batch, label])[:, label >= 0], axis=1, return_counts=True)
-    pairs = pairs[:, n > _FEW * np.bincount(pairs[0], n)[pairs[0]]] if len(n) else pairs
-    n_batches, n_labels = (len(np.unique(codes)) for codes in pairs)
-    if n_labels < 2 or n_batches < pairs.shape[1]:
-        return
     names = source.spec.categories
-    place, kind = names["batch"][pairs[0, 0]], names["label"][pairs[1, 0]]
+    n = np.zeros((len(names["batch"]), len(names["label"])), np.int64)
+    np.add.at(n, (batch[label >= 0], label[label >= 0]), 1)
+    there = np.flatnonzero(n.sum(1))
+    commonest, total = n.argmax(1)[there], n.sum(1)[there]
+    if len(np.unique(commonest)) < 2 or (n.max(1)[there] < (1 - _FEW) * total).any():
+        return
+    place, kind = names["batch"][there[0]], names["label"][commonest[0]]
     raise ConfigError(
         f"Cells of different batches are mixed by {what}, and here every batch holds one label, alone or "
         f"nearly so: batch {place!r} holds {kind!r}. This would show labels to a model that is to be judged "

@@ -167,8 +167,8 @@ class SGD:
                 loop.finish(keep_best=passed and self.keep == "best")
                 if overfitted:
                     loop.notes.append(
-                        f"{phase.name} had its best objective in epoch {loop.best_epoch} of {loop.epoch}, "
-                        f"and the weights of {'that' if self.keep == 'best' else 'the last'} epoch are kept"
+                        f"{phase.name} had its best objective after {loop.best_epoch + 1} of {loop.epoch} "
+                        f"epochs, and the weights of {'then' if self.keep == 'best' else 'the end'} are kept"
                     )
                 loop.tell_end(phase.name)
             finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..errors import DataError, counted
 
 #: Parts into which the linear probe leaves cells out.
 FOLDS = 5
-#: Cells held out from which novelty is a rank among them.
+#: Cells held out that novelty needs at the least to be a rank among them.
 ENOUGH = 20
 
 
@@ -116,7 +116,8 @@ class NearestLabels:
             How many cells each one stands for, where types were drawn unevenly (default: 1). Novelty is then
             the share of all these cells; nothing else reads it.
         held_out
-            Cells that novelty is a rank among, if `ENOUGH` are of a type that another batch has.
+            Cells that novelty is a rank among, if `ENOUGH` of them have a type that the reference has, in
+            another batch where types are in several.
 
         Raises
         ------
@@ -231,9 +232,6 @@ class LinearProbe:
         n_folds = min(FOLDS, len(np.unique(groups)))
         logits, judged, new, distances = [], [], [], np.zeros(len(x))
         whole = cls._learned(x, codes, n_labels)
-        by_batch = _grouped(groups)
-        if held_out is not None and not by_batch:
-            new.append(whole._distance(held_out.x[np.isin(held_out.codes, codes)]))
         for learned, held in GroupKFold(n_folds).split(x, codes, groups):
             held = held[np.isin(codes[held], codes[learned])]
             if not len(held):
@@ -242,14 +240,13 @@ class LinearProbe:
             logits.append(part._logits(x[held]))
             distances[held] = part._distance(x[held])
             judged.append(held)
-            if held_out is not None and by_batch:
-                assert batches is not None  # as cells are left out by them
-                assert held_out.groups is not None
-                other = np.isin(held_out.groups, np.delete(batches, learned))
-                known = np.isin(held_out.codes, codes[learned])
-                new.append(part._distance(held_out.x[other & known]))
+        if held_out is not None:
+            for held, others in _compared(codes, batches if _grouped(groups) else None, held_out):
+                part = cls._located(x[others], codes[others], n_labels)
+                new.append(part._distance(held_out.x[held]))
         if not judged:
-            return whole
+            none = np.zeros(0, np.int64)
+            return replace(whole, spacing=_spacing(distances, none, None, new))
         every, rows = np.concatenate(logits), np.concatenate(judged)
         own = np.arange(len(rows)), codes[rows]
 
@@ -265,7 +262,7 @@ class LinearProbe:
     @classmethod
     def _learned(cls, x: np.ndarray, codes: np.ndarray, n_labels: int) -> LinearProbe:
         """Return the probe of some cells, of temperature 1 and without spacing."""
-        x = x.astype(np.float64)
+        located, x = cls._located(x, codes, n_labels), x.astype(np.float64)
         names, at = np.unique(codes, return_inverse=True)
         weights, bias = np.zeros((x.shape[1], n_labels)), np.zeros(n_labels)
         mean, scale = x.mean(0), float(np.sqrt(x.var(0).mean()))
@@ -275,6 +272,13 @@ class LinearProbe:
             seen = names if len(names) > 2 else names[1:]  # of two labels it has one logit
             weights[:, seen] = found.coef_.T / scale
             bias[seen] = found.intercept_ - mean @ weights[:, seen]
+        return replace(located, weights=weights, bias=bias)
+
+    @classmethod
+    def _located(cls, x: np.ndarray, codes: np.ndarray, n_labels: int) -> LinearProbe:
+        """Return where the types of some cells lie, without a regression."""
+        x = x.astype(np.float64)
+        names, at = np.unique(codes, return_inverse=True)
         means = np.stack([x[at == i].mean(0) for i in range(len(names))])
         spread = x - means[at]
         values, axes = np.linalg.eigh(spread.T @ spread / len(x))
@@ -283,6 +287,7 @@ class LinearProbe:
         centres = np.zeros((n_labels, x.shape[1]))
         centres[names] = means @ whiten
         known = np.isin(np.arange(n_labels), names)
+        weights, bias = np.zeros((x.shape[1], n_labels)), np.zeros(n_labels)
         return cls(weights, bias, known, whiten, centres, np.zeros(0))
 
     def probabilities(self, x: Float[np.ndarray, "m z"]) -> Float64[np.ndarray, "m c"]:
@@ -343,7 +348,8 @@ def _compared(
 ) -> Iterator[tuple[Int[np.ndarray, " h"], Int[np.ndarray, " o"]]]:
     """Yield cells held out, and the reference cells of other batches, if those have their type."""
     if batches is None or held_out.groups is None:
-        yield np.flatnonzero(np.isin(held_out.codes, codes)), np.arange(len(codes))
+        if (mine := np.isin(held_out.codes, codes)).any():
+            yield np.flatnonzero(mine), np.arange(len(codes))
         return
     for batch in np.unique(held_out.groups):
         others = np.flatnonzero(batches != batch)

@@ -72,7 +72,8 @@ def classify(
     ``obs["<model>_novelty"]`` : the novelty, float32, if the model can tell it: the share of labelled
     validation cells of the fit that lie nearer to its training cells (or to the mean of a type, by a linear
     probe) than this cell does. With fewer than 20 of them it is the share of labelled training cells.
-    ``uns["chreode"]`` : under these names, JSON of model, version, configuration, spec, seed and `settings`.
+    ``uns["chreode"]`` : under these names, JSON of model, version, configuration, spec and seed, and of what
+    the model offers beside (``method`` and ``unseen``).
     """
     cells = Cells.of(data, schema or self.schema)
     run, options = settings_of(self, "classify", run, settings)

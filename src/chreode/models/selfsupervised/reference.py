@@ -31,7 +31,8 @@ class Labelled(nn.Module):
     """Embedding and label of training cells, and both classifiers of them.
 
     Where more than `LARGEST` cells are labelled, as many of each type are drawn, and rare types are whole.
-    Probabilities and novelty are then weighed so that they are those of all labelled cells.
+    Probabilities are then weighed so that they are those of all labelled cells, and so is novelty where too
+    few cells are held out for it to be a rank among those.
 
     Parameters
     ----------
