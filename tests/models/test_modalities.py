@@ -453,6 +453,7 @@ def test_expression_may_be_dense_or_sparse(whole):
     np.testing.assert_allclose(counted, one, atol=1e-2)
 
 
+@LEFT_OUT
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_real_mosaic(real, fusion):
