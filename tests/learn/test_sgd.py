@@ -130,8 +130,8 @@ def test_the_last_weights_of_an_overfitted_fit_are_kept_when_asked(source, patie
         ended[keep] = (module.w.item() - 0.3) ** 2
         best = trace.history["validation_objective"].idxmin()
         assert trace.notes[0] == (
-            f"fit had its best objective after {best + 1} of {len(trace.history)} epochs, and the weights of "
-            f"{'then' if keep == 'best' else 'the end'} are kept"
+            f"fit had its best objective after {best + 1} of {len(trace.history)} epochs, and the model has "
+            f"{'those' if keep == 'best' else 'the last'} weights"
         )
     assert ended["last"] == pytest.approx(trace.history["validation_objective"].iloc[-1], rel=1e-5)
     assert ended["best"] == pytest.approx(trace.history["validation_objective"].min(), rel=1e-5)

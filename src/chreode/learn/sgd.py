@@ -168,7 +168,7 @@ class SGD:
                 if overfitted:
                     loop.notes.append(
                         f"{phase.name} had its best objective after {loop.best_epoch + 1} of {loop.epoch} "
-                        f"epochs, and the weights of {'then' if self.keep == 'best' else 'the end'} are kept"
+                        f"epochs, and the model has {'those' if self.keep == 'best' else 'the last'} weights"
                     )
                 loop.tell_end(phase.name)
             finally:
