@@ -1,0 +1,1 @@
+"""When a contrastive loss recovers the truth, and whether an augmentation lets it."""
