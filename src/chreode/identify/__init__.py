@@ -1,1 +1,28 @@
 """When a contrastive loss recovers the truth, and whether an augmentation lets it."""
+
+from .further import (
+    AnisotropicSetting,
+    ModalSetting,
+    SpaceSetting,
+    recover_anisotropic,
+    recover_in_space,
+    recover_shared,
+)
+from .recovery import Setting, recover
+from .studies import diversity, encoders, ratio
+from .study import Study
+
+__all__ = [
+    "AnisotropicSetting",
+    "ModalSetting",
+    "Setting",
+    "SpaceSetting",
+    "Study",
+    "diversity",
+    "encoders",
+    "ratio",
+    "recover",
+    "recover_anisotropic",
+    "recover_in_space",
+    "recover_shared",
+]

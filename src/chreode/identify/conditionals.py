@@ -71,7 +71,9 @@ def von_mises_fisher(
     """
     k = mean.shape[1]
     if k == 1:
-        return torch.where(torch.rand(len(mean)) < torch.sigmoid(2 * kappa), 1.0, -1.0)[:, None] * mean
+        return (
+            torch.where(torch.rand(len(mean)) < torch.sigmoid(2 * kappa), 1.0, -1.0)[:, None] * mean
+        )
     # 1 − x·mean, which keeps its digits where x·mean is near 1
     short = _short_in_three(kappa) if k == 3 else _short(kappa, k)
     aside = torch.randn_like(mean)
@@ -92,10 +94,11 @@ def _short(kappa: Float[Tensor, " b"], k: int) -> Float[Tensor, " b"]:
     b = (k - 1) / (2 * kappa + (4 * kappa**2 + (k - 1) ** 2).sqrt())
     x = (1 - b) / (1 + b)
     c = kappa * x + (k - 1) * torch.log1p(-(x**2))
-    envelope = torch.distributions.Beta(torch.tensor((k - 1) / 2).double(), (k - 1) / 2)
 
     def propose(rows: Tensor) -> tuple[Tensor, Tensor]:
-        y, at = envelope.sample((len(rows),)), b[rows]
+        # a coordinate of an even point on the sphere is a beta variable of (k − 1) / 2 twice, but for scale
+        y = (1 + F.normalize(torch.randn(len(rows), k, dtype=torch.float64), dim=1)[:, 0]) / 2
+        at = b[rows]
         short = 2 * at * y / (1 - (1 - at) * y)
         fit = kappa[rows] * (1 - short) + (k - 1) * torch.log1p(-x[rows] * (1 - short)) - c[rows]
         return short, fit
@@ -210,7 +213,7 @@ class Around:
         return found
 
     def _noise(self, z: Tensor) -> Tensor:
-        return self.scale * generalised_normal((z.shape[0], z.shape[1]), self.power)
+        return self.scale * generalised_normal(z.shape[0], z.shape[1], self.power)
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,10 @@ class Anisotropic:
 
 def _envelope(values: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
     """Return b with Σ 1 / (b + 2 a_i) = 1, which makes the envelope tightest, by bisection."""
-    low, high = torch.zeros(len(values)).double(), torch.full((len(values),), values.shape[1] + 0.0).double()
+    low, high = (
+        torch.zeros(len(values)).double(),
+        torch.full((len(values),), values.shape[1] + 0.0).double(),
+    )
     for _ in range(60):
         middle = (low + high) / 2
         above = (1 / (middle[:, None] + 2 * values)).sum(1) > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class Network(nn.Module):
         super().__init__()
         widths = [n_data, *hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(), nn.BatchNorm1d(after)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], n_latent))
         self.sphere = sphere

@@ -68,10 +68,10 @@ class Euclidean:
 
     def draw(self, size: int) -> Float[Tensor, "b n"]:
         """Return points of R^n."""
-        return generalised_normal((size, self.n), self.power)
+        return generalised_normal(size, self.n, self.power)
 
 
-def generalised_normal(shape: tuple[int, ...], power: float) -> Float[Tensor, "..."]:
+def generalised_normal(size: int, n: int, power: float) -> Float[Tensor, "b n"]:
     """Return numbers of density ∝ exp(−|x|^p): a gamma variable to the power 1/p, with a random sign."""
-    size = torch.distributions.Gamma(1 / power, 1.0).sample(shape)
-    return size.pow(1 / power) * (2.0 * torch.randint(2, shape) - 1)
+    length = torch.distributions.Gamma(1 / power, 1.0).sample((size, n)).pow(1 / power)
+    return length * (2.0 * torch.randint(2, (size, n)) - 1)

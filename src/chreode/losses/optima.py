@@ -108,7 +108,8 @@ def rescaled(
     --------
     >>> [round(rescaled(f, 1 / 0.3, 3, 1, 2000, corrected=True), 3) for f in (1.0, math.inf)]
     [6.993, 7.245]
-    >>> [round(rescaled(f, 1 / 0.3, 3, 1, 2000, corrected=True, sampler="published"), 3) for f in (1.0, math.inf)]
+    >>> drawn = {"corrected": True, "sampler": "published"}
+    >>> [round(rescaled(f, 1 / 0.3, 3, 1, 2000, **drawn), 3) for f in (1.0, math.inf)]
     [6.823, 6.687]
     >>> rescaled(0.9, 1 / 0.3, 3, 1, 2000) < rescaled(1.0, 1 / 0.3, 3, 1, 2000)
     True
@@ -128,5 +129,7 @@ def rescaled(
         others = kappa * of_u**2 + log_mean_exp(kappa * of_v**2, free)
     else:
         products = log_mean_exp(kappa * np.outer(of_u, of_u), n_fixed)
-        others = np.log(np.exp(products + log_mean_exp(kappa * np.outer(of_v, of_v), free)) @ weights)
+        others = np.log(
+            np.exp(products + log_mean_exp(kappa * np.outer(of_v, of_v), free)) @ weights
+        )
     return float(math.log(n_negatives) + weights @ (others - kappa * met))

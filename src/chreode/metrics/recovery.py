@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import linear_sum_assignment
 from sklearn.kernel_ridge import KernelRidge
@@ -66,7 +66,7 @@ def block_r2(
 def mean_correlation(
     latents: Float[np.ndarray, "b n"], recovered: Float[np.ndarray, "b n"]
 ) -> float:
-    """Return MCC: the mean absolute correlation of coordinates that are matched one to one, as well as can be.
+    """Return MCC: the mean absolute correlation of coordinates, matched one to one as well as can be.
 
     It is 1 if all were recovered up to order, sign and scale; a rotation lowers it.
 
@@ -76,14 +76,31 @@ def mean_correlation(
     >>> round(mean_correlation(z, -3 * z[:, ::-1]), 6)
     1.0
     """
+    crossed = _correlations(latents, recovered)
+    return float(crossed[np.arange(len(crossed)), matched_columns(latents, recovered)].mean())
+
+
+def matched_columns(
+    latents: Float[np.ndarray, "b n"], recovered: Float[np.ndarray, "b n"]
+) -> Int[np.ndarray, " n"]:
+    """Return, for each latent coordinate, the column of what was recovered that is matched with it.
+
+    Examples
+    --------
+    >>> z = np.random.default_rng(0).normal(size=(50, 2))
+    >>> matched_columns(z, z[:, ::-1])
+    array([1, 0])
+    """
+    return linear_sum_assignment(-_correlations(latents, recovered))[1]
+
+
+def _correlations(latents: np.ndarray, recovered: np.ndarray) -> Float[np.ndarray, "n n"]:
+    """Return absolute correlations; a constant column, which tells nothing, has 0."""
     _require(latents, recovered)
     n = latents.shape[1]
-    spread = np.std(recovered, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         crossed = np.abs(np.corrcoef(latents.T, recovered.T)[:n, n:])
-    crossed = np.where(spread > 0, crossed, 0.0)  # a constant column tells nothing
-    at = linear_sum_assignment(-crossed)
-    return float(crossed[at].sum() / n)
+    return np.where(np.ptp(recovered, axis=0) > 0, crossed, 0.0)
 
 
 def angle_error(latents: Float[np.ndarray, "b n"], recovered: Float[np.ndarray, "b d"]) -> float:
