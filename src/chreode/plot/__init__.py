@@ -9,6 +9,7 @@ from .curves import history
 from .dots import dot_plot
 from .dynamics import edge_matrix, paths, phase_portrait, sparsity_curve
 from .generation import marker_shares, real_and_generated, zero_fractions
+from .recovery import recovery_dots, recovery_over_ratio, rescaled_losses, spheres
 from .scatter import embedding, umap_coordinates
 from .scores import score_table
 from .typing import calibration_curve, confusion_matrix, depth_curve
@@ -26,8 +27,12 @@ __all__ = [
     "paths",
     "phase_portrait",
     "real_and_generated",
+    "recovery_dots",
+    "recovery_over_ratio",
+    "rescaled_losses",
     "score_table",
     "sparsity_curve",
+    "spheres",
     "umap_coordinates",
     "zero_fractions",
 ]
