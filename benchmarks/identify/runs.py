@@ -66,6 +66,7 @@ def tabulated(rows: Sequence[Row]) -> list[str]:
         for name, row in table.iterrows()
     ]  # fmt: skip
     keys = {
+        "r2_kernel": "R² by kernel regression",
         "mcc": "MCC", "angle": "angle error (0 to 2)", "orthogonal": "distance to orthogonal",
         "alignment": "alignment", "uniformity": "uniformity", "loss": "loss",
         "excess": "above the identity's", "closed": "identity's, closed form",

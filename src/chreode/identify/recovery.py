@@ -35,6 +35,8 @@ from .spaces import Sphere
 
 #: Latents by which an encoder is compared with the truth, and of which some are kept for pictures.
 _TEST, _KEPT = 4096, 1500
+#: Of these, a kernel regression learns from half of so many, and reads the others.
+_READ = 1000
 #: The final loss is measured on so many sets of negatives, anchors for each, and negatives in each.
 N_SETS, N_ANCHORS, N_NEGATIVES = 100, 400, 2000
 #: Steps of which the mean loss is one point of the history.
@@ -182,6 +184,8 @@ def recover(setting: Setting, seed: int = 0) -> Result:
 
     - ``r2`` and ``r2_axis``: linear R² of latents by what was recovered, mean and by axis;
       ``r2_untrained``: by the encoder before training.
+    - ``r2_kernel`` and ``r2_kernel_axis``: read by kernel ridge regression, which also sees latents that
+      were recovered in another shape, as where v is turned by an angle that depends on u.
     - ``mcc``, ``angle`` (from 0 to 2), ``orthogonal``: see `chreode.metrics.recovery`.
     - ``alignment``, ``uniformity``: see `chreode.losses.sphere`.
     - ``loss``: with 2,000 negatives for each anchor, on latents that were not trained on; ``identity``: the
@@ -227,9 +231,10 @@ def recover(setting: Setting, seed: int = 0) -> Result:
             setting, [lambda z: encoded(encoder, mixing(z)), lambda z: z]
         )
     z, h = latents.numpy().astype(np.float64), found.numpy().astype(np.float64)
-    by_axis = axis_r2(z, h)
+    by_axis, by_kernel = axis_r2(z, h), axis_r2(z[:_READ], h[:_READ], linear=False)
     row = {
         "r2": float(by_axis.mean()), "r2_axis": by_axis.tolist(), "r2_untrained": float(before),
+        "r2_kernel": float(by_kernel.mean()), "r2_kernel_axis": by_kernel.tolist(),
         "mcc": mean_correlation(z, h), "angle": angle_error(z, h),
         "orthogonal": distance_to_orthogonal(z, h),
         "alignment": float(alignment(found, encoded(encoder, mixing(positives)))),

@@ -20,7 +20,8 @@ from .recovery import Setting
 
 #: Values of a run that are averaged over seeds, and what they are called.
 VALUES = {
-    "r2": "R²", "worst": "R² of the worst axis", "r2_untrained": "R², untrained", "mcc": "MCC",
+    "r2": "R²", "worst": "R² of the worst axis", "r2_kernel": "R² by kernel regression",
+    "r2_untrained": "R², untrained", "mcc": "MCC",
     "angle": "angle error", "orthogonal": "distance to orthogonal", "alignment": "alignment",
     "uniformity": "uniformity", "loss": "loss", "excess": "loss above the identity's",
     "closed": "identity's loss, closed form",
