@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from ..common import Row
-from .runs import measured
+from .runs import measured, tabulated
 
 SEEDS = (0, 1, 2)
 
@@ -23,4 +23,8 @@ def cases() -> list[Row]:
 
 
 def measure(case: Row, _data: Path, _kept: Path) -> Row:
-    return measured({**case, "hidden": tuple(case["hidden"])})
+    return measured(case)
+
+
+def render(rows: list[Row]) -> list[str]:
+    return tabulated(rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from chreode.identify.studies import SAMPLERS
 
 from ..common import Row
-from .runs import SEEDS, measured
+from .runs import SEEDS, measured, tabulated
 
 
 def cases() -> list[Row]:
@@ -22,3 +22,7 @@ def cases() -> list[Row]:
 
 def measure(case: Row, _data: Path, _kept: Path) -> Row:
     return measured(case)
+
+
+def render(rows: list[Row]) -> list[str]:
+    return tabulated(rows)

@@ -9,7 +9,7 @@ from typing import Any
 from chreode.identify.studies import ALL, SAMPLERS
 
 from ..common import Row
-from .runs import SEEDS, measured
+from .runs import SEEDS, measured, tabulated
 
 VIOLATED: list[dict[str, Any]] = [
     {"n_fixed": 1, "sampler": sampler, "ratio": ratio}
@@ -31,3 +31,7 @@ def cases() -> list[Row]:
 
 def measure(case: Row, _data: Path, _kept: Path) -> Row:
     return measured(case)
+
+
+def render(rows: list[Row]) -> list[str]:
+    return tabulated(rows)

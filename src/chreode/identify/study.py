@@ -20,7 +20,8 @@ from .recovery import Setting
 
 #: Values of a run that are averaged over seeds, and what they are called.
 VALUES = {
-    "r2": "R²", "worst": "R² of the worst axis", "r2_untrained": "R², untrained", "mcc": "MCC",
+    "r2": "R²", "worst": "R² of the worst axis", "r2_kernel": "R² by kernel regression",
+    "r2_untrained": "R², untrained", "mcc": "MCC",
     "angle": "angle error", "orthogonal": "distance to orthogonal", "alignment": "alignment",
     "uniformity": "uniformity", "loss": "loss", "excess": "loss above the identity's",
     "closed": "identity's loss, closed form",
@@ -65,14 +66,11 @@ class Study:
         for trial, outcome in zip(trials, outcomes, strict=True):
             options = {k: v for k, v in trial.about.items() if k != "seed"}
             setting = config.from_dict(Setting, options)
-            row = {"run": named(setting), "seed": trial.about["seed"], **options}
-            row |= {**outcome.row, "published": published_r2(setting), "failed": outcome.failed}
+            row = row_of(setting, trial.about["seed"], outcome.row)
+            rows.append({**row, "failed": outcome.failed})
             if not outcome.failed:
-                row |= {"worst": min(row["r2_axis"]), "excess": row["loss"] - row["identity"]}
-                points.setdefault(
-                    row["run"], (outcome.arrays["latents"], outcome.arrays["recovered"])
-                )
-            rows.append(row)
+                both = outcome.arrays["latents"], outcome.arrays["recovered"]
+                points.setdefault(row["run"], both)
         return cls(kind, pd.DataFrame(rows), about, points)
 
     def table(self) -> pd.DataFrame:
@@ -120,6 +118,14 @@ class Study:
         with store.aside(path) as aside:
             aside.write_text(json.dumps(made, indent=1))
         return Path(path)
+
+
+def row_of(setting: Setting, seed: int, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of `Study.rows`, but for ``failed``, from what `recover` returned, or nothing."""
+    row = {"run": named(setting), "seed": seed, **config.as_dict(setting), **found}
+    if found:
+        row |= {"worst": min(found["r2_axis"]), "excess": found["loss"] - found["identity"]}
+    return {**row, "published": published_r2(setting)}
 
 
 def named(setting: Setting) -> str:

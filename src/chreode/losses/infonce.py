@@ -74,8 +74,12 @@ def info_nce_lp(
     >>> round(info_nce_lp(query, query, other, power=1.0).item(), 4)  # ln(1 + 1/e²)
     0.1269
     """
-    apart = (query[:, None] - negatives).abs().pow(power).sum(2)
-    return _told_apart(-(query - key).abs().pow(power).sum(1) / temperature, -apart / temperature)
+    if negatives.ndim == 2:
+        apart = torch.cdist(query, negatives, power)
+    else:
+        apart = torch.cdist(query[:, None], negatives, power)[:, 0]
+    near = (query - key).abs().pow(power).sum(1)
+    return _told_apart(-near / temperature, -apart.pow(power) / temperature)
 
 
 def an_info_nce(
