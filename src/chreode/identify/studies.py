@@ -168,12 +168,14 @@ def _study(
 ) -> Study:
     if not settings:
         raise ConfigError("There is nothing to run: name one mixing at least.")
+    # what is named twice, or is the same by two names, such as both samplers if nothing is fixed
+    settings = list({named(setting): setting for setting in settings}.values())
     trials = [
         Trial(
             f"{named(setting)}, seed {seed}", partial(_run, setting, seed),
             {**config.as_dict(setting), "seed": seed},
         )
-        for seed in require_seeds(seeds)
+        for seed in dict.fromkeys(require_seeds(seeds))
         for setting in settings
     ]  # fmt: skip
     threads = run.threads or torch.get_num_threads()

@@ -15,6 +15,7 @@ from scipy.stats import t
 from .. import config, store
 from ..config.arguments import checked
 from ..trials.trial import Outcome, Trial
+from .page import write_study
 from .published import published_r2
 from .recovery import Setting
 
@@ -68,9 +69,8 @@ class Study:
             setting = config.from_dict(Setting, options)
             row = row_of(setting, trial.about["seed"], outcome.row)
             rows.append({**row, "failed": outcome.failed})
-            if not outcome.failed:
-                both = outcome.arrays["latents"], outcome.arrays["recovered"]
-                points.setdefault(row["run"], both)
+            if not outcome.failed and row["seed"] == trials[0].about["seed"]:
+                points[row["run"]] = outcome.arrays["latents"], outcome.arrays["recovered"]
         return cls(kind, pd.DataFrame(rows), about, points)
 
     def table(self) -> pd.DataFrame:
@@ -118,6 +118,17 @@ class Study:
         with store.aside(path) as aside:
             aside.write_text(json.dumps(made, indent=1))
         return Path(path)
+
+    @checked
+    def report(self, path: str | Path) -> Path:
+        """Write one HTML page: the answer in sentences, then tables and pictures.
+
+        Raises
+        ------
+        StoreError
+            If the place cannot be written.
+        """
+        return write_study(path, self)
 
 
 def row_of(setting: Setting, seed: int, found: Mapping[str, Any]) -> dict[str, Any]:

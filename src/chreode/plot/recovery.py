@@ -38,7 +38,7 @@ _RUNS = ("run", "r2", "r2_untrained", "published", "failed")
 def spheres(
     latents: Float[np.ndarray, "b n"], recovered: Mapping[str, Float[np.ndarray, "b n"]]
 ) -> Figure:
-    """Draw latents on their sphere, and what runs recovered of them, coloured by the first coordinate.
+    r"""Draw latents on their sphere, and what runs recovered of them, coloured by the first coordinate.
 
     Each recovered set is turned by the nearest orthogonal map, as no loss can tell a turned sphere from the
     true one. Of three coordinates both halves of the sphere are shown, seen from opposite sides of the
@@ -63,7 +63,7 @@ def spheres(
     >>> z /= np.linalg.norm(z, axis=1, keepdims=True)
     >>> figure = spheres(z, {"mirrored": -z})
     >>> [ax.get_title() for ax in figure.axes[:2]]
-    ['truth', 'mirrored\\nR² 1.00']
+    ['truth', 'mirrored\nR² 1.00']
     """
     found = {"truth": latents}
     for name, points in recovered.items():
@@ -138,7 +138,9 @@ def recovery_over_ratio(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
                 label=picture(f"{mixing}, {sampler}"),
             )  # fmt: skip
             hollow = {} if sampler == "theorem" else {"facecolors": "none", "edgecolors": colour}
-            ax.scatter(runs["ratio"], runs["r2"], s=14, marker=marker, **{"color": colour, **hollow})
+            ax.scatter(
+                runs["ratio"], runs["r2"], s=14, marker=marker, **{"color": colour, **hollow}
+            )
         paper = of_mixing.groupby("ratio")["published"].first().dropna()
         if len(paper):
             label = picture(f"{mixing}, paper")
@@ -182,9 +184,13 @@ def recovery_dots(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             markersize=7, gid="untrained",
         )  # fmt: skip
         ax.plot(done["published"].iloc[:1], [y], "D", color=GREY, markersize=5, gid="paper")
-        ax.plot(done["r2"], [y] * len(done), "o", color=PALETTE[0], alpha=0.6, markersize=4, gid="seeds")
+        ax.plot(
+            done["r2"], [y] * len(done), "o", color=PALETTE[0], alpha=0.6, markersize=4, gid="seeds"
+        )
         ax.plot([done["r2"].mean()], [y], "|", color=PALETTE[5], markersize=12, mew=2, gid="mean")
-    ax.set_yticks(range(len(runs)), [picture(short(name, 60)) for name, _ in runs], fontsize="small")
+    ax.set_yticks(
+        range(len(runs)), [picture(short(name, 60)) for name, _ in runs], fontsize="small"
+    )
     low = rows["r2"].min() if rows["r2"].notna().any() else 0.0
     ax.set(xlabel="R²", xlim=(min(-0.03, low - 0.03), 1.03), ylim=(len(runs) - 0.5, -0.5))
     ax.tick_params(axis="y", length=0)
@@ -200,14 +206,12 @@ def recovery_dots(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 @checked
-def rescaled_losses(
-    kappa: float, n_latent: int, n_fixed: int, *, ax: Axes | None = None
-) -> Axes:
+def rescaled_losses(kappa: float, n_latent: int, n_fixed: int, *, ax: Axes | None = None) -> Axes:
     """Draw the loss of the maps h(u, v) = (u, λv) / ‖(u, λv)‖ over λ, if positives keep u: two theorems.
 
     Losses are closed forms for many negatives, less that of the identity (λ = 1), which is that of all
-    orthogonal maps. A line below 0 says that a map that bends the sphere has a lower loss. A dot is the lowest
-    point of its line, a triangle if the line still falls at the edge of the picture.
+    orthogonal maps. Where a line is below 0, a map that bends the sphere has a lower loss. A dot is the
+    lowest point of its line, a triangle if the line still falls at the edge of the picture.
 
     Parameters
     ----------
@@ -264,7 +268,5 @@ def rescaled_losses(
 
 
 def _beside(ax: Axes, **look: Any) -> None:
-    ax.legend(
-        loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small", **look
-    )
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small", **look)
     bare(ax)
