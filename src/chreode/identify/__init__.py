@@ -1,5 +1,31 @@
 """When a contrastive loss recovers the truth, and whether an augmentation lets it."""
 
 from .coverage import Coverage, coverage
+from .further import (
+    AnisotropicSetting,
+    ModalSetting,
+    SpaceSetting,
+    recover_anisotropic,
+    recover_in_space,
+    recover_shared,
+)
+from .recovery import Setting, recover
+from .studies import diversity, encoders, ratio
+from .study import Study
 
-__all__ = ["Coverage", "coverage"]
+__all__ = [
+    "AnisotropicSetting",
+    "Coverage",
+    "ModalSetting",
+    "Setting",
+    "SpaceSetting",
+    "Study",
+    "coverage",
+    "diversity",
+    "encoders",
+    "ratio",
+    "recover",
+    "recover_anisotropic",
+    "recover_in_space",
+    "recover_shared",
+]

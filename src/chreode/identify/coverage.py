@@ -30,7 +30,7 @@ from ..report.page import Section, write
 from ..run import Run
 from ..schema import Schema
 from ..text import shown
-from ..version import __version__, code_hash
+from ..trials.digest import digest, provenance
 from .factors import Factor, read_factors, refuse_few
 from .positives import Positives, open_positives, schema_of
 from .readers import FOLDS, Readers, as_csr, as_rows, folds, halvings
@@ -173,16 +173,11 @@ def coverage(
             refuse_few(factor)
         table = _judged(opened, rows, of_rows, n_views, rng, run)
     about = {
-        "positives": opened.about, "cells": len(rows), "genes": opened.source.spec.n_features(_role(opened)),
-        "n_views": n_views, "seed": seed, "schema": cells.schema.as_dict(),
-        "chreode": __version__, "code": code_hash(), "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "positives": opened.about, "factors": {f.name: digest(pd.Series(f.values)) for f in found},
+        "cells": len(rows), "genes": opened.source.spec.n_features(opened.role), "views": n_views,
+        "seed": seed, **provenance(cells),
     }  # fmt: skip
     return Coverage(table, about)
-
-
-def _role(positives: Positives) -> str:
-    return positives.source.spec.either("expression", "counts")
 
 
 def _judged(

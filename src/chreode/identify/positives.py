@@ -61,6 +61,11 @@ class Positives:
     draw: Callable[[int], Iterator[View]]
     about: Any
 
+    @property
+    def role(self) -> str:
+        """What is read of the cells: expression or counts."""
+        return self.source.spec.either("expression", "counts")
+
 
 def schema_of(positives: Given, schema: Schema | None) -> Schema:
     """Return where the roles live: as given, or as in the fit.

@@ -1,4 +1,4 @@
-"""InfoNCE: a query finds its key among others."""
+"""InfoNCE: a query finds its key among others, on the sphere or in space."""
 
 from __future__ import annotations
 
@@ -43,8 +43,113 @@ def info_nce(
     """
     q, k, n = (F.normalize(x, dim=-1) for x in (query, key, negatives))
     others = q @ n.T if n.ndim == 2 else torch.einsum("bd,bmd->bm", q, n)
-    logits = torch.cat([(q * k).sum(1, keepdim=True), others], 1) / temperature
-    return (logits.logsumexp(1) - logits[:, 0]).mean()
+    return _told_apart((q * k).sum(1) / temperature, others / temperature)
+
+
+def info_nce_lp(
+    query: Float[Tensor, "b d"],
+    key: Float[Tensor, "b d"],
+    negatives: Float[Tensor, "m d"] | Float[Tensor, "b m d"],
+    power: float = 2.0,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Return the same where −‖q − k‖_p^p / τ stands for q·k/τ, as in boxes and in all of R^n.
+
+    No vector is scaled. With this loss and p other than 2, a box is recovered up to the order, sign and
+    scale of its axes.
+
+    Parameters
+    ----------
+    power
+        p, at least 1.
+
+    References
+    ----------
+    Zimmermann et al. (2021), Contrastive learning inverts the data generating process, ICML, section 3.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> query, other = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    >>> round(info_nce_lp(query, query, other, power=1.0).item(), 4)  # ln(1 + 1/e²)
+    0.1269
+    """
+    if negatives.ndim == 2:
+        apart = torch.cdist(query, negatives, power)
+    else:
+        apart = torch.cdist(query[:, None], negatives, power)[:, 0]
+    near = (query - key).abs().pow(power).sum(1)
+    return _told_apart(-near / temperature, -apart.pow(power) / temperature)
+
+
+def an_info_nce(
+    query: Float[Tensor, "b d"],
+    key: Float[Tensor, "b d"],
+    negatives: Float[Tensor, "m d"] | Float[Tensor, "b m d"],
+    precision: Float[Tensor, " d"],
+) -> Float[Tensor, ""]:
+    """Return the same where −½ (q − k)ᵀ Λ (q − k) stands for q·k/τ: AnInfoNCE. No vector is scaled.
+
+    Parameters
+    ----------
+    precision
+        The diagonal of Λ, above 0. It is learned beside the encoder: a dimension in which positives stay
+        near their anchors gets a large one.
+
+    References
+    ----------
+    Rusak et al. (2025), InfoNCE: identifying the gap between theory and practice, AISTATS.
+
+    Examples
+    --------
+    >>> import torch
+    >>> query, other = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    >>> round(an_info_nce(query, query, other, torch.tensor([2.0, 9.0])).item(), 4)  # ln(1 + 1/e)
+    0.3133
+    """
+    scale = (precision / 2).sqrt()
+    return info_nce_lp(query * scale, key * scale, negatives * scale)
+
+
+def support_corrected(
+    query: Float[Tensor, "b d"],
+    key: Float[Tensor, "b d"],
+    support: Float[Tensor, "b s d"],
+    others: Float[Tensor, "b m d"],
+    temperature: float = 0.5,
+) -> Float[Tensor, ""]:
+    """Return `info_nce` with negatives of two kinds, for positives that do not reach all cells.
+
+    If the positives of an anchor keep some coordinates, negatives from everywhere are told apart by these
+    alone. Negatives from the anchor's own support share them, and leave nothing to gain there.
+
+    Parameters
+    ----------
+    support
+        Negatives that each anchor's positive might have been, drawn evenly: for cells, more augmentations
+        of the same cell.
+    others
+        Negatives from everywhere. The constraint ratio is ρ = s / (s + m): 0 is InfoNCE, 1 is the loss
+        that an orthogonal map minimises.
+
+    References
+    ----------
+    The Loss Is Not Enough (2026), arXiv:2606.04280, equations 7 and 8, algorithm 14.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.tensor([[1.0, 0.0]])
+    >>> away, none = torch.tensor([[[0.0, 1.0]]]), torch.zeros(1, 0, 2)
+    >>> round(support_corrected(x, x, away, none, temperature=1.0).item(), 4)  # ln(1 + 1/e)
+    0.3133
+    """
+    return info_nce(query, key, torch.cat([support, others], 1), temperature)
+
+
+def _told_apart(positive: Float[Tensor, " b"], others: Float[Tensor, "b m"]) -> Float[Tensor, ""]:
+    """Return the cross-entropy of the positive's logit among all, in nats: mean over queries."""
+    return (torch.cat([positive[:, None], others], 1).logsumexp(1) - positive).mean()
 
 
 def among_keys(
