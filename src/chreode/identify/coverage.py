@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from anndata import AnnData
 from jaxtyping import Float, Int
 from sklearn.metrics import balanced_accuracy_score, r2_score
