@@ -1,5 +1,6 @@
 """When a contrastive loss recovers the truth, and whether an augmentation lets it."""
 
+from .coverage import Coverage, coverage
 from .further import (
     AnisotropicSetting,
     ModalSetting,
@@ -14,10 +15,12 @@ from .study import Study
 
 __all__ = [
     "AnisotropicSetting",
+    "Coverage",
     "ModalSetting",
     "Setting",
     "SpaceSetting",
     "Study",
+    "coverage",
     "diversity",
     "encoders",
     "ratio",
