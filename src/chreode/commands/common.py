@@ -115,6 +115,8 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     Parameter(group=RUN, help="Where to compute; auto uses CUDA, else MPS, else the CPU."),
 ]
+Page = Annotated[Path | None, Parameter(group=RUN, help="Write a report: one HTML file.")]
+Shares = Annotated[tuple[float, ...], Parameter(consume_multiple=True, show_default=False)]
 Rows = Annotated[
     str | None,
     Parameter(

@@ -12,6 +12,7 @@ import chreode as ch
 
 from .. import store
 from ..text import spreadsheet
+from . import studies
 from .common import (
     RUN,
     UNREAD_ROLES,
@@ -32,6 +33,12 @@ identify = App(
     help_epilogue="Example: chreode identify coverage pbmc.h5ad --augment mask thin --factors obs/cell_type "
     "obs/donor --counts layers/counts --report coverage.html",
 )
+
+
+for _name in studies.names():
+    identify.command(
+        f"chreode.commands.studies:{_name}", name=_name, help=studies.first_line(_name)
+    )
 
 
 @identify.command

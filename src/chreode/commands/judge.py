@@ -20,8 +20,10 @@ from .common import (
     Json,
     NGenes,
     NGenesUnseen,
+    Page,
     Ray,
     Rows,
+    Shares,
     Threads,
     Whole,
     Words,
@@ -62,8 +64,6 @@ Scores = Annotated[
         help="Write the scores as JSON, which 'chreode report' reads.",
     ),
 ]  # fmt: skip
-Shares = Annotated[tuple[float, ...], Parameter(consume_multiple=True, show_default=False)]
-Page = Annotated[Path | None, Parameter(group=RUN, help="Write a report: one HTML file.")]
 Config = Annotated[
     Path | None,
     Parameter(

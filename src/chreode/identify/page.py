@@ -70,8 +70,8 @@ def _runs_picture(study: Told) -> tuple[str, Axes]:
     if study.kind == "ratio":
         caption = (
             "R² over the share of negatives from the anchor's own support. 0 is InfoNCE, 1 the "
-            "corrected loss. Solid: positives drawn as the theorem has it; dashed: as it was published. Grey: "
-            "the paper."
+            "corrected loss. Solid lines: positives drawn as the theorem has it. Dashed: as it was "
+            "published. Grey: the paper."
         )
         return caption, recovery_over_ratio(study.rows)
     caption = (

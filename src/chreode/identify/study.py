@@ -15,6 +15,7 @@ from scipy.stats import t
 from .. import config, store
 from ..config.arguments import checked
 from ..trials.trial import Outcome, Trial
+from .answer import answer, summary
 from .page import write_study
 from .published import published_r2
 from .recovery import Setting
@@ -118,6 +119,14 @@ class Study:
         with store.aside(path) as aside:
             aside.write_text(json.dumps(made, indent=1))
         return Path(path)
+
+    def summary(self) -> pd.DataFrame:
+        """Return what matters most of `table`: R² with its interval, what to compare it with, and notes."""
+        return summary(self.table())
+
+    def answer(self) -> list[str]:
+        """Return in sentences what the runs say, and what to know of their seeds and fits."""
+        return answer(self)
 
     @checked
     def report(self, path: str | Path) -> Path:
