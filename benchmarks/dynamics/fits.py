@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 import chreode as ch
-from chreode.bench.digest import fingerprint
 from chreode.data.cells import Cells
 from chreode.models.neuralode import EVERY, Penalised
+from chreode.trials.digest import fingerprint
 from chreode.version import code_hash
 
 from ..common import Row, Stopwatch

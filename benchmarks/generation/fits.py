@@ -13,9 +13,9 @@ import torch
 
 import chreode as ch
 from chreode import config
-from chreode.bench.digest import digest, fingerprint
 from chreode.data.cells import Cells
 from chreode.data.read import Data
+from chreode.trials.digest import digest, fingerprint
 from chreode.version import code_hash
 
 from ..common import Row, Stopwatch, say

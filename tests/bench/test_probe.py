@@ -17,7 +17,6 @@ from chreode.bench.embedded import Method
 from chreode.bench.probe import GENES, GIVEN, MEAN, MEASURED, OWN, SEES, nowhere
 from chreode.bench.probed import _summary
 from chreode.bench.query import split
-from chreode.bench.trial import Outcome
 from chreode.data.simulate import simulate_cells, simulate_citeseq
 from chreode.metrics.classifiers import NearestLabels
 from chreode.metrics.proteins import by_neighbours
@@ -26,6 +25,7 @@ from chreode.model import Model
 from chreode.models.selfsupervised.network import View
 from chreode.models.simclr import SimCLRModule
 from chreode.report import bench_sections, findings
+from chreode.trials.trial import Outcome
 
 SCHEMA = ch.Schema(counts="layers/counts", batch="obs/batch", label="obs/cell_type")
 FEW = ["clisi", "silhouette_label", "ilisi", "graph_connectivity"]

@@ -15,11 +15,11 @@ import pytest
 import scipy.sparse as sp
 
 import chreode as ch
-from chreode.bench.cluster import portable
 from chreode.bench.forecasters import BASELINES
 from chreode.commands.fit import narrowed
 from chreode.data.simulate import simulate_cells, simulate_citeseq
 from chreode.data.systems import GeneNetwork, Sampling
+from chreode.trials.cluster import portable
 
 ROLES = "--counts layers/counts --batch obs/batch"
 SOME = "--rows 'obs.batch == \"batch_1\"'"

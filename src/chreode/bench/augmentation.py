@@ -28,13 +28,13 @@ from ..metrics.space import Space
 from ..model import Model
 from ..run import Run
 from ..schema import Schema
+from ..trials.digest import provenance
+from ..trials.runner import run_of_trials
+from ..trials.trial import Result
 from ..verbs.augmentation import augment
 from .contest import Contestant, contest, contestants
-from .digest import provenance
 from .sizes import cell_counts
 from .table import Bench
-from .trial import Result
-from .trials import run_of_trials
 from .yardstick import stratified
 
 #: Shares of the cells, as `Parts` has them.

@@ -18,8 +18,8 @@ from ..fitted import Fitted
 from ..model import Model
 from ..run import Run
 from ..schema import Schema
-from .cluster import opened
-from .trial import Outcome, Result, Trial
+from ..trials.cluster import opened
+from ..trials.trial import Outcome, Result, Trial
 
 #: A fitted model and cells that it has not learned from -> a number, the lower the better.
 Objective: TypeAlias = Callable[[Fitted, Data], float]

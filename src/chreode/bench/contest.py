@@ -18,9 +18,9 @@ from ..compute.progress import bar
 from ..compute.threads import pinned
 from ..model import Model
 from ..run import Run
+from ..trials.runner import require_one, require_seeds, running
+from ..trials.trial import Outcome, Result, Trial
 from .table import Bench
-from .trial import Outcome, Result, Trial
-from .trials import require_one, require_seeds, running
 
 #: By method and seed.
 Outcomes: TypeAlias = Mapping[str, Mapping[int, Outcome]]

@@ -25,12 +25,12 @@ from ..metrics import dynamics as measure
 from ..model import Model
 from ..run import Run
 from ..schema import Schema
+from ..trials.digest import digest, provenance
+from ..trials.runner import run_of_trials
+from ..trials.trial import Result
 from .contest import Contestant, contest, contestants
-from .digest import digest, provenance
 from .forecasters import BASELINES, CEILING, Learn, halves
 from .table import Bench
-from .trial import Result
-from .trials import run_of_trials
 
 #: Of the smoother that makes starts and denoised targets, as a share of the time.
 BANDWIDTH = 0.03

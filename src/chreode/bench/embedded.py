@@ -26,8 +26,8 @@ from ..model import Model
 from ..registry import find, keys
 from ..run import Run
 from ..schema import Place, Schema
-from .cluster import opened
-from .digest import digest
+from ..trials.cluster import opened
+from ..trials.digest import digest
 
 #: Rows of the table beside the ones asked for: two baselines and a ceiling.
 HARMONY, CEILING = "Harmony", "label oracle"

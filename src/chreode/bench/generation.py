@@ -24,15 +24,15 @@ from ..metrics.markers import MIN_CLASS
 from ..model import Model
 from ..run import Run
 from ..schema import CATEGORY_ROLES, COUNT_ROLES, Schema
+from ..trials.digest import provenance
+from ..trials.runner import require_seeds, run_of_trials
+from ..trials.trial import Result
 from . import generators
 from .contest import Contestant, contest, contestants
-from .digest import provenance
 from .fakes import Given, Made, Make, class_names, drawn, fit_and_generate, replay, shuffled, spare
 from .generators import Classes
 from .sizes import cell_counts
 from .table import Bench
-from .trial import Result
-from .trials import require_seeds, run_of_trials
 from .yardstick import METRICS, SHARES, TOO_FEW, Parts, scored, split, worst_marker
 
 #: Cells of each kind that are kept for pictures.

@@ -30,13 +30,13 @@ from ..model import Model
 from ..registry import find
 from ..run import Run
 from ..schema import Schema
-from .cluster import portable
-from .digest import digest, provenance
+from ..trials.cluster import portable
+from ..trials.digest import digest, provenance
+from ..trials.runner import require_one, require_seeds, run_of_trials, running
+from ..trials.trial import Outcome, Result, Trial
 from .embedded import Embed, Given, Method, ready, rows_of, shallow
 from .sizes import cell_counts
 from .table import Bench
-from .trial import Outcome, Result, Trial
-from .trials import require_one, require_seeds, run_of_trials, running
 
 #: Averages of the metrics.
 _TOTALS = {

@@ -19,7 +19,8 @@ from ..metrics import typing as of_types
 from ..metrics.classifiers import NearestLabels
 from ..model import Model
 from ..schema import Schema
-from .cluster import opened
+from ..trials.cluster import opened
+from ..trials.trial import Result
 from .embedded import Method, shallow
 from .probing import (
     DECISIVE,
@@ -32,7 +33,6 @@ from .probing import (
     scored,
 )
 from .query import protein_values, without_proteins
-from .trial import Result
 
 TAUGHT = "it learned from the proteins of the reference too, and saw the RNA of all cells alone"
 

@@ -26,8 +26,10 @@ from ..model import Model
 from ..registry import find
 from ..run import Run
 from ..schema import Schema
-from .cluster import portable
-from .digest import digest, provenance
+from ..trials.cluster import portable
+from ..trials.digest import digest, provenance
+from ..trials.runner import require_one, require_seeds, run_of_trials, running
+from ..trials.trial import Result, Trial
 from .embedded import HARMONY, Given, Method, ready, rows_of, shallow
 from .integration import integration
 from .missing import judge_mean, judge_measured, judge_missing
@@ -42,8 +44,6 @@ from .probing import (
 from .query import category, expression_role, proteins, refuse_unknown, split
 from .sizes import cell_counts
 from .table import Bench
-from .trial import Result, Trial
-from .trials import require_one, require_seeds, run_of_trials, running
 
 #: Shares of the counts of query cells that types are told from.
 DEPTHS = (1.0, 0.5, 0.1, 0.05)

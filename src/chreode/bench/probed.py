@@ -13,10 +13,10 @@ from ..metrics import proteins as of_proteins
 from ..metrics import typing as of_types
 from ..metrics.scaled import scaled_totals
 from ..metrics.table import BASELINE
+from ..trials.trial import Outcome
 from .embedded import Method
 from .probing import AT_DEPTHS, CLASSIFIERS, DECISIVE, Posed
 from .table import Bench
-from .trial import Outcome
 
 #: The tasks, and what each is called in a note.
 TASKS = {"correction": "correction", "typing": "typing", "missing": "missing protein"}

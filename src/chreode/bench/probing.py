@@ -27,10 +27,10 @@ from ..metrics.classifiers import LinearProbe, NearestLabels
 from ..metrics.score import Score, as_embedding, ends
 from ..metrics.space import log_cp10k, most_variable
 from ..nn.augment import thinned
-from .cluster import opened
+from ..trials.cluster import opened
+from ..trials.trial import Result
 from .embedded import Given, Method, embed_with, shallow
 from .query import Split, log_expression, rows_at, with_fewer_counts
-from .trial import Result
 
 #: Both classifiers: their key, what they are called, and what they are.
 CLASSIFIERS = {

@@ -12,8 +12,8 @@ import pandas as pd
 from .. import config
 from ..errors import CapabilityError, ConfigError, FitError, near
 from ..model import Model
+from ..trials.runner import Runner
 from .candidate import columns, trial_of
-from .trials import Runner
 
 #: Option -> lowest and highest value (a tuple), or values to choose from (a list).
 Space: TypeAlias = Mapping[str, tuple[float, float] | Sequence[Any]]

@@ -24,12 +24,12 @@ from ..fitted import Fitted
 from ..model import Model
 from ..run import Run
 from ..schema import Schema
+from ..trials.cluster import portable
+from ..trials.digest import digest, provenance
+from ..trials.runner import Runner, run_of_trials, running
 from .candidate import Given, Objective, columns, trial_of
-from .cluster import portable
-from .digest import digest, provenance
 from .identity import identity
 from .study import Space, Study
-from .trials import Runner, run_of_trials, running
 from .tuned import REFITS, Tuned
 
 #: Options searched by default, and how far from the model's own value in both directions.

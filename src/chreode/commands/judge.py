@@ -311,8 +311,8 @@ def _held_out(seeds: tuple[int, ...], cells: Cells, kept: np.ndarray) -> np.ndar
     import numpy as np
 
     from ..bench.generation import class_table
-    from ..bench.trials import require_seeds
     from ..bench.yardstick import split
+    from ..trials.runner import require_seeds
 
     classes = class_table(cells)[0][kept]
     found = np.unique([kept[i] for s in require_seeds(seeds) for i in split(classes, s).reference])

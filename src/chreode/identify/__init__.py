@@ -1,4 +1,4 @@
-"""The laboratory: under which augmentations and encoders a contrastive loss recovers the truth."""
+"""When a contrastive loss recovers the truth, and whether an augmentation lets it."""
 
 from .images import ImageResult, images
 from .imaging.data import digits

@@ -18,9 +18,6 @@ from jaxtyping import Float, Int
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from ..bench.digest import digest
-from ..bench.trial import Outcome, Result, Trial
-from ..bench.trials import require_one, require_seeds, run_of_trials, running
 from ..compute.device import choose_device
 from ..compute.progress import bar
 from ..compute.rng import Rng
@@ -29,6 +26,9 @@ from ..compute.threads import pinned
 from ..config.arguments import checked
 from ..errors import ConfigError, near
 from ..run import Run
+from ..trials.digest import digest
+from ..trials.runner import require_one, require_seeds, run_of_trials, running
+from ..trials.trial import Outcome, Result, Trial
 from ..version import __version__, code_hash
 from .imaging.augment import REGIMES
 from .imaging.data import Parts, check, parts

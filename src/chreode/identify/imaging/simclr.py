@@ -66,7 +66,8 @@ def train(
             total = 0.0
             for rows in torch.randperm(len(x)).tensor_split(n_batches):
                 one, two = two_views(x[rows.to(x.device)], augmentations)
-                loss = nt_xent(*encoder(torch.cat([one, two])).chunk(2), how.temperature)
+                both = encoder(torch.cat([one, two]))
+                loss = nt_xent(both[: len(one)], both[len(one) :], how.temperature)
                 adam.zero_grad()
                 loss.backward()
                 adam.step()

@@ -20,11 +20,11 @@ import pytest
 import torch
 
 import chreode as ch
-from chreode.bench import cluster
-from chreode.bench.trial import Trial
-from chreode.bench.trials import running
 from chreode.compute.progress import bar
 from chreode.data.simulate import simulate_citeseq
+from chreode.trials import cluster
+from chreode.trials.runner import running
+from chreode.trials.trial import Trial
 
 ray = pytest.importorskip("ray")
 SMALL = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 2**27}
@@ -262,7 +262,7 @@ import os, sys, time
 from functools import partial
 from pathlib import Path
 import chreode
-from chreode.bench.trials import Trial, running
+from chreode.trials.runner import Trial, running
 from chreode.compute.progress import bar
 
 def work(file, seconds, _):

@@ -21,12 +21,12 @@ import torch
 from threadpoolctl import threadpool_info
 
 import chreode as ch
-from chreode.bench.digest import digest, fingerprint
-from chreode.bench.ledger import Ledger
-from chreode.bench.trial import Outcome, Trial, pinned
-from chreode.bench.trials import require_seeds, running
 from chreode.compute.progress import bar
 from chreode.data.cells import Cells
+from chreode.trials.digest import digest, fingerprint
+from chreode.trials.ledger import Ledger
+from chreode.trials.runner import require_seeds, running
+from chreode.trials.trial import Outcome, Trial, pinned
 
 ABOUT = {"data": "abc", "threads": 1}
 FLOATS = np.array([1 / 3, np.nan, -0.0, 1e-45], np.float32)
@@ -240,8 +240,8 @@ def test_a_folder_of_something_else_and_a_changed_file_are_refused(tmp_path):
 STARTS = """
 import os, sys, time
 from pathlib import Path
-from chreode.bench.ledger import Ledger
-from chreode.bench.trial import Outcome
+from chreode.trials.ledger import Ledger
+from chreode.trials.trial import Outcome
 for number in range(4):
     into, at, children = Path(sys.argv[1], str(number)), time.time() + 0.03, []
     for child in range(8):

@@ -1,0 +1,1 @@
+"""Pieces of work that are run here or on Ray, kept on disk and resumed."""
