@@ -87,15 +87,15 @@ class _Given:
 @settled()
 @checked
 def images(
-    x: Float[np.ndarray, "n 3 32 32"],
+    x: Any,
     y: Any,
     *,
     encoders: Sequence[str] = ("resnet", "vit", "mlp"),
     regimes: Sequence[str] = ("all", "crop", "no crop"),
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    epochs: int = 200,
+    epochs: int = 30,
     size: Literal["small", "paper"] = "small",
-    batch_size: int = 2000,
+    batch_size: int = 128,
     lr: float = 3e-4,
     into: str | Path | None = None,
     run: Run = Run(),
@@ -110,7 +110,7 @@ def images(
     Parameters
     ----------
     x
-        Images: values from 0 to 1, three channels, 32 x 32 pixels.
+        Images as an array or tensor (n, 3, 32, 32), with values from 0 to 1.
     y
         Class of each image: numbers or text.
     encoders
@@ -121,12 +121,13 @@ def images(
     seeds
         Seeds of splits, weights and augmentations.
     epochs
-        How often an encoder sees each training image.
+        How often an encoder sees each training image; 200 in the paper.
     size
         Widths of the encoders: ``"paper"`` is for a graphics card.
-    batch_size, lr
-        Images of a minibatch at the least, and learning rate of Adam. More minibatches learn faster on
-        few images.
+    batch_size
+        Images of a minibatch at the least; 2,000 in the paper.
+    lr
+        Learning rate of Adam.
     into
         Folder that keeps every row as it comes, and from which the same call goes on.
     run

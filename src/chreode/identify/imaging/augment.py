@@ -7,9 +7,9 @@ generator, which a fit seeds (`chreode.compute.rng`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +24,8 @@ LUMA = (0.299, 0.587, 0.114)
 Images: TypeAlias = Float[Tensor, "b c 32 32"]
 #: Rectangles: first row, first column, height, width, in pixels.
 Boxes: TypeAlias = Int[Tensor, "b 4"]
-
-
-class Augmentation(Protocol):
-    """Changes each image in a random way of its own."""
-
-    def __call__(self, x: Images) -> Images:
-        """Return new images; those given stay as they are."""
-        ...
+#: Returns new images, each changed in a random way of its own; those given stay as they are.
+Augmentation: TypeAlias = Callable[[Images], Images]
 
 
 def two_views(x: Images, augmentations: Sequence[Augmentation]) -> tuple[Images, Images]:

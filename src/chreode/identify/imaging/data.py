@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32, Int
 from sklearn.datasets import load_digits
 
 from ...errors import DataError, counted, listed
@@ -65,32 +66,24 @@ def parts(classes: Int[np.ndarray, " n"], seed: int) -> Parts:
 
 
 def check(
-    x: Float[np.ndarray, "n 3 32 32"], y: Any
+    x: Any, y: Any
 ) -> tuple[Float32[np.ndarray, "n 3 32 32"], Int[np.ndarray, " n"], list[str]]:
     """Return images in float32, their classes as numbers from 0, and the names of the classes.
 
     Raises
     ------
     DataError
-        If images have another shape or values outside of [0, 1], or a class has too few of them.
+        If images have another shape or values outside of [0, 1], labels do not match them, or a class has
+        too few images.
     """
     x, y = np.asarray(x), np.asarray(y)
-    if x.shape[1:] != (3, SIDE, SIDE):
-        raise DataError(
-            f"x has the shape {x.shape}: expected images x 3 channels x {SIDE} x {SIDE} pixels. "
-            "Images that have their channels last are brought into order by x.transpose(0, 3, 1, 2)."
-        )
-    if not np.isfinite(x).all():
-        raise DataError("x holds values that are not finite: leave those images out.")
-    if x.size and not (x.min() >= 0 and x.max() <= 1):
-        raise DataError(
-            f"x holds values from {x.min():.4g} to {x.max():.4g}: expected 0 to 1. "
-            "Divide bytes by 255."
-        )
+    _refuse_images(x)
     if y.shape != (len(x),):
         raise DataError(
             f"y has the shape {y.shape} beside {counted(len(x), 'image')}: expected one label for each."
         )
+    if lacking := int(pd.isna(y).sum()):
+        raise DataError(f"y has no label for {counted(lacking, 'image')}: leave out what has none.")
     names, codes = np.unique(y.astype(str), return_inverse=True)
     if len(names) < 2:
         raise DataError(f"y tells {counted(len(names), 'class')}: a probe needs two at the least.")
@@ -101,3 +94,21 @@ def check(
             "and test need one each at the least. Leave those classes out."
         )
     return x.astype(np.float32), codes.astype(np.int64), [str(name) for name in names]
+
+
+def _refuse_images(x: np.ndarray) -> None:
+    if x.dtype.kind not in "buif":
+        raise DataError(f"x holds values of type {x.dtype}: expected numbers from 0 to 1.")
+    if x.shape[1:] != (3, SIDE, SIDE):
+        raise DataError(
+            f"x has the shape {x.shape}: expected images x 3 channels x {SIDE} x {SIDE} pixels. "
+            "Images that have their channels last are brought into order by x.transpose(0, 3, 1, 2)."
+        )
+    if not len(x):
+        raise DataError("x holds no images.")
+    if not np.isfinite(x).all():
+        raise DataError("x holds values that are not finite: leave those images out.")
+    if x.min() < 0 or x.max() > 1:
+        raise DataError(
+            f"x holds values from {x.min():.4g} to {x.max():.4g}: expected 0 to 1. Divide bytes by 255."
+        )

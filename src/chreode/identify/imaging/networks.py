@@ -141,8 +141,8 @@ ENCODERS: Mapping[str, Callable[..., nn.Module]] = {"resnet": ResNet, "vit": ViT
 SIZES: Mapping[str, Mapping[str, Mapping[str, int]]] = {
     "paper": {name: {} for name in ENCODERS},
     "small": {
-        "resnet": {"width": 8},
-        "vit": {"width": 64, "depth": 3, "heads": 4, "mlp": 128, "n_out": 64},
+        "resnet": {"width": 8, "stride": 2},
+        "vit": {"width": 32, "depth": 2, "heads": 2, "mlp": 64, "n_out": 64},
         "mlp": {"width": 256, "n_out": 64},
     },
 }

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 #: L2 penalties that are tried, and the most steps of each.
-PENALTIES, EPOCHS, LR = (0.0, 1e-4, 1e-3, 1e-2), 200, 0.01
+PENALTIES, EPOCHS, LR = (0.0, 1e-3, 1e-2, 1e-1), 300, 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,26 +61,27 @@ class Probe:
         """
         mean, scale = x.mean(0), x.var(0, correction=0).mean().sqrt().clamp_min(1e-12)
         x, unseen = (x - mean) / scale, (unseen - mean) / scale
-        weights = x.new_zeros(len(PENALTIES), x.shape[1], n_classes, requires_grad=True)
-        bias = x.new_zeros(len(PENALTIES), 1, n_classes, requires_grad=True)
-        penalties = x.new_tensor(PENALTIES)
+        n, shape = len(PENALTIES), (x.shape[1], len(PENALTIES), n_classes)
+        weights = x.new_zeros(shape, requires_grad=True)
+        bias = x.new_zeros(shape[1:], requires_grad=True)
+        penalties, labels = x.new_tensor(PENALTIES), y.repeat_interleave(n)
         adam = torch.optim.Adam([weights, bias], LR)
-        best = cls(weights[0], bias[0, 0], PENALTIES[0], 0, -1.0)
+        best = cls(weights[:, 0], bias[0], PENALTIES[0], 0, -1.0)
         for epoch in range(1, EPOCHS + 1):
-            logits = (x @ weights + bias).flatten(0, 1)
-            # the sum over penalties of means over images: no penalty's weights enter another's gradient
-            fit = F.cross_entropy(logits, y.repeat(len(penalties)), reduction="sum") / len(x)
+            logits = (x @ weights.flatten(1)).unflatten(1, shape[1:]) + bias
+            # a sum over penalties of means over images: none has a say in the gradient of another
+            loss = F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / len(x)
             adam.zero_grad()
-            (fit + (penalties * weights.square().sum((1, 2))).sum()).backward()
+            (loss + (penalties * weights.square().sum((0, 2))).sum()).backward()
             adam.step()
             with torch.no_grad():
-                right = ((unseen @ weights + bias).argmax(2) == of_unseen).float().mean(1)
+                logits = (unseen @ weights.flatten(1)).unflatten(1, shape[1:]) + bias
+            right = (logits.argmax(2) == of_unseen[:, None]).float().mean(0)
             at = int(right.argmax())
             if right[at] > best.validation:
-                w = weights[at].detach() / scale
-                best = cls(
-                    w, bias[at, 0].detach() - mean @ w, PENALTIES[at], epoch, right[at].item()
-                )
+                w = weights[:, at].detach() / scale
+                b = bias[at].detach() - mean @ w
+                best = cls(w, b, PENALTIES[at], epoch, right[at].item())
         return best
 
     def recall(self, x: Float[Tensor, "n z"], y: Int[Tensor, " n"]) -> Float[Tensor, " k"]:

@@ -21,7 +21,7 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class Training:
-    """How an encoder learns; the defaults of all but `epochs` are the paper's.
+    """How an encoder learns; the defaults of the last three are those of the paper, or of its code.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Training:
     """
 
     epochs: int
-    batch_size: int = 2000
+    batch_size: int
     lr: float = 3e-4
     weight_decay: float = 1e-4
     temperature: float = 0.5
