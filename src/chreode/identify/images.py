@@ -246,7 +246,7 @@ def _pixels(seed: int, given: _Given) -> Result:
 def _components(seed: int, given: _Given) -> Result:
     rows, x = parts(given.classes, seed), given.x.reshape(len(given.x), -1)
     n = min(_COMPONENTS, len(rows.train))
-    pca = PCA(n, svd_solver="covariance_eigh").fit(x[rows.train])
+    pca = PCA(n, random_state=seed).fit(x[rows.train])
     z = torch.from_numpy(pca.transform(x)).to(given.device)
     return scored(z, given.classes, rows, given.names), {}
 
