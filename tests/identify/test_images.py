@@ -259,21 +259,23 @@ FEW = {"encoders": ["mlp"], "regimes": ["crop"], "seeds": [0], "epochs": 1, "bat
 
 
 @pytest.fixture
-def some(digits):
+def some(digits, monkeypatch):
+    monkeypatch.setattr(probing, "EPOCHS", 20)  # enough for what is asked of these rows
     return digits[0][:150], digits[1][:150]
 
 
-def test_an_encoder_learns_more_than_it_began_with(digits):
-    x, y = digits[0][:600], digits[1][:600]
+@pytest.mark.slow
+def test_an_encoder_learns_and_its_embedding_tells_classes(digits):
+    x, y = digits[0][:400], digits[1][:400]
     found = ch.identify.images(
-        x, y, encoders=["mlp"], regimes=["crop"], seeds=[0, 1], epochs=15, batch_size=64, lr=1e-3,
+        x, y, encoders=["mlp"], regimes=["crop"], seeds=[0, 1], epochs=8, batch_size=64, lr=1e-3,
         progress=False,
     )  # fmt: skip
     table = found.table()["accuracy"]
     assert table["chance", "-"] < 0.2
     assert table["mlp", "crop"] > 0.7
     rows = found.rows[found.rows["regime"] == "crop"]
-    assert (rows["last_loss"] < rows["first_loss"] - 0.5).all()
+    assert (rows["last_loss"] < rows["first_loss"] - 0.3).all()
 
 
 def test_rows_and_the_table_of_their_means(some):
