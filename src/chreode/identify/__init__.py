@@ -8,18 +8,23 @@ from .further import (
     recover_in_space,
     recover_shared,
 )
+from .images import ImageResult, images
+from .imaging.data import digits
 from .recovery import Setting, recover
 from .studies import diversity, encoders, ratio
 from .study import Study
 
 __all__ = [
     "AnisotropicSetting",
+    "ImageResult",
     "ModalSetting",
     "Setting",
     "SpaceSetting",
     "Study",
+    "digits",
     "diversity",
     "encoders",
+    "images",
     "ratio",
     "recover",
     "recover_anisotropic",
