@@ -15,8 +15,9 @@ from ..report.words import ABSENT, joined
 RECOVERED = 0.99
 #: How near a mean R² must be to the paper's to agree with it; how far apart seeds disagree.
 _NEAR, _APART = 0.05, 0.1
-#: Loss above the identity's that counts as none, and R² below which a map is no rotation.
-_EQUAL, _LOW = 0.02, 0.95
+#: Loss above the identity's that counts as none; R² of an axis below which a map is no rotation, and by
+#: kernel regression from which nothing is lost.
+_EQUAL, _BENT, _KEPT = 0.02, 0.8, 0.95
 #: Runs that a sentence names at the most.
 _NAMED = 5
 OPTIONS = ("mixing", "n_latent", "n_fixed", "sampler", "ratio", "encoder")
@@ -244,17 +245,17 @@ def _bent(rows: pd.DataFrame) -> Iterator[str]:
     """Name runs whose loss is the identity's and whose R² is not: the corrected loss has such optima."""
     some = (rows["n_fixed"] > 0) & (rows["n_fixed"] < rows["n_latent"])
     free = some & (rows["ratio"] == 1) & (rows["sampler"] == "theorem")
-    found = rows[free & (rows["excess"].abs() <= _EQUAL) & (rows["r2"] < _LOW)]
-    twisted = found["r2_kernel"] >= _LOW
+    found = rows[free & (rows["excess"].abs() <= _EQUAL) & (rows["worst"] < _BENT)]
+    twisted = found["r2_kernel"] >= _KEPT
     for of, what in (
         (
             found[~twisted],
-            "These are folds: a map such as u to |u| of what is fixed costs the corrected loss nothing "
-            "(theorem A.5)",
+            "This is how a fold looks: a map such as u to |u| of what is fixed costs the corrected loss "
+            "nothing (theorem A.5)",
         ),
         (
             found[twisted],
-            f"Kernel regression reads {_LOW} or more, so nothing is lost, but the sphere is twisted: to turn "
+            f"Kernel regression reads {_KEPT} or more, so nothing is lost. This is how a twist looks: to turn "
             "what varies by an angle that depends on what is fixed costs the corrected loss nothing",
         ),
     ):
@@ -264,7 +265,7 @@ def _bent(rows: pd.DataFrame) -> Iterator[str]:
             ]
             yield (
                 f"The loss equals the identity's, within {_EQUAL} nats, but linear R² is low: {_few(named)}. "
-                f"{what}. So this is as good an optimum as the truth, and no longer training mends it."
+                f"{what}. It is as good an optimum as the truth, so longer training does not mend it."
             )
 
 
