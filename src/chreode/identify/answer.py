@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ OPTIONS = ("mixing", "n_latent", "n_fixed", "sampler", "ratio", "encoder")
 _DRAWN = {"theorem": "as the theorem has it (κr²)", "published": "as it was published (κ)"}
 
 
+@runtime_checkable
 class Told(Protocol):
     """What is read of a study."""
 
@@ -255,8 +256,8 @@ def _bent(rows: pd.DataFrame) -> Iterator[str]:
         ),
         (
             found[twisted],
-            f"Kernel regression reads {_KEPT} or more, so nothing is lost. This is how a twist looks: to turn "
-            "what varies by an angle that depends on what is fixed costs the corrected loss nothing",
+            f"Kernel regression reads {_KEPT} or more, so nothing is lost. This is how a twist looks: to "
+            "turn what varies by an angle that depends on what is fixed costs the corrected loss nothing",
         ),
     ):
         if len(of):

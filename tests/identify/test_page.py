@@ -1,0 +1,307 @@
+"""Pictures and pages of studies: what is drawn are the values given, and sentences hold for any rows."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from chreode import config, plot
+from chreode.errors import ConfigError, DataError, SchemaError
+from chreode.identify import Setting, Study
+from chreode.identify.study import named
+from chreode.losses.optima import rescaled
+from chreode.plot.style import GREY
+from chreode.trials.trial import Outcome, Result, Trial
+
+KAPPA = 1 / 0.3
+
+
+def sphere(n: int = 400, k: int = 3, seed: int = 0) -> np.ndarray:
+    z = np.random.default_rng(seed).normal(size=(n, k))
+    return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+
+def outcome(
+    setting: Setting, r2: float, *, excess: float = 0.3, kernel: float = 0.5, state: str = "rested"
+) -> Outcome:
+    z = sphere(k=setting.n_latent)
+    axes = [r2] * setting.n_latent
+    row = {
+        "r2": r2, "r2_axis": axes, "r2_untrained": 0.45, "r2_kernel": kernel, "r2_kernel_axis": axes,
+        "mcc": 0.8, "angle": 0.02, "orthogonal": 0.03, "alignment": 0.3, "uniformity": -2.0,
+        "loss": 6.7 + excess, "identity": 6.7, "closed": 6.694, "state": state, "seconds": 12.3,
+    }  # fmt: skip
+    return Outcome(row=row, arrays={"latents": z, "recovered": -z})
+
+
+def not_called(_: object) -> Result:
+    raise AssertionError
+
+
+def study(kind: str, runs: list[tuple[Setting, int, Outcome]]) -> Study:
+    trials = [
+        Trial(
+            f"{named(setting)}, seed {seed}", not_called, {**config.as_dict(setting), "seed": seed}
+        )
+        for setting, seed, _ in runs
+    ]
+    return Study.of(kind, trials, [found for *_, found in runs], {"study": kind})
+
+
+def of(mixing: str = "identity", **how) -> Setting:
+    return Setting(mixing=mixing, **how)
+
+
+def violated(mixing: str = "identity", sampler: str = "theorem", ratio: float = 1.0) -> Setting:
+    return of(mixing, n_fixed=1, sampler=sampler, ratio=ratio)
+
+
+# pictures
+
+
+def test_spheres_are_turned_back_and_show_both_halves():
+    z = sphere()
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    figure = plot.spheres(z, {"turned": z @ turn, "folded": np.abs(z)})
+    truth, turned, folded = figure.axes[:3]
+    points = [np.asarray(ax.collections[0].get_offsets()) for ax in (truth, turned, folded)]
+    np.testing.assert_allclose(points[0], points[1], atol=1e-9)
+    near = z[:, 2] >= 0
+    middle = points[0][near, 0].mean()
+    assert middle < -0.9
+    np.testing.assert_allclose(points[0][near, 0] - z[near, 1], middle - z[near, 1].mean())
+    np.testing.assert_allclose(points[0][~near, 0] + z[~near, 1], -(middle - z[near, 1].mean()))
+    np.testing.assert_allclose(points[0][:, 1], z[:, 0])
+    for ax in (truth, turned, folded):
+        np.testing.assert_array_equal(ax.collections[0].get_array(), z[:, 0])
+        assert ax.collections[0].get_rasterized()
+    assert turned.get_title() == "turned\nR² 1.00"
+    assert float(folded.get_title().rpartition(" ")[2]) < 0.5
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_other_dimensions_are_drawn(k):
+    z = sphere(k=k)
+    ax = plot.spheres(z, {"same": z}).axes[1]
+    assert len(ax.patches) == (1 if k == 2 else 2)
+    assert len(ax.collections[0].get_offsets()) == len(z)
+
+
+@pytest.mark.usefixtures("without_types")
+def test_another_shape_is_refused():
+    z = sphere()
+    with pytest.raises(DataError, match=r"'half' has shape \(200, 3\): expected \(400, 3\)"):
+        plot.spheres(z, {"half": z[:200]})
+
+
+def rows_over_ratio() -> pd.DataFrame:
+    rows = [
+        (mixing, sampler, ratio, seed, ratio * weight + 0.01 * seed, 0.5 * ratio)
+        for mixing, weight in (("identity", 0.9), ("linear", 0.8))
+        for sampler in ("theorem", "published")
+        for ratio in (0.0, 0.5, 1.0)
+        for seed in (0, 1)
+    ]
+    columns = ["mixing", "sampler", "ratio", "seed", "r2", "published"]
+    return pd.DataFrame(rows, columns=columns).assign(failed="")
+
+
+def test_ratio_lines_are_means_and_dots_are_seeds():
+    rows = rows_over_ratio()
+    rows.loc[1, ["r2", "failed"]] = [np.nan, "lost"]
+    ax = plot.recovery_over_ratio(rows)
+    lines = {line.get_label(): line for line in ax.lines}
+    assert set(lines) == {
+        f"{m}, {s}" for m in ("identity", "linear") for s in ("theorem", "published", "paper")
+    }
+    np.testing.assert_allclose(lines["identity, theorem"].get_ydata(), [0.0, 0.455, 0.905])
+    np.testing.assert_allclose(lines["linear, published"].get_ydata(), [0.005, 0.405, 0.805])
+    np.testing.assert_allclose(lines["linear, paper"].get_ydata(), [0.0, 0.25, 0.5])
+    assert (lines["linear, theorem"].get_linestyle(), lines["linear, published"].get_linestyle()) == (
+        "-", "--",
+    )  # fmt: skip
+    assert to_hex(lines["linear, paper"].get_color()).upper() == GREY
+    assert [len(dots.get_offsets()) for dots in ax.collections] == [5, 6, 6, 6]
+
+
+def test_dots_are_seeds_beside_the_paper_and_the_start():
+    made = [
+        (violated(), 0, outcome(violated(), 0.6)),
+        (violated(), 1, outcome(violated(), 0.8)),
+        (of("linear"), 0, Outcome(failed="lost")),
+    ]
+    ax = plot.recovery_dots(study("diversity", made).rows)
+    drawn = {line.get_gid(): line.get_xdata() for line in ax.lines if line.get_gid()}
+    assert {name: list(np.round(x, 6)) for name, x in drawn.items()} == {
+        "seeds": [0.6, 0.8], "mean": [0.7], "paper": [0.63], "untrained": [0.45],
+    }  # fmt: skip
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        named(violated()), named(of("linear")),
+    ]  # fmt: skip
+    assert [text.get_text() for text in ax.texts] == ["failed"]
+
+
+def test_another_table_is_refused():
+    with pytest.raises(SchemaError, match="the rows of a study"):
+        plot.recovery_dots(pd.DataFrame({"r2": [1.0]}))
+
+
+def test_losses_of_stretched_maps_are_the_closed_forms_and_say_both_theorems():
+    ax = plot.rescaled_losses(KAPPA, 3, 1)
+    lines = {line.get_label(): line for line in ax.get_legend().legend_handles}
+    assert len(lines) == 4
+    drawn = {line.get_label(): line for line in ax.lines if line.get_label() in lines}
+    for label, line in drawn.items():
+        loss, _, sampler = label.partition(", ")
+        how = {"sampler": sampler, "corrected": loss == "corrected"}
+        x, y = line.get_data()
+        at = len(x) // 4
+        expected = rescaled(x[at], KAPPA, 3, 1, 7, **how) - rescaled(1.0, KAPPA, 3, 1, 7, **how)
+        assert y[at] == pytest.approx(expected, abs=1e-12)
+    marks = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    lowest = {
+        label: (float(mark.get_xdata()[0]), mark.get_marker())
+        for label, mark in zip(drawn, marks, strict=True)
+    }
+    assert lowest["corrected, theorem"] == (pytest.approx(1.0), "o")  # theorem 4.6
+    assert lowest["InfoNCE, theorem"][0] < 0.8  # theorem 4.5
+    assert lowest["InfoNCE, published"][0] < 0.9
+    assert lowest["corrected, published"] == (
+        pytest.approx(10.0),
+        ">",
+    )  # which is not the theorem's
+
+
+def test_losses_of_narrow_positives_are_finite():
+    ax = plot.rescaled_losses(1e4, 3, 1)
+    assert all(np.isfinite(line.get_ydata()).all() for line in ax.lines)
+
+
+@pytest.mark.parametrize("n_fixed", [0, 3, 4])
+def test_nothing_to_stretch_is_refused(n_fixed):
+    with pytest.raises(ConfigError, match="expected 1 to 2"):
+        plot.rescaled_losses(KAPPA, 3, n_fixed)
+
+
+# sentences
+
+
+def said(kind: str, runs: list[tuple[Setting, int, Outcome]]) -> str:
+    return "\n".join(study(kind, runs).answer())
+
+
+def test_the_answer_names_what_is_recovered_and_what_is_not():
+    runs = [(of(m), 0, outcome(of(m), r2)) for m, r2 in (("identity", 0.995), ("spiral", 0.93))]
+    told = said("diversity", runs)
+    assert "mean R² is 0.99 or more for identity. It is lower for others: 0.930 (spiral)" in told
+    assert "1 of 2 runs agree with the paper" in told
+    assert "The paper has 1.00 for spiral, none fixed, InfoNCE." in told
+    assert "There is one seed of each run" in told
+    none = said("diversity", [(of(), 0, outcome(of(), 0.4))])
+    assert "no mean R² reaches 0.99: it is 0.400 (identity)" in none
+
+
+def test_samplers_are_compared_with_the_paper_by_the_one_that_it_used():
+    runs = []
+    for sampler, r2 in (("theorem", 0.995), ("published", 0.631)):
+        for ratio, value in ((0.0, 0.08), (1.0, r2)):
+            setting = violated(sampler=sampler, ratio=ratio)
+            runs += [(setting, seed, outcome(setting, value + 0.001 * seed)) for seed in (0, 1)]
+    theorem, published = study("diversity", runs).answer()
+    assert "the corrected loss has 0.996 (identity)" in theorem
+    assert "Recovered, with 0.99 or more: identity by the corrected loss." in theorem
+    assert "other way alone, and has 0.06 for InfoNCE and 0.63 for the corrected loss" in theorem
+    assert "Nothing is recovered" in published
+    assert "2 of 2 runs agree with the paper" in published
+    assert "their R² is 0.33 at most" in published
+
+
+@pytest.mark.parametrize(
+    ("excess", "kernel", "sampler", "word"),
+    [
+        (0.003, 0.6, "theorem", "fold"),
+        (0.003, 0.99, "theorem", "twist"),
+        (0.3, 0.6, "theorem", None),  # it has a higher loss: it has not learned
+        (0.003, 0.6, "published", None),  # the identity has not the lowest loss
+    ],
+)
+def test_what_costs_the_loss_nothing_is_named(excess, kernel, sampler, word):
+    setting = violated(sampler=sampler)
+    told = said("diversity", [(setting, 3, outcome(setting, 0.66, excess=excess, kernel=kernel))])
+    assert ("equals the identity's" in told) == (word is not None)
+    for name in ("fold", "twist"):
+        assert (f"This is how a {name} looks" in told) == (name == word)
+    if word:
+        assert f"{named(setting)}, seed 3 (0.660)" in told
+
+
+def test_seeds_that_disagree_and_fits_that_improve_are_named():
+    values = ((0, 0.66, "still improving"), (1, 0.99, "rested"))
+    told = said(
+        "diversity", [(violated(), s, outcome(violated(), v, state=w)) for s, v, w in values]
+    )
+    assert f"no mean is typical: {named(violated())} (0.660 to 0.990)" in told
+    assert "1 of 2 fits was still improving" in told
+    assert "one seed" not in told
+
+
+def test_the_best_ratio_is_open_where_seeds_overlap():
+    values = {0.0: (0.05, 0.06), 0.5: (0.5, 0.93), 1.0: (0.9, 0.95)}
+    runs = [
+        (violated(ratio=r), seed, outcome(violated(ratio=r), v))
+        for r, of_seeds in values.items()
+        for seed, v in enumerate(of_seeds)
+    ]
+    told = said("ratio", runs)
+    assert "R² is highest at a ratio of 1, with 0.925; InfoNCE, a ratio of 0, has 0.055" in told
+    assert "Seeds at 0.5 reach as high, so the best ratio is open" in told
+    assert "In the paper" not in told
+
+
+def test_encoders_are_compared_pair_by_pair():
+    runs = [
+        (s := of(m, encoder=encoder), 0, outcome(s, r2))
+        for m, pair in (("identity", (0.995, 0.8)), ("linear", (0.5, 0.99)))
+        for encoder, r2 in zip(("mlp", "inverse"), pair, strict=True)
+    ]
+    told = said("encoders", runs)
+    assert "0.995 and 0.800 (identity) and 0.500 and 0.990 (linear)" in told
+    assert "The inverse encoder is better for linear; it is worse for identity." in told
+
+
+# pages
+
+
+@pytest.mark.parametrize("kind", ["diversity", "ratio", "encoders"])
+def test_pages_hold_for_one_seed_a_failed_run_and_other_dimensions(kind, tmp_path):
+    base = [of(n_latent=4), of(n_latent=4, n_fixed=1), of(n_latent=4, n_fixed=1, ratio=1.0)]
+    runs = [(setting, 0, outcome(setting, 0.5)) for setting in base[1:]]
+    runs.append((of("linear", n_latent=4, n_fixed=2), 0, Outcome(failed="The loss is nan.")))
+    runs.append((of("linear", n_latent=4, n_fixed=4), 0, outcome(base[0], 0.2)))
+    made = study(kind, runs)
+    page = made.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "failed: The loss is nan." in page
+    assert "There is one seed of each run" in page
+    assert "Of 4 coordinates the first three are shown" in page
+    assert "sinh" not in page  # the formula of three dimensions
+    assert page == made.report(tmp_path / "again.html").read_text(encoding="utf-8")
+    summary = made.summary()
+    assert summary.shape[1] + 1 <= 6
+    assert summary.loc[named(base[1])].iloc[0] == "0.500"
+
+
+def test_the_page_states_scales_and_exact_values(tmp_path):
+    runs = [(of(), seed, outcome(of(), 0.99 + 0.001 * seed)) for seed in (0, 1, 2)]
+    made = study("diversity", runs)
+    page = made.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert (
+        "Uniformity of an even sphere in 3 dimensions is -2.080, which is −4 + ln(sinh 4 / 4)"
+        in page
+    )
+    assert "The angle error is from 0 to 2" in page
+    low, high = re.search(r"0\.991 \((\S+) to (\S+)\)", made.summary().iloc[0, 0]).groups()
+    half = 4.302653 * 0.001 / np.sqrt(3)  # Student's t with two degrees of freedom
+    assert float(low) == pytest.approx(0.991 - half, abs=6e-4)
+    assert float(high) == pytest.approx(0.991 + half, abs=6e-4)
