@@ -11,7 +11,7 @@ import math
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from scipy.special import ive
+from scipy.special import ive, logsumexp
 from scipy.stats import beta
 
 #: "theorem": v's concentration is κr², which is e^{κ z·z̃} on v's own sphere. "published": it is κ, which is
@@ -129,7 +129,6 @@ def rescaled(
         others = kappa * of_u**2 + log_mean_exp(kappa * of_v**2, free)
     else:
         products = log_mean_exp(kappa * np.outer(of_u, of_u), n_fixed)
-        others = np.log(
-            np.exp(products + log_mean_exp(kappa * np.outer(of_v, of_v), free)) @ weights
-        )
+        products = products + log_mean_exp(kappa * np.outer(of_v, of_v), free)
+        others = logsumexp(products, axis=1, b=weights)
     return float(math.log(n_negatives) + weights @ (others - kappa * met))
