@@ -44,7 +44,7 @@ def angles(x, mean):
 
 def law_of_angles(kappa, k):
     """Return the distribution function of the angle, whose density is ∝ exp(κ cos a) sin^{k−2} a."""
-    a = np.linspace(0, min(math.pi, 12 / math.sqrt(max(kappa, 1e-9))), 20_001)
+    a = np.linspace(0, min(math.pi, 12 / math.sqrt(max(kappa, 1e-9))), 4001)
     density = np.exp(kappa * (np.cos(a) - 1)) * np.sin(a) ** (k - 2)
     mass = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
     return lambda x: np.interp(x, a, mass / mass[-1])
@@ -54,7 +54,7 @@ def law_of_angles(kappa, k):
 @pytest.mark.parametrize("k", [2, 3, 4, 10])
 def test_von_mises_fisher_has_its_density(k, kappa):
     torch.manual_seed(0)
-    n, mean = 40_000, generic(k)
+    n, mean = 20_000, generic(k)
     x = drawn(kappa, k, n)
     torch.testing.assert_close(x.norm(dim=1), torch.ones(n), atol=1e-5, rtol=0)
     cosines = (x @ mean).double().numpy()
@@ -139,7 +139,7 @@ def test_boxes_and_spaces_have_their_marginals(power):
     box = Box(2).draw(n).numpy()
     for i in range(2):
         assert kstest(z[:, i], gennorm(power).cdf).statistic < RARE / math.sqrt(n)
-        assert kstest(z[:, i], gennorm(power + 0.3).cdf).statistic > RARE / math.sqrt(n)
+        assert kstest(z[:, i], gennorm(power, scale=1.1).cdf).statistic > RARE / math.sqrt(n)
         assert kstest(box[:, i], "uniform").statistic < RARE / math.sqrt(n)
     assert abs(np.corrcoef(z.T)[0, 1]) < 0.03
     assert abs(np.corrcoef(box.T)[0, 1]) < 0.03
@@ -163,9 +163,10 @@ def test_what_is_kept_is_kept_and_the_rest_has_its_concentration(sampler, k, n_f
             at, other = other, at
         expected, wrong = (mean_of(c, free) for c in (at, other))
         error = cosines[part].std() / math.sqrt(len(part))
-        assert abs(cosines[part].mean() - expected) < 4 * error + 1e-6
-        if abs(r[part].mean() - 1) > 0.05:
-            assert abs(cosines[part].mean() - wrong) > 4 * error
+        # where all but a few of 12,000 are equal, their spread says too little
+        assert abs(cosines[part].mean() - expected) < 4 * error + 3 / len(part)
+        if abs(wrong - expected) > 0.1:
+            assert abs(cosines[part].mean() - wrong) > 4 * error + 3 / len(part)
 
 
 def mean_of(kappa, k):
@@ -270,7 +271,9 @@ def moments_on_a_grid(z, precision):
     return np.einsum("ij,ijk->k", mass, x), np.einsum("ij,ijk,ijl->kl", mass, x, x)
 
 
-@pytest.mark.parametrize("precision", [(2.0, 8.0, 20.0), (100.0, 0.5, 5.0), (0.1, 0.2, 0.3), (300.0, 3.0, 3.0)])
+@pytest.mark.parametrize(
+    "precision", [(2.0, 8.0, 20.0), (100.0, 0.5, 5.0), (0.1, 0.2, 0.3), (300.0, 3.0, 3.0)]
+)
 def test_anisotropic_positives_have_the_moments_of_a_grid(precision):
     torch.manual_seed(15)
     n = 20_000

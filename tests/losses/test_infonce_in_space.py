@@ -65,7 +65,12 @@ def test_the_loss_with_a_precision_is_what_loops_give(shape):
 
 @pytest.mark.parametrize(("s", "m"), [(0, 4), (3, 0), (3, 4), (1, 1)])
 def test_the_corrected_loss_is_what_loops_over_both_kinds_give(s, m):
-    query, key, support, others = drawn(0, N, D), drawn(1, N, D), drawn(2, N, s, D), drawn(3, N, m, D)
+    query, key, support, others = (
+        drawn(0, N, D),
+        drawn(1, N, D),
+        drawn(2, N, s, D),
+        drawn(3, N, m, D),
+    )
 
     def cosine(q, k):
         return q @ k / (q.norm() * k.norm()) / 0.3

@@ -29,7 +29,9 @@ FACTORS = (0.0, 0.3, 0.7, 0.9, 0.97, 1.03, 1.1, 1.5, 3.0, math.inf)
 SAMPLERS = ("theorem", "published")
 
 
-@pytest.mark.parametrize(("m", "full", "least"), [(1000, 6.001, 5.009), (2000, 6.694, 5.703), (4000, 7.387, 6.396)])
+@pytest.mark.parametrize(
+    ("m", "full", "least"), [(1000, 6.001, 5.009), (2000, 6.694, 5.703), (4000, 7.387, 6.396)]
+)
 def test_the_optima_are_those_of_the_facts(m, full, least):
     assert full_support(KAPPA, 3, m) == pytest.approx(full, abs=6e-4)
     assert aligned_and_uniform(KAPPA, 3, m) == pytest.approx(least, abs=6e-4)
@@ -59,7 +61,9 @@ def test_integrals_over_the_sphere_are_those_of_quadrature(kappa):
         total = quad(weight, 0, end, epsabs=0, limit=200)[0]
         even = quad(lambda a, k=k: math.sin(a) ** (k - 2), 0, math.pi)[0]
         short = quad(lambda a: (1 - math.cos(a)) * weight(a), 0, end, epsabs=0, limit=200)[0]
-        assert log_mean_exp(kappa, k) == pytest.approx(kappa + math.log(total / even), rel=1e-7, abs=1e-10)
+        assert log_mean_exp(kappa, k) == pytest.approx(
+            kappa + math.log(total / even), rel=1e-7, abs=1e-10
+        )
         assert 1 - mean_cosine(kappa, k) == pytest.approx(short / total, rel=1e-7)
 
 
@@ -91,7 +95,9 @@ def of_one_coordinate(factor, kappa, sampler, corrected):
 
 @pytest.mark.parametrize("corrected", [False, True], ids=["InfoNCE", "corrected"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize(("factor", "kappa"), [(1.0, KAPPA), (0.6, 1.0), (2.0, 12.0), (1.0, 100.0), (1.0, 1e4)])
+@pytest.mark.parametrize(
+    ("factor", "kappa"), [(1.0, KAPPA), (0.6, 1.0), (2.0, 12.0), (1.0, 100.0), (1.0, 1e4)]
+)
 def test_what_maps_reach_is_what_adaptive_integrals_give(factor, kappa, sampler, corrected):
     found = rescaled(factor, kappa, 3, 1, 1, sampler=sampler, corrected=corrected)
     close = {"abs": 2e-3} if kappa <= 100 else {"abs": 0.05}
@@ -174,14 +180,18 @@ def test_losses_of_maps_on_samples_are_the_closed_ones(sampler, corrected):
 
 
 @pytest.mark.parametrize("corrected", [False, True], ids=["InfoNCE", "corrected"])
-@pytest.mark.parametrize(("k", "n_fixed", "sampler"), [(10, 3, "theorem"), (10, 3, "published"), (3, 2, "theorem")])
+@pytest.mark.parametrize(
+    ("k", "n_fixed", "sampler"), [(10, 3, "theorem"), (10, 3, "published"), (3, 2, "theorem")]
+)
 def test_closed_forms_hold_in_other_dimensions(k, n_fixed, sampler, corrected):
     torch.manual_seed(1)
     kappa = 5.0
     draws = sets(Restricted(n_fixed, kappa, sampler), k, n_fixed, corrected=corrected, n_sets=60)
     factors = (1.0, 0.6)
     found = losses([of(f, n_fixed) for f in factors], draws, kappa).mean(0)
-    closed = [rescaled(f, kappa, k, n_fixed, 1000, sampler=sampler, corrected=corrected) for f in factors]
+    closed = [
+        rescaled(f, kappa, k, n_fixed, 1000, sampler=sampler, corrected=corrected) for f in factors
+    ]
     np.testing.assert_allclose(found, closed, atol=0.015)
 
 
@@ -192,7 +202,9 @@ def test_no_orthogonal_map_is_the_best_where_a_coordinate_is_fixed(sampler):
     assert closed[1] < closed[0] < closed[2] < closed[3]
     torch.manual_seed(2)
     turns = [torch.from_numpy(ortho_group.rvs(3, random_state=i)).float() for i in range(4)]
-    turns[0] = turns[0] @ torch.diag(torch.tensor([1.0, 1.0, -1.0]))  # both kinds: turns and mirrors
+    turns[0] = turns[0] @ torch.diag(
+        torch.tensor([1.0, 1.0, -1.0])
+    )  # both kinds: turns and mirrors
     maps = [of(1.0), of(0.9), *(lambda z, q=q: z @ q.T for q in turns)]
     draws = sets(Restricted(1, KAPPA, sampler), 3, 1, corrected=False, n_sets=20)
     found = losses(maps, draws)
@@ -257,4 +269,6 @@ def test_forgetting_the_fixed_coordinate_has_the_r2_of_the_paper_s_plateau():
     torch.manual_seed(5)
     z = Sphere(3).draw(40_000)
     by_axis = axis_r2(z.numpy(), of(math.inf)(z).numpy())
-    np.testing.assert_allclose(by_axis, [0, 1.5 * (math.pi / 4) ** 2, 1.5 * (math.pi / 4) ** 2], atol=0.01)
+    np.testing.assert_allclose(
+        by_axis, [0, 1.5 * (math.pi / 4) ** 2, 1.5 * (math.pi / 4) ** 2], atol=0.01
+    )
