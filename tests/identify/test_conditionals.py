@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.special import i0e, i1e, ive
+from scipy.special import ive
 from scipy.stats import gennorm, kstest, ortho_group
 
 from chreode.errors import ConfigError

@@ -46,7 +46,7 @@ def test_negatives_are_what_they_are_said_to_be(n_latent, n_fixed, ratio, n_nega
     n = len(anchors)
     assert batch_size - n_negatives - 1 <= n <= batch_size
     assert negatives.shape == (n, n_negatives)
-    assert 0 <= negatives.min()
+    assert negatives.min() >= 0
     assert negatives.max() < n
     assert not (negatives == torch.arange(n)[:, None]).any()
     assert all(len(set(row)) == n_negatives for row in negatives.tolist())
@@ -132,7 +132,7 @@ def test_every_option_changes_something():
         "ratio": 1.0, "encoder": "inverse", "hidden": (17,), "n_negatives": 14, "batch_size": 130 + 16,
         "n_steps": 11, "lr": 2e-3,
     }  # fmt: skip
-    assert set(others) == {f for f in Setting.__annotations__}
+    assert set(others) == set(Setting.__annotations__)
     plain, arrays = recover(SHORT)
     for name, value in others.items():
         row, changed = recover(replace(SHORT, **{name: value}))

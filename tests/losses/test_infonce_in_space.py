@@ -1,4 +1,4 @@
-"""InfoNCE in L_p, with a learned Λ, and with negatives from the anchor's support: against loops over pairs."""
+"""InfoNCE in L_p, with a learned Λ, and with negatives from the anchor's support, against loops."""
 
 from __future__ import annotations
 

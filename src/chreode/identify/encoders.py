@@ -97,8 +97,8 @@ INVERSES: dict[str, Callable[[int, int], nn.Module]] = {
 }  # fmt: skip
 
 
-def inverse_of(mixing: str, n_data: int, n_latent: int) -> nn.Module:
-    """Return an encoder made like the inverse of a mixing.
+def require_inverse(mixing: str) -> None:
+    """Refuse a mixing for which there is no encoder made like its inverse.
 
     Raises
     ------
@@ -110,4 +110,15 @@ def inverse_of(mixing: str, n_data: int, n_latent: int) -> nn.Module:
             f"encoder='inverse': there is none for mixing={mixing!r}, only for {listed(INVERSES)}. "
             "Use encoder='mlp'."
         )
+
+
+def inverse_of(mixing: str, n_data: int, n_latent: int) -> nn.Module:
+    """Return an encoder made like the inverse of a mixing.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    require_inverse(mixing)
     return INVERSES[mixing](n_data, n_latent)

@@ -75,7 +75,6 @@ class Spiral(nn.Module):
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        _require_three("spiral", n)
         self.n_data = n
 
     def forward(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
@@ -88,7 +87,6 @@ class Patches(nn.Module):
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        _require_three("patches", n)
         self.n_data = n
 
     def forward(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
@@ -116,15 +114,26 @@ def turned(z: Float[Tensor, "b n"], angle: Float[Tensor, " b"]) -> Float[Tensor,
     return torch.cat([torch.stack([x, y], 1), z[:, 2:]], 1)
 
 
-def _require_three(name: str, n: int) -> None:
-    if n != 3:
-        raise ConfigError(f"mixing={name!r} is defined for n_latent=3; got n_latent={n}.")
-
-
 MIXINGS: dict[str, Callable[[int], nn.Module]] = {
     "identity": Identity, "linear": Linear, "mlp": InvertibleMLP, "patches": Patches,
     "spiral": Spiral, "monomials": Monomials,
 }  # fmt: skip
+#: Those whose turns are about the third of three coordinates.
+_IN_THREE = ("patches", "spiral")
+
+
+def require_mixing(name: str, n: int) -> None:
+    """Refuse a mixing that there is not.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name, or it is not defined for `n` coordinates.
+    """
+    if name not in MIXINGS:
+        raise ConfigError(f"There is no mixing {name!r}.{near(name, MIXINGS)}")
+    if name in _IN_THREE and n != 3:
+        raise ConfigError(f"mixing={name!r} is defined for n_latent=3; got n_latent={n}.")
 
 
 def mixing_of(name: str, n: int) -> nn.Module:
@@ -133,8 +142,7 @@ def mixing_of(name: str, n: int) -> nn.Module:
     Raises
     ------
     ConfigError
-        If there is none of this name, or it is not defined for so many coordinates.
+        As `require_mixing`.
     """
-    if name not in MIXINGS:
-        raise ConfigError(f"There is no mixing {name!r}.{near(name, MIXINGS)}")
+    require_mixing(name, n)
     return MIXINGS[name](n).requires_grad_(requires_grad=False)

@@ -29,8 +29,8 @@ from ..metrics.recovery import (
 )
 from ..trials.trial import Result
 from .conditionals import Restricted, require_concentration
-from .encoders import Network, inverse_of
-from .mixings import mixing_of
+from .encoders import Network, inverse_of, require_inverse
+from .mixings import mixing_of, require_mixing
 from .spaces import Sphere
 
 #: Latents by which an encoder is compared with the truth, and of which some are kept for pictures.
@@ -82,6 +82,9 @@ class Setting:
     def validate(self) -> None:
         """Refuse what may not be together."""
         require_concentration(self.kappa)
+        require_mixing(self.mixing, self.n_latent)
+        if self.encoder == "inverse":
+            require_inverse(self.mixing)
         if self.n_fixed > self.n_latent:
             raise ConfigError(
                 f"n_fixed={self.n_fixed}: latents have {counted(self.n_latent, 'coordinate')}, so at most "

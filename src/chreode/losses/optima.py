@@ -2,7 +2,8 @@
 
 Latents z are uniform on the unit sphere of R^k. Of positives, `n_fixed` coordinates u are those of the
 anchor; the others, v, lie on a sphere of radius r = √(1 − ‖u‖²), and are von Mises-Fisher about the
-anchor's. All values are in nats, for a large number of negatives.
+anchor's. All values are in nats, for a large number of negatives. Those that need
+quadrature hold within .005 up to κ = 10,000.
 """
 
 from __future__ import annotations
