@@ -309,7 +309,10 @@ def test_coordinates_of_a_larger_precision_vary_less():
 
 @pytest.mark.parametrize(
     ("kappa", "why"),
-    [(0.0, "nothing to learn"), (-1.0, "how narrowly"), (math.nan, "how narrowly"), (1e9, "32 bits"), (math.inf, "32 bits")],
+    [
+        (0.0, "nothing to learn"), (-1.0, "how narrowly"), (math.nan, "how narrowly"), (1e9, "32 bits"),
+        (math.inf, "32 bits"),
+    ],
 )  # fmt: skip
 def test_a_concentration_by_which_nothing_is_learned_is_refused(kappa, why):
     with pytest.raises(ConfigError, match=rf"kappa=.*above 0 and up to 100,000.*{why}"):

@@ -167,7 +167,7 @@ def test_what_varies_is_lost_where_positives_keep_a_coordinate(monkeypatch):
     monkeypatch.setattr(recovery, "N_SETS", 20)
     row, _ = recover(replace(QUICK, n_fixed=1, n_steps=600))
     assert max(row["r2_axis"][1:]) < 0.1 < row["r2_untrained"]
-    assert row["loss"] < row["identity"] - 0.5
+    assert row["loss"] < row["identity"] - 0.3
     assert row["alignment"] < 0.05
 
 
@@ -187,10 +187,16 @@ def test_nothing_is_learned_from_positives_of_other_anchors(monkeypatch):
     assert row["angle"] > 0.3
 
 
-@pytest.mark.usefixtures("_brief")
 def test_a_loss_that_is_not_finite_stops_the_run():
-    with pytest.raises(FitError, match=r"The loss is nan after .* lower lr"):
-        recover(replace(SHORT, lr=1e30, n_steps=100))
+    layer = torch.nn.Linear(1, 1)
+
+    def loss():
+        return layer(torch.ones(1, 1)).sum() * (math.nan if len(steps) == 60 else 1.0)
+
+    steps = []
+    with pytest.raises(FitError, match=r"The loss is nan after 100 steps: lower lr"):
+        recovery.minimise(lambda: steps.append(0) or loss(), layer, 500, 1e-3)
+    assert len(steps) == 100
 
 
 @pytest.mark.parametrize(

@@ -113,12 +113,12 @@ def test_gradients_are_finite_where_a_query_is_its_own_key(p):
 @pytest.mark.parametrize("weight", [0.4, 1.0, 30.0])
 def test_one_weight_for_all_coordinates_is_the_squared_distance(weight):
     query, key, negatives = drawn(0, N, D), drawn(1, N, D), drawn(2, M, D)
-    found = an_info_nce(query, key, negatives, torch.full((D,), weight).double())
+    found = an_info_nce(query, key, negatives, torch.full((D,), weight, dtype=torch.float64))
     squared = info_nce_lp(query, key, negatives, 2.0, 2 / weight)
     torch.testing.assert_close(found, squared, rtol=1e-12, atol=0)
     # a constant of all logits falls out: −½λ|q − k|² = λ q·k − λ where both have length 1
     query, key, negatives = unit(query), unit(key), unit(negatives)
-    on_sphere = an_info_nce(query, key, negatives, torch.full((D,), weight).double())
+    on_sphere = an_info_nce(query, key, negatives, torch.full((D,), weight, dtype=torch.float64))
     cosines = info_nce(query, key, negatives, 1 / weight)
     torch.testing.assert_close(on_sphere, cosines, rtol=1e-10, atol=1e-12)
     assert abs(found / cosines - 1) > 1e-3  # but not where lengths differ
