@@ -239,10 +239,9 @@ class Anisotropic:
         z, n = z.double(), z.shape[1]
         diagonal = torch.tensor(self.precision, dtype=torch.float64)
         pull = diagonal * z  # on the sphere the density is ∝ exp(pull·x − ½ xᵀΛx)
-        strength = pull.norm(dim=1)
-        mean = pull / strength[:, None]
-        # strength·(mean·x) ≤ ½ strength (1 + (mean·x)²): what is left is a Bingham density
-        form = (diagonal.diag() - strength[:, None, None] * mean[:, :, None] * mean[:, None]) / 2
+        most = (pull * z).sum(1)
+        # pull·x ≤ ½ (most + (pull·x)² / most), equal at the anchor: what is left is a Bingham density
+        form = (diagonal.diag() - pull[:, :, None] * pull[:, None] / most[:, None, None]) / 2
         values, axes = torch.linalg.eigh(form)
         values = values - values[:, :1]
         b = _envelope(values)
@@ -254,7 +253,7 @@ class Anisotropic:
             bingham = (y**2 * values[rows]).sum(1)
             central = n / 2 * (y**2 / spread[rows] ** 2).sum(1).log()
             best = (n - b[rows]) / 2 + n / 2 * (b[rows] / n).log()
-            lost = strength[rows] / 2 * (1 - (mean[rows] * x).sum(1)) ** 2
+            lost = ((pull[rows] * x).sum(1) - most[rows]) ** 2 / (2 * most[rows])
             return x, central - bingham + best - lost
 
         return _until_accepted(len(z), propose).float()

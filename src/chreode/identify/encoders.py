@@ -98,7 +98,7 @@ INVERSES: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def require_inverse(mixing: str) -> None:
-    """Refuse a mixing for which there is no inverse encoder.
+    """Refuse a mixing for which there is no encoder made like its inverse.
 
     Raises
     ------

@@ -17,9 +17,9 @@ from ..errors import ConfigError
 from ..losses.infonce import an_info_nce, info_nce_lp
 from ..metrics.recovery import axis_r2, block_r2, matched_columns, mean_correlation
 from ..trials.trial import Result
-from .conditionals import Anisotropic, Around
+from .conditionals import MOST, Anisotropic, Around
 from .encoders import Network
-from .mixings import mixing_of
+from .mixings import mixing_of, require_mixing
 from .recovery import encoded, minimise
 from .spaces import Box, Euclidean, Space, Sphere
 
@@ -42,13 +42,17 @@ class SpaceSetting:
         "box", "Where latents live, and how they are spread."
     )
     power: float = param(1.0, "p of the noise of positives, and of the loss.", low=1)
-    scale: float = param(0.05, "Scale of the noise.", low=1e-6)
+    scale: float = param(0.05, "Scale of the noise.", low=1e-6, high=10)
     mixing: str = param("mlp", "identity, linear, mlp or monomials.")
     n_latent: int = param(4, "Coordinates of the latents.", low=2)
     hidden: tuple[int, ...] = param((128, 128, 128), "Widths of the layers of the encoder.", low=1)
     batch_size: int = param(512, "Anchors of a step, and negatives that they share.", low=8)
     n_steps: int = param(4000, "Steps of training.", low=1)
     lr: float = param(1e-3, "Learning rate of Adam at the start.", low=0)
+
+    def validate(self) -> None:
+        """Refuse a mixing that there is not."""
+        require_mixing(self.mixing, self.n_latent)
 
     def of(self) -> Space:
         """Return the space."""
@@ -112,6 +116,7 @@ class AnisotropicSetting:
         (5.0, 10.0, 15.0, 20.0, 25.0),
         "The diagonal of Λ, one for each latent coordinate.",
         low=1e-3,
+        high=MOST,
     )
     mixing: str = param("linear", "identity, linear, mlp or monomials.")
     hidden: tuple[int, ...] = param((128, 128, 128), "Widths of the layers of the encoder.", low=1)
@@ -120,7 +125,8 @@ class AnisotropicSetting:
     lr: float = param(1e-3, "Learning rate of Adam at the start.", low=0)
 
     def validate(self) -> None:
-        """Refuse a line for a sphere."""
+        """Refuse a line for a sphere, and a mixing that there is not."""
+        require_mixing(self.mixing, len(self.precision))
         if len(self.precision) < 2:
             raise ConfigError(
                 f"precision={self.precision}: give one for each of 2 coordinates or more."
@@ -210,6 +216,10 @@ class ModalSetting:
     batch_size: int = param(512, "Cells of a step; the others are the negatives of each.", low=8)
     n_steps: int = param(3000, "Steps of training.", low=1)
     lr: float = param(1e-3, "Learning rate of Adam at the start.", low=0)
+
+    def validate(self) -> None:
+        """Refuse a mixing that there is not."""
+        require_mixing(self.mixing, self.n_shared + self.n_private)
 
 
 @settled()

@@ -16,8 +16,6 @@ from ..errors import ConfigError, near
 N_TURNS, N_SLICES, N_POWERS = 2, 4, 7
 #: Data dimensions per latent of the linear mixing: S² into R⁷, S⁹ into R⁷⁰.
 _WIDER = {3: 7, 10: 70}
-#: Mixings that turn two coordinates by the third one.
-_OF_THREE = ("patches", "spiral")
 #: Square matrices of which the best conditioned one is taken.
 _DRAWN = 200
 
@@ -120,10 +118,12 @@ MIXINGS: dict[str, Callable[[int], nn.Module]] = {
     "identity": Identity, "linear": Linear, "mlp": InvertibleMLP, "patches": Patches,
     "spiral": Spiral, "monomials": Monomials,
 }  # fmt: skip
+#: Those whose turns are about the third of three coordinates.
+_IN_THREE = ("patches", "spiral")
 
 
 def require_mixing(name: str, n: int) -> None:
-    """Refuse a mixing that there is not, or not for so many coordinates.
+    """Refuse a mixing that there is not.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def require_mixing(name: str, n: int) -> None:
     """
     if name not in MIXINGS:
         raise ConfigError(f"There is no mixing {name!r}.{near(name, MIXINGS)}")
-    if name in _OF_THREE and n != 3:
+    if name in _IN_THREE and n != 3:
         raise ConfigError(f"mixing={name!r} is defined for n_latent=3; got n_latent={n}.")
 
 
@@ -142,7 +142,7 @@ def mixing_of(name: str, n: int) -> nn.Module:
     Raises
     ------
     ConfigError
-        If there is none of this name, or it is not defined for so many coordinates.
+        As `require_mixing`.
     """
     require_mixing(name, n)
     return MIXINGS[name](n).requires_grad_(requires_grad=False)
