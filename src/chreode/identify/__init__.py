@@ -9,6 +9,8 @@ from .further import (
     recover_in_space,
     recover_shared,
 )
+from .images import ImageResult, images
+from .imaging.data import digits
 from .recovery import Setting, recover
 from .studies import diversity, encoders, ratio
 from .study import Study
@@ -16,13 +18,16 @@ from .study import Study
 __all__ = [
     "AnisotropicSetting",
     "Coverage",
+    "ImageResult",
     "ModalSetting",
     "Setting",
     "SpaceSetting",
     "Study",
     "coverage",
+    "digits",
     "diversity",
     "encoders",
+    "images",
     "ratio",
     "recover",
     "recover_anisotropic",

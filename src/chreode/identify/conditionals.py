@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, counted
@@ -111,7 +111,7 @@ def _until_accepted(n: int, propose: Callable[[Tensor], tuple[Tensor, Tensor]]) 
     rows, found = torch.arange(n), None
     while len(rows):
         values, log_chance = propose(rows)
-        taken: Bool[Tensor, " b"] = torch.rand(len(rows), dtype=torch.float64).log() < log_chance
+        taken = torch.rand(len(rows), dtype=torch.float64).log() < log_chance
         if found is None:
             found = values.new_empty(n, *values.shape[1:])
         found[rows[taken]] = values[taken]

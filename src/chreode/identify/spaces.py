@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Space(Protocol):
     """A space of latents with its marginal distribution; draws come from torch's global generator."""
 
