@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,15 +10,15 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
+from scipy.linalg import eigh
 from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from torch import Tensor
 
 from ..compute.rng import Rng
-from ..data.batch import CellBatch, SparseRows
-from ..learn.exact import principal
-from ..nn.sparse import centred_times, times
+from ..data.batch import SparseRows
+from ..nn.sparse import times
 from .factors import Factor
 
 #: Parts of the cells, each of which is read by readers that learned from the others.
@@ -29,8 +29,6 @@ COMPONENTS, LEARNED = 50, 2000
 #: cells that stand for all in it.
 _PENALTIES = np.logspace(-4, 5, 19)
 _WIDTHS, _LANDMARKS = (0.0, 0.2, 1.0), 100
-#: Cells of a chunk.
-_CHUNK = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,18 +171,20 @@ class Readers:
         for half in halves:
             pair = []
             for genes in (half, ~half):
-                axes, centre, z = _components(x, cells, genes, rng)
+                at = np.flatnonzero(genes)
+                k = min(COMPONENTS, len(cells) - 1, len(at))
+                axes, centre, z = components(x[cells][:, at], k)
                 # one choice for all halves: it is the factor that is linear in the components or not
                 widths = widths or [_width_of(z, factor, cells, seed) for factor in factors]
                 row = [
                     _learned(z, factor, cells, width, seed)
                     for factor, width in zip(factors, widths, strict=True)
                 ]
-                tables += [axes @ reader.weights for reader in row]
+                tables += [_placed(axes @ reader.weights, at, len(genes)) for reader in row]
                 offsets += [reader.bias - centre @ reader.weights for reader in row]
                 pair.append(row)
             readers.append(pair)
-        table = torch.from_numpy(np.hstack(tables).astype(np.float32))
+        table = torch.from_numpy(np.hstack(tables))
         return cls(table, np.concatenate(offsets), readers)
 
     @property
@@ -208,24 +208,44 @@ class Readers:
         )
 
 
-def _components(
-    x: sp.csr_matrix, cells: Int[np.ndarray, " l"], genes: Bool[np.ndarray, " g"], rng: Rng
-) -> tuple[np.ndarray, np.ndarray, Float64[np.ndarray, "l k"]]:
-    """Return principal axes of some genes, the components of their mean, and those of the cells."""
-    kept = torch.from_numpy(genes)
+def _placed(
+    values: Float64[np.ndarray, "half w"], at: Int[np.ndarray, " half"], n: int
+) -> Float32[np.ndarray, "g w"]:
+    """Return a table of all genes, 0 for those of the other half."""
+    table = np.zeros((n, values.shape[1]), np.float32)
+    table[at] = values
+    return table
 
-    def batches() -> Iterator[CellBatch]:
-        for start in range(0, len(cells), _CHUNK):
-            rows = cells[start : start + _CHUNK]
-            some = as_rows(x[rows])
-            of_half = some.where(kept[some.columns])
-            yield CellBatch(torch.from_numpy(rows), {"expression": of_half})
 
-    k = min(COMPONENTS, len(cells) - 1, int(genes.sum()))
-    found = principal(batches, k, rng)
-    z = [centred_times(b.stored_expression(), found.mean, found.axes).numpy() for b in batches()]
-    axes = found.axes.numpy()
-    return axes, found.mean.numpy() @ axes, np.concatenate(z)
+def components(
+    x: sp.csr_matrix, k: int
+) -> tuple[Float64[np.ndarray, "g k"], Float64[np.ndarray, " k"], Float64[np.ndarray, "n k"]]:
+    """Return the leading principal axes, the components of the mean, and those of the centred cells.
+
+    By the covariance of genes or the inner products of cells, whichever are fewer; no cell is made dense.
+
+    Examples
+    --------
+    >>> x = sp.csr_matrix(np.random.default_rng(0).random((30, 8)))
+    >>> axes, centre, z = components(x, 2)
+    >>> np.allclose(x @ axes - centre, z), np.allclose(axes.T @ axes, np.eye(2))
+    (True, True)
+    """
+    x = x.astype(np.float64)
+    n, g = x.shape
+    mean = np.asarray(x.mean(axis=0)).ravel()
+    if g <= n:
+        covariance = (x.T @ x).toarray() / n - np.outer(mean, mean)
+        axes = eigh(covariance, subset_by_index=[g - k, g - 1])[1]
+    else:
+        inner = (x @ x.T).toarray()
+        inner -= inner.mean(0)
+        inner -= inner.mean(1, keepdims=True)
+        values, vectors = eigh(inner, subset_by_index=[n - k, n - 1])
+        kept = values > 1e-10 * values[-1]
+        axes = x.T @ (vectors[:, kept] / np.sqrt(values[kept]))
+        axes -= np.outer(mean, (vectors[:, kept] / np.sqrt(values[kept])).sum(0))
+    return axes, mean @ axes, x @ axes - mean @ axes
 
 
 def _width_of(
