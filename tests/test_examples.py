@@ -95,11 +95,22 @@ def haematopoiesis(said: str) -> None:
     assert without < unchanged
 
 
+def identify(said: str) -> None:
+    full = numbers(r"none fixed, InfoNCE +R² ([\d.]+)", said)[0]
+    kept = numbers(r"1 fixed \(theorem\), InfoNCE +R² ([\d.]+)", said)[0]
+    corrected = numbers(r"1 fixed \(theorem\), corrected +R² ([\d.]+)", said)[0]
+    assert full > 0.9
+    assert min(full, corrected) > kept + 0.1
+    assert "There is one seed of each run" in said
+    assert "InfoNCE: lowest at a factor of 0.6" in said
+    assert "corrected: lowest at a factor of 1.0" in said
+
+
 SHOWN = {
     show.__name__: show
     for show in (
         integrate, generate, query_mapping, type_new_cells, factors, select_genes_and_check, attributes,
-        multiome, motion_capture, haematopoiesis,
+        multiome, motion_capture, haematopoiesis, identify,
     )
 }  # fmt: skip
 
