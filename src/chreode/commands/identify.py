@@ -10,7 +10,6 @@ from cyclopts import App, Parameter
 
 import chreode as ch
 
-from .. import store
 from ..text import spreadsheet
 from . import studies
 from .common import (
@@ -75,6 +74,8 @@ def coverage(
     n_views
         Positives of each cell.
     """
+    from .. import store  # which loads torch
+
     if output:
         require_output(output, [".csv"], file)
     if report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,10 +35,14 @@ from .spaces import Sphere
 
 #: Latents by which an encoder is compared with the truth, and of which some are kept for pictures.
 _TEST, _KEPT = 4096, 1500
+#: Of these, a kernel regression learns from half of so many, and reads the others.
+_READ = 1000
 #: The final loss is measured on so many sets of negatives, anchors for each, and negatives in each.
 N_SETS, N_ANCHORS, N_NEGATIVES = 100, 400, 2000
 #: Steps of which the mean loss is one point of the history.
 _STRIDE = 50
+#: Minibatches that are drawn together, which takes little longer than one.
+_AT_ONCE = 16
 
 
 @config
@@ -132,25 +136,37 @@ class Minibatch(NamedTuple):
     negatives: Int[Tensor, "b m"]
 
 
-def draw(setting: Setting) -> Minibatch:
-    """Draw a minibatch from torch's global generator.
-
-    Anchors come in groups that share their fixed coordinates and are even on what is left of the sphere.
-    So those of an anchor's group are negatives from its own support, and those of other groups are
-    negatives from everywhere, without an encoding more.
-    """
+def negatives_of(setting: Setting) -> Int[Tensor, "b m"]:
+    """Return which anchors of a minibatch are the negatives of each; see `minibatches`."""
     size = setting.group_size
     n_groups = setting.batch_size // size
-    law = setting.positives()
-    z = Sphere(setting.n_latent).draw(n_groups)
-    z = law.support(z.repeat_interleave(size, 0)) if size > 1 else z
     group = torch.arange(n_groups).repeat_interleave(size)[:, None]
     member = torch.arange(size).repeat(n_groups)[:, None]
     own = group * size + (member + torch.arange(1, setting.n_own + 1)) % size
     shift = torch.arange(setting.n_negatives - setting.n_own)
     further = max(n_groups - 1, 1)
     others = (group + 1 + shift % further) % n_groups * size + (member + shift // further) % size
-    return Minibatch(z, law.draw(z), torch.cat([own, others], 1))
+    return torch.cat([own, others], 1)
+
+
+def minibatches(setting: Setting, at_once: int = _AT_ONCE) -> Iterator[Minibatch]:
+    """Yield minibatches without end, drawn from torch's global generator, so many at once.
+
+    Anchors come in groups that share their fixed coordinates and are even on what is left of the sphere.
+    So those of an anchor's group are negatives from its own support, and those of other groups are
+    negatives from everywhere, without an encoding more.
+    """
+    size, law, negatives = setting.group_size, setting.positives(), negatives_of(setting)
+    while True:
+        z = Sphere(setting.n_latent).draw(at_once * (len(negatives) // size))
+        z = law.support(z.repeat_interleave(size, 0)) if size > 1 else z
+        for anchors, positives in zip(z.chunk(at_once), law.draw(z).chunk(at_once), strict=True):
+            yield Minibatch(anchors, positives, negatives)
+
+
+def draw(setting: Setting) -> Minibatch:
+    """Return a single minibatch."""
+    return next(minibatches(setting, at_once=1))
 
 
 @settled()
@@ -171,6 +187,8 @@ def recover(setting: Setting, seed: int = 0) -> Result:
 
     - ``r2`` and ``r2_axis``: linear R² of latents by what was recovered, mean and by axis;
       ``r2_untrained``: by the encoder before training.
+    - ``r2_kernel`` and ``r2_kernel_axis``: read by kernel ridge regression, which also sees latents that
+      were recovered in another shape, as where v is turned by an angle that depends on u.
     - ``mcc``, ``angle`` (from 0 to 2), ``orthogonal``: see `chreode.metrics.recovery`.
     - ``alignment``, ``uniformity``: see `chreode.losses.sphere`.
     - ``loss``: with 2,000 negatives for each anchor, on latents that were not trained on; ``identity``: the
@@ -204,9 +222,11 @@ def recover(setting: Setting, seed: int = 0) -> Result:
     before = axis_r2(latents.numpy(), encoded(encoder, data).numpy()).mean()
     start = time.perf_counter()
     with rng.scope("train"):
+        drawn = minibatches(setting)
         history = minimise(
-            lambda: _loss(setting, encoder, mixing), encoder, setting.n_steps, setting.lr
-        )
+            lambda: _loss(next(drawn), setting, encoder, mixing),
+            encoder, setting.n_steps, setting.lr,
+        )  # fmt: skip
     seconds = time.perf_counter() - start
     found = encoded(encoder, data)
     with rng.scope("loss"):
@@ -214,9 +234,10 @@ def recover(setting: Setting, seed: int = 0) -> Result:
             setting, [lambda z: encoded(encoder, mixing(z)), lambda z: z]
         )
     z, h = latents.numpy().astype(np.float64), found.numpy().astype(np.float64)
-    by_axis = axis_r2(z, h)
+    by_axis, by_kernel = axis_r2(z, h), axis_r2(z[:_READ], h[:_READ], linear=False)
     row = {
         "r2": float(by_axis.mean()), "r2_axis": by_axis.tolist(), "r2_untrained": float(before),
+        "r2_kernel": float(by_kernel.mean()), "r2_kernel_axis": by_kernel.tolist(),
         "mcc": mean_correlation(z, h), "angle": angle_error(z, h),
         "orthogonal": distance_to_orthogonal(z, h),
         "alignment": float(alignment(found, encoded(encoder, mixing(positives)))),
@@ -228,8 +249,10 @@ def recover(setting: Setting, seed: int = 0) -> Result:
     return row, {**kept, "history": np.asarray(history, np.float32)}
 
 
-def _loss(setting: Setting, encoder: nn.Module, mixing: nn.Module) -> Float[Tensor, ""]:
-    z, positives, negatives = draw(setting)
+def _loss(
+    minibatch: Minibatch, setting: Setting, encoder: nn.Module, mixing: nn.Module
+) -> Float[Tensor, ""]:
+    z, positives, negatives = minibatch
     found, of_positives = encoder(mixing(torch.cat([z, positives]))).chunk(2)
     return info_nce(found, of_positives, found[negatives], 1 / setting.kappa)
 
