@@ -34,6 +34,7 @@ _PLACES = {
 _PACKAGES = {
     "bench": "bench",
     "datasets": "data.datasets",
+    "identify": "identify",
     "metrics": "metrics",
     "models": "models",
     "plot": "plot",
