@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.tables import measure
 
 #: In the order of the page.
-TABLES = ("cells",)
+TABLES = ("cells", "covered")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,13 @@ READERS = {
 SPLITS = 5
 
 
+#: Factors of joined files that nobody mixed: which file (0 or 1), and log10 of the counts of all genes.
+BATCH, DEPTH = "batch", "depth"
+
+
 @dataclass(frozen=True)
 class Mixtures:
-    """A data set of two files, and what is known of its wells.
+    """Wells of some files, and what is known of them.
 
     Attributes
     ----------
@@ -38,53 +42,63 @@ class Mixtures:
         They are joined by the genes that they share.
     batch
         Column that tells the files apart.
-    factors
-        Columns of numbers: what was mixed, and in the end the batch (0 or 1) and the depth (log10 of the
-        counts of all genes), which are measured.
+    mixed
+        Columns of what a hand mixed.
+    genes
+        How many to take, of those that vary most; None: all.
     """
 
-    files: tuple[str, str]
+    files: tuple[str, ...]
     batch: str
     mixed: tuple[str, ...]
+    genes: int | None = GENES
 
     @property
     def factors(self) -> tuple[str, ...]:
-        return (*self.mixed, *MEASURED)
+        return (*self.mixed, BATCH, DEPTH) if len(self.files) > 1 else self.mixed
 
     @property
     def schema(self) -> ch.Schema:
         return ch.Schema(counts="X", batch=f"obs/{self.batch}")
 
 
-#: Factors of all data sets that nobody mixed.
-MEASURED = ("batch", "depth")
-DATA = {
-    "RNA mixtures": Mixtures(
-        ("sc_mixology_rnamix/rnamix_celseq2.h5ad", "sc_mixology_rnamix/rnamix_sortseq.h5ad"),
-        "protocol", ("h2228_prop", "h1975_prop", "hcc827_prop", "mrna_amount"),
-    ),
-    "cell mixtures": Mixtures(
-        ("sc_mixology_cellmix/cellmix1.h5ad", "sc_mixology_cellmix/cellmix2.h5ad"),
-        "plate", ("n_h2228", "n_h1975", "n_hcc827"),
-    ),
-}  # fmt: skip
+RNA, CELLS = "RNA mixtures", "cell mixtures"
+_FILES = {
+    RNA: ("sc_mixology_rnamix/rnamix_celseq2.h5ad", "sc_mixology_rnamix/rnamix_sortseq.h5ad"),
+    CELLS: ("sc_mixology_cellmix/cellmix1.h5ad", "sc_mixology_cellmix/cellmix2.h5ad"),
+}
+_KNOWN = {
+    RNA: ("protocol", ("h2228_prop", "h1975_prop", "hcc827_prop", "mrna_amount")),
+    CELLS: ("plate", ("n_h2228", "n_h1975", "n_hcc827")),
+}
+#: Both files of each: augmentations that mix batches need two, and the factors have the same spread in both.
+DATA = {name: Mixtures(files, *_KNOWN[name]) for name, files in _FILES.items()}
+#: Each file alone with all genes, where others have measured what PCA tells.
+ALONE = {
+    Path(file).stem: Mixtures((file,), *_KNOWN[name], genes=None)
+    for name, files in _FILES.items()
+    for file in files
+}
+EVERY = {**DATA, **ALONE}
 
 
 def read(name: str, folder: Path) -> anndata.AnnData:
-    """Return the wells of both files with the genes that vary most, and their factors in ``obs``.
+    """Return wells with their factors in ``obs``.
 
     Spike-ins are left out, since their share of the counts tells the amount of RNA, and so are wells that
     the authors flag as poor.
     """
-    of = DATA[name]
+    of = EVERY[name]
     wells = anndata.concat([anndata.read_h5ad(folder / file) for file in of.files], join="inner")
     wells = wells[:, ~wells.var_names.str.startswith("ERCC")]
     if "poor_quality" in wells.obs:
         wells = wells[~wells.obs["poor_quality"].to_numpy(bool)]
     wells = wells.copy()
-    wells.obs["depth"] = np.log10(np.asarray(wells.X.sum(1)).ravel())
-    wells.obs["batch"] = pd.factorize(wells.obs[of.batch])[0].astype(float)
-    return wells[:, ch.pp.select_genes(wells, of.schema, GENES)].copy()
+    wells.obs[DEPTH] = np.log10(np.asarray(wells.X.sum(1)).ravel())
+    wells.obs[BATCH] = pd.factorize(wells.obs[of.batch])[0].astype(float)
+    if of.genes is None:
+        return wells
+    return wells[:, ch.pp.select_genes(wells, of.schema, of.genes)].copy()
 
 
 def r2(
