@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from jaxtyping import Float, Int
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
 from ..compute.progress import bar
@@ -20,24 +21,35 @@ from ..compute.settings import settled
 from ..compute.threads import pinned
 from ..config.arguments import checked
 from ..data.cells import Cells
-from ..data.places import as_category
 from ..data.read import Data
-from ..errors import ConfigError, DataError, counted, listed
+from ..errors import ConfigError, DataError, counted
 from ..fitted import Fitted
 from ..model import Model
+from ..plot import coverage_bars
+from ..report.page import Section, write
 from ..run import Run
-from ..schema import Place, Schema
+from ..schema import Schema
+from ..text import shown
 from ..version import __version__, code_hash
+from .factors import Factor, read_factors, refuse_few
 from .positives import Positives, open_positives, schema_of
-from .readers import FOLDS, Factor, Readers, folds, halvings, sparse_rows
+from .readers import FOLDS, Readers, as_csr, as_rows, folds, halvings
 from .shares import share_of
 
 #: Cells that are read at the most, halvings of the genes, and resamples of an interval.
 CELLS, HALVINGS, DRAWS = 5000, 5, 500
-#: Cells with a value that a factor needs, and cells of each class.
-FEWEST, FEWEST_OF_CLASS = 50, 10
 #: Share of a factor's variance, or of the way from chance to perfect accuracy, that readers must tell.
 READABLE = 0.1
+#: Coverage below which a factor is said to be kept, and above which to be removed.
+_KEPT, _REMOVED = 0.1, 0.9
+_MEANING = """\
+Coverage is how much of a factor's spread over cells the positives of one cell reach: 0 where they have the \
+value of their cell, 1 where they are spread as all cells are. A contrastive loss makes an embedding forget \
+what positives change.
+
+Readable is R² of a number, or balanced accuracy of classes, of cells that readers have not seen; the \
+baseline is the mean, or the largest class. Blur is the share of the variance of readings within a cell that \
+is error of reading, which coverage does not count."""
 COLUMNS = ("kind", "coverage", "low", "high", "readable", "baseline", "blur", "cells", "note")
 
 
@@ -59,13 +71,38 @@ class Coverage:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
-        """Return a copy of the table."""
+        """Return a copy of the table, with a row per factor."""
         return self.factors.copy()
 
-    def __repr__(self) -> str:
-        from ..text import shown
+    def report(self, path: str | Path) -> Path:
+        """Write a page of HTML, and return its path."""
+        section = Section(
+            "Coverage", f"{self.verdict()}\n\n{_MEANING}",
+            tables=(("What positives reach of each factor.", self.factors.reset_index()),),
+            figures=(("Coverage of each factor, with 95 % intervals.", coverage_bars(self.factors)),),
+        )  # fmt: skip
+        return write(path, "What positives change of cells", [section], about=self.about)
 
-        return shown(self.factors.drop(columns="cells")).to_string(float_format="{:z.2f}".format)
+    def verdict(self) -> str:
+        """Say in a sentence each what is kept, changed in part, removed, and not known."""
+        value = self.factors["coverage"]
+        groups = {
+            "Kept by these positives (coverage below 0.1)": value < _KEPT,
+            "Changed in part": (value >= _KEPT) & (value <= _REMOVED),
+            "Changed to nearly any value, so that a contrastive loss removes it (above 0.9)": value
+            > _REMOVED,
+            "Not known": value.isna(),
+        }
+        return " ".join(
+            f"{what}: {', '.join(map(str, self.factors.index[which]))}."
+            for what, which in groups.items()
+            if which.any()
+        )
+
+    def __repr__(self) -> str:
+        told = self.factors.drop(columns="cells")
+        table = shown(told).to_string(float_format="{:z.2f}".format, na_rep="–")
+        return f"{table}\n{self.verdict()}"
 
 
 @settled()
@@ -150,7 +187,7 @@ def _role(positives: Positives) -> str:
 
 def _judged(
     positives: Positives,
-    rows: np.ndarray,
+    rows: Int[np.ndarray, " n"],
     factors: Sequence[Factor],
     n_views: int,
     rng: Rng,
@@ -160,14 +197,14 @@ def _judged(
     x = _log_expression(positives, rows)
     halves = halvings(HALVINGS, x.shape[1], rng.numpy("halves"))
     fold = folds(len(rows), rng.numpy("folds"))
-    with bar(FOLDS + n_views, "coverage", run.progress) as shown:
+    with bar(FOLDS + n_views, "coverage", run.progress) as progress:
         readers = []
         for number in range(FOLDS):
             learned = np.flatnonzero(fold != number)
             readers.append(Readers.learn(x, factors, halves, learned, rng.child(f"fold{number}")))
-            shown.update()
+            progress.update()
         of_cells = read_cells(readers, x, fold)
-        of_views = _read_views(readers, positives, rows, fold, n_views, shown.update)
+        of_views = _read_views(readers, positives, rows, fold, n_views, progress.update)
     ends = np.cumsum([factor.width for factor in factors])
     parts = zip(
         factors,
@@ -209,138 +246,52 @@ def _row(factor: Factor, cells: np.ndarray, views: np.ndarray, rng: Rng) -> dict
     return {**row, "note": "; ".join(notes)}
 
 
-def _log_expression(positives: Positives, rows: np.ndarray) -> sp.csr_matrix:
+def _log_expression(positives: Positives, rows: Int[np.ndarray, " n"]) -> sp.csr_matrix:
     """Return the log-expression of cells as they are, sparse."""
-    parts = []
-    for batch in positives.source.batches(rows):
-        x = batch.stored_expression()
-        stored = (
-            sp.csr_matrix(x.numpy())
-            if isinstance(x, torch.Tensor)
-            else sp.csr_matrix(
-                (x.values.numpy(), x.columns.numpy(), x.indptr.numpy()), (len(x), x.n_features)
-            )
-        )
-        parts.append(stored)
-    return sp.vstack(parts, format="csr")
+    batches = positives.source.batches(rows)
+    return sp.vstack([as_csr(batch.stored_expression()) for batch in batches], format="csr")
 
 
-def read_cells(readers: Sequence[Readers], x: sp.csr_matrix, fold: np.ndarray) -> np.ndarray:
+def read_cells(
+    readers: Sequence[Readers], x: sp.csr_matrix, fold: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n halvings two widths"]:
     """Return the readings of cells as they are, each by the readers of its fold."""
-    found = None
+    found = np.zeros((len(fold), *readers[0].shape))
     for number, reader in enumerate(readers):
         at = np.flatnonzero(fold == number)
-        read = reader.read(sparse_rows(x, at))
-        if found is None:
-            found = np.zeros((len(fold), *read.shape[1:]))
-        found[at] = read
-    assert found is not None
+        found[at] = reader.read(as_rows(x[at]))
     return found
 
 
 def _read_views(
     readers: Sequence[Readers],
     positives: Positives,
-    rows: np.ndarray,
-    fold: np.ndarray,
+    rows: Int[np.ndarray, " n"],
+    fold: Int[np.ndarray, " n"],
     n_views: int,
     done: Callable[[int], Any],
-) -> np.ndarray:
-    """Return the readings of positives, each by the readers of the fold of its cell."""
-    found, place = None, np.full(len(positives.source), -1)
+) -> Float[np.ndarray, "n views halvings two widths"]:
+    """Return the readings of positives, each by the readers of the fold of its cell.
+
+    Raises
+    ------
+    DataError
+        If one is not finite.
+    """
+    found = np.full((len(rows), n_views, *readers[0].shape), np.nan, np.float32)
+    place, latest = np.full(len(positives.source), -1), -1
     place[rows] = np.arange(len(rows))
-    last = -1
-    for number, anchors, x in positives.draw(n_views):
-        for part, reader in enumerate(readers):
-            at = place[anchors]
-            mine = np.flatnonzero((at >= 0) & (fold[at] == part))
-            if not len(mine):
-                continue
-            read = reader.read(_rows_of(x, mine))
-            if found is None:
-                found = np.full((len(rows), n_views, *read.shape[1:]), np.nan, np.float32)
-            found[at[mine], number] = read
-        done(int(number > last))
-        last = max(last, number)
-    assert found is not None
-    if np.isnan(found).any():
-        raise DataError("positives are NaN, or not drawn, for some cells.")
+    for view, anchors, x in positives.draw(n_views):
+        at = place[anchors]
+        drawn = as_csr(x)
+        if not np.isfinite(drawn.data).all():
+            raise DataError(
+                "positives hold what is no finite number. Return log-expression or counts."
+            )
+        for number, reader in enumerate(readers):
+            mine = np.flatnonzero((at >= 0) & (fold[at] == number))
+            if len(mine):
+                found[at[mine], view] = reader.read(as_rows(drawn[mine]))
+        done(max(view - latest, 0))
+        latest = max(view, latest)
     return found
-
-
-def _rows_of(x: Any, rows: np.ndarray) -> Any:
-    if isinstance(x, torch.Tensor):
-        return x[torch.from_numpy(rows)]
-    csr = sp.csr_matrix(
-        (x.values.numpy(), x.columns.numpy(), x.indptr.numpy()), (len(x), x.n_features)
-    )
-    return sparse_rows(csr, rows)
-
-
-def read_factors(cells: Cells, names: Sequence[str]) -> list[Factor]:
-    """Return columns of obs as factors.
-
-    Raises
-    ------
-    ConfigError
-        If none is named, or one twice.
-    SchemaError
-        If there is no such column.
-    DataError
-        If it is constant, or known of no cell.
-    """
-    if not names:
-        raise ConfigError("factors is empty: name columns of obs, as in factors=['cell_type'].")
-    found = []
-    for name in names:
-        text = name if "obs/" in name else f"obs/{name}"
-        values = cells.column_at(Place.parse(text), "factors")
-        found.append(_factor(text.partition("obs/")[2], values, cells.schema.missing))
-    twice = [f.name for i, f in enumerate(found) if f.name in {g.name for g in found[:i]}]
-    if twice:
-        raise ConfigError(f"factors names {twice[0]!r} twice. Name each column once.")
-    return found
-
-
-def _factor(name: str, values: pd.Series, missing: Sequence[str]) -> Factor:
-    classes: tuple[str, ...] = ()
-    if values.dtype.kind in "fiu":
-        numbers = values.to_numpy(np.float64, na_value=np.nan)
-        numbers = np.where(np.isfinite(numbers), numbers, np.nan)
-    else:
-        codes, names = pd.factorize(as_category(values, missing), sort=True)
-        numbers, classes = np.where(codes < 0, np.nan, codes), tuple(map(str, names))
-    known = numbers[~np.isnan(numbers)]
-    if not len(known):
-        raise DataError(f"factors: {name} is missing in all cells. Name another column.")
-    if len(np.unique(known)) < 2:
-        raise DataError(
-            f"factors: {name} is constant, so that positives cannot change it. Leave it out."
-        )
-    return Factor(name, numbers, classes)
-
-
-def refuse_few(factor: Factor) -> None:
-    """Refuse factors that too few cells have.
-
-    Raises
-    ------
-    DataError
-        It says how many are needed, or which classes are too small.
-    """
-    n = int(factor.known.sum())
-    if n < FEWEST:
-        raise DataError(
-            f"factors: {factor.name} is known of {counted(n, 'cell')} that can be read, and readers need "
-            f"{FEWEST}. Give more cells."
-        )
-    values = factor.values[factor.known]
-    if len(np.unique(values)) < 2:
-        raise DataError(f"factors: {factor.name} is constant in the cells that have positives.")
-    sizes = {name: int((values == code).sum()) for code, name in enumerate(factor.classes)}
-    few = [f"{name} ({size})" for name, size in sizes.items() if size < FEWEST_OF_CLASS]
-    if few:
-        raise DataError(
-            f"factors: classes of {factor.name} have too few cells: {listed(few)}. Readers need "
-            f"{FEWEST_OF_CLASS} of each: join such classes, or set them to missing."
-        )

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from ..compute.rng import Rng
 from ..config import as_dict
-from ..data.align import learn_spec, open_source, refuse_missing
+from ..data.align import learn_spec, open_source
 from ..data.batch import SparseRows
 from ..data.cells import Cells
 from ..data.check import findings, require
 from ..data.files import OnDisk
+from ..data.look import any_nan
 from ..data.source import Source
 from ..data.subset import some_cells
 from ..data.training import open_training
-from ..errors import CapabilityError, DataError, SchemaError, counted
+from ..errors import CapabilityError, ChreodeError, DataError, SchemaError, counted
 from ..fitted import Fitted
 from ..learn.components import having_expression
 from ..learn.phase import Session
@@ -147,7 +148,7 @@ def _of_model(model: Any, fitted: Fitted | None, cells: Cells, rng: Rng) -> Posi
 
 def _of_function(function: Callable[[AnnData, int], AnnData], cells: Cells, rng: Rng) -> Positives:
     """Return views that a function draws of all cells at once."""
-    source = _opened(cells, "coverage")
+    source = _opened(cells)
     data: Any = cells.data
     if isinstance(data, OnDisk):
         data = _in_memory(data)
@@ -163,19 +164,20 @@ def _of_function(function: Callable[[AnnData, int], AnnData], cells: Cells, rng:
     return Positives(source, kept, draw, getattr(function, "__name__", repr(function)))
 
 
-def _opened(cells: Cells, reader: str) -> Source:
+def _opened(cells: Cells) -> Source:
     """Return the log-expression of cells, checked."""
     roles = [role for role in ("expression", "counts") if role in cells.places][:1]
     if not roles:
         raise SchemaError(
             "coverage needs counts or expression: name its place, as in Schema(counts='layers/counts')."
         )
-    cells = cells.narrowed(roles)
+    cells, rows = cells.narrowed(roles), np.arange(len(cells))
     require(findings(cells))
-    rows = np.arange(len(cells))
-    source = open_source(cells, learn_spec(cells, roles, rows), roles, {})
-    refuse_missing(source, rows, (), reader)
-    return source
+    if any_nan(cells.matrix(roles[0]).matrix, rows):
+        raise DataError(
+            f"{roles[0]} holds NaN (not measured), which cannot be read. Leave such cells out."
+        )
+    return open_source(cells, learn_spec(cells, roles, rows), roles, {})
 
 
 def _in_memory(data: OnDisk) -> AnnData:
@@ -192,7 +194,7 @@ def _same_cells(made: Any, cells: Cells, source: Source) -> Source:
     DataError
         If they are not.
     """
-    if not isinstance(made, type(cells.data)) and not isinstance(made, AnnData):
+    if not isinstance(made, AnnData):
         raise DataError(f"positives returned {type(made).__name__}; expected an AnnData.")
     if made.n_obs != len(cells):
         raise DataError(
@@ -204,7 +206,10 @@ def _same_cells(made: Any, cells: Cells, source: Source) -> Source:
         raise DataError(
             "positives returned the cells in another order. Return the positive of each cell at its place."
         )
-    found = _opened(Cells(made, cells.schema), "coverage")
+    try:
+        found = _opened(Cells(made, cells.schema))
+    except ChreodeError as error:
+        raise DataError(f"positives returned cells that cannot be read: {error}") from error
     if found.spec.features != source.spec.features:
         raise DataError(
             "positives returned other genes, or the same ones in another order. Return all genes as they "

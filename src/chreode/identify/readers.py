@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
+from scipy.spatial.distance import cdist
 from scipy.special import softmax
-from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from ..compute.rng import Rng
 from ..data.batch import CellBatch, SparseRows
 from ..learn.exact import principal
 from ..nn.sparse import centred_times, times
+from .factors import Factor
 
 #: Parts of the cells, each of which is read by readers that learned from the others.
 FOLDS = 5
@@ -33,38 +34,18 @@ _CHUNK = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Factor:
-    """A column of cells.
-
-    Attributes
-    ----------
-    values
-        Numbers, or numbers of `classes`; NaN where a cell has none.
-    classes
-        Names of the classes; none of a continuous factor.
-    """
-
-    name: str
-    values: Float64[np.ndarray, " n"]
-    classes: tuple[str, ...] = ()
-
-    @property
-    def known(self) -> Bool[np.ndarray, " n"]:
-        """Which cells have a value."""
-        return ~np.isnan(self.values)
-
-    @property
-    def width(self) -> int:
-        """Numbers of one reading: a probability per class, or the value."""
-        return max(1, len(self.classes))
-
-
-@dataclass(frozen=True, eq=False)
 class _Reader:
-    """What is read of a factor: ``finish(z @ weights + bias)`` of principal components z."""
+    """What is read of a factor: ``finish(z @ weights + bias)`` of principal components z.
+
+    References
+    ----------
+    Williams & Seeger (2001), Using the Nyström method to speed up kernel machines, NeurIPS 13 (a kernel of
+    some cells in place of all).
+    """
 
     weights: Float64[np.ndarray, "k w"]
     bias: Float64[np.ndarray, " w"]
+    width: int
     finish: Callable[[Float64[np.ndarray, "b w"]], Float64[np.ndarray, "b d"]]
 
     @classmethod
@@ -72,11 +53,12 @@ class _Reader:
         cls, z: Float64[np.ndarray, "n k"], y: Float64[np.ndarray, " n"], width: float, seed: int
     ) -> _Reader:
         """Return ridge regression, or that with an RBF kernel of a width above 0."""
-        features, ridge = _ridge(z, y, width, seed)
-        if not isinstance(features, Nystroem):
-            return cls(ridge.coef_[:, None] * features, np.atleast_1d(ridge.intercept_), _as_it_is)
-        k = z.shape[1]
-        return cls(np.eye(k), np.zeros(k), partial(_by_kernel, features, ridge))
+        ridge, scale, kernel = _ridge(z, y, width, seed)
+        bias = np.atleast_1d(ridge.intercept_)
+        if kernel is None:
+            return cls(scale * ridge.coef_[:, None], bias, 1, _as_it_is)
+        k, weights = z.shape[1], kernel.whiten @ ridge.coef_[:, None]
+        return cls(np.eye(k), np.zeros(k), 1, lambda x: kernel(x) @ weights + bias)
 
     @classmethod
     def of_classes(cls, z: Float64[np.ndarray, "n k"], y: np.ndarray, n_classes: int) -> _Reader:
@@ -87,7 +69,7 @@ class _Reader:
         bias[seen] = 0
         named = seen if len(seen) > 2 else seen[1:]  # of two classes it has one logit
         weights[:, named], bias[named] = found.coef_.T * scale, found.intercept_
-        return cls(weights, bias, partial(softmax, axis=1))
+        return cls(weights, bias, n_classes, partial(softmax, axis=1))
 
 
 def _scale(z: Float64[np.ndarray, "n k"]) -> float:
@@ -95,19 +77,40 @@ def _scale(z: Float64[np.ndarray, "n k"]) -> float:
     return float(1 / np.sqrt(z.var(0).mean()))
 
 
+@dataclass(frozen=True, eq=False)
+class _Kernel:
+    """An RBF kernel of some cells that stand for all; ``kernel(z) @ whiten`` has its inner products."""
+
+    gamma: float
+    landmarks: Float64[np.ndarray, "l k"]
+    whiten: Float64[np.ndarray, "l m"]
+
+    @classmethod
+    def of(cls, z: Float64[np.ndarray, "n k"], width: float, seed: int) -> _Kernel:
+        landmarks = np.random.default_rng(seed).permutation(z)[:_LANDMARKS]
+        gamma = width / (2 * z.var(0).sum())
+        values, vectors = np.linalg.eigh(
+            np.exp(-gamma * cdist(landmarks, landmarks, "sqeuclidean"))
+        )
+        kept = values > 1e-10 * values[-1]
+        return cls(gamma, landmarks, vectors[:, kept] / np.sqrt(values[kept]))
+
+    def __call__(self, z: Float64[np.ndarray, "b k"]) -> Float64[np.ndarray, "b l"]:
+        found: np.ndarray = np.exp(-self.gamma * cdist(z, self.landmarks, "sqeuclidean"))
+        return found
+
+
 def _ridge(
     z: Float64[np.ndarray, "n k"], y: Float64[np.ndarray, " n"], width: float, seed: int
-) -> tuple[float | Nystroem, RidgeCV]:
-    """Return what components are multiplied or replaced by, and ridge regression on it.
+) -> tuple[RidgeCV, float, _Kernel | None]:
+    """Return ridge regression on scaled components, or on those of a kernel if it has a width.
 
-    The kernel is that of some cells, which stand for all (Nyström's approximation). The penalty is the one
-    with the least error on cells left out one by one.
+    The penalty is the one with the least error on cells that are left out one by one.
     """
     if not width:
-        return _scale(z), RidgeCV(_PENALTIES).fit(z * _scale(z), y)
-    gamma = width / (2 * z.var(0).sum())
-    kernel = Nystroem(gamma=gamma, n_components=min(_LANDMARKS, len(z)), random_state=seed).fit(z)
-    return kernel, RidgeCV(_PENALTIES).fit(kernel.transform(z), y)
+        return RidgeCV(_PENALTIES).fit(z * _scale(z), y), _scale(z), None
+    kernel = _Kernel.of(z, width, seed)
+    return RidgeCV(_PENALTIES).fit(kernel(z) @ kernel.whiten, y), 1.0, kernel
 
 
 def best_width(z: Float64[np.ndarray, "n k"], y: Float64[np.ndarray, " n"], seed: int) -> float:
@@ -119,18 +122,11 @@ def best_width(z: Float64[np.ndarray, "n k"], y: Float64[np.ndarray, " n"], seed
     >>> best_width(z, z[:, 0], 0), best_width(z, z[:, 0] ** 2, 0) > 0
     (0.0, True)
     """
-    return max(_WIDTHS, key=lambda width: _ridge(z, y, width, seed)[1].best_score_)
+    return max(_WIDTHS, key=lambda width: _ridge(z, y, width, seed)[0].best_score_)
 
 
 def _as_it_is(x: Float64[np.ndarray, "b w"]) -> Float64[np.ndarray, "b w"]:
     return x
-
-
-def _by_kernel(
-    kernel: Nystroem, ridge: RidgeCV, z: Float64[np.ndarray, "b k"]
-) -> Float64[np.ndarray, "b 1"]:
-    found: np.ndarray = ridge.predict(kernel.transform(z))[:, None]
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +187,11 @@ class Readers:
         table = torch.from_numpy(np.hstack(tables).astype(np.float32))
         return cls(table, np.concatenate(offsets), readers)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Halvings, halves, and numbers of one reading of all factors."""
+        return len(self.readers), 2, sum(reader.width for reader in self.readers[0][0])
+
     def read(
         self, x: SparseRows | Float[Tensor, "b g"]
     ) -> Float64[np.ndarray, "b halvings two widths"]:
@@ -216,7 +217,7 @@ def _components(
     def batches() -> Iterator[CellBatch]:
         for start in range(0, len(cells), _CHUNK):
             rows = cells[start : start + _CHUNK]
-            some = sparse_rows(x, rows)
+            some = as_rows(x[rows])
             of_half = some.where(kept[some.columns])
             yield CellBatch(torch.from_numpy(rows), {"expression": of_half})
 
@@ -248,11 +249,18 @@ def _learned(
     return _Reader.of_numbers(z, y, width, seed)
 
 
-def sparse_rows(x: sp.csr_matrix, rows: Int[np.ndarray, " b"]) -> SparseRows:
-    """Return some rows as tensors."""
-    some = x[rows]
-    indptr, columns = (torch.from_numpy(a.astype(np.int64)) for a in (some.indptr, some.indices))
-    return SparseRows(indptr, columns, torch.from_numpy(some.data), x.shape[1])
+def as_rows(x: sp.csr_matrix) -> SparseRows:
+    """Return sparse rows as tensors."""
+    indptr, columns = (torch.from_numpy(a.astype(np.int64)) for a in (x.indptr, x.indices))
+    return SparseRows(indptr, columns, torch.from_numpy(x.data), x.shape[1])
+
+
+def as_csr(x: SparseRows | Float[Tensor, "b g"]) -> sp.csr_matrix:
+    """Return the rows of a minibatch as SciPy has them."""
+    if isinstance(x, Tensor):
+        return sp.csr_matrix(x.numpy())
+    parts = (x.values.numpy(), x.columns.numpy(), x.indptr.numpy())
+    return sp.csr_matrix(parts, (len(x), x.n_features))
 
 
 def folds(n: int, generator: np.random.Generator) -> Int[np.ndarray, " n"]:
