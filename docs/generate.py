@@ -29,6 +29,7 @@ BELOW = {
     "fit": ("scvi",),
     "tune": ("scvi",),
     "bench": ("integration", "probe", "generation", "dynamics"),
+    "identify": ("coverage",),
 }
 
 

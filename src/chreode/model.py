@@ -109,7 +109,7 @@ class Model:
 
     def verbs(self, cells: Cells, rows: np.ndarray) -> list[str]:
         """Return the questions that a fit of some cells could answer."""
-        spec = learn_spec(cells, self._roles(cells.schema), rows, sets=self.sets)
+        spec = learn_spec(cells, self.roles(cells.schema), rows, sets=self.sets)
         with torch.device("meta"):  # of which no tensor takes memory
             return capabilities(self.build(spec))
 
@@ -171,7 +171,7 @@ class Model:
         group = Group.join() if run.distributed else Group()
         if group.rank > 0:
             run = run.with_(progress=False)
-        roles = self._roles(schema)
+        roles = self.roles(schema)
         if from_ is not None:
             self._refuse_to_start_from(from_, roles)
         with pinned(run.threads):
@@ -294,8 +294,8 @@ class Model:
             return joined(from_.statistics, fresh)
         return joined(fresh, from_.statistics)
 
-    def _roles(self, schema: Schema) -> list[str]:
-        """Return the roles to read: all that are needed, and those that are used and named."""
+    def roles(self, schema: Schema) -> list[str]:
+        """Return the roles that a fit reads: all that are needed, and those that are used and named."""
         named = {role.partition("/")[0] for role, _ in schema.places()}
         roles = []
         for need in self.needs:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .compute.processes import Group
 from .compute.rng import Rng
-from .data.batch import CellBatch
+from .data.batch import CellBatch, SparseRows
 from .data.source import Source
 from .schema import Spec
 
@@ -250,6 +250,22 @@ class Module(nn.Module):
     def feature_weight(self) -> dict[str, Tensor]:
         """Return, per matrix role, how much each feature matters to `embed` (non-negative)."""
         return {}
+
+
+@runtime_checkable
+class DrawsViews(Protocol):
+    """A module whose loss compares views of cells: what it says of them, without its loss."""
+
+    def prepare(self, source: Source, rows: Any, rng: Rng) -> None:
+        """Learn what views need from the training rows (see `Module`)."""
+        ...
+
+    def draw_views(self, batch: CellBatch) -> Sequence[Float[Tensor, "b g"] | SparseRows]:
+        """Return the log-expression of the views that the loss compares, one after the other.
+
+        Each has a row for every anchor of the minibatch, in the order of the anchors.
+        """
+        ...
 
 
 def capabilities(module: Module) -> list[str]:

@@ -95,6 +95,11 @@ COMMANDS = (
         "Make a page of HTML of a saved bench or a fitted model.",
         "report bench.json -o report.html",
     ),
+    (
+        "commands.identify:identify",
+        "Ask when a loss recovers the truth, and what an augmentation leaves as it is.",
+        "",
+    ),
     ("commands.show:models", "List the models, what each needs and what it can answer.", "models"),
     (
         "commands.show:show",

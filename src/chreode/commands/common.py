@@ -28,11 +28,11 @@ ROLES_OF_TIME = ("counts", "expression", "time", "trajectory")
 UNREAD_ROLES = ("views", "control", "vectors")
 #: What every condition on cells holds.
 _CONDITION = re.compile(r"\bobs\s*[.\[]")
-#: What a file of chreode holds, by the end of its name: a report, a bench, and what is ranked.
+#: What a file of chreode holds, by the end of its name: a report, a bench, and tables of results.
 _OURS = {
     ".html": rb'<meta name="generator" content="chreode ',
     ".json": rb'^\{\s*"kind": "',
-    ".csv": rb"^(source,target|feature,score),",
+    ".csv": rb"^(source,target|feature,score|factor,kind),",
 }
 
 

@@ -146,7 +146,10 @@ class Cells:
         SchemaError
             If there is none.
         """
-        place = self.places[role]
+        return self.column_at(self.places[role], role)
+
+    def column_at(self, place: Place, role: str) -> pd.Series:
+        """Return the obs column at a place, for messages that speak of `role`."""
         if str(place) not in self._found:
             self._found[str(place)] = places.column(self.data, place, role)
         found: pd.Series = self._found[str(place)]

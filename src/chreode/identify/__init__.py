@@ -1,5 +1,6 @@
 """When a contrastive loss recovers the truth, and whether an augmentation lets it."""
 
+from .coverage import Coverage, coverage
 from .further import (
     AnisotropicSetting,
     ModalSetting,
@@ -16,11 +17,13 @@ from .study import Study
 
 __all__ = [
     "AnisotropicSetting",
+    "Coverage",
     "ImageResult",
     "ModalSetting",
     "Setting",
     "SpaceSetting",
     "Study",
+    "coverage",
     "digits",
     "diversity",
     "encoders",

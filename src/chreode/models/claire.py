@@ -28,6 +28,7 @@ from ..metrics.neighbours import mutual_neighbours, neighbours_by_group
 from ..module import Loss, Step
 from ..schema import Spec
 from .moco import MoCo, MoCoModule
+from .selfsupervised.network import View
 from .selfsupervised.options import scssl, with_components
 from .selfsupervised.views import Views
 
@@ -54,10 +55,14 @@ class CLAIREModule(MoCoModule):
         super().__init__(options, spec)
         self.views = MixedViews(options, self.views.role, spec.n_features(self.views.role))
 
+    def two_views(self, batch: CellBatch) -> tuple[View, View]:
+        """Return a view of each cell, and one of its positive."""
+        cell, near, positive, near_positive = batch.aligned(4)
+        return self.views.draw(cell, near), self.views.draw(positive, near_positive)
+
     def loss(self, batch: CellBatch, step: Step) -> Loss:
         """Return the mean InfoNCE of both directions: of cells and of their positives."""
-        cell, near, positive, near_positive = batch.aligned(4)
-        views = self.views.draw(cell, near), self.views.draw(positive, near_positive)
+        views = self.two_views(batch)
         (embedded, one), (_, two) = map(self.network, views)
         (_, slow_one), (_, slow_two) = map(self.slow, views)
         both = torch.cat([slow_two, slow_one])

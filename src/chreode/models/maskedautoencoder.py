@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..compute.rng import Rng
@@ -34,16 +35,26 @@ class MaskedAutoencoderModule(Embedder):
             {r: Head(n_embedded, (*options.decoder, spec.n_features(r))) for r in roles}
         )
 
-    def loss(self, batch: CellBatch, step: Step) -> Loss:
-        """Return the squared error of hidden features, a mean per modality."""
+    def shown_and_hidden(self, batch: CellBatch) -> tuple[View, dict[str, Bool[Tensor, "b g"]]]:
+        """Return what the encoder sees of each cell, and which features are hidden from it."""
         cells, *partners = batch.aligned(1 + self.options.n_partners)
-        view, truth = self.views.draw(cells, *partners[:1]), self.views.plain(cells)
+        view = self.views.draw(cells, *partners[:1])
         seen, hidden = {}, {}
         for role, values in view.values.items():
             x = _dense(values)
             hidden[role] = coins(self.options.mask, x.numel(), x.device).view_as(x)
             seen[role] = x.masked_fill(hidden[role], 0.0)
-        shown = View(seen, view.present)
+        return View(seen, view.present), hidden
+
+    def draw_views(self, batch: CellBatch) -> Sequence[Float[Tensor, "b g"] | SparseRows]:
+        """Return the log-expression that the encoder sees (see `DrawsViews`)."""
+        return [self.shown_and_hidden(batch)[0].values[self.role]]
+
+    def loss(self, batch: CellBatch, step: Step) -> Loss:
+        """Return the squared error of hidden features, a mean per modality."""
+        shown, hidden = self.shown_and_hidden(batch)
+        cells, *_ = batch.aligned(1 + self.options.n_partners)
+        truth = self.views.plain(cells)
         embedded = self.network.fuse(self.network.encode(shown), shown)
         errors = [
             masked_error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ..compute.processes import Group
 from ..compute.rng import Rng
 from ..config import config, param
-from ..data.batch import CellBatch
+from ..data.batch import CellBatch, SparseRows
 from ..data.source import Source
 from ..errors import DataError, counted
 from ..learn.phase import Split
@@ -46,10 +47,18 @@ class ScCLIPModule(Embedder):
         self.network = Sphere(options, spec)
         self.scale = nn.Parameter(torch.tensor(-math.log(options.temperature)))
 
+    def view_of(self, batch: CellBatch) -> View:
+        """Return the only view of each cell, whose two kinds of measurements are each other's positives."""
+        cells, *partners = batch.aligned(1 + self.options.n_partners)
+        return self.views.draw(cells, *partners[:1])
+
+    def draw_views(self, batch: CellBatch) -> Sequence[Float[Tensor, "b g"] | SparseRows]:
+        """Return the log-expression of the view (see `DrawsViews`)."""
+        return [self.view_of(batch).values[self.role]]
+
     def loss(self, batch: CellBatch, step: Step) -> Loss:
         """Return the mean of both cross-entropies, over cells that have both kinds of measurements."""
-        cells, *partners = batch.aligned(1 + self.options.n_partners)
-        view = self.views.draw(cells, *partners[:1])
+        cells, view = batch.aligned(1 + self.options.n_partners)[0], self.view_of(batch)
         placed = self.network.encode(view)
         one, two = placed.values()
         both = torch.ones(len(cells), dtype=torch.bool, device=cells.rows.device)

@@ -5,6 +5,7 @@ Figures are made without pyplot, so nothing needs a display and nothing is left 
 """
 
 from .counts import mean_variance
+from .coverage import coverage_bars
 from .curves import history
 from .dots import dot_plot
 from .dynamics import edge_matrix, paths, phase_portrait, sparsity_curve
@@ -16,6 +17,7 @@ from .typing import calibration_curve, confusion_matrix, depth_curve
 __all__ = [
     "calibration_curve",
     "confusion_matrix",
+    "coverage_bars",
     "depth_curve",
     "dot_plot",
     "edge_matrix",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...compute.rng import Rng
-from ...data.batch import CellBatch
+from ...data.batch import CellBatch, SparseRows
 from ...data.source import Source
 from ...learn.components import having_expression
 from ...learn.exact import FitBatches, principal
@@ -103,6 +103,10 @@ class Embedder(Module):
         cells, *partners = batch.aligned(1 + self.options.n_partners)
         first, second = partners or (None, None)
         return self.views.draw(cells, first), self.views.draw(cells, second)
+
+    def draw_views(self, batch: CellBatch) -> Sequence[Float[Tensor, "b g"] | SparseRows]:
+        """Return the log-expression of both views (see `DrawsViews`)."""
+        return [view.values[self.role] for view in self.two_views(batch)]
 
     def logged(
         self,

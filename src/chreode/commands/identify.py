@@ -1,0 +1,86 @@
+"""``chreode identify``: when a loss recovers the truth, and what an augmentation leaves as it is."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+import chreode as ch
+
+from .. import store
+from ..text import spreadsheet
+from .common import (
+    RUN,
+    UNREAD_ROLES,
+    Answer,
+    Json,
+    Seed,
+    Threads,
+    Whole,
+    Words,
+    records,
+    require_output,
+    use_threads,
+    with_roles,
+)
+
+identify = App(
+    name="identify",
+    help_epilogue="Example: chreode identify coverage pbmc.h5ad --augment mask thin --factors obs/cell_type "
+    "obs/donor --counts layers/counts --report coverage.html",
+)
+
+
+@identify.command
+@partial(with_roles, hidden=UNREAD_ROLES)
+def coverage(
+    file: Path,
+    /,
+    *,
+    augment: Words,
+    factors: Words,
+    n_views: Whole = 8,
+    output: Annotated[
+        Path | None,
+        Parameter(name=("--output", "-o"), group=RUN, help="Write the table to this .csv file."),
+    ] = None,
+    report: Annotated[
+        Path | None, Parameter(group=RUN, help="Write a report: one HTML file.")
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    json: Json = False,
+    **roles: Any,
+) -> Answer:
+    """Show how much of each factor an augmentation changes, and so which a contrastive loss removes.
+
+    Parameters
+    ----------
+    file
+        An .h5ad, .h5mu or .zarr.
+    augment
+        Augmentations of self-supervised models, such as mask thin, with their default strengths.
+    factors
+        Columns of obs, such as obs/cell_type. Numbers are continuous factors, all else are classes.
+    n_views
+        Positives of each cell.
+    """
+    if output:
+        require_output(output, [".csv"], file)
+    if report:
+        require_output(report, [".html"], file)
+    use_threads(threads)
+    schema = ch.Schema.from_dict(roles)
+    found = ch.identify.coverage(augment, file, factors, schema=schema, n_views=n_views, seed=seed)
+    table = found.table()
+    if output:
+        with store.aside(output) as path:
+            spreadsheet(table.reset_index()).to_csv(path, index=False)
+    if report:
+        found.report(report)
+    files = [str(path) for path in (output, report) if path]
+    text = "\n".join([str(found), *(f"written to {path}" for path in files)])
+    return Answer(text, {"table": records(table), "about": dict(found.about), "files": files}, json)

@@ -1,0 +1,297 @@
+"""Which factors of cells an augmentation leaves as they are, and which it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from jaxtyping import Float, Int
+from sklearn.metrics import balanced_accuracy_score, r2_score
+
+from ..compute.progress import bar
+from ..compute.rng import Rng
+from ..compute.settings import settled
+from ..compute.threads import pinned
+from ..config.arguments import checked
+from ..data.cells import Cells
+from ..data.read import Data
+from ..errors import ConfigError, DataError, counted
+from ..fitted import Fitted
+from ..model import Model
+from ..plot import coverage_bars
+from ..report.page import Section, write
+from ..run import Run
+from ..schema import Schema
+from ..text import shown
+from ..version import __version__, code_hash
+from .factors import Factor, read_factors, refuse_few
+from .positives import Positives, open_positives, schema_of
+from .readers import FOLDS, Readers, as_csr, as_rows, folds, halvings
+from .shares import share_of
+
+#: Cells that are read at the most, halvings of the genes, and resamples of an interval.
+CELLS, HALVINGS, DRAWS = 5000, 5, 500
+#: Share of a factor's variance, or of the way from chance to perfect accuracy, that readers must tell.
+READABLE = 0.1
+#: Coverage below which a factor is said to be kept, and above which to be removed.
+_KEPT, _REMOVED = 0.1, 0.9
+_MEANING = """\
+Coverage is how much of a factor's spread over cells the positives of one cell reach: 0 where they have the \
+value of their cell, 1 where they are spread as all cells are. A contrastive loss makes an embedding forget \
+what positives change.
+
+Readable is R² of a number, or balanced accuracy of classes, of cells that readers have not seen; the \
+baseline is the mean, or the largest class. Blur is the share of the variance of readings within a cell that \
+is error of reading, which coverage does not count."""
+COLUMNS = ("kind", "coverage", "low", "high", "readable", "baseline", "blur", "cells", "note")
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """How much of each factor positives reach.
+
+    Attributes
+    ----------
+    factors
+        A row per factor: its kind; coverage with a 95 % interval; how well readers tell it of cells that they
+        have not seen (R², or balanced accuracy) and what a baseline has (the mean, or the largest class);
+        the share of the variance of readings within a cell that is error; the cells; and a note.
+    about
+        Data, positives, seed and versions.
+    """
+
+    factors: pd.DataFrame
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def table(self) -> pd.DataFrame:
+        """Return a copy of the table, with a row per factor."""
+        return self.factors.copy()
+
+    def report(self, path: str | Path) -> Path:
+        """Write a page of HTML, and return its path."""
+        section = Section(
+            "Coverage", f"{self.verdict()}\n\n{_MEANING}",
+            tables=(("What positives reach of each factor.", self.factors.reset_index()),),
+            figures=(("Coverage of each factor, with 95 % intervals.", coverage_bars(self.factors)),),
+        )  # fmt: skip
+        return write(path, "What positives change of cells", [section], about=self.about)
+
+    def verdict(self) -> str:
+        """Say in a sentence each what is kept, changed in part, removed, and not known."""
+        value = self.factors["coverage"]
+        groups = {
+            "Kept by these positives (coverage below 0.1)": value < _KEPT,
+            "Changed in part": (value >= _KEPT) & (value <= _REMOVED),
+            "Changed to nearly any value, so that a contrastive loss removes it (above 0.9)": value
+            > _REMOVED,
+            "Not known": value.isna(),
+        }
+        return " ".join(
+            f"{what}: {', '.join(map(str, self.factors.index[which]))}."
+            for what, which in groups.items()
+            if which.any()
+        )
+
+    def __repr__(self) -> str:
+        told = self.factors.drop(columns="cells")
+        table = shown(told).to_string(float_format="{:z.2f}".format, na_rep="–")
+        return f"{table}\n{self.verdict()}"
+
+
+@settled()
+@checked
+def coverage(
+    positives: str | Sequence[str] | Model | Fitted | Callable[[AnnData, int], AnnData],
+    data: Data | str | Path,
+    factors: str | Sequence[str],
+    *,
+    schema: Schema | None = None,
+    n_views: int = 8,
+    seed: int = 0,
+    run: Run = Run(),
+    **settings: Any,
+) -> Coverage:
+    """Return how much of each factor's spread over cells the positives of one cell reach.
+
+    Parameters
+    ----------
+    positives
+        Names of augmentations (as SimCLR has them by default), a self-supervised model, fitted or not, or a
+        function of the cells and a seed, which returns one positive of each cell, in the same order.
+    data
+        AnnData, MuData, what `chreode.open` returned, or a path.
+    factors
+        Columns of obs. Numbers are continuous factors, all else are classes.
+    schema
+        Where the roles live (default: where they lived in the fit, for a fitted model).
+    n_views
+        Positives of each cell.
+    seed
+        Seed of the positives, of the halvings and of the intervals.
+    run
+        How to compute (see `Run`): threads and progress. The rest is not read.
+
+    Returns
+    -------
+    Coverage
+        0: positives have the factor of their cell; 1: they are spread as all cells are.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such augmentation, no factor is named, or `n_views` is below 2.
+    SchemaError
+        If there is no such column, or no place of counts or expression is known.
+    CapabilityError
+        If the model draws no views.
+    DataError
+        If a factor is constant or known of too few cells, or positives are not of the same cells and genes.
+    """
+    run = run.with_(**settings)
+    if n_views < 2:
+        raise ConfigError(
+            f"n_views={n_views}: positives of a cell are compared, so give 2 or more."
+        )
+    cells = Cells.of(data, schema_of(positives, schema))
+    named = [factors] if isinstance(factors, str) else [*factors]
+    found = read_factors(cells, named)
+    rng = Rng(seed)
+    with pinned(run.threads):
+        opened = open_positives(positives, cells, seed)
+        rows = opened.rows
+        if len(rows) > CELLS:
+            rows = np.sort(rng.numpy("cells").permutation(rows)[:CELLS])
+        of_rows = [Factor(f.name, f.values[rows], f.classes) for f in found]
+        for factor in of_rows:
+            refuse_few(factor)
+        table = _judged(opened, rows, of_rows, n_views, rng, run)
+    about = {
+        "positives": opened.about, "cells": len(rows), "genes": opened.source.spec.n_features(_role(opened)),
+        "n_views": n_views, "seed": seed, "schema": cells.schema.as_dict(),
+        "chreode": __version__, "code": code_hash(), "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    return Coverage(table, about)
+
+
+def _role(positives: Positives) -> str:
+    return positives.source.spec.either("expression", "counts")
+
+
+def _judged(
+    positives: Positives,
+    rows: Int[np.ndarray, " n"],
+    factors: Sequence[Factor],
+    n_views: int,
+    rng: Rng,
+    run: Run,
+) -> pd.DataFrame:
+    """Return the row of each factor."""
+    x = _log_expression(positives, rows)
+    halves = halvings(HALVINGS, x.shape[1], rng.numpy("halves"))
+    fold = folds(len(rows), rng.numpy("folds"))
+    with bar(FOLDS + n_views, "coverage", run.progress) as progress:
+        readers = []
+        for number in range(FOLDS):
+            learned = np.flatnonzero(fold != number)
+            readers.append(Readers.learn(x, factors, halves, learned, rng.child(f"fold{number}")))
+            progress.update()
+        of_cells = read_cells(readers, x, fold)
+        of_views = _read_views(readers, positives, rows, fold, n_views, progress.update)
+    ends = np.cumsum([factor.width for factor in factors])
+    parts = zip(
+        factors,
+        np.split(of_cells, ends[:-1], axis=-1),
+        np.split(of_views, ends[:-1], axis=-1),
+        strict=True,
+    )
+    found = [_row(*part, rng) for part in parts]
+    return pd.DataFrame(
+        found, index=pd.Index([f.name for f in factors], name="factor"), columns=COLUMNS
+    )
+
+
+def _row(factor: Factor, cells: np.ndarray, views: np.ndarray, rng: Rng) -> dict[str, Any]:
+    """Return what is found of a factor."""
+    known = factor.known
+    cells, views, values = cells[known], views[known], factor.values[known]
+    mean = cells.mean((1, 2))
+    if factor.classes:
+        readable = balanced_accuracy_score(values, mean.argmax(1))
+        baseline = 1 / len(factor.classes)
+    else:
+        readable, baseline = r2_score(values, mean[:, 0]), 0.0
+    row = {
+        "kind": "classes" if factor.classes else "continuous", "readable": readable, "baseline": baseline,
+        "cells": int(known.sum()),
+    }  # fmt: skip
+    notes = []
+    if left_out := int((~known).sum()):
+        notes.append(f"{counted(left_out, 'cell')} without a value left out")
+    generator = rng.numpy("bootstrap")
+    found = share_of(cells, views, classes=bool(factor.classes), draws=DRAWS, generator=generator)
+    row |= {name: getattr(found, name) for name in ("coverage", "low", "high", "blur")}
+    if (readable - baseline) / (1 - baseline) < READABLE:
+        row |= dict.fromkeys(("coverage", "low", "high", "blur"), np.nan)
+        notes.append("not told: readers cannot tell this factor of cells that they have not seen")
+    elif np.isnan(found.coverage):
+        notes.append("not told: readers can tell this factor of cells, but not of their positives")
+    return {**row, "note": "; ".join(notes)}
+
+
+def _log_expression(positives: Positives, rows: Int[np.ndarray, " n"]) -> sp.csr_matrix:
+    """Return the log-expression of cells as they are, sparse."""
+    batches = positives.source.batches(rows)
+    return sp.vstack([as_csr(batch.stored_expression()) for batch in batches], format="csr")
+
+
+def read_cells(
+    readers: Sequence[Readers], x: sp.csr_matrix, fold: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n halvings two widths"]:
+    """Return the readings of cells as they are, each by the readers of its fold."""
+    found = np.zeros((len(fold), *readers[0].shape))
+    for number, reader in enumerate(readers):
+        at = np.flatnonzero(fold == number)
+        found[at] = reader.read(as_rows(x[at]))
+    return found
+
+
+def _read_views(
+    readers: Sequence[Readers],
+    positives: Positives,
+    rows: Int[np.ndarray, " n"],
+    fold: Int[np.ndarray, " n"],
+    n_views: int,
+    done: Callable[[int], Any],
+) -> Float[np.ndarray, "n views halvings two widths"]:
+    """Return the readings of positives, each by the readers of the fold of its cell.
+
+    Raises
+    ------
+    DataError
+        If one is not finite.
+    """
+    found = np.full((len(rows), n_views, *readers[0].shape), np.nan, np.float32)
+    place, latest = np.full(len(positives.source), -1), -1
+    place[rows] = np.arange(len(rows))
+    for view, anchors, x in positives.draw(n_views):
+        at = place[anchors]
+        drawn = as_csr(x)
+        if not np.isfinite(drawn.data).all():
+            raise DataError(
+                "positives hold what is no finite number. Return log-expression or counts."
+            )
+        for number, reader in enumerate(readers):
+            mine = np.flatnonzero((at >= 0) & (fold[at] == number))
+            if len(mine):
+                found[at[mine], view] = reader.read(as_rows(drawn[mine]))
+        done(max(view - latest, 0))
+        latest = max(view, latest)
+    return found

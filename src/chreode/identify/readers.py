@@ -1,0 +1,274 @@
+"""Readers: regressors and classifiers that tell a factor of unseen cells, from half of the genes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int
+from scipy.spatial.distance import cdist
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from torch import Tensor
+
+from ..compute.rng import Rng
+from ..data.batch import CellBatch, SparseRows
+from ..learn.exact import principal
+from ..nn.sparse import centred_times, times
+from .factors import Factor
+
+#: Parts of the cells, each of which is read by readers that learned from the others.
+FOLDS = 5
+#: Principal components that a reader sees at the most, and cells that it learns from.
+COMPONENTS, LEARNED = 50, 2000
+#: Penalties of ridge regression; γ of the kernel, over the mean squared distance of two cells (0: none), and
+#: cells that stand for all in it.
+_PENALTIES = np.logspace(-4, 5, 19)
+_WIDTHS, _LANDMARKS = (0.0, 0.2, 1.0), 100
+#: Cells of a chunk.
+_CHUNK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """What is read of a factor: ``finish(z @ weights + bias)`` of principal components z.
+
+    References
+    ----------
+    Williams & Seeger (2001), Using the Nyström method to speed up kernel machines, NeurIPS 13 (a kernel of
+    some cells in place of all).
+    """
+
+    weights: Float64[np.ndarray, "k w"]
+    bias: Float64[np.ndarray, " w"]
+    width: int
+    finish: Callable[[Float64[np.ndarray, "b w"]], Float64[np.ndarray, "b d"]]
+
+    @classmethod
+    def of_numbers(
+        cls, z: Float64[np.ndarray, "n k"], y: Float64[np.ndarray, " n"], width: float, seed: int
+    ) -> _Reader:
+        """Return ridge regression, or that with an RBF kernel of a width above 0."""
+        ridge, scale, kernel = _ridge(z, y, width, seed)
+        bias = np.atleast_1d(ridge.intercept_)
+        if kernel is None:
+            return cls(scale * ridge.coef_[:, None], bias, 1, _as_it_is)
+        k, weights = z.shape[1], kernel.whiten @ ridge.coef_[:, None]
+        return cls(np.eye(k), np.zeros(k), 1, lambda x: kernel(x) @ weights + bias)
+
+    @classmethod
+    def of_classes(cls, z: Float64[np.ndarray, "n k"], y: np.ndarray, n_classes: int) -> _Reader:
+        """Return multinomial logistic regression; classes that were not seen have a probability of 0."""
+        scale, seen = _scale(z), np.unique(y).astype(int)
+        found = LogisticRegression(max_iter=1000).fit(z * scale, y)
+        weights, bias = np.zeros((z.shape[1], n_classes)), np.full(n_classes, -np.inf)
+        bias[seen] = 0
+        named = seen if len(seen) > 2 else seen[1:]  # of two classes it has one logit
+        weights[:, named], bias[named] = found.coef_.T * scale, found.intercept_
+        return cls(weights, bias, n_classes, partial(softmax, axis=1))
+
+
+def _scale(z: Float64[np.ndarray, "n k"]) -> float:
+    """Return what makes the mean variance 1, so that penalties mean the same whatever the units."""
+    return float(1 / np.sqrt(z.var(0).mean()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Kernel:
+    """An RBF kernel of some cells that stand for all; ``kernel(z) @ whiten`` has its inner products."""
+
+    gamma: float
+    landmarks: Float64[np.ndarray, "l k"]
+    whiten: Float64[np.ndarray, "l m"]
+
+    @classmethod
+    def of(cls, z: Float64[np.ndarray, "n k"], width: float, seed: int) -> _Kernel:
+        landmarks = np.random.default_rng(seed).permutation(z)[:_LANDMARKS]
+        gamma = width / (2 * z.var(0).sum())
+        values, vectors = np.linalg.eigh(
+            np.exp(-gamma * cdist(landmarks, landmarks, "sqeuclidean"))
+        )
+        kept = values > 1e-10 * values[-1]
+        return cls(gamma, landmarks, vectors[:, kept] / np.sqrt(values[kept]))
+
+    def __call__(self, z: Float64[np.ndarray, "b k"]) -> Float64[np.ndarray, "b l"]:
+        found: np.ndarray = np.exp(-self.gamma * cdist(z, self.landmarks, "sqeuclidean"))
+        return found
+
+
+def _ridge(
+    z: Float64[np.ndarray, "n k"], y: Float64[np.ndarray, " n"], width: float, seed: int
+) -> tuple[RidgeCV, float, _Kernel | None]:
+    """Return ridge regression on scaled components, or on those of a kernel if it has a width.
+
+    The penalty is the one with the least error on cells that are left out one by one.
+    """
+    if not width:
+        return RidgeCV(_PENALTIES).fit(z * _scale(z), y), _scale(z), None
+    kernel = _Kernel.of(z, width, seed)
+    return RidgeCV(_PENALTIES).fit(kernel(z) @ kernel.whiten, y), 1.0, kernel
+
+
+def best_width(z: Float64[np.ndarray, "n k"], y: Float64[np.ndarray, " n"], seed: int) -> float:
+    """Return the width of the kernel that is nearest to cells left out one by one; 0: a linear reader is.
+
+    Examples
+    --------
+    >>> z = np.random.default_rng(0).standard_normal((200, 2))
+    >>> best_width(z, z[:, 0], 0), best_width(z, z[:, 0] ** 2, 0) > 0
+    (0.0, True)
+    """
+    return max(_WIDTHS, key=lambda width: _ridge(z, y, width, seed)[0].best_score_)
+
+
+def _as_it_is(x: Float64[np.ndarray, "b w"]) -> Float64[np.ndarray, "b w"]:
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class Readers:
+    """Readers of all factors, from both halves of several halvings of the genes, that saw the same cells.
+
+    All begin by one product of log-expression with a table of genes x numbers, so that sparse cells stay so.
+
+    Attributes
+    ----------
+    table, offset
+        Log-expression @ table + offset is what the readers take, one after the other.
+    readers
+        By halving, half and factor.
+    """
+
+    table: Float32[Tensor, "g w"]
+    offset: Float64[np.ndarray, " w"]
+    readers: Sequence[Sequence[Sequence[_Reader]]]
+
+    @classmethod
+    def learn(
+        cls,
+        x: sp.csr_matrix,
+        factors: Sequence[Factor],
+        halves: Bool[np.ndarray, "h g"],
+        cells: Int[np.ndarray, " l"],
+        rng: Rng,
+    ) -> Readers:
+        """Learn from some cells.
+
+        Parameters
+        ----------
+        x
+            Log-expression of all cells.
+        halves
+            Genes of the first half, for each halving.
+        cells
+            Positions of the cells to learn from; of more than `LEARNED`, so many are drawn.
+        """
+        cells = np.sort(rng.numpy("learned").permutation(cells)[:LEARNED])
+        tables, offsets, readers, widths = [], [], [], list[float]()
+        seed = int(rng.numpy("landmarks").integers(2**31))
+        for half in halves:
+            pair = []
+            for genes in (half, ~half):
+                axes, centre, z = _components(x, cells, genes, rng)
+                # one choice for all halves: it is the factor that is linear in the components or not
+                widths = widths or [_width_of(z, factor, cells, seed) for factor in factors]
+                row = [
+                    _learned(z, factor, cells, width, seed)
+                    for factor, width in zip(factors, widths, strict=True)
+                ]
+                tables += [axes @ reader.weights for reader in row]
+                offsets += [reader.bias - centre @ reader.weights for reader in row]
+                pair.append(row)
+            readers.append(pair)
+        table = torch.from_numpy(np.hstack(tables).astype(np.float32))
+        return cls(table, np.concatenate(offsets), readers)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Halvings, halves, and numbers of one reading of all factors."""
+        return len(self.readers), 2, sum(reader.width for reader in self.readers[0][0])
+
+    def read(
+        self, x: SparseRows | Float[Tensor, "b g"]
+    ) -> Float64[np.ndarray, "b halvings two widths"]:
+        """Return the readings of cells by both halves of each halving, those of the factors side by side."""
+        taken = times(x, self.table).double().numpy() + self.offset
+        ends = np.cumsum([r.weights.shape[1] for pair in self.readers for row in pair for r in row])
+        parts = iter(np.split(taken, ends[:-1], axis=1))
+        return np.stack(
+            [
+                np.stack([np.hstack([r.finish(next(parts)) for r in row]) for row in pair], 1)
+                for pair in self.readers
+            ],
+            1,
+        )
+
+
+def _components(
+    x: sp.csr_matrix, cells: Int[np.ndarray, " l"], genes: Bool[np.ndarray, " g"], rng: Rng
+) -> tuple[np.ndarray, np.ndarray, Float64[np.ndarray, "l k"]]:
+    """Return principal axes of some genes, the components of their mean, and those of the cells."""
+    kept = torch.from_numpy(genes)
+
+    def batches() -> Iterator[CellBatch]:
+        for start in range(0, len(cells), _CHUNK):
+            rows = cells[start : start + _CHUNK]
+            some = as_rows(x[rows])
+            of_half = some.where(kept[some.columns])
+            yield CellBatch(torch.from_numpy(rows), {"expression": of_half})
+
+    k = min(COMPONENTS, len(cells) - 1, int(genes.sum()))
+    found = principal(batches, k, rng)
+    z = [centred_times(b.stored_expression(), found.mean, found.axes).numpy() for b in batches()]
+    axes = found.axes.numpy()
+    return axes, found.mean.numpy() @ axes, np.concatenate(z)
+
+
+def _width_of(
+    z: Float64[np.ndarray, "l k"], factor: Factor, cells: Int[np.ndarray, " l"], seed: int
+) -> float:
+    known = factor.known[cells]
+    return 0.0 if factor.classes else best_width(z[known], factor.values[cells[known]], seed)
+
+
+def _learned(
+    z: Float64[np.ndarray, "l k"],
+    factor: Factor,
+    cells: Int[np.ndarray, " l"],
+    width: float,
+    seed: int,
+) -> _Reader:
+    known = factor.known[cells]
+    z, y = z[known], factor.values[cells[known]]
+    if factor.classes:
+        return _Reader.of_classes(z, y, len(factor.classes))
+    return _Reader.of_numbers(z, y, width, seed)
+
+
+def as_rows(x: sp.csr_matrix) -> SparseRows:
+    """Return sparse rows as tensors."""
+    indptr, columns = (torch.from_numpy(a.astype(np.int64)) for a in (x.indptr, x.indices))
+    return SparseRows(indptr, columns, torch.from_numpy(x.data), x.shape[1])
+
+
+def as_csr(x: SparseRows | Float[Tensor, "b g"]) -> sp.csr_matrix:
+    """Return the rows of a minibatch as SciPy has them."""
+    if isinstance(x, Tensor):
+        return sp.csr_matrix(x.numpy())
+    parts = (x.values.numpy(), x.columns.numpy(), x.indptr.numpy())
+    return sp.csr_matrix(parts, (len(x), x.n_features))
+
+
+def folds(n: int, generator: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """Return the fold of each cell, at random, all of nearly the same size."""
+    return generator.permutation(np.arange(n) % FOLDS)
+
+
+def halvings(n: int, n_genes: int, generator: np.random.Generator) -> Bool[np.ndarray, "n g"]:
+    """Return which genes are in the first half, for each of n halvings at random."""
+    order = np.argsort(generator.random((n, n_genes)), axis=1)
+    return order < n_genes // 2
