@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from chreode.bench.digest import fingerprint
 
 import chreode as ch
 from chreode import config
-from chreode.bench.digest import fingerprint
 from chreode.data.cells import Cells
 
 from ..common import Row, Stopwatch, folded, spread
