@@ -1,0 +1,30 @@
+"""Write the tables, numbers and the figure of docs/coverage-measured.md from the rows, none by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.common import ROOT, write_section
+from benchmarks.identify import answer, relation
+from benchmarks.identify.run import TABLES
+from benchmarks.tables import shown, write
+
+PAGE = ROOT / "docs" / "coverage-measured.md"
+
+
+def main() -> None:
+    write("identify", TABLES, PAGE)
+    recovered, covered = (shown("identify", name)[0] for name in TABLES)
+    if not recovered:
+        return
+    write_section(PAGE, "answer", "\n".join(answer.render(recovered, covered)))
+    if covered:
+        write_section(PAGE, "relation", "\n".join(relation.render(recovered, covered)))
+        relation.draw(recovered, covered, PAGE.parent / "figures" / relation.FIGURE)
+
+
+if __name__ == "__main__":
+    main()
