@@ -137,10 +137,10 @@ def recovery_over_ratio(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
                 mean.index, mean, _STYLES[sampler], color=colour, linewidth=1.4,
                 label=picture(f"{mixing}, {sampler}"),
             )  # fmt: skip
-            hollow = {} if sampler == "theorem" else {"facecolors": "none", "edgecolors": colour}
-            ax.scatter(
-                runs["ratio"], runs["r2"], s=14, marker=marker, **{"color": colour, **hollow}
-            )
+            look: dict[str, Any] = {"color": colour}
+            if sampler != "theorem":
+                look = {"facecolors": "none", "edgecolors": colour}
+            ax.scatter(runs["ratio"], runs["r2"], s=14, marker=marker, **look)
         paper = of_mixing.groupby("ratio")["published"].first().dropna()
         if len(paper):
             label = picture(f"{mixing}, paper")
