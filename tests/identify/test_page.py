@@ -297,7 +297,7 @@ def test_the_page_states_scales_and_exact_values(tmp_path):
     made = study("diversity", runs)
     page = made.report(tmp_path / "page.html").read_text(encoding="utf-8")
     assert (
-        "Uniformity of an even sphere in 3 dimensions is -2.080, which is −4 + ln(sinh 4 / 4)"
+        "Uniformity of an even sphere is -2.080 in 3 dimensions, which is −4 + ln(sinh 4 / 4)"
         in page
     )
     assert "The angle error is from 0 to 2" in page

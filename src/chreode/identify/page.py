@@ -155,8 +155,8 @@ def _everything_else(study: Told) -> Iterator[tuple[str, pd.DataFrame]]:
         "Geometry. Means over seeds. R² by kernel regression also sees latents that were recovered in "
         "another shape. MCC is 1 if axes are recovered up to order and sign; a rotation lowers "
         "it. The angle error is from 0 to 2, and 0 is best. Distance to orthogonal is 0 if the sphere is "
-        "recovered. Alignment is the mean squared distance of positives. Uniformity of an even sphere in "
-        f"{counted(n, 'dimension')} is {even:.3f}{formula}.",
+        "recovered. Alignment is the mean squared distance of positives. Uniformity of an even sphere is "
+        f"{even:.3f} in {counted(n, 'dimension')}{formula}.",
         table[list(_GEOMETRY)].rename(columns=_GEOMETRY),
     )
     yield (
