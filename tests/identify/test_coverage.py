@@ -383,7 +383,7 @@ def keep(cells, seed):
         ({"schema": None}, ch.SchemaError, "coverage needs the place of counts or expression"),
         ({"schema": ch.Schema()}, ch.SchemaError, "coverage needs counts or expression"),
         ({"positives": "maks"}, ch.ConfigError, "There is no augmentation 'maks'. Did you mean 'mask'?"),
-        ({"positives": ch.PCA()}, ch.CapabilityError, "PCA draws no views of cells"),
+        ({"positives": ch.PCA()}, ch.CapabilityError, "PCA compares no views of cells"),
         ({"positives": lambda c, s: c[:-1]}, ch.DataError, "positives returned 599 cells for 600"),
         ({"positives": lambda c, s: c[:, :-1]}, ch.DataError, "positives returned other genes"),
         ({"positives": lambda c, s: c[::-1]}, ch.DataError, "positives returned the cells in another order"),
@@ -407,5 +407,5 @@ def test_bad_input_is_refused_in_a_sentence(world, call, error, text):
 
 def test_a_fitted_model_without_views_is_refused(world):
     fitted = ch.PCA(n_latent=5).fit(world.data, COUNTS)
-    with pytest.raises(ch.CapabilityError, match="PCA draws no views of cells"):
+    with pytest.raises(ch.CapabilityError, match="PCA compares no views of cells"):
         ch.identify.coverage(fitted, world.data, "one")
