@@ -120,8 +120,8 @@ def _of_model(model: Any, fitted: Fitted | None, cells: Cells, rng: Rng) -> Posi
         module = copy.deepcopy(fitted.module) if fitted else model.build(source.spec)
     if not isinstance(module, DrawsViews):
         raise CapabilityError(
-            f"{type(model).__name__} draws no views of cells, so that it has no positives. Give a "
-            "self-supervised model, such as SimCLR, names of augmentations, or a function that returns "
+            f"{type(model).__name__} compares no views of cells, and so has no positives. Give a "
+            "self-supervised model such as SimCLR, names of augmentations, or a function that returns "
             "positives."
         )
     split = model.split(source, training.rows, 0.0, rng)
