@@ -116,10 +116,9 @@ def test_there_is_no_closed_form_between_the_two_losses():
 @pytest.mark.usefixtures("_brief")
 def test_the_same_seed_gives_the_same_bits():
     (one, arrays), (two, again) = recover(SHORT, 3), recover(SHORT, 3)
-    assert {**one, "seconds": 0} == {**two, "seconds": 0} or math.isnan(one["closed"])
+    assert {**one, "seconds": 0, "closed": 0} == {**two, "seconds": 0, "closed": 0}
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, again[name])
-    assert one["loss"] == two["loss"]
     other, elsewhere = recover(SHORT, 4)
     assert other["loss"] != one["loss"]
     assert not np.array_equal(elsewhere["latents"], arrays["latents"])
