@@ -149,8 +149,8 @@ def _require(latents: np.ndarray, recovered: np.ndarray) -> None:
     least = 4 * (recovered.shape[1] + 1)
     if len(latents) < least:
         raise DataError(
-            f"{counted(len(latents), 'row')}: a regression on {counted(recovered.shape[1], 'column')} "
-            f"needs {least}."
+            f"{counted(len(latents), 'row')}: expected {least} or more, to tell latents from "
+            f"{counted(recovered.shape[1], 'column')}."
         )
     if not (np.isfinite(latents).all() and np.isfinite(recovered).all()):
         raise DataError("There are values that are not finite among latents or what was recovered.")
