@@ -13,10 +13,16 @@ import torch
 from chreode.compute.rng import Rng
 from chreode.errors import ConfigError, FitError
 from chreode.identify import recovery
-from chreode.identify.recovery import Minibatch, Setting, draw, final_losses, recover
+from chreode.identify.recovery import Minibatch, Setting, final_losses, minibatches, recover
 from chreode.losses.optima import full_support, rescaled
 
 #: A run that takes a second.
+
+
+def draw(setting):
+    return next(minibatches(setting, at_once=1))
+
+
 SHORT = Setting(
     n_fixed=1, ratio=0.5, n_negatives=15, batch_size=128, n_steps=12, hidden=(16,), lr=1e-3
 )
@@ -175,10 +181,10 @@ def test_nothing_is_learned_from_positives_of_other_anchors(monkeypatch):
     """A control: the same minibatches with positives that were moved on by one."""
 
     def shuffled(setting):
-        anchors, positives, negatives = draw(setting)
-        return Minibatch(anchors, positives.roll(1, 0), negatives)
+        for anchors, positives, negatives in minibatches(setting):
+            yield Minibatch(anchors, positives.roll(1, 0), negatives)
 
-    monkeypatch.setattr(recovery, "draw", shuffled)
+    monkeypatch.setattr(recovery, "minibatches", shuffled)
     row, arrays = recover(replace(QUICK, mixing="linear"))
     # a query that knows nothing of its key takes each of 32 to be as probable
     assert arrays["history"][-1] > math.log(32) - 0.02
@@ -238,5 +244,5 @@ def test_the_loss_in_training_has_the_temperature_of_the_positives(kappa):
     setting = Setting(kappa=kappa, n_negatives=1000, batch_size=2000)
     identity = torch.nn.Identity()
     with Rng(0).scope("train"):
-        loss = recovery._loss(setting, identity, identity).item()
+        loss = recovery._loss(draw(setting), setting, identity, identity).item()
     assert loss == pytest.approx(full_support(kappa, 3, 1000), abs=0.06)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError, listed
-from .mixings import N_SLICES, N_TURNS, turned
+from .mixings import N_SLICES, N_TURNS, pitched, turned
 
 
 class Network(nn.Module):
@@ -68,20 +68,32 @@ class SpiralInverse(nn.Module):
 
 
 class PatchesInverse(nn.Module):
-    """High bias, for the patches: a network tells the slice, softly, and each is turned back by its angle."""
+    """High bias, for the patches: a network tells the slice, softly, and each is turned back, twice."""
 
     def __init__(self, n_data: int, n_latent: int) -> None:  # noqa: ARG002 (as all encoders)
+        super().__init__()
+        self.second, self.first = _SlicesInverse(n_data), _SlicesInverse(n_data)
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b n"]:
+        """Return unit vectors."""
+        back = self.second(x)
+        for _ in range(3):  # three right angles more are none
+            back = pitched(back)
+        return F.normalize(self.first(back), dim=1)
+
+
+class _SlicesInverse(nn.Module):
+    def __init__(self, n_data: int) -> None:
         super().__init__()
         self.control = _small(n_data)
         self.log_sharpness = nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b n"]:
-        """Return unit vectors."""
+    def forward(self, x: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3"]:
         place = self.control(x).tanh()
         middles = (2 * torch.arange(N_SLICES, device=x.device) + 1) / N_SLICES - 1
         share = (-self.log_sharpness.exp() * (place - middles) ** 2).softmax(1)
         back = [turned(x, x.new_full((len(x),), -i * math.pi / 2)) for i in range(N_SLICES)]
-        return F.normalize(torch.einsum("bs,sbn->bn", share, torch.stack(back)), dim=1)
+        return torch.einsum("bs,sbn->bn", share, torch.stack(back))
 
 
 def _small(n_data: int) -> nn.Sequential:

@@ -83,7 +83,10 @@ class Spiral(nn.Module):
 
 
 class Patches(nn.Module):
-    """The first two coordinates are turned by a right angle more in each slice of the third one."""
+    """The first two coordinates are turned by a right angle more in each slice of the third one, twice.
+
+    In between, the sphere is pitched by a right angle, so that the second slices cut across the first.
+    """
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -91,8 +94,17 @@ class Patches(nn.Module):
 
     def forward(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """Return the data of latents."""
-        slices = ((z[:, 2] + 1) * N_SLICES / 2).floor().clamp(0, N_SLICES - 1)
-        return turned(z, slices * math.pi / 2)
+        return _sliced(pitched(_sliced(z)))
+
+
+def _sliced(z: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3"]:
+    slices = ((z[:, 2] + 1) * N_SLICES / 2).floor().clamp(0, N_SLICES - 1)
+    return turned(z, slices * math.pi / 2)
+
+
+def pitched(z: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3"]:
+    """Turn the third coordinate into the first, and the first into minus the third."""
+    return torch.stack([z[:, 2], z[:, 1], -z[:, 0]], 1)
 
 
 class Monomials(nn.Module):

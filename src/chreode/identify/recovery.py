@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import beta
 from torch import Tensor, nn
 
 from ..compute.convergence import state_of
@@ -164,11 +165,6 @@ def minibatches(setting: Setting, at_once: int = _AT_ONCE) -> Iterator[Minibatch
             yield Minibatch(anchors, positives, negatives)
 
 
-def draw(setting: Setting) -> Minibatch:
-    """Return a single minibatch."""
-    return next(minibatches(setting, at_once=1))
-
-
 @settled()
 def recover(setting: Setting, seed: int = 0) -> Result:
     """Train an encoder by contrast, and compare what it recovers with the latents.
@@ -291,13 +287,13 @@ def final_losses(setting: Setting, maps: list[Callable[[Tensor], Tensor]]) -> li
     """Return the loss of each map from latents to unit vectors, all on the same draws.
 
     There are 100 sets of 2,000 negatives, which 400 anchors each share; a share `ratio` of them is from
-    the anchors' own support.
+    the anchors' own support. The lengths of what is fixed are spread evenly over the sets.
     """
     law, space = setting.positives(), Sphere(setting.n_latent)
     n_own = round(setting.ratio * N_NEGATIVES)
     total = torch.zeros(len(maps))
-    for _ in range(N_SETS):
-        u = space.draw(1)
+    for i in range(N_SETS):
+        u = _with_quantile(setting, (i + 0.5) / N_SETS)
         anchors = law.support(u.expand(N_ANCHORS, -1)) if n_own else space.draw(N_ANCHORS)
         positives = law.draw(anchors)
         negatives = torch.cat([law.support(u.expand(n_own, -1)), space.draw(N_NEGATIVES - n_own)])
@@ -305,6 +301,14 @@ def final_losses(setting: Setting, maps: list[Callable[[Tensor], Tensor]]) -> li
             [info_nce(f(anchors), f(positives), f(negatives), 1 / setting.kappa) for f in maps]
         )
     return (total / N_SETS).tolist()
+
+
+def _with_quantile(setting: Setting, share: float) -> Float[Tensor, "1 n"]:
+    """Return a latent whose fixed coordinates have the length that this share of latents stays below."""
+    n, m = setting.n_latent, setting.n_fixed
+    square = float(beta.ppf(share, m / 2, (n - m) / 2)) if 0 < m < n else float(m > 0)
+    u, v = Sphere(m).draw(1), Sphere(n - m).draw(1)
+    return torch.cat([math.sqrt(square) * u, math.sqrt(1 - square) * v], 1)
 
 
 @torch.no_grad()

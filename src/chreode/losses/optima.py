@@ -9,6 +9,7 @@ quadrature hold within .005 up to κ = 10,000.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -116,8 +117,7 @@ def rescaled(
     True
     """
     free = k - n_fixed
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-    weights = weights / 2
+    nodes, weights = _nodes()
     squares = beta.ppf((nodes + 1) / 2, free / 2, n_fixed / 2)  # of v's radius, at even quantiles
     if math.isfinite(factor):
         length = np.sqrt(1 - squares + factor**2 * squares)
@@ -133,3 +133,10 @@ def rescaled(
         products = products + log_mean_exp(kappa * np.outer(of_v, of_v), free)
         others = logsumexp(products, axis=1, b=weights)
     return float(math.log(n_negatives) + weights @ (others - kappa * met))
+
+
+@cache
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes on [−1, 1] and weights of a mean over them."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    return nodes, weights / 2

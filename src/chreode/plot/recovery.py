@@ -27,7 +27,7 @@ from .style import GREY, PALETTE, axes, bare, panels, picture_of, require_column
 _WIDE, _APART = 3, 1.08
 _MARKERS = "osD^vP*X"
 #: λ of the maps that are drawn, evenly spaced in its logarithm.
-_FACTORS = np.logspace(-1, 1, 101)
+_FACTORS = np.logspace(-1, 1, 61)
 #: Samplers and what they look like, and losses with their names.
 _STYLES: dict[Sampler, str] = {"theorem": "-", "published": "--"}
 _LOSSES = {False: "InfoNCE", True: "corrected"}
