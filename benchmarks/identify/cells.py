@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from chreode.bench.digest import fingerprint
+from chreode.trials.digest import fingerprint
 
 import chreode as ch
 from chreode import config

@@ -30,6 +30,8 @@ SPLITS = 5
 
 #: Factors of joined files that nobody mixed: which file (0 or 1), and log10 of the counts of all genes.
 BATCH, DEPTH = "batch", "depth"
+#: Replicates of a well have the same.
+GROUPS = "cell_id"
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def r2(
     found = {}
     for name, reader in READERS.items():
         missed = [
-            np.square(y - cross_val_predict(reader, x, y, cv=folds(obs["cell_id"], seed))).sum(0)
+            np.square(y - cross_val_predict(reader, x, y, cv=folds(obs[GROUPS], seed))).sum(0)
             for seed in range(SPLITS)
         ]
         told = 1 - np.mean(missed, axis=0) / spread

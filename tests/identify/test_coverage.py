@@ -209,7 +209,7 @@ def test_readers_do_not_see_the_cells_that_they_read(world):
     x = sp.csr_matrix(np.log1p(world.data.X.toarray()))
     n = len(world.one)
     coin = Factor("coin", rng.integers(2, size=n).astype(float), ("heads", "tails"))
-    halves, fold = halvings(1, x.shape[1], rng), folds(n, rng)
+    halves, fold = halvings(1, x.shape[1], rng), folds(np.arange(n), rng)
     unseen, seen = np.flatnonzero(fold == 0), np.flatnonzero(fold != 0)
     reader = Readers.learn(x, [coin], halves, seen, Rng(0))
 
@@ -315,6 +315,37 @@ def test_the_same_seed_gives_the_same_bits_and_another_order_the_same_answer(few
     assert (one.table()["coverage"] - other.table()["coverage"]).abs().max() < 0.05
 
 
+def test_several_positives_are_compared_on_the_same_readers(fewer, world):
+    still, moved = world.positives(0, 0), world.positives(0.5, 0.5)
+    how = {"schema": COUNTS, "n_views": 2}
+    found = ch.identify.coverage({"still": still, "moved": moved}, world.data, ["one"], **how)
+    for name, each in (("still", still), ("moved", moved)):
+        alone = ch.identify.coverage(each, world.data, ["one"], **how).table()
+        pd.testing.assert_frame_equal(found.table().loc[name], alone)
+    assert [line.partition(":")[0] for line in found.verdict().splitlines()] == [
+        "- still",
+        "- moved",
+    ]
+
+
+def test_readers_learn_nothing_from_the_group_of_a_cell(fewer, world):
+    """Replicates have a value of noise in common: only a reader that saw the other one knows it."""
+    twice = ad.concat([world.data, world.data], index_unique="-")
+    twice.obs["well"] = np.tile(np.arange(world.data.n_obs), 2).astype(str)
+    noise = np.random.default_rng(0).normal(size=40)
+    twice.obs["noise"] = np.tile(noise, 30)
+    few = twice[np.r_[:40, 600:640]].copy()
+    how = {"schema": COUNTS, "n_views": 2}
+    seen, unseen = (
+        ch.identify.coverage(lambda a, _: a, few, ["noise"], groups=groups, **how).table()[
+            "readable"
+        ]["noise"]
+        for groups in (None, "well")
+    )
+    assert unseen < 0.1 < seen
+    assert len(np.unique(folds(np.repeat(np.arange(7), 3), np.random.default_rng(0)))) == 5
+
+
 def test_every_route_gives_the_same(fewer, world, tmp_path, capsys):
     world.data.write_h5ad(tmp_path / "cells.h5ad")
     names = ("mask", "swap")
@@ -325,7 +356,7 @@ def test_every_route_gives_the_same(fewer, world, tmp_path, capsys):
     pd.testing.assert_frame_equal(held.table(), read.table())
     page, table = tmp_path / "page.html", tmp_path / "table.csv"
     words = (
-        f"identify coverage {tmp_path}/cells.h5ad --augment mask swap --factors obs/one obs/type"
+        f"identify coverage {tmp_path}/cells.h5ad --augment mask+swap --factors obs/one obs/type"
     )
     more = f"--counts X --n-views 4 --report {page} -o {table} --json"
     assert cli.main([*words.split(), *more.split()]) == 0

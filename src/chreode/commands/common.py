@@ -396,5 +396,5 @@ def require_apart(into: Path | None, *outputs: Path | None) -> None:
 
 def records(table: Any) -> list[dict[str, Any]]:
     """Return the rows of a DataFrame (with its index, if that has a name): NaN becomes null."""
-    table = table.reset_index() if table.index.name else table
+    table = table.reset_index() if any(table.index.names) else table
     return json_.loads(table.to_json(orient="records", double_precision=15))

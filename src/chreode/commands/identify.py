@@ -48,6 +48,7 @@ def coverage(
     *,
     augment: Words,
     factors: Words,
+    groups: str | None = None,
     n_views: Whole = 8,
     output: Annotated[
         Path | None,
@@ -68,9 +69,13 @@ def coverage(
     file
         An .h5ad, .h5mu or .zarr.
     augment
-        Augmentations of self-supervised models, such as mask thin, with their default strengths.
+        Augmentations of self-supervised models, with their default strengths. Several, such as mask thin,
+        are compared. A plus, as in mask+thin, takes both for the same positives.
     factors
         Columns of obs, such as obs/cell_type. Numbers are continuous factors, all else are classes.
+    groups
+        Column of obs whose cells belong together, such as replicates of a well: readers of a cell learn from
+        no other cell of its group.
     n_views
         Positives of each cell.
     """
@@ -82,7 +87,11 @@ def coverage(
         require_output(report, [".html"], file)
     use_threads(threads)
     schema = ch.Schema.from_dict(roles)
-    found = ch.identify.coverage(augment, file, factors, schema=schema, n_views=n_views, seed=seed)
+    named = {word: word.split("+") for word in augment}
+    positives = named if len(named) > 1 else next(iter(named.values()), ())
+    found = ch.identify.coverage(
+        positives, file, factors, schema=schema, groups=groups, n_views=n_views, seed=seed
+    )
     table = found.table()
     if output:
         with store.aside(output) as path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from ..data.read import Data
 from ..errors import ConfigError, DataError, counted
 from ..fitted import Fitted
 from ..model import Model
-from ..plot import coverage_bars
+from ..plot import coverage_bars, coverage_matrix
 from ..report.page import Section, write
 from ..run import Run
-from ..schema import Schema
+from ..schema import Place, Schema
 from ..text import shown
 from ..trials.digest import digest, provenance
 from .factors import Factor, read_factors, refuse_few
@@ -59,7 +60,8 @@ class Coverage:
     Attributes
     ----------
     factors
-        A row per factor: its kind; coverage with a 95 % interval; how well readers tell it of cells that they
+        A row per factor, or per positives and factor where several are compared: its kind; coverage with a
+        95 % interval; how well readers tell it of cells that they
         have not seen (R², or balanced accuracy) and what a baseline has (the mean, or the largest class);
         the share of the variance of readings within a cell that is error; the cells; and a note.
     about
@@ -75,28 +77,25 @@ class Coverage:
 
     def report(self, path: str | Path) -> Path:
         """Write a page of HTML, and return its path."""
+        several = self.factors.index.nlevels > 1
+        drawn = coverage_matrix(self.factors) if several else coverage_bars(self.factors)
+        caption = "Coverage of each factor" + ("." if several else ", with 95 % intervals.")
         section = Section(
             "Coverage", f"{self.verdict()}\n\n{_MEANING}",
             tables=(("What positives reach of each factor.", self.factors.reset_index()),),
-            figures=(("Coverage of each factor, with 95 % intervals.", coverage_bars(self.factors)),),
+            figures=((caption, drawn),),
         )  # fmt: skip
         return write(path, "What positives change of cells", [section], about=self.about)
 
     def verdict(self) -> str:
-        """Say in a sentence each what is kept, changed in part, removed, and not known."""
-        value = self.factors["coverage"]
-        groups = {
-            "Kept by these positives (coverage below 0.1)": value < _KEPT,
-            "Changed in part": (value >= _KEPT) & (value <= _REMOVED),
-            "Changed to nearly any value, so that a contrastive loss removes it (above 0.9)": value
-            > _REMOVED,
-            "Not known": value.isna(),
-        }
-        return " ".join(
-            f"{what}: {', '.join(map(str, self.factors.index[which]))}."
-            for what, which in groups.items()
-            if which.any()
-        )
+        """Say in a sentence each what is kept, changed in part, removed, and not known.
+
+        Each of several positives has a line of its own, in a list.
+        """
+        if self.factors.index.nlevels == 1:
+            return _verdict(self.factors["coverage"])
+        by_positives = self.factors["coverage"].groupby(level=0, sort=False)
+        return "\n".join(f"- {name}: {_verdict(of.droplevel(0))}" for name, of in by_positives)
 
     def __repr__(self) -> str:
         told = self.factors.drop(columns="cells")
@@ -104,14 +103,35 @@ class Coverage:
         return f"{table}\n{self.verdict()}"
 
 
+def _verdict(value: pd.Series) -> str:
+    groups = {
+        "Kept by these positives (coverage below 0.1)": value < _KEPT,
+        "Changed in part": (value >= _KEPT) & (value <= _REMOVED),
+        "Changed to nearly any value, so that a contrastive loss removes it (above 0.9)": value
+        > _REMOVED,
+        "Not known": value.isna(),
+    }
+    return " ".join(
+        f"{what}: {', '.join(map(str, value.index[which]))}."
+        for what, which in groups.items()
+        if which.any()
+    )
+
+
 @settled()
 @checked
 def coverage(
-    positives: str | Sequence[str] | Model | Fitted | Callable[[AnnData, int], AnnData],
+    positives: str
+    | Sequence[str]
+    | Model
+    | Fitted
+    | Callable[[AnnData, int], AnnData]
+    | Mapping[str, Any],
     data: Data | str | Path,
     factors: str | Sequence[str],
     *,
     schema: Schema | None = None,
+    groups: str | None = None,
     n_views: int = 8,
     seed: int = 0,
     run: Run = Run(),
@@ -123,13 +143,17 @@ def coverage(
     ----------
     positives
         Names of augmentations (as SimCLR has them by default), a self-supervised model, fitted or not, or a
-        function of the cells and a seed, which returns one positive of each cell, in the same order.
+        function of the cells and a seed, which returns one positive of each cell, in the same order. Several
+        by name, as ``{"mask": "mask", "strong": SimCLR(mask=0.8)}``, are compared on the same cells.
     data
         AnnData, MuData, what `chreode.open` returned, or a path.
     factors
         Columns of obs. Numbers are continuous factors, all else are classes.
     schema
         Where the roles live (default: where they lived in the fit, for a fitted model).
+    groups
+        Column of obs whose cells belong together, such as replicates of a well. Readers learn from none of
+        the group of a cell that they read.
     n_views
         Positives of each cell.
     seed
@@ -158,58 +182,104 @@ def coverage(
         raise ConfigError(
             f"n_views={n_views}: positives of a cell are compared, so give 2 or more."
         )
-    cells = Cells.of(data, schema_of(positives, schema))
-    named = [factors] if isinstance(factors, str) else [*factors]
-    found = read_factors(cells, named)
+    several = isinstance(positives, Mapping)
+    given: dict[str, Any] = dict(positives) if isinstance(positives, Mapping) else {"": positives}
+    if not given:
+        raise ConfigError(
+            "positives is empty: name what draws positives, such as {'mask': 'mask'}."
+        )
+    cells = Cells.of(data, schema_of([*given.values()], schema))
+    found = read_factors(cells, [factors] if isinstance(factors, str) else [*factors])
     rng = Rng(seed)
     with pinned(run.threads):
-        opened = open_positives(positives, cells, seed)
-        rows = opened.rows
+        opened = {name: open_positives(each, cells, seed) for name, each in given.items()}
+        rows = reduce(np.intersect1d, [each.rows for each in opened.values()])
         if len(rows) > CELLS:
             rows = np.sort(rng.numpy("cells").permutation(rows)[:CELLS])
         of_rows = [Factor(f.name, f.values[rows], f.classes) for f in found]
         for factor in of_rows:
             refuse_few(factor)
-        table = _judged(opened, rows, of_rows, n_views, rng, run)
+        fold = folds(_groups(cells, groups, rows), rng.numpy("folds"))
+        tables = _judged(opened, rows, of_rows, fold, n_views, rng, run)
+    table = pd.concat(tables, names=["positives"]) if several else tables[""]
+    drawn_by = {name: each.about for name, each in opened.items()}
     about = {
-        "positives": opened.about, "factors": {f.name: digest(pd.Series(f.values)) for f in found},
-        "cells": len(rows), "genes": opened.source.spec.n_features(opened.role), "views": n_views,
-        "seed": seed, **provenance(cells),
+        "positives": drawn_by if several else drawn_by[""],
+        "factors": {f.name: digest(pd.Series(f.values)) for f in found}, "groups": groups,
+        "cells": len(rows), "views": n_views, "seed": seed, **provenance(cells),
     }  # fmt: skip
     return Coverage(table, about)
 
 
+def _groups(cells: Cells, column: str | None, rows: Int[np.ndarray, " n"]) -> np.ndarray:
+    """Return a number for the group of each cell; a cell that has none is a group of its own."""
+    if column is None:
+        return np.arange(len(rows))
+    place = Place.parse(column if "obs/" in column else f"obs/{column}")
+    codes = pd.factorize(cells.column_at(place, "groups").iloc[rows])[0]
+    codes = np.where(codes < 0, len(rows) + np.arange(len(rows)), codes)
+    if len(np.unique(codes)) < FOLDS:
+        raise DataError(
+            f"groups: {column} has {counted(len(np.unique(codes)), 'group')}. Cells are read by readers of "
+            f"other groups, so give a column of {FOLDS} or more."
+        )
+    return codes
+
+
 def _judged(
-    positives: Positives,
+    positives: Mapping[str, Positives],
     rows: Int[np.ndarray, " n"],
     factors: Sequence[Factor],
+    fold: Int[np.ndarray, " n"],
     n_views: int,
     rng: Rng,
     run: Run,
-) -> pd.DataFrame:
-    """Return the row of each factor."""
+) -> dict[str, pd.DataFrame]:
+    """Return the row of each factor, for all positives; those of the same genes have the same readers."""
+    learned: dict[Any, tuple[list[Readers], np.ndarray]] = {}
+    tables = {}
+    with bar((FOLDS + n_views) * len(positives), "coverage", run.progress) as progress:
+        for name, each in positives.items():
+            of = each.role, tuple(each.source.spec.features[each.role])
+            if of not in learned:
+                learned[of] = _learned(each, rows, factors, fold, rng, progress.update)
+            else:
+                progress.update(FOLDS)
+            readers, of_cells = learned[of]
+            of_views = _read_views(readers, each, rows, fold, n_views, progress.update)
+            tables[name] = _table(factors, of_cells, of_views, rng)
+    return tables
+
+
+def _learned(
+    positives: Positives,
+    rows: Int[np.ndarray, " n"],
+    factors: Sequence[Factor],
+    fold: Int[np.ndarray, " n"],
+    rng: Rng,
+    done: Callable[[], Any],
+) -> tuple[list[Readers], Float[np.ndarray, "n halvings two widths"]]:
+    """Return the readers of each fold, and what they read of cells as they are."""
     x = _log_expression(positives, rows)
     halves = halvings(HALVINGS, x.shape[1], rng.numpy("halves"))
-    fold = folds(len(rows), rng.numpy("folds"))
-    with bar(FOLDS + n_views, "coverage", run.progress) as progress:
-        readers = []
-        for number in range(FOLDS):
-            learned = np.flatnonzero(fold != number)
-            readers.append(Readers.learn(x, factors, halves, learned, rng.child(f"fold{number}")))
-            progress.update()
-        of_cells = read_cells(readers, x, fold)
-        of_views = _read_views(readers, positives, rows, fold, n_views, progress.update)
-    ends = np.cumsum([factor.width for factor in factors])
+    readers = []
+    for number in range(FOLDS):
+        others = np.flatnonzero(fold != number)
+        readers.append(Readers.learn(x, factors, halves, others, rng.child(f"fold{number}")))
+        done()
+    return readers, read_cells(readers, x, fold)
+
+
+def _table(
+    factors: Sequence[Factor], of_cells: np.ndarray, of_views: np.ndarray, rng: Rng
+) -> pd.DataFrame:
+    ends = np.cumsum([factor.width for factor in factors])[:-1]
     parts = zip(
-        factors,
-        np.split(of_cells, ends[:-1], axis=-1),
-        np.split(of_views, ends[:-1], axis=-1),
-        strict=True,
+        factors, np.split(of_cells, ends, axis=-1), np.split(of_views, ends, axis=-1), strict=True
     )
     found = [_row(*part, rng) for part in parts]
-    return pd.DataFrame(
-        found, index=pd.Index([f.name for f in factors], name="factor"), columns=COLUMNS
-    )
+    names = pd.Index([f.name for f in factors], name="factor")
+    return pd.DataFrame(found, index=names, columns=COLUMNS)
 
 
 def _row(factor: Factor, cells: np.ndarray, views: np.ndarray, rng: Rng) -> dict[str, Any]:

@@ -67,8 +67,8 @@ class Positives:
         return self.source.spec.either("expression", "counts")
 
 
-def schema_of(positives: Given, schema: Schema | None) -> Schema:
-    """Return where the roles live: as given, or as in the fit.
+def schema_of(positives: Sequence[Given], schema: Schema | None) -> Schema:
+    """Return where the roles live: as given, or as in the first fit among the positives.
 
     Raises
     ------
@@ -77,8 +77,9 @@ def schema_of(positives: Given, schema: Schema | None) -> Schema:
     """
     if schema is not None:
         return schema
-    if isinstance(positives, Fitted):
-        return positives.schema
+    for each in positives:
+        if isinstance(each, Fitted):
+            return each.schema
     raise SchemaError(
         "coverage needs the place of counts or expression: schema=Schema(counts='layers/counts'). Only a "
         "fitted model knows its own."

@@ -283,9 +283,10 @@ def as_csr(x: SparseRows | Float[Tensor, "b g"]) -> sp.csr_matrix:
     return sp.csr_matrix(parts, (len(x), x.n_features))
 
 
-def folds(n: int, generator: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """Return the fold of each cell, at random, all of nearly the same size."""
-    return generator.permutation(np.arange(n) % FOLDS)
+def folds(groups: Int[np.ndarray, " n"], generator: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """Return the fold of each cell, at random; cells of a group share theirs."""
+    names, of = np.unique(groups, return_inverse=True)
+    return generator.permutation(np.arange(len(names)) % FOLDS)[of]
 
 
 def halvings(n: int, n_genes: int, generator: np.random.Generator) -> Bool[np.ndarray, "n g"]:

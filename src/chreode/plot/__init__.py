@@ -5,7 +5,7 @@ Figures are made without pyplot, so nothing needs a display and nothing is left 
 """
 
 from .counts import mean_variance
-from .coverage import coverage_bars
+from .coverage import coverage_bars, coverage_matrix
 from .curves import history
 from .dots import dot_plot
 from .dynamics import edge_matrix, paths, phase_portrait, sparsity_curve
@@ -19,6 +19,7 @@ __all__ = [
     "calibration_curve",
     "confusion_matrix",
     "coverage_bars",
+    "coverage_matrix",
     "depth_curve",
     "dot_plot",
     "edge_matrix",
