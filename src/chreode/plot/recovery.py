@@ -234,7 +234,7 @@ def rescaled_losses(kappa: float, n_latent: int, n_fixed: int, *, ax: Axes | Non
     Examples
     --------
     >>> ax = rescaled_losses(1 / 0.3, 3, 1)
-    >>> [line.get_label() for line in ax.lines[:2]]
+    >>> [text.get_text() for text in ax.get_legend().get_texts()[:2]]
     ['InfoNCE, theorem', 'corrected, theorem']
     """
     if not 0 < n_fixed < n_latent:
