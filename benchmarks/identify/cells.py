@@ -8,11 +8,11 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from chreode.trials.digest import fingerprint
 
 import chreode as ch
 from chreode import config
 from chreode.data.cells import Cells
+from chreode.trials.digest import fingerprint
 
 from ..common import Row, Stopwatch, folded, spread
 from ..speed.ratios import markdown

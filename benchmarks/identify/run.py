@@ -9,9 +9,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.tables import measure
 
-#: In the order of the page.
-TABLES = ("cells", "covered")
+#: Of simulated latents, and of cells; in the order of their pages. `digits` is a script of its own.
+LABORATORY = ("sphere", "ratios", "dimensions", "theorems", "further")
+CELLS = ("cells", "covered")
 
 
 if __name__ == "__main__":
-    measure("identify", TABLES, __doc__)
+    measure("identify", (*LABORATORY, *CELLS), __doc__)

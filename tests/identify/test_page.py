@@ -237,6 +237,16 @@ def test_what_costs_the_loss_nothing_is_named(excess, kernel, sampler, word):
         assert f"{named(setting)}, seed 3 (0.660)" in told
 
 
+@pytest.mark.parametrize(
+    ("n_fixed", "excess", "named_"), [(0, 0.26, 1), (0, 0.01, 0), (1, 0.26, 0)]
+)
+def test_fits_that_did_not_find_the_optimum_are_named(n_fixed, excess, named_):
+    setting = of("spiral", n_fixed=n_fixed)
+    told = said("diversity", [(setting, 2, outcome(setting, 0.67, excess=excess))])
+    assert told.count(f"{named(setting)}, seed 2 (0.260 nats above)") == named_
+    assert ("Widen the network (hidden)" in told) == bool(named_)
+
+
 def test_seeds_that_disagree_and_fits_that_improve_are_named():
     values = ((0, 0.66, "still improving"), (1, 0.99, "rested"))
     told = said(

@@ -81,6 +81,7 @@ def answer(study: Told) -> list[str]:
         *_ANSWERS[study.kind](runs[runs["r2"].notna()]),
         *_seeds(runs),
         *_bent(study.rows),
+        *_stuck(study.rows),
         *_unfinished(study.rows),
         *_failed(runs),
     ]
@@ -268,6 +269,20 @@ def _bent(rows: pd.DataFrame) -> Iterator[str]:
                 f"The loss equals the identity's, within {_EQUAL} nats, but linear R² is low: {_few(named)}. "
                 f"{what}. It is as good an optimum as the truth, so longer training does not mend it."
             )
+
+
+def _stuck(rows: pd.DataFrame) -> Iterator[str]:
+    """Name runs that did not find the optimum which theory speaks of."""
+    found = rows[(rows["n_fixed"] == 0) & (rows["excess"] > _NEAR)]
+    if len(found):
+        named = [
+            f"{row['run']}, seed {row['seed']} ({row['excess']:.3f} nats above)"
+            for _, row in found.iterrows()
+        ]
+        yield (
+            f"These fits ended above the loss of the truth itself, so they tell nothing of what the best maps "
+            f"recover: {_few(named)}. Widen the network (hidden), raise n_negatives, or train for longer."
+        )
 
 
 def _unfinished(rows: pd.DataFrame) -> Iterator[str]:
