@@ -280,7 +280,7 @@ def _stuck(rows: pd.DataFrame) -> Iterator[str]:
             for _, row in found.iterrows()
         ]
         yield (
-            f"These fits ended above the loss of the truth itself, so they tell nothing of what the best maps "
+            f"These fits ended above the loss of the truth, so they tell nothing of what the best maps "
             f"recover: {_few(named)}. Widen the network (hidden), raise n_negatives, or train for longer."
         )
 
