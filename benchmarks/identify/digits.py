@@ -72,6 +72,7 @@ def render(rows: list[Row]) -> list[str]:
         f"Accuracy on test images in %: the mean over seeds {SEEDS[0]} to {SEEDS[-1]} (lowest to highest). "
         f"{about['epochs']} epochs, minibatches of {about['batch_size']}, learning rate {about['lr']}; "
         f"data `{about['data']}`.",
+        f"{improving(found)} were still improving when they stopped.",
         "", *table("accuracy"), "",
         "Share of the worst class that is named right, in %:", "", *table("worst"), "",
         "Accuracy of ResNet-18 minus that of the MLP, in points, seed by seed:", "", *gaps(found), "",
@@ -88,6 +89,12 @@ def blind(batch_size: int) -> float:
     """Return the loss of embeddings that tell no image from another: of 2 n views, any other one."""
     n = len(parts(ch.identify.digits()[1], SEEDS[0]).train)
     return math.log(2 * n / (n // batch_size) - 1)
+
+
+def improving(found: pd.DataFrame) -> str:
+    """Say how many fits might have learned more."""
+    fits = found[found["state"] != ""]
+    return f"{int((fits['state'] == 'still improving').sum())} of {len(fits)} fits"
 
 
 def gaps(found: pd.DataFrame) -> list[str]:

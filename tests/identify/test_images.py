@@ -286,6 +286,8 @@ def test_rows_and_the_table_of_their_means(some):
     assert list(rows["seed"]) == [0, 3] * 7
     trained = rows[rows["regime"] == "crop"]
     assert trained[["seconds", "epochs", "first_loss", "last_loss"]].notna().all(axis=None)
+    assert trained["state"].isin(["still improving", "rested"]).all()
+    assert found.table()["still improving"].sum() == (rows["state"] == "still improving").sum()
     assert rows.loc[rows["encoder"] == "PCA", "epochs"].isna().all()
     assert set(rows["worst_class"]) <= set("0123456789")
     assert (rows["worst"] <= rows["accuracy"]).all()

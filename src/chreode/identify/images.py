@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from ..compute.convergence import state_of
 from ..compute.device import choose_device
 from ..compute.progress import bar
 from ..compute.rng import Rng
@@ -52,7 +53,8 @@ class ImageResult:
         A row for each encoder, regime and seed, and for each baseline and seed: ``accuracy`` on test images,
         the lowest share of a class that is named right (``worst``, of ``worst_class``), accuracy on the
         ``validation`` images that chose the probe, ``seconds`` and ``epochs`` of training, its ``first_loss``
-        and ``last_loss`` (means over an epoch), and a ``note`` on a row that failed.
+        and ``last_loss`` (means over an epoch), the ``state`` of the fit when it stopped, and a ``note`` on a
+        row that failed.
     about
         What the numbers depend on: data, settings, versions.
     """
@@ -69,6 +71,7 @@ class ImageResult:
             "highest": grouped["accuracy"].max(), "worst class": grouped["worst"].mean(),
             "validation": grouped["validation"].mean(), "seconds": grouped["seconds"].mean(),
             "seeds": grouped.size(),
+            "still improving": grouped["state"].agg(lambda of: int((of == "still improving").sum())),
         })  # fmt: skip
 
 
@@ -222,7 +225,7 @@ def _trials(encoders: Sequence[str], regimes: Sequence[str], seeds: Sequence[int
 
 
 def _told(trial: Trial, outcome: Outcome) -> dict[str, Any]:
-    empty = {**dict.fromkeys(_NUMBERS, np.nan), "worst_class": ""}
+    empty = {**dict.fromkeys(_NUMBERS, np.nan), "worst_class": "", "state": ""}
     return {**trial.about, **empty, **outcome.row, "note": outcome.note}
 
 
@@ -255,10 +258,12 @@ def _encoder(encoder: str, regime: str, seed: int, given: _Given) -> Result:
     rows, x = parts(given.classes, seed), torch.from_numpy(given.x).to(given.device)
     with Rng(seed).scope(f"weights of {encoder}"):
         network = ENCODERS[encoder](**SIZES[given.size][encoder]).to(given.device)
-    start, about = time.perf_counter(), {}
+    start = time.perf_counter()
+    about: dict[str, Any] = {}
     if regime != UNTRAINED:
         losses = train(network, x[rows.train], REGIMES[regime], given.how, seed)
         about = {"epochs": len(losses), "first_loss": losses[0], "last_loss": losses[-1]}
+        about["state"] = state_of(losses, held_out=False)
     seconds = time.perf_counter() - start
     return {
         **scored(embed(network, x), given.classes, rows, given.names),
