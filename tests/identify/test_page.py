@@ -219,16 +219,17 @@ def test_samplers_are_compared_with_the_paper_by_the_one_that_it_used():
 
 
 @pytest.mark.parametrize(
-    ("excess", "kernel", "sampler", "word"),
+    ("excess", "kernel", "sampler", "ratio", "word"),
     [
-        (0.003, 0.6, "theorem", "fold"),
-        (0.003, 0.99, "theorem", "twist"),
-        (0.3, 0.6, "theorem", None),  # it has a higher loss: it has not learned
-        (0.003, 0.6, "published", None),  # the identity has not the lowest loss
+        (0.003, 0.6, "theorem", 1.0, "fold"),
+        (0.003, 0.99, "theorem", 1.0, "twist"),
+        (0.3, 0.6, "theorem", 1.0, None),  # it has a higher loss: it has not learned
+        (0.003, 0.6, "published", 1.0, None),  # the identity has not the lowest loss
+        (0.003, 0.6, "theorem", 0.0, None),  # nor has it here
     ],
 )
-def test_what_costs_the_loss_nothing_is_named(excess, kernel, sampler, word):
-    setting = violated(sampler=sampler)
+def test_what_costs_the_loss_nothing_is_named(excess, kernel, sampler, ratio, word):
+    setting = violated(sampler=sampler, ratio=ratio)
     told = said("diversity", [(setting, 3, outcome(setting, 0.66, excess=excess, kernel=kernel))])
     assert ("equals the identity's" in told) == (word is not None)
     for name in ("fold", "twist"):
