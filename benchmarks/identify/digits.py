@@ -71,8 +71,7 @@ def render(rows: list[Row]) -> list[str]:
     return [
         f"Accuracy on test images in %: the mean over seeds {SEEDS[0]} to {SEEDS[-1]} (lowest to highest). "
         f"{about['epochs']} epochs, minibatches of {about['batch_size']}, learning rate {about['lr']}; "
-        f"data `{about['data']}`.",
-        f"{improving(found)} were still improving when they stopped.",
+        f"data `{about['data']}`. {improving(found)} were still improving when they stopped.",
         "", *table("accuracy"), "",
         "Share of the worst class that is named right, in %:", "", *table("worst"), "",
         "Accuracy of ResNet-18 minus that of the MLP, in points, seed by seed:", "", *gaps(found), "",

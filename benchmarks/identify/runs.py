@@ -14,10 +14,12 @@ from ..common import Row, folded
 from ..speed.ratios import markdown
 
 SEEDS = (0, 1, 2, 3, 4)
-#: Steps after which the loss rests, and the encoder's widths: the spiral needs the paper's.
+#: Steps after which the loss rests, and wider encoders for mixings that are hard to undo.
 BUDGETS: dict[str, dict[str, Any]] = {
     "identity": {"n_steps": 1200}, "linear": {"n_steps": 1200}, "mlp": {"n_steps": 2000},
-    "patches": {"n_steps": 2500},
+    "patches": {
+        "n_steps": 4000, "n_negatives": 63, "hidden": (128, 256, 256, 128), "lr": 3e-3,
+    },
     "spiral": {"n_steps": 2500, "n_negatives": 255, "hidden": (128, 256, 256, 256, 128)},
 }  # fmt: skip
 
