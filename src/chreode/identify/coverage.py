@@ -42,10 +42,12 @@ CELLS, HALVINGS, DRAWS = 5000, 5, 500
 READABLE = 0.1
 #: Coverage below which a factor is said to be kept, and above which to be removed.
 _KEPT, _REMOVED = 0.1, 0.9
+#: An interval from 0 to beyond this says nothing.
+_WIDE = 0.5
 _MEANING = """\
-Coverage is how much of a factor's spread over cells the positives of one cell reach: 0 where they have the \
-value of their cell, 1 where they are spread as all cells are. A contrastive loss makes an embedding forget \
-what positives change.
+Coverage is how much of the spread of a factor over all positives those of one cell reach: 0 where they have \
+the value of their cell, 1 where they are spread as those of all cells are. A contrastive loss gains by \
+forgetting what positives change.
 
 Readable is R² of a number, or balanced accuracy of classes, of cells that readers have not seen; the \
 baseline is the mean, or the largest class. Blur is the share of the variance of readings within a cell that \
@@ -93,8 +95,8 @@ class Coverage:
         Each of several positives has a line of its own, in a list.
         """
         if self.factors.index.nlevels == 1:
-            return _verdict(self.factors["coverage"])
-        by_positives = self.factors["coverage"].groupby(level=0, sort=False)
+            return _verdict(self.factors)
+        by_positives = self.factors.groupby(level=0, sort=False)
         return "\n".join(f"- {name}: {_verdict(of.droplevel(0))}" for name, of in by_positives)
 
     def __repr__(self) -> str:
@@ -103,16 +105,19 @@ class Coverage:
         return f"{table}\n{self.verdict()}"
 
 
-def _verdict(value: pd.Series) -> str:
+def _verdict(of: pd.DataFrame) -> str:
+    value, low, high = (of[name].astype(float) for name in ("coverage", "low", "high"))
+    wide = (low <= 0) & (high > _WIDE)
+    kept = ((value < _KEPT) | (low <= 0)) & ~wide
+    removed = value > _REMOVED
     groups = {
-        "Kept by these positives (coverage below 0.1)": value < _KEPT,
-        "Changed in part": (value >= _KEPT) & (value <= _REMOVED),
-        "Changed to nearly any value, so that a contrastive loss removes it (above 0.9)": value
-        > _REMOVED,
-        "Not known": value.isna(),
+        f"Kept by these positives (coverage below {_KEPT}, or an interval that holds 0)": kept,
+        "Changed in part": ~(kept | removed | wide | value.isna()),
+        f"Changed to nearly any value (above {_REMOVED}): a contrastive loss gains by forgetting it": removed,
+        "Not known": wide | value.isna(),
     }
     return " ".join(
-        f"{what}: {', '.join(map(str, value.index[which]))}."
+        f"{what}: {', '.join(map(str, of.index[which]))}."
         for what, which in groups.items()
         if which.any()
     )
@@ -164,7 +169,7 @@ def coverage(
     Returns
     -------
     Coverage
-        0: positives have the factor of their cell; 1: they are spread as all cells are.
+        0: positives have the factor of their cell; 1: those of a cell are spread as those of all cells are.
 
     Raises
     ------

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-#: Share of the spread of readings that must be left in positives: else they are too blurred to be read.
-LEAST_LEFT = 0.1
+#: Correlation of both readings over all positives below which these cannot be read.
+LEAST_AGREED = 0.1
 
 
 class Share(NamedTuple):
@@ -20,15 +20,15 @@ class Share(NamedTuple):
         The share of the spread, and a 95 % interval of it; NaN where positives cannot be read.
     blur
         Share of the variance of a reading within cells that is error of reading; NaN without any.
-    left
-        Covariance of both readings over all positives, as a share of that over cells.
+    agreed
+        Correlation of both readings over all positives.
     """
 
     coverage: float
     low: float
     high: float
     blur: float
-    left: float
+    agreed: float
 
 
 def share_of(
@@ -44,9 +44,10 @@ def share_of(
     With readings a and b of two halves of the genes, over cells i and their positives, the coverage of a
     continuous factor is
 
-    .. math:: \sqrt{E_i \, \mathrm{cov}(a, b \mid i) \, / \, \mathrm{cov}(a_i, b_i)},
+    .. math:: \sqrt{E_i \, \mathrm{cov}(a, b \mid i) \, / \, \mathrm{cov}(a_{iv}, b_{iv})},
 
-    of the positives of a cell above, and of the cells below. What is wrong in a alone is not in either.
+    of the positives of one cell above, and of all positives below. What is wrong in a alone is not in either.
+    A shift or another scale of all positives changes nothing: the loss compares positives with positives.
     Of classes a and b are probabilities, and coverage is
 
     .. math:: 1 - \mathrm{cov}(a_i, b_{iv}) / \sqrt{\mathrm{cov}(a_i, b_i) \, \mathrm{cov}(a_{iv}, b_{iv})},
@@ -97,15 +98,16 @@ def share_of(
             found = 1 - np.mean(between, axis=0) / np.sqrt(among * every)
     else:
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = np.sqrt(np.clip(weights @ within / among, 0, None))
+            found = np.sqrt(np.clip(weights @ within / every, 0, None))
     own = (_within(of_a, of_a).mean() + _within(of_b, of_b).mean()) / 2
-    left = float(every[0] / among[0])
+    spread = np.sqrt(np.prod([x.var((0, 1)).sum() for x in (of_a, of_b)]))
+    agreed = float(every[0] / spread) if spread > 0 else 0.0
     blur = float(np.clip(1 - within.mean() / own, 0, 1)) if own > 0 else np.nan
-    if left < LEAST_LEFT:
-        return Share(np.nan, np.nan, np.nan, blur, left)
+    if agreed < LEAST_AGREED:
+        return Share(np.nan, np.nan, np.nan, blur, agreed)
     clipped = np.clip(found, 0, 1)
     low, high = np.nanquantile(clipped[1:], [0.025, 0.975])
-    return Share(float(clipped[0]), float(low), float(high), blur, left)
+    return Share(float(clipped[0]), float(low), float(high), blur, agreed)
 
 
 def _side_by_side(x: Float[np.ndarray, "n h d"]) -> Float64[np.ndarray, "n m"]:
