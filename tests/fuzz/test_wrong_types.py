@@ -266,9 +266,13 @@ def test_wrong_types_are_told_in_a_sentence(label, right, monkeypatch, tmp_path)
     if label in OFFLINE or plain is None:
         pytest.skip("its arguments are made by no one here")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        ch.Model, "_learn", lambda *_: (_ for _ in ()).throw(Begun("it begins here"))
-    )
+
+    def begin(*_, **__):
+        raise Begun("it begins here")
+
+    monkeypatch.setattr(ch.Model, "_learn", begin)
+    for module in ("recovery", "further"):
+        monkeypatch.setattr(f"chreode.identify.{module}.minimise", begin)
     rng = np.random.default_rng(sum(map(ord, label)))
     bad, calls = [], 0
     names = [
