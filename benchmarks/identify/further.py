@@ -43,7 +43,7 @@ def measure(case: Row, _data: Path, _kept: Path) -> Row:
 
 
 def render(rows: list[Row]) -> list[str]:
-    """Return what was recovered, and what it would be of an encoder that learned nothing."""
+    """Return what was recovered, with the lowest and the highest seed."""
     by_run = {name: [row for row in rows if row["case"]["run"] == name] for name in RUNS}
     header = ("run", "R², or R² of shared latents", "MCC", "R² of private latents", "learned Λ")
     return markdown(header, [(name, *_told(found)) for name, found in by_run.items() if found])

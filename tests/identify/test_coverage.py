@@ -19,7 +19,7 @@ from chreode.data.batch import SparseRows
 from chreode.data.cells import Cells
 from chreode.identify.factors import Factor
 from chreode.identify.positives import open_positives
-from chreode.identify.readers import Readers, as_rows, folds, halvings
+from chreode.identify.readers import Readers, _Reader, as_rows, folds, halvings
 from chreode.identify.shares import share_of
 
 COUNTS, VALUES = ch.Schema(counts="X"), ch.Schema(expression="X")
@@ -141,6 +141,23 @@ def test_a_window_of_a_uniform_factor_has_its_share_of_the_range(share):
     assert found.low <= found.coverage <= found.high
     # variance of the error over that of error and window
     assert found.blur == pytest.approx(0.01 / (0.01 + share**2 / 12), abs=0.05)
+
+
+@pytest.mark.parametrize(("views", "share"), [("scaled", 0), ("anywhere", 1)])
+def test_positives_are_compared_with_positives(views, share):
+    """Another scale of all positives is no change; positives that do not know their cell are all of it."""
+    cells, _, rng = readings(0)
+    value = cells.mean((1, 2, 3))[:, None]
+    drawn = {"scaled": 0.4 + 0.2 * value + np.zeros((len(cells), 6)),
+             "anywhere": rng.uniform(0.3, 0.7, (len(cells), 6))}[views]  # fmt: skip
+    near = drawn[..., None, None, None] + 0.05 * rng.normal(size=(*drawn.shape, 1, 2, 1))
+    found = share_of(cells, near, classes=False, draws=100, generator=rng)
+    assert found.coverage == pytest.approx(share, abs=0.06)
+
+
+def test_a_rare_class_may_be_among_the_cells_that_nobody_learns_from():
+    reader = _Reader.of_classes(np.random.default_rng(0).normal(size=(20, 3)), np.zeros(20), 2)
+    np.testing.assert_array_equal(reader.finish(np.zeros((4, 2)) + reader.bias), [[1, 0]] * 4)
 
 
 def test_without_a_second_reading_errors_are_taken_for_change():

@@ -132,3 +132,13 @@ def test_even_points_are_as_uniform_as_the_closed_form_says():
     # a control: points that are 5 % denser at one end are told apart
     tilted = unit(even + torch.tensor([0.2, 0.0, 0.0]))
     assert uniformity(tilted).item() > closed + 0.015
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_points_far_from_the_origin_keep_their_distances(shared):
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 8, 3) * 0.05
+    others = torch.randn(5, 3) * 0.05 if shared else torch.randn(8, 5, 3) * 0.05
+    near = info_nce_lp(query, key, others, 2.0, 0.001)
+    far = info_nce_lp(query + 100, key + 100, others + 100, 2.0, 0.001)
+    assert far.item() == pytest.approx(near.item(), rel=0.01)

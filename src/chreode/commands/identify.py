@@ -62,7 +62,7 @@ def coverage(
     json: Json = False,
     **roles: Any,
 ) -> Answer:
-    """Show how much of each factor an augmentation changes, and so which a contrastive loss removes.
+    """Show how much of each factor an augmentation changes, which a contrastive loss gains by forgetting.
 
     Parameters
     ----------

@@ -203,12 +203,20 @@ def _paper(of: pd.DataFrame) -> str:
     known = of[of["published"].notna()]
     if known.empty:
         return ""
-    if known["n_fixed"].iloc[0] > 0 and known["sampler"].iloc[0] == "theorem":
+    varies = 0 < known["n_fixed"].iloc[0] < known["n_latent"].iloc[0]
+    if varies and known["sampler"].iloc[0] == "theorem":
         spans = [
             f"{_span(rows['published'])} for {_loss(r)}"
             for r, rows in known.groupby("ratio", sort=False)
         ]
         return f" The paper drew positives in the other way alone, and has {joined(spans)}."
+    told = (known["high"] - known["low"] <= 2 * _APART) | known["low"].isna()
+    known = known[told & (known["still improving"] == 0)]
+    if known.empty:
+        return (
+            " Whether this agrees with the paper cannot be told: seeds differ too much, or fits were still "
+            "improving."
+        )
     within = (known["low"] <= known["published"]) & (known["published"] <= known["high"])
     agrees = within | ((known["r2"] - known["published"]).abs() <= _NEAR)
     text = f" {agrees.sum()} of {counted(len(known), 'run')} agree with the paper"

@@ -31,7 +31,7 @@ from ..run import Run
 from ..schema import Place, Schema
 from ..text import shown
 from ..trials.digest import digest, provenance
-from .factors import Factor, read_factors, refuse_few
+from .factors import Factor, obs_place, read_factors, refuse_few
 from .positives import Positives, open_positives, schema_of
 from .readers import FOLDS, Readers, as_csr, as_rows, folds, halvings
 from .shares import share_of
@@ -220,7 +220,7 @@ def _groups(cells: Cells, column: str | None, rows: Int[np.ndarray, " n"]) -> np
     """Return a number for the group of each cell; a cell that has none is a group of its own."""
     if column is None:
         return np.arange(len(rows))
-    place = Place.parse(column if "obs/" in column else f"obs/{column}")
+    place = Place.parse(obs_place(column))
     codes = pd.factorize(cells.column_at(place, "groups").iloc[rows])[0]
     codes = np.where(codes < 0, len(rows) + np.arange(len(rows)), codes)
     if len(np.unique(codes)) < FOLDS:

@@ -45,6 +45,17 @@ class Factor:
         return max(1, len(self.classes))
 
 
+def obs_place(name: str) -> str:
+    """Return a column of obs as a place; its own name may hold a slash.
+
+    Examples
+    --------
+    >>> obs_place("knobs/level"), obs_place("obs/type"), obs_place("rna:obs/type")
+    ('obs/knobs/level', 'obs/type', 'rna:obs/type')
+    """
+    return name if name.startswith("obs/") or ":obs/" in name else f"obs/{name}"
+
+
 def read_factors(cells: Cells, names: Sequence[str]) -> list[Factor]:
     """Return columns of obs as factors.
 
@@ -61,7 +72,7 @@ def read_factors(cells: Cells, names: Sequence[str]) -> list[Factor]:
         raise ConfigError("factors is empty: name columns of obs, as in factors=['cell_type'].")
     found = []
     for name in names:
-        text = name if "obs/" in name else f"obs/{name}"
+        text = obs_place(name)
         values = cells.column_at(Place.parse(text), "factors")
         found.append(_factor(text.partition("obs/")[2], values, cells.schema.missing))
     twice = [f.name for i, f in enumerate(found) if f.name in {g.name for g in found[:i]}]

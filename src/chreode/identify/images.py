@@ -173,7 +173,8 @@ def images(
             raise ConfigError(f"{name}={value}: expected at least {least}.")
     if not 0 < lr < np.inf:
         raise ConfigError(f"lr={lr}: expected a number above 0.")
-    seeds, run = require_seeds(seeds), run_of_trials(run, settings)
+    encoders, regimes = [*dict.fromkeys(encoders)], [*dict.fromkeys(regimes)]
+    seeds, run = [*dict.fromkeys(require_seeds(seeds))], run_of_trials(run, settings)
     pictures, classes, names = check(x, y)
     how = Training(epochs, batch_size, lr)
     device = choose_device(run.device, double=False)

@@ -62,6 +62,13 @@ class _Reader:
     def of_classes(cls, z: Float64[np.ndarray, "n k"], y: np.ndarray, n_classes: int) -> _Reader:
         """Return multinomial logistic regression; classes that were not seen have a probability of 0."""
         scale, seen = _scale(z), np.unique(y).astype(int)
+        if (
+            len(seen) == 1
+        ):  # of many cells few are learned from, and a rare class may be among the others
+            alone = np.where(np.arange(n_classes) == seen[0], 0.0, -np.inf)
+            return cls(
+                np.zeros((z.shape[1], n_classes)), alone, n_classes, partial(softmax, axis=1)
+            )
         found = LogisticRegression(max_iter=1000).fit(z * scale, y)
         weights, bias = np.zeros((z.shape[1], n_classes)), np.full(n_classes, -np.inf)
         bias[seen] = 0
@@ -72,7 +79,8 @@ class _Reader:
 
 def _scale(z: Float64[np.ndarray, "n k"]) -> float:
     """Return what makes the mean variance 1, so that penalties mean the same whatever the units."""
-    return float(1 / np.sqrt(z.var(0).mean()))
+    variance = float(z.var(0).mean())
+    return variance**-0.5 if variance > 0 else 1.0
 
 
 @dataclass(frozen=True, eq=False)

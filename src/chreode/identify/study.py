@@ -77,14 +77,15 @@ class Study:
     def table(self) -> pd.DataFrame:
         """Return a row for each setting: means over seeds, a 95 % interval of R², and the paper's R².
 
-        The interval is Student's, of the mean over seeds; with one seed there is none. ``lowest`` and
-        ``highest`` are R² of single seeds: where a loss has several optima, they are far apart and no mean
-        is typical.
+        The interval is Student's, of the mean over seeds; with fewer than three seeds there is none.
+        ``lowest`` and ``highest`` are R² of single seeds: where a loss has several optima, they are far apart
+        and no mean is typical.
         """
         by_run = self.rows[self.rows["failed"] == ""].groupby("run", sort=False)
         runs = pd.Index(self.rows["run"].unique(), name="run")
         n, spread = by_run["r2"].count(), by_run["r2"].sem()
-        half = spread * t.ppf(0.975, (n - 1).clip(lower=1))
+        # of two seeds, Student's interval is thirteen standard errors to either side and tells nothing
+        half = (spread * t.ppf(0.975, (n - 1).clip(lower=1))).where(n > 2)
         mean = by_run[list(VALUES)].mean()
         mean.insert(1, "low", mean["r2"] - half)
         mean.insert(2, "high", mean["r2"] + half)
@@ -115,7 +116,8 @@ class Study:
         StoreError
             If the place cannot be written.
         """
-        made = {"kind": self.kind, "about": dict(self.about), "rows": self.rows.to_dict("records")}
+        rows = json.loads(self.rows.to_json(orient="records", double_precision=15))  # no NaN
+        made = {"kind": self.kind, "about": dict(self.about), "rows": rows}
         with store.aside(path) as aside:
             aside.write_text(json.dumps(made, indent=1))
         return Path(path)

@@ -74,10 +74,11 @@ def info_nce_lp(
     >>> round(info_nce_lp(query, query, other, power=1.0).item(), 4)  # ln(1 + 1/e²)
     0.1269
     """
+    exact = "donot_use_mm_for_euclid_dist"  # products lose the digits of points that are near each other
     if negatives.ndim == 2:
-        apart = torch.cdist(query, negatives, power)
+        apart = torch.cdist(query, negatives, power, exact)
     else:
-        apart = torch.cdist(query[:, None], negatives, power)[:, 0]
+        apart = torch.cdist(query[:, None], negatives, power, exact)[:, 0]
     near = (query - key).abs().pow(power).sum(1)
     return _told_apart(-near / temperature, -apart.pow(power) / temperature)
 

@@ -115,6 +115,7 @@ def angle_error(latents: Float[np.ndarray, "b n"], recovered: Float[np.ndarray, 
     >>> angle_error(z, -z), angle_error(z, z[:1].repeat(2, axis=0))
     (0.0, 1.0)
     """
+    _require_pairs(latents, recovered)
     apart = np.abs(latents @ latents.T - recovered @ recovered.T)
     n = len(latents)
     return float((apart.sum() - np.trace(apart)) / (n * (n - 1)))
@@ -131,6 +132,7 @@ def distance_to_orthogonal(
     >>> round(distance_to_orthogonal(z, z[:, ::-1]), 6)
     0.0
     """
+    _require_pairs(latents, recovered)
     turn, _ = orthogonal_procrustes(latents, recovered)
     return float(np.sqrt((((latents @ turn) - recovered) ** 2).sum(1).mean()))
 
@@ -141,18 +143,26 @@ def _kernel_regression() -> GridSearchCV:
 
 
 def _require(latents: np.ndarray, recovered: np.ndarray) -> None:
-    if len(latents) != len(recovered):
-        raise DataError(
-            f"{counted(len(latents), 'row')} of latents, {counted(len(recovered), 'row')} of what was "
-            "recovered: give one for each."
-        )
+    """Refuse what a regression cannot learn from."""
+    _require_pairs(latents, recovered)
     least = 4 * (recovered.shape[1] + 1)
     if len(latents) < least:
         raise DataError(
             f"{counted(len(latents), 'row')}: expected {least} or more, to tell latents from "
             f"{counted(recovered.shape[1], 'column')}."
         )
-    if not (np.isfinite(latents).all() and np.isfinite(recovered).all()):
-        raise DataError("There are values that are not finite among latents or what was recovered.")
     if (np.ptp(latents, axis=0) == 0).any():
         raise DataError("A latent coordinate is constant: it has no variance to be explained.")
+
+
+def _require_pairs(latents: np.ndarray, recovered: np.ndarray) -> None:
+    """Refuse rows that do not belong together, fewer than two, and values that are not finite."""
+    if len(latents) != len(recovered):
+        raise DataError(
+            f"{counted(len(latents), 'row')} of latents, {counted(len(recovered), 'row')} of what was "
+            "recovered: give one for each."
+        )
+    if len(latents) < 2:
+        raise DataError("Rows are compared with each other: give two or more.")
+    if not (np.isfinite(latents).all() and np.isfinite(recovered).all()):
+        raise DataError("There are values that are not finite among latents or what was recovered.")
