@@ -8,7 +8,7 @@ from typing import Any
 
 from chreode import identify as lab
 
-from ..common import Row, spread
+from ..common import Row, folded, spread
 from ..speed.ratios import markdown
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -46,12 +46,19 @@ def render(rows: list[Row]) -> list[str]:
     """Return what was recovered, with the lowest and the highest seed."""
     by_run = {name: [row for row in rows if row["case"]["run"] == name] for name in RUNS}
     header = ("run", "R², or R² of shared latents", "MCC", "R² of private latents", "learned Λ")
-    return markdown(header, [(name, *_told(found)) for name, found in by_run.items() if found])
+    found = {name: of for name, of in by_run.items() if of}
+    return [
+        *markdown(header, [(name, *_told(of)) for name, of in found.items()]), "",
+        *folded("The same before training", markdown(
+            header[:4], [(name, *_told(of, "_untrained")[:3]) for name, of in found.items()]
+        )),
+    ]  # fmt: skip
 
 
-def _told(rows: list[Row]) -> list[str]:
+def _told(rows: list[Row], when: str = "") -> list[str]:
     def mean(key: str) -> str:
-        return spread([row[key] for row in rows]) if key in rows[0] else "–"
+        values = [row[f"{key}{when}"] for row in rows if f"{key}{when}" in row]
+        return spread(values) if values else "–"
 
     learned = "–"
     if "precision" in rows[0]:

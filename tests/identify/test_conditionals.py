@@ -325,3 +325,41 @@ def test_more_fixed_coordinates_than_there_are_are_refused(n_fixed):
     for verb in (law.draw, law.support):
         with pytest.raises(ConfigError, match=rf"n_fixed={n_fixed}: latents have 3 coordinates"):
             verb(z)
+
+
+@pytest.mark.parametrize("kappa", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("k", [1, 2, 3, 6])
+def test_a_concentration_of_no_density_ends_before_a_draw(kappa, k):
+    z = Sphere(k).draw(4)
+    for law in (Full(kappa), Restricted(0, kappa), Restricted(0, kappa, "published")):
+        with pytest.raises(ConfigError, match="finite numbers, 0 or more"):
+            law.draw(z)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, math.nan, math.inf])
+def test_noise_and_precisions_of_no_density_are_refused(value):
+    with pytest.raises(ConfigError, match="scale="):
+        Around(Box(2), value)
+    with pytest.raises(ConfigError, match="power="):
+        Around(Box(2), 0.1, value)
+    with pytest.raises(ConfigError, match="precision="):
+        Anisotropic((1.0, value))
+
+
+def test_each_coordinate_has_its_precision():
+    with pytest.raises(ConfigError, match="latents have 3 coordinates; give one for each"):
+        Anisotropic((1.0, 2.0)).draw(Sphere(3).draw(4))
+
+
+def test_the_rarest_draw_is_no_antipode(monkeypatch):
+    monkeypatch.setattr(torch, "rand_like", torch.zeros_like)
+    z = Sphere(3).draw(10)
+    assert ((Full(1e5).draw(z) * z).sum(1) > 0.999).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")
+@pytest.mark.parametrize("k", [1, 2, 3, 6])
+def test_draws_stay_on_the_device_of_their_anchors(k):
+    z = Sphere(k).draw(50).cuda()
+    laws = [Full(3.0), Restricted(1, 3.0), Around(Box(k), 0.1), Anisotropic((2.0,) * k)]
+    assert {law.draw(z).device for law in laws} == {z.device}

@@ -336,8 +336,14 @@ def test_a_row_that_fails_is_told_and_the_others_stand(some, monkeypatch):
     last = found.rows.iloc[-1]
     assert last["note"] == "failed: The loss is nan"
     assert np.isnan(last["accuracy"])
-    assert ("mlp", "crop") not in found.table().index
-    assert ("mlp", "untrained") in found.table().index
+    table = found.table()
+    assert np.isnan(table.loc[("mlp", "crop"), "accuracy"])
+    assert table.loc[("mlp", "crop"), "seeds"] == 0
+    assert table.loc[("mlp", "crop"), "note"]
+    assert table.loc[("mlp", "untrained"), ["seeds", "note"]].tolist() == [
+        len(set(found.rows["seed"])),
+        "",
+    ]
 
 
 def test_tensors_and_whole_numbers_are_taken(some):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -36,8 +37,10 @@ def _brief(monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [64, 100, 513])
-@pytest.mark.parametrize("n_negatives", [1, 7, 31])
-@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("n_negatives", "ratio"),
+    [(1, 0.0), (1, 1.0), *product((7, 31), (0.0, 0.1, 0.5, 0.9, 1.0))],
+)
 @pytest.mark.parametrize(("n_latent", "n_fixed"), [(3, 1), (5, 3)])
 def test_negatives_are_what_they_are_said_to_be(n_latent, n_fixed, ratio, n_negatives, batch_size):
     setting = Setting(
@@ -213,6 +216,8 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         ({"kappa": math.nan}, "kappa"),
         ({"ratio": -0.1}, "ratio"),
         ({"ratio": 1.1}, "ratio"),
+        ({"ratio": 0.07, "n_negatives": 7}, r"is 0 of them, .* Raise n_negatives to 9"),
+        ({"ratio": 0.98, "n_negatives": 20}, r"is 20 of them, .* Raise n_negatives to 26"),
         ({"ratio": math.nan}, "ratio"),
         ({"n_fixed": 4}, r"n_fixed=4: latents have 3 coordinates, so at most 3 can be fixed"),
         ({"n_fixed": -1}, "n_fixed"),

@@ -12,6 +12,7 @@ from scipy.integrate import quad
 from scipy.special import i0e, i1e
 from scipy.stats import beta, ortho_group
 
+from chreode.identify import Setting
 from chreode.identify.conditionals import Full, Restricted
 from chreode.identify.spaces import Sphere
 from chreode.losses.infonce import info_nce
@@ -20,6 +21,7 @@ from chreode.losses.optima import (
     full_support,
     log_mean_exp,
     mean_cosine,
+    outweighed,
     rescaled,
 )
 from chreode.metrics.recovery import axis_r2
@@ -65,6 +67,27 @@ def test_integrals_over_the_sphere_are_those_of_quadrature(kappa):
             kappa + math.log(total / even), rel=1e-7, abs=1e-10
         )
         assert 1 - mean_cosine(kappa, k) == pytest.approx(short / total, rel=1e-7)
+
+
+@pytest.mark.parametrize(("kappa", "k"), [(1e-9, 300), (3.3, 400), (50.0, 1000), (1000.0, 400)])
+def test_integrals_in_many_dimensions_are_those_of_the_recurrence(kappa, k):
+    # I_{ν+1} / I_ν by continued fraction, and the derivative of the one by κ is the other
+    ratio = 0.0
+    for order in range(k // 2 + 2000, k // 2 - 1, -1):
+        ratio = 1 / (2 * order / kappa + ratio)
+    assert mean_cosine(kappa, k) == pytest.approx(ratio, rel=1e-9)
+    grown = quad(lambda at: float(mean_cosine(at, k)), 0, kappa, epsrel=1e-10, limit=200)[0]
+    assert log_mean_exp(kappa, k) == pytest.approx(grown, rel=1e-6, abs=1e-15)
+
+
+def test_closed_forms_are_told_where_negatives_outweigh_the_positive():
+    torch.manual_seed(0)
+    z = Sphere(3).draw(4000)
+    for kappa in (KAPPA, 30.0, 45.0, 1000.0):
+        sampled = info_nce(z, Full(kappa).draw(z), Sphere(3).draw(2000), 1 / kappa).item()
+        error = abs(full_support(kappa, 3, 2000) - sampled)
+        assert (error < 0.1) == outweighed(kappa, 3, 2000)
+        assert (Setting(kappa=kappa).least() == full_support(kappa, 3, 2000)) == (kappa < 50)
 
 
 def of_one_coordinate(factor, kappa, sampler, corrected):

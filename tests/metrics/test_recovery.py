@@ -146,3 +146,11 @@ def test_what_cannot_be_scored_is_refused(score):
     score(z[:12], z[:12])
     with pytest.raises(DataError, match="constant"):
         score(np.ones((50, 2)), z)
+
+
+def test_kernel_regression_is_of_latents_wherever_they_lie():
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(200, 2))
+    found = np.hstack([z, z**2]) + 0.1 * rng.normal(size=(200, 4))
+    near, far = (axis_r2(at, found, linear=False) for at in (z, z + 100.0))
+    np.testing.assert_allclose(far, near, rtol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -58,6 +59,11 @@ def von_mises_fisher(
     kappa
         Concentration about each, at least 0.
 
+    Raises
+    ------
+    ConfigError
+        If a concentration is negative or not finite.
+
     References
     ----------
     Wood (1994), Simulation of the von Mises Fisher distribution, Communications in Statistics 23:157; in
@@ -70,10 +76,11 @@ def von_mises_fisher(
     True
     """
     k = mean.shape[1]
+    if not bool(((kappa >= 0) & kappa.isfinite()).all()):
+        raise ConfigError("kappa: expected finite numbers, 0 or more.")  # rejection would never end
     if k == 1:
-        return (
-            torch.where(torch.rand(len(mean)) < torch.sigmoid(2 * kappa), 1.0, -1.0)[:, None] * mean
-        )
+        stays = torch.rand_like(kappa) < torch.sigmoid(2 * kappa)
+        return torch.where(stays, 1.0, -1.0)[:, None] * mean
     # 1 − x·mean, which keeps its digits where x·mean is near 1
     short = _short_in_three(kappa) if k == 3 else _short(kappa, k)
     aside = torch.randn_like(mean)
@@ -83,7 +90,8 @@ def von_mises_fisher(
 
 
 def _short_in_three(kappa: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    u, kappa = torch.rand_like(kappa), kappa.clamp_min(1e-6)
+    # u may be 0, at which a narrow density would have its antipode
+    u, kappa = torch.rand_like(kappa).clamp_min(2**-24), kappa.clamp_min(1e-6)
     # −ln(u + (1 − u) e^{−2κ}), in a form that stays exact where κ is small
     return (-torch.log1p((1 - u) * torch.expm1(-2 * kappa)) / kappa).clamp(0, 2)
 
@@ -97,21 +105,26 @@ def _short(kappa: Float[Tensor, " b"], k: int) -> Float[Tensor, " b"]:
 
     def propose(rows: Tensor) -> tuple[Tensor, Tensor]:
         # a coordinate of an even point on the sphere is a beta variable of (k − 1) / 2 twice, but for scale
-        y = (1 + F.normalize(torch.randn(len(rows), k, dtype=torch.float64), dim=1)[:, 0]) / 2
+        y = (1 + F.normalize(_normal(len(rows), k, kappa), dim=1)[:, 0]) / 2
         at = b[rows]
         short = 2 * at * y / (1 - (1 - at) * y)
         fit = kappa[rows] * (1 - short) + (k - 1) * torch.log1p(-x[rows] * (1 - short)) - c[rows]
         return short, fit
 
-    return _until_accepted(len(kappa), propose).float()
+    return _until_accepted(kappa, propose).float()
 
 
-def _until_accepted(n: int, propose: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+def _normal(n: int, k: int, like: Tensor) -> Tensor:
+    return torch.randn(n, k, dtype=like.dtype, device=like.device)
+
+
+def _until_accepted(of: Tensor, propose: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
     """Return one accepted proposal for each row; `propose` gives values and logs of acceptance."""
-    rows, found = torch.arange(n), None
+    n, found = len(of), None
+    rows = torch.arange(n, device=of.device)
     while len(rows):
         values, log_chance = propose(rows)
-        taken = torch.rand(len(rows), dtype=torch.float64).log() < log_chance
+        taken = torch.rand_like(log_chance).log() < log_chance
         if found is None:
             found = values.new_empty(n, *values.shape[1:])
         found[rows[taken]] = values[taken]
@@ -134,7 +147,7 @@ class Full:
 
     def draw(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """Return a positive for each anchor."""
-        return von_mises_fisher(z, torch.full((len(z),), float(self.kappa)))
+        return von_mises_fisher(z, z.new_full((len(z),), self.kappa))
 
 
 @dataclass(frozen=True)
@@ -166,7 +179,7 @@ class Restricted:
         u, v, r = self._parts(z)
         if not v.shape[1]:
             return z
-        kappa = torch.full((len(z),), float(self.kappa))
+        kappa = z.new_full((len(z),), self.kappa)
         kappa = kappa * r[:, 0] ** 2 if self.sampler == "theorem" else kappa
         return torch.cat([u, r * von_mises_fisher(v / r, kappa)], 1)
 
@@ -203,6 +216,12 @@ class Around:
     scale: float
     power: float = 2.0
 
+    def __post_init__(self) -> None:
+        """Refuse noise that there is not."""
+        for name, value in (("scale", self.scale), ("power", self.power)):
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{name}={value}: expected a number above 0.")
+
     def draw(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """Return a positive for each anchor."""
         found = z + self._noise(z)
@@ -213,7 +232,7 @@ class Around:
         return found
 
     def _noise(self, z: Tensor) -> Tensor:
-        return self.scale * generalised_normal(z.shape[0], z.shape[1], self.power)
+        return self.scale * generalised_normal(z.shape[0], z.shape[1], self.power, z.device)
 
 
 @dataclass(frozen=True)
@@ -234,10 +253,19 @@ class Anisotropic:
 
     precision: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        """Refuse precisions by which no density is given."""
+        if not all(0 < value < math.inf for value in self.precision):
+            raise ConfigError(f"precision={self.precision}: expected numbers above 0.")
+
     def draw(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """Return a positive for each anchor, from exactly this density."""
         z, n = z.double(), z.shape[1]
-        diagonal = torch.tensor(self.precision, dtype=torch.float64)
+        if n != len(self.precision):
+            raise ConfigError(
+                f"precision={self.precision}: latents have {counted(n, 'coordinate')}; give one for each."
+            )
+        diagonal = z.new_tensor(self.precision)
         pull = diagonal * z  # on the sphere the density is ∝ exp(pull·x − ½ xᵀΛx)
         most = (pull * z).sum(1)
         # pull·x ≤ ½ (most + (pull·x)² / most), equal at the anchor: what is left is a Bingham density
@@ -248,7 +276,7 @@ class Anisotropic:
         spread = (1 + 2 * values / b[:, None]).rsqrt()
 
         def propose(rows: Tensor) -> tuple[Tensor, Tensor]:
-            y = F.normalize(torch.randn(len(rows), n, dtype=torch.float64) * spread[rows], dim=1)
+            y = F.normalize(_normal(len(rows), n, z) * spread[rows], dim=1)
             x = torch.einsum("bij,bj->bi", axes[rows], y)
             bingham = (y**2 * values[rows]).sum(1)
             central = n / 2 * (y**2 / spread[rows] ** 2).sum(1).log()
@@ -256,15 +284,13 @@ class Anisotropic:
             lost = ((pull[rows] * x).sum(1) - most[rows]) ** 2 / (2 * most[rows])
             return x, central - bingham + best - lost
 
-        return _until_accepted(len(z), propose).float()
+        return _until_accepted(z, propose).float()
 
 
 def _envelope(values: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
     """Return b with Σ 1 / (b + 2 a_i) = 1, which makes the envelope tightest, by bisection."""
-    low, high = (
-        torch.zeros(len(values)).double(),
-        torch.full((len(values),), values.shape[1] + 0.0).double(),
-    )
+    low = values.new_zeros(len(values))
+    high = low + values.shape[1]
     for _ in range(60):
         middle = (low + high) / 2
         above = (1 / (middle[:, None] + 2 * values)).sum(1) > 1

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..compute.convergence import state_of
 from ..compute.rng import Rng
 from ..compute.settings import settled
 from ..config import config, param
@@ -68,7 +69,8 @@ def recover_in_space(setting: SpaceSetting, seed: int = 0) -> Result:
     Returns
     -------
     ``r2`` and ``r2_axis``: linear R²; ``mcc``, which is 1 if axes are recovered up to order, sign and scale:
-    in a box if p is not 2, else they may be turned. No arrays.
+    in a box if p is not 2, else they may be turned; ``r2_untrained`` and ``mcc_untrained``: before training;
+    ``state``: how the fit stood when it stopped. No arrays.
 
     Examples
     --------
@@ -91,16 +93,13 @@ def recover_in_space(setting: SpaceSetting, seed: int = 0) -> Result:
         found, of_positives, negatives = encoder(mixing(drawn)).chunk(3)
         return info_nce_lp(found, of_positives, negatives, setting.power)
 
-    with rng.scope("train"):
-        history = minimise(loss, encoder, setting.n_steps, setting.lr)
     with rng.scope("test"):
         z = space.draw(_TEST)
-    truth, found = z.double().numpy(), encoded(encoder, mixing(z)).double().numpy()
-    by_axis = axis_r2(truth, found)
-    return {
-        "r2": float(by_axis.mean()), "r2_axis": by_axis.tolist(),
-        "mcc": mean_correlation(truth, found), "loss": history[-1],
-    }, {}  # fmt: skip
+    data = mixing(z)
+    before = _compared(z, encoded(encoder, data))
+    with rng.scope("train"):
+        history = minimise(loss, encoder, setting.n_steps, setting.lr)
+    return {**_recovered(z, encoded(encoder, data), before), **_fit(history)}, {}
 
 
 @config
@@ -153,7 +152,7 @@ def recover_anisotropic(setting: AnisotropicSetting, seed: int = 0) -> Result:
 
     Returns
     -------
-    ``r2``, ``r2_axis`` and ``mcc``; ``precision``: the learned diagonal of Λ, in the order of the latent
+    As `recover_in_space`; ``precision``: the learned diagonal of Λ, in the order of the latent
     coordinates that the recovered ones are most correlated with; ``matched``: the place of that coordinate.
     No arrays.
 
@@ -183,17 +182,18 @@ def recover_anisotropic(setting: AnisotropicSetting, seed: int = 0) -> Result:
         found, of_positives, negatives = learned.encoder(mixing(drawn)).chunk(3)
         return an_info_nce(found, of_positives, negatives, learned.precision())
 
-    with rng.scope("train"):
-        history = minimise(loss, learned, setting.n_steps, setting.lr)
     with rng.scope("test"):
         z = space.draw(_TEST)
-    truth, found = z.double().numpy(), encoded(learned.encoder, mixing(z)).double().numpy()
-    by_axis = axis_r2(truth, found)
-    matched = matched_columns(truth, found)
+    data = mixing(z)
+    before = _compared(z, encoded(learned.encoder, data))
+    with rng.scope("train"):
+        history = minimise(loss, learned, setting.n_steps, setting.lr)
+    found = encoded(learned.encoder, data)
+    matched = matched_columns(z.double().numpy(), found.double().numpy())
     precision = learned.precision().detach()[torch.from_numpy(matched)]
     return {
-        "r2": float(by_axis.mean()), "r2_axis": by_axis.tolist(), "mcc": mean_correlation(truth, found),
-        "precision": precision.tolist(), "matched": matched.tolist(), "loss": history[-1],
+        **_recovered(z, found, before), **_fit(history),
+        "precision": precision.tolist(), "matched": matched.tolist(),
     }, {}  # fmt: skip
 
 
@@ -230,13 +230,13 @@ def recover_shared(setting: ModalSetting, seed: int = 0) -> Result:
     -------
     ``shared`` and ``private``: R² of both blocks of latents by the first encoder, which has as many outputs
     as latents are shared, read by kernel ridge regression, as theory leaves open in which shape they are
-    recovered; ``shared_untrained`` and ``private_untrained``: before training. No arrays.
+    recovered; ``shared_untrained`` and ``private_untrained``: before training; ``state``. No arrays.
 
     Examples
     --------
     >>> row, _ = recover_shared(ModalSetting(n_shared=1, n_private=1, n_steps=20))
     >>> sorted(row)
-    ['loss', 'private', 'private_untrained', 'shared', 'shared_untrained']
+    ['loss', 'private', 'private_untrained', 'shared', 'shared_untrained', 'state']
     """
     rng = Rng(seed)
     n = setting.n_shared + setting.n_private
@@ -259,7 +259,8 @@ def recover_shared(setting: ModalSetting, seed: int = 0) -> Result:
             encode(mix(z))
             for encode, mix, z in zip(encoders, mixings, cells(setting.batch_size), strict=True)
         )
-        logits = -(torch.cdist(one, two) ** 2) / setting.temperature
+        exact = "donot_use_mm_for_euclid_dist"  # products lose the digits of points near each other
+        logits = -(torch.cdist(one, two, compute_mode=exact) ** 2) / setting.temperature
         at = torch.arange(setting.batch_size)
         return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
 
@@ -272,4 +273,22 @@ def recover_shared(setting: ModalSetting, seed: int = 0) -> Result:
     before = {f"{name}_untrained": value for name, value in kept().items()}
     with rng.scope("train"):
         history = minimise(loss, encoders, setting.n_steps, setting.lr)
-    return {**kept(), **before, "loss": history[-1]}, {}
+    return {**kept(), **before, **_fit(history)}, {}
+
+
+def _compared(z: Float[Tensor, "b n"], found: Float[Tensor, "b n"]) -> dict[str, Any]:
+    truth, recovered = z.double().numpy(), found.double().numpy()
+    by_axis = axis_r2(truth, recovered)
+    return {
+        "r2": float(by_axis.mean()), "r2_axis": by_axis.tolist(),
+        "mcc": mean_correlation(truth, recovered),
+    }  # fmt: skip
+
+
+def _recovered(z: Tensor, found: Tensor, before: dict[str, Any]) -> dict[str, Any]:
+    untrained = {f"{name}_untrained": before[name] for name in ("r2", "mcc")}
+    return {**_compared(z, found), **untrained}
+
+
+def _fit(history: list[float]) -> dict[str, Any]:
+    return {"loss": history[-1], "state": state_of(history, held_out=False)}

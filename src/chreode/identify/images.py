@@ -63,16 +63,22 @@ class ImageResult:
     about: dict[str, Any]
 
     def table(self) -> pd.DataFrame:
-        """Return the means over seeds with the lowest and highest accuracy, baselines first."""
-        rows = self.rows[self.rows["note"] == ""]
-        grouped = rows.groupby(["encoder", "regime"], sort=False)
-        return pd.DataFrame({
+        """Return the means over seeds with the lowest and highest accuracy, and why rows failed."""
+        by = ["encoder", "regime"]
+        grouped = self.rows[self.rows["note"] == ""].groupby(by, sort=False)
+        table = pd.DataFrame({
             "accuracy": grouped["accuracy"].mean(), "lowest": grouped["accuracy"].min(),
             "highest": grouped["accuracy"].max(), "worst class": grouped["worst"].mean(),
             "validation": grouped["validation"].mean(), "seconds": grouped["seconds"].mean(),
             "seeds": grouped.size(),
             "still improving": grouped["state"].agg(lambda of: int((of == "still improving").sum())),
         })  # fmt: skip
+        notes = self.rows.groupby(by, sort=False)["note"].agg(
+            lambda of: "; ".join(filter(None, of.unique()))
+        )
+        return (
+            table.reindex(notes.index).assign(note=notes).fillna({"seeds": 0, "still improving": 0})
+        )
 
 
 @dataclass(frozen=True, eq=False)

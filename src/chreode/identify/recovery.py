@@ -19,7 +19,7 @@ from ..compute.settings import settled
 from ..config import config, param
 from ..errors import ConfigError, FitError, counted
 from ..losses import optima
-from ..losses.infonce import info_nce
+from ..losses.infonce import info_nce, support_corrected
 from ..losses.optima import Sampler
 from ..losses.sphere import alignment, uniformity
 from ..metrics.recovery import (
@@ -95,6 +95,12 @@ class Setting:
                 f"n_fixed={self.n_fixed}: latents have {counted(self.n_latent, 'coordinate')}, so at most "
                 f"{self.n_latent} can be fixed."
             )
+        if 0 < self.ratio < 1 and self.n_own in (0, self.n_negatives):
+            enough = math.ceil(0.5 / min(self.ratio, 1 - self.ratio)) + 1
+            raise ConfigError(
+                f"ratio={self.ratio:g} of n_negatives={self.n_negatives} is {self.n_own} of them, which is "
+                f"a ratio of {self.n_own // self.n_negatives}. Raise n_negatives to {enough}."
+            )
         groups = self.batch_size // self.group_size
         most = (groups - 1) * self.group_size
         if self.n_negatives - self.n_own > most:
@@ -118,7 +124,12 @@ class Setting:
         return Restricted(self.n_fixed, self.kappa, self.sampler)
 
     def least(self) -> float:
-        """Return the loss of an orthogonal map in closed form, for the negatives of the final loss."""
+        """Return the loss of an orthogonal map in closed form, for the negatives of the final loss.
+
+        NaN where there is none: all is fixed, negatives are of both kinds, or they are too few for κ.
+        """
+        if not optima.outweighed(self.kappa, self.n_latent, N_NEGATIVES):
+            return math.nan
         if self.n_fixed == 0:
             return optima.full_support(self.kappa, self.n_latent, N_NEGATIVES)
         if self.n_fixed == self.n_latent or 0 < self.ratio < 1:
@@ -130,7 +141,7 @@ class Setting:
 
 
 class Minibatch(NamedTuple):
-    """Anchors, a positive of each, and which anchors are the negatives of each."""
+    """Anchors, a positive of each, and which anchors are the negatives of each, own support first."""
 
     anchors: Float[Tensor, "b n"]
     positives: Float[Tensor, "b n"]
@@ -250,7 +261,8 @@ def _loss(
 ) -> Float[Tensor, ""]:
     z, positives, negatives = minibatch
     found, of_positives = encoder(mixing(torch.cat([z, positives]))).chunk(2)
-    return info_nce(found, of_positives, found[negatives], 1 / setting.kappa)
+    own, others = negatives[:, : setting.n_own], negatives[:, setting.n_own :]
+    return support_corrected(found, of_positives, found[own], found[others], 1 / setting.kappa)
 
 
 def minimise(

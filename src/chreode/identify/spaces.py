@@ -72,7 +72,10 @@ class Euclidean:
         return generalised_normal(size, self.n, self.power)
 
 
-def generalised_normal(size: int, n: int, power: float) -> Float[Tensor, "b n"]:
+def generalised_normal(
+    size: int, n: int, power: float, device: torch.device | str = "cpu"
+) -> Float[Tensor, "b n"]:
     """Return numbers of density ∝ exp(−|x|^p): a gamma variable to the power 1/p, with a random sign."""
-    length = torch.distributions.Gamma(1 / power, 1.0).sample((size, n)).pow(1 / power)
-    return length * (2.0 * torch.randint(2, (size, n)) - 1)
+    shape = torch.tensor(1 / power, device=device)
+    length = torch.distributions.Gamma(shape, torch.ones_like(shape)).sample((size, n))
+    return length.pow(1 / power) * (2.0 * torch.randint(2, (size, n), device=device) - 1)

@@ -116,10 +116,10 @@ class Study:
         StoreError
             If the place cannot be written.
         """
-        rows = json.loads(self.rows.to_json(orient="records", double_precision=15))  # no NaN
-        made = {"kind": self.kind, "about": dict(self.about), "rows": rows}
+        rows = self.rows.astype(object).where(self.rows.notna(), None)  # JSON has no NaN
+        made = {"kind": self.kind, "about": dict(self.about), "rows": rows.to_dict("records")}
         with store.aside(path) as aside:
-            aside.write_text(json.dumps(made, indent=1))
+            aside.write_text(json.dumps(made, indent=1, allow_nan=False))
         return Path(path)
 
     def summary(self) -> pd.DataFrame:

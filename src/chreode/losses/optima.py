@@ -2,8 +2,9 @@
 
 Latents z are uniform on the unit sphere of R^k. Of positives, `n_fixed` coordinates u are those of the
 anchor; the others, v, lie on a sphere of radius r = √(1 − ‖u‖²), and are von Mises-Fisher about the
-anchor's. All values are in nats, for a large number of negatives. Those that need
-quadrature hold within .005 up to κ = 10,000.
+anchor's. All values are in nats, and limits for so many negatives that the positive counts for nothing
+beside them: `outweighed` says where that holds. Those that need quadrature are within .005 of the limit up
+to κ = 10,000.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from scipy.special import ive, logsumexp
+from scipy.special import hyp0f1, ive, logsumexp
 from scipy.stats import beta
 
 #: "theorem": v's concentration is κr², which is e^{κ z·z̃} on v's own sphere. "published": it is κ, which is
@@ -22,6 +23,8 @@ Sampler: TypeAlias = Literal["theorem", "published"]
 Concentration: TypeAlias = float | np.ndarray
 #: Concentrations below are this one: the formulas divide by it.
 _LEAST = 1e-9
+#: Nats by which negatives must outweigh a positive.
+_OUTWEIGHED = 3.0
 #: Nodes of quadrature.
 _NODES = 128
 
@@ -35,7 +38,10 @@ def log_mean_exp(kappa: Concentration, k: int) -> Any:
     0.0
     """
     order, at = k / 2 - 1, np.maximum(kappa, _LEAST)
-    return math.lgamma(k / 2) + np.log(ive(order, at)) + at - order * np.log(at / 2)
+    scaled = ive(order, at)  # is 0 where κ is far below k
+    with np.errstate(divide="ignore"):
+        usual = math.lgamma(k / 2) + np.log(scaled) + at - order * np.log(at / 2)
+    return np.where(scaled > 0, usual, np.log(hyp0f1(k / 2, np.where(scaled > 0, 0, at) ** 2 / 4)))
 
 
 def mean_cosine(kappa: Concentration, k: int) -> Any:
@@ -47,7 +53,10 @@ def mean_cosine(kappa: Concentration, k: int) -> Any:
     (0.537315, 0.537315)
     """
     at = np.maximum(kappa, _LEAST)
-    return ive(k / 2, at) / ive(k / 2 - 1, at)
+    above, below = ive(k / 2, at), ive(k / 2 - 1, at)
+    small = np.where(above > 0, 0, at)  # as in `log_mean_exp`
+    series = small / k * hyp0f1(k / 2 + 1, small**2 / 4) / hyp0f1(k / 2, small**2 / 4)
+    return np.where(above > 0, above / np.where(above > 0, below, 1), series)
 
 
 def full_support(kappa: float, k: int, n_negatives: int) -> float:
@@ -77,6 +86,19 @@ def aligned_and_uniform(kappa: float, k: int, n_negatives: int) -> float:
     5.703
     """
     return float(math.log(n_negatives) + log_mean_exp(kappa, k) - kappa)
+
+
+def outweighed(kappa: float, k: int, n_negatives: int) -> bool:
+    """Return whether so many negatives outweigh any positive, as closed forms suppose: by three nats.
+
+    A positive then adds ln(1 + e⁻³) = .05 to a loss at the most. Without it, losses could be below 0.
+
+    Examples
+    --------
+    >>> outweighed(1 / 0.3, 3, 2000), outweighed(1000, 3, 2000)
+    (True, False)
+    """
+    return aligned_and_uniform(kappa, k, n_negatives) >= _OUTWEIGHED
 
 
 def rescaled(

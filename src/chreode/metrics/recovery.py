@@ -44,9 +44,9 @@ def axis_r2(
     """
     _require(latents, recovered)
     half = len(latents) // 2
-    model = LinearRegression() if linear else _kernel_regression()
-    model.fit(recovered[:half], latents[:half])
-    told, truth = model.predict(recovered[half:]), latents[half:]
+    model, mean = LinearRegression() if linear else _kernel_regression(), latents[:half].mean(0)
+    model.fit(recovered[:half], latents[:half] - mean)  # kernel regression has no intercept
+    told, truth = model.predict(recovered[half:]) + mean, latents[half:]
     lost = ((truth - told) ** 2).sum(0) / ((truth - truth.mean(0)) ** 2).sum(0)
     return np.asarray(1 - lost, np.float64)
 
