@@ -24,10 +24,16 @@ BUDGETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+#: Steps at the most if a coordinate is fixed: these losses rest earlier than R² of patches does.
+VIOLATED_STEPS = 2500
+
+
 def setting_of(case: Row) -> Setting:
     """Return the setting of a case: the budget of its mixing, and what the case says."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in case.items() if k != "seed"}
     budget = dict(BUDGETS[case["mixing"]]) if case.get("n_latent", 3) == 3 else {}
+    if case.get("n_fixed") and budget:
+        budget["n_steps"] = min(budget["n_steps"], VIOLATED_STEPS)
     if options.get("ratio", 0) > 0:
         budget.pop("n_negatives", None)  # as many from its own support for every mixing
     return Setting(**{**budget, **options})

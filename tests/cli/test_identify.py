@@ -77,6 +77,9 @@ def test_it_is_what_python_does(say, tmp_path, monkeypatch):
     saved = json.loads(Path("rows.json").read_text())
     assert [row["r2"] for row in saved["rows"]] == study.rows["r2"].tolist()
     assert "Does a contrastive loss recover the latents?" in Path("page.html").read_text("utf-8")
+    code, *_ = say("report rows.json -o again.html")
+    assert code == 0
+    assert "Does a contrastive loss recover the latents?" in Path("again.html").read_text("utf-8")
 
 
 def test_it_prints_few_columns_and_the_answer(say):

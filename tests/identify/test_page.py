@@ -1,5 +1,6 @@
 """Pictures and pages of studies: what is drawn are the values given, and sentences hold for any rows."""
 
+import json
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from chreode import config, plot
-from chreode.errors import ConfigError, DataError, SchemaError
+from chreode.errors import ConfigError, DataError, SchemaError, StoreError
 from chreode.identify import Setting, Study
 from chreode.identify.study import named
 from chreode.losses.optima import rescaled
@@ -209,7 +210,7 @@ def test_samplers_are_compared_with_the_paper_by_the_one_that_it_used():
         for ratio, value in ((0.0, 0.08), (1.0, r2)):
             setting = violated(sampler=sampler, ratio=ratio)
             runs += [(setting, seed, outcome(setting, value + 0.001 * seed)) for seed in (0, 1)]
-    theorem, published = study("diversity", runs).answer()
+    theorem, published, *_ = study("diversity", runs).answer()
     assert "the corrected loss has 0.996 (identity)" in theorem
     assert "Recovered, with 0.99 or more: identity by the corrected loss." in theorem
     assert "other way alone, and has 0.06 for InfoNCE and 0.63 for the corrected loss" in theorem
@@ -280,6 +281,59 @@ def test_encoders_are_compared_pair_by_pair():
     told = said("encoders", runs)
     assert "0.995 and 0.800 (identity) and 0.500 and 0.990 (linear)" in told
     assert "The inverse encoder is better for linear; it is worse for identity." in told
+
+
+@pytest.mark.parametrize(("low", "word"), [(0.55, "seeds of both overlap"), (0.72, "is better")])
+def test_an_encoder_is_not_better_where_seeds_overlap(low, word):
+    values = {"mlp": (0.5, 0.7), "inverse": (low, 0.95)}
+    runs = [
+        (s := of(encoder=encoder), seed, outcome(s, r2))
+        for encoder, of_seeds in values.items()
+        for seed, r2 in enumerate(of_seeds)
+    ]
+    assert f"{word} for identity." in said("encoders", runs).lower()
+
+
+def test_runs_that_recover_no_more_than_before_training_are_named():
+    runs = [(s := violated(ratio=r), 0, outcome(s, r2)) for r, r2 in ((0.0, 0.48), (1.0, 0.6))]
+    told = said("diversity", runs)
+    assert "Encoders before training have as much or more than these runs, within 0.05: " in told
+    assert f"{named(violated(ratio=0.0))} (0.480, untrained 0.450)." in told
+
+
+# saved studies
+
+
+def test_a_saved_study_is_read_as_it_was(tmp_path):
+    runs = [(s := violated(ratio=r), 0, outcome(s, 0.6)) for r in (0.0, 1.0)]
+    runs.append((of("linear", n_fixed=2), 0, Outcome(failed="The loss is nan.")))
+    made = study("diversity", runs)
+    again = Study.load(made.save(tmp_path / "rows.json"))
+    pd.testing.assert_frame_equal(again.rows, made.rows, check_like=True)
+    assert again.answer() == made.answer()
+    assert again.about == made.about
+    again.report(tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"kind": "other"}, "kind is none of diversity, ratio, encoders"),
+        ({"rows": [{}]}, "KeyError"), ({"rows": 3}, "TypeError"), ({"about": 3}, "TypeError"),
+        ({"kappa": -1}, "kappa"), ({"r2": "high"}, "could not convert"), ({"r2_axis": [0.1]}, "3 values"),
+        ({"state": "new"}, "new"), ({"seed": "one"}, "invalid literal"),
+    ],
+)  # fmt: skip
+def test_what_is_no_study_is_refused(change, why, tmp_path):
+    made = study("diversity", [(violated(), 0, outcome(violated(), 0.6))])
+    path = made.save(tmp_path / "rows.json")
+    content = json.loads(path.read_text())
+    content |= {k: v for k, v in change.items() if k in content}
+    if "rows" not in change:
+        content["rows"][0] |= {k: v for k, v in change.items() if k not in content}
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=why):
+        Study.load(path)
 
 
 # pages

@@ -90,7 +90,8 @@ def test_a_study_is_saved_as_json(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mixings": []}, "name one mixing at least"),
+        ({"mixings": []}, "mixings is empty"),
+        ({"samplers": []}, "samplers is empty"),
         ({"mixings": ["spirl"]}, "spiral"),
         ({"seeds": []}, "seed"),
         ({"fixed": [4]}, "n_fixed=4"),
@@ -101,6 +102,19 @@ def test_a_study_is_saved_as_json(tmp_path):
 def test_bad_grids_are_refused_before_anything_runs(options, message):
     with pytest.raises(ConfigError, match=message):
         diversity(**{"mixings": ["identity"], "base": BRIEF, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratios": []}, "ratios is empty"),
+        ({"n_fixed": 0}, "n_fixed=0 of 3 coordinates: expected 1 to 2"),
+        ({"n_fixed": 3}, "n_fixed=3 of 3 coordinates: expected 1 to 2"),
+    ],
+)
+def test_bad_sweeps_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ratio(**{"mixings": ["identity"], "base": BRIEF, **options})
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])

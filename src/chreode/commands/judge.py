@@ -347,6 +347,16 @@ def _cells_of(trajectories: tuple[str, ...], cells: Cells) -> np.ndarray:
     return np.flatnonzero(of.isin(trajectories))
 
 
+def _is_study(source: Path) -> bool:
+    """Return whether a file says that it is of 'chreode identify'; whoever reads it says what is wrong."""
+    import json
+
+    try:
+        return json.loads(source.read_text())["kind"] in ch.identify.study.KINDS
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
 def report(
     source: Path,
     /,
@@ -354,12 +364,13 @@ def report(
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     json: Json = False,
 ) -> Answer:
-    """Make a page of HTML of a saved bench or a fitted model.
+    """Make a page of HTML of a saved bench, a saved study or a fitted model.
 
     Parameters
     ----------
     source
-        What 'chreode bench … -o bench.json' wrote, or the folder of a fitted model.
+        What 'chreode bench … -o bench.json' or 'chreode identify … -o rows.json' wrote, or the folder of a
+        fitted model.
     output
         The .html file to write.
     """
@@ -368,6 +379,8 @@ def report(
         fitted = ch.load(source)
         title = f"{type(fitted.model).__name__}: {source.name}"
         ch.report.write(output, title, ch.report.fit_sections(fitted), about=fitted.provenance)
+    elif _is_study(source):
+        ch.identify.Study.load(source).report(output)
     else:
         ch.bench.Bench.load(source).report(output)
     return Answer(f"written to {output}", {"file": str(output)}, json)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from cyclopts import App, Group, Parameter
 
@@ -55,15 +56,7 @@ def _diversity(
     *,
     mixings: Words = (),
     fixed: Annotated[tuple[Whole, ...], Parameter(consume_multiple=True)] = (1,),
-    samplers: Samplers = (),
-    seeds: Seeds = (0, 1, 2, 3, 4),
-    output: Rows = None,
-    report: Page = None,
-    into: Into = None,
-    ray: Ray = False,
-    threads: Threads = None,
-    json: Json = False,
-    **options: Any,
+    **shared: Any,
 ) -> Answer:
     """Show whether latents are recovered if positives reach all of the space, and if they keep some of it.
 
@@ -75,8 +68,7 @@ def _diversity(
     fixed
         Numbers of coordinates that positives keep, beside none.
     """
-    grid = {"mixings": mixings, "fixed": fixed, "samplers": samplers, "seeds": seeds}
-    return _studied("diversity", grid, options, (output, report, into), ray, threads, json)
+    return _studied("diversity", {"mixings": mixings, "fixed": fixed}, **shared)
 
 
 def _ratio(
@@ -84,15 +76,7 @@ def _ratio(
     mixings: Words = (),
     ratios: Shares = (),
     n_fixed: Whole = 1,
-    samplers: Samplers = (),
-    seeds: Seeds = (0, 1, 2, 3, 4),
-    output: Rows = None,
-    report: Page = None,
-    into: Into = None,
-    ray: Ray = False,
-    threads: Threads = None,
-    json: Json = False,
-    **options: Any,
+    **shared: Any,
 ) -> Answer:
     """Show how large a share of the negatives must come from the anchor's own support.
 
@@ -106,25 +90,15 @@ def _ratio(
     n_fixed
         Number of coordinates that positives keep.
     """
-    grid = {
-        "mixings": mixings, "ratios": ratios, "n_fixed": n_fixed, "samplers": samplers, "seeds": seeds,
-    }  # fmt: skip
-    return _studied("ratio", grid, options, (output, report, into), ray, threads, json)
+    grid = {"mixings": mixings, "ratios": ratios, "n_fixed": n_fixed}
+    return _studied("ratio", grid, **shared)
 
 
 def _encoders(
     *,
     mixings: Words = (),
     ratios: Shares = (),
-    samplers: Samplers = (),
-    seeds: Seeds = (0, 1, 2, 3, 4),
-    output: Rows = None,
-    report: Page = None,
-    into: Into = None,
-    ray: Ray = False,
-    threads: Threads = None,
-    json: Json = False,
-    **options: Any,
+    **shared: Any,
 ) -> Answer:
     """Show whether an encoder that is made like the inverse of the mixing does what the loss alone does not.
 
@@ -135,8 +109,7 @@ def _encoders(
     ratios
         Shares of negatives from the anchor's own support, where a coordinate is kept [default: 0 1].
     """
-    grid = {"mixings": mixings, "ratios": ratios, "samplers": samplers, "seeds": seeds}
-    return _studied("encoders", grid, options, (output, report, into), ray, threads, json)
+    return _studied("encoders", {"mixings": mixings, "ratios": ratios}, **shared)
 
 
 _COMMANDS: Mapping[str, Callable[..., Answer]] = {
@@ -161,27 +134,40 @@ def __getattr__(name: str) -> App:
     setting = ch.identify.Setting
     docs = {row["name"]: row["doc"] for row in config.describe(setting)}
     of_runs = flags(setting, docs, Group("What all runs share", sort_key=2))
-    command = signed(partial(_COMMANDS[name]), *(f for f in of_runs if f.name not in _SET))
+    of_runs = [flag for flag in of_runs if flag.name not in _SET]
+    command = signed(partial(_COMMANDS[name]), *_shared_flags(), *of_runs)
     example = f"Example: chreode identify {name} --mixings identity patches --into runs/{name} "
     return App(name=name, default_command=command, help_epilogue=f"{example}--report {name}.html")
+
+
+def _shared_flags() -> list[inspect.Parameter]:
+    """Return the flags that all studies have."""
+    hints = get_type_hints(_studied, include_extras=True)
+    every = inspect.signature(_studied).parameters.values()
+    return [p.replace(annotation=hints[p.name]) for p in every if p.kind is p.KEYWORD_ONLY]
 
 
 def _studied(
     kind: str,
     grid: Mapping[str, Any],
-    options: Mapping[str, Any],
-    places: tuple[Path | None, Path | None, Path | None],
-    ray: bool,  # noqa: FBT001 (a flag)
-    threads: int | None,
-    json: bool,  # noqa: FBT001 (a flag)
+    *,
+    samplers: Samplers = (),
+    seeds: Seeds = (0, 1, 2, 3, 4),
+    output: Rows = None,
+    report: Page = None,
+    into: Into = None,
+    ray: Ray = False,
+    threads: Threads = None,
+    json: Json = False,
+    **options: Any,
 ) -> Answer:
-    """Run a study, write what is wanted (`places`: output, report, into), and return what to print."""
+    """Run a study, write what is wanted, and return what to print; all studies have these flags."""
     from .judging import require_places
 
-    output, report, into = places
     require_places(output, report, into)
     base = config.from_dict(ch.identify.Setting, options)
     use_threads(threads)
+    grid = {**grid, "samplers": samplers, "seeds": seeds}
     asked = {name: value for name, value in grid.items() if value != ()}
     study = getattr(ch.identify, kind)(
         **asked, base=base, into=into, ray=ray and (threads or 1), threads=threads

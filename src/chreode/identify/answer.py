@@ -79,6 +79,7 @@ def answer(study: Told) -> list[str]:
     runs = runs_of(study)
     return [
         *_ANSWERS[study.kind](runs[runs["r2"].notna()]),
+        *_untrained(runs),
         *_seeds(runs),
         *_bent(study.rows),
         *_stuck(study.rows),
@@ -161,10 +162,17 @@ def _encoders(runs: pd.DataFrame) -> Iterator[str]:
             continue
         pairs = [f"{b['mlp']:z.3f} and {b['inverse']:z.3f} ({m})" for m, b in both.iterrows()]
         gain = both["inverse"] - both["mlp"]
+        far = gain.abs() > _NEAR
+        ends = of.pivot(index="mixing", columns="encoder", values=["lowest", "highest"]).loc[
+            both.index
+        ]
+        above = ends["lowest", "inverse"] > ends["highest", "mlp"]
+        below = ends["highest", "inverse"] < ends["lowest", "mlp"]
         kinds = {
-            "the inverse encoder is better": gain[gain > _NEAR],
-            "it is worse": gain[gain < -_NEAR],
-            f"both are within {_NEAR}": gain[gain.abs() <= _NEAR],
+            "the inverse encoder is better": gain[far & above],
+            "it is worse": gain[far & below],
+            "seeds of both overlap": gain[far & ~above & ~below],
+            f"both are within {_NEAR}": gain[~far],
         }
         told = [f"{what} for {joined(g.index)}" for what, g in kinds.items() if len(g)]
         verdict = "; ".join(told)
@@ -236,6 +244,17 @@ def _span(values: pd.Series) -> str:
 
 
 # what to know of seeds and fits
+
+
+def _untrained(runs: pd.DataFrame) -> Iterator[str]:
+    """Name runs that recover no more than their encoders do before training."""
+    found = runs[runs["r2"] <= runs["r2_untrained"] + _NEAR]
+    if len(found):
+        named = [
+            f"{run} ({row['r2']:z.3f}, untrained {row['r2_untrained']:z.3f})"
+            for run, row in found.iterrows()
+        ]
+        yield f"Encoders before training have as much or more than these runs, within {_NEAR}: {_few(named)}."
 
 
 def _seeds(runs: pd.DataFrame) -> Iterator[str]:

@@ -30,7 +30,8 @@ _SHARED = ("n_latent", "kappa", "hidden", "n_negatives", "batch_size", "n_steps"
 _COLUMNS = (
     "R² is linear and the mean over axes and seeds, with the 95 % interval of the mean; worst axis is the R² "
     "of the coordinate that is recovered worst; untrained is the R² of the encoder before training; paper is "
-    "the R² that the paper reports."
+    "the R² that the paper reports. It drew positives by the published sampler alone, so beside runs of the "
+    "theorem's sampler its value is of other positives."
 )
 _GEOMETRY = {
     "r2_kernel": "R² by kernel", "mcc": "MCC", "angle": "angle error", "orthogonal": "distance to orthogonal",
@@ -114,7 +115,8 @@ def _before_and_after(study: Told) -> Iterator[Section]:
         "Before and after",
         "Points are coloured by the first latent coordinate, which points upwards and is the first to be "
         "fixed. What was recovered is turned or mirrored so that it lies as near to the truth as it can."
-        f"{halves}{first} Shown is the first seed; runs of which it failed are left out.",
+        f"{halves}{first} Shown is the first seed, and R² above each picture is of the points in it; runs of "
+        "which this seed failed are left out.",
         figures=tuple(figures),
     )
 
@@ -136,7 +138,7 @@ def _lowest(rows: pd.DataFrame) -> Iterator[Section]:
         "The losses of maps that stretch what varies, v, by λ and scale the result to length 1, in closed "
         "form. λ = 1 is the identity, which has the loss of every rotation. A dot is the lowest point of a "
         "line; a triangle says that the line still falls at the edge.\n\n"
-        "If InfoNCE (red) is lowest elsewhere than at 1, no rotation is its best map (theorem 4.5). The "
+        "If InfoNCE (orange) is lowest elsewhere than at 1, no rotation is its best map (theorem 4.5). The "
         "corrected loss (blue) is lowest at 1 if positives are drawn as the theorem has it (solid; theorem "
         "4.6). If they are drawn as it was published (dashed), it need not be.",
         figures=figures,

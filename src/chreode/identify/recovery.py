@@ -76,7 +76,9 @@ class Setting:
         "mlp",
         "A network that could be anything, or one that is made like the inverse of the mixing.",
     )
-    hidden: tuple[int, ...] = param((128, 128, 128), "Widths of the layers of the mlp.", low=1)
+    hidden: tuple[int, ...] = param(
+        (128, 128, 128), "Widths of the layers of the mlp; of none, it is a linear map.", low=1
+    )
     n_negatives: int = param(31, "Negatives of each anchor in training.", low=1)
     batch_size: int = param(512, "Anchors of a step.", low=8)
     n_steps: int = param(2000, "Steps of training.", low=1)

@@ -17,7 +17,7 @@ from ..compute.progress import bar
 from ..compute.settings import settled
 from ..compute.threads import pinned
 from ..config.arguments import checked
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from ..run import Run
 from ..trials.runner import require_one, require_seeds, run_of_trials, running
 from ..trials.trial import Result, Trial
@@ -53,7 +53,8 @@ def diversity(
         How latents become data: identity, linear, mlp, patches, spiral, monomials.
     fixed
         Numbers of coordinates that positives keep, beside none. For each, negatives are drawn from
-        everywhere (InfoNCE) and from the anchor's own support (the corrected loss).
+        everywhere (InfoNCE) and from the anchor's own support (the corrected loss). If all are kept,
+        a positive is its anchor.
     samplers
         How what is not kept is drawn: "theorem", "published".
     seeds
@@ -77,8 +78,9 @@ def diversity(
     hows: list[dict[str, Any]] = [{"n_fixed": 0}]
     hows += [
         {"n_fixed": n, "sampler": sampler, "ratio": ratio}
-        for n, sampler, ratio in product(fixed, samplers, (0.0, 1.0))
+        for n, sampler, ratio in product(filter(None, fixed), samplers, (0.0, 1.0))
     ]
+    _require_some(mixings=mixings, samplers=samplers)
     grid = [{"mixing": mixing, **how} for mixing, how in product(mixings, hows)]
     return _study(
         "diversity", [replace(base, **how) for how in grid], seeds, into, int(ray),
@@ -108,10 +110,17 @@ def ratio(
     ratios
         The shares ρ, from 0 (InfoNCE) to 1 (the corrected loss).
     n_fixed
-        Number of coordinates that positives keep.
+        Number of coordinates that positives keep: of none or all, every ratio would be the same loss or
+        teach nothing.
     mixings, samplers, seeds, into, ray, base, run
         As in `diversity`.
     """
+    _require_some(mixings=mixings, ratios=ratios, samplers=samplers)
+    if not 0 < n_fixed < base.n_latent:
+        raise ConfigError(
+            f"n_fixed={n_fixed} of {counted(base.n_latent, 'coordinate')}: expected 1 to "
+            f"{base.n_latent - 1}, so that an anchor's own support is a part of all."
+        )
     grid: list[dict[str, Any]] = [
         {"n_fixed": n_fixed, "mixing": mixing, "sampler": sampler, "ratio": share}
         for mixing, sampler, share in product(mixings, samplers, ratios)
@@ -143,6 +152,7 @@ def encoders(
     mixings, ratios, samplers, seeds, into, ray, base, run
         As in `diversity` and `ratio`; the runs in which positives reach all of the space are added.
     """
+    _require_some(mixings=mixings, ratios=ratios, samplers=samplers)
     hows: list[dict[str, Any]] = [{"n_fixed": 0}]
     hows += [
         {"n_fixed": 1, "sampler": sampler, "ratio": share}
@@ -158,6 +168,13 @@ def encoders(
     )  # fmt: skip
 
 
+def _require_some(**named: Sequence[Any]) -> None:
+    """Refuse an axis of the grid that has nothing on it."""
+    for name, values in named.items():
+        if not len(values):
+            raise ConfigError(f"{name} is empty: name one at least.")
+
+
 def _study(
     kind: str,
     settings: Sequence[Setting],
@@ -166,8 +183,6 @@ def _study(
     ray: int,
     run: Run,
 ) -> Study:
-    if not settings:
-        raise ConfigError("There is nothing to run: name one mixing at least.")
     # what is named twice, or is the same by two names, such as both samplers if nothing is fixed
     settings = list({named(setting): setting for setting in settings}.values())
     trials = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pandas as pd
 from scipy.stats import t
 
 from .. import config, store
+from ..compute.convergence import read_state
 from ..config.arguments import checked
+from ..errors import ConfigError, StoreError
 from ..trials.trial import Outcome, Trial
 from .answer import answer, summary
 from .page import write_study
@@ -29,6 +32,11 @@ VALUES = {
     "closed": "identity's loss, closed form",
 }  # fmt: skip
 LOSSES = {0.0: "InfoNCE", 1.0: "corrected"}
+#: What a study may ask.
+KINDS = ("diversity", "ratio", "encoders")
+#: What `recover` finds by axis, and as one number.
+_BY_AXIS = ("r2_axis", "r2_kernel_axis")
+_NUMBERS = (*(name for name in VALUES if name not in ("worst", "excess")), "identity", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +46,7 @@ class Study:
     Attributes
     ----------
     kind
-        "diversity", "ratio" or "encoders".
+        What it asks: "diversity", "ratio" or "encoders".
     rows
         One row for each setting and seed: ``run`` (what the setting is called), ``seed``, the options of
         `Setting`, what `recover` returned, ``worst`` (R² of the worst axis), ``excess`` (loss above that of
@@ -122,6 +130,29 @@ class Study:
             aside.write_text(json.dumps(made, indent=1, allow_nan=False))
         return Path(path)
 
+    @classmethod
+    @checked
+    def load(cls, path: str | Path) -> Study:
+        """Read what `save` wrote, which holds no points for pictures.
+
+        Raises
+        ------
+        StoreError
+            If the file is absent, cut short or no study.
+        """
+        try:
+            made = json.loads(Path(path).read_text())
+            kind, about = made["kind"], dict(made["about"])
+            if kind not in KINDS:
+                raise ValueError(f"kind is none of {', '.join(KINDS)}")
+            rows = pd.DataFrame([_read_row(row) for row in made["rows"]])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
+            raise StoreError(
+                f"{path} is no saved study, which is JSON that Study.save or 'chreode identify … -o "
+                f"rows.json' wrote ({type(error).__name__}: {error})."
+            ) from error
+        return cls(kind, rows, about)
+
     def summary(self) -> pd.DataFrame:
         """Return what matters most of `table`: R² with its interval, what to compare it with, and notes."""
         return summary(self.table())
@@ -150,6 +181,21 @@ def row_of(setting: Setting, seed: int, found: Mapping[str, Any]) -> dict[str, A
     return {**row, "published": published_r2(setting)}
 
 
+def _read_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a file, which may be a stranger's: what can be reckoned is not read."""
+    setting = config.from_dict(Setting, {each.name: row[each.name] for each in fields(Setting)})
+    seed, failed = int(row["seed"]), str(row["failed"])
+    found: dict[str, Any] = {}
+    if not failed:
+        found = {name: math.nan if row[name] is None else float(row[name]) for name in _NUMBERS}
+        for name in _BY_AXIS:
+            found[name] = [float(value) for value in row[name]]
+            if len(found[name]) != setting.n_latent:
+                raise ValueError(f"{name} has not {setting.n_latent} values")
+        found["state"] = read_state(row)
+    return {**row_of(setting, seed, found), "failed": failed}
+
+
 def named(setting: Setting) -> str:
     """Return what a setting is called in tables.
 
@@ -165,5 +211,5 @@ def named(setting: Setting) -> str:
         parts.append("all fixed")
     else:
         parts.append(f"{setting.n_fixed} fixed ({setting.sampler})")
-    parts.append(LOSSES.get(setting.ratio, f"ratio {setting.ratio:g}"))
+    parts.append(LOSSES.get(setting.ratio, f"ratio {setting.ratio:.10g}"))
     return ", ".join(parts + ["inverse encoder"] * (setting.encoder == "inverse"))

@@ -16,6 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from ..errors import DataError, counted
 
+#: Rows that are compared with all others at once.
+_AT_ONCE = 1024
+
 
 def axis_r2(
     latents: Float[np.ndarray, "b n"], recovered: Float[np.ndarray, "b d"], *, linear: bool = True
@@ -116,9 +119,12 @@ def angle_error(latents: Float[np.ndarray, "b n"], recovered: Float[np.ndarray, 
     (0.0, 1.0)
     """
     _require_pairs(latents, recovered)
-    apart = np.abs(latents @ latents.T - recovered @ recovered.T)
-    n = len(latents)
-    return float((apart.sum() - np.trace(apart)) / (n * (n - 1)))
+    n, total = len(latents), 0.0
+    for at in range(0, n, _AT_ONCE):  # of all pairs there may be too many to be held
+        rows = slice(at, at + _AT_ONCE)
+        apart = np.abs(latents[rows] @ latents.T - recovered[rows] @ recovered.T)
+        total += apart.sum() - np.trace(apart, offset=at)
+    return float(total / (n * (n - 1)))
 
 
 def distance_to_orthogonal(
