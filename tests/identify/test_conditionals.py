@@ -12,6 +12,7 @@ from scipy.special import ive
 from scipy.stats import gennorm, kstest, ortho_group
 
 from chreode.errors import ConfigError
+from chreode.identify import conditionals
 from chreode.identify.conditionals import (
     Anisotropic,
     Around,
@@ -363,3 +364,11 @@ def test_draws_stay_on_the_device_of_their_anchors(k):
     z = Sphere(k).draw(50).cuda()
     laws = [Full(3.0), Restricted(1, 3.0), Around(Box(k), 0.1), Anisotropic((2.0,) * k)]
     assert {law.draw(z).device for law in laws} == {z.device}
+
+
+def test_pieces_of_the_anchors_have_their_own_positives(monkeypatch):
+    monkeypatch.setattr(conditionals, "_NUMBERS", 9 * 100)
+    z = Sphere(3).draw(250)
+    found = Anisotropic((200.0, 300.0, 400.0)).draw(z)
+    assert found.shape == z.shape
+    assert ((found * z).sum(1) > 0.9).all()

@@ -18,6 +18,8 @@ from .spaces import Box, Space, Sphere, generalised_normal
 
 #: From here on, 32 bits cannot tell the logits of near points apart.
 MOST = 1e5
+#: Numbers that are held at once.
+_NUMBERS = 2**22
 
 
 class Conditional(Protocol):
@@ -260,11 +262,17 @@ class Anisotropic:
 
     def draw(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """Return a positive for each anchor, from exactly this density."""
-        z, n = z.double(), z.shape[1]
+        n = z.shape[1]
         if n != len(self.precision):
             raise ConfigError(
                 f"precision={self.precision}: latents have {counted(n, 'coordinate')}; give one for each."
             )
+        # a form of n² numbers for each anchor: of all at once there may be too many
+        pieces = z.double().split(max(1, _NUMBERS // n**2))
+        return torch.cat([self._drawn(piece) for piece in pieces]).float()
+
+    def _drawn(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+        n = z.shape[1]
         diagonal = z.new_tensor(self.precision)
         pull = diagonal * z  # on the sphere the density is ∝ exp(pull·x − ½ xᵀΛx)
         most = (pull * z).sum(1)
@@ -284,7 +292,7 @@ class Anisotropic:
             lost = ((pull[rows] * x).sum(1) - most[rows]) ** 2 / (2 * most[rows])
             return x, central - bingham + best - lost
 
-        return _until_accepted(z, propose).float()
+        return _until_accepted(z, propose)
 
 
 def _envelope(values: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:

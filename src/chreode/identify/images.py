@@ -40,7 +40,9 @@ from .imaging.simclr import Training, embed, train
 #: Rows of the table that no augmentation made.
 PIXELS, PCA_ROW, CHANCE, UNTRAINED = "raw pixels", "PCA", "chance", "untrained"
 _COMPONENTS = 50
-_NUMBERS = ("accuracy", "worst", "validation", "seconds", "epochs", "first_loss", "last_loss")
+_NUMBERS = (
+    "accuracy", "worst", "validation", "test_images", "seconds", "epochs", "first_loss", "last_loss",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +52,11 @@ class ImageResult:
     Attributes
     ----------
     rows
-        A row for each encoder, regime and seed, and for each baseline and seed: ``accuracy`` on test images,
-        the lowest share of a class that is named right (``worst``, of ``worst_class``), accuracy on the
-        ``validation`` images that chose the probe, ``seconds`` and ``epochs`` of training, its ``first_loss``
-        and ``last_loss`` (means over an epoch), the ``state`` of the fit when it stopped, and a ``note`` on a
-        row that failed.
+        A row for each encoder, regime and seed, and for each baseline and seed: ``accuracy`` on the
+        ``test_images``, the lowest share of a class that is named right (``worst``, of ``worst_class``),
+        accuracy on the ``validation`` images that chose the probe, ``seconds`` and ``epochs`` of training,
+        its ``first_loss`` and ``last_loss`` (means over an epoch), the ``state`` of the fit when it stopped,
+        and a ``note`` on a row that failed.
     about
         What the numbers depend on: data, settings, versions.
     """
@@ -70,7 +72,7 @@ class ImageResult:
             "accuracy": grouped["accuracy"].mean(), "lowest": grouped["accuracy"].min(),
             "highest": grouped["accuracy"].max(), "worst class": grouped["worst"].mean(),
             "validation": grouped["validation"].mean(), "seconds": grouped["seconds"].mean(),
-            "seeds": grouped.size(),
+            "test images": grouped["test_images"].first(), "seeds": grouped.size(),
             "still improving": grouped["state"].agg(lambda of: int((of == "still improving").sum())),
         })  # fmt: skip
         notes = self.rows.groupby(by, sort=False)["note"].agg(
@@ -244,7 +246,9 @@ def _chance(seed: int, given: _Given) -> Result:
     commonest = np.bincount(given.classes[rows.train]).argmax()
     scores = [float((given.classes[r] == commonest).mean()) for r in (rows.test, rows.validation)]
     worst = int(commonest == 0)  # any class that is not the commonest is never named
-    row = {"accuracy": scores[0], "validation": scores[1], "worst": 0.0}
+    row = {
+        "accuracy": scores[0], "validation": scores[1], "worst": 0.0, "test_images": len(rows.test),
+    }  # fmt: skip
     return {**row, "worst_class": given.names[worst]}, {}
 
 
@@ -291,5 +295,5 @@ def scored(
     return {
         "accuracy": recall[of_test].mean().item(), "validation": probe.validation,
         "worst": recall.min().item(), "worst_class": names[int(recall.argmin())],
-        "penalty": probe.penalty, "probe_epoch": probe.epoch,
+        "test_images": len(rows.test), "penalty": probe.penalty, "probe_epoch": probe.epoch,
     }  # fmt: skip
