@@ -45,17 +45,24 @@ def measured(case: Row) -> Row:
     return row
 
 
-def study_of(rows: Sequence[Row]) -> Study:
+def study_of(rows: Sequence[Row], kind: str) -> Study:
     """Return rows of a table as what the package's own studies return."""
     found = [
         {**row_of(setting_of(row["case"]), row["case"]["seed"], row), "failed": ""} for row in rows
     ]
-    return Study("benchmark", pd.DataFrame(found), {})
+    return Study(kind, pd.DataFrame(found), {})
+
+
+def answered(rows: Sequence[Row], kind: str) -> list[str]:
+    """Return what a study of these rows answers, and its tables."""
+    if not rows:
+        return []
+    return [*(f"- {text}" for text in study_of(rows, kind).answer()), "", *tabulated(rows), ""]
 
 
 def tabulated(rows: Sequence[Row]) -> list[str]:
     """Return a table of R² beside the paper's, and folded, all else that was measured."""
-    study = study_of(rows)
+    study = study_of(rows, "diversity")
     table, axes = study.table(), study.axes()
     header = (
         "run",

@@ -9,7 +9,7 @@ from typing import Any
 from chreode.identify.studies import ALL, SAMPLERS
 
 from ..common import Row
-from .runs import SEEDS, measured, tabulated
+from .runs import SEEDS, answered, measured
 
 VIOLATED: list[dict[str, Any]] = [
     {"n_fixed": 1, "sampler": sampler, "ratio": ratio}
@@ -34,4 +34,11 @@ def measure(case: Row, _data: Path, _kept: Path) -> Row:
 
 
 def render(rows: list[Row]) -> list[str]:
-    return tabulated(rows)
+    """Return what the network recovers, and what the inverse encoder does beside it."""
+    of_network = [row for row in rows if row["case"]["encoder"] == "mlp"]
+    both = [row for row in rows if row["case"]["mixing"] != "mlp"]
+    return [
+        *answered(of_network, "diversity"),
+        "**A network beside an encoder made like the inverse of the mixing.**", "",
+        *answered(both, "encoders"),
+    ]  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import ROOT, write_section
-from benchmarks.identify import answer, relation
+from benchmarks.identify import answer, ratios, relation
 from benchmarks.identify.covered import by_views
 from benchmarks.identify.run import CELLS, LABORATORY
 from benchmarks.tables import shown, write
@@ -19,6 +19,8 @@ LABORATORY_PAGE = ROOT / "docs" / "identify.md"
 
 def main() -> None:
     write("identify", LABORATORY, LABORATORY_PAGE)
+    if swept := shown("identify", "ratios")[0]:
+        ratios.draw(swept, LABORATORY_PAGE.parent / "figures" / ratios.FIGURE)
     write("identify", CELLS, PAGE)
     recovered, of_data = (shown("identify", name)[0] for name in CELLS)
     covered = by_views(of_data)

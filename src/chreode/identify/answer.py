@@ -308,7 +308,8 @@ def _stuck(rows: pd.DataFrame) -> Iterator[str]:
         ]
         yield (
             f"These fits ended above the loss of the truth, so they tell nothing of what the best maps "
-            f"recover: {_few(named)}. Widen the network (hidden), raise n_negatives, or train for longer."
+            f"recover: {_few(named)}. Widen the network (hidden; an inverse encoder has no width), raise "
+            "n_negatives, or train for longer."
         )
 
 
