@@ -16,7 +16,7 @@ from scipy.stats import t
 from .. import config, store
 from ..compute.convergence import read_state
 from ..config.arguments import checked
-from ..errors import ConfigError, StoreError
+from ..errors import ConfigError, StoreError, counted
 from ..trials.trial import Outcome, Trial
 from .answer import answer, summary
 from .page import write_study
@@ -191,7 +191,7 @@ def _read_row(row: Mapping[str, Any]) -> dict[str, Any]:
         for name in _BY_AXIS:
             found[name] = [float(value) for value in row[name]]
             if len(found[name]) != setting.n_latent:
-                raise ValueError(f"{name} has not {setting.n_latent} values")
+                raise ValueError(f"{name} has not {counted(setting.n_latent, 'value')}")
         found["state"] = read_state(row)
     return {**row_of(setting, seed, found), "failed": failed}
 
