@@ -202,6 +202,27 @@ def test_rows_and_the_table_of_their_means(some):
     assert (told["lowest"], told["highest"], told["seeds"]) == (one.min(), one.max(), 2)
 
 
+def test_nothing_learns_from_images_of_validation_or_test(some, monkeypatch):
+    given = {}
+
+    class Spied(grid.PCA):
+        def fit(self, x):
+            given["PCA"] = x
+            return super().fit(x)
+
+    def spied(network, x, *args):
+        given["encoder"] = x
+        return train(network, x, *args)
+
+    monkeypatch.setattr(grid, "PCA", Spied)
+    monkeypatch.setattr(grid, "train", spied)
+    x, y = some
+    ch.identify.images(x, y, **{**FEW, "seeds": [1]})
+    wanted = x[parts(y, 1).train]
+    for name in ("encoder", "PCA"):
+        np.testing.assert_array_equal(np.asarray(given[name]).reshape(wanted.shape), wanted)
+
+
 def test_chance_is_the_commonest_class(some):
     x, y = some
     y = np.where(y < 7, "many", "few")

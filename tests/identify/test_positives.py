@@ -6,12 +6,16 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from identify.worlds import COUNTS
+from scipy.spatial.distance import cdist
 
 import chreode as ch
 from chreode.data.batch import SparseRows
 from chreode.data.cells import Cells
 from chreode.identify.positives import open_positives
+from chreode.models.claire import Constructed
+from chreode.models.selfsupervised.embedder import Embedder
 
 
 @pytest.mark.parametrize("augment", [(), ("mnn",), ("bbknn",)])
@@ -28,6 +32,50 @@ def test_views_stand_at_their_cells(cells, schema, augment):
         )
         times[view, rows] += 1
     assert (times == 1).all()
+
+
+def test_a_view_of_claire_is_of_a_cell_of_another_batch(cells, schema):
+    """With a weight of 1 and nothing changed, the second view is the positive itself."""
+    opened = open_positives(ch.CLAIRE(mix=1.0, augment=()), Cells.of(cells, schema), 0)
+    counts = cells.layers["counts"].toarray()
+    logs = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))
+    batch = cells.obs["batch"].to_numpy()
+    for view, rows, x in opened.draw(2):
+        apart = cdist(x.dense(), logs)
+        assert apart.min(1).max() < 1e-2
+        seen = apart.argmin(1)
+        assert (seen == rows).all() if view == 0 else (batch[seen] != batch[rows]).all()
+
+
+def test_each_epoch_has_its_order_and_each_minibatch_its_noise(cells, schema, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        Embedder,
+        "draw_views",
+        lambda _, batch: drawn.append(torch.rand(()).item()) or [batch["counts"]] * 2,
+    )
+    opened = open_positives(ch.SimCLR(batch_size=100), Cells.of(cells, schema), 0)
+    order = [[], [], [], []]
+    for view, rows, _ in opened.draw(4):
+        order[view].extend(rows)
+    first, second = order[0], order[2]
+    assert (order[1], order[3]) == (first, second)  # two views of an epoch
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(len(cells)))
+    assert len(set(drawn)) == len(drawn) == 10
+
+
+def test_a_fit_draws_as_in_its_last_phase_and_a_model_as_in_its_first(cells, schema, monkeypatch):
+    """CLAIRE refines its pairs in the last one."""
+    model = ch.CLAIRE(max_epochs=2, n_latent=4)
+    fitted = model.fit(cells, schema, progress=False)
+    refined, plain = [], Constructed.__call__
+    monkeypatch.setattr(
+        Constructed, "__call__", lambda self, *of: refined.append(self.refined) or plain(self, *of)
+    )
+    for given in (model, fitted):
+        open_positives(given, Cells.of(cells, schema), 0)
+    assert refined == [False, True]
 
 
 @pytest.mark.parametrize("key", ["clear", "claire", "maskedautoencoder", "nnclr", "concerto"])

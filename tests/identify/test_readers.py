@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+
 import anndata as ad
 import numpy as np
+import pytest
 import scipy.sparse as sp
 import torch
 from identify.worlds import COUNTS
+from sklearn.metrics import r2_score
 
 import chreode as ch
 from chreode.compute.rng import Rng
 from chreode.identify.factors import Factor
-from chreode.identify.readers import Readers, _Reader, as_rows, folds, halvings
+from chreode.identify.readers import Readers, _Reader, as_rows, components, folds, halvings
+
+coverage = importlib.import_module("chreode.identify.coverage")  # the function has the same name
 
 
 def test_a_rare_class_may_be_among_the_cells_that_nobody_learns_from():
@@ -29,6 +35,16 @@ def test_a_factor_that_cannot_be_read_is_not_told(fewer, world):
     assert table[["coverage", "low", "high", "blur"]].isna().all(axis=None)
     assert table["note"].str.startswith("not told: readers cannot tell this factor").all()
     assert "Not known: noise, coin." in repr(found)
+
+
+def test_to_name_the_commonest_class_of_all_cells_tells_nothing(fewer):
+    """It is right of nine cells in ten, of all of one class and of none of the other."""
+    factor = Factor("type", np.repeat([0.0, 1.0], [90, 10]), ("often", "rare"))
+    told = np.array([0.9, 0.1])
+    cells, views = (np.broadcast_to(told, (100, *views, 2, 2, 2)) for views in ((), (3,)))
+    row = coverage._row(factor, cells, views, Rng(0))
+    assert row["readable"] == row["baseline"] == 0.5
+    assert row["note"].startswith("not told: readers cannot tell this factor")
 
 
 def test_readers_do_not_see_the_cells_that_they_read(world):
@@ -67,19 +83,55 @@ def test_sparse_cells_are_read_as_dense_ones_are(world):
     assert np.abs(blind[:, 0, 0] - found[:, 0, 0]).max() > 0.1
 
 
-def test_readers_learn_nothing_from_the_group_of_a_cell(fewer, world):
-    """Replicates have a value of noise in common: only a reader that saw the other one knows it."""
-    twice = ad.concat([world.data, world.data], index_unique="-")
-    twice.obs["well"] = np.tile(np.arange(world.data.n_obs), 2).astype(str)
-    noise = np.random.default_rng(0).normal(size=40)
-    twice.obs["noise"] = np.tile(noise, 30)
-    few = twice[np.r_[:40, 600:640]].copy()
-    how = {"schema": COUNTS, "n_views": 2}
-    seen, unseen = (
-        ch.identify.coverage(lambda a, _: a, few, ["noise"], groups=groups, **how).table()[
-            "readable"
-        ]["noise"]
-        for groups in (None, "well")
+@pytest.mark.parametrize("groups", [None, "well"])
+def test_readers_learn_nothing_from_the_group_of_a_cell(fewer, world, groups, monkeypatch):
+    """Replicates have a value of noise in common: only a reader that saw the other one knows it.
+
+    Positives are the cells themselves, so that whoever reads them must read what was read of the cells.
+    """
+    given, share = [], coverage.share_of
+    monkeypatch.setattr(
+        coverage, "share_of", lambda *read, **how: given.append(read) or share(*read, **how)
     )
-    assert unseen < 0.1 < seen
-    assert len(np.unique(folds(np.repeat(np.arange(7), 3), np.random.default_rng(0)))) == 5
+    noise = np.tile(np.random.default_rng(0).normal(size=40), 2)
+    few = ad.concat([world.data[:40], world.data[:40]], index_unique="-")
+    few.obs["noise"], few.obs["well"] = noise, np.tile(np.arange(40), 2).astype(str)
+    found = ch.identify.coverage(
+        lambda cells, _: cells, few, "noise", groups=groups, schema=COUNTS, n_views=2
+    )
+    ((of_cells, of_views),) = given
+    readable = found.table()["readable"]["noise"]
+    assert readable > 0.1 if groups is None else readable < 0.1
+    assert r2_score(noise, of_views.mean((1, 2, 3))[:, 0]) == pytest.approx(readable, abs=1e-4)
+    np.testing.assert_allclose(of_views, np.stack([of_cells, of_cells], 1), atol=1e-4)
+
+
+def test_cells_of_a_group_share_their_fold():
+    found = folds(np.repeat(np.arange(7), 3), np.random.default_rng(0)).reshape(7, 3)
+    assert (found == found[:, :1]).all()
+    assert len(np.unique(found)) == 5
+
+
+@pytest.mark.parametrize(("n", "g"), [(60, 20), (20, 60)])
+def test_components_are_those_of_centred_cells(n, g):
+    """By the covariance of genes, and by the products of cells where these are fewer."""
+    x = 3 + np.random.default_rng(0).random((n, g))
+    axes, centre, z = components(sp.csr_matrix(x), 4)
+    u, values, v = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    np.testing.assert_allclose(axes @ axes.T, v[:4].T @ v[:4], atol=1e-9)
+    np.testing.assert_allclose(z @ axes.T, (u[:, :4] * values[:4]) @ v[:4], atol=1e-8)
+    np.testing.assert_allclose(centre, x.mean(0) @ axes)
+
+
+def test_a_factor_that_is_no_line_is_read_by_a_kernel():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 6)) @ np.diag([3, 1, 1, 1, 1, 1])
+    x[:, 3:] = x[:, :3] + 0.1 * rng.normal(size=(300, 3))  # each half of the genes can tell
+    half = np.array([[True] * 3 + [False] * 3])
+    for power, kernel in ((1, False), (2, True)):
+        factor = Factor("of the first", x[:, 0] ** power)
+        readers = Readers.learn(sp.csr_matrix(x), [factor], half, np.arange(200), Rng(0))
+        told = readers.read(torch.from_numpy(x[200:]).float())[..., 0].mean((1, 2))
+        assert r2_score(factor.values[200:], told) > 0.9
+        # a kernel takes the three components as they are, a line what it foretells of them
+        assert len(readers.offset) == 2 * (3 if kernel else 1)

@@ -92,3 +92,33 @@ def test_positives_that_cannot_be_read_have_no_coverage():
     cells, views, rng = readings(0.5, blurred=0.05)
     found = share_of(cells, views, classes=False, draws=10, generator=rng)
     assert np.isnan([found.coverage, found.low, found.high]).all()
+
+
+def test_intervals_are_those_of_95_percent():
+    """They are as wide as the shares of new cells are spread: 1.96 standard deviations to either side."""
+    found = []
+    for seed in range(40):
+        cells, views, rng = readings(0.5, n=150, seed=seed)
+        found.append(share_of(cells, views, classes=False, draws=200, generator=rng))
+    width = np.mean([share.high - share.low for share in found])
+    assert width == pytest.approx(2 * 1.96 * np.std([share.coverage for share in found]), rel=0.3)
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_it_is_the_same_whichever_half_comes_first(classes):
+    cells, views, _ = class_readings(0.25, (0.25,) * 4) if classes else readings(0.25)
+    views = views * np.array([1.0, 0.7])[:, None]  # one half reads positives worse
+    one, two = (
+        share_of(*given, classes=classes, draws=5, generator=np.random.default_rng(0)).coverage
+        for given in ((cells, views), (cells[..., ::-1, :], views[..., ::-1, :]))
+    )
+    assert one == pytest.approx(two, rel=1e-9)
+
+
+@pytest.mark.parametrize("agreed", [0.08, 0.12])
+def test_positives_are_read_if_both_readings_agree_by_a_tenth(agreed):
+    """Readings correlate by the share of their variance that is the factor's."""
+    cells, views, rng = readings(0.25, error=np.sqrt((1 / agreed - 1) / 12))
+    found = share_of(cells, views, classes=False, draws=10, generator=rng)
+    assert found.agreed == pytest.approx(agreed, abs=0.015)
+    assert np.isnan(found.coverage) == (agreed < 0.1)
