@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -133,15 +134,27 @@ def test_dots_are_seeds_beside_the_paper_and_the_start():
         (violated(), 1, outcome(violated(), 0.8)),
         (of("linear"), 0, Outcome(failed="lost")),
     ]
-    ax = plot.recovery_dots(study("diversity", made).rows)
+    rows = study("diversity", made).rows
+    rows["r2_untrained"] = [0.3, 0.5, np.nan]
+    ax = plot.recovery_dots(rows)
     drawn = {line.get_gid(): line.get_xdata() for line in ax.lines if line.get_gid()}
     assert {name: list(np.round(x, 6)) for name, x in drawn.items()} == {
-        "seeds": [0.6, 0.8], "mean": [0.7], "paper": [0.63], "untrained": [0.45],
+        "seeds": [0.6, 0.8], "mean": [0.7], "paper": [0.63], "untrained": [0.4],
     }  # fmt: skip
     assert [text.get_text() for text in ax.get_yticklabels()] == [
         named(violated()), named(of("linear")),
     ]  # fmt: skip
     assert [text.get_text() for text in ax.texts] == ["failed"]
+
+
+def test_points_are_those_of_the_first_seed():
+    runs = [(of(m), seed, outcome(of(m), 0.9)) for m in ("identity", "linear") for seed in (4, 2)]
+    for i, (*_, found) in enumerate(runs):
+        found.arrays["latents"] = sphere(seed=i)
+    points = study("diversity", runs).points
+    assert list(points) == [named(of("identity")), named(of("linear"))]
+    for i, (latents, _) in zip((0, 2), points.values(), strict=True):
+        np.testing.assert_array_equal(latents, sphere(seed=i))
 
 
 def test_another_table_is_refused():
@@ -220,6 +233,38 @@ def test_samplers_are_compared_with_the_paper_by_the_one_that_it_used():
 
 
 @pytest.mark.parametrize(
+    ("n_fixed", "n_latent", "most"), [(1, 3, "0.33"), (2, 4, "0.50"), (3, 4, "0.75")]
+)
+def test_infonce_can_keep_the_share_of_what_is_fixed(n_fixed, n_latent, most):
+    setting = of(n_fixed=n_fixed, n_latent=n_latent)
+    told = said("diversity", [(setting, 0, outcome(setting, 0.1))])
+    assert f"their R² is {most} at most" in told
+    for other in (replace(setting, ratio=1.0), replace(setting, n_fixed=n_latent)):
+        assert "at most" not in said("diversity", [(other, 0, outcome(other, 0.1))])
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((0.53, 0.57, 0.61), "agrees"),  # 0.06 off, and the interval is from 0.47 to 0.67
+        ((0.66, 0.661, 0.662), "agrees"),  # off the interval, and near
+        ((0.56, 0.561, 0.562), "disagrees"),
+        ((0.3, 0.6, 0.99), None),  # the interval holds nearly anything
+        ((0.66,), "agrees"),  # one seed has no interval, and is near or not
+        ((0.5,), "disagrees"),
+    ],
+)
+def test_runs_agree_with_the_paper_if_they_are_near_or_their_interval_holds_it(values, verdict):
+    setting = violated(sampler="published")  # the paper has 0.63
+    told = said("diversity", [(setting, i, outcome(setting, v)) for i, v in enumerate(values)])
+    assert (f"It {verdict} with the paper, within 0.05 or the 95 % interval" in told) == bool(
+        verdict
+    )
+    assert ("cannot be told: seeds differ too much" in told) == (verdict is None)
+    assert ("The paper has 0.63" in told) == (verdict == "disagrees")
+
+
+@pytest.mark.parametrize(
     ("excess", "kernel", "sampler", "ratio", "word"),
     [
         (0.003, 0.6, "theorem", 1.0, "fold"),
@@ -239,6 +284,21 @@ def test_what_costs_the_loss_nothing_is_named(excess, kernel, sampler, ratio, wo
         assert f"{named(setting)}, seed 3 (0.660)" in told
 
 
+@pytest.mark.parametrize(("n_fixed", "ratio"), [(0, 1.0), (3, 1.0), (1, 0.5), (0, 0.0)])
+def test_other_losses_and_supports_have_no_folds(n_fixed, ratio):
+    setting = of(n_fixed=n_fixed, ratio=ratio)
+    assert "equals the identity's" not in said(
+        "diversity", [(setting, 0, outcome(setting, 0.5, excess=0.0))]
+    )
+
+
+@pytest.mark.parametrize(("worst", "told"), [(0.79, True), (0.81, False)])
+def test_a_map_is_bent_by_its_worst_axis(worst, told):
+    found = outcome(violated(), 0.93, excess=0.0)
+    found.row["r2_axis"] = [1.0, 1.0, worst]
+    assert ("This is how a fold looks" in said("diversity", [(violated(), 0, found)])) == told
+
+
 @pytest.mark.parametrize(
     ("n_fixed", "excess", "named_"), [(0, 0.26, 1), (0, 0.01, 0), (1, 0.26, 0)]
 )
@@ -251,9 +311,8 @@ def test_fits_that_did_not_find_the_optimum_are_named(n_fixed, excess, named_):
 
 def test_seeds_that_disagree_and_fits_that_improve_are_named():
     values = ((0, 0.66, "still improving"), (1, 0.99, "rested"))
-    told = said(
-        "diversity", [(violated(), s, outcome(violated(), v, state=w)) for s, v, w in values]
-    )
+    runs = [(violated(), s, outcome(violated(), v, state=w)) for s, v, w in values]
+    told = said("diversity", [*runs, (violated(), 2, Outcome(failed="lost"))])
     assert f"no mean is typical: {named(violated())} (0.660 to 0.990)" in told
     assert "1 of 2 fits was still improving" in told
     assert "one seed" not in told
@@ -275,12 +334,21 @@ def test_the_best_ratio_is_open_where_seeds_overlap():
 def test_encoders_are_compared_pair_by_pair():
     runs = [
         (s := of(m, encoder=encoder), 0, outcome(s, r2))
-        for m, pair in (("identity", (0.995, 0.8)), ("linear", (0.5, 0.99)))
+        for m, pair in (
+            ("identity", (0.995, 0.8)),
+            ("linear", (0.5, 0.99)),
+            ("spiral", (0.9, 0.86)),
+        )
         for encoder, r2 in zip(("mlp", "inverse"), pair, strict=True)
     ]
     told = said("encoders", runs)
-    assert "0.995 and 0.800 (identity) and 0.500 and 0.990 (linear)" in told
-    assert "The inverse encoder is better for linear; it is worse for identity." in told
+    assert (
+        "0.995 and 0.800 (identity), 0.500 and 0.990 (linear) and 0.900 and 0.860 (spiral)" in told
+    )
+    assert (
+        "The inverse encoder is better for linear; it is worse for identity; both are within 0.05 for spiral."
+        in told
+    )
 
 
 @pytest.mark.parametrize(("low", "word"), [(0.55, "seeds of both overlap"), (0.72, "is better")])

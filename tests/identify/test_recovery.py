@@ -14,7 +14,16 @@ import torch
 from chreode.compute.rng import Rng
 from chreode.errors import ConfigError, FitError
 from chreode.identify import recovery
-from chreode.identify.recovery import Minibatch, Setting, final_losses, minibatches, recover
+from chreode.identify.encoders import Network
+from chreode.identify.recovery import (
+    Minibatch,
+    Setting,
+    encoded,
+    final_losses,
+    minibatches,
+    minimise,
+    recover,
+)
 from chreode.losses.optima import full_support, rescaled
 
 #: A run that takes a second.
@@ -117,6 +126,21 @@ def test_the_final_loss_of_the_identity_is_the_closed_form(n_fixed, sampler, rat
     assert mirror == pytest.approx(identity, abs=1e-4)  # any orthogonal map, on the same draws
 
 
+def test_between_the_two_losses_negatives_are_of_both_kinds(monkeypatch):
+    """The partition is that of a thousand negatives from the support, and of a thousand from everywhere."""
+    monkeypatch.setattr(recovery, "N_SETS", 20)
+    setting, kappa = Setting(n_fixed=1, ratio=0.5), 1 / 0.3
+    with Rng(0).scope("loss"):
+        (identity,) = final_losses(setting, [lambda z: z])
+    u = torch.linspace(-1, 1, 20_001).double()  # a coordinate of an even sphere is even
+    at = kappa * (1 - u**2)
+    met = u**2 + (1 - u**2) * torch.special.i1e(at) / torch.special.i0e(at)
+    support = torch.exp(kappa * u**2) * torch.special.i0(at)
+    everywhere = math.sinh(kappa) / kappa
+    closed = (1000 * (support + everywhere)).log().mean() - kappa * met.mean()
+    assert identity == pytest.approx(closed.item(), abs=0.04)
+
+
 def test_there_is_no_closed_form_between_the_two_losses():
     assert math.isnan(Setting(n_fixed=1, ratio=0.5).least())
     assert math.isnan(Setting(n_fixed=3).least())
@@ -156,6 +180,93 @@ def test_what_a_run_returns_has_its_shape():
     np.testing.assert_allclose(np.linalg.norm(arrays["recovered"], axis=1), 1, atol=1e-5)
     assert row["r2"] == pytest.approx(np.mean(row["r2_axis"]))
     assert len(row["r2_axis"]) == 3
+
+
+def folded(z):
+    return torch.cat([z[:, :1].abs(), z[:, 1:]], 1)
+
+
+def twisted(z):
+    """Turn the last two coordinates by an angle that depends on the first."""
+    (u, x, y), angle = z.T, 3 * z[:, 0]
+    return torch.stack([u, x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], 1)
+
+
+@pytest.fixture
+def run_of(monkeypatch, _brief):
+    """Return the row of a run whose encoder is a given map of the latents, and learns nothing."""
+
+    class Known(torch.nn.Module):
+        def __init__(self, found):
+            super().__init__()
+            self.found = found
+
+        def forward(self, x):
+            return self.found(x)
+
+    def run(found):
+        monkeypatch.setattr(recovery, "Network", lambda *_: Known(found))
+        monkeypatch.setattr(recovery, "minimise", lambda *_: [0.0])
+        row, _ = recover(Setting())
+        for of in ("r2", "r2_kernel"):
+            assert row[of] == pytest.approx(np.mean(row[f"{of}_axis"]))
+        assert row["r2_untrained"] == pytest.approx(row["r2"], abs=1e-5)
+        return row
+
+    return run
+
+
+#: E|z - z̃|² of positive pairs on S²: 2 - 2 (coth κ - 1/κ).
+APART = 2 - 2 * (1 / math.tanh(1 / 0.3) - 0.3)
+
+
+@pytest.mark.parametrize("found", [lambda z: z, lambda z: -z[:, [1, 2, 0]]])
+def test_of_the_latents_in_another_order_and_mirrored_nothing_is_lost(found, run_of):
+    row = run_of(found)
+    np.testing.assert_allclose(row["r2_axis"], 1, atol=1e-6)
+    assert min(row["r2_kernel_axis"]) > 0.95
+    assert row["mcc"] == pytest.approx(1)
+    assert max(row["angle"], row["orthogonal"]) < 1e-3
+    assert row["alignment"] == pytest.approx(APART, abs=0.06)
+    assert row["uniformity"] == pytest.approx(-4 + math.log(math.sinh(4) / 4), abs=0.06)
+    assert row["loss"] == pytest.approx(row["identity"], abs=1e-4)
+
+
+def test_a_fold_loses_its_axis_and_a_twist_loses_nothing_that_a_kernel_does_not_read(run_of):
+    fold, twist = run_of(folded), run_of(twisted)
+    for of in ("r2_axis", "r2_kernel_axis"):
+        assert fold[of][0] < 0.1 < 0.95 < min(fold[of][1:])
+    assert 0.1 < fold["alignment"] < APART  # no pair is farther apart
+    assert max(twist["r2_axis"][1:]) < 0.6 < 0.95 < min(twist["r2_kernel_axis"])
+
+
+def test_points_are_encoded_each_for_itself():
+    """Batch normalisation has the statistics of training, and not those of what else is encoded."""
+    with Rng(0).scope("encoder"):
+        network, x = Network(3, 3, (8,)), torch.randn(40, 3)
+    network.train()(x)
+    torch.testing.assert_close(encoded(network, x[:2]), encoded(network, x)[:2])
+
+
+def test_the_rate_falls_along_a_cosine():
+    """Of a loss with a gradient of 1, each step of Adam is as long as the rate."""
+
+    class Place(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.at = torch.nn.Parameter(torch.zeros(()))
+
+    place, went = Place().eval(), []
+
+    def loss():
+        assert place.training
+        went.append(place.at.item())
+        return place.at
+
+    minimise(loss, place, 10, 0.1)
+    steps = -np.diff([*went, place.at.item()])
+    rates = 0.1 * (1 + np.cos(np.pi * np.arange(10) / 10)) / 2
+    np.testing.assert_allclose(steps, rates, atol=1e-6)
 
 
 QUICK = Setting(n_negatives=31, batch_size=256, n_steps=400, hidden=(64, 64), lr=3e-3)
