@@ -14,7 +14,6 @@ from chreode.identify import Setting, Study
 from chreode.identify.study import named
 from chreode.trials.trial import Outcome
 
-
 # sentences
 
 
