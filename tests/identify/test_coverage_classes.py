@@ -24,7 +24,7 @@ CASES = [
 ]
 
 
-def simulated(shares, chances, scale=1.0, shift=0.0, alike=0.0, error=0.2, n=3000, seed=0):
+def simulated(shares, chances, scale=1.0, shift=0.0, alike=0.0, error=0.2, n=5000, seed=0):
     """Return readings of cells and positives, which take a random class by the chance of their cell's.
 
     Probabilities are wrong in part. Both halves take a share `alike` of the cells, and their positives that
@@ -72,7 +72,9 @@ def test_the_whole_is_the_mean_of_its_classes(shares, chances):
 
 def test_intervals_hold_the_chance_as_often_as_they_should():
     chances = (0.4, 0.1, 0.0)
-    runs = np.stack([found_of(*simulated((0.3, 0.3, 0.4), chances, n=300, seed=s)) for s in range(40)])
+    runs = np.stack(
+        [found_of(*simulated((0.3, 0.3, 0.4), chances, n=300, seed=s)) for s in range(40)]
+    )
     held = (runs[:, :2, 1] <= chances[:2]) & (chances[:2] <= runs[:, :2, 2])
     assert held.mean(0).min() >= 0.8
     assert (runs[..., 2] - runs[..., 1]).max() < 0.4
@@ -80,10 +82,10 @@ def test_intervals_hold_the_chance_as_often_as_they_should():
 
 def test_by_one_reading_a_class_that_stays_seems_left():
     cells, views, code, rng = simulated((0.25,) * 4, (0,) * 4)
-    views = views + 0.3 * rng.normal(size=views.shape)  # positives are read worse than cells
+    views = views + 0.5 * rng.normal(size=views.shape)  # positives are read worse than cells
     assert found_of(cells, views, code, rng)[:, 0].max() < 0.05
     twice = (x[..., [0, 0], :] for x in (cells, views))
-    assert found_of(*twice, code, rng)[:, 0].min() > 0.2
+    assert found_of(*twice, code, rng)[:, 0].min() > 0.15
 
 
 def test_a_class_that_readers_cannot_tell_has_no_coverage():

@@ -36,8 +36,8 @@ _STRENGTHS = {"noise": "noise_scale", "mnn": "mix", "bbknn": "mix"}
 
 identify = App(
     name="identify",
-    help_epilogue="Example: chreode identify coverage pbmc.h5ad --augment mask mask:0.6 thin --factors obs/cell_type "
-    "obs/donor --counts layers/counts --report coverage.html",
+    help_epilogue="Example: chreode identify coverage pbmc.h5ad --augment mask mask:0.6 thin "
+    "--factors obs/cell_type obs/donor --counts layers/counts --report coverage.html",
 )
 
 
@@ -133,7 +133,9 @@ def _positives(word: str) -> Any:
         return load_model(Path(word))
     parts = [part.partition(":") for part in word.split("+")]
     augment = tuple(name for name, _, _ in parts)
-    ch.SimCLR(augment=augment)  # which refuses other names, before they are taken for those of options
+    ch.SimCLR(
+        augment=augment
+    )  # which refuses other names, before they are taken for those of options
     strengths = dict[str, float]()
     for name, sign, text in parts:
         try:

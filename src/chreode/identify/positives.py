@@ -228,9 +228,7 @@ def _same_cells(made: Any, cells: Cells, source: Source) -> Source:
 
 
 def _named(made: AnnData, names: pd.Index) -> AnnData:
-    """Return positives that are cells themselves, some of them several times, by the names of their anchors."""
+    """Return positives that are cells themselves, maybe several times, by the names of their anchors."""
     raw = None if made.raw is None else {"X": made.raw.X, "var": made.raw.var}
     obs = pd.DataFrame(index=names)
-    return AnnData(
-        made.X, obs, made.var, layers=dict(made.layers), obsm=dict(made.obsm), raw=raw
-    )
+    return AnnData(made.X, obs, made.var, layers=dict(made.layers), obsm=dict(made.obsm), raw=raw)
