@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 import chreode as ch
+from chreode.commands import identify
 from chreode.data.cells import Cells
 from chreode.identify.factors import read_factors
 
@@ -211,11 +212,11 @@ def say(capsys, data, tmp_path, monkeypatch):
 
 
 def test_a_strength_stands_behind_its_augmentation(say, data):
-    told = say("--augment mask:0.6 mask+noise:0.5 bbknn:0.9 --factors type same --json")
+    told = say("--augment mask:0.6 mask+noise:0.5 --factors type same --json")
     given = told["about"]["positives"]
     assert given["mask:0.6"]["mask"] == 0.6
     assert (given["mask+noise:0.5"]["mask"], given["mask+noise:0.5"]["noise_scale"]) == (0.2, 0.5)
-    assert given["bbknn:0.9"]["mix"] == 0.9
+    assert identify._positives("bbknn:0.9").mix == 0.9
     python = ch.identify.coverage(
         ch.SimCLR(augment=("mask",), mask=0.6), data, "type", schema=COUNTS, n_views=2
     )
