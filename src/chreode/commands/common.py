@@ -32,7 +32,7 @@ _CONDITION = re.compile(r"\bobs\s*[.\[]")
 _OURS = {
     ".html": rb'<meta name="generator" content="chreode ',
     ".json": rb'^\{\s*"kind": "',
-    ".csv": rb"^(source,target|feature,score|factor,kind),",
+    ".csv": rb"^(source,target|feature,score|factor,kind|positives,factor),",
 }
 
 

@@ -1,6 +1,6 @@
 """When a contrastive loss recovers the truth, and whether an augmentation lets it."""
 
-from .coverage import Coverage, coverage
+from .coverage import coverage
 from .further import (
     AnisotropicSetting,
     ModalSetting,
@@ -14,6 +14,7 @@ from .imaging.data import digits
 from .recovery import Setting, recover
 from .studies import diversity, encoders, ratio
 from .study import Study
+from .verdict import Coverage
 
 __all__ = [
     "AnisotropicSetting",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
 from ..compute.progress import bar
@@ -25,102 +24,20 @@ from ..data.read import Data
 from ..errors import ConfigError, DataError, counted
 from ..fitted import Fitted
 from ..model import Model
-from ..plot import coverage_bars, coverage_matrix
-from ..report.page import Section, write
 from ..run import Run
 from ..schema import Place, Schema
-from ..text import shown
 from ..trials.digest import digest, provenance
-from .factors import Factor, obs_place, read_factors, refuse_few
+from .classes import class_shares
+from .factors import Factor, obs_place, read_factors, require_one
 from .positives import Positives, open_positives, schema_of
 from .readers import FOLDS, Readers, as_csr, as_rows, folds, halvings
 from .shares import share_of
+from .verdict import COLUMNS, OF_CLASS, Coverage
 
 #: Cells that are read at the most, halvings of the genes, and resamples of an interval.
 CELLS, HALVINGS, DRAWS = 5000, 5, 500
 #: Share of a factor's variance, or of the way from chance to perfect accuracy, that readers must tell.
 READABLE = 0.1
-#: Coverage below which a factor is said to be kept, and above which to be removed.
-_KEPT, _REMOVED = 0.1, 0.9
-#: An interval from 0 to beyond this says nothing.
-_WIDE = 0.5
-_MEANING = """\
-Coverage is how much of the spread of a factor over all positives those of one cell reach: 0 where they have \
-the value of their cell, 1 where they are spread as those of all cells are. A contrastive loss gains by \
-forgetting what positives change.
-
-Readable is R² of a number, or balanced accuracy of classes, of cells that readers have not seen; the \
-baseline is the mean, or the largest class. Blur is the share of the variance of readings within a cell that \
-is error of reading, which coverage does not count."""
-COLUMNS = ("kind", "coverage", "low", "high", "readable", "baseline", "blur", "cells", "note")
-
-
-@dataclass(frozen=True, eq=False)
-class Coverage:
-    """How much of each factor positives reach.
-
-    Attributes
-    ----------
-    factors
-        A row per factor, or per positives and factor where several are compared: its kind; coverage with a
-        95 % interval; how well readers tell it of cells that they
-        have not seen (R², or balanced accuracy) and what a baseline has (the mean, or the largest class);
-        the share of the variance of readings within a cell that is error; the cells; and a note.
-    about
-        Data, positives, seed and versions.
-    """
-
-    factors: pd.DataFrame
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-    def table(self) -> pd.DataFrame:
-        """Return a copy of the table, with a row per factor."""
-        return self.factors.copy()
-
-    def report(self, path: str | Path) -> Path:
-        """Write a page of HTML, and return its path."""
-        several = self.factors.index.nlevels > 1
-        drawn = coverage_matrix(self.factors) if several else coverage_bars(self.factors)
-        caption = "Coverage of each factor" + ("." if several else ", with 95 % intervals.")
-        section = Section(
-            "Coverage", f"{self.verdict()}\n\n{_MEANING}",
-            tables=(("What positives reach of each factor.", self.factors.reset_index()),),
-            figures=((caption, drawn),),
-        )  # fmt: skip
-        return write(path, "What positives change of cells", [section], about=self.about)
-
-    def verdict(self) -> str:
-        """Say in a sentence each what is kept, changed in part, removed, and not known.
-
-        Each of several positives has a line of its own, in a list.
-        """
-        if self.factors.index.nlevels == 1:
-            return _verdict(self.factors)
-        by_positives = self.factors.groupby(level=0, sort=False)
-        return "\n".join(f"- {name}: {_verdict(of.droplevel(0))}" for name, of in by_positives)
-
-    def __repr__(self) -> str:
-        told = self.factors.drop(columns="cells")
-        table = shown(told).to_string(float_format="{:z.2f}".format, na_rep="–")
-        return f"{table}\n{self.verdict()}"
-
-
-def _verdict(of: pd.DataFrame) -> str:
-    value, low, high = (of[name].astype(float) for name in ("coverage", "low", "high"))
-    wide = (low <= 0) & (high > _WIDE)
-    kept = ((value < _KEPT) | (low <= 0)) & ~wide
-    removed = value > _REMOVED
-    groups = {
-        f"Kept by these positives (coverage below {_KEPT}, or an interval that holds 0)": kept,
-        "Changed in part": ~(kept | removed | wide | value.isna()),
-        f"Changed to nearly any value (above {_REMOVED}): a contrastive loss gains by forgetting it": removed,
-        "Not known": wide | value.isna(),
-    }
-    return " ".join(
-        f"{what}: {', '.join(map(str, of.index[which]))}."
-        for what, which in groups.items()
-        if which.any()
-    )
 
 
 @settled()
@@ -153,7 +70,8 @@ def coverage(
     data
         AnnData, MuData, what `chreode.open` returned, or a path.
     factors
-        Columns of obs. Numbers are continuous factors, all else are classes.
+        Columns of obs. Numbers are continuous factors, all else are classes. One that cannot be read, such
+        as a constant, has a note in place of coverage, if there are others.
     schema
         Where the roles live (default: where they lived in the fit, for a fitted model).
     groups
@@ -180,7 +98,8 @@ def coverage(
     CapabilityError
         If the model draws no views.
     DataError
-        If a factor is constant or known of too few cells, or positives are not of the same cells and genes.
+        If no factor can be read, as where all are constant or known of too few cells, or positives are not
+        of the same cells and genes.
     """
     run = run.with_(**settings)
     if n_views < 2:
@@ -201,19 +120,20 @@ def coverage(
         rows = reduce(np.intersect1d, [each.rows for each in opened.values()])
         if len(rows) > CELLS:
             rows = np.sort(rng.numpy("cells").permutation(rows)[:CELLS])
-        of_rows = [Factor(f.name, f.values[rows], f.classes) for f in found]
-        for factor in of_rows:
-            refuse_few(factor)
+        of_rows = require_one([factor.of(rows) for factor in found])
         fold = folds(_groups(cells, groups, rows), rng.numpy("folds"))
         tables = _judged(opened, rows, of_rows, fold, n_views, rng, run)
-    table = pd.concat(tables, names=["positives"]) if several else tables[""]
+    table, classes = (
+        pd.concat(each, names=["positives"]) if several else each[""]
+        for each in ({name: both[i] for name, both in tables.items()} for i in (0, 1))
+    )
     drawn_by = {name: each.about for name, each in opened.items()}
     about = {
         "positives": drawn_by if several else drawn_by[""],
         "factors": {f.name: digest(pd.Series(f.values)) for f in found}, "groups": groups,
         "cells": len(rows), "views": n_views, "seed": seed, **provenance(cells),
     }  # fmt: skip
-    return Coverage(table, about)
+    return Coverage(table, classes, about)
 
 
 def _groups(cells: Cells, column: str | None, rows: Int[np.ndarray, " n"]) -> np.ndarray:
@@ -239,20 +159,21 @@ def _judged(
     n_views: int,
     rng: Rng,
     run: Run,
-) -> dict[str, pd.DataFrame]:
-    """Return the row of each factor, for all positives; those of the same genes have the same readers."""
+) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """Return the tables of factors and of classes; positives of the same genes have the same readers."""
+    read = [factor for factor in factors if not factor.problem]
     learned: dict[Any, tuple[list[Readers], np.ndarray]] = {}
     tables = {}
     with bar((FOLDS + n_views) * len(positives), "coverage", run.progress) as progress:
         for name, each in positives.items():
             of = each.role, tuple(each.source.spec.features[each.role])
             if of not in learned:
-                learned[of] = _learned(each, rows, factors, fold, rng, progress.update)
+                learned[of] = _learned(each, rows, read, fold, rng, progress.update)
             else:
                 progress.update(FOLDS)
             readers, of_cells = learned[of]
             of_views = _read_views(readers, each, rows, fold, n_views, progress.update)
-            tables[name] = _table(factors, of_cells, of_views, rng)
+            tables[name] = _tables(factors, of_cells, of_views, rng)
     return tables
 
 
@@ -275,35 +196,41 @@ def _learned(
     return readers, read_cells(readers, x, fold)
 
 
-def _table(
+def _tables(
     factors: Sequence[Factor], of_cells: np.ndarray, of_views: np.ndarray, rng: Rng
-) -> pd.DataFrame:
-    ends = np.cumsum([factor.width for factor in factors])[:-1]
-    parts = zip(
-        factors, np.split(of_cells, ends, axis=-1), np.split(of_views, ends, axis=-1), strict=True
-    )
-    found = [_row(*part, rng) for part in parts]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a row for each factor, and one for each class."""
+    found, classes, start = [], [], 0
+    for factor in factors:
+        at = slice(start, start) if factor.problem else slice(start, start + factor.width)
+        start = at.stop
+        cells, views = of_cells[..., at], of_views[..., at]
+        found.append(_row(factor, cells, views, rng))
+        told = not np.isnan(found[-1].get("coverage", np.nan))
+        classes += _rows_of_classes(factor, cells, views, rng, told=told)
     names = pd.Index([f.name for f in factors], name="factor")
-    return pd.DataFrame(found, index=names, columns=COLUMNS)
+    levels = [(f.name, each) for f in factors for each in f.classes]
+    by_class = pd.MultiIndex.from_tuples(levels, names=("factor", "class"))
+    return (
+        pd.DataFrame(found, index=names, columns=COLUMNS),
+        pd.DataFrame(classes, index=by_class, columns=OF_CLASS),
+    )
 
 
 def _row(factor: Factor, cells: np.ndarray, views: np.ndarray, rng: Rng) -> dict[str, Any]:
     """Return what is found of a factor."""
-    known = factor.known
-    cells, views, values = cells[known], views[known], factor.values[known]
+    known, kind = factor.known, "classes" if factor.classes else "continuous"
+    notes, row = factor.left_out(), {"kind": kind, "cells": int(known.sum())}
+    if factor.problem:
+        return {**row, "note": f"not told: {factor.problem}"}
+    cells, views, values = _where(known, cells, views, factor.values)
     mean = cells.mean((1, 2))
     if factor.classes:
         readable = balanced_accuracy_score(values, mean.argmax(1))
         baseline = 1 / len(factor.classes)
     else:
         readable, baseline = r2_score(values, mean[:, 0]), 0.0
-    row = {
-        "kind": "classes" if factor.classes else "continuous", "readable": readable, "baseline": baseline,
-        "cells": int(known.sum()),
-    }  # fmt: skip
-    notes = []
-    if left_out := int((~known).sum()):
-        notes.append(f"{counted(left_out, 'cell')} without a value left out")
+    row |= {"readable": readable, "baseline": baseline}
     generator = rng.numpy("bootstrap")
     found = share_of(cells, views, classes=bool(factor.classes), draws=DRAWS, generator=generator)
     row |= {name: getattr(found, name) for name in ("coverage", "low", "high", "blur")}
@@ -313,6 +240,25 @@ def _row(factor: Factor, cells: np.ndarray, views: np.ndarray, rng: Rng) -> dict
     elif np.isnan(found.coverage):
         notes.append("not told: readers can tell this factor of cells, but not of their positives")
     return {**row, "note": "; ".join(notes)}
+
+
+def _rows_of_classes(
+    factor: Factor, cells: np.ndarray, views: np.ndarray, rng: Rng, *, told: bool
+) -> list[tuple[float, ...]]:
+    """Return what is found of each class: no coverage where the factor has none."""
+    if not factor.classes:
+        return []
+    found = np.full((len(factor.classes), 3), np.nan)
+    if told:
+        cells, views, values = _where(factor.known, cells, views, factor.values)
+        generator = rng.numpy("bootstrap")
+        found = class_shares(cells, views, values, draws=DRAWS, generator=generator)
+    return [(*share, int(size)) for share, size in zip(found, factor.sizes, strict=True)]
+
+
+def _where(known: Bool[np.ndarray, " n"], *arrays: np.ndarray) -> Sequence[np.ndarray]:
+    """Return the rows that are known; where all are, nothing is copied."""
+    return arrays if known.all() else [each[known] for each in arrays]
 
 
 def _log_expression(positives: Positives, rows: Int[np.ndarray, " n"]) -> sp.csr_matrix:

@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from jaxtyping import Float, Int
@@ -212,6 +213,8 @@ def _same_cells(made: Any, cells: Cells, source: Source) -> Source:
         raise DataError(
             "positives returned the cells in another order. Return the positive of each cell at its place."
         )
+    if not theirs.is_unique:
+        made = _named(made, ours)
     try:
         found = _opened(Cells(made, cells.schema))
     except ChreodeError as error:
@@ -222,3 +225,10 @@ def _same_cells(made: Any, cells: Cells, source: Source) -> Source:
             "are in the data."
         )
     return found
+
+
+def _named(made: AnnData, names: pd.Index) -> AnnData:
+    """Return positives that are cells themselves, maybe several times, by the names of their anchors."""
+    raw = None if made.raw is None else {"X": made.raw.X, "var": made.raw.var}
+    obs = pd.DataFrame(index=names)
+    return AnnData(made.X, obs, made.var, layers=dict(made.layers), obsm=dict(made.obsm), raw=raw)

@@ -9,6 +9,8 @@ from jaxtyping import Float, Float64
 
 #: Correlation of both readings over all positives below which these cannot be read.
 LEAST_AGREED = 0.1
+#: Cells whose positives are looked at together: copies of all of them would be the most of the memory.
+_AT_ONCE = 256
 
 
 class Share(NamedTuple):
@@ -81,33 +83,69 @@ def share_of(
     >>> abs(found.coverage - 0.25) < 0.05
     True
     """
-    n = len(cells)
-    drawn = generator.multinomial(n, np.full(n, 1 / n), size=draws)
-    weights = np.vstack([np.ones(n), drawn]) / n
+    weights, n_views = resampled(len(cells), draws, generator), views.shape[1]
     a, b = (_side_by_side(cells[..., half, :]) for half in (0, 1))
-    of_a, of_b = (views[..., half, :].reshape(n, views.shape[1], -1) for half in (0, 1))
-    mean_a, mean_b = of_a.mean(1), of_b.mean(1)
-    within = _within(of_a, of_b)
+    of = moments_of(views)
     among = _covariance(weights, a, b, (a * b).sum(1))
-    every = _covariance(weights, mean_a, mean_b, (of_a * of_b).mean(1).sum(1))
+    every = _covariance(weights, of.mean_a, of.mean_b, of.product.sum(1))
     if classes:
         between = [
-            _covariance(weights, x, y, (x * y).sum(1)) for x, y in ((a, mean_b), (b, mean_a))
+            _covariance(weights, x, y, (x * y).sum(1)) for x, y in ((a, of.mean_b), (b, of.mean_a))
         ]
         with np.errstate(invalid="ignore", divide="ignore"):
             found = 1 - np.mean(between, axis=0) / np.sqrt(among * every)
     else:
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = np.sqrt(np.clip(weights @ within / every, 0, None))
-    own = (_within(of_a, of_a).mean() + _within(of_b, of_b).mean()) / 2
-    spread = np.sqrt(np.prod([x.var((0, 1)).sum() for x in (of_a, of_b)]))
+            found = np.sqrt(np.clip(weights @ of.within / every, 0, None))
+    own = (of.within_a.mean() + of.within_b.mean()) / 2
+    spread = np.sqrt(
+        _variance(of.mean_a, of.within_a, n_views) * _variance(of.mean_b, of.within_b, n_views)
+    )
     agreed = float(every[0] / spread) if spread > 0 else 0.0
-    blur = float(np.clip(1 - within.mean() / own, 0, 1)) if own > 0 else np.nan
+    blur = float(np.clip(1 - of.within.mean() / own, 0, 1)) if own > 0 else np.nan
     if agreed < LEAST_AGREED:
         return Share(np.nan, np.nan, np.nan, blur, agreed)
     clipped = np.clip(found, 0, 1)
     low, high = np.nanquantile(clipped[1:], [0.025, 0.975])
     return Share(float(clipped[0]), float(low), float(high), blur, agreed)
+
+
+def resampled(n: int, draws: int, generator: np.random.Generator) -> Float64[np.ndarray, "draws n"]:
+    """Return weights of cells that sum to 1: equal ones, then those of each resample."""
+    drawn = generator.multinomial(n, np.full(n, 1 / n), size=draws)
+    return np.vstack([np.ones(n), drawn]) / n
+
+
+class Moments(NamedTuple):
+    """What is needed of the positives of each cell, by the readings a and b of both halves.
+
+    Attributes
+    ----------
+    mean_a, mean_b, product
+        Means over the positives, also of a · b.
+    within, within_a, within_b
+        Covariance of a and b over the positives, and the variance of each, summed over readings.
+    """
+
+    mean_a: Float[np.ndarray, "n m"]
+    mean_b: Float[np.ndarray, "n m"]
+    product: Float[np.ndarray, "n m"]
+    within: Float[np.ndarray, " n"]
+    within_a: Float[np.ndarray, " n"]
+    within_b: Float[np.ndarray, " n"]
+
+
+def moments_of(views: Float[np.ndarray, "n v h two d"]) -> Moments:
+    """Return the moments of the positives of each cell, of which there are two or more."""
+    starts = range(0, len(views), _AT_ONCE)
+    parts = zip(*(_moments(views[at : at + _AT_ONCE]) for at in starts), strict=True)
+    return Moments(*map(np.concatenate, parts))
+
+
+def _moments(views: Float[np.ndarray, "b v h two d"]) -> Moments:
+    a, b = (views[..., half, :].reshape(*views.shape[:2], -1) for half in (0, 1))
+    within = _within(a, b), _within(a, a), _within(b, b)
+    return Moments(a.mean(1), b.mean(1), (a * b).mean(1), *within)
 
 
 def _side_by_side(x: Float[np.ndarray, "n h d"]) -> Float64[np.ndarray, "n m"]:
@@ -121,6 +159,13 @@ def _within(
     n_views = a.shape[1]
     centred = (x - x.mean(1, keepdims=True) for x in (a, b))
     return np.einsum("nvm,nvm->n", *centred) / (n_views - 1)
+
+
+def _variance(
+    mean: Float[np.ndarray, "n m"], within: Float[np.ndarray, " n"], n_views: int
+) -> float:
+    """Return the variance over all positives, summed over readings."""
+    return float((1 - 1 / n_views) * within.mean() + mean.var(0).sum())
 
 
 def _covariance(
