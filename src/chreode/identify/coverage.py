@@ -27,7 +27,6 @@ from ..model import Model
 from ..run import Run
 from ..schema import Place, Schema
 from ..trials.digest import digest, provenance
-from .classes import class_shares
 from .factors import Factor, obs_place, read_factors, require_one
 from .positives import Positives, open_positives, schema_of
 from .readers import FOLDS, Readers, as_csr, as_rows, folds, halvings
@@ -245,15 +244,39 @@ def _row(factor: Factor, cells: np.ndarray, views: np.ndarray, rng: Rng) -> dict
 def _rows_of_classes(
     factor: Factor, cells: np.ndarray, views: np.ndarray, rng: Rng, *, told: bool
 ) -> list[tuple[float, ...]]:
-    """Return what is found of each class: no coverage where the factor has none."""
+    """Return what is found of each class against all others: no coverage where the factor has none."""
     if not factor.classes:
         return []
-    found = np.full((len(factor.classes), 3), np.nan)
-    if told:
-        cells, views, values = _where(factor.known, cells, views, factor.values)
-        generator = rng.numpy("bootstrap")
-        found = class_shares(cells, views, values, draws=DRAWS, generator=generator)
-    return [(*share, int(size)) for share, size in zip(found, factor.sizes, strict=True)]
+    if not told:
+        return [(np.nan, np.nan, np.nan, int(size)) for size in factor.sizes]
+    cells, views, values = _where(factor.known, cells, views, factor.values)
+    shares = class_shares(cells, views, values, draws=DRAWS, generator=rng.numpy("bootstrap"))
+    return [(*share, int(size)) for share, size in zip(shares, factor.sizes, strict=True)]
+
+
+def class_shares(
+    cells: Float[np.ndarray, "n h two k"],
+    views: Float[np.ndarray, "n v h two k"],
+    values: Float[np.ndarray, " n"],
+    *,
+    draws: int,
+    generator: np.random.Generator,
+) -> list[tuple[float, float, float]]:
+    """Return `share_of` for the probability of each class alone, with its interval.
+
+    It is one minus the correlation between whether a cell and whether its positive is of the class.
+    NaN where readers do not tell the class from others by a tenth of the way from chance to perfection.
+    """
+    found, named = [], cells.mean((1, 2)).argmax(1)
+    for code in range(cells.shape[-1]):
+        inside, so_named, at = values == code, named == code, slice(code, code + 1)
+        if so_named[inside].mean() - so_named[~inside].mean() < READABLE:
+            found.append((np.nan, np.nan, np.nan))
+            continue
+        of = cells[..., at], views[..., at]
+        share = share_of(*of, classes=True, draws=draws, generator=generator)
+        found.append((share.coverage, share.low, share.high))
+    return found
 
 
 def _where(known: Bool[np.ndarray, " n"], *arrays: np.ndarray) -> Sequence[np.ndarray]:

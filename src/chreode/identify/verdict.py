@@ -22,8 +22,8 @@ _WIDE = 0.5
 _MEANING = """\
 Coverage is how much of the spread of a factor over all positives those of one cell reach: 0 where they have \
 the value of their cell, 1 where they are spread as those of all cells are. A contrastive loss gains by \
-forgetting what positives change. Coverage of a single class is the share of its positives that have left \
-it, over what this share would be if they took the class of a random cell.
+forgetting what positives change. Coverage of a single class is one minus the correlation between whether a \
+cell and whether its positive is of the class.
 
 Readable is R² of a number, or balanced accuracy of classes, of cells that readers have not seen; the \
 baseline is the mean, or the largest class. Blur is the share of the variance of readings within a cell that \
