@@ -251,8 +251,8 @@ def components(
         inner -= inner.mean(1, keepdims=True)
         values, vectors = eigh(inner, subset_by_index=[n - k, n - 1])
         kept = values > 1e-10 * values[-1]
+        # vectors of products of centred cells sum to 0, so that cells need no centring here
         axes = x.T @ (vectors[:, kept] / np.sqrt(values[kept]))
-        axes -= np.outer(mean, (vectors[:, kept] / np.sqrt(values[kept])).sum(0))
     return axes, mean @ axes, x @ axes - mean @ axes
 
 
