@@ -90,7 +90,7 @@ def test_what_cannot_be_read_is_told_beside_what_can(data):
     pd.testing.assert_frame_equal(table.loc[["type", "depth"]], alone.table())
     assert found.classes.loc["rare", "coverage"].isna().all()
     assert [*found.classes.loc["rare", "cells"]] == [117, 3]
-    assert "Not known: same, " in found.verdict()
+    assert "or there is none: same, " in found.verdict()
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -168,9 +168,9 @@ def test_the_class_that_changes_most_is_shown(several, tmp_path):
 
 def test_the_verdict_goes_by_intervals():
     text = found_with_classes(several=False).verdict()
-    assert "interval that holds 0): type, batch." in text
+    assert "in all of its interval): type." in text
     assert "forgetting it: all." in text
-    assert "Not known: wide." in text
+    assert "or there is none: batch, wide." in text
 
 
 def test_positives_may_be_cells_several_times(data):

@@ -22,7 +22,9 @@ coverage = importlib.import_module("chreode.identify.coverage")  # the function 
 
 def test_a_rare_class_may_be_among_the_cells_that_nobody_learns_from():
     reader = _Reader.of_classes(np.random.default_rng(0).normal(size=(20, 3)), np.zeros(20), 2)
-    np.testing.assert_array_equal(reader.finish(np.zeros((4, 2)) + reader.bias), [[1, 0]] * 4)
+    np.testing.assert_array_equal(
+        reader.finish(np.zeros((4, 2)) + reader.bias, np.zeros((4, 3))), [[1, 0]] * 4
+    )
 
 
 def test_a_factor_that_cannot_be_read_is_not_told(fewer, world):
@@ -34,7 +36,7 @@ def test_a_factor_that_cannot_be_read_is_not_told(fewer, world):
     table = found.table()
     assert table[["coverage", "low", "high", "blur"]].isna().all(axis=None)
     assert table["note"].str.startswith("not told: readers cannot tell this factor").all()
-    assert "Not known: noise, coin." in repr(found)
+    assert "or there is none: noise, coin." in repr(found)
 
 
 def test_to_name_the_commonest_class_of_all_cells_tells_nothing(fewer):

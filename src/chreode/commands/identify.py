@@ -129,17 +129,19 @@ def _positives(word: str) -> Any:
     ConfigError
         If there is no such augmentation, or its strength is no number that it takes.
     """
-    if Path(word).is_dir():
+    if Path(word, "model.json").exists():
         return load_model(Path(word))
     parts = [part.partition(":") for part in word.split("+")]
     augment = tuple(name for name, _, _ in parts)
-    ch.SimCLR(
-        augment=augment
-    )  # which refuses other names, before they are taken for those of options
+    # which refuses other names, before they are taken for those of options
+    ch.SimCLR(augment=augment)
     strengths = dict[str, float]()
     for name, sign, text in parts:
+        option = _STRENGTHS.get(name, name)
+        if sign and option in strengths:
+            raise ConfigError(f"--augment {word!r} gives {option} twice. Give one strength.")
         try:
-            strengths |= {_STRENGTHS.get(name, name): float(text)} if sign else {}
+            strengths |= {option: float(text)} if sign else {}
         except ValueError:
             raise ConfigError(
                 f"--augment {word!r}: the strength {text!r} is no number. Write {name}:0.5, for example."

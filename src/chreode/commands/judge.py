@@ -375,6 +375,8 @@ def report(
         The .html file to write.
     """
     require_output(output, [".html"])
+    if not source.exists():
+        raise ConfigError(f"There is no file or folder {source}.")
     if source.is_dir():
         fitted = ch.load(source)
         title = f"{type(fitted.model).__name__}: {source.name}"

@@ -18,6 +18,8 @@ _NEAR, _APART = 0.05, 0.1
 #: Loss above the identity's that counts as none; R² of an axis below which a map is no rotation, and by
 #: kernel regression from which nothing is lost.
 _EQUAL, _BENT, _KEPT = 0.02, 0.8, 0.95
+#: R² below which a coordinate is lost.
+_LOST = 0.2
 #: Runs that a sentence names at the most.
 _NAMED = 5
 OPTIONS = ("mixing", "n_latent", "n_fixed", "sampler", "ratio", "encoder")
@@ -118,7 +120,7 @@ def _some_kept(of: pd.DataFrame) -> str:
     verdict = (
         f"Recovered, with {RECOVERED} or more: {'; '.join(found)}."
         if found
-        else f"Nothing is recovered, with {RECOVERED} or more."
+        else f"No mean reaches {RECOVERED}."
     )
     return f"{_condition(of)}, R² is as follows: {'; '.join(losses)}. {verdict}{_at_most(of)}"
 
@@ -137,6 +139,10 @@ def _at_most(of: pd.DataFrame) -> str:
 def _ratio(runs: pd.DataFrame) -> Iterator[str]:
     for (mixing, sampler), of in runs.groupby(["mixing", "sampler"], sort=False):
         best = of["r2"].idxmax()
+        if of["r2"][best] <= of["r2_untrained"][best] + _NEAR:
+            how = f"{mixing}, positives drawn {_DRAWN[sampler]}"
+            yield f"{how}: no ratio recovers more than an encoder before training."
+            continue
         text = (
             f"{mixing}, positives drawn {_DRAWN[sampler]}: R² is highest at a ratio of "
             f"{of['ratio'][best]:g}, with {of['r2'][best]:z.3f}"
@@ -150,7 +156,8 @@ def _ratio(runs: pd.DataFrame) -> Iterator[str]:
             text += f". Seeds at {joined(f'{r:g}' for r in rivals)} reach as high, so the best ratio is open"
         paper = of["published"].dropna()
         if len(paper) and sampler == "published":
-            text += f". In the paper it is highest at {of['ratio'][paper.idxmax()]:g}, with {paper.max():.2f}"
+            at = f"{of['ratio'][paper.idxmax()]:g}, with {paper.max():.2f}"
+            text += f". Of these ratios, it is highest in the paper at {at}"
         yield f"{text}."
 
 
@@ -275,17 +282,24 @@ def _bent(rows: pd.DataFrame) -> Iterator[str]:
     some = (rows["n_fixed"] > 0) & (rows["n_fixed"] < rows["n_latent"])
     free = some & (rows["ratio"] == 1) & (rows["sampler"] == "theorem")
     found = rows[free & (rows["excess"].abs() <= _EQUAL) & (rows["worst"] < _BENT)]
-    twisted = found["r2_kernel"] >= _KEPT
+    fixed = [np.mean(r2[:n]) for r2, n in found[["r2_axis", "n_fixed"]].to_numpy()]
+    folded = np.array(fixed) < _LOST
+    twisted = (found["r2_kernel"] >= _KEPT) & ~folded
     for of, what in (
         (
-            found[~twisted],
-            "This is how a fold looks: a map such as u to |u| of what is fixed costs the corrected loss "
-            "nothing (theorem A.5)",
+            found[folded],
+            "What is fixed is lost. This is how a fold looks: a map such as u to |u| of what is fixed costs "
+            "the corrected loss nothing (theorem A.5)",
         ),
         (
             found[twisted],
             f"Kernel regression reads {_KEPT} or more, so nothing is lost. This is how a twist looks: to "
             "turn what varies by an angle that depends on what is fixed costs the corrected loss nothing",
+        ),
+        (
+            found[~(folded | twisted)],
+            "The corrected loss has many optima: to fold what is fixed, or to turn what varies by an angle "
+            "that depends on it, however wildly, costs nothing",
         ),
     ):
         if len(of):
@@ -300,7 +314,7 @@ def _bent(rows: pd.DataFrame) -> Iterator[str]:
 
 def _stuck(rows: pd.DataFrame) -> Iterator[str]:
     """Name runs that did not find the optimum which theory speaks of."""
-    found = rows[(rows["n_fixed"] == 0) & (rows["excess"] > _NEAR)]
+    found = rows[rows["excess"] > _NEAR]
     if len(found):
         named = [
             f"{row['run']}, seed {row['seed']} ({row['excess']:.3f} nats above)"

@@ -121,6 +121,7 @@ def coverage(
             rows = np.sort(rng.numpy("cells").permutation(rows)[:CELLS])
         of_rows = require_one([factor.of(rows) for factor in found])
         fold = folds(_groups(cells, groups, rows), rng.numpy("folds"))
+        of_rows = require_one([factor.learned_in(fold) for factor in of_rows])
         tables = _judged(opened, rows, of_rows, fold, n_views, rng, run)
     table, classes = (
         pd.concat(each, names=["positives"]) if several else each[""]

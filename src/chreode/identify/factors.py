@@ -63,9 +63,37 @@ class Factor:
         ]
 
     def of(self, rows: Int[np.ndarray, " m"]) -> Factor:
-        """Return the factor of some cells, with a problem if they are too few."""
+        """Return the factor of some cells, with a problem if they are too few.
+
+        Numbers are scaled to mean 0 and variance 1: coverage is the same in all units, and readings of large
+        numbers would lose their digits.
+        """
         some = replace(self, values=self.values[rows])
-        return some if self.problem else replace(some, problem=_too_few(some))
+        if self.problem or (problem := _too_few(some)):
+            return replace(some, problem=self.problem or problem)
+        if some.classes:
+            return some
+        known = some.values[some.known]
+        return replace(some, values=(some.values - known.mean()) / known.std())
+
+    def learned_in(self, fold: Int[np.ndarray, " n"]) -> Factor:
+        """Return the factor, with a problem if cells of all folds but one hold too few to learn from."""
+        if self.problem:
+            return self
+        of_fold, problem = fold[self.known], ""
+        if len(of_fold) - np.bincount(of_fold).max() < FEWEST // 2:
+            problem = f"{self.name} is known of too few cells outside of some groups"
+        values = self.values[self.known]
+        alone = [
+            name for code, name in enumerate(self.classes)
+            if len(np.unique(of_fold[values == code])) == 1
+        ]  # fmt: skip
+        if alone:
+            problem = f"all cells of some classes of {self.name} are in one group: {listed(alone)}"
+        if not problem:
+            return self
+        what = "Readers of a group learn from others. Name smaller groups, or none"
+        return replace(self, problem=f"{problem}. {what}.")
 
 
 def obs_place(name: str) -> str:
@@ -97,7 +125,8 @@ def read_factors(cells: Cells, names: Sequence[str]) -> list[Factor]:
     for name in names:
         text = obs_place(name)
         values = cells.column_at(Place.parse(text), "factors")
-        found.append(_factor(text.partition("obs/")[2], values, cells.schema.missing))
+        modality, _, column = text.partition("obs/")
+        found.append(_factor(f"{modality}{column}", values, cells.schema.missing))
     twice = [f.name for i, f in enumerate(found) if f.name in {g.name for g in found[:i]}]
     if twice:
         raise ConfigError(f"factors names {twice[0]!r} twice. Name each column once.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -26,7 +27,14 @@ from ..data.look import any_nan
 from ..data.source import Source
 from ..data.subset import some_cells
 from ..data.training import open_training
-from ..errors import CapabilityError, ChreodeError, DataError, SchemaError, counted
+from ..errors import (
+    CapabilityError,
+    ChreodeError,
+    ConfigError,
+    DataError,
+    SchemaError,
+    counted,
+)
 from ..fitted import Fitted
 from ..learn.components import having_expression
 from ..learn.phase import Session
@@ -102,12 +110,20 @@ def open_positives(positives: Given, cells: Cells, seed: int) -> Positives:
     if isinstance(positives, str):
         positives = (positives,)
     if not callable(positives) and not isinstance(positives, (Model, Fitted)):
+        if not len(positives):
+            raise ConfigError("positives is empty: name an augmentation at least, such as 'mask'.")
         positives = find("simclr")(augment=tuple(positives))
     if isinstance(positives, Model):
         return _of_model(positives, None, cells, Rng(seed))
     if isinstance(positives, Fitted):
         return _of_model(positives.model, positives, cells, Rng(seed))
     assert callable(positives)
+    try:
+        inspect.signature(positives).bind(cells.data, seed)
+    except TypeError as error:
+        raise ConfigError(
+            f"positives is called with (cells, seed), and returns a positive of each cell: {error}."
+        ) from error
     return _of_function(positives, cells, Rng(seed))
 
 
@@ -159,14 +175,26 @@ def _of_function(function: Callable[[AnnData, int], AnnData], cells: Cells, rng:
     data: Any = cells.data
     if isinstance(data, OnDisk):
         data = _in_memory(data)
+    if not isinstance(data, AnnData):
+        raise CapabilityError(
+            "A function of positives reads an AnnData. Give one modality of the cells, as in data['rna']."
+        )
+    if data.isbacked:  # its own to_memory would close the file for all
+        data = AnnData(data.X[:], data.obs, data.var, layers=data.layers, obsm=data.obsm)
     kept = having_expression(source, np.arange(len(source)))
+
+    def view(number: int) -> Source:
+        # a copy, for the function may change what it is given
+        made = function(data.copy(), int(rng.numpy("positives", number).integers(2**31)))
+        return _same_cells(made, cells, source)
+
+    first = view(0)  # what is wrong with it is told before readers learn
 
     def draw(n_views: int) -> Iterator[View]:
         for number in range(n_views):
-            made = function(data, int(rng.numpy("positives", number).integers(2**31)))
-            view = _same_cells(made, cells, source)
+            drawn = view(number) if number else first
             for rows in source.pieces(kept):
-                yield number, rows, view.batch(rows).stored_expression()
+                yield number, rows, drawn.batch(rows).stored_expression()
 
     return Positives(source, kept, draw, getattr(function, "__name__", repr(function)))
 
@@ -218,7 +246,9 @@ def _same_cells(made: Any, cells: Cells, source: Source) -> Source:
     try:
         found = _opened(Cells(made, cells.schema))
     except ChreodeError as error:
-        raise DataError(f"positives returned cells that cannot be read: {error}") from error
+        raise DataError(
+            f"positives returned cells that cannot be read. Return these as they were. {error}"
+        ) from error
     if found.spec.features != source.spec.features:
         raise DataError(
             "positives returned other genes, or the same ones in another order. Return all genes as they "

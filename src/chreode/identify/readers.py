@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -33,7 +33,9 @@ _WIDTHS, _LANDMARKS = (0.0, 0.2, 1.0), 100
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """What is read of a factor: ``finish(z @ weights + bias)`` of principal components z.
+    """What is read of a factor: ``finish(z @ weights + bias, z)`` of principal components z.
+
+    Only those with a kernel need z itself, and have no weights.
 
     References
     ----------
@@ -44,7 +46,9 @@ class _Reader:
     weights: Float64[np.ndarray, "k w"]
     bias: Float64[np.ndarray, " w"]
     width: int
-    finish: Callable[[Float64[np.ndarray, "b w"]], Float64[np.ndarray, "b d"]]
+    finish: Callable[
+        [Float64[np.ndarray, "b w"], Float64[np.ndarray, "b k"]], Float64[np.ndarray, "b d"]
+    ]
 
     @classmethod
     def of_numbers(
@@ -54,9 +58,10 @@ class _Reader:
         ridge, scale, kernel = _ridge(z, y, width, seed)
         bias = np.atleast_1d(ridge.intercept_)
         if kernel is None:
-            return cls(scale * ridge.coef_[:, None], bias, 1, _as_it_is)
-        k, weights = z.shape[1], kernel.whiten @ ridge.coef_[:, None]
-        return cls(np.eye(k), np.zeros(k), 1, lambda x: kernel(x) @ weights + bias)
+            return cls(scale * ridge.coef_[:, None], bias, 1, lambda told, _: told)
+        weights = kernel.whiten @ ridge.coef_[:, None]
+        none = np.zeros((z.shape[1], 0))
+        return cls(none, np.zeros(0), 1, lambda _, z: kernel(z) @ weights + bias)
 
     @classmethod
     def of_classes(cls, z: Float64[np.ndarray, "n k"], y: np.ndarray, n_classes: int) -> _Reader:
@@ -66,15 +71,19 @@ class _Reader:
             len(seen) == 1
         ):  # of many cells few are learned from, and a rare class may be among the others
             alone = np.where(np.arange(n_classes) == seen[0], 0.0, -np.inf)
-            return cls(
-                np.zeros((z.shape[1], n_classes)), alone, n_classes, partial(softmax, axis=1)
-            )
+            return cls(np.zeros((z.shape[1], n_classes)), alone, n_classes, _probabilities)
         found = LogisticRegression(max_iter=1000).fit(z * scale, y)
         weights, bias = np.zeros((z.shape[1], n_classes)), np.full(n_classes, -np.inf)
         bias[seen] = 0
         named = seen if len(seen) > 2 else seen[1:]  # of two classes it has one logit
         weights[:, named], bias[named] = found.coef_.T * scale, found.intercept_
-        return cls(weights, bias, n_classes, partial(softmax, axis=1))
+        return cls(weights, bias, n_classes, _probabilities)
+
+
+def _probabilities(
+    logits: Float64[np.ndarray, "b k"], _: Float64[np.ndarray, "b z"]
+) -> Float64[np.ndarray, "b k"]:
+    return softmax(logits, axis=1)
 
 
 def _scale(z: Float64[np.ndarray, "n k"]) -> float:
@@ -131,8 +140,22 @@ def best_width(z: Float64[np.ndarray, "n k"], y: Float64[np.ndarray, " n"], seed
     return max(_WIDTHS, key=lambda width: _ridge(z, y, width, seed)[0].best_score_)
 
 
-def _as_it_is(x: Float64[np.ndarray, "b w"]) -> Float64[np.ndarray, "b w"]:
-    return x
+class _Half(NamedTuple):
+    """Readers of all factors from half of the genes, and how many components they share, or 0."""
+
+    shared: int
+    readers: Sequence[_Reader]
+
+    @property
+    def width(self) -> int:
+        """Numbers that they take."""
+        return self.shared + sum(len(reader.bias) for reader in self.readers)
+
+    def read(self, taken: Float64[np.ndarray, "b w"]) -> Float64[np.ndarray, "b widths"]:
+        """Return the readings of all factors, side by side."""
+        ends = np.cumsum([self.shared, *(len(reader.bias) for reader in self.readers)])
+        z, *own = np.split(taken, ends[:-1], axis=1)
+        return np.hstack([r.finish(of, z) for r, of in zip(self.readers, own, strict=True)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,13 +168,13 @@ class Readers:
     ----------
     table, offset
         Log-expression @ table + offset is what the readers take, one after the other.
-    readers
-        By halving, half and factor.
+    halves
+        By halving.
     """
 
     table: Float32[Tensor, "g w"]
     offset: Float64[np.ndarray, " w"]
-    readers: Sequence[Sequence[Sequence[_Reader]]]
+    halves: Sequence[tuple[_Half, _Half]]
 
     @classmethod
     def learn(
@@ -174,45 +197,41 @@ class Readers:
             Positions of the cells to learn from; of more than `LEARNED`, so many are drawn.
         """
         cells = np.sort(rng.numpy("learned").permutation(cells)[:LEARNED])
-        tables, offsets, readers, widths = [], [], [], list[float]()
+        tables, offsets, found, widths = [], [], list[_Half](), list[float]()
         seed = int(rng.numpy("landmarks").integers(2**31))
-        for half in halves:
-            pair = []
-            for genes in (half, ~half):
-                at = np.flatnonzero(genes)
-                k = min(COMPONENTS, len(cells) - 1, len(at))
-                axes, centre, z = components(x[cells][:, at], k)
-                # one choice for all halves: it is the factor that is linear in the components or not
-                widths = widths or [_width_of(z, factor, cells, seed) for factor in factors]
-                row = [
-                    _learned(z, factor, cells, width, seed)
-                    for factor, width in zip(factors, widths, strict=True)
-                ]
-                tables += [_placed(axes @ reader.weights, at, len(genes)) for reader in row]
-                offsets += [reader.bias - centre @ reader.weights for reader in row]
-                pair.append(row)
-            readers.append(pair)
+        for genes in (genes for half in halves for genes in (half, ~half)):
+            at = np.flatnonzero(genes)
+            k = min(COMPONENTS, len(cells) - 1, len(at))
+            axes, centre, z = components(x[cells][:, at], k)
+            # one choice for all halves: it is the factor that is linear in the components or not
+            widths = widths or [_width_of(z, factor, cells, seed) for factor in factors]
+            row = [
+                _learned(z, factor, cells, width, seed)
+                for factor, width in zip(factors, widths, strict=True)
+            ]
+            shared = z.shape[1] if any(widths) else 0
+            weights = np.hstack([np.eye(z.shape[1], shared), *(reader.weights for reader in row)])
+            tables.append(_placed(axes @ weights, at, len(genes)))
+            bias = np.concatenate([np.zeros(shared), *(reader.bias for reader in row)])
+            offsets.append(bias - centre @ weights)
+            found.append(_Half(shared, row))
         table = torch.from_numpy(np.hstack(tables))
-        return cls(table, np.concatenate(offsets), readers)
+        return cls(table, np.concatenate(offsets), [*zip(found[::2], found[1::2], strict=True)])
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Halvings, halves, and numbers of one reading of all factors."""
-        return len(self.readers), 2, sum(reader.width for reader in self.readers[0][0])
+        return len(self.halves), 2, sum(reader.width for reader in self.halves[0][0].readers)
 
     def read(
         self, x: SparseRows | Float[Tensor, "b g"]
     ) -> Float64[np.ndarray, "b halvings two widths"]:
         """Return the readings of cells by both halves of each halving, those of the factors side by side."""
         taken = times(x, self.table).double().numpy() + self.offset
-        ends = np.cumsum([r.weights.shape[1] for pair in self.readers for row in pair for r in row])
+        ends = np.cumsum([half.width for pair in self.halves for half in pair])
         parts = iter(np.split(taken, ends[:-1], axis=1))
         return np.stack(
-            [
-                np.stack([np.hstack([r.finish(next(parts)) for r in row]) for row in pair], 1)
-                for pair in self.readers
-            ],
-            1,
+            [np.stack([half.read(next(parts)) for half in pair], 1) for pair in self.halves], 1
         )
 
 

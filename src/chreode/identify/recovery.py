@@ -58,7 +58,9 @@ class Setting:
     """
 
     mixing: str = param("identity", "identity, linear, mlp, patches, spiral or monomials.")
-    n_latent: int = param(3, "Coordinates of the latents, which lie on the unit sphere.", low=2)
+    n_latent: int = param(
+        3, "Coordinates of the latents, which lie on the unit sphere.", low=2, high=_READ // 5
+    )
     n_fixed: int = param(0, "Coordinates that positives keep.", low=0)
     sampler: Sampler = param(
         "theorem", "How the others are drawn: κr² as the theorem has it, or κ as it was published."
@@ -80,7 +82,7 @@ class Setting:
         (128, 128, 128), "Widths of the layers of the mlp; of none, it is a linear map.", low=1
     )
     n_negatives: int = param(31, "Negatives of each anchor in training.", low=1)
-    batch_size: int = param(512, "Anchors of a step.", low=8)
+    batch_size: int = param(512, "Anchors of a step, or a few less, to make groups.", low=8)
     n_steps: int = param(2000, "Steps of training.", low=1)
     lr: float = param(
         1e-3, "Learning rate of Adam at the start; it falls to 0 along a cosine.", low=0
@@ -104,6 +106,12 @@ class Setting:
                 f"a ratio of {self.n_own // self.n_negatives}. Raise n_negatives to {enough}."
             )
         groups = self.batch_size // self.group_size
+        if not groups:
+            raise ConfigError(
+                f"n_negatives={self.n_negatives} of batch_size={self.batch_size}: an anchor and its "
+                f"{counted(self.n_own, 'negative')} of its own support are more. Raise batch_size or lower "
+                "n_negatives."
+            )
         most = (groups - 1) * self.group_size
         if self.n_negatives - self.n_own > most:
             raise ConfigError(

@@ -75,7 +75,7 @@ def diversity(
     >>> len(study.table())
     3
     """
-    hows: list[dict[str, Any]] = [{"n_fixed": 0}]
+    hows: list[dict[str, Any]] = [{"n_fixed": 0, "ratio": 0.0}]
     hows += [
         {"n_fixed": n, "sampler": sampler, "ratio": ratio}
         for n, sampler, ratio in product(filter(None, fixed), samplers, (0.0, 1.0))
@@ -153,7 +153,7 @@ def encoders(
         As in `diversity` and `ratio`; the runs in which positives reach all of the space are added.
     """
     _require_some(mixings=mixings, ratios=ratios, samplers=samplers)
-    hows: list[dict[str, Any]] = [{"n_fixed": 0}]
+    hows: list[dict[str, Any]] = [{"n_fixed": 0, "ratio": 0.0}]
     hows += [
         {"n_fixed": 1, "sampler": sampler, "ratio": share}
         for sampler, share in product(samplers, ratios)
@@ -193,7 +193,7 @@ def _study(
         for seed in dict.fromkeys(require_seeds(seeds))
         for setting in settings
     ]  # fmt: skip
-    threads = run.threads or torch.get_num_threads()
+    threads = ray or run.threads or torch.get_num_threads()  # on Ray each run has its own
     about = {
         "study": kind, "chreode": __version__, "code": code_hash(), "torch": torch.__version__,
         "machine": platform.machine(), "threads": threads,

@@ -146,7 +146,23 @@ class Study:
             if kind not in KINDS:
                 raise ValueError(f"kind is none of {', '.join(KINDS)}")
             rows = pd.DataFrame([_read_row(row) for row in made["rows"]])
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
+            if not len(rows) or (rows["failed"] != "").all():
+                raise ValueError("there is no row of a run that succeeded")
+            options = rows[[each.name for each in fields(Setting)]].astype(str)
+            if (
+                rows.duplicated(["run", "seed"]).any()
+                or len(options.drop_duplicates()) > rows["run"].nunique()
+            ):
+                raise ValueError("rows of the same name are of different runs")
+        except (
+            OSError,
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+            ConfigError,
+        ) as error:
             raise StoreError(
                 f"{path} is no saved study, which is JSON that Study.save or 'chreode identify … -o "
                 f"rows.json' wrote ({type(error).__name__}: {error})."

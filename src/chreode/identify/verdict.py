@@ -17,8 +17,8 @@ from ..text import shown
 
 #: Coverage below which a factor is said to be kept, and above which to be removed.
 _KEPT, _REMOVED = 0.1, 0.9
-#: An interval from 0 to beyond this says nothing.
-_WIDE = 0.5
+#: A factor is said to be kept only if the interval ends below this.
+_SMALL = 0.25
 _MEANING = """\
 Coverage is how much of the spread of a factor over all positives those of one cell reach: 0 where they have \
 the value of their cell, 1 where they are spread as those of all cells are. A contrastive loss gains by \
@@ -112,21 +112,21 @@ class Coverage:
 
 
 def _most(classes: pd.DataFrame) -> str:
-    """Return the class with the highest coverage, and its number."""
+    """Return the class with the highest coverage, and its number; none if all are kept."""
     value = classes["coverage"].dropna()
-    return f"{value.idxmax()} {value.max():.2f}" if len(value) else ABSENT
+    return f"{value.idxmax()} {value.max():.2f}" if (value >= _KEPT).any() else ABSENT
 
 
 def _verdict(of: pd.DataFrame, classes: pd.DataFrame) -> str:
     value, low, high = (of[name].astype(float) for name in ("coverage", "low", "high"))
-    wide = (low <= 0) & (high > _WIDE)
-    kept = ((value < _KEPT) | (low <= 0)) & ~wide
-    removed = (value > _REMOVED) & ~wide
+    near = (value < _KEPT) | (low <= 0)
+    kept, unknown = near & (high < _SMALL), (near & (high >= _SMALL)) | value.isna()
+    removed = (value > _REMOVED) & ~unknown
     groups = {
-        f"Kept by these positives (coverage below {_KEPT}, or an interval that holds 0)": kept,
-        "Changed in part": ~(kept | removed | wide | value.isna()),
+        f"Kept by these positives (coverage near 0, and below {_SMALL} in all of its interval)": kept,
+        "Changed in part": ~(kept | removed | unknown),
         f"Changed to nearly any value (above {_REMOVED}): a contrastive loss gains by forgetting it": removed,
-        "Not known": wide | value.isna(),
+        "Not known, for the interval is wide or there is none": unknown,
     }
     said = [
         f"{what}: {', '.join(map(str, of.index[which]))}."
