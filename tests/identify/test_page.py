@@ -45,6 +45,11 @@ def test_samplers_are_compared_with_the_paper_by_the_one_that_it_used():
     assert "No mean reaches 0.99." in published
     assert "2 of 2 runs agree with the paper" in published
     assert "their R² is 0.33 at most" in published
+    assert "Fits with more" not in published
+    runs = [(s := violated("spiral", ratio=0.0), 0, outcome(s, 0.97))]
+    assert "Fits with more had a higher loss than these maps have: spiral." in said(
+        "diversity", runs
+    )
 
 
 @pytest.mark.parametrize(

@@ -130,10 +130,17 @@ def _at_most(of: pd.DataFrame) -> str:
     n_fixed, n_latent = int(of["n_fixed"].iloc[0]), int(of["n_latent"].iloc[0])
     if not (of["ratio"] == 0).any() or n_fixed == n_latent:
         return ""
-    return (
+    most = n_fixed / n_latent
+    above = of[(of["ratio"] == 0) & (of["r2"] > most + _NEAR)]
+    text = (
         " The lowest loss of InfoNCE is that of maps which keep nothing but what is fixed: their R² is "
-        f"{n_fixed / n_latent:.2f} at most, and any value up to it may come out."
+        f"{most:.2f} at most, and any value up to it may come out."
     )
+    if len(above):
+        text += (
+            f" Fits with more had a higher loss than these maps have: {joined(above['mixing'])}."
+        )
+    return text
 
 
 def _ratio(runs: pd.DataFrame) -> Iterator[str]:
