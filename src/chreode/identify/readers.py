@@ -67,9 +67,8 @@ class _Reader:
     def of_classes(cls, z: Float64[np.ndarray, "n k"], y: np.ndarray, n_classes: int) -> _Reader:
         """Return multinomial logistic regression; classes that were not seen have a probability of 0."""
         scale, seen = _scale(z), np.unique(y).astype(int)
-        if (
-            len(seen) == 1
-        ):  # of many cells few are learned from, and a rare class may be among the others
+        # of many cells few are learned from, and a rare class may be among the others
+        if len(seen) == 1:
             alone = np.where(np.arange(n_classes) == seen[0], 0.0, -np.inf)
             return cls(np.zeros((z.shape[1], n_classes)), alone, n_classes, _probabilities)
         found = LogisticRegression(max_iter=1000).fit(z * scale, y)
